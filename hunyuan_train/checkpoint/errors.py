@@ -1,0 +1,5 @@
+"""The error that a checkpoint which cannot be used ends in."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or export that cannot be read or written. Names the file, the fault, the remedy."""

@@ -1,0 +1,77 @@
+"""Read a checkpoint as if it were one whole model, however many ranks wrote it.
+
+Every rank's file holds flat ranges of parameters. Seen as ranges of released tensors they no longer
+depend on how the writers split the model, so that readers may split it differently.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
+from hunyuan_train.model.safetensors_files import TensorLocation, read_header, read_range
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Elements [start, stop) of a released tensor, and where in a rank's file they lie."""
+
+    start: int
+    stop: int
+    location: TensorLocation
+    offset: int  # of `start` within the location
+
+
+class CheckpointTensors:
+    """One kind of state (master weights, exp_avg, ...) of a whole checkpoint; a `WeightSource`."""
+
+    def __init__(self, folder: Path, fragments: dict[str, list[Fragment]]) -> None:
+        self.folder = folder
+        self.fragments = fragments
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) of the flattened tensor: [stop - start], float32.
+
+        Raises:
+            CheckpointError: the checkpoint does not hold all of them.
+        """
+        values = torch.empty(stop - start, dtype=torch.float32)
+        num_found = 0
+        for fragment in self.fragments.get(tensor.name, ()):
+            first, last = max(start, fragment.start), min(stop, fragment.stop)
+            if first < last:
+                offset = fragment.offset + first - fragment.start
+                part = read_range(fragment.location, offset, offset + last - first)
+                values[first - start : last - start] = part
+                num_found += last - first
+        if num_found != stop - start:
+            raise CheckpointError(
+                f"{self.folder} holds {num_found} of {stop - start} elements of {tensor.name}; it is "
+                "of another model, or trained other parameters"
+            )
+        return values
+
+
+def open_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, CheckpointTensors]:
+    """Index a checkpoint: its states by kind, ready to be read in any split."""
+    fragments: dict[str, dict[str, list[Fragment]]] = {
+        kind: defaultdict(list) for kind in manifest["kinds"]
+    }
+    for file_name, entry in manifest["files"].items():
+        try:
+            locations = read_header(folder / file_name)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / file_name} cannot be used: {error}") from error
+        for name, (first_expert, start, stop, *shape) in entry["ranges"].items():
+            stored = stored_tensors(name, tuple(shape), first_expert=first_expert)
+            for piece in pieces_of_range(stored, start, stop):
+                for kind, found in fragments.items():
+                    location = locations[f"{kind}:{name}"]
+                    fragment = Fragment(piece.start, piece.stop, location, piece.offset)
+                    found[piece.tensor.name].append(fragment)
+    return {kind: CheckpointTensors(folder, found) for kind, found in fragments.items()}

@@ -1,0 +1,75 @@
+"""The commands. Each imports what it needs when it runs, so that `--help` answers at once."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.config.describe import describe_settings
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import load_command_line
+from hunyuan_train.data.findings import DataError
+from hunyuan_train.launcher.worker import (
+    check_num_processes,
+    is_worker,
+    report_crash,
+    report_failure,
+)
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code.
+
+    A mistake of the user's ends as one paragraph, Ctrl-C without a word.
+    """
+    try:
+        return run_command(arguments)
+    except (ConfigError, DataError, CheckpointError) as error:
+        report_failure(f"error: {error}")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Hand the arguments to the command that the first one names."""
+    if arguments and arguments[0] == "train":  # reads its flags itself: they are the settings
+        return train(arguments[1:])
+    parsed = build_parser().parse_args(arguments)
+    return int(parsed.run(parsed))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command but train, which is only listed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hunyuan_train", description="Fine-tune Hunyuan-A13B and what goes with it."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("train", help="fine-tune a model (train --help lists the settings)")
+    return parser
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Check a run and start its ranks; in one of them, run."""
+    if "--help" in arguments or "-h" in arguments:
+        print(describe_settings())  # noqa: T201 the answer itself, for a pager or grep
+        return 0
+    command = load_command_line(arguments)
+    if not is_worker():
+        from hunyuan_train.launcher.launch import launch
+
+        return launch(command.config, is_dry_run=command.is_dry_run)
+    sys.excepthook = report_crash
+    check_num_processes(command.config.parallel.num_processes)
+    from hunyuan_train.launcher.machine import detect_machine
+    from hunyuan_train.launcher.preflight import make_plan
+
+    plan = make_plan(command.config, machine=detect_machine())
+    from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
+
+    run(plan.config)
+    return 0

@@ -1,0 +1,172 @@
+"""Rules across sections: each is one small function, run before anything heavy starts.
+
+They see a resolved config, so no setting that divides the model is "auto" any more. Rules about
+what lies on disk are in `inputs.py`.
+"""
+
+from importlib.util import find_spec
+
+from hunyuan_train.config.deepspeed_config import (
+    build_deepspeed_config,
+    offloads_optimizer,
+    read_deepspeed_file,
+    splits_experts,
+    zero_stage,
+)
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainConfig
+
+SCHEDULES_WITH_MIN_LR = ("cosine_with_min_lr", "wsd")
+
+
+def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> None:
+    """Run every rule that needs no disk but the DeepSpeed file.
+
+    Raises:
+        ConfigError: the first rule that is broken.
+    """
+    num_processes = int(config.parallel.num_processes)
+    check_precision(config.train)
+    check_learning_rate(config.train)
+    check_evaluation(config.train, config.data)
+    check_lora(config.lora)
+    check_flash_attn(config.model, machine)
+    check_tracker(config.train.report_to)
+    check_processes_fit(num_processes, machine)
+    check_experts_divide(
+        int(config.parallel.expert_parallel_size),
+        num_experts=num_experts,
+        num_processes=num_processes,
+    )
+    check_deepspeed_file(config)
+    build_deepspeed_config(config, world_size=num_processes, is_bf16=config.train.bf16 is True)
+
+
+def check_precision(train: TrainConfig) -> None:
+    """Refuse float16, alone or beside bfloat16."""
+    if not train.fp16:
+        return
+    if train.bf16 is True:
+        raise ConfigError("bf16 and fp16 are both true; a run has one precision: drop --fp16")
+    raise ConfigError(
+        "fp16 is true; the model was trained in bfloat16 and its router overflows in float16: "
+        "use --bf16, or --bf16 false for float32"
+    )
+
+
+def check_learning_rate(train: TrainConfig) -> None:
+    """Refuse a schedule that would climb, ignore its floor, or never reach its top."""
+    if train.min_lr > train.learning_rate:
+        raise ConfigError(
+            f"min_lr is {train.min_lr}, above learning_rate {train.learning_rate}; min_lr is the "
+            "absolute rate at the end of the run, often a tenth of learning_rate"
+        )
+    if train.min_lr and train.lr_scheduler_type not in SCHEDULES_WITH_MIN_LR:
+        raise ConfigError(
+            f"min_lr is {train.min_lr}, which the schedule {train.lr_scheduler_type} does not "
+            f"reach; use --lr_scheduler_type {' or '.join(SCHEDULES_WITH_MIN_LR)}, or --min_lr 0"
+        )
+    if 0 < train.max_steps <= train.warmup_steps:
+        raise ConfigError(
+            f"warmup_steps is {train.warmup_steps} and max_steps {train.max_steps}: the learning "
+            "rate would never reach its top; lower warmup_steps"
+        )
+
+
+def check_evaluation(train: TrainConfig, data: DataConfig) -> None:
+    """Refuse to evaluate on nothing."""
+    if train.eval_steps and not (data.eval_data_file or data.eval_fraction):
+        raise ConfigError(
+            f"eval_steps is {train.eval_steps}, but there is nothing to evaluate on; set "
+            "--eval_data_file, or hold out a share with --eval_fraction 0.05"
+        )
+
+
+def check_lora(lora: LoraConfig) -> None:
+    """Refuse adapter settings that would go unused while every parameter is trained."""
+    if not lora.use_lora and lora != LoraConfig():
+        raise ConfigError(
+            "lora settings are given but use_lora is false, so every parameter would be trained; "
+            "add --use_lora, or drop them"
+        )
+
+
+def check_flash_attn(model: ModelConfig, machine: Machine) -> None:
+    """Refuse to demand kernels that are not there."""
+    if model.use_flash_attn is not True:
+        return
+    if machine.num_gpus == 0:
+        raise ConfigError("use_flash_attn is true, but there is no GPU; use auto or false")
+    if find_spec("flash_attn") is None:
+        raise ConfigError(
+            "use_flash_attn is true, but flash-attn is not installed; install it with "
+            "`pip install flash-attn --no-build-isolation`, or use auto"
+        )
+
+
+def check_tracker(report_to: str) -> None:
+    """Refuse a tracker that is not installed."""
+    if report_to != "none" and find_spec(report_to) is None:
+        raise ConfigError(
+            f"report_to is {report_to}, which is not installed: `pip install {report_to}`"
+        )
+
+
+def check_processes_fit(num_processes: int, machine: Machine) -> None:
+    """Refuse more processes than there are GPUs or, on the CPU, cores."""
+    room, kind = (machine.num_gpus, "GPU") if machine.num_gpus else (machine.num_cores, "core")
+    if num_processes > room:
+        raise ConfigError(
+            f"num_processes is {num_processes}, but this machine has {room} {kind}"
+            f"{'s' if room > 1 else ''} and each process needs one; set num_processes to {room} or "
+            "less"
+        )
+
+
+def check_experts_divide(expert_size: int, *, num_experts: int, num_processes: int) -> None:
+    """Refuse expert groups that cannot hold equal shares or do not fill the machine."""
+    if num_experts % expert_size == 0 and num_processes % expert_size == 0:
+        return
+    fitting = [
+        str(size)
+        for size in range(1, num_processes + 1)
+        if num_experts % size == 0 and num_processes % size == 0
+    ]
+    raise ConfigError(
+        f"expert_parallel_size is {expert_size}; it must divide the model's {num_experts} experts "
+        f"and num_processes, which is {num_processes}: set {' or '.join(fitting)}"
+    )
+
+
+def check_deepspeed_file(config: RunConfig) -> None:
+    """Refuse a DeepSpeed file that does not go with the optimizer or the expert groups."""
+    path = config.parallel.deepspeed
+    content = read_deepspeed_file(path)
+    optimizer = config.train.optimizer
+    if offloads_optimizer(content) != (optimizer == "offload"):
+        verb = "does not offload" if optimizer == "offload" else "offloads"
+        raise ConfigError(
+            f"optimizer is {optimizer}, but {path} {verb} the optimizer states "
+            "(zero_optimization.offload_optimizer); use --optimizer auto, which follows the file, "
+            "or --deepspeed auto, which follows the optimizer"
+        )
+    if config.parallel.expert_parallel_size == 1:
+        return
+    size = f"expert_parallel_size is {config.parallel.expert_parallel_size}"
+    if not splits_experts(content):
+        raise ConfigError(
+            f"{size}, but {path} has no enabled expert_parallel section; use "
+            "--deepspeed ds_configs/zero3_ep.json, or --expert_parallel_size 1"
+        )
+    if zero_stage(content) != 3:
+        raise ConfigError(
+            f"{size}, but {path} asks for ZeRO stage {zero_stage(content)}; below stage 3 the "
+            "engine clips experts by a norm of their own or refuses our optimizer: set "
+            "zero_optimization.stage to 3"
+        )
+    if content["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
+        raise ConfigError(
+            f"{path} sets stage3_gather_16bit_weights_on_model_save, which the engine cannot do "
+            "for split experts; set it to false: the export streams the weights by itself"
+        )

@@ -1,0 +1,54 @@
+"""The text of `python train.py --help`."""
+
+import inspect
+import textwrap
+from dataclasses import Field, fields
+from typing import Any
+
+from hunyuan_train.config.settings import COMMAND_FLAGS, SECTIONS
+from hunyuan_train.config.values import describe_type
+
+WIDTH = 90
+INTRODUCTION = """\
+Fine-tune a Hunyuan MoE with DeepSpeed ZeRO-3 and expert parallelism.
+
+usage: python train.py [--recipe NAME] [--setting value ...]
+
+A recipe is a YAML file of settings; flags win over it, and it wins over the defaults below. A
+switch is turned on by its bare name and off by --no_NAME. Names are those of Hugging Face's
+Trainer and of the vendor's script, whose other flags are explained when they are given.
+
+examples:
+  see that everything works, with a tiny model on the bundled dialogues:
+    python train.py --recipe tiny
+  adapters on the released model, on all GPUs of this machine:
+    python train.py --recipe lora --model_name_or_path /models/Hunyuan-A13B-Instruct \\
+      --train_data_file my.jsonl --output_dir runs/mine
+  check a run without starting it; go on with one that was stopped:
+    python train.py --recipe full --model_name_or_path /models/Hunyuan-A13B-Instruct --dry_run
+    python train.py --config runs/mine/config.yaml --resume_from_checkpoint auto
+"""
+
+
+def describe_settings() -> str:
+    """Every setting with its default, by section."""
+    parts = [INTRODUCTION, "command:"]
+    parts += [_entry(f"--{name}", text) for name, text in COMMAND_FLAGS.items()]
+    parts.append("\nEvery setting follows with its default, and in brackets what it takes.")
+    for name, section in SECTIONS.items():
+        parts.append(f"\n{name}: {inspect.getdoc(section)}")
+        parts += [_describe_field(field) for field in fields(section)]
+    return "\n".join(parts)
+
+
+def _describe_field(field: Field[Any]) -> str:
+    default = "" if field.default is None else f" {_as_flag(field.default)}"
+    return _entry(f"--{field.name}{default}  [{describe_type(field.type)}]", field.metadata["help"])
+
+
+def _as_flag(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _entry(flag: str, text: str) -> str:
+    return f"  {flag}\n{textwrap.indent(textwrap.fill(text, WIDTH), ' ' * 6)}"

@@ -1,0 +1,138 @@
+"""From a YAML file and flags to one `RunConfig`, and back to a file.
+
+Flags win over the file, the file over the defaults of `schema.py`. Nobody changes a config after
+it is loaded; `resolve.py` makes the one copy in which "auto" has become a value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.flags import read_flags
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import COMMAND_FLAGS, FIELDS, SECTION_OF, SECTIONS, suggest
+from hunyuan_train.config.values import parse_value
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = Path(__file__).parent / "recipes"
+
+# A relative path in these may also name a file of the repository, wherever the command is run.
+SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommandLine:
+    """What `train.py` was asked: the run, and whether only to check it."""
+
+    config: RunConfig
+    is_dry_run: bool
+
+
+def load_config(arguments: Sequence[str]) -> RunConfig:
+    """The run that a command line describes."""
+    return load_command_line(arguments).config
+
+
+def load_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Read the arguments of `train.py`.
+
+    Raises:
+        ConfigError: an unknown, repeated or refused flag, or a value its setting does not take.
+    """
+    flags = read_flags(arguments)
+    command = {name: flags.pop(name) for name in COMMAND_FLAGS if name in flags}
+    if "recipe" in command and "config" in command:
+        raise ConfigError("--recipe and --config both name a file of settings; give one of them")
+    source = command.get("recipe") or command.get("config")
+    settings = read_yaml(find_recipe(source)) if source else {}
+    return CommandLine(
+        config=build_config({**settings, **flags}),
+        is_dry_run=parse_value("dry_run", bool, command.get("dry_run", False)),
+    )
+
+
+def dump_config(config: RunConfig, path: Path) -> None:
+    """Write a config as YAML, so that `--config` reads the same one back."""
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+
+
+def build_config(values: dict[str, Any]) -> RunConfig:
+    """Give each value its type and its section."""
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for name, raw in values.items():
+        value = parse_value(name, FIELDS[name].type, raw)
+        sections[SECTION_OF[name]][name] = value
+        if name in SHIPPED_INPUTS and value is not None:
+            sections[SECTION_OF[name]][name] = locate_input(value)
+    built: dict[str, Any] = {name: section(**sections[name]) for name, section in SECTIONS.items()}
+    return RunConfig(**built)
+
+
+def locate_input(paths: str) -> str:
+    """Find comma-separated files, each with an optional :weight, here or among those we ship."""
+    if Path(paths).exists():  # its name may hold a comma or a colon
+        return paths
+    located = []
+    for path_and_weight in paths.split(","):
+        path = path_and_weight.partition(":")[0]
+        is_shipped = path and not Path(path).exists() and (REPOSITORY / path).exists()
+        located.append(str(REPOSITORY / path_and_weight) if is_shipped else path_and_weight)
+    return ",".join(located)
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe: one of ours by its name, or any YAML file by its path."""
+    bundled = RECIPES / f"{name_or_path}.yaml"
+    path = bundled if bundled.is_file() else Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise ConfigError(
+            f"{name_or_path} is neither a recipe of ours ({known}) nor the path of a YAML file"
+        )
+    return path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Flatten the sections of a YAML file, refusing names that are not where they belong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+        _check_keys_differ(yaml.compose(text), path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no sections; it needs some of {', '.join(SECTIONS)}")
+    values: dict[str, Any] = {}
+    for section, settings in content.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{path}: unknown section {section}; {suggest(section, SECTIONS)}")
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path}: section {section} must hold `name: value` lines")
+        for name in settings:
+            _check_key(path, section, name)
+        values.update(settings)
+    return values
+
+
+def _check_keys_differ(node: yaml.Node | None, path: Path) -> None:
+    """Refuse a name given twice, of which YAML would silently take the last."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    names = [key.value for key, _ in node.value]
+    for position, (key, value) in enumerate(node.value):
+        if key.value in names[:position]:
+            raise ConfigError(
+                f"{path}:{key.start_mark.line + 1}: {key.value} is given twice; keep one of them"
+            )
+        _check_keys_differ(value, path)
+
+
+def _check_key(path: Path, section: str, name: str) -> None:
+    if name not in SECTION_OF:
+        raise ConfigError(f"{path}: unknown key {section}.{name}; {suggest(name, SECTION_OF)}")
+    if SECTION_OF[name] != section:
+        raise ConfigError(f"{path}: {name} belongs in section {SECTION_OF[name]}, not {section}")

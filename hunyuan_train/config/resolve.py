@@ -1,0 +1,64 @@
+"""Turns every "auto" that decides how processes divide the model into a value."""
+
+from dataclasses import dataclass, replace
+from math import gcd
+
+from hunyuan_train.config.deepspeed_config import (
+    choose_file,
+    offloads_optimizer,
+    read_deepspeed_file,
+    splits_experts,
+)
+from hunyuan_train.config.schema import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What this machine offers to a run."""
+
+    num_gpus: int
+    num_cores: int
+
+
+def resolve_config(config: RunConfig, *, machine: Machine, num_experts: int) -> RunConfig:
+    """The same run with processes, expert groups, DeepSpeed file, optimizer and precision decided.
+
+    Resolving twice changes nothing, so ranks may do it again on the resolved file.
+    """
+    num_processes = choose_num_processes(config, machine)
+    expert_size = choose_expert_size(config, num_processes, num_experts)
+    is_offloaded = config.train.optimizer == "offload"
+    path = config.parallel.deepspeed
+    if path == "auto":
+        path = choose_file(expert_parallel_size=expert_size, is_offloaded=is_offloaded)
+    optimizer = config.train.optimizer
+    if optimizer == "auto":
+        optimizer = "offload" if offloads_optimizer(read_deepspeed_file(path)) else "adamw"
+    is_bf16 = machine.num_gpus > 0 if config.train.bf16 == "auto" else config.train.bf16
+    return replace(
+        config,
+        train=replace(config.train, optimizer=optimizer, bf16=is_bf16),
+        parallel=replace(
+            config.parallel,
+            num_processes=num_processes,
+            expert_parallel_size=expert_size,
+            deepspeed=path,
+        ),
+    )
+
+
+def choose_num_processes(config: RunConfig, machine: Machine) -> int:
+    """As asked; else one process per GPU; else two on the CPU, where there are two cores."""
+    if config.parallel.num_processes != "auto":
+        return config.parallel.num_processes
+    return machine.num_gpus or min(2, machine.num_cores)
+
+
+def choose_expert_size(config: RunConfig, num_processes: int, num_experts: int) -> int:
+    """As asked; else the largest group that divides both; one where the file splits no experts."""
+    if config.parallel.expert_parallel_size != "auto":
+        return config.parallel.expert_parallel_size
+    path = config.parallel.deepspeed
+    if path != "auto" and not splits_experts(read_deepspeed_file(path)):
+        return 1
+    return gcd(num_processes, num_experts)

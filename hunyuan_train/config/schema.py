@@ -1,0 +1,222 @@
+"""Every setting of a run: one frozen dataclass per section, one home per number.
+
+A field's name is its flag (`--learning_rate`) and its YAML key (`train: {learning_rate: ...}`); the
+metadata carries the help text. Names follow Hugging Face's TrainingArguments and the vendor's
+script. A field checks itself here; rules across sections live in `check.py`.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from hunyuan_train.config.errors import ConfigError
+
+Auto = Literal["auto"]
+
+
+def setting(default: Any, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    """Declare a field with the sentence that `--help` prints for it and the numbers it admits."""
+    return field(default=default, metadata={"help": help_text, "low": low, "high": high})
+
+
+def check_bounds(section: Any) -> None:
+    """Refuse the first number of a section that lies outside its field's bounds."""
+    for declared in fields(section):
+        value = getattr(section, declared.name)
+        low, high = declared.metadata["low"], declared.metadata["high"]
+        if isinstance(value, str | None) or low <= value <= high:
+            continue
+        allowed = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
+        raise ConfigError(f"{declared.name} is {value}; set it to {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which model is trained, and how its attention runs."""
+
+    model_name_or_path: str = setting(
+        "tiny", "a Hugging Face model folder, or a preset with random weights: tiny, tiny-gpu, a13b"
+    )
+    tokenizer_name_or_path: str | None = setting(
+        None, "folder with hy.tiktoken; default: the model folder, or the bundled tiny tokenizer"
+    )
+    use_flash_attn: bool | Auto = setting(
+        "auto", "flash-attn kernels: true demands the package, auto takes it where it is installed"
+    )
+    attention_dropout: float = setting(
+        0.0,
+        "dropout on attention weights; the published config's 0.1 is not applied unless asked",
+        low=0,
+        high=0.9,
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which dialogues are trained on, and how they become tokens."""
+
+    train_data_file: str = setting(
+        "data/tiny_train.jsonl",
+        "files or folders, comma-separated, each with an optional :weight (a.jsonl:2,b.jsonl)",
+    )
+    eval_data_file: str | None = setting(None, "held-out dialogues, in the same forms")
+    eval_fraction: float = setting(
+        0.0,
+        "share of the training records held out for evaluation when there is no eval file",
+        low=0,
+        high=0.5,
+    )
+    max_seq_length: int = setting(4096, "tokens in the longest sample and in a packed row", low=16)
+    packing: bool = setting(True, "lay several samples in one row of max_seq_length, kept apart")
+    mode: Literal["auto", "fast", "slow"] = setting(
+        "auto", "thinking mode of records that do not state one; auto reads it off each record"
+    )
+    history: Literal["strip", "keep"] = setting(
+        "strip",
+        "strip: earlier answers lose their thoughts, loss on the last turn (one sample per turn); "
+        "keep: one sample per dialogue, loss on every turn",
+    )
+    overlong: Literal["error", "drop", "drop_turns"] = setting(
+        "error", "what happens to samples longer than max_seq_length"
+    )
+    now: str | None = setting(
+        None,
+        'fixed date and time of tool prompts, "2026-03-02 09:15:00"; a record may state its own',
+    )
+    cache_dir: str | None = setting(
+        None, "folder of tokenized data; default: ~/.cache/hunyuan_train"
+    )
+    preprocessing_num_workers: int = setting(
+        0, "processes that tokenize; 0 means one per core", low=0
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The optimisation, in Hugging Face's names."""
+
+    output_dir: str = setting(
+        "runs/tiny", "folder of this run: config, metrics, checkpoints, export"
+    )
+    overwrite_output_dir: bool = setting(
+        False, "start afresh where output_dir holds a run: that one moves to OUTPUT_DIR.previous"
+    )
+    resume_from_checkpoint: str | None = setting(
+        None, "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder"
+    )
+    seed: int = setting(42, "seed of data order, dropout and preset weights")
+    max_steps: int = setting(-1, "optimizer steps; -1 means num_train_epochs decides", low=-1)
+    num_train_epochs: float = setting(1.0, "passes over the data when max_steps is -1", low=0)
+    per_device_train_batch_size: int = setting(1, "rows per process and micro-step", low=1)
+    per_device_eval_batch_size: int = setting(1, "rows per process in an evaluation step", low=1)
+    gradient_accumulation_steps: int = setting(1, "micro-steps per optimizer step", low=1)
+    learning_rate: float = setting(1e-5, "highest learning rate", low=0)
+    min_lr: float = setting(
+        0.0, "learning rate at the end, an absolute rate, for cosine_with_min_lr and wsd", low=0
+    )
+    lr_scheduler_type: Literal[
+        "cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup", "wsd"
+    ] = setting("cosine_with_min_lr", "how the learning rate moves after the warm-up")
+    warmup_ratio: float = setting(
+        0.0, "share of the steps in which the learning rate rises", low=0, high=1
+    )
+    warmup_steps: int = setting(
+        0, "steps in which it rises; wins over warmup_ratio when above 0", low=0
+    )
+    wsd_decay_ratio: float = setting(
+        0.1, "share of the steps in which wsd falls at the end", low=0, high=1
+    )
+    optimizer: Literal["auto", "adamw", "offload", "sgd"] = setting(
+        "auto",
+        "adamw; offload (AdamW whose states live in host memory); sgd (no states); "
+        "auto: offload where the DeepSpeed file offloads, else adamw",
+    )
+    adam_beta1: float = setting(0.9, "AdamW's first moment decay", low=0, high=1)
+    adam_beta2: float = setting(0.95, "AdamW's second moment decay", low=0, high=1)
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0)
+    weight_decay: float = setting(
+        0.0, "decoupled weight decay; norms and biases are never decayed", low=0
+    )
+    max_grad_norm: float = setting(
+        1.0, "clip gradients to this global norm; 0 turns clipping off", low=0
+    )
+    bf16: bool | Auto = setting(
+        "auto", "bfloat16 weights and activations; auto: on GPUs, not on CPU"
+    )
+    fp16: bool = setting(False, "refused: the router overflows in float16; use bf16")
+    gradient_checkpointing: bool = setting(True, "recompute each layer in the backward pass")
+    logging_steps: int = setting(1, "log every N steps", low=1)
+    save_steps: int = setting(0, "checkpoint every N steps; 0: only at the end", low=0)
+    save_total_limit: int = setting(0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0)
+    eval_steps: int = setting(
+        0, "evaluate every N steps; 0: only at the end, if there is eval data", low=0
+    )
+    report_to: Literal["none", "wandb"] = setting("none", "tracker beside metrics.jsonl")
+    run_name: str | None = setting(None, "name of the run in trackers; default: output_dir's name")
+    export: bool = setting(True, "write an HF-format model folder at the end")
+    sample_answers: bool | Auto = setting(
+        "auto", "let the exported model answer two training prompts; auto: models under 4 GB"
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.max_steps == 0:
+            raise ConfigError(
+                "max_steps is 0; set a number of steps, or -1 to let num_train_epochs decide"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters instead of full-parameter training."""
+
+    use_lora: bool = setting(False, "train low-rank adapters and freeze everything else")
+    lora_rank: int = setting(64, "rank of each adapter", low=1)
+    lora_alpha: float = setting(128.0, "adapters are scaled by lora_alpha / lora_rank")
+    lora_dropout: float = setting(0.0, "dropout before each adapter", low=0, high=0.9)
+    lora_target_modules: str = setting(
+        "attention", "attention (q, k, v and o projections), or module names, comma-separated"
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How processes divide the model."""
+
+    num_processes: int | Auto = setting(
+        "auto", "processes on this machine; auto: one per GPU, or two on CPU", low=1
+    )
+    expert_parallel_size: int | Auto = setting(
+        "auto",
+        "processes that share one full set of routed experts; auto: as many as divide both",
+        low=1,
+    )
+    deepspeed: str = setting(
+        "auto", "DeepSpeed JSON; auto picks from ds_configs/ by expert_parallel_size and optimizer"
+    )
+    timeout_minutes: float = setting(
+        30.0, "a collective that waits longer than this ends the run", low=0.1
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """All sections of one run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -1,0 +1,48 @@
+"""The index of all settings: the section that holds each, and the name nearest to a typo."""
+
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from hunyuan_train.config.schema import (
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+from hunyuan_train.config.values import alternatives
+
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "lora": LoraConfig,
+    "parallel": ParallelConfig,
+}
+# Names are unique over the sections, so a flag needs no prefix (a test holds this).
+SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field in fields(section)}
+FIELDS: dict[str, Field[Any]] = {
+    field.name: field for section in SECTIONS.values() for field in fields(section)
+}
+# Flags of the command itself, which are no settings of a run.
+COMMAND_FLAGS = {
+    "recipe": "tiny, lora, full, or the path of a YAML file of settings; flags win over it",
+    "config": "the config.yaml of an earlier run, to repeat it",
+    "dry_run": "run every check, print the plan, start nothing",
+}
+
+
+def is_switch(name: str) -> bool:
+    """Whether a flag may stand without a value."""
+    return name == "dry_run" or (name in FIELDS and bool in alternatives(FIELDS[name].type))
+
+
+def suggest(name: object, known: Iterable[str], *, prefix: str = "") -> str:
+    """Name the nearest known word, and where it lives."""
+    close = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    if not close:
+        return "`python train.py --help` lists all of them"
+    section = f" (section {SECTION_OF[close[0]]})" if close[0] in SECTION_OF else ""
+    return f"did you mean {prefix}{close[0]}{section}?"

@@ -1,0 +1,98 @@
+"""Turns the text of a flag, or a scalar of a YAML file, into the type that a field declares."""
+
+import math
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hunyuan_train.config.errors import ConfigError
+
+TRUE_WORDS = ("true", "yes", "on", "1")
+FALSE_WORDS = ("false", "no", "off", "0")
+BOOLEAN_WORDS = (*TRUE_WORDS, *FALSE_WORDS)
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types a field admits: the members of a union, else the type alone."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return get_args(annotation)
+    return (annotation,)
+
+
+def describe_type(annotation: Any) -> str:
+    """What a setting takes, in words: `true, false or auto`."""
+    names = {bool: "true, false", int: "a whole number", float: "a number", str: "text"}
+    words: list[str] = []
+    for option in alternatives(annotation):
+        if get_origin(option) is Literal:
+            words += get_args(option)
+        elif option is not types.NoneType:
+            words += names[option].split(", ")
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def parse_value(name: str, annotation: Any, value: Any) -> Any:
+    """Convert one value to its field's type.
+
+    Args:
+        name: the setting, for the error.
+        annotation: the field's declared type.
+        value: text of a flag, or what YAML made of a scalar (which reads 1e-5 as text).
+
+    Raises:
+        ConfigError: the value is not of that type.
+    """
+    # Text accepts every word, so it comes last.
+    for option in sorted(alternatives(annotation), key=lambda option: option is str):
+        try:
+            return _convert(option, value)
+        except ValueError:
+            continue
+    raise ConfigError(f"{name} is {value!r}; it takes {describe_type(annotation)}")
+
+
+def _convert(option: Any, value: Any) -> Any:
+    """Convert to one type of a union, or raise ValueError so that the next one is tried."""
+    if get_origin(option) is Literal:
+        return _one_of(get_args(option), value)
+    if option is types.NoneType:
+        return _none(value)
+    if option is bool:
+        return _boolean(value)
+    if option is str:
+        return _text(value)
+    return _number(option, value)
+
+
+def _one_of(words: tuple[str, ...], value: Any) -> str:
+    if value not in words:
+        raise ValueError
+    return str(value)
+
+
+def _none(value: Any) -> None:
+    if value is not None and value != "none":
+        raise ValueError
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.lower() if isinstance(value, str) else ""
+    if word not in BOOLEAN_WORDS:
+        raise ValueError
+    return word in TRUE_WORDS
+
+
+def _number(number_type: type[int] | type[float], value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError
+    number = float(value)
+    if not math.isfinite(number) or (number_type is int and not number.is_integer()):
+        raise ValueError
+    return number_type(number)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value

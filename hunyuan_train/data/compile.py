@@ -1,0 +1,171 @@
+"""A chunk of raw records to tokens, with everything that was found on the way.
+
+This is the one path from a file to samples: training, `data check` and `data encode` all take it,
+so that what one refuses the others refuse too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hunyuan_train.data.decode import decode_record
+from hunyuan_train.data.dialogue import Dialogue, hash_messages
+from hunyuan_train.data.encode import EncodedChunk, encode_renderings
+from hunyuan_train.data.findings import Action, Finding, PolicySet, Problem, build_policies
+from hunyuan_train.data.overlong import LongSample, fit_samples
+from hunyuan_train.data.readers import Chunk
+from hunyuan_train.data.records import Reading, read_dialogue
+from hunyuan_train.data.template import render
+from hunyuan_train.data.tokenizer import Tokenizer
+
+Split = Literal["all", "train", "eval"]
+
+_HASH_RANGE = 2**64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileSettings:
+    """Everything beside the data and the tokenizer that decides which tokens come out."""
+
+    max_seq_length: int
+    mode: str = "auto"  # of records that state none: auto, fast, slow
+    history: str = "strip"  # strip, keep
+    overlong: str = "error"  # error, drop, drop_turns
+    now: str | None = None  # of records with tools that state none
+    policy: Mapping[str, str] = field(default_factory=dict)  # finding kind to action
+    split: Split = "all"
+    eval_fraction: float = 0.0
+
+    @property
+    def reading(self) -> Reading:
+        """How records are read."""
+        return Reading(mode=self.mode, now=self.now)
+
+    def build_policies(self) -> PolicySet:
+        """The action of every kind of finding."""
+        overlong = "error" if self.overlong == "error" else "drop"
+        return build_policies({"overlong": overlong, **self.policy})
+
+
+@dataclass(slots=True)
+class CompiledChunk:
+    """What became of one chunk."""
+
+    path: str
+    findings: list[Finding]
+    counts: Counter[str]  # records, used, tokens and more: what a summary adds up
+    lines: npt.NDArray[np.int64]  # [R], of the records used
+    hashes: npt.NDArray[np.uint64]  # [R], of their content
+    encoded: EncodedChunk
+    num_bytes: int
+
+
+@dataclass(slots=True)
+class Record:
+    """A usable dialogue and where it came from."""
+
+    line: int
+    dialogue: Dialogue
+    content_hash: int
+
+
+def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer) -> CompiledChunk:
+    """Read, check, render and tokenize the records of a chunk."""
+    policies = settings.build_policies()
+    counts: Counter[str] = Counter()
+    findings: list[Finding] = []
+    records = [
+        record
+        for record in read_records(chunk, settings.reading, policies, findings, counts)
+        if _is_in_split(record.content_hash, settings)
+    ]
+    dialogues = [record.dialogue for record in records]
+    renderings = [render(dialogue, history=settings.history) for dialogue in dialogues]
+    encoded = encode_renderings(renderings, tokenizer)
+    counts["tokens_laid_out"] = int(encoded.sample_lengths().sum())
+    counts["tokens_once"] = encoded.num_tokens_once
+    encoded, long_samples = fit_samples(
+        encoded,
+        dialogues,
+        renderings,
+        tokenizer,
+        max_seq_length=settings.max_seq_length,
+        history=settings.history,
+        can_drop_turns=settings.overlong == "drop_turns",
+    )
+    lines = [record.line for record in records]
+    for long in long_samples:
+        action = policies.actions["overlong"]
+        findings.append(_report_long(chunk.path, lines[long.record], long, action, settings))
+    return CompiledChunk(
+        path=chunk.path,
+        findings=findings,
+        counts=counts,
+        lines=np.array(lines, np.int64),
+        hashes=np.array([record.content_hash for record in records], np.uint64),
+        encoded=encoded,
+        num_bytes=chunk.num_bytes,
+    )
+
+
+def _report_long(
+    path: str, line: int, long: LongSample, action: Action, settings: CompileSettings
+) -> Finding:
+    reason = f"{long.num_tokens:,} tokens, more than max_seq_length {settings.max_seq_length:,}"
+    if long.num_turns_dropped:
+        fix = f"its {long.num_turns_dropped} oldest turn(s) left out"
+        return Finding(path, line, "overlong", "fix", "messages", reason, fix)
+    fix = "raise max_seq_length, or set overlong to drop or drop_turns"
+    return Finding(path, line, "overlong", action, "messages", reason, fix)
+
+
+def read_records(
+    chunk: Chunk,
+    reading: Reading,
+    policies: PolicySet,
+    findings: list[Finding],
+    counts: Counter[str],
+) -> Iterator[Record]:
+    """The usable dialogues of a chunk; every problem goes to `findings`, every fate to `counts`."""
+    for line, problem in chunk.problems:
+        _decide(chunk.path, line, [problem], policies, findings)
+    for line, raw in zip(chunk.lines, chunk.records, strict=True):
+        problems: list[Problem] = []
+        value = decode_record(raw, problems)
+        dialogue = None if value is None and problems else read_dialogue(value, reading, problems)
+        counts["records"] += 1
+        refusal = _decide(chunk.path, line, problems, policies, findings) if problems else None
+        if refusal or dialogue is None:
+            counts[f"refused_{refusal}"] += 1
+        else:
+            counts["used"] += 1
+            yield Record(line, dialogue, hash_messages(dialogue.messages))
+
+
+def _decide(
+    path: str,
+    line: int,
+    problems: Iterable[Problem],
+    policies: PolicySet,
+    findings: list[Finding],
+) -> str | None:
+    """Turn problems into findings; the kind for which the record is refused, if it is."""
+    refusal = None
+    for problem in problems:
+        action = policies.decide(problem)
+        findings.append(Finding(path, line, problem.kind, action, *problem[1:4]))
+        if action in ("error", "drop"):
+            refusal = refusal or problem.kind
+    return refusal
+
+
+def _is_in_split(content_hash: int, settings: CompileSettings) -> bool:
+    """Whether a record is on this side of the held-out share, by what it says."""
+    if settings.split == "all":
+        return True
+    is_held_out = content_hash < settings.eval_fraction * _HASH_RANGE
+    return is_held_out == (settings.split == "eval")

@@ -1,0 +1,141 @@
+"""One line of JSON to one Python value, with what is wrong named instead of passed over.
+
+orjson reads nearly every line. What it cannot tell (a key given twice, integers past 64 bits) or
+refuses (halves of surrogate pairs) is read again by the standard library, which is slower.
+"""
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.tokenizer import replace_surrogates
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONG_INTEGER = re.compile(rb"\d{19}")  # orjson makes a float of it
+
+
+class _InvalidJsonError(ValueError):
+    """Something that Python's reader accepts and JSON does not."""
+
+    def __init__(self, kind: str, reason: str, fix: str) -> None:
+        super().__init__(reason)
+        self.problem = Problem(kind, "", reason, fix)
+
+
+def decode_record(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: ANN401  # any JSON
+    """The value of one JSON text, or None with the reason added to `problems`."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return _decode_slowly(raw, problems)
+    if _may_repeat_a_key(raw, value) or (b"tool" in raw and _LONG_INTEGER.search(raw)):
+        return _decode_slowly(raw, problems)
+    return value
+
+
+def _may_repeat_a_key(raw: bytes, value: object) -> bool:
+    """Whether the text has another number of keys than the value; False is certain.
+
+    A quote inside a string is always escaped, so `":` without a backslash before it ends a key.
+    """
+    num_written = raw.count(b'":') - raw.count(b'\\":')
+    return num_written != _count_keys(value) or b'\\\\":' in raw
+
+
+def _count_keys(value: object) -> int:
+    if type(value) is dict:
+        return len(value) + sum(
+            _count_keys(item) for item in value.values() if type(item) in (dict, list)
+        )
+    if type(value) is list:
+        return sum(_count_keys(item) for item in value if type(item) in (dict, list))
+    return 0
+
+
+def _decode_slowly(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: ANN401
+    text = ""
+    try:
+        text = raw.decode()
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        problems.append(_describe_encoding(raw, error))
+    except _InvalidJsonError as error:
+        problems.append(error.problem)
+    except json.JSONDecodeError as error:
+        problems.append(_describe_json_error(text, error))
+    except (ValueError, RecursionError) as error:
+        reason = f"JSON that cannot be held: {error}"
+        problems.append(Problem("json", "", reason, "simplify this record"))
+    else:
+        return _mend_surrogates(raw, value, problems)
+    return None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise _InvalidJsonError(
+            "duplicate_key", f"the key {repeated!r} is given twice", "keep one of the two"
+        )
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise _InvalidJsonError("json", f"{name} is not JSON", "write null or a number")
+
+
+def _describe_encoding(raw: bytes, error: UnicodeDecodeError) -> Problem:
+    if b"\0" in raw:
+        guess = "UTF-16"
+    else:
+        try:
+            raw.decode("gb18030")
+            guess = "GB18030 (Chinese)"
+        except UnicodeDecodeError:
+            guess = "Latin-1"
+    return Problem(
+        "encoding",
+        "",
+        f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; "
+        f"the text looks like {guess}",
+        "convert the file to UTF-8, for instance with iconv",
+    )
+
+
+def _describe_json_error(text: str, error: json.JSONDecodeError) -> Problem:
+    is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+    what = "the JSON ends too early" if is_cut else f"not JSON: {error.msg}"
+    fix = "the line is cut short: write it again" if is_cut else "one JSON object a line"
+    return Problem("json", "", f"{what}, column {error.colno}", fix)
+
+
+def _mend_surrogates(raw: bytes, value: Any, problems: list[Problem]) -> Any:  # noqa: ANN401
+    if not _SURROGATE.search(raw):
+        return value
+    mended = _replace_in_strings(value)
+    if mended != value:
+        problems.append(
+            Problem(
+                "surrogate",
+                "",
+                "half of a surrogate pair in the text",
+                "replaced by U+FFFD",
+                is_repaired=True,
+            )
+        )
+    return mended
+
+
+def _replace_in_strings(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, str):
+        return replace_surrogates(value)
+    if isinstance(value, list):
+        return [_replace_in_strings(item) for item in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(key): _replace_in_strings(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,66 @@
+"""A dialogue as the rest of the package sees it, whatever form its record had."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+ROLES = ("system", "user", "assistant", "tool")
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+Mode = Literal["plain", "fast", "slow"]
+MODES: tuple[Mode, ...] = ("plain", "fast", "slow")  # their numbers in the cache and in batches
+
+_FIRST_NOW = datetime(2024, 1, 1)
+_NOW_SECONDS = 2 * 365 * 24 * 3600
+
+
+class ToolCall(NamedTuple):
+    """A function to call, its arguments as the JSON text that is rendered."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class Message:
+    """One turn. Its content carries no tags, unless the record was read as written."""
+
+    role: str
+    content: str
+    thoughts: str | None = None  # None: not stated; "": an empty think block
+    tool_calls: list[ToolCall] | None = None
+    mode: Mode = "plain"  # of an assistant turn; plain: nothing marks it
+    is_trained: bool = True
+    is_context: bool = False  # bare turn of a slow dialogue: no target of its own under strip
+    weight: float = 1.0
+
+
+@dataclass(slots=True)
+class Dialogue:
+    """A record ready to render."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    now: str | None = None  # always set where tools are
+    stated_mode: str | None = None
+    is_thinking_off: bool = False  # read as written: the template's empty think block at the end
+    form: str = "messages"
+    extra: dict[str, Any] = field(default_factory=dict)  # fields that conversion keeps
+
+
+def hash_messages(messages: Sequence[Message]) -> int:
+    """64 bits of what is said, by whom: the same in whatever form the record came."""
+    digest = hashlib.blake2b(digest_size=8)
+    for message in messages:
+        calls = message.tool_calls or ""
+        text = f"{message.role}\0{message.thoughts or ''}\0{message.content}\0{calls}\0"
+        digest.update(text.encode())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def seed_now(messages: Sequence[Message]) -> str:
+    """A time for a tools prompt that states none: fixed by the dialogue, never the wall clock."""
+    seconds = hash_messages(messages) % _NOW_SECONDS
+    return (_FIRST_NOW + timedelta(seconds=seconds)).strftime(TIME_FORMAT)

@@ -1,0 +1,169 @@
+"""What can be wrong with a data file, and what is done about each kind of it.
+
+Every finding names its place, the field, the reason and the fix. A *kind* groups findings that
+deserve the same treatment; `POLICIES` is the one table of kinds, defaults and allowed choices.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+
+class DataError(ValueError):
+    """A mistake in the user's data or data settings."""
+
+
+# error: refuse the file · drop: leave the record out, counted · fix: repair the record, counted
+# note: use the record as it is, counted
+Action = Literal["error", "drop", "fix", "note"]
+
+
+class Policy(NamedTuple):
+    """The treatment of one kind of finding."""
+
+    default: Action
+    allowed: tuple[Action, ...]
+    meaning: str
+
+
+_REFUSE: tuple[Action, ...] = ("error", "drop")
+_REPAIR: tuple[Action, ...] = ("error", "drop", "fix")
+_ACCEPT: tuple[Action, ...] = ("error", "drop", "note")
+
+POLICIES: dict[str, Policy] = {
+    # the file
+    "empty_file": Policy("error", ("error", "note"), "a file without a single record"),
+    "broken_file": Policy("error", ("error",), "a file that cannot be read to its end"),
+    "bom": Policy("note", ("error", "note"), "a byte order mark before the first record"),
+    "blank_line": Policy("note", ("error", "note"), "lines with nothing on them"),
+    # the line
+    "encoding": Policy("error", _REFUSE, "bytes that are not UTF-8"),
+    "json": Policy("error", _REFUSE, "not JSON, NaN or Infinity, a cut line"),
+    "duplicate_key": Policy("error", _REFUSE, "the same key twice in one object"),
+    "size": Policy("error", _REPAIR, "a line or a run of blanks beyond what can be tokenized"),
+    "surrogate": Policy("fix", _REPAIR, "half of a surrogate pair"),
+    # the form
+    "form": Policy("error", _REFUSE, "no known form of record"),
+    "converted": Policy("note", _ACCEPT, "a record in another form than messages"),
+    "unused_field": Policy("note", _ACCEPT, "a field that training does not read"),
+    "role": Policy("fix", _REPAIR, "a role in capitals, or one that is not known"),
+    "order": Policy("error", _REFUSE, "messages in an order that the model never sees"),
+    "system": Policy("error", _REPAIR, "several system messages, or one that is not the first"),
+    "empty_system": Policy("fix", _REPAIR, "a system message without text"),
+    "repeated_role": Policy("error", _REPAIR, "two user or two assistant messages in a row"),
+    "trailing_user": Policy("fix", _REPAIR, "messages after the last answer"),
+    "no_answer": Policy("error", _REFUSE, "nothing to learn from"),
+    # the content
+    "empty_user": Policy("error", _REFUSE, "a question without text"),
+    "empty_answer": Policy("error", _REFUSE, "an answer without text or tool call"),
+    "content_type": Policy("fix", _REPAIR, "content that is not a string"),
+    "tags": Policy("fix", _REPAIR, "think and answer tags outside the served grammar"),
+    "mode": Policy("error", _REPAIR, "a mode that the messages contradict"),
+    "history_only": Policy("note", _ACCEPT, "an untagged turn of a slow dialogue: context only"),
+    "untagged": Policy("note", _ACCEPT, "answers in neither mode: they teach untagged answers"),
+    "tools": Policy("error", _REPAIR, "a tool list, call or result that does not hold together"),
+    "now": Policy("error", _REFUSE, "a time that cannot be read"),
+    "weight": Policy("error", _REFUSE, "train or weight with a value that means nothing"),
+    "special_tokens": Policy("note", _ACCEPT, "control tokens typed as text; encoded as text"),
+    "normalised": Policy("note", _ACCEPT, "text that NFC changes before it is tokenized"),
+    # the set
+    "overlong": Policy("error", _REFUSE, "longer than max_seq_length"),
+    "duplicate": Policy("note", _ACCEPT, "the same dialogue again"),
+    "eval_overlap": Policy("note", _ACCEPT, "a dialogue whose question is in the evaluation set"),
+}
+
+
+class Problem(NamedTuple):
+    """One thing wrong with one record, found while reading it."""
+
+    kind: str
+    field: str
+    reason: str
+    fix: str
+    is_repaired: bool = False
+
+
+class Finding(NamedTuple):
+    """A problem with its place and what was decided about it."""
+
+    path: str
+    line: int  # 1 is the first; row number in a table
+    kind: str
+    action: Action
+    field: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        field = f" {self.field}:" if self.field else ""
+        return f"{self.path}:{self.line}:{field} {self.reason} ({self.kind}); {self.fix}"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """The chosen action of every kind."""
+
+    actions: Mapping[str, Action]
+
+    def decide(self, problem: Problem) -> Action:
+        """What happens to a record with this problem."""
+        action = self.actions[problem.kind]
+        if action == "fix" and not problem.is_repaired:
+            return "error"
+        return action
+
+
+def build_policies(choices: Mapping[str, str] | None = None) -> PolicySet:
+    """Defaults with the user's choices over them, each checked."""
+    actions: dict[str, Action] = {kind: policy.default for kind, policy in POLICIES.items()}
+    for kind, action in (choices or {}).items():
+        if kind not in POLICIES:
+            raise DataError(
+                f"data_policy names the kind '{kind}'; the kinds are {', '.join(POLICIES)}"
+            )
+        allowed = POLICIES[kind].allowed
+        if action not in allowed or action not in get_args(Action):
+            raise DataError(
+                f"data_policy sets {kind}={action}; for this kind choose {' or '.join(allowed)}"
+            )
+        actions[kind] = action
+    return PolicySet(actions)
+
+
+def parse_policies(choices: Iterable[str]) -> dict[str, str]:
+    """`kind=action` words, as the command line gives them."""
+    pairs = [choice.partition("=") for choice in choices]
+    for kind, separator, action in pairs:
+        if not (kind and separator and action):
+            raise DataError(f"--policy takes kind=action, for instance tags=error, not '{kind}'")
+    return {kind: action for kind, _, action in pairs}
+
+
+@dataclass(slots=True)
+class FindingLog:
+    """Findings counted, and the first of each kind kept: memory does not grow with the file."""
+
+    max_examples: int = 20  # of each kind and action
+    counts: Counter[tuple[str, Action]] = field(default_factory=Counter)
+    examples: list[Finding] = field(default_factory=list)
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Count findings and keep the first ones."""
+        for finding in findings:
+            key = (finding.kind, finding.action)
+            self.counts[key] += 1
+            if self.counts[key] <= self.max_examples:
+                self.examples.append(finding)
+
+    def count(self, action: Action) -> int:
+        """Findings that were treated in this way."""
+        return sum(number for (_, done), number in self.counts.items() if done == action)
+
+    def by_kind(self, action: Action | None = None) -> dict[str, int]:
+        """Findings of each kind, of one action or of all."""
+        totals: Counter[str] = Counter()
+        for (kind, done), number in self.counts.items():
+            if action in (None, done):
+                totals[kind] += number
+        return dict(totals)

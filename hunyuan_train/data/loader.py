@@ -1,0 +1,188 @@
+"""Batches for the training loop, each a pure function of a position: nothing to save but that.
+
+A batch is one flat run of samples without padding. Rows of an epoch are numbered; a step takes the
+next rows of all ranks and micro-batches, whoever computes which.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hunyuan_train.data.dataset import Dataset, SampleTokens
+from hunyuan_train.data.findings import DataError
+from hunyuan_train.data.packing import Integers, Rows, group_by_length, pack_rows, single_rows
+
+IGNORED = -100  # label of a position that carries no loss
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """S samples end to end, T tokens. A label is the token that follows in the same sample."""
+
+    input_ids: npt.NDArray[np.int64]  # [T]
+    position_ids: npt.NDArray[np.int64]  # [T], from 0 in each sample
+    labels: npt.NDArray[np.int64]  # [T], -100 where there is no loss and at each sample's end
+    loss_weights: npt.NDArray[np.float32]  # [T], 0 where the label is -100
+    spans: npt.NDArray[np.uint8]  # [T], of the label: 0 none, 1 think, 2 answer, 3 marker
+    modes: npt.NDArray[np.uint8]  # [S], 0 plain, 1 fast, 2 slow
+    cu_seqlens: npt.NDArray[np.int32]  # [S + 1], where samples start, and the end
+    sample_ids: npt.NDArray[np.int64]  # [S], -1 in a batch that only keeps ranks in step
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A row of an epoch: where a step starts."""
+
+    epoch: int = 0
+    row: int = 0
+
+
+class BatchPlan:
+    """Which rows each step of each epoch trains on, for one rank."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        rows_per_rank: int,
+        num_ranks: int,
+        rank: int,
+        accumulation_steps: int,
+        seed: int,
+        packing: bool,
+    ) -> None:
+        self.dataset = dataset
+        self.rows_per_rank = rows_per_rank
+        self.num_ranks = num_ranks
+        self.rank = rank
+        self.accumulation_steps = accumulation_steps
+        self.seed = seed
+        self.packing = packing
+        self.rows = _lay_rows(dataset, choose_samples(dataset, seed), packing=packing)
+        self._order: tuple[int, Integers] = (-1, np.zeros(0, np.int64))  # of the epoch used last
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of all ranks in one optimizer step."""
+        return self.rows_per_rank * self.num_ranks * self.accumulation_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch, a last one with fewer rows included."""
+        return -(-len(self.rows) // self.rows_per_step)
+
+    def step_batches(self, position: Position) -> tuple[list[Batch], Position]:
+        """This rank's micro-batches of the step that starts there, and where the next one starts.
+
+        Each rank gets `accumulation_steps` batches, in a last step that is short of rows too.
+        """
+        order = self._row_order(position.epoch)
+        rows_per_micro_batch = self.rows_per_rank * self.num_ranks
+        batches = []
+        for step in range(self.accumulation_steps):
+            start = position.row + step * rows_per_micro_batch + self.rank * self.rows_per_rank
+            numbers = order[start : start + self.rows_per_rank]
+            batches.append(_gather(self.dataset, self.rows, numbers))
+        end = position.row + self.rows_per_step
+        is_last = end >= len(self.rows)
+        following = Position(position.epoch + 1, 0) if is_last else Position(position.epoch, end)
+        return batches, following
+
+    def origins(self, batches: Sequence[Batch]) -> list[str]:
+        """The `file:line` of every sample in some batches."""
+        ids = [sample for batch in batches for sample in batch.sample_ids.tolist() if sample >= 0]
+        return [self.dataset.origin(sample) for sample in ids]
+
+    def _row_order(self, epoch: int) -> Integers:
+        if self._order[0] != epoch:
+            generator = _generator(self.dataset, self.seed, stream=1 + epoch)
+            if self.packing:
+                order = generator.permutation(len(self.rows))
+            else:
+                order = group_by_length(self.dataset.lengths[self.rows.samples], generator)
+            self._order = (epoch, order)
+        return self._order[1]
+
+
+def eval_batches(
+    dataset: Dataset, *, rows_per_rank: int, num_ranks: int, rank: int, packing: bool
+) -> list[Batch]:
+    """All samples once, in file order or packed; every rank gets the same number of batches."""
+    rows = _lay_rows(dataset, np.arange(len(dataset)), packing=packing)
+    numbers = np.arange(len(rows))
+    rows_per_batch = rows_per_rank * num_ranks
+    first = rank * rows_per_rank
+    return [
+        _gather(dataset, rows, numbers[start + first : start + first + rows_per_rank])
+        for start in range(0, len(rows), rows_per_batch)
+    ]
+
+
+def _gather(dataset: Dataset, rows: Rows, numbers: Integers) -> Batch:
+    return make_batch(dataset, [rows[number] for number in numbers.tolist()])
+
+
+def choose_samples(dataset: Dataset, seed: int) -> Integers:
+    """The samples of one epoch in random order, each as often as its source's weight says."""
+    generator = _generator(dataset, seed, stream=0)
+    sources = dataset.records["source"][dataset.samples["record"]]
+    chosen = []
+    for source, weight in enumerate(dataset.source_weights):
+        samples = np.flatnonzero(sources == source)
+        chosen += [samples] * int(weight)
+        num_extra = round((weight - int(weight)) * len(samples))
+        chosen.append(generator.permutation(samples)[:num_extra])
+    order = np.concatenate(chosen)
+    if not len(order):
+        raise DataError("the weights in train_data_file leave not one sample; raise one of them")
+    return generator.permutation(order)
+
+
+def make_batch(dataset: Dataset, rows: Sequence[Integers]) -> Batch:
+    """The samples of some rows end to end; one pad token without loss where there are none."""
+    ids = [sample for row in rows for sample in row.tolist()]
+    samples = [dataset.sample(sample) for sample in ids]
+    if not samples:
+        ids, samples = [-1], [_filler(dataset.pad_id)]
+    lengths = [len(sample.tokens) for sample in samples]
+    following = [_shift(sample) for sample in samples]
+    modes = [dataset.samples[sample]["mode"] for sample in ids] if rows else [0]
+    return Batch(
+        input_ids=np.concatenate([sample.tokens for sample in samples]).astype(np.int64),
+        position_ids=np.concatenate([np.arange(length) for length in lengths]),
+        labels=np.concatenate([labels for labels, _, _ in following]),
+        loss_weights=np.concatenate([weights for _, weights, _ in following]),
+        spans=np.concatenate([spans for _, _, spans in following]),
+        modes=np.array(modes, np.uint8),
+        cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
+        sample_ids=np.array(ids, np.int64),
+    )
+
+
+def _shift(
+    sample: SampleTokens,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Labels, their weights and spans, each [T]: of the next token, none behind the last."""
+    spans = np.append(sample.spans[1:], np.uint8(0))
+    labels = np.append(sample.tokens[1:].astype(np.int64), IGNORED)
+    labels[spans == 0] = IGNORED
+    return labels, np.append(sample.weights[1:], np.float32(0)), spans
+
+
+def _filler(pad_id: int) -> SampleTokens:
+    no_loss = np.zeros(1, np.uint8)
+    return SampleTokens(np.array([pad_id], np.uint32), no_loss, no_loss.astype(np.float32))
+
+
+def _lay_rows(dataset: Dataset, order: Integers, *, packing: bool) -> Rows:
+    if packing:
+        return pack_rows(dataset.lengths, order, max_length=dataset.max_seq_length)
+    return single_rows(order)
+
+
+def _generator(dataset: Dataset, seed: int, *, stream: int) -> np.random.Generator:
+    """Random numbers that depend on the data and the seed, the same on every rank."""
+    entropy = int(dataset.fingerprint[:16], 16)
+    return np.random.default_rng([entropy, seed, stream])

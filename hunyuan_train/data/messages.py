@@ -1,0 +1,254 @@
+"""One message of a record: role, content, thoughts, tool calls, loss fields."""
+
+import json
+import math
+import re
+import unicodedata
+from typing import Any
+
+from hunyuan_train.data.dialogue import ROLES, Message, ToolCall
+from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.forms import THOUGHT_FIELDS
+from hunyuan_train.data.tags import find_cut, parse_tags
+from hunyuan_train.data.tokenizer import SPECIAL_TOKENS
+from hunyuan_train.data.tools_prompt import TOOL_CALLS_CLOSE, TOOL_CALLS_OPEN, dump_json
+
+# tiktoken's regex gives up at a run of about a million blanks; no honest text comes near this.
+MAX_BLANK_RUN = 200_000
+
+_SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
+_BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
+_TEXT_CALLS = re.compile(rf"\s*{TOOL_CALLS_OPEN}(\[.*\]){TOOL_CALLS_CLOSE}\s*", re.DOTALL)
+_RENAMED_ROLES = {"developer": "system", "function": "tool"}
+_ROLE_HINTS = dict.fromkeys(("gpt", "bot", "model", "ai", "chatgpt"), "assistant") | {
+    "human": "user",
+    "observation": "tool",
+}
+# The last three are of the OpenAI form; the template writes none of them.
+_FIELDS = {"role", "content", "tool_calls", "function_call", "train", "weight", *THOUGHT_FIELDS} | {
+    "name",
+    "tool_call_id",
+    "id",
+}
+
+
+def read_message(raw: object, place: str, *, as_written: bool, problems: list[Problem]) -> Message:
+    """A message as well as it can be read; what is wrong with it goes to `problems`."""
+    if not isinstance(raw, dict):
+        reason = "a message must be an object"
+        problems.append(Problem("form", place, reason, "give role and content"))
+        return Message("user", "")
+    role = _read_role(raw, place, problems)
+    content = _read_content(raw, role, place, problems)
+    if content and len(content) >= MAX_BLANK_RUN:
+        content = _shorten_blanks(content, place, problems)
+    message = Message(role, content)
+    if len(raw) > 2:  # more than role and content
+        _read_other_fields(raw, message, place, as_written=as_written, problems=problems)
+    if role == "assistant" and not as_written:
+        _take_tags_out(message, place, problems)
+    _report_text(message, place, problems)
+    return message
+
+
+def _read_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
+    role = raw.get("role")
+    if role in ROLES:
+        return role
+    field = f"{place}.role"
+    if not isinstance(role, str):
+        keys = ", ".join(list(raw)[:6]) or "none"
+        reason = f"a message without a role; keys found: {keys}"
+        problems.append(Problem("role", field, reason, f"give one of {', '.join(ROLES)}"))
+        return "user"
+    plain = role.strip().lower()
+    known = _RENAMED_ROLES.get(plain, plain)
+    if known in ROLES:
+        problems.append(Problem("role", field, f"role {role!r}", f"read as {known}", True))
+        return known
+    hint = _ROLE_HINTS.get(plain)
+    fix = f"did you mean {hint}?" if hint else f"give one of {', '.join(ROLES)}"
+    problems.append(Problem("role", field, f"unknown role {role!r}", fix))
+    return hint or "user"
+
+
+def _read_content(raw: dict[str, Any], role: str, place: str, problems: list[Problem]) -> str:
+    content = raw.get("content")
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""  # an answer may be a call only; any other emptiness is found later
+    field = f"{place}.content"
+    if isinstance(content, list) and (parts := _join_parts(content, field, problems)) is not None:
+        return parts
+    if role == "tool" and not isinstance(content, bool):
+        reason = "a tool result that is not a string"
+        problems.append(Problem("content_type", field, reason, "written as JSON", True))
+        return dump_json(content)
+    if not (problems and problems[-1].field == field):
+        reason = f"content is {type(content).__name__}, not a string"
+        problems.append(Problem("content_type", field, reason, "give the text as a string"))
+    return ""
+
+
+def _join_parts(parts: list[Any], field: str, problems: list[Problem]) -> str | None:
+    """Text of an OpenAI part list; None where it is not one."""
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif isinstance(part, dict) and "type" in part:
+            reason = f"a part of type {part['type']!r}, and this model reads text only"
+            problems.append(Problem("content_type", field, reason, "leave the record out"))
+            return None
+        else:
+            return None
+    if not parts:
+        return None
+    problems.append(Problem("content_type", field, "a list of text parts", "joined", True))
+    return "".join(texts)
+
+
+def _shorten_blanks(content: str, place: str, problems: list[Problem]) -> str:
+    if not _BLANK_RUN.search(content):
+        return content
+    reason = f"a run of more than {MAX_BLANK_RUN:,} blanks, which the tokenizer cannot split"
+    problems.append(Problem("size", f"{place}.content", reason, "shortened to one blank", True))
+    return _BLANK_RUN.sub(lambda run: run[0][0], content)
+
+
+def _read_other_fields(
+    raw: dict[str, Any],
+    message: Message,
+    place: str,
+    *,
+    as_written: bool,
+    problems: list[Problem],
+) -> None:
+    unused = [key for key, value in raw.items() if key not in _FIELDS and value is not None]
+    if unused:
+        fields = ", ".join(f"{place}.{key}" for key in unused)
+        problems.append(Problem("unused_field", fields, "not read by training", "remove it"))
+    if message.role != "assistant":
+        return
+    _read_loss_fields(raw, message, place, problems)
+    thoughts = next((raw[key] for key in THOUGHT_FIELDS if raw.get(key)), None)
+    if isinstance(thoughts, str):
+        message.thoughts = thoughts if thoughts.strip() else None
+    elif thoughts is not None:
+        reason = "thoughts must be a string"
+        problems.append(Problem("content_type", f"{place}.{THOUGHT_FIELDS[0]}", reason, "mend it"))
+    calls = raw.get("tool_calls")
+    if calls is None and raw.get("function_call") is not None:
+        calls = [raw["function_call"]]
+    if calls is not None:
+        message.tool_calls = _read_calls(
+            calls, f"{place}.tool_calls", as_written=as_written, problems=problems
+        )
+
+
+def _read_loss_fields(
+    raw: dict[str, Any], message: Message, place: str, problems: list[Problem]
+) -> None:
+    train, weight = raw.get("train", True), raw.get("weight", 1.0)
+    if train is not None and not isinstance(train, bool):
+        reason = f"train is {train!r}"
+        problems.append(Problem("weight", f"{place}.train", reason, "give true or false"))
+        return
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if weight is not None and not (is_number and 0 <= weight < math.inf):
+        reason = f"weight is {weight!r}"
+        problems.append(Problem("weight", f"{place}.weight", reason, "give a number from 0 up"))
+        return
+    message.weight = 1.0 if weight is None else float(weight)
+    message.is_trained = train is not False and message.weight > 0
+
+
+def _read_calls(
+    calls: object, field: str, *, as_written: bool, problems: list[Problem]
+) -> list[ToolCall] | None:
+    if isinstance(calls, str):
+        calls = parse_json(calls)
+    if isinstance(calls, dict):
+        calls = [calls]
+    if not isinstance(calls, list):
+        problems.append(Problem("tools", field, "tool calls must be a list", "mend it"))
+        return None
+    read = [
+        _read_call(call, f"{field}[{index}]", as_written=as_written, problems=problems)
+        for index, call in enumerate(calls)
+    ]
+    return (read or None) if not as_written else read
+
+
+def _read_call(call: object, field: str, *, as_written: bool, problems: list[Problem]) -> ToolCall:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str) or not name:
+        problems.append(Problem("tools", field, "a call without a function name", "give one"))
+        return ToolCall("", "{}")
+    arguments = function.get("arguments", {})
+    if as_written and isinstance(arguments, str):
+        return ToolCall(name, arguments)
+    if isinstance(arguments, str):  # the OpenAI form; a client parses it before the template
+        arguments = parse_json(arguments) if arguments.strip() else {}
+    if not isinstance(arguments, dict):
+        reason = "arguments that are not a JSON object"
+        problems.append(Problem("tools", f"{field}.arguments", reason, "mend the JSON"))
+        return ToolCall(name, "{}")
+    return ToolCall(name, dump_json(arguments))
+
+
+def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> None:
+    """Split tags written as text into thoughts and answer."""
+    field = f"{place}.content"
+    if message.thoughts is None:
+        tagged = parse_tags(message.content)
+        message.thoughts, message.content = tagged.thoughts, tagged.answer
+        if tagged.repair:
+            reason = f"tags not as the model writes them: {tagged.repair}"
+            problems.append(Problem("tags", field, reason, "written anew", True))
+        if tagged.error:
+            fix = "mend the tags, or give reasoning_content and content apart"
+            problems.append(Problem("tags", field, tagged.error, fix))
+    elif message.content.lstrip().startswith("<think>"):
+        reason = "thoughts both as a field and as tags"
+        problems.append(Problem("tags", field, reason, "keep one of the two"))
+    if message.thoughts is not None and (cut := find_cut(message.thoughts, message.content)):
+        problems.append(Problem("tags", field, f"a server would cut this: {cut}", "reword it"))
+
+
+def take_calls_out(message: Message, place: str, problems: list[Problem]) -> None:
+    """Read `<tool_calls>` written as text, so that the turn is rendered as a call."""
+    match = _TEXT_CALLS.fullmatch(message.content)
+    if match is None or message.tool_calls:
+        return
+    calls: list[Problem] = []
+    message.tool_calls = _read_calls(match[1], place, as_written=False, problems=calls)
+    message.content = ""
+    problems.extend(calls)
+
+
+def _report_text(message: Message, place: str, problems: list[Problem]) -> None:
+    for text in (message.content, message.thoughts):
+        if not text:
+            continue
+        if "<|" in text and (match := _SPECIAL.search(text)):
+            reason = f"holds {match[0]}"
+            problems.append(Problem("special_tokens", place, reason, "encoded as ordinary text"))
+        if not text.isascii() and not unicodedata.is_normalized("NFC", text):
+            problems.append(Problem("normalised", place, "text that is not NFC", "write NFC"))
+
+
+def parse_json(text: str) -> Any | None:  # noqa: ANN401  # any JSON
+    """The value of a JSON string inside a record; None where it is not JSON."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)

@@ -1,0 +1,81 @@
+"""The think and answer tags of an assistant message: written, read and repaired.
+
+The grammar is the one the serving parsers accept, newline for newline:
+`<think>\\n` thoughts `\\n</think>\\n<answer>\\n` answer `\\n</answer>`, with empty thoughts in fast
+mode.
+"""
+
+import re
+from typing import NamedTuple
+
+THINK_OPEN = "<think>\n"
+THINK_CLOSE = "\n</think>\n<answer>\n"
+ANSWER_CLOSE = "\n</answer>"
+
+NO_THINK = "/no_think"
+NO_THINK_PREFIX = NO_THINK + " "  # what we write before a query; without the blank is read too
+
+_TAG = re.compile(r"</?(?:think|answer)>")
+_EXACT = re.compile(r"<think>\n(.*?)\n</think>\n<answer>\n(.*)\n</answer>", re.DOTALL)
+_LOOSE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+_UNWRAPPED = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+_ANSWER_ONLY = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+
+
+class TaggedText(NamedTuple):
+    """An assistant message taken apart."""
+
+    thoughts: str | None  # None: the text has no tags; "": an empty think block
+    answer: str
+    repair: str = ""  # what had to be mended
+    error: str = ""  # why it cannot be
+
+
+def has_no_think(query: str) -> bool:
+    """Whether a user message asks for fast mode."""
+    return query.lstrip().startswith(NO_THINK)
+
+
+def parse_tags(text: str) -> TaggedText:
+    """Thoughts and answer of a message that may carry tags as text.
+
+    Only what has a single reading is mended: newlines and blanks around the tags, an answer without
+    its wrapper. Anything else that looks like tags is an error. Tags talked about inside an
+    untagged answer are text.
+    """
+    if "<think>" not in text and "</think>" not in text and "answer>" not in text:
+        return TaggedText(None, text)
+    exact = _EXACT.fullmatch(text)
+    if exact and not find_cut(exact[1], exact[2]):
+        blank = "blank think block emptied" if exact[1].isspace() else ""
+        return TaggedText("" if blank else exact[1], exact[2], repair=blank)
+    return _parse_loose(text, tags=_TAG.findall(text))
+
+
+def _parse_loose(text: str, *, tags: list[str]) -> TaggedText:
+    in_order = ["<think>", "</think>", "<answer>", "</answer>"]
+    if tags == in_order and (match := _LOOSE.fullmatch(text)):
+        return _mended(match, "newlines around the tags")
+    if tags == in_order[:2] and (match := _UNWRAPPED.fullmatch(text)):
+        return _mended(match, "answer put between <answer> tags")
+    if tags == in_order[2:] and (match := _ANSWER_ONLY.fullmatch(text)):
+        return TaggedText("", match[1].strip("\r\n"), repair="empty think block added")
+    is_meant = text.lstrip().startswith(("<think>", "<answer>")) or "</think>" in tags
+    if not is_meant:
+        return TaggedText(None, text)
+    found = " ".join(tags) if len(tags) <= 6 else f"{' '.join(tags[:6])} and {len(tags) - 6} more"
+    return TaggedText(None, text, error=f"tags do not form one think and one answer: {found}")
+
+
+def _mended(match: re.Match[str], repair: str) -> TaggedText:
+    thoughts, answer = (part.strip("\r\n") for part in match.groups())
+    return TaggedText("" if thoughts.isspace() else thoughts, answer, repair=repair)
+
+
+def find_cut(thoughts: str, answer: str) -> str:
+    """Where the serving parsers, which stop at the first closing tag, cut too early; "" if not."""
+    if (thoughts + THINK_CLOSE).index(THINK_CLOSE) < len(thoughts):
+        return "the thoughts hold the tags that close them"
+    if (answer + ANSWER_CLOSE).index(ANSWER_CLOSE) < len(answer):
+        return "the answer holds the tag that closes it"
+    return ""

@@ -1,0 +1,50 @@
+"""Many chunks through one function, over processes, in order and with bounded memory."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from hunyuan_train.data.findings import DataError
+
+BYTES_PER_WORKER = 8 << 20  # below this, starting a process takes longer than what it saves
+CHUNKS_AHEAD = 3  # per process: enough to keep it busy, few enough to hold in memory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def count_workers(requested: int, num_bytes: int) -> int:
+    """Processes worth starting for this much input; 0 requested means one per usable core."""
+    num_cores = len(os.sched_getaffinity(0))
+    return max(1, min(requested or num_cores, 1 + num_bytes // BYTES_PER_WORKER))
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_workers: int
+) -> Iterator[Result]:
+    """Results in the order of the items, whatever the number of processes."""
+    if num_workers == 1:
+        yield from map(function, items)
+        return
+    # Not fork: a training process has threads and device contexts that must not be copied.
+    context = multiprocessing.get_context("spawn")
+    pending: deque[Future[Result]] = deque()
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > num_workers * CHUNKS_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that tokenizes died, most often for want of memory; set "
+                "preprocessing_num_workers to fewer"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,150 @@
+"""Compiles DeepSpeed's C++ extensions once, before the ranks start, where the user can see it.
+
+Left to the ranks, the first start of an environment is silent for half a minute, and a compilation
+that was killed leaves a lock file for which every later start waits for ever, without a message.
+"""
+
+import fcntl
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.launcher.supervise import INTERRUPTED, run_supervised
+
+# A rank that loads a finished extension holds torch's lock for about a second.
+STALE_AFTER_SECONDS = 60.0
+COMPILE = (
+    "from deepspeed.accelerator import get_accelerator as accelerator\n"
+    "accelerator().create_op_builder({builder!r}).load(verbose=False)\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """One of DeepSpeed's extensions: its name on disk, its builder, and what it is for."""
+
+    name: str
+    builder: str
+    purpose: str
+
+
+SHARED_MEMORY = Extension("deepspeed_shm_comm", "ShareMemCommBuilder", "talk between CPU processes")
+CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "the optimizer step in host memory")
+
+
+def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
+    """What a resolved run loads: on the CPU always one, and one for an offloaded optimizer."""
+    on_cpu = [] if num_gpus else [SHARED_MEMORY]
+    return [*on_cpu, CPU_ADAM] if config.train.optimizer == "offload" else on_cpu
+
+
+def extensions_folder(environment: Mapping[str, str]) -> Path:
+    """Where they are kept: one folder per environment, as two DeepSpeed versions overwrite each
+    other's files in torch's default cache.
+    """
+    return Path(environment.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix, "torch_extensions")))
+
+
+def prepare_extension(
+    extension: Extension, *, folder: Path, environment: Mapping[str, str], console: Console
+) -> None:
+    """Compile an extension unless it is there, and clear away what a killed compilation left.
+
+    Raises:
+        ConfigError: no compiler, no ninja, no place to write, or the compiler's own error.
+    """
+    build_folder = folder / extension.name
+    with _only_one_launch(build_folder, console):
+        _remove_stale_lock(build_folder / "lock", console)
+        if _is_built(build_folder, extension):
+            return
+        _check_tools(environment)
+        with console.status(f"compiling {extension.name} ({extension.purpose}), once: about 30 s"):
+            started = time.monotonic()
+            _compile(extension, build_folder, environment)
+        console.print(f"compiled {extension.name} in {time.monotonic() - started:.0f} s")
+
+
+@contextmanager
+def _only_one_launch(build_folder: Path, console: Console) -> Iterator[None]:
+    """Hold a lock that the kernel drops with its process, so that it can never be stale."""
+    try:
+        build_folder.mkdir(parents=True, exist_ok=True)
+        handle = (build_folder / "launch.lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"DeepSpeed's extensions cannot be written to {build_folder} ({error.strerror}); set "
+            "TORCH_EXTENSIONS_DIR to a folder of yours"
+        ) from error
+    with handle:
+        with console.status(f"waiting for another start that compiles {build_folder.name}"):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_stale_lock(lock: Path, console: Console) -> None:
+    """Remove torch's lock file when nobody can be compiling any more."""
+    while lock.exists():
+        age = time.time() - lock.stat().st_mtime
+        if age > STALE_AFTER_SECONDS:
+            lock.unlink()
+            console.print(f"removed {lock}, left behind by a compilation that was killed")
+            return
+        with console.status(f"waiting for {lock}: another run may be loading the extension"):
+            time.sleep(0.5)
+
+
+def _is_built(build_folder: Path, extension: Extension) -> bool:
+    """Whether it was compiled for the torch and DeepSpeed that are installed now."""
+    stamp = build_folder / "compiled_for"
+    is_current = stamp.is_file() and stamp.read_text(encoding="utf-8") == _versions()
+    return is_current and (build_folder / f"{extension.name}.so").is_file()
+
+
+def _versions() -> str:
+    return f"torch {version('torch')}, deepspeed {version('deepspeed')}\n"
+
+
+def _check_tools(environment: Mapping[str, str]) -> None:
+    """Refuse to start a compilation that has no compiler."""
+    for program, remedy in {
+        "g++": "apt-get install g++ (or your system's C++ compiler)",
+        "ninja": "pip install ninja",
+    }.items():
+        if (
+            shutil.which(
+                environment.get("CXX", program) if program == "g++" else program,
+                path=environment.get("PATH"),
+            )
+            is None
+        ):
+            raise ConfigError(f"{program} is needed to compile DeepSpeed's extensions: {remedy}")
+
+
+def _compile(extension: Extension, build_folder: Path, environment: Mapping[str, str]) -> None:
+    """Compile in a process of its own; a failed or interrupted one leaves no lock."""
+    command = [sys.executable, "-c", COMPILE.format(builder=extension.builder)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        exit_code = run_supervised(command, environment, output=output)
+        output.seek(0)
+        lines = output.read().strip().splitlines()
+    if exit_code:
+        (build_folder / "lock").unlink(missing_ok=True)
+    if exit_code in INTERRUPTED:
+        raise SystemExit(exit_code)
+    if exit_code:
+        raise ConfigError(
+            f"{extension.name} could not be compiled; the compiler's last lines:\n"
+            + "\n".join(lines[-15:])
+        )
+    (build_folder / "compiled_for").write_text(_versions(), encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Counts what this machine offers, without importing torch."""
+
+import os
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+
+from hunyuan_train.config.resolve import Machine
+
+NVIDIA_SMI_SECONDS = 20  # without persistence mode the driver takes seconds to wake up
+
+
+def detect_machine() -> Machine:
+    """GPUs that a run would use, and cores that this process may run on."""
+    return Machine(num_gpus=count_gpus(), num_cores=len(os.sched_getaffinity(0)))
+
+
+def count_gpus() -> int:
+    """GPUs that torch will see: none where the user or the torch build asks for the CPU."""
+    if os.environ.get("DS_ACCELERATOR", "cuda") != "cuda" or is_cpu_build():
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(list_gpus())
+
+
+def list_gpus() -> list[str]:
+    """One line per GPU as the driver names them; none where there is no driver."""
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            text=True,
+            timeout=NVIDIA_SMI_SECONDS,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return []
+    return [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def is_cpu_build() -> bool:
+    """Whether the installed torch has no CUDA in it, as its version says."""
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False

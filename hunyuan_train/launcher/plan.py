@@ -1,0 +1,74 @@
+"""Says what a run will do, before it does it."""
+
+from rich.console import Console
+from rich.text import Text
+
+from hunyuan_train.config.deepspeed_config import read_deepspeed_file, zero_stage
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.dataset import DataSummary
+from hunyuan_train.launcher.preflight import Plan, PreparedData
+
+
+def show_plan(plan: Plan, data: PreparedData, console: Console) -> None:
+    """Print one line per decision."""
+    for name, value in describe_plan(plan, data).items():
+        console.print(Text.assemble((f"{name:<10} ", "bold"), value), soft_wrap=True)
+
+
+def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
+    """What is trained, on what, for how long, and where the results go."""
+    config, shape = plan.config, data.shape
+    train, parallel = config.train, config.parallel
+    stage = zero_stage(read_deepspeed_file(parallel.deepspeed))
+    lines = {
+        "model": f"{config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
+        f"{shape.num_active_parameters:,} of them active for a token",
+        "training": describe_method(config),
+        "processes": f"{parallel.num_processes} on {'GPUs' if plan.machine.num_gpus else 'CPU'} in "
+        f"{'bfloat16' if train.bf16 else 'float32'}: ZeRO stage {stage}, experts split over "
+        f"{parallel.expert_parallel_size}",
+        "data": f"{config.data.train_data_file}: {describe_data(data.train.summary)}",
+    }
+    if data.evaluation:
+        source = config.data.eval_data_file or f"{config.data.eval_fraction:.0%} of it"
+        lines["evaluation"] = f"{source}: {describe_data(data.evaluation.summary)}"
+    lines["length"] = describe_length(config)
+    lines["output"] = train.output_dir
+    return lines
+
+
+def describe_method(config: RunConfig) -> str:
+    """What is trained, and by which optimizer."""
+    train, lora = config.train, config.lora
+    what = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
+    return (
+        f"{what if lora.use_lora else 'every parameter'} with {train.optimizer}, learning rate "
+        f"{train.learning_rate:g} ({train.lr_scheduler_type})"
+    )
+
+
+def describe_data(summary: DataSummary) -> str:
+    """The counts of a data set, and what was left out of it."""
+    modes = {"fast": summary.num_fast, "slow": summary.num_slow, "plain": summary.num_plain}
+    counted = ", ".join(f"{count:,} {mode}" for mode, count in modes.items() if count)
+    dropped = sum(summary.num_dropped.values())
+    return (
+        f"{summary.num_samples:,} samples ({counted}), {summary.num_turns:,} turns, "
+        f"{summary.num_tokens:,} tokens, {summary.num_label_tokens:,} of them trained on"
+        + (f"; {dropped:,} left out" if dropped else "")
+    )
+
+
+def describe_length(config: RunConfig) -> str:
+    """How many steps, and what one of them reads."""
+    train = config.train
+    num_rows = (
+        train.per_device_train_batch_size
+        * train.gradient_accumulation_steps
+        * int(config.parallel.num_processes)
+    )
+    is_counted = train.max_steps > 0
+    length = (
+        f"{train.max_steps} steps" if is_counted else f"{train.num_train_epochs:g} epochs, steps"
+    )
+    return f"{length} of {num_rows} rows of up to {config.data.max_seq_length} tokens"

@@ -1,0 +1,19 @@
+"""The loss: cross entropy per token, weighted, summed; its mean is taken over all ranks."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def weighted_token_losses(logits: Tensor, labels: Tensor, loss_weights: Tensor) -> Tensor:
+    """Cross entropy of each token times its weight.
+
+    Args:
+        logits: [tokens, vocabulary], any float dtype; the loss is computed in float32.
+        labels: [tokens], int64, already shifted: position t predicts labels[t]; -100 is ignored.
+        loss_weights: [tokens], float32, 0 where the label is -100.
+
+    Returns:
+        [tokens], float32.
+    """
+    losses = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
+    return losses * loss_weights

@@ -1,0 +1,102 @@
+"""The safetensors format at byte level, for reading and writing ranges instead of whole tensors.
+
+A file is 8 bytes of header length (little endian), a JSON header, and the tensors' bytes. Format:
+https://huggingface.co/docs/safetensors. The library reads whole tensors or rows; ranks here own flat
+ranges that begin and end anywhere.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLocation:
+    """Where the bytes of one tensor lie."""
+
+    file: Path
+    byte_offset: int  # of its first element in the file
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_header(file: Path) -> dict[str, TensorLocation]:
+    """Locate every tensor of a file.
+
+    Raises:
+        ValueError: not a safetensors file, cut short, or a dtype that no model or checkpoint has.
+    """
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        if not 2 <= header_size <= file.stat().st_size - 8:
+            raise ValueError("it has no safetensors header")
+        header = json.loads(stream.read(header_size))
+    header.pop("__metadata__", None)
+    data_start = 8 + header_size
+    lacking = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    lacking -= file.stat().st_size - data_start
+    if lacking > 0:
+        raise ValueError(f"{lacking} bytes are missing at its end")
+    locations = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise ValueError(f"{name} has dtype {entry['dtype']}, which is none of {known}")
+        locations[name] = TensorLocation(
+            file, data_start + entry["data_offsets"][0], DTYPES[entry["dtype"]], tuple(entry["shape"])
+        )
+    return locations
+
+
+def create_file(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    """Write the header and reserve room for the tensors, whose bytes are written later."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (dtype, shape) in tensors.items():
+        size = torch.Size(shape).numel() * dtype.itemsize
+        offsets = [position, position + size]
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": offsets}
+        position += size
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.truncate(8 + len(encoded) + position)
+
+
+def read_range(location: TensorLocation, start: int, stop: int) -> Tensor:
+    """Read elements [start, stop) of the flattened tensor: [stop - start], in its stored dtype.
+
+    Raises:
+        ValueError: the file ends inside the range.
+    """
+    values = torch.empty(stop - start, dtype=location.dtype)
+    target, num_read = memoryview(values.view(torch.uint8).numpy()), 0
+    with location.file.open("rb", buffering=0) as file:
+        file.seek(location.byte_offset + start * location.dtype.itemsize)
+        while num_read < len(target):
+            received = file.readinto(target[num_read:])
+            if not received:
+                raise ValueError("the file ends early")
+            num_read += received
+    return values
+
+
+def write_range(location: TensorLocation, start: int, values: Tensor) -> None:
+    """Write values over elements [start, start + len(values)) of the flattened tensor."""
+    stored = values.detach().to("cpu", location.dtype).contiguous()
+    with location.file.open("r+b") as file:
+        file.seek(location.byte_offset + start * location.dtype.itemsize)
+        file.write(memoryview(stored.view(torch.uint8).numpy()))

@@ -1,0 +1,108 @@
+"""Start the process group and wrap the model in the DeepSpeed engine."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import distributed_c10d
+from torch.optim import Optimizer
+from transformers import HunYuanMoEV1ForCausalLM
+
+from hunyuan_train.config.deepspeed_config import splits_experts
+from hunyuan_train.model.build import build_model
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.parallel.expert import (
+    compute_routers_in_float32,
+    give_hollow_experts_shapes,
+    hollow_experts,
+    register_hunyuan,
+)
+from hunyuan_train.parallel.zero import fill_parameters, partitioned_construction
+
+OptimizerFactory = Callable[[nn.Module], Optimizer]
+
+
+def start_process_group(timeout_minutes: float) -> None:
+    """Join the process group: NCCL where there are GPUs, gloo elsewhere.
+
+    The engine makes further groups without a timeout of its own and so gets torch's default, which
+    is therefore set too (private names; a test fails when torch renames them).
+    """
+    timeout = timedelta(minutes=timeout_minutes)
+    distributed_c10d.default_pg_timeout = timeout
+    distributed_c10d.default_pg_nccl_timeout = timeout
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+
+
+def build_split_model(
+    shape: ModelShape,
+    deepspeed_config: dict[str, Any],
+    *,
+    attention: str,
+    attention_dropout: float,
+) -> HunYuanMoEV1ForCausalLM:
+    """Build the model without weights, each rank allocating its own part only.
+
+    Args:
+        shape: of the whole model.
+        deepspeed_config: decides the ZeRO stage and whether experts are split.
+        attention: name of the attention implementation.
+        attention_dropout: on attention weights.
+    """
+    is_split = splits_experts(deepspeed_config)
+    with ExitStack() as construction:
+        construction.enter_context(partitioned_construction(deepspeed_config))
+        if is_split:
+            construction.enter_context(hollow_experts())
+        model = build_model(shape, attention=attention, attention_dropout=attention_dropout)
+    if is_split:
+        is_bf16 = deepspeed_config["bf16"]["enabled"]
+        give_hollow_experts_shapes(model, torch.bfloat16 if is_bf16 else torch.float32)
+    return model
+
+
+def start_engine(
+    model: nn.Module,
+    deepspeed_config: dict[str, Any],
+    source: WeightSource,
+    make_optimizer: OptimizerFactory,
+) -> deepspeed.DeepSpeedEngine:
+    """Split the experts, partition the rest, read the weights, and build the optimizer.
+
+    Args:
+        model: without weights; its MoE blocks are replaced in place under expert parallelism.
+        deepspeed_config: complete, no "auto" left.
+        source: of the weights. They are read when every parameter has its final form and before the
+            optimizer copies them, so each rank reads once, and only what it keeps.
+        make_optimizer: called with the model in that form.
+    """
+
+    def build_after_split(_: Iterable[nn.Parameter]) -> Optimizer:
+        compute_routers_in_float32(model)
+        fill_parameters(model, source)
+        return make_optimizer(model)
+
+    register_hunyuan()
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        optimizer=build_after_split,
+        # The optimizers here are tested against plain training, which is what the engine means.
+        config=deepspeed_config | {"zero_allow_untested_optimizer": True},
+        dist_init_required=False,
+    )
+    return engine
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Add numbers up over all ranks, in float64 so that token counts stay exact."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor.tolist()

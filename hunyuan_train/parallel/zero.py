@@ -1,0 +1,217 @@
+"""ZeRO partitions as flat ranges.
+
+Under stage 3 each rank keeps a contiguous flat range of every parameter: elements
+[rank * n, (rank + 1) * n), the last range padded. Experts are partitioned over the ranks that hold
+the same experts (expert data parallel group), everything else over all ranks. Stages 1 and 2 keep
+whole parameters and partition only the optimizer's float32 state. Loading, checkpoints and export
+speak of these ranges and never of how they came about.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.utils import (
+    groups,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from hunyuan_train.config.deepspeed_config import zero_stage
+from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
+from hunyuan_train.model.lora import is_adapter
+from hunyuan_train.model.weights import WeightSource
+
+MASTER = "master"  # the float32 weights; the optimizer's own states go by its own names (exp_avg, ...)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A flat range of one parameter that this rank keeps."""
+
+    name: str
+    parameter: nn.Parameter
+    shape: tuple[int, ...]  # of the whole parameter (local experts only, where experts are split)
+    first_expert: int
+    start: int
+    stop: int
+
+    @property
+    def stored(self) -> list[StoredTensor]:
+        """Released tensors that the whole parameter lays end to end."""
+        return stored_tensors(self.name, self.shape, first_expert=self.first_expert)
+
+
+def partitioned_construction(deepspeed_config: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Context in which modules are built already partitioned, under stage 3."""
+    if zero_stage(deepspeed_config) < 3:
+        return nullcontext()
+    return deepspeed.zero.Init(config_dict_or_path=deepspeed_config)
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether this rank keeps only a range of the weights themselves (stage 3)."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def weight_shards(model: nn.Module) -> Iterator[Shard]:
+    """What this rank keeps of each parameter's weights, in the model's order."""
+    first_experts = {
+        name: module.ep_rank * module.num_local_experts
+        for name, module in model.named_modules()
+        if isinstance(module, AutoEPMoELayer)
+    }
+    for name, parameter in model.named_parameters():
+        first_expert = first_experts.get(name.rpartition(".experts.")[0], 0)
+        shape, start, stop = tuple(parameter.shape), 0, parameter.numel()
+        if is_partitioned(parameter):
+            shape, size = tuple(parameter.ds_shape), parameter.ds_tensor.numel()
+            start = min(dist.get_rank(parameter.ds_process_group) * size, parameter.ds_numel)
+            stop = min(start + size, parameter.ds_numel)
+        yield Shard(name, parameter, shape, first_expert, start, stop)
+
+
+def weight_values(shard: Shard) -> Tensor:
+    """The kept weights in the training dtype: [stop - start], a view."""
+    if is_partitioned(shard.parameter):
+        return shard.parameter.ds_tensor[: shard.stop - shard.start]
+    return shard.parameter.data.view(-1)[shard.start : shard.stop]
+
+
+def is_primary(shard: Shard) -> bool:
+    """Whether this rank speaks for the range: of ranks that keep the same one, the first does."""
+    if is_partitioned(shard.parameter):
+        return True
+    if ".experts." in shard.name and shard.name.endswith((".w1", ".w2", ".w3")):
+        group = groups._get_expert_data_parallel_group(shard.parameter.group_name)
+        return dist.get_rank(group) == 0
+    return dist.get_rank() == 0
+
+
+def fill_parameters(model: nn.Module, source: WeightSource) -> None:
+    """Read into each parameter's local range the elements it keeps, and nothing else.
+
+    Adapters are in no checkpoint of a base model: they keep the values they were made with.
+    """
+    for shard in weight_shards(model):
+        if is_adapter(shard.name):
+            continue
+        kept = weight_values(shard)
+        for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+            values = source.read(piece.tensor, piece.start, piece.stop)
+            kept[piece.offset : piece.offset + len(values)].copy_(values)
+
+
+def trained_shards(model: nn.Module) -> Iterator[Shard]:
+    """The ranges whose float32 weights and optimizer states this rank keeps."""
+    for shard in weight_shards(model):
+        parameter = shard.parameter
+        if not parameter.requires_grad:
+            continue
+        if is_partitioned(parameter):
+            yield shard
+        elif parameter._hp_mapping is not None:
+            address = parameter._hp_mapping.lp_fragment_address
+            stop = address.start + address.numel
+            yield Shard(shard.name, parameter, shard.shape, shard.first_expert, address.start, stop)
+
+
+def state_kinds(engine: deepspeed.DeepSpeedEngine) -> list[str]:
+    """What is kept per element of a trained shard: "master" and the optimizer's states."""
+    states = engine.optimizer.optimizer.state
+    elementwise = {
+        kind
+        for flat, kinds in states.items()
+        for kind, value in kinds.items()
+        if torch.is_tensor(value) and value.shape == flat.shape
+    }
+    return [MASTER, *sorted(elementwise)]
+
+
+def read_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> Tensor:
+    """One kind of float32 state of a trained shard: [stop - start]."""
+    parameter = shard.parameter
+    if not is_partitioned(parameter):
+        return _fragment(engine, parameter, kind)
+    if kind == MASTER:
+        values = safe_get_local_fp32_param(parameter)
+    else:
+        values = safe_get_local_optimizer_state(parameter, kind)
+    return values[: shard.stop - shard.start]
+
+
+def write_state(
+    engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, values: Tensor
+) -> None:
+    """Replace one kind of state of a trained shard; `publish_weights` must follow."""
+    parameter = shard.parameter
+    if not is_partitioned(parameter):
+        _fragment(engine, parameter, kind).copy_(values)
+        return
+    padded = values.new_zeros(parameter.ds_tensor.numel())
+    padded[: len(values)] = values
+    if kind == MASTER:
+        safe_set_local_fp32_param(parameter, padded)
+        weight_values(shard).copy_(values)
+    else:
+        safe_set_local_optimizer_state(parameter, padded, kind)
+
+
+def _fragment(engine: deepspeed.DeepSpeedEngine, parameter: nn.Parameter, kind: str) -> Tensor:
+    """The part of a flat state that belongs to a parameter, under stages 1 and 2: a view."""
+    mapping = parameter._hp_mapping
+    flat = flat_masters(engine)[mapping.param_group_index]
+    states = flat if kind == MASTER else engine.optimizer.optimizer.state[flat][kind]
+    address = mapping.hp_fragment_address
+    return states.data.narrow(0, address.start, address.numel)
+
+
+def publish_weights(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Make written master weights the ones that the next forward pass computes with."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_partition_weights():
+        if optimizer.persistent_parameters:  # small parameters that stay gathered between steps
+            optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    else:
+        optimizer.update_lp_params()
+
+
+def optimizer_step_count(engine: deepspeed.DeepSpeedEngine) -> int:
+    """Updates the optimizer has counted, which its bias correction depends on; 0 without states."""
+    counts = {int(state["step"]) for state in engine.optimizer.optimizer.state.values() if state}
+    assert len(counts) <= 1, f"parameter groups disagree on the optimizer's step: {counts}"
+    return counts.pop() if counts else 0
+
+
+def prepare_optimizer_states(
+    engine: deepspeed.DeepSpeedEngine, kinds: list[str], step_count: int
+) -> None:
+    """Create the optimizer's states, which it would make at its first step, to be written over."""
+    for flat in flat_masters(engine):
+        state = engine.optimizer.optimizer.state[flat]
+        for kind in kinds:
+            if kind != MASTER:
+                state[kind] = torch.zeros_like(flat)
+        if step_count:
+            is_torch = isinstance(engine.optimizer.optimizer, AdamW)
+            on_device = flat.device if flat.is_cuda else None
+            state["step"] = (
+                torch.tensor(float(step_count), device=on_device) if is_torch else step_count
+            )
+
+
+def flat_masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
+    """The flat float32 tensors that the wrapped optimizer updates."""
+    if engine.zero_optimization_partition_weights():
+        return engine.optimizer.fp32_partitioned_groups_flat
+    return engine.optimizer.single_partition_of_fp32_groups

@@ -1,0 +1,256 @@
+"""One run, from configuration to exported model: the only place that assembles the parts.
+
+They are built in the order in which they are used: processes, data, model, engine, loop, export.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import deepspeed
+import torch.distributed as dist
+
+from hunyuan_train.checkpoint.adapter import export_adapter
+from hunyuan_train.checkpoint.export import export_model
+from hunyuan_train.checkpoint.folder import (
+    checkpoint_folder,
+    delete_old_checkpoints,
+    find_checkpoint,
+    list_checkpoints,
+)
+from hunyuan_train.checkpoint.state import load_checkpoint, save_checkpoint
+from hunyuan_train.config.deepspeed_config import build_deepspeed_config
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.cache import prepare_dataset
+from hunyuan_train.data.dataset import Dataset
+from hunyuan_train.data.dialogue import MODES
+from hunyuan_train.data.loader import Batch, BatchPlan, eval_batches
+from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.log import console, start_logging
+from hunyuan_train.model.attention import choose_attention
+from hunyuan_train.model.lora import add_adapters
+from hunyuan_train.model.presets import (
+    PRESETS,
+    preset_with_vocabulary,
+    resolve_shape,
+    tokenizer_folder,
+)
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.weights import SafetensorsFolder, SeededWeights, WeightSource
+from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
+from hunyuan_train.serve.sample import generate_answers
+from hunyuan_train.trainer.loop import Trainer, TrainerState, train
+from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
+from hunyuan_train.trainer.optim import optimizer_factory
+
+EXPORT_FOLDER = "export"
+MAX_SAMPLED_PARAMETERS = 2 * 10**9  # 4 GB in bf16: one process holds it beside the run
+MAX_SAMPLED_TOKENS = 256
+
+
+def run(config: RunConfig) -> None:
+    """Train, as one of the ranks that torchrun started, and export the result.
+
+    Args:
+        config: checked and resolved: no "auto" is left in what decides the split.
+    """
+    output_dir = Path(config.train.output_dir)
+    start_logging(output_dir)
+    start_process_group(config.parallel.timeout_minutes)
+    tokenizer = load_tokenizer(tokenizer_folder(config.model))
+    dataset = prepare_dataset(config.data, tokenizer)
+    shape, source = find_model(config, tokenizer)
+    trainer = Trainer(
+        engine=make_engine(config, shape, source),
+        batches=make_batches(config, dataset),
+        eval_batches=make_eval_batches(config, tokenizer),
+        config=config.train,
+        metrics=make_metrics(config),
+    )
+    made_of = fingerprints(config, shape, dataset)
+    train(trainer, find_state(trainer, made_of), partial(save, trainer, made_of))
+    if config.train.export:
+        export(config, trainer.engine, shape)
+    close(config, trainer, tokenizer, shape)
+
+
+def find_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[ModelShape, WeightSource]:
+    """The model's shape and where its weights come from: a folder, or a seed for presets."""
+    name = config.model.model_name_or_path
+    shape = resolve_shape(name)
+    if name not in PRESETS:
+        return shape, SafetensorsFolder.open(Path(name), shape)
+    shape = preset_with_vocabulary(
+        shape, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id
+    )
+    return shape, SeededWeights(config.train.seed, shape.initializer_range)
+
+
+def make_engine(
+    config: RunConfig, shape: ModelShape, source: WeightSource
+) -> deepspeed.DeepSpeedEngine:
+    """Build the model split over the ranks, with its weights and its optimizer."""
+    settings = build_deepspeed_config(
+        config, world_size=dist.get_world_size(), is_bf16=config.train.bf16
+    )
+    model = build_split_model(
+        shape,
+        settings,
+        attention=choose_attention(config.model.use_flash_attn),
+        attention_dropout=config.model.attention_dropout,
+    )
+    if config.lora.use_lora:
+        add_adapters(model, config.lora, seed=config.train.seed)
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    factory = optimizer_factory(config.train, offload=config.train.optimizer == "offload")
+    return start_engine(model, settings, source, factory)
+
+
+def make_batches(config: RunConfig, dataset: Dataset) -> BatchPlan:
+    """This rank's share of the training data."""
+    return BatchPlan(
+        dataset,
+        rows_per_rank=config.train.per_device_train_batch_size,
+        num_ranks=dist.get_world_size(),
+        rank=dist.get_rank(),
+        accumulation_steps=config.train.gradient_accumulation_steps,
+        seed=config.train.seed,
+        packing=config.data.packing,
+    )
+
+
+def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
+    """This rank's share of the held-out data; nothing where none is held out."""
+    if config.data.eval_data_file is None and not config.data.eval_fraction:
+        return []
+    return eval_batches(
+        prepare_dataset(config.data, tokenizer, split="eval"),
+        rows_per_rank=config.train.per_device_eval_batch_size,
+        num_ranks=dist.get_world_size(),
+        rank=dist.get_rank(),
+        packing=config.data.packing,
+    )
+
+
+def make_metrics(config: RunConfig) -> MetricsLog | None:
+    """Rank 0 keeps the numbers."""
+    if dist.get_rank():
+        return None
+    output_dir = Path(config.train.output_dir)
+    return open_metrics(
+        output_dir,
+        report_to=config.train.report_to,
+        run_name=config.train.run_name or output_dir.name,
+        settings=asdict(config),
+    )
+
+
+def fingerprints(config: RunConfig, shape: ModelShape, dataset: Dataset) -> dict[str, str]:
+    """What a checkpoint belongs to; a run made of something else does not resume from it."""
+    model = json.dumps([asdict(shape), asdict(config.lora)], sort_keys=True)
+    return {
+        "data": dataset.summary.fingerprint,
+        "model": hashlib.sha256(model.encode()).hexdigest()[:16],
+    }
+
+
+def find_state(trainer: Trainer, made_of: dict[str, str]) -> TrainerState:
+    """Where the run starts: at the checkpoint that is asked for, or at the beginning."""
+    config = trainer.config
+    folder = None
+    if config.resume_from_checkpoint:
+        folder = find_checkpoint(config.resume_from_checkpoint, Path(config.output_dir))
+    state = TrainerState()
+    if folder:
+        state = load_checkpoint(trainer.engine, folder, fingerprints=made_of)
+    if trainer.metrics:
+        trainer.metrics.forget_after(state.step)
+    return state
+
+
+def save(trainer: Trainer, made_of: dict[str, str], state: TrainerState) -> None:
+    """Write a checkpoint, and delete those that are too many."""
+    output_dir = Path(trainer.config.output_dir)
+    folder = checkpoint_folder(output_dir, state.step)
+    save_checkpoint(trainer.engine, state, folder, fingerprints=made_of)
+    if dist.get_rank() == 0:
+        delete_old_checkpoints(output_dir, trainer.config.save_total_limit)
+
+
+def export(config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape) -> None:
+    """Write the model, or its adapters, in the form that servers load."""
+    folder = Path(config.train.output_dir) / EXPORT_FOLDER
+    name = config.model.model_name_or_path
+    if config.lora.use_lora:
+        export_adapter(engine, folder, config.lora, base_model=name)
+        return
+    companions = [] if name in PRESETS else [Path(name)]
+    companions.append(tokenizer_folder(config.model))
+    export_model(engine, folder, shape=shape, companions=companions)
+
+
+def close(config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, shape: ModelShape) -> None:
+    """Leave the process group; on rank 0, show what the run has led to."""
+    dist.barrier()
+    dist.destroy_process_group()
+    if trainer.metrics is None:
+        return
+    trainer.metrics.finish()
+    if wants_sample_answers(config, shape):
+        folder = Path(config.train.output_dir) / EXPORT_FOLDER
+        for answer in sample_answers(folder, trainer.batches.dataset, tokenizer):
+            show_answer(answer, console)
+    show_closing_table(closing_rows(config), console)
+
+
+def wants_sample_answers(config: RunConfig, shape: ModelShape) -> bool:
+    """Whether the export is a whole model, and one that a single process can hold."""
+    if not config.train.export or config.lora.use_lora:
+        return False
+    if config.train.sample_answers == "auto":
+        return shape.num_parameters < MAX_SAMPLED_PARAMETERS
+    return config.train.sample_answers
+
+
+def sample_answers(folder: Path, dataset: Dataset, tokenizer: Tokenizer) -> list[Answer]:
+    """Answers of an exported model to the first fast and the first slow training prompt."""
+    modes = dataset.samples["mode"].tolist()
+    prompts = []
+    for mode in ("fast", "slow"):
+        if MODES.index(mode) in modes:
+            sample = dataset.sample(modes.index(MODES.index(mode)))
+            first_label = int((sample.spans != 0).argmax())
+            prompts.append((mode, sample.tokens[:first_label].tolist()))
+    outputs = generate_answers(
+        folder,
+        [ids for _, ids in prompts],
+        stop_ids=tokenizer.stop_ids,
+        max_new_tokens=MAX_SAMPLED_TOKENS,
+    )
+    return [
+        Answer(mode, tokenizer.decode(ids), tokenizer.decode(output))
+        for (mode, ids), output in zip(prompts, outputs, strict=True)
+    ]
+
+
+def closing_rows(config: RunConfig) -> list[tuple[str, str | Path]]:
+    """What the run wrote, and the next command to try."""
+    output_dir = Path(config.train.output_dir)
+    checkpoints = list_checkpoints(output_dir)
+    rows: list[tuple[str, str | Path]] = [
+        ("settings", output_dir / "config.yaml"),
+        ("metrics", output_dir / "metrics.jsonl"),
+        ("checkpoint", checkpoints[-1] if checkpoints else "none"),
+    ]
+    if config.train.export:
+        kind = "adapter" if config.lora.use_lora else "model"
+        rows.append((kind, output_dir / EXPORT_FOLDER))
+    if config.model.model_name_or_path in PRESETS:
+        rows.append(("next", "MODEL_PATH=/models/Hunyuan-A13B-Instruct TRAIN_FILE=my.jsonl bash train.sh"))
+    else:
+        rows.append(("next", f"vllm serve {output_dir / EXPORT_FOLDER}"))
+    return rows

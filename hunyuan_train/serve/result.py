@@ -1,0 +1,41 @@
+"""The end of a run on the screen: what its model answers, what was written, what to do next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from hunyuan_train.serve.parse_output import parse_output
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One generated answer."""
+
+    mode: str  # fast or slow
+    prompt: str
+    output: str  # as generated, without the stop token
+
+
+def show_answer(answer: Answer, console: Console) -> None:
+    """Print a prompt and what the exported model made of it, taken apart."""
+    parsed = parse_output(answer.output)
+    lines = [Text(answer.prompt, style="cyan")]
+    if not parsed.is_well_formed:
+        lines.append(Text("this answer does not follow the think/answer grammar:", style="yellow"))
+    if parsed.reasoning:
+        lines.append(Text(f"think   {parsed.reasoning}", style="dim"))
+    lines.append(Text(f"answer  {parsed.content}"))
+    console.print(Panel(Group(*lines), title=f"{answer.mode} mode", title_align="left"))
+
+
+def show_closing_table(rows: Sequence[tuple[str, str | Path]], console: Console) -> None:
+    """Print what lies where, and the next command to try."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(str(value)))
+    console.print(table)

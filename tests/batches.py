@@ -1,0 +1,79 @@
+"""Random batches of uneven documents, and the plain training they are compared with."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import HunYuanMoEV1ForCausalLM
+
+from hunyuan_train.data.loader import Batch
+from hunyuan_train.model.build import build_model
+from hunyuan_train.model.layout import stored_tensors
+from hunyuan_train.model.presets import TINY
+from hunyuan_train.model.weights import SeededWeights
+
+SHAPE = replace(TINY, vocab_size=512)
+WEIGHTS = SeededWeights(seed=1, standard_deviation=SHAPE.initializer_range)
+
+
+def make_batch(generator: np.random.Generator, lengths: list[int]) -> Batch:
+    """One row of documents; the last two thirds of each carry loss."""
+    tokens = [generator.integers(0, SHAPE.vocab_size, length) for length in lengths]
+    labels = []
+    for document in tokens:
+        shifted = np.append(document[1:], -100)
+        shifted[: len(document) // 3] = -100
+        labels.append(shifted)
+    label_row = np.concatenate(labels).astype(np.int64)
+    return Batch(
+        input_ids=np.concatenate(tokens).astype(np.int64),
+        position_ids=np.concatenate([np.arange(length) for length in lengths]).astype(np.int64),
+        labels=label_row,
+        loss_weights=(label_row >= 0).astype(np.float32),
+        spans=(label_row >= 0).astype(np.uint8),
+        modes=np.zeros(len(lengths), dtype=np.uint8),
+        cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
+        sample_ids=np.arange(len(lengths)),
+    )
+
+
+def global_batch(step: int, num_batches: int) -> list[Batch]:
+    """All micro-batches of one optimizer step; token counts differ from batch to batch."""
+    generator = np.random.default_rng(step)
+    return [
+        make_batch(generator, [int(length) for length in generator.integers(4, 40, size=3)])
+        for _ in range(num_batches)
+    ]
+
+
+def plain_model() -> HunYuanMoEV1ForCausalLM:
+    """Transformers' own model with the test weights, no engine anywhere."""
+    model = build_model(SHAPE, attention="eager", attention_dropout=0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            tensors = stored_tensors(name, tuple(parameter.shape))
+            values = torch.cat([WEIGHTS.read(tensor, 0, tensor.numel) for tensor in tensors])
+            parameter.copy_(values.view(parameter.shape))
+    return model
+
+
+def plain_loss(model: nn.Module, batches: list[Batch]) -> Tensor:
+    """Mean loss over the label tokens of all batches, each document run alone."""
+    total = torch.zeros(())
+    for batch in batches:
+        for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+            logits = model(input_ids=torch.from_numpy(batch.input_ids[start:stop])[None]).logits[0]
+            labels = torch.from_numpy(batch.labels[start:stop])
+            total = total + nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return total / sum(float(batch.loss_weights.sum()) for batch in batches)
+
+
+def released_state(model: nn.Module) -> dict[str, Tensor]:
+    """A plain model's weights by released names."""
+    state = {}
+    for name, parameter in model.named_parameters():
+        tensors = stored_tensors(name, tuple(parameter.shape))
+        parts = parameter.detach().flatten().split([tensor.numel for tensor in tensors])
+        state |= {tensor.name: part.clone() for tensor, part in zip(tensors, parts, strict=True)}
+    return state

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+
+from hunyuan_train.config import check
+from hunyuan_train.config.check import check_config
+from hunyuan_train.config.deepspeed_config import DS_CONFIGS
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import RECIPES, load_config
+from hunyuan_train.config.resolve import Machine, resolve_config
+
+EIGHT_GPUS = Machine(num_gpus=8, num_cores=64)
+TWO_CORES = Machine(num_gpus=0, num_cores=2)
+
+
+def check_flags(flags, machine=TWO_CORES, num_experts=16):
+    arguments = flags.split() if isinstance(flags, str) else flags
+    config = resolve_config(load_config(arguments), machine=machine, num_experts=num_experts)
+    check_config(config, machine=machine, num_experts=num_experts)
+
+
+def test_the_defaults_and_the_recipes_break_no_rule():
+    check_flags("")
+    for recipe in RECIPES.glob("*.yaml"):
+        check_flags(["--recipe", str(recipe)], EIGHT_GPUS, num_experts=64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--bf16 --fp16", "bf16 and fp16 are both true; a run has one precision: drop --fp16"),
+        ("--fp16", "fp16 is true; .* overflows in float16: use --bf16, or --bf16 false"),
+        ("--min_lr 0.01", "min_lr is 0.01, above learning_rate 1e-05; min_lr is the absolute rate"),
+        (
+            "--min_lr 1e-6 --lr_scheduler_type linear",
+            "min_lr is 1e-06, which the schedule linear does not reach",
+        ),
+        ("--max_steps 10 --warmup_steps 10", "warmup_steps is 10 and max_steps 10"),
+        ("--eval_steps 5", "eval_steps is 5, but there is nothing to evaluate on"),
+        ("--lora_rank 8", "lora settings are given but use_lora is false"),
+        ("--use_flash_attn", "use_flash_attn is true, but there is no GPU"),
+        ("--num_processes 3", "num_processes is 3, but this machine has 2 cores"),
+        (
+            "--expert_parallel_size 3",
+            "expert_parallel_size is 3; it must divide the model's 16 experts and num_processes, "
+            "which is 2: set 1 or 2",
+        ),
+        (
+            "--expert_parallel_size 2 --deepspeed ds_configs/zero3.json",
+            "zero3.json has no enabled expert_parallel section; use --deepspeed .*zero3_ep.json",
+        ),
+        (
+            "--optimizer offload --deepspeed ds_configs/zero3_ep.json",
+            "optimizer is offload, but .*zero3_ep.json does not offload",
+        ),
+        (
+            "--optimizer adamw --deepspeed ds_configs/zero3_ep_offload.json",
+            "optimizer is adamw, but .*zero3_ep_offload.json offloads",
+        ),
+    ],
+)
+def test_a_broken_rule_is_explained(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        check_flags(flags)
+
+
+def test_two_processes_on_one_core_are_refused():
+    with pytest.raises(ConfigError, match="num_processes is 2, but this machine has 1 core and"):
+        check_flags("--num_processes 2", Machine(num_gpus=0, num_cores=1))
+
+
+def test_more_processes_than_gpus_are_refused():
+    with pytest.raises(ConfigError, match="num_processes is 16, but this machine has 8 GPUs"):
+        check_flags("--num_processes 16", EIGHT_GPUS)
+
+
+def test_missing_kernels_and_trackers_say_how_to_install_them(monkeypatch):
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="flash-attn is not installed; install it with `pip"):
+        check_flags("--use_flash_attn", EIGHT_GPUS)
+    with pytest.raises(
+        ConfigError, match="report_to is wandb, which is not installed: `pip install"
+    ):
+        check_flags("--report_to wandb")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"stage": 0}, "expert_parallel_size is 2, but .* asks for ZeRO stage 0; below stage 3"),
+        ({"stage": 2}, "asks for ZeRO stage 2"),
+        (
+            {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+            "sets stage3_gather_16bit_weights_on_model_save, which the engine cannot do",
+        ),
+    ],
+)
+def test_what_the_engine_gets_wrong_with_split_experts_is_refused(tmp_path, section, message):
+    content = json.loads((DS_CONFIGS / "zero3_ep.json").read_text())
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content | {"zero_optimization": section}))
+    with pytest.raises(ConfigError, match=message):
+        check_flags(["--deepspeed", str(path)])
+
+
+def test_divisors_are_those_that_fit_model_and_machine():
+    with pytest.raises(ConfigError, match=r"set 1 or 2$"):
+        check.check_experts_divide(4, num_experts=64, num_processes=6)
+    check.check_experts_divide(8, num_experts=64, num_processes=8)

@@ -1,0 +1,128 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.config.deepspeed_config import (
+    DS_CONFIGS,
+    build_deepspeed_config,
+    read_deepspeed_file,
+)
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import load_config
+from hunyuan_train.config.schema import RunConfig
+
+
+def config_with(path: Path | str, *flags: str, expert_size: int = 2) -> RunConfig:
+    return load_config(
+        ["--deepspeed", str(path), "--expert_parallel_size", str(expert_size), *flags]
+    )
+
+
+def write(folder: Path, **changes: object) -> Path:
+    """A copy of zero3_ep.json with some top-level keys changed."""
+    content = json.loads((DS_CONFIGS / "zero3_ep.json").read_text()) | changes
+    path = folder / "ds.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_runs_own_numbers_are_filled_in():
+    config = config_with(
+        DS_CONFIGS / "zero3_ep.json",
+        *("--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "5"),
+        *("--max_grad_norm", "0.5"),
+    )
+    filled = build_deepspeed_config(config, world_size=4, is_bf16=True)
+    assert filled["train_batch_size"] == 60
+    assert filled["train_micro_batch_size_per_gpu"] == 3
+    assert filled["gradient_accumulation_steps"] == 5
+    assert filled["gradient_clipping"] == 0.5
+    assert filled["bf16"] == {"enabled": True}
+    assert filled["expert_parallel"]["autoep_size"] == 2
+    assert filled["zero_optimization"]["stage"] == 3
+
+
+@pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_file_we_ship_is_complete_once_filled(path):
+    filled = build_deepspeed_config(config_with(path), world_size=2, is_bf16=False)
+    assert "auto" not in json.dumps(filled).replace("autoep_size", "")
+    assert ("expert_parallel" in filled) == ("ep" in path.stem)
+    assert ("offload_optimizer" in filled["zero_optimization"]) == ("offload" in path.stem)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train_micro_batch_size_per_gpu": 8},
+            "sets train_micro_batch_size_per_gpu to 8, but per_device_train_batch_size of this run "
+            'is 1; write "auto" there, or change the run',
+        ),
+        (
+            {"gradient_clipping": 0.1},
+            "gradient_clipping to 0.1, but max_grad_norm of this run is 1",
+        ),
+        ({"train_batch_size": 256}, "train_batch_size to 256, but the global batch size .* is 2"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled to true, but bf16 of this run is false"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled to true, but fp16 of this run is false"),
+        ({"bf16": True}, "sets bf16 to true; it is a section"),
+        (
+            {"expert_parallel": {"enabled": True, "autoep_size": 8}},
+            "expert_parallel.autoep_size to 8, but expert_parallel_size of this run is 2",
+        ),
+        ({"steps_per_print": "auto"}, 'sets steps_per_print to "auto", which nothing fills'),
+    ],
+)
+def test_a_number_that_differs_from_the_run_is_refused(tmp_path, changes, message):
+    config = config_with(write(tmp_path, **changes))
+    with pytest.raises(ConfigError, match=message):
+        build_deepspeed_config(config, world_size=2, is_bf16=False)
+
+
+def test_the_same_number_written_out_is_no_conflict(tmp_path):
+    path = write(
+        tmp_path, train_micro_batch_size_per_gpu=1, gradient_clipping=1, train_batch_size=2
+    )
+    assert build_deepspeed_config(config_with(path), world_size=2, is_bf16=False)
+
+
+def test_keys_that_are_not_ours_pass_through_and_hugging_faces_auto_sizes_are_left_out(tmp_path):
+    section = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
+    path = write(tmp_path, zero_optimization=section, wall_clock_breakdown=True, nested={"a": [1]})
+    filled = build_deepspeed_config(config_with(path), world_size=2, is_bf16=False)
+    assert filled["zero_optimization"] == {"stage": 3}
+    assert filled["wall_clock_breakdown"] is True
+    assert filled["nested"] == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("section", "flags"), [("optimizer", "--learning_rate"), ("scheduler", "--lr_scheduler_type")]
+)
+def test_an_optimizer_or_scheduler_of_the_files_own_is_refused(tmp_path, section, flags):
+    with pytest.raises(ConfigError, match=rf"has a section {section}.*{flags}"):
+        read_deepspeed_file(str(write(tmp_path, **{section: {"type": "AdamW"}})))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist; choose ds_configs/zero2.json, ds_configs/zero3.json"),
+        ("{", "is not a JSON file"),
+        ("[]", "holds no JSON object"),
+    ],
+)
+def test_a_file_that_is_not_there_or_not_json_is_refused(tmp_path, text, message):
+    path = tmp_path / "ds.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_deepspeed_file(str(path))
+
+
+def test_building_leaves_the_config_untouched():
+    config = config_with(DS_CONFIGS / "zero3_ep.json")
+    before = replace(config)
+    build_deepspeed_config(config, world_size=2, is_bf16=False)
+    assert config == before

@@ -1,0 +1,138 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import (
+    RECIPES,
+    REPOSITORY,
+    dump_config,
+    load_command_line,
+    load_config,
+    locate_input,
+)
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, SECTIONS
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_each_flag_maps_to_exactly_one_field():
+    names = [field.name for section in SECTIONS.values() for field in fields(section)]
+    assert len(names) == len(set(names))
+    assert not set(names) & set(COMMAND_FLAGS)
+    assert [field.name for field in fields(RunConfig)] == list(SECTIONS)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = write(tmp_path, "train: {learning_rate: 1e-4, seed: 7}\nlora: {use_lora: true}\n")
+    config = load_config(["--config", path, "--seed", "8"])
+    assert config.train.learning_rate == 1e-4
+    assert config.train.seed == 8
+    assert config.lora.use_lora
+    assert config.train.logging_steps == RunConfig().train.logging_steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_packed"),
+    [
+        (["--packing"], True),
+        (["--packing", "false"], False),
+        (["--packing=False"], False),
+        (["--no_packing"], False),
+        (["--no-packing"], False),
+        (["--packing", "--seed", "3"], True),
+    ],
+)
+def test_a_switch_is_given_in_any_of_its_forms(arguments, is_packed):
+    assert load_config(arguments).data.packing is is_packed
+
+
+def test_dashes_and_equals_signs_are_read_too():
+    config = load_config(["--learning-rate=2e-5", "--max_steps", "-1", "--run_name=a=b"])
+    assert config.train.learning_rate == 2e-5
+    assert config.train.max_steps == -1
+    assert config.train.run_name == "a=b"
+
+
+def test_dry_run_is_no_setting():
+    assert load_command_line(["--dry_run"]).is_dry_run
+    assert load_command_line(["--dry-run"]).is_dry_run
+    assert not load_command_line([]).is_dry_run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--lora_rnk", "8"],
+            r"--lora_rnk: unknown flag; did you mean --lora_rank \(section lora\)",
+        ),
+        (["--zzzz", "8"], r"--zzzz: unknown flag; `python train.py --help` lists all"),
+        (["--learning_rate"], "--learning_rate: it needs a value"),
+        (["tiny"], "unexpected 'tiny'; settings are given as --name value"),
+        (["--seed", "1", "--seed", "2"], "seed is given twice, as 1 and as 2"),
+        (["--seed", "1", "--seed=one"], "seed is given twice"),
+        (["--packing", "--no_packing"], "packing is given twice, as true and as false"),
+        (["--recipe", "huge"], r"huge is neither a recipe of ours \(full, lora, tiny\)"),
+        (["--recipe", "tiny", "--config", "a.yaml"], "--recipe and --config both name a file"),
+        (["--max_steps", "0"], "max_steps is 0; set a number of steps, or -1"),
+        (["--warmup_ratio", "2"], "warmup_ratio is 2.0; set it to a number from 0 to 1"),
+        (["--logging_steps", "0"], "logging_steps is 0; set it to 1 or more"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(arguments)
+
+
+def test_a_flag_repeated_with_the_same_value_is_no_conflict():
+    assert load_config(["--seed", "1", "--seed", "1"]).train.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian: {seed: 1}", "unknown section trian; did you mean train"),
+        ("train: {sead: 1}", r"unknown key train.sead; did you mean seed \(section train\)"),
+        ("train: {lora_rank: 8}", "lora_rank belongs in section lora, not train"),
+        ("train: 3", "section train must hold"),
+        ("[1, 2]", "holds no sections; it needs some of model, data, train"),
+        ("train: {seed: [1}", "is not YAML"),
+        ("train: {seed: [1]}", r"seed is \[1\]; it takes a whole number"),
+        ("train: {run_name: 7}", "run_name is 7; it takes text"),
+        ("train:\n  seed: 1\n  seed: 2\n", r"run.yaml:3: seed is given twice; keep one"),
+        ("train: {seed: 1}\ntrain: {max_steps: 2}\n", r"run.yaml:2: train is given twice"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(["--recipe", write(tmp_path, text)])
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_a_dumped_config_reads_back_the_same(tmp_path, recipe):
+    config = load_config(["--recipe", recipe])
+    dump_config(config, tmp_path / "config.yaml")
+    assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+def test_files_of_the_repository_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = str(REPOSITORY / "ds_configs/zero3.json")
+    assert locate_input("ds_configs/zero3.json") == shipped
+    assert locate_input("mine.jsonl:2,ds_configs/zero3.json:3") == f"mine.jsonl:2,{shipped}:3"
+    (tmp_path / "ds_configs").mkdir()
+    (tmp_path / "ds_configs/zero3.json").touch()
+    assert locate_input("ds_configs/zero3.json") == "ds_configs/zero3.json"
+
+
+def test_every_setting_has_a_help_text():
+    for section in SECTIONS.values():
+        assert all(field.metadata["help"] for field in fields(section))
+    assert set(SECTION_OF.values()) == set(SECTIONS)

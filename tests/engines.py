@@ -1,0 +1,70 @@
+"""A small model under the engine, split in any way, and what a rank of it keeps."""
+
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hunyuan_train.config.schema import LoraConfig, TrainConfig
+from hunyuan_train.data.loader import Batch
+from hunyuan_train.model.attention import PER_DOCUMENT
+from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.model.lora import add_adapters
+from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel.zero import weight_shards, weight_values
+from hunyuan_train.trainer.optim import optimizer_factory
+from tests.batches import SHAPE, WEIGHTS
+
+LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
+MAX_GRAD_NORM = 1.0
+
+
+def small_engine(
+    *,
+    stage: int,
+    expert_size: int,
+    optimizer: str = "adamw",
+    max_grad_norm: float = MAX_GRAD_NORM,
+    lora: LoraConfig | None = None,
+) -> deepspeed.DeepSpeedEngine:
+    """Start an engine on this rank; `expert_size` 0 leaves expert parallelism off."""
+    start_process_group(timeout_minutes=2)
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": max_grad_norm,
+        "bf16": {"enabled": False},
+        "zero_optimization": {"stage": stage, "overlap_comm": False, "reduce_bucket_size": 10**6},
+    }
+    if expert_size:
+        settings["expert_parallel"] = {
+            "enabled": True,
+            "preset_model": "hunyuan_v1_moe",
+            "autoep_size": expert_size,
+        }
+    model = build_split_model(SHAPE, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
+    if lora:
+        add_adapters(model, lora, seed=0)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    config = TrainConfig(optimizer=optimizer, weight_decay=0.01)
+    engine = start_engine(model, settings, WEIGHTS, optimizer_factory(config, offload=False))
+    engine.train()
+    return engine
+
+
+def my_share(batches: list[Batch]) -> list[Batch]:
+    """This rank's consecutive share of a global batch."""
+    size = len(batches) // dist.get_world_size()
+    return batches[dist.get_rank() * size : (dist.get_rank() + 1) * size]
+
+
+def kept_weights(model: torch.nn.Module) -> dict[tuple[str, int], Tensor]:
+    """This rank's weights: ranges of released tensors, keyed by name and first element."""
+    kept = {}
+    for shard in weight_shards(model):
+        values = weight_values(shard).detach()
+        for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+            part = values[piece.offset : piece.offset + piece.stop - piece.start]
+            kept[piece.tensor.name, piece.start] = part.clone()
+    return kept

@@ -1,0 +1,117 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import load_config
+from hunyuan_train.config.resolve import Machine
+from hunyuan_train.launcher.launch import (
+    prepare_output_folder,
+    worker_command,
+    worker_environment,
+)
+from hunyuan_train.launcher.machine import count_gpus, detect_machine
+from hunyuan_train.launcher.worker import check_num_processes
+
+QUIET = Console(quiet=True)
+TWO_CORES = Machine(num_gpus=0, num_cores=2)
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Puts an nvidia-smi that lists two GPUs in front of PATH."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100'\necho 'GPU 1: NVIDIA H100'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr("hunyuan_train.launcher.machine.is_cpu_build", lambda: False)
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
+        ({"DS_ACCELERATOR": "cpu"}, 0),
+    ],
+)
+def test_gpus_are_those_that_torch_will_see(monkeypatch, variables, expected):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert count_gpus() == expected
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_a_torch_without_cuda_sees_no_gpu(monkeypatch):
+    monkeypatch.setattr("hunyuan_train.launcher.machine.is_cpu_build", lambda: True)
+    assert detect_machine().num_gpus == 0
+
+
+def test_ranks_share_the_cores_and_find_this_environments_tools(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    config = load_config(["--num_processes", "2"])
+    environment = worker_environment(config, Machine(num_gpus=0, num_cores=9))
+    assert environment["OMP_NUM_THREADS"] == "4"
+    assert environment["DS_ACCELERATOR"] == "cpu"
+    assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
+    assert environment["TORCH_EXTENSIONS_DIR"] == str(Path(sys.prefix) / "torch_extensions")
+    on_gpus = worker_environment(config, Machine(num_gpus=2, num_cores=1))
+    assert on_gpus["OMP_NUM_THREADS"] == "1"
+    assert on_gpus.get("DS_ACCELERATOR") == os.environ.get("DS_ACCELERATOR")
+
+
+def test_the_users_choice_of_threads_and_folder_stays(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/somewhere")
+    environment = worker_environment(load_config(["--num_processes", "2"]), TWO_CORES)
+    assert environment["OMP_NUM_THREADS"] == "7"
+    assert environment["TORCH_EXTENSIONS_DIR"] == "/somewhere"
+
+
+def test_ranks_read_the_written_config_and_meet_on_this_machine(tmp_path, repository):
+    command = worker_command(load_config(["--num_processes", "2"]), tmp_path / "config.yaml")
+    assert command[-3:] == [str(repository / "train.py"), "--config", str(tmp_path / "config.yaml")]
+    assert "--nproc_per_node=2" in command
+    assert "--master_addr=127.0.0.1" in command
+    assert "--max_restarts=0" in command
+    assert not any("standalone" in word for word in command)
+
+
+def test_the_output_folder_holds_the_config_that_reads_back(tmp_path):
+    config = load_config(["--output_dir", str(tmp_path / "a b/run"), "--seed", "5"])
+    assert load_config(["--config", str(prepare_output_folder(config, QUIET))]) == config
+
+
+def test_an_earlier_run_moves_aside_and_only_the_last_one_is_kept(tmp_path):
+    folder, previous = tmp_path / "run", tmp_path / "run.previous"
+    flags = ["--output_dir", str(folder), "--overwrite_output_dir"]
+    for number in range(3):
+        prepare_output_folder(load_config(flags), QUIET)
+        assert not (folder / "mark").exists()
+        (folder / "mark").write_text(str(number))
+    assert (previous / "mark").read_text() == "1"
+
+
+def test_a_resumed_run_stays_where_it_is(tmp_path):
+    flags = ["--output_dir", str(tmp_path / "run"), "--overwrite_output_dir"]
+    prepare_output_folder(load_config(flags), QUIET)
+    (tmp_path / "run/mark").touch()
+    prepare_output_folder(load_config([*flags, "--resume_from_checkpoint", "auto"]), QUIET)
+    assert (tmp_path / "run/mark").exists()
+
+
+def test_a_config_for_other_processes_than_torchrun_started_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_num_processes("auto")
+    check_num_processes(4)
+    with pytest.raises(ConfigError, match="num_processes is 2, but torchrun started 4"):
+        check_num_processes(2)

@@ -1,0 +1,108 @@
+"""The shape of the released model, to the last parameter, and what cannot be trained."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.model.layout import released_tensors
+from hunyuan_train.model.presets import A13B, PRESETS, TINY, resolve_shape
+from hunyuan_train.model.shape import native_config_dict, parse_shape, read_shape
+from tests.reference import reference_file
+
+PUBLISHED = {
+    "model_type": "hunyuan",
+    "vocab_size": 128167,
+    "hidden_size": 4096,
+    "intermediate_size": 3072,
+    "moe_intermediate_size": [3072] * 32,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "attention_head_dim": 128,
+    "num_experts": 64,
+    "moe_topk": [8] * 32,
+    "num_shared_expert": [1] * 32,
+    "use_mixed_mlp_moe": True,
+    "max_position_embeddings": 32768,
+    "rope_theta": 10000.0,
+    "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0},
+    "tie_word_embeddings": True,
+    "pad_token_id": 127961,
+    "eos_token_id": 127960,
+    "eod_token_id": 127967,
+}
+
+
+def test_released_model_has_its_exact_parameter_counts() -> None:
+    assert A13B.num_parameters == 80_393_183_232
+    assert A13B.num_routed_parameters == 77_309_411_328
+    assert A13B.num_active_parameters == 12_747_448_320
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_counted_parameters_are_those_of_the_real_class(name: str) -> None:
+    shape = PRESETS[name]
+    with torch.device("meta"):
+        model = HunYuanMoEV1ForCausalLM(HunYuanMoEV1Config(**native_config_dict(shape)))
+    assert sum(parameter.numel() for parameter in model.parameters()) == shape.num_parameters
+    assert sum(tensor.numel for tensor in released_tensors(shape).values()) == shape.num_parameters
+
+
+def test_published_and_native_dialect_give_one_shape() -> None:
+    published = parse_shape(PUBLISHED, source="config.json")
+    native = HunYuanMoEV1Config(**native_config_dict(published)).to_dict()
+    assert published == A13B
+    assert parse_shape(native, source="config.json") == published
+
+
+def test_published_file_itself_is_read() -> None:
+    shape = read_shape(reference_file("config.json").parent)
+    assert replace(shape, bos_token_id=None) == A13B
+
+
+def test_rope_alpha_stretches_the_base_by_the_published_formula() -> None:
+    shape = replace(TINY, rope_alpha=1000.0)
+    model = HunYuanMoEV1ForCausalLM(HunYuanMoEV1Config(**native_config_dict(shape)))
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+    base = shape.rope_theta * 1000.0 ** (shape.head_dim / (shape.head_dim - 2))
+    assert torch.equal(model.model.rotary_emb.inv_freq, 1.0 / (base**exponents))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"moe_topk": [8] * 31 + [4]}, "moe_topk"),
+        ({"moe_topk": [8]}, "moe_topk"),
+        ({"moe_intermediate_size": [1536] * 32}, "moe_intermediate_size 1536"),
+        ({"num_shared_expert": [2] * 32}, "num_shared_expert=2"),
+        ({"use_qk_norm": False}, "use_qk_norm=False"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    ],
+)
+def test_what_the_native_class_cannot_compute_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_shape(PUBLISHED | change, source="config.json")
+
+
+def test_missing_field_is_named() -> None:
+    config = {name: value for name, value in PUBLISHED.items() if name != "hidden_size"}
+    with pytest.raises(ConfigError, match="no field 'hidden_size'"):
+        parse_shape(config, source="config.json")
+
+
+def test_neither_preset_nor_folder_is_refused() -> None:
+    with pytest.raises(ConfigError, match="neither a folder nor one of the presets tiny"):
+        resolve_shape("tencent/Hunyuan-A13B-Instruct")
+
+
+def test_folder_without_config_and_damaged_config_are_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no config\.json"):
+        resolve_shape(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED)[:-5])
+    with pytest.raises(ConfigError, match="is not JSON"):
+        resolve_shape(str(tmp_path))

@@ -1,0 +1,89 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hunyuan_train import cli
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import RECIPES
+from hunyuan_train.config.settings import SECTION_OF
+from hunyuan_train.data.findings import DataError
+
+HEAVY = ("torch", "transformers", "deepspeed", "datasets", "pandas")
+
+
+def test_help_lists_every_setting_and_the_commands(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in SECTION_OF)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    assert "train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [ConfigError, DataError, CheckpointError])
+def test_a_users_mistake_is_one_paragraph_and_exit_code_2(error, capsys, monkeypatch):
+    def fail(arguments):
+        raise error("data.jsonl:3 is broken; mend it")
+
+    monkeypatch.setattr(cli, "train", fail)
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == "error: data.jsonl:3 is broken; mend it\n"
+
+
+def test_an_interruption_is_silent(capsys, monkeypatch):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupt)
+    assert cli.main(["train"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(cli, "train", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["train"])
+
+
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["train", "--lora_rnk", "8"]])
+def test_help_and_checks_answer_without_heavy_imports(repository, arguments):
+    code = (
+        "import sys; from hunyuan_train.cli import main; main(sys.argv[1:]); "
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr.splitlines()[-1] == "[]"
+    assert time.monotonic() - started < 5  # 0.1 s on a quiet machine; importing torch alone takes 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bf16", "--fp16"], "error: bf16 and fp16 are both true"),
+        (["--expert_parallel_size", "3"], "error: expert_parallel_size is 3; it must divide"),
+        (["--model_name_or_path", "no/such/model"], "error: model_name_or_path is no/such/model"),
+        (["--num_processes", "4096"], "error: num_processes is 4096, but this machine has"),
+        (["--hidden_size", "6400"], "error: these flags are not taken here:"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(run_train, flags, message):
+    result = run_train("--recipe", str(RECIPES / "tiny.yaml"), "--dry_run", *flags)
+    assert result.returncode == 2
+    assert result.stderr.startswith(message)
+    assert "\n\n" not in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""

@@ -1,0 +1,24 @@
+"""Rules of the house that no linter knows: sizes, and files named by their subject."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "hunyuan_train"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES_OF_A_FUNCTION, MOST_LINES_OF_A_FILE = 60, 500
+NAMES_OF_NO_SUBJECT = {"utils", "util", "common", "helpers", "helper", "misc"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_has_a_subject_and_a_readable_size(path):
+    text = path.read_text(encoding="utf-8")
+    names = {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts}
+    assert not names & NAMES_OF_NO_SUBJECT
+    assert path.name != "__init__.py" or not text
+    assert len(text.splitlines()) <= MOST_LINES_OF_A_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert num_lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {num_lines} lines"
