@@ -94,7 +94,7 @@ def make_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model split over the ranks, with its weights and its optimizer."""
     settings = build_deepspeed_config(
-        config, world_size=dist.get_world_size(), is_bf16=config.train.bf16
+        config, world_size=dist.get_world_size(), is_bf16=config.train.bf16 is True
     )
     model = build_split_model(
         shape,
@@ -250,7 +250,7 @@ def closing_rows(config: RunConfig) -> list[tuple[str, str | Path]]:
         kind = "adapter" if config.lora.use_lora else "model"
         rows.append((kind, output_dir / EXPORT_FOLDER))
     if config.model.model_name_or_path in PRESETS:
-        rows.append(("next", "MODEL_PATH=/models/Hunyuan-A13B-Instruct TRAIN_FILE=my.jsonl bash train.sh"))
+        rows.append(("next", "MODEL_PATH=... TRAIN_FILE=my.jsonl bash train.sh"))
     else:
         rows.append(("next", f"vllm serve {output_dir / EXPORT_FOLDER}"))
     return rows

@@ -8,8 +8,8 @@ attention once per document: exact, no mask in memory, on CPU and GPU.
 import importlib.util
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -47,7 +47,7 @@ def per_document_attention(
     """
     lengths = cu_seq_lens_q.diff().tolist()
     documents = [
-        F.scaled_dot_product_attention(
+        functional.scaled_dot_product_attention(
             *parts, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
         )
         for parts in zip(

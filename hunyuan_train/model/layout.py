@@ -44,7 +44,9 @@ RENAMED_BY_ENGINE = (
     (".mlp.router.gate.", ".mlp.gate.wg."),
     (".mlp.shared_experts.", ".mlp.shared_mlp."),
 )
-EXPERT_PARAMETER = re.compile(r"(?P<layer>.*\.mlp\.experts)\.(?P<kind>gate_up_proj|down_proj|w[123])")
+EXPERT_PARAMETER = re.compile(
+    r"(?P<layer>.*\.mlp\.experts)\.(?P<kind>gate_up_proj|down_proj|w[123])"
+)
 PROJECTIONS = {
     "gate_up_proj": ("gate_proj", "up_proj"),
     "down_proj": ("down_proj",),
@@ -72,7 +74,9 @@ def stored_tensors(
     projections = PROJECTIONS[expert["kind"]]
     rows = shape[1] // len(projections)
     return [
-        StoredTensor(f"{expert['layer']}.{first_expert + local}.{projection}.weight", (rows, shape[2]))
+        StoredTensor(
+            f"{expert['layer']}.{first_expert + local}.{projection}.weight", (rows, shape[2])
+        )
         for local in range(shape[0])
         for projection in projections
     ]
@@ -102,7 +106,10 @@ def released_tensors(shape: ModelShape) -> dict[str, StoredTensor]:
         "query_layernorm": (shape.head_dim,),
         "key_layernorm": (shape.head_dim,),
     }
-    found = {"model.embed_tokens.weight": (shape.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    found = {
+        "model.embed_tokens.weight": (shape.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
     if not shape.tie_word_embeddings:
         found["lm_head.weight"] = (shape.vocab_size, hidden)
     for layer in range(shape.num_hidden_layers):

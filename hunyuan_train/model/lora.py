@@ -31,7 +31,9 @@ def adapter_config(config: LoraConfig) -> peft.LoraConfig:
             f"lora_target_modules names {', '.join(redirected)}; adapters go on attention only "
             f"(attention, or some of {', '.join(ATTENTION)})"
         )
-    targets = [name for target in names for name in (ATTENTION if target == "attention" else [target])]
+    targets = [
+        name for target in names for name in (ATTENTION if target == "attention" else [target])
+    ]
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,

@@ -1,7 +1,7 @@
 """The loss: cross entropy per token, weighted, summed; its mean is taken over all ranks."""
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def weighted_token_losses(logits: Tensor, labels: Tensor, loss_weights: Tensor) -> Tensor:
@@ -15,5 +15,5 @@ def weighted_token_losses(logits: Tensor, labels: Tensor, loss_weights: Tensor) 
     Returns:
         [tokens], float32.
     """
-    losses = F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
+    losses = functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="none")
     return losses * loss_weights

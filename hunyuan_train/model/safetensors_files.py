@@ -1,8 +1,8 @@
 """The safetensors format at byte level, for reading and writing ranges instead of whole tensors.
 
 A file is 8 bytes of header length (little endian), a JSON header, and the tensors' bytes. Format:
-https://huggingface.co/docs/safetensors. The library reads whole tensors or rows; ranks here own flat
-ranges that begin and end anywhere.
+https://huggingface.co/docs/safetensors. The library reads whole tensors or rows; ranks here own
+flat ranges that begin and end anywhere.
 """
 
 import json
@@ -55,7 +55,10 @@ def read_header(file: Path) -> dict[str, TensorLocation]:
             known = ", ".join(DTYPES)
             raise ValueError(f"{name} has dtype {entry['dtype']}, which is none of {known}")
         locations[name] = TensorLocation(
-            file, data_start + entry["data_offsets"][0], DTYPES[entry["dtype"]], tuple(entry["shape"])
+            file,
+            data_start + entry["data_offsets"][0],
+            DTYPES[entry["dtype"]],
+            tuple(entry["shape"]),
         )
     return locations
 
@@ -83,7 +86,7 @@ def read_range(location: TensorLocation, start: int, stop: int) -> Tensor:
         ValueError: the file ends inside the range.
     """
     values = torch.empty(stop - start, dtype=location.dtype)
-    target, num_read = memoryview(values.view(torch.uint8).numpy()), 0
+    target, num_read = memoryview(values.view(torch.uint8).numpy().data), 0
     with location.file.open("rb", buffering=0) as file:
         file.seek(location.byte_offset + start * location.dtype.itemsize)
         while num_read < len(target):
@@ -99,4 +102,4 @@ def write_range(location: TensorLocation, start: int, values: Tensor) -> None:
     stored = values.detach().to("cpu", location.dtype).contiguous()
     with location.file.open("r+b") as file:
         file.seek(location.byte_offset + start * location.dtype.itemsize)
-        file.write(memoryview(stored.view(torch.uint8).numpy()))
+        file.write(stored.view(torch.uint8).numpy().data)

@@ -106,8 +106,8 @@ def parse_shape(config: dict[str, Any], *, source: str) -> ModelShape:
     """
     if config.get("model_type") not in MODEL_TYPES:
         raise ConfigError(
-            f"{source} has model_type {config.get('model_type')!r}; this project trains Hunyuan MoE "
-            f"models ({' or '.join(MODEL_TYPES)})"
+            f"{source} has model_type {config.get('model_type')!r}; this project trains Hunyuan "
+            f"MoE models ({' or '.join(MODEL_TYPES)})"
         )
     _check_switches(config, source)
     rope_theta, rope_alpha = _read_rope(config, source)
@@ -136,7 +136,7 @@ def parse_shape(config: dict[str, Any], *, source: str) -> ModelShape:
         )
     except KeyError as missing:
         raise ConfigError(
-            f"{source} has no field {missing}; take the config.json that was published with the model"
+            f"{source} has no field {missing}; take the config.json published with the model"
         ) from missing
 
 
@@ -214,8 +214,8 @@ def _read_expert_width(config: dict[str, Any], source: str) -> int:
     routed = _read_uniform(config, "moe_intermediate_size", source)
     if routed != width:
         raise ConfigError(
-            f"{source} has moe_intermediate_size {routed} and intermediate_size {width}; the native "
-            "class has one width for routed and shared experts"
+            f"{source} has moe_intermediate_size {routed} and intermediate_size {width}; the "
+            "native class has one width for routed and shared experts"
         )
     return width
 
@@ -236,6 +236,6 @@ def _read_rope(config: dict[str, Any], source: str) -> tuple[float, float | None
     if rope_type == "dynamic" and scaling.get("alpha"):
         return theta, float(scaling["alpha"])
     raise ConfigError(
-        f"{source} has rope type {rope_type!r} without alpha; this project computes the default rope "
-        "and the published one (dynamic with alpha)"
+        f"{source} has rope type {rope_type!r} without alpha; this project computes the default "
+        "rope and the published one (dynamic with alpha)"
     )

@@ -54,13 +54,13 @@ class SafetensorsFolder:
         """Read the headers and check that they hold exactly the tensors of the model.
 
         Raises:
-            ConfigError: no weight files, a damaged header, or tensors missing, unknown or misshapen.
+            ConfigError: no weight files, a damaged header, or tensors missing, unknown, misshapen.
         """
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise ConfigError(
-                f"{folder} holds no .safetensors weights; download them again (weights in .bin form "
-                "are converted with transformers' save_pretrained)"
+                f"{folder} holds no .safetensors weights; download them again (weights in .bin "
+                "form are converted with transformers' save_pretrained)"
             )
         locations: dict[str, TensorLocation] = {}
         for file in files:
@@ -82,9 +82,13 @@ class SafetensorsFolder:
         try:
             values = read_range(location, start, stop)
         except ValueError as error:
-            raise ConfigError(f"{location.file}, {tensor.name}: {error}; download it again") from error
+            raise ConfigError(
+                f"{location.file}, {tensor.name}: {error}; download it again"
+            ) from error
         if not torch.isfinite(values).all():
-            raise ConfigError(f"{location.file} holds NaN or infinity in {tensor.name}; download it again")
+            raise ConfigError(
+                f"{location.file} holds NaN or infinity in {tensor.name}; download it again"
+            )
         return values
 
 
@@ -107,16 +111,17 @@ def _unfuse_experts(locations: dict[str, TensorLocation], shape: ModelShape) -> 
         ]
         for position, part_name in enumerate(names):
             locations[part_name] = TensorLocation(
-                fused.file, fused.byte_offset + position * part_bytes, fused.dtype, (part_rows, columns)
+                fused.file,
+                fused.byte_offset + position * part_bytes,
+                fused.dtype,
+                (part_rows, columns),
             )
 
 
-def _check_complete(
-    locations: dict[str, TensorLocation], shape: ModelShape, folder: Path
-) -> None:
+def _check_complete(locations: dict[str, TensorLocation], shape: ModelShape, folder: Path) -> None:
     expected = released_tensors(shape)
     if shape.tie_word_embeddings:
-        # Some writers store the tied output weights a second time; they are read from the embedding.
+        # Some writers store the tied output weights a second time; the embedding is read.
         locations.pop("lm_head.weight", None)
     missing = sorted(expected.keys() - locations.keys())
     unknown = sorted(locations.keys() - expected.keys())
@@ -137,5 +142,3 @@ def _check_complete(
             f"the weights in {folder} do not fit its config.json: tensors {', '.join(problems)}; "
             "download the model again"
         )
-
-

@@ -51,8 +51,8 @@ def register_hunyuan() -> None:
     """Teach AutoEP the Hunyuan block; safe to call more than once.
 
     AutoEP reads `router.weight`, and Hunyuan's router keeps its weight one level lower, at `wg`
-    (AttributeError otherwise; no upstream issue is known). The property can go when AutoEP's presets
-    take a path for the router's weight.
+    (AttributeError otherwise; no upstream issue is known). The property can go when AutoEP's
+    presets take a path for the router's weight.
     """
     registry.PRESET_MODELS[PRESET_NAME] = PRESET
     HunYuanMoEV1Gate.weight = property(lambda gate: gate.wg.weight)

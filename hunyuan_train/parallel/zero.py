@@ -31,7 +31,8 @@ from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_ten
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.weights import WeightSource
 
-MASTER = "master"  # the float32 weights; the optimizer's own states go by its own names (exp_avg, ...)
+# Kinds of state: the float32 weights, and the optimizer's states by its own names (exp_avg, ...).
+MASTER = "master"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +150,7 @@ def read_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> Te
     return values[: shard.stop - shard.start]
 
 
-def write_state(
-    engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, values: Tensor
-) -> None:
+def write_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, values: Tensor) -> None:
     """Replace one kind of state of a trained shard; `publish_weights` must follow."""
     parameter = shard.parameter
     if not is_partitioned(parameter):

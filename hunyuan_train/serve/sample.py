@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 
 @torch.no_grad()
@@ -12,6 +13,7 @@ def generate_answers(
     folder: Path, prompts: Sequence[list[int]], *, stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy answers to prompts given as token ids; the ids returned end before the stop token."""
+    disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
     answers = []

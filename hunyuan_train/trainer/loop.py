@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 import deepspeed
@@ -26,7 +26,7 @@ class TrainerState:
     """Where a run stands between two steps; a checkpoint holds exactly this beside the tensors."""
 
     step: int = 0  # optimizer steps done
-    position: Position = Position()  # where the next step starts in the data
+    position: Position = field(default_factory=Position)  # where the next step starts in the data
     tokens_seen: int = 0
 
 
@@ -86,8 +86,8 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, StepRe
     except NonFiniteLossError as error:
         origins = trainer.batches.origins(micro_batches)
         raise NonFiniteLossError(
-            f"{error} at step {state.step + 1}; this rank's samples: {', '.join(origins)}. The last "
-            "checkpoint is intact: lower the learning rate, or remove the samples, and resume"
+            f"{error} at step {state.step + 1}; this rank's samples: {', '.join(origins)}. The "
+            "last checkpoint is intact: lower the learning rate, or remove the samples, and resume"
         ) from error
     done = TrainerState(state.step + 1, next_position, state.tokens_seen + result.num_tokens)
     return done, result, learning_rate
@@ -135,9 +135,7 @@ def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
 
 
 @contextmanager
-def progress_bar(
-    trainer: Trainer, state: TrainerState
-) -> Iterator[Callable[[int, Numbers], None]]:
+def progress_bar(trainer: Trainer, state: TrainerState) -> Iterator[Callable[[int, Numbers], None]]:
     """Show steps, loss, learning rate, speed and time left on rank 0's terminal."""
     columns = (
         TextColumn("training"),

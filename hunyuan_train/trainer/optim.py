@@ -33,18 +33,16 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
         config: rates and decay.
         offload: optimizer states live in host memory, so the step runs there (DeepSpeedCPUAdam).
     """
-    adam = {
-        "lr": config.learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "eps": config.adam_epsilon,
-    }
+    rate, epsilon = config.learning_rate, config.adam_epsilon
+    betas = (config.adam_beta1, config.adam_beta2)
 
     def make(model: nn.Module) -> Optimizer:
         groups = decay_groups(model, config.weight_decay)
         if config.optimizer == "sgd":
-            return SGD(groups, lr=config.learning_rate)
+            return SGD(groups, lr=rate)
         if offload:
-            return DeepSpeedCPUAdam(groups, adamw_mode=True, **adam)
-        return AdamW(groups, fused=torch.cuda.is_available(), **adam)
+            return DeepSpeedCPUAdam(groups, lr=rate, betas=betas, eps=epsilon, adamw_mode=True)
+        is_fused = torch.cuda.is_available()
+        return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=is_fused)
 
     return make

@@ -52,9 +52,7 @@ def test_packed_documents_equal_each_document_alone() -> None:
     assert (together - alone).abs().max() < 2e-5
     together.square().mean().backward()
     alone.square().mean().backward()
-    for (name, ours), theirs in zip(
-        packed.named_parameters(), plain.parameters(), strict=True
-    ):
+    for (name, ours), theirs in zip(packed.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-5), name
 
 

@@ -43,9 +43,7 @@ def fuse_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for layer in range(SHAPE.num_hidden_layers):
         prefix = f"model.layers.{layer}.mlp.experts"
         gate, up, down = (
-            torch.stack(
-                [tensors[f"{prefix}.{expert}.{part}_proj.weight"] for expert in range(4)]
-            )
+            torch.stack([tensors[f"{prefix}.{expert}.{part}_proj.weight"] for expert in range(4)])
             for part in ("gate", "up", "down")
         )
         fused[f"{prefix}.gate_up_proj"] = torch.cat([gate, up], dim=1)

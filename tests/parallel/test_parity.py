@@ -99,4 +99,6 @@ def test_adamw_with_clipping_and_accumulation_takes_the_steps_of_one_process(
         for (loss, norm), (expected_loss, expected_norm) in zip(steps, expected_steps, strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-5)
             assert norm == pytest.approx(expected_norm, abs=1e-5)
-    assert min(norm for _, norm in expected_steps) > MAX_GRAD_NORM, "clipping must have been at work"
+    assert min(norm for _, norm in expected_steps) > MAX_GRAD_NORM, (
+        "clipping must have been at work"
+    )

@@ -10,7 +10,10 @@ from hunyuan_train.serve.parse_output import ParsedOutput, parse_output
     [
         ("<think>\nr\n</think>\n<answer>\nA\n</answer>", ParsedOutput("r", "A", True)),
         ("<think>\n\n</think>\n<answer>\nA\n</answer>", ParsedOutput(None, "A", True)),
-        ("<think>\na</think>b\n</think>\n<answer>\nA\n</answer>", ParsedOutput("a</think>b", "A", True)),
+        (
+            "<think>\na</think>b\n</think>\n<answer>\nA\n</answer>",
+            ParsedOutput("a</think>b", "A", True),
+        ),
         ("<think>\nr\n</think>\n<answer>\nA\n</answer>\n</answer>", ParsedOutput("r", "A", True)),
         ("plain text", ParsedOutput(None, "plain text", False)),
         ("<think>\nr.</think>\n<answer>\nA\n</answer>", None),
