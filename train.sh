@@ -32,5 +32,10 @@ add_flag --eval_data_file "${EVAL_FILE:-}"
 add_flag --output_dir "${OUTPUT_DIR:-}"
 add_flag --num_processes "${NUM_PROCESSES:-${HOST_GPU_NUM:-}}"
 
+if [[ ${NODE_IP_LIST:-} == *,* || ${NODES:-1} != 1 ]]; then
+  echo "error: NODE_IP_LIST or NODES asks for several machines, which train.sh does not start yet;" \
+    "start torchrun on each of them instead: see \"Several machines\" in README.md" >&2
+  exit 2
+fi
 prepare_venv requirements.txt
 exec "$python" "$repository/train.py" "${arguments[@]}" "$@"

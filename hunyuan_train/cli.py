@@ -10,11 +10,13 @@ from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.data.findings import DataError
+from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.worker import (
-    check_num_processes,
     is_worker,
     report_crash,
     report_failure,
+    with_started_processes,
 )
 
 EXIT_USER_ERROR = 2
@@ -37,19 +39,27 @@ def main(arguments: Sequence[str]) -> int:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Hand the arguments to the command that the first one names."""
-    if arguments and arguments[0] == "train":  # reads its flags itself: they are the settings
+    if arguments and arguments[0] == "train":
         return train(arguments[1:])
-    parsed = build_parser().parse_args(arguments)
+    parsed = build_parser(arguments).parse_args(arguments)
     return int(parsed.run(parsed))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command but train, which is only listed."""
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Lists every command, and knows the arguments of the one that is asked for.
+
+    Train is only listed: it reads its flags itself.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m hunyuan_train", description="Fine-tune Hunyuan-A13B and what goes with it."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="fine-tune a model (train --help lists the settings)")
+    data = commands.add_parser("data", help="check, convert, show and measure dialogues")
+    if arguments and arguments[0] == "data":
+        from hunyuan_train.data.commands import add_data_commands
+
+        add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
     return parser
 
 
@@ -60,15 +70,12 @@ def train(arguments: Sequence[str]) -> int:
         return 0
     command = load_command_line(arguments)
     if not is_worker():
+        plan = make_plan(command.config, machine=detect_machine())
         from hunyuan_train.launcher.launch import launch
 
-        return launch(command.config, is_dry_run=command.is_dry_run)
+        return launch(plan, is_dry_run=command.is_dry_run)
     sys.excepthook = report_crash
-    check_num_processes(command.config.parallel.num_processes)
-    from hunyuan_train.launcher.machine import detect_machine
-    from hunyuan_train.launcher.preflight import make_plan
-
-    plan = make_plan(command.config, machine=detect_machine())
+    plan = make_plan(with_started_processes(command.config), machine=detect_machine())
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
     run(plan.config)

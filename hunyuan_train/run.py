@@ -30,10 +30,9 @@ from hunyuan_train.data.loader import Batch, BatchPlan, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.attention import choose_attention
-from hunyuan_train.model.lora import add_adapters
 from hunyuan_train.model.presets import (
     PRESETS,
-    preset_with_vocabulary,
+    fit_vocabulary,
     resolve_shape,
     tokenizer_folder,
 )
@@ -62,7 +61,7 @@ def run(config: RunConfig) -> None:
     start_process_group(config.parallel.timeout_minutes)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
-    shape, source = find_model(config, tokenizer)
+    shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
     trainer = Trainer(
         engine=make_engine(config, shape, source),
         batches=make_batches(config, dataset),
@@ -73,20 +72,8 @@ def run(config: RunConfig) -> None:
     made_of = fingerprints(config, shape, dataset)
     train(trainer, find_state(trainer, made_of), partial(save, trainer, made_of))
     if config.train.export:
-        export(config, trainer.engine, shape)
+        export(config, trainer.engine, shape, source)
     close(config, trainer, tokenizer, shape)
-
-
-def find_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[ModelShape, WeightSource]:
-    """The model's shape and where its weights come from: a folder, or a seed for presets."""
-    name = config.model.model_name_or_path
-    shape = resolve_shape(name)
-    if name not in PRESETS:
-        return shape, SafetensorsFolder.open(Path(name), shape)
-    shape = preset_with_vocabulary(
-        shape, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id
-    )
-    return shape, SeededWeights(config.train.seed, shape.initializer_range)
 
 
 def make_engine(
@@ -102,12 +89,10 @@ def make_engine(
         attention=choose_attention(config.model.use_flash_attn),
         attention_dropout=config.model.attention_dropout,
     )
-    if config.lora.use_lora:
-        add_adapters(model, config.lora, seed=config.train.seed)
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     factory = optimizer_factory(config.train, offload=config.train.optimizer == "offload")
-    return start_engine(model, settings, source, factory)
+    return start_engine(model, settings, source, factory, lora=config.lora, seed=config.train.seed)
 
 
 def make_batches(config: RunConfig, dataset: Dataset) -> BatchPlan:
@@ -181,16 +166,31 @@ def save(trainer: Trainer, made_of: dict[str, str], state: TrainerState) -> None
         delete_old_checkpoints(output_dir, trainer.config.save_total_limit)
 
 
-def export(config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape) -> None:
-    """Write the model, or its adapters, in the form that servers load."""
+def export(
+    config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape, source: WeightSource
+) -> None:
+    """Write the model, or its adapters, in the form that servers load, and check that they serve."""
     folder = Path(config.train.output_dir) / EXPORT_FOLDER
-    name = config.model.model_name_or_path
+    release = describe_release(config, shape, source)
+    check = prepare_check(engine, release, source)
     if config.lora.use_lora:
-        export_adapter(engine, folder, config.lora, base_model=name)
-        return
-    companions = [] if name in PRESETS else [Path(name)]
-    companions.append(tokenizer_folder(config.model))
-    export_model(engine, folder, shape=shape, companions=companions)
+        name = config.model.model_name_or_path
+        export_adapter(engine, folder, config.lora, base_model=name, check=check)
+    else:
+        export_model(engine, folder, release, source, check=check)
+
+
+def prepare_check(
+    engine: deepspeed.DeepSpeedEngine, release: Release, source: WeightSource
+) -> FolderCheck | None:
+    """Let the engine read some prompts, for the exported folder to read the same after it."""
+    if release.shape.num_parameters > MAX_CHECKED_PARAMETERS:
+        logger.info("the model is too large to be computed in one process: its files are re-read only")
+        return None
+    batch = make_prompts(release.shape)
+    trained = Prompted(batch, trained_losses(engine, batch))
+    is_exact = release.dtype == training_dtype(engine.config) == torch.float32
+    return partial(check_folder, trained=trained, source=source, shape=release.shape, is_exact=is_exact)
 
 
 def close(config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, shape: ModelShape) -> None:

@@ -11,7 +11,6 @@ from hunyuan_train.config.schema import LoraConfig, TrainConfig
 from hunyuan_train.data.loader import Batch
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.layout import pieces_of_range
-from hunyuan_train.model.lora import add_adapters
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 from hunyuan_train.trainer.optim import optimizer_factory
@@ -19,6 +18,7 @@ from tests.batches import SHAPE, WEIGHTS
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
 MAX_GRAD_NORM = 1.0
+WEIGHT_DECAY = 0.01
 
 
 def small_engine(
@@ -44,11 +44,12 @@ def small_engine(
             "autoep_size": expert_size,
         }
     model = build_split_model(SHAPE, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
-    if lora:
-        add_adapters(model, lora, seed=0)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    config = TrainConfig(optimizer=optimizer, weight_decay=0.01)
-    engine = start_engine(model, settings, WEIGHTS, optimizer_factory(config, offload=False))
+    config = TrainConfig(optimizer=optimizer, weight_decay=WEIGHT_DECAY)
+    factory = optimizer_factory(config, offload=False)
+    engine = start_engine(
+        model, settings, WEIGHTS, factory, lora=lora or LoraConfig(), seed=0
+    )
     engine.train()
     return engine
 

@@ -21,7 +21,16 @@ def test_help_lists_every_setting_and_the_commands(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])
     assert caught.value.code == 0
-    assert "train" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "fine-tune a model" in text
+    assert "check, convert, show and measure dialogues" in text
+
+
+def test_the_data_commands_are_reached(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["data", "--help"])
+    assert caught.value.code == 0
+    assert "convert" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [ConfigError, DataError, CheckpointError])

@@ -6,6 +6,7 @@ what lies on disk are in `inputs.py`.
 
 from importlib.util import find_spec
 
+from hunyuan_train.config.adapters import adapts_experts, check_expert_adapters, check_targets
 from hunyuan_train.config.deepspeed_config import (
     build_deepspeed_config,
     offloads_optimizer,
@@ -30,7 +31,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_precision(config.train)
     check_learning_rate(config.train)
     check_evaluation(config.train, config.data)
-    check_lora(config.lora)
+    check_lora(config)
     check_flash_attn(config.model, machine)
     check_tracker(config.train.report_to)
     check_processes_fit(num_processes, machine)
@@ -83,13 +84,18 @@ def check_evaluation(train: TrainConfig, data: DataConfig) -> None:
         )
 
 
-def check_lora(lora: LoraConfig) -> None:
-    """Refuse adapter settings that would go unused while every parameter is trained."""
+def check_lora(config: RunConfig) -> None:
+    """Refuse adapter settings that go unused, name nothing, or do not go together."""
+    lora = config.lora
     if not lora.use_lora and lora != LoraConfig():
         raise ConfigError(
             "lora settings are given but use_lora is false, so every parameter would be trained; "
             "add --use_lora, or drop them"
         )
+    check_targets(lora)
+    if adapts_experts(lora):
+        is_split = splits_experts(read_deepspeed_file(config.parallel.deepspeed))
+        check_expert_adapters(lora, is_split=is_split)
 
 
 def check_flash_attn(model: ModelConfig, machine: Machine) -> None:

@@ -25,9 +25,14 @@ DROPPED_WHEN_AUTO = (
 )
 
 
-def choose_file(*, expert_parallel_size: int, is_offloaded: bool) -> str:
-    """The file of `ds_configs/` that `--deepspeed auto` stands for."""
-    name = "zero3_ep" if expert_parallel_size > 1 else "zero3"
+def choose_file(*, is_split: bool, is_offloaded: bool) -> str:
+    """The file of `ds_configs/` that `--deepspeed auto` stands for.
+
+    Args:
+        is_split: whether experts go through the engine's expert-parallel layer.
+        is_offloaded: whether optimizer states live in host memory.
+    """
+    name = "zero3_ep" if is_split else "zero3"
     return str(DS_CONFIGS / f"{name}_offload.json" if is_offloaded else DS_CONFIGS / f"{name}.json")
 
 
@@ -47,6 +52,16 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
 
 
 def _check_sections(content: dict[str, Any], path: str) -> None:
+    for name in ("zero_optimization", "expert_parallel", "bf16", "fp16"):
+        if not isinstance(content.get(name, {}), dict):
+            raise ConfigError(
+                f"{path} sets {name} to {json.dumps(content[name])}; it is a section: {{...}}"
+            )
+    stage = content.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(
+            f"{path} sets zero_optimization.stage to {json.dumps(stage)}; it is 0 to 3"
+        )
     for section, flags in {
         "optimizer": "--optimizer, --learning_rate, --weight_decay and --adam_beta1",
         "scheduler": "--lr_scheduler_type, --warmup_ratio and --min_lr",
@@ -120,10 +135,6 @@ def _put(
     section = content
     for key in keys[:-1]:
         section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise ConfigError(
-                f"{path} sets {key} to {json.dumps(section)}; it is a section: {{...}}"
-            )
     written = section.get(keys[-1], "auto")
     if written not in ("auto", value):
         raise ConfigError(

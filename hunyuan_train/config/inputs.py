@@ -7,17 +7,7 @@ import json
 from pathlib import Path
 
 from hunyuan_train.config.errors import ConfigError
-from hunyuan_train.config.load import REPOSITORY
-from hunyuan_train.config.schema import ModelConfig, RunConfig, TrainConfig
-
-TINY_TOKENIZER = REPOSITORY / "data" / "tokenizer_tiny"
-
-
-def tokenizer_folder(model: ModelConfig, *, is_preset: bool) -> Path:
-    """The tokenizer given, else the model folder's own, else, for presets, the bundled one."""
-    if model.tokenizer_name_or_path:
-        return Path(model.tokenizer_name_or_path)
-    return TINY_TOKENIZER if is_preset else Path(model.model_name_or_path)
+from hunyuan_train.config.schema import RunConfig, TrainConfig
 
 
 def check_inputs(config: RunConfig, *, is_preset: bool) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from math import gcd
 
+from hunyuan_train.config.adapters import adapts_experts
 from hunyuan_train.config.deepspeed_config import (
     choose_file,
     offloads_optimizer,
@@ -30,7 +31,8 @@ def resolve_config(config: RunConfig, *, machine: Machine, num_experts: int) -> 
     is_offloaded = config.train.optimizer == "offload"
     path = config.parallel.deepspeed
     if path == "auto":
-        path = choose_file(expert_parallel_size=expert_size, is_offloaded=is_offloaded)
+        is_split = expert_size > 1 or adapts_experts(config.lora)
+        path = choose_file(is_split=is_split, is_offloaded=is_offloaded)
     optimizer = config.train.optimizer
     if optimizer == "auto":
         optimizer = "offload" if offloads_optimizer(read_deepspeed_file(path)) else "adamw"

@@ -180,8 +180,12 @@ class LoraConfig:
     lora_rank: int = setting(64, "rank of each adapter", low=1)
     lora_alpha: float = setting(128.0, "adapters are scaled by lora_alpha / lora_rank")
     lora_dropout: float = setting(0.0, "dropout before each adapter", low=0, high=0.9)
+    use_rslora: bool = setting(False, "scale adapters by lora_alpha / sqrt(lora_rank) instead")
+    use_dora: bool = setting(False, "weight-decomposed adapters on linear layers (DoRA)")
     lora_target_modules: str = setting(
-        "attention", "attention (q, k, v and o projections), or module names, comma-separated"
+        "attention",
+        "comma-separated: attention, shared_mlp, experts (all routed ones), router, all, or single "
+        "projections of attention (q_proj, k_proj, v_proj, o_proj)",
     )
 
     def __post_init__(self) -> None:

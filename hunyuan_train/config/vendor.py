@@ -1,8 +1,8 @@
 """Flags that people bring from the vendor's train.sh, from Hugging Face's Trainer and from PEFT.
 
 Each is accepted (it is one of ours by another name, or says what is done anyway) or refused with
-what to use instead. The vendor's flags are those of Tencent's Hunyuan-A13B train/train.sh and
-train/train.py; the meaning of each was read there, no code was.
+what to use instead. The vendor's flags are those of the training scripts that Tencent publishes for
+its Hunyuan models (A13B and its successors).
 """
 
 from dataclasses import dataclass

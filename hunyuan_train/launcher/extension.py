@@ -38,8 +38,10 @@ class Extension:
     purpose: str
 
 
-SHARED_MEMORY = Extension("deepspeed_shm_comm", "ShareMemCommBuilder", "talk between CPU processes")
-CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "the optimizer step in host memory")
+SHARED_MEMORY = Extension(
+    "deepspeed_shm_comm", "ShareMemCommBuilder", "for talk between CPU processes"
+)
+CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "for the optimizer step in host memory")
 
 
 def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
@@ -69,10 +71,11 @@ def prepare_extension(
         if _is_built(build_folder, extension):
             return
         _check_tools(environment)
-        with console.status(f"compiling {extension.name} ({extension.purpose}), once: about 30 s"):
-            started = time.monotonic()
+        console.print(f"compiling {extension.name} ({extension.purpose}): once, about 30 s")
+        started = time.monotonic()
+        with console.status("compiling"):
             _compile(extension, build_folder, environment)
-        console.print(f"compiled {extension.name} in {time.monotonic() - started:.0f} s")
+        console.print(f"compiled in {time.monotonic() - started:.0f} s")
 
 
 @contextmanager
@@ -87,21 +90,31 @@ def _only_one_launch(build_folder: Path, console: Console) -> Iterator[None]:
             "TORCH_EXTENSIONS_DIR to a folder of yours"
         ) from error
     with handle:
-        with console.status(f"waiting for another start that compiles {build_folder.name}"):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"waiting for another start that compiles {build_folder.name}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _remove_stale_lock(lock: Path, console: Console) -> None:
     """Remove torch's lock file when nobody can be compiling any more."""
-    while lock.exists():
-        age = time.time() - lock.stat().st_mtime
+    while age := _age_seconds(lock):
         if age > STALE_AFTER_SECONDS:
             lock.unlink()
             console.print(f"removed {lock}, left behind by a compilation that was killed")
             return
-        with console.status(f"waiting for {lock}: another run may be loading the extension"):
+        with console.status(f"another run may be loading {lock.parent.name}"):
             time.sleep(0.5)
+
+
+def _age_seconds(lock: Path) -> float:
+    """Seconds since a lock was made, more than 0; 0 where there is none."""
+    try:
+        return max(time.time() - lock.stat().st_mtime, 0.001)
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is_built(build_folder: Path, extension: Extension) -> bool:
@@ -116,18 +129,18 @@ def _versions() -> str:
 
 
 def _check_tools(environment: Mapping[str, str]) -> None:
-    """Refuse to start a compilation that has no compiler."""
-    for program, remedy in {
-        "g++": "apt-get install g++ (or your system's C++ compiler)",
+    """Refuse to start a compilation that has no compiler, or that torch could not link."""
+    if any(letter.isspace() for letter in sys.prefix):
+        raise ConfigError(
+            f"this environment lies in {sys.prefix}, and torch cannot compile against a path with "
+            "a blank in it; start with `bash train.sh`, which finds a way around, or move it"
+        )
+    tools = {
+        environment.get("CXX", "g++"): "apt-get install g++ (or your system's C++ compiler)",
         "ninja": "pip install ninja",
-    }.items():
-        if (
-            shutil.which(
-                environment.get("CXX", program) if program == "g++" else program,
-                path=environment.get("PATH"),
-            )
-            is None
-        ):
+    }
+    for program, remedy in tools.items():
+        if shutil.which(program, path=environment.get("PATH")) is None:
             raise ConfigError(f"{program} is needed to compile DeepSpeed's extensions: {remedy}")
 
 

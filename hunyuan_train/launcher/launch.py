@@ -1,7 +1,7 @@
 """From a command line to running ranks on this machine."""
 
 import os
-import shutil
+import shlex
 import socket
 import sys
 import tempfile
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.config.load import REPOSITORY, dump_config
+from hunyuan_train.checkpoint.folder import list_checkpoints
+from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.extension import (
@@ -17,22 +18,21 @@ from hunyuan_train.launcher.extension import (
     needed_extensions,
     prepare_extension,
 )
-from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.plan import show_plan
-from hunyuan_train.launcher.preflight import make_plan, prepare_data
-from hunyuan_train.launcher.supervise import run_supervised
+from hunyuan_train.launcher.preflight import Plan
+from hunyuan_train.launcher.prepare import prepare_data, prepare_output_folder
+from hunyuan_train.launcher.supervise import INTERRUPTED, run_supervised
 from hunyuan_train.launcher.worker import FAILURES_VARIABLE
 
 
-def launch(config: RunConfig, *, is_dry_run: bool) -> int:
-    """Check a run, say what it will do, start its ranks and wait for them.
+def launch(plan: Plan, *, is_dry_run: bool) -> int:
+    """Say what a checked run will do, start its ranks and wait for them.
 
     Returns:
         the exit code of the rank that failed first, or 0.
     """
     console = Console(stderr=True)
-    machine = detect_machine()
-    plan = make_plan(config, machine=machine)
+    machine = plan.machine
     show_plan(plan, prepare_data(plan), console)
     if is_dry_run:
         console.print("dry run: every check passed, nothing was started")
@@ -44,7 +44,11 @@ def launch(config: RunConfig, *, is_dry_run: bool) -> int:
     config_file = prepare_output_folder(plan.config, console)
     with tempfile.TemporaryDirectory(prefix="hunyuan_train-") as failures:
         environment[FAILURES_VARIABLE] = failures
-        return run_supervised(worker_command(plan.config, config_file), environment)
+        exit_code = run_supervised(worker_command(plan.config, config_file), environment)
+    if exit_code in INTERRUPTED and list_checkpoints(config_file.parent):
+        resume = f"--config {shlex.quote(str(config_file))} --resume_from_checkpoint auto"
+        console.print(f"stopped; to go on: python train.py {resume}", soft_wrap=True)
+    return exit_code
 
 
 def worker_environment(config: RunConfig, machine: Machine) -> dict[str, str]:
@@ -81,19 +85,3 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def prepare_output_folder(config: RunConfig, console: Console) -> Path:
-    """Make the folder of a run, move an earlier run aside where asked to, write config.yaml."""
-    folder = Path(config.train.output_dir)
-    is_resumed = config.train.resume_from_checkpoint is not None
-    if config.train.overwrite_output_dir and not is_resumed and (folder / "config.yaml").exists():
-        previous = folder.with_name(f"{folder.name}.previous")
-        if previous.exists():
-            shutil.rmtree(previous)
-        folder.rename(previous)
-        console.print(f"the earlier run in {folder} moved to {previous}")
-    folder.mkdir(parents=True, exist_ok=True)
-    config_file = folder / "config.yaml"
-    dump_config(config, config_file)
-    return config_file

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from hunyuan_train.config.resolve import Machine
 
@@ -18,14 +19,16 @@ def count_gpus() -> int:
     """GPUs that torch will see: none where the user or the torch build asks for the CPU."""
     if os.environ.get("DS_ACCELERATOR", "cuda") != "cuda" or is_cpu_build():
         return 0
+    num_gpus = count_driver_gpus()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list_gpus())
+    if visible is None:
+        return num_gpus
+    chosen = [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+    return min(num_gpus, len(chosen))
 
 
-def list_gpus() -> list[str]:
-    """One line per GPU as the driver names them; none where there is no driver."""
+def count_driver_gpus() -> int:
+    """GPUs of the driver: as nvidia-smi lists them, which a container may lack."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"],
@@ -35,8 +38,8 @@ def list_gpus() -> list[str]:
             check=False,
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
-        return []
-    return [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+        return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
 def is_cpu_build() -> bool:

@@ -5,8 +5,11 @@ from rich.text import Text
 
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file, zero_stage
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.dataset import DataSummary
-from hunyuan_train.launcher.preflight import Plan, PreparedData
+from hunyuan_train.data.dataset import Dataset, DataSummary
+from hunyuan_train.data.loader import BatchPlan
+from hunyuan_train.launcher.preflight import Plan
+from hunyuan_train.launcher.prepare import PreparedData
+from hunyuan_train.trainer.schedule import count_steps
 
 
 def show_plan(plan: Plan, data: PreparedData, console: Console) -> None:
@@ -32,7 +35,7 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
     if data.evaluation:
         source = config.data.eval_data_file or f"{config.data.eval_fraction:.0%} of it"
         lines["evaluation"] = f"{source}: {describe_data(data.evaluation.summary)}"
-    lines["length"] = describe_length(config)
+    lines["length"] = describe_length(config, data.train)
     lines["output"] = train.output_dir
     return lines
 
@@ -59,16 +62,20 @@ def describe_data(summary: DataSummary) -> str:
     )
 
 
-def describe_length(config: RunConfig) -> str:
+def describe_length(config: RunConfig, dataset: Dataset) -> str:
     """How many steps, and what one of them reads."""
     train = config.train
-    num_rows = (
-        train.per_device_train_batch_size
-        * train.gradient_accumulation_steps
-        * int(config.parallel.num_processes)
+    batches = BatchPlan(
+        dataset,
+        rows_per_rank=train.per_device_train_batch_size,
+        num_ranks=int(config.parallel.num_processes),
+        rank=0,
+        accumulation_steps=train.gradient_accumulation_steps,
+        seed=train.seed,
+        packing=config.data.packing,
     )
-    is_counted = train.max_steps > 0
-    length = (
-        f"{train.max_steps} steps" if is_counted else f"{train.num_train_epochs:g} epochs, steps"
+    num_steps = count_steps(train, steps_per_epoch=batches.steps_per_epoch)
+    return (
+        f"{num_steps:,} steps ({num_steps / batches.steps_per_epoch:.1f} epochs) of "
+        f"{batches.rows_per_step} rows of up to {config.data.max_seq_length} tokens"
     )
-    return f"{length} of {num_rows} rows of up to {config.data.max_seq_length} tokens"

@@ -4,6 +4,13 @@
 
 : "${repository:?the script that sources this file sets it}"
 venv=$repository/.venv
+# torch cannot link an extension against a path with a blank in it: use one without.
+if [[ $venv == *[[:space:]]* ]]; then
+  mkdir -p "$HOME/.cache/hunyuan_train"
+  link=$HOME/.cache/hunyuan_train/venv-$(cksum <<<"$venv" | cut -d ' ' -f 1)
+  ln -sfn "$venv" "$link"
+  venv=$link
+fi
 python=$venv/bin/python
 
 # prepare_venv FILE: install the pinned packages of FILE (requirements.txt or requirements-dev.txt).
@@ -28,11 +35,13 @@ is_installed() {
 install_packages() {
   local requirements=$1 hash=$2 log=$repository/.venv.log base total
   # An installation that was interrupted may have left half a package behind: start afresh.
-  if [[ -e $venv/installing ]] || ! "$python" -m pip --version >/dev/null 2>&1; then rm -rf "$venv"; fi
+  if [[ -e $venv/installing ]] || ! "$python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "$repository/.venv"
+  fi
   if [[ ! -d $venv ]]; then
     base=$(find_python)
     echo "making .venv with $("$base" --version)"
-    "$base" -m venv "$venv"
+    "$base" -m venv "$repository/.venv"
   fi
   touch "$venv/installing"
   total=$(grep -hc == "$repository/requirements.txt")

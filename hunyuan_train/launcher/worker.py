@@ -3,10 +3,12 @@
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import RunConfig
 
 # The launcher's folder for the last words of a failing rank; unset under a torchrun of the user's.
 FAILURES_VARIABLE = "HUNYUAN_TRAIN_FAILURES"
@@ -17,35 +19,42 @@ def is_worker() -> bool:
     return "RANK" in os.environ
 
 
-def read_local_world_size() -> int:
-    """How many ranks torchrun started on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+def with_started_processes(config: RunConfig) -> RunConfig:
+    """The config with the number of processes that torchrun started on this machine.
 
-
-def check_num_processes(num_processes: int | str) -> None:
-    """Refuse a config that counts other processes than torchrun started."""
-    started = read_local_world_size()
-    if num_processes not in ("auto", started):
+    Raises:
+        ConfigError: it asks for another number.
+    """
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if config.parallel.num_processes not in ("auto", started):
         raise ConfigError(
-            f"num_processes is {num_processes}, but torchrun started {started} on this machine; "
-            "leave --num_processes out, or start train.py without torchrun"
+            f"num_processes is {config.parallel.num_processes}, but torchrun started {started} on "
+            "this machine; leave --num_processes out, or start train.py without torchrun"
         )
+    return replace(config, parallel=replace(config.parallel, num_processes=started))
 
 
 def report_failure(text: str) -> None:
     """Leave this rank's last words to the launcher, or say them where there is none.
 
-    The launcher prints them after torchrun's own report, so that the cause is what stays on screen.
+    A failing rank takes others with it, whose words would hide the cause: the launcher prints only
+    those that were written first, and prints them last.
     """
     folder = os.environ.get(FAILURES_VARIABLE)
     if folder and is_worker():
-        Path(folder, f"rank{os.environ['RANK']}.txt").write_text(text, encoding="utf-8")
+        failure_file(folder, int(os.environ["LOCAL_RANK"])).write_text(text, encoding="utf-8")
     else:
         print(text, file=sys.stderr)  # noqa: T201 the last words, after logging has ended
+
+
+def failure_file(folder: str, local_rank: int) -> Path:
+    """Where a rank leaves its last words."""
+    return Path(folder, f"{local_rank}.txt")
 
 
 def report_crash(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """A `sys.excepthook` that leaves the traceback to the launcher."""
-    report_failure("".join(traceback.format_exception(kind, error, trace)).rstrip())
+    lines = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    report_failure(f"rank {os.environ['RANK']} failed:\n{lines}")

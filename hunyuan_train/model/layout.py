@@ -44,15 +44,18 @@ RENAMED_BY_ENGINE = (
     (".mlp.router.gate.", ".mlp.gate.wg."),
     (".mlp.shared_experts.", ".mlp.shared_mlp."),
 )
-EXPERT_PARAMETER = re.compile(
-    r"(?P<layer>.*\.mlp\.experts)\.(?P<kind>gate_up_proj|down_proj|w[123])"
-)
+EXPERT_PARAMETER = re.compile(r"(?P<layer>.*\.mlp\.experts)\.(?P<kind>\w+)")
+# What one expert's share of a parameter consists of; adapters of experts are stored as they are.
 PROJECTIONS = {
     "gate_up_proj": ("gate_proj", "up_proj"),
     "down_proj": ("down_proj",),
     "w1": ("gate_proj",),
     "w2": ("down_proj",),
     "w3": ("up_proj",),
+    "gate_up_lora_A": ("gate_up_lora_A",),
+    "gate_up_lora_B": ("gate_up_lora_B",),
+    "down_lora_A": ("down_lora_A",),
+    "down_lora_B": ("down_lora_B",),
 }
 
 

@@ -1,63 +1,88 @@
-"""Low-rank adapters, put into the model in place by PEFT.
+"""Low-rank adapters: where they go, and how PEFT is told.
 
-Injecting keeps the model's class and names, so that AutoEP, loading and export see the same model
-with and without adapters.
+Adapters on linear layers are PEFT's own, injected in place, so that the model keeps its class and
+names. Adapters on the routed experts are ours (`parallel/expert_lora.py`): PEFT's wrapper hides the
+experts from the engine.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import peft
 import torch
+from peft.utils import transformers_weight_conversion
 from torch import nn
 
+from hunyuan_train.config.adapters import EXPERTS, target_names
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import LoraConfig
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# Module names under Transformers' class and under the engine's expert-parallel layer.
+LINEAR_PATTERNS = {
+    "attention": r"self_attn\.(q|k|v|o)_proj",
+    "shared_mlp": r"mlp\.(shared_mlp|shared_experts)\.(gate|up|down)_proj",
+    "router": r"mlp\.(gate\.wg|router\.gate)",
+}
 
-# PEFT 0.21 sends these to the routed experts, whatever module was meant (transformers'
-# weight-conversion table for this model type); adapters there need code that is not here yet.
-REDIRECTED_BY_PEFT = ("gate_proj", "up_proj", "down_proj", "shared_mlp", "wg", "experts")
+
+def linear_pattern(config: LoraConfig) -> str | None:
+    """Pattern of the linear layers to adapt, over whole module names; None where there are none."""
+    parts = [
+        LINEAR_PATTERNS.get(name, rf"self_attn\.{name}")
+        for name in target_names(config)
+        if name != EXPERTS
+    ]
+    return rf".*\.({'|'.join(parts)})" if parts else None
 
 
-def adapter_config(config: LoraConfig) -> peft.LoraConfig:
-    """The adapter as PEFT describes it, which is also what adapter_config.json says.
+def adapter_scaling(config: LoraConfig) -> float:
+    """Factor on an adapter's product: alpha / rank, or alpha / sqrt(rank) with rslora."""
+    return config.lora_alpha / (config.lora_rank**0.5 if config.use_rslora else config.lora_rank)
+
+
+def add_linear_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
+    """Put adapters on the chosen linear layers of a model whose weights are in place.
 
     Raises:
-        ConfigError: a target that PEFT would put elsewhere.
+        ConfigError: PEFT refuses the combination.
     """
-    names = [name.strip() for name in config.lora_target_modules.split(",")]
-    redirected = [name for name in names if any(part in name for part in REDIRECTED_BY_PEFT)]
-    if redirected:
-        raise ConfigError(
-            f"lora_target_modules names {', '.join(redirected)}; adapters go on attention only "
-            f"(attention, or some of {', '.join(ATTENTION)})"
-        )
-    targets = [
-        name for target in names for name in (ATTENTION if target == "attention" else [target])
-    ]
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
+    pattern = linear_pattern(config)
+    if pattern is None:
+        return
+    torch.manual_seed(seed)  # every rank must draw the same initial adapters
+    description = peft.LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        target_modules=pattern,
     )
-
-
-def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
-    """Put adapters on the chosen modules and freeze everything else.
-
-    Raises:
-        ConfigError: a target matches no module.
-    """
-    torch.manual_seed(seed)  # every rank must draw the same initial adapters
     try:
-        peft.inject_adapter_in_model(adapter_config(config), model)
+        with _targets_as_named():
+            peft.inject_adapter_in_model(description, model)
     except ValueError as error:
         raise ConfigError(
             f"lora_target_modules is {config.lora_target_modules}: {error}"
         ) from error
 
 
+@contextmanager
+def _targets_as_named() -> Iterator[None]:
+    """Keep PEFT from sending targets elsewhere.
+
+    For this model type PEFT 0.21 rewrites gate_proj, up_proj and down_proj, also those of the
+    shared expert, to the routed experts (peft/utils/transformers_weight_conversion.py; no issue is
+    known). It can go when PEFT leaves a pattern alone that matches real linear layers.
+    """
+    original = transformers_weight_conversion.convert_peft_config_for_transformers
+    transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        transformers_weight_conversion.convert_peft_config_for_transformers = original
+
+
 def is_adapter(parameter_name: str) -> bool:
     """Whether a parameter belongs to an adapter and not to the base model."""
-    return ".lora_" in parameter_name
+    return "lora_" in parameter_name

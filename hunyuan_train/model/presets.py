@@ -80,10 +80,25 @@ def tokenizer_folder(config: ModelConfig) -> Path:
     return Path(config.model_name_or_path)
 
 
-def preset_with_vocabulary(
-    shape: ModelShape, *, vocab_size: int, pad_id: int, eos_id: int
+def fit_vocabulary(
+    name: str, shape: ModelShape, *, vocab_size: int, pad_id: int, eos_id: int
 ) -> ModelShape:
-    """A preset's random weights have no vocabulary of their own: it takes the tokenizer's."""
-    return replace(
-        shape, vocab_size=vocab_size, pad_token_id=pad_id, eos_token_id=eos_id, eod_token_id=eos_id
-    )
+    """The shape that is trained with a tokenizer: random weights take its vocabulary.
+
+    Raises:
+        ConfigError: the tokenizer has tokens that a model folder's weights do not know.
+    """
+    if name in PRESETS:
+        return replace(
+            shape,
+            vocab_size=vocab_size,
+            pad_token_id=pad_id,
+            eos_token_id=eos_id,
+            eod_token_id=eos_id,
+        )
+    if vocab_size > shape.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} tokens and {name} knows {shape.vocab_size}; set "
+            "tokenizer_name_or_path to the folder that was published with the model"
+        )
+    return shape

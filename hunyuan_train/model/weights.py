@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.data.tokenizer import Tokenizer
 from hunyuan_train.model.layout import StoredTensor, released_tensors
+from hunyuan_train.model.presets import PRESETS, preset_with_vocabulary, resolve_shape
 from hunyuan_train.model.safetensors_files import TensorLocation, read_header, read_range
 from hunyuan_train.model.shape import ModelShape
 
@@ -90,6 +93,20 @@ class SafetensorsFolder:
                 f"{location.file} holds NaN or infinity in {tensor.name}; download it again"
             )
         return values
+
+
+def find_model(
+    config: ModelConfig, tokenizer: Tokenizer, *, seed: int
+) -> tuple[ModelShape, WeightSource]:
+    """A model's shape and where its weights come from: a folder, or the seed for presets."""
+    name = config.model_name_or_path
+    shape = resolve_shape(name)
+    if name not in PRESETS:
+        return shape, SafetensorsFolder.open(Path(name), shape)
+    shape = preset_with_vocabulary(
+        shape, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id
+    )
+    return shape, SeededWeights(seed, shape.initializer_range)
 
 
 def _unfuse_experts(locations: dict[str, TensorLocation], shape: ModelShape) -> None:

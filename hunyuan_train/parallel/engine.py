@@ -12,9 +12,13 @@ from torch import nn
 from torch.distributed import distributed_c10d
 from torch.optim import Optimizer
 from transformers import HunYuanMoEV1ForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
 
+from hunyuan_train.config.adapters import adapts_experts
 from hunyuan_train.config.deepspeed_config import splits_experts
+from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.model.build import build_model
+from hunyuan_train.model.lora import add_linear_adapters
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.expert import (
@@ -23,6 +27,7 @@ from hunyuan_train.parallel.expert import (
     hollow_experts,
     register_hunyuan,
 )
+from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
 from hunyuan_train.parallel.zero import fill_parameters, partitioned_construction
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
@@ -63,8 +68,7 @@ def build_split_model(
             construction.enter_context(hollow_experts())
         model = build_model(shape, attention=attention, attention_dropout=attention_dropout)
     if is_split:
-        is_bf16 = deepspeed_config["bf16"]["enabled"]
-        give_hollow_experts_shapes(model, torch.bfloat16 if is_bf16 else torch.float32)
+        give_hollow_experts_shapes(model, training_dtype(deepspeed_config))
     return model
 
 
@@ -73,6 +77,9 @@ def start_engine(
     deepspeed_config: dict[str, Any],
     source: WeightSource,
     make_optimizer: OptimizerFactory,
+    *,
+    lora: LoraConfig,
+    seed: int,
 ) -> deepspeed.DeepSpeedEngine:
     """Split the experts, partition the rest, read the weights, and build the optimizer.
 
@@ -82,22 +89,41 @@ def start_engine(
         source: of the weights. They are read when every parameter has its final form and before the
             optimizer copies them, so each rank reads once, and only what it keeps.
         make_optimizer: called with the model in that form.
+        lora: adapters to put on the model once its weights are in.
+        seed: of the adapters' first values.
     """
 
     def build_after_split(_: Iterable[nn.Parameter]) -> Optimizer:
         compute_routers_in_float32(model)
         fill_parameters(model, source)
+        if lora.use_lora:
+            # While this object lives, PEFT gathers the weights it needs for DoRA's first values.
+            hint = HfDeepSpeedConfig(deepspeed_config)
+            add_linear_adapters(model, lora, seed=seed)
+            del hint
+            start_expert_adapters(model, seed=seed)
         return make_optimizer(model)
 
     register_hunyuan()
-    engine, _, _, _ = deepspeed.initialize(
-        model=model,
-        optimizer=build_after_split,
-        # The optimizers here are tested against plain training, which is what the engine means.
-        config=deepspeed_config | {"zero_allow_untested_optimizer": True},
-        dist_init_required=False,
-    )
+    with ExitStack() as construction:
+        if lora.use_lora:
+            model.requires_grad_(requires_grad=False)
+        if adapts_experts(lora):
+            dtype = training_dtype(deepspeed_config)
+            construction.enter_context(adapted_experts(lora, dtype))
+        engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=build_after_split,
+            # The optimizers here are tested against plain training, which the engine asks for.
+            config=deepspeed_config | {"zero_allow_untested_optimizer": True},
+            dist_init_required=False,
+        )
     return engine
+
+
+def training_dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
+    """Dtype of weights and activations."""
+    return torch.bfloat16 if deepspeed_config["bf16"]["enabled"] else torch.float32
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

@@ -88,11 +88,16 @@ def weight_values(shard: Shard) -> Tensor:
     return shard.parameter.data.view(-1)[shard.start : shard.stop]
 
 
+def is_split_expert(parameter: nn.Parameter) -> bool:
+    """Whether other ranks hold other experts in a parameter of this name."""
+    return hasattr(parameter, "group_name")  # the engine's own mark
+
+
 def is_primary(shard: Shard) -> bool:
     """Whether this rank speaks for the range: of ranks that keep the same one, the first does."""
     if is_partitioned(shard.parameter):
         return True
-    if ".experts." in shard.name and shard.name.endswith((".w1", ".w2", ".w3")):
+    if is_split_expert(shard.parameter):
         group = groups._get_expert_data_parallel_group(shard.parameter.group_name)
         return dist.get_rank(group) == 0
     return dist.get_rank() == 0

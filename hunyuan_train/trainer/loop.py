@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil
 
 import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +14,7 @@ from hunyuan_train.data.loader import Batch, BatchPlan, Position
 from hunyuan_train.log import console
 from hunyuan_train.trainer.evaluate import evaluate
 from hunyuan_train.trainer.metrics import MetricsLog, Numbers
-from hunyuan_train.trainer.schedule import learning_rate_at
+from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.step import NonFiniteLossError, StepResult, train_step
 
 logger = logging.getLogger(__name__)
@@ -43,9 +42,7 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        if self.config.max_steps > 0:
-            return self.config.max_steps
-        return ceil(self.config.num_train_epochs * self.batches.steps_per_epoch)
+        return count_steps(self.config, steps_per_epoch=self.batches.steps_per_epoch)
 
 
 def train(

@@ -31,6 +31,13 @@ def learning_rate_at(step: int, *, total_steps: int, config: TrainConfig) -> flo
             return peak
 
 
+def count_steps(config: TrainConfig, *, steps_per_epoch: int) -> int:
+    """Optimizer steps of a whole run."""
+    if config.max_steps > 0:
+        return config.max_steps
+    return ceil(config.num_train_epochs * steps_per_epoch)
+
+
 def num_warmup_steps(total_steps: int, config: TrainConfig) -> int:
     """Steps in which the learning rate rises."""
     return config.warmup_steps or ceil(total_steps * config.warmup_ratio)

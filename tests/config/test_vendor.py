@@ -15,7 +15,7 @@ from hunyuan_train.config.vendor import (
     TRANSLATED,
 )
 
-# What Tencent's Hunyuan-A13B train/train.sh gives to its train.py, for a full and for a LoRA run.
+# Flags of the vendor's training scripts for Hunyuan models, for a full and for a LoRA run.
 TAKEN = shlex.split("""
     --do_train --model_name_or_path M --tokenizer_name_or_path T --train_data_file D.jsonl
     --deepspeed ds_configs/zero3_offload.json --output_dir O --per_device_train_batch_size 1
@@ -57,6 +57,15 @@ def test_all_flags_that_we_replace_are_named_in_one_error():
     assert "--save_safetensors False" in message
     assert "did you mean --lora_rank" in message
     assert "\n\n" not in message
+
+
+def test_the_vendors_command_line_is_answered_by_train_py(run_train):
+    result = run_train(*TAKEN, *REFUSED_SHAPE, "--save_safetensors", "False", "--dry_run")
+    assert result.returncode == 2
+    named = {word.rstrip(",:") for word in result.stderr.split() if word.startswith("--")}
+    assert {word for word in REFUSED_SHAPE if word.startswith("--")} <= named
+    assert "--learning_rate" not in named
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from hunyuan_train.launcher.agent import find_cause
 from hunyuan_train.launcher.launch import free_port
 from hunyuan_train.launcher.worker import FAILURES_VARIABLE
 
@@ -58,3 +59,21 @@ def test_the_failing_rank_has_the_last_word_and_the_exit_code(
     assert result.returncode == exit_code
     assert words in result.stderr.splitlines()[-1]
     assert "ChildFailedError" not in result.stderr
+
+
+def test_the_first_words_are_the_cause(tmp_path):
+    for rank, seconds in ((0, 20), (2, 5), (3, 10), (1, 30)):
+        file = tmp_path / f"{rank}.txt"
+        file.write_text(f"rank {rank}")
+        os.utime(file, (seconds, seconds))
+    assert find_cause({0: 1, 1: 1, 3: 2}, str(tmp_path)) == (3, "rank 3")
+
+
+def test_a_killed_rank_is_the_cause_whatever_the_others_say(tmp_path):
+    (tmp_path / "0.txt").write_text("connection closed by peer")
+    rank, words = find_cause({0: 1, 1: -9}, str(tmp_path))
+    assert rank == 1
+    assert words.startswith("error: rank 1 was killed (SIGKILL)")
+    assert find_cause({0: 1, 1: -15}, str(tmp_path)) == (0, "connection closed by peer")
+    assert find_cause({1: -11}, str(tmp_path))[1] == "error: rank 1 was ended by SIGSEGV"
+    assert find_cause({1: 7}, str(tmp_path))[1] == "error: rank 1 ended with exit code 7"

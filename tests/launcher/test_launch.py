@@ -8,13 +8,10 @@ from rich.console import Console
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
-from hunyuan_train.launcher.launch import (
-    prepare_output_folder,
-    worker_command,
-    worker_environment,
-)
+from hunyuan_train.launcher.launch import worker_command, worker_environment
 from hunyuan_train.launcher.machine import count_gpus, detect_machine
-from hunyuan_train.launcher.worker import check_num_processes
+from hunyuan_train.launcher.prepare import prepare_output_folder
+from hunyuan_train.launcher.worker import with_started_processes
 
 QUIET = Console(quiet=True)
 TWO_CORES = Machine(num_gpus=0, num_cores=2)
@@ -38,6 +35,7 @@ def nvidia_smi(tmp_path, monkeypatch):
     [
         ({}, 2),
         ({"CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 2),
         ({"CUDA_VISIBLE_DEVICES": ""}, 0),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
         ({"DS_ACCELERATOR": "cpu"}, 0),
@@ -110,8 +108,9 @@ def test_a_resumed_run_stays_where_it_is(tmp_path):
 
 
 def test_a_config_for_other_processes_than_torchrun_started_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    check_num_processes("auto")
-    check_num_processes(4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for flags in ([], ["--num_processes", "4"]):
+        assert with_started_processes(load_config(flags)).parallel.num_processes == 4
     with pytest.raises(ConfigError, match="num_processes is 2, but torchrun started 4"):
-        check_num_processes(2)
+        with_started_processes(load_config(["--num_processes", "2"]))

@@ -11,7 +11,14 @@ from torch import Tensor
 from hunyuan_train.trainer.optim import decay_groups
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, plain_model, released_state
-from tests.engines import LEARNING_RATES, MAX_GRAD_NORM, kept_weights, my_share, small_engine
+from tests.engines import (
+    LEARNING_RATES,
+    MAX_GRAD_NORM,
+    WEIGHT_DECAY,
+    kept_weights,
+    my_share,
+    small_engine,
+)
 from tests.ranks import run_ranks
 
 NUM_STEPS = 6
@@ -38,7 +45,7 @@ def train_split(
 def train_plain(optimizer: str, max_grad_norm: float) -> tuple[Steps, dict[str, Tensor]]:
     """The same training without engine, ranks, packing or checkpointing."""
     model = plain_model()
-    groups = decay_groups(model, 0.01)
+    groups = decay_groups(model, WEIGHT_DECAY)
     rate = LEARNING_RATES[optimizer]
     if optimizer == "sgd":
         stepper: torch.optim.Optimizer = torch.optim.SGD(groups, lr=rate)

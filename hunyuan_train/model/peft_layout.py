@@ -1,0 +1,81 @@
+"""Adapters in the form that plain PEFT loads on the plain model.
+
+Attention and router are ordinary targets. The shared expert is named by its parameters: PEFT 0.21
+sends the module names gate_proj, up_proj and down_proj to the routed experts, but leaves parameter
+names alone. Routed experts are the two 3-D parameters, whose matrices PEFT stores with two
+dimensions: A with rows (expert, rank), B with columns (rank, expert).
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+import peft
+import torch
+from torch import Tensor
+
+from hunyuan_train.config.adapters import EXPERTS, target_names
+from hunyuan_train.config.schema import LoraConfig
+
+PREFIX = "base_model.model."
+EXPERT_ADAPTER = re.compile(
+    r"(?P<experts>.*\.mlp\.experts)\.(?P<expert>\d+)"
+    r"\.(?P<kind>gate_up|down)_(?P<matrix>lora_[AB])\.weight"
+)
+# PEFT wraps the experts once a parameter: gate_up_proj inside, down_proj outside.
+WRAPPERS = {"gate_up": ".base_layer", "down": ""}
+MODULE_TARGETS = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "router": ["wg"]}
+PARAMETER_TARGETS = {
+    "shared_mlp": [f"shared_mlp.{part}_proj.weight" for part in ("gate", "up", "down")],
+    EXPERTS: ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+}
+
+
+def peft_description(config: LoraConfig, *, base_model: str) -> peft.LoraConfig:
+    """What adapter_config.json says of the adapters."""
+    names = target_names(config)
+    modules = [target for name in names for target in MODULE_TARGETS.get(name, [name])]
+    parameters = [target for name in names for target in PARAMETER_TARGETS.get(name, [])]
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        target_modules=[name for name in modules if name not in PARAMETER_TARGETS],
+        target_parameters=parameters or None,
+    )
+
+
+def peft_tensors(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and lay out adapters for adapter_model.safetensors.
+
+    Args:
+        adapters: whole matrices by stored name (`model/layout.py`), of routed experts every expert
+            of a layer: A [rank, in], B [out, rank].
+    """
+    tensors: dict[str, Tensor] = {}
+    experts: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+    for name, values in adapters.items():
+        match = EXPERT_ADAPTER.fullmatch(name)
+        if match is None:
+            tensors[PREFIX + _peft_name(name)] = values
+        else:
+            wrapper, matrix = WRAPPERS[match["kind"]], match["matrix"]
+            key = f"{PREFIX}{match['experts']}{wrapper}.{matrix}.weight"
+            experts[key][int(match["expert"])] = values
+    for key, by_expert in experts.items():
+        stacked = torch.stack([by_expert[expert] for expert in sorted(by_expert)])
+        if ".lora_A." in key:
+            tensors[key] = stacked.flatten(0, 1)  # [experts * rank, in]
+        else:
+            tensors[key] = stacked.permute(1, 2, 0).flatten(1, 2)  # [out, rank * experts]
+    return {key: values.contiguous() for key, values in tensors.items()}
+
+
+def _peft_name(name: str) -> str:
+    """Drop the adapter's name, and the `.weight` that PEFT does not store of DoRA's magnitudes."""
+    name = name.replace(".default.", ".")
+    return name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
