@@ -13,13 +13,14 @@ import deepspeed
 import torch.distributed as dist
 
 from hunyuan_train.checkpoint.adapter import export_adapter
-from hunyuan_train.checkpoint.export import export_model
+from hunyuan_train.checkpoint.export import export_model, read_prompts
 from hunyuan_train.checkpoint.folder import (
     checkpoint_folder,
     delete_old_checkpoints,
     find_checkpoint,
     list_checkpoints,
 )
+from hunyuan_train.checkpoint.release import describe_release
 from hunyuan_train.checkpoint.state import load_checkpoint, save_checkpoint
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.schema import RunConfig
@@ -30,20 +31,19 @@ from hunyuan_train.data.loader import Batch, BatchPlan, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.attention import choose_attention
-from hunyuan_train.model.presets import (
-    PRESETS,
-    fit_vocabulary,
-    resolve_shape,
-    tokenizer_folder,
-)
+from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.presets import PRESETS, tokenizer_folder
 from hunyuan_train.model.shape import ModelShape
-from hunyuan_train.model.weights import SafetensorsFolder, SeededWeights, WeightSource
+from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel.expert import watch_routers
+from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
 from hunyuan_train.serve.sample import generate_answers
 from hunyuan_train.trainer.loop import Trainer, TrainerState, train
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.trainer.step import RouterTerms
 
 EXPORT_FOLDER = "export"
 MAX_SAMPLED_PARAMETERS = 2 * 10**9  # 4 GB in bf16: one process holds it beside the run
@@ -62,8 +62,10 @@ def run(config: RunConfig) -> None:
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
+    engine = make_engine(config, shape, source)
     trainer = Trainer(
-        engine=make_engine(config, shape, source),
+        engine=engine,
+        routers=make_router_terms(config, engine),
         batches=make_batches(config, dataset),
         eval_batches=make_eval_batches(config, tokenizer),
         config=config.train,
@@ -89,10 +91,21 @@ def make_engine(
         attention=choose_attention(config.model.use_flash_attn),
         attention_dropout=config.model.attention_dropout,
     )
+    freeze_parameters(model, config.model)
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     factory = optimizer_factory(config.train, offload=config.train.optimizer == "offload")
     return start_engine(model, settings, source, factory, lora=config.lora, seed=config.train.seed)
+
+
+def make_router_terms(config: RunConfig, engine: deepspeed.DeepSpeedEngine) -> RouterTerms:
+    """Watch the routers, and weigh the losses that balance them."""
+    return RouterTerms(
+        watch=watch_routers(engine.module, engine.device),
+        top_k=engine.module.config.moe_topk,
+        balance_coefficient=config.model.router_aux_loss_coef,
+        z_coefficient=config.model.router_z_loss_coef,
+    )
 
 
 def make_batches(config: RunConfig, dataset: Dataset) -> BatchPlan:
@@ -169,28 +182,16 @@ def save(trainer: Trainer, made_of: dict[str, str], state: TrainerState) -> None
 def export(
     config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape, source: WeightSource
 ) -> None:
-    """Write the model, or its adapters, in the form that servers load, and check that they serve."""
+    """Write the model, or its adapters, in the form that servers load; check what they compute."""
     folder = Path(config.train.output_dir) / EXPORT_FOLDER
     release = describe_release(config, shape, source)
-    check = prepare_check(engine, release, source)
+    trained = read_prompts(engine, release)
     if config.lora.use_lora:
         name = config.model.model_name_or_path
+        check = partial(check_adapter, trained, source)
         export_adapter(engine, folder, config.lora, base_model=name, check=check)
     else:
-        export_model(engine, folder, release, source, check=check)
-
-
-def prepare_check(
-    engine: deepspeed.DeepSpeedEngine, release: Release, source: WeightSource
-) -> FolderCheck | None:
-    """Let the engine read some prompts, for the exported folder to read the same after it."""
-    if release.shape.num_parameters > MAX_CHECKED_PARAMETERS:
-        logger.info("the model is too large to be computed in one process: its files are re-read only")
-        return None
-    batch = make_prompts(release.shape)
-    trained = Prompted(batch, trained_losses(engine, batch))
-    is_exact = release.dtype == training_dtype(engine.config) == torch.float32
-    return partial(check_folder, trained=trained, source=source, shape=release.shape, is_exact=is_exact)
+        export_model(engine, folder, release, source, check=partial(check_model, trained))
 
 
 def close(config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, shape: ModelShape) -> None:

@@ -12,8 +12,10 @@ from hunyuan_train.data.loader import Batch
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel.expert import watch_routers
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.trainer.step import RouterTerms
 from tests.batches import SHAPE, WEIGHTS
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
@@ -52,6 +54,14 @@ def small_engine(
     )
     engine.train()
     return engine
+
+
+def router_terms(
+    engine: deepspeed.DeepSpeedEngine, balance_coefficient: float, z_coefficient: float
+) -> RouterTerms:
+    """Watch the routers of an engine."""
+    watch = watch_routers(engine.module, engine.device)
+    return RouterTerms(watch, SHAPE.moe_topk, balance_coefficient, z_coefficient)
 
 
 def my_share(batches: list[Batch]) -> list[Batch]:

@@ -92,6 +92,15 @@ def check_lora(config: RunConfig) -> None:
             "lora settings are given but use_lora is false, so every parameter would be trained; "
             "add --use_lora, or drop them"
         )
+    if not lora.use_lora:
+        return
+    model = config.model
+    if model.freeze or model.freeze_router or model.train_attention_params_only:
+        raise ConfigError(
+            "use_lora is true, which freezes everything but the adapters; drop --freeze, "
+            "--freeze_router and --train_attention_params_only, and choose what is adapted with "
+            "--lora_target_modules"
+        )
     check_targets(lora)
     if adapts_experts(lora):
         is_split = splits_experts(read_deepspeed_file(config.parallel.deepspeed))

@@ -43,6 +43,17 @@ class ModelConfig:
     use_flash_attn: bool | Auto = setting(
         "auto", "flash-attn kernels: true demands the package, auto takes it where it is installed"
     )
+    router_aux_loss_coef: float = setting(
+        0.0, "weight of the load-balancing loss; 0 leaves the released routing alone", low=0
+    )
+    router_z_loss_coef: float = setting(0.0, "weight of the router z-loss", low=0)
+    freeze: str | None = setting(
+        None,
+        "comma-separated patterns of parameters that are not trained, such as "
+        "'*.mlp.experts.*,model.embed_tokens.weight'",
+    )
+    freeze_router: bool = setting(False, "do not train the routers")
+    train_attention_params_only: bool = setting(False, "train attention and nothing else")
     attention_dropout: float = setting(
         0.0,
         "dropout on attention weights; the published config's 0.1 is not applied unless asked",

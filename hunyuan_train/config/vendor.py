@@ -134,9 +134,6 @@ REFUSED_TOGETHER = {
     "experts are divided by --expert_parallel_size, which never gathers them": (
         "make_moe_param_leaf_module",
     ),
-    "every parameter is trained, or with --use_lora adapters on attention": (
-        "train_attention_params_only",
-    ),
     "evaluate and save by --eval_steps and --save_steps, as numbers of optimizer steps": (
         "eval_delay",
         "eval_on_start",

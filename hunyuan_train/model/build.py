@@ -1,23 +1,11 @@
 """Build the model that trains, empty, and choose what in it is trained."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 from transformers.initialization import no_init_weights
 
 from hunyuan_train.model.shape import ModelShape, native_config_dict
-
-
-class Float32Linear(nn.Linear):
-    """A router's projection: computed in float32 whatever dtype its weight is kept in.
-
-    The engine's bf16 mode casts the router, which then sends 1 to 2 % of the tokens of a layer to
-    other experts than the released model does (deepspeed#7747).
-    """
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Project [tokens, hidden] to float32 logits [tokens, experts]."""
-        return nn.functional.linear(hidden_states.float(), self.weight.float())
 
 
 def build_model(

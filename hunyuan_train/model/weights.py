@@ -16,7 +16,7 @@ from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.data.tokenizer import Tokenizer
 from hunyuan_train.model.layout import StoredTensor, released_tensors
-from hunyuan_train.model.presets import PRESETS, preset_with_vocabulary, resolve_shape
+from hunyuan_train.model.presets import PRESETS, fit_vocabulary, resolve_shape
 from hunyuan_train.model.safetensors_files import TensorLocation, read_header, read_range
 from hunyuan_train.model.shape import ModelShape
 
@@ -98,15 +98,22 @@ class SafetensorsFolder:
 def find_model(
     config: ModelConfig, tokenizer: Tokenizer, *, seed: int
 ) -> tuple[ModelShape, WeightSource]:
-    """A model's shape and where its weights come from: a folder, or the seed for presets."""
+    """A model's shape and where its weights come from: a folder, or the seed for presets.
+
+    Raises:
+        ConfigError: no such model, or one that does not fit its config.json or the tokenizer.
+    """
     name = config.model_name_or_path
-    shape = resolve_shape(name)
-    if name not in PRESETS:
-        return shape, SafetensorsFolder.open(Path(name), shape)
-    shape = preset_with_vocabulary(
-        shape, vocab_size=tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id
+    shape = fit_vocabulary(
+        name,
+        resolve_shape(name),
+        vocab_size=tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
     )
-    return shape, SeededWeights(seed, shape.initializer_range)
+    if name in PRESETS:
+        return shape, SeededWeights(seed, shape.initializer_range)
+    return shape, SafetensorsFolder.open(Path(name), shape)
 
 
 def _unfuse_experts(locations: dict[str, TensorLocation], shape: ModelShape) -> None:

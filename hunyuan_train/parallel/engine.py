@@ -1,5 +1,6 @@
 """Start the process group and wrap the model in the DeepSpeed engine."""
 
+import resource
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import timedelta
@@ -124,6 +125,13 @@ def start_engine(
 def training_dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
     """Dtype of weights and activations."""
     return torch.bfloat16 if deepspeed_config["bf16"]["enabled"] else torch.float32
+
+
+def peak_memory_gib() -> float:
+    """Most memory this process has held: on the GPU where there is one, else of the host, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

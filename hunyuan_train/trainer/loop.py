@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import deepspeed
+import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.loader import Batch, BatchPlan, Position
 from hunyuan_train.log import console
+from hunyuan_train.model.router import imbalance
+from hunyuan_train.parallel.engine import peak_memory_gib
 from hunyuan_train.trainer.evaluate import evaluate
 from hunyuan_train.trainer.metrics import MetricsLog, Numbers
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
-from hunyuan_train.trainer.step import NonFiniteLossError, StepResult, train_step
+from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ class Trainer:
     """The parts a run is made of; `train` moves them."""
 
     engine: deepspeed.DeepSpeedEngine
+    routers: RouterTerms
     batches: BatchPlan
     eval_batches: list[Batch]
     config: TrainConfig
@@ -61,6 +65,7 @@ def train(
             if trainer.eval_batches and is_due(state.step, config.eval_steps, is_last):
                 numbers["eval_loss"] = evaluate(trainer.engine, trainer.eval_batches)
             if is_due(state.step, config.logging_steps, is_last) or "eval_loss" in numbers:
+                numbers |= measure_ranks(trainer)
                 log_numbers(trainer, numbers, state.step)
             show(state.step, numbers)
             if is_due(state.step, config.save_steps, is_last):
@@ -79,7 +84,9 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, StepRe
         state.step, total_steps=trainer.total_steps, config=trainer.config
     )
     try:
-        result = train_step(trainer.engine, micro_batches, learning_rate=learning_rate)
+        result = train_step(
+            trainer.engine, micro_batches, learning_rate=learning_rate, routers=trainer.routers
+        )
     except NonFiniteLossError as error:
         origins = trainer.batches.origins(micro_batches)
         raise NonFiniteLossError(
@@ -105,6 +112,7 @@ def step_numbers(
     """What one step reports, in the names of metrics.jsonl and the trackers."""
     return {
         "loss": result.loss,
+        "router_loss": result.router_loss,
         "learning_rate": learning_rate,
         "grad_norm": result.grad_norm,
         "tokens_per_second": result.num_tokens / seconds,
@@ -115,16 +123,25 @@ def step_numbers(
     }
 
 
+def measure_ranks(trainer: Trainer) -> Numbers:
+    """What a logged step reports of all ranks together; every rank takes part."""
+    load_LE = trainer.routers.watch.take_load()
+    dist.all_reduce(load_LE)
+    return {"expert_imbalance": imbalance(load_LE), "memory_gib": peak_memory_gib()}
+
+
 def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
     """One line for people, one object for programs."""
     logger.info(
-        "step %d/%d  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s%s",
+        "step %d/%d  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.1f GiB  imbalance %.2f%s",
         step,
         trainer.total_steps,
         numbers["loss"],
         numbers["learning_rate"],
         numbers["grad_norm"],
         numbers["tokens_per_second"],
+        numbers["memory_gib"],
+        numbers["expert_imbalance"],
         f"  eval loss {numbers['eval_loss']:.4f}" if "eval_loss" in numbers else "",
     )
     if trainer.metrics:

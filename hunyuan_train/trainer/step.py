@@ -1,15 +1,18 @@
 """One optimizer step: micro-batches in, updated weights and a handful of numbers out."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
 
 import deepspeed
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hunyuan_train.data.loader import Batch
 from hunyuan_train.model.loss import weighted_token_losses
+from hunyuan_train.model.router import RouterWatch, balance_loss, z_loss
 from hunyuan_train.parallel.engine import sum_over_ranks
 
 
@@ -22,9 +25,35 @@ class StepResult:
     """What one optimizer step did, over all ranks."""
 
     loss: float  # mean over the label tokens of the global batch, by weight
+    router_loss: float  # load balance and z-loss, by their coefficients
     grad_norm: float  # global norm before clipping
     num_tokens: int
     num_label_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTerms:
+    """What the routers add to the loss."""
+
+    watch: RouterWatch
+    top_k: int
+    balance_coefficient: float = 0.0
+    z_coefficient: float = 0.0
+
+    def loss(self) -> Tensor:
+        """This rank's part of the terms, of the forward pass recorded last: a float32 scalar.
+
+        Every rank takes part, because load is a matter of all tokens.
+        """
+        if not (self.balance_coefficient or self.z_coefficient):
+            return self.watch.counts_LE.new_zeros((), dtype=torch.float32)
+        counts_LE = self.watch.counts_LE.clone()
+        if dist.is_initialized():
+            dist.all_reduce(counts_LE)
+        num_tokens = int(counts_LE[0].sum()) / self.top_k
+        logits = self.watch.logits_TE
+        balance = balance_loss(logits, counts_LE, num_tokens)
+        return self.balance_coefficient * balance + self.z_coefficient * z_loss(logits, num_tokens)
 
 
 def forward_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Tensor:
@@ -48,7 +77,11 @@ def forward_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Tensor:
 
 
 def train_step(
-    engine: deepspeed.DeepSpeedEngine, micro_batches: list[Batch], *, learning_rate: float
+    engine: deepspeed.DeepSpeedEngine,
+    micro_batches: list[Batch],
+    *,
+    learning_rate: float,
+    routers: RouterTerms | None = None,
 ) -> StepResult:
     """Accumulate gradients over the micro-batches and update the weights once.
 
@@ -67,18 +100,25 @@ def train_step(
         ],
         engine.device,
     )
-    scale = engine.world_size / max(weight, 1e-12)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+    weight = max(weight, 1e-12)
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # of tokens, of routers
     for index, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-        batch_loss = forward_losses(engine, batch).sum()
-        loss_sum += batch_loss.detach()
-        engine.backward(batch_loss * scale, scale_wrt_gas=False)
-    [loss] = sum_over_ranks([float(loss_sum)], engine.device)
-    loss /= max(weight, 1e-12)
-    if not isfinite(loss):
-        raise NonFiniteLossError(f"the loss is {loss}")
+        with routers.watch.recording() if routers else nullcontext():
+            token_loss = forward_losses(engine, batch).sum() / weight
+        router_loss = routers.loss() / len(micro_batches) if routers else torch.zeros_like(token_loss)
+        sums += torch.stack([token_loss, router_loss]).detach()
+        engine.backward((token_loss + router_loss) * engine.world_size, scale_wrt_gas=False)
+    loss, router_loss = sum_over_ranks(sums.tolist(), engine.device)
+    if not isfinite(loss + router_loss):
+        raise NonFiniteLossError(f"the loss is {loss + router_loss}")
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     engine.step()
-    return StepResult(loss, float(engine.get_global_grad_norm()), int(num_tokens), int(num_labels))
+    return StepResult(
+        loss=loss,
+        router_loss=router_loss,
+        grad_norm=float(engine.get_global_grad_norm()),
+        num_tokens=int(num_tokens),
+        num_label_tokens=int(num_labels),
+    )

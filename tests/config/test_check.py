@@ -107,3 +107,22 @@ def test_divisors_are_those_that_fit_model_and_machine():
     with pytest.raises(ConfigError, match=r"set 1 or 2$"):
         check.check_experts_divide(4, num_experts=64, num_processes=6)
     check.check_experts_divide(8, num_experts=64, num_processes=8)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora_target_modules", "gate_proj"], "lora_target_modules is 'gate_proj'"),
+        (["--lora_target_modules", "experts", "--lora_rank", "12"], "a multiple of 8"),
+        (["--lora_target_modules", "all", "--lora_dropout", "0.1"], "leave experts out"),
+        (["--lora_target_modules", "shared_mlp", "--use_dora"], "leave shared_mlp out"),
+        (["--freeze_router"], "freezes everything but the adapters"),
+        (
+            ["--lora_target_modules", "experts", "--deepspeed", "ds_configs/zero3.json"],
+            "zero3_ep.json",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        check_flags(["--use_lora", *flags])

@@ -31,7 +31,7 @@ REFUSED_SHAPE = shlex.split("""
     --use_mixed_mlp_moe --num_shared_expert 1 --use_qk_norm
 """)
 REFUSED_OTHERWISE = shlex.split("""
-    --save_safetensors False --make_moe_param_leaf_module --train_attention_params_only
+    --save_safetensors False --make_moe_param_leaf_module
 """)
 
 

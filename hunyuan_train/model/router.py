@@ -1,0 +1,103 @@
+"""Routers: their precision, what they did, and the losses that keep them balanced.
+
+Shape letters:  T tokens of this rank · E experts · K experts per token · L layers
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Float32Linear(nn.Linear):
+    """A router's projection: computed in float32 whatever dtype its weight is kept in.
+
+    The engine's bf16 mode casts the router, which then sends 1 to 2 % of the tokens of a layer to
+    other experts than the released model does (deepspeed#7747).
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Project [tokens, hidden] to float32 logits [tokens, experts]."""
+        return nn.functional.linear(hidden_states.float(), self.weight.float())
+
+
+class RouterWatch:
+    """Sees what the routers of a model do in the forward passes that it is told to record.
+
+    Recomputation under gradient checkpointing runs the routers a second time; those calls come while
+    nothing is recorded.
+    """
+
+    def __init__(self, *, num_layers: int, num_experts: int, device: torch.device) -> None:
+        self.load_LE = torch.zeros(num_layers, num_experts, dtype=torch.int64, device=device)
+        self.counts_LE = torch.zeros_like(self.load_LE)  # of the last recorded pass
+        self.logits_TE: list[Tensor] = []  # of the last recorded pass, a layer each
+        self.is_recording = False
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record one forward pass."""
+        self.logits_TE = []
+        self.counts_LE.zero_()
+        self.is_recording = True
+        try:
+            yield
+        finally:
+            self.is_recording = False
+            self.load_LE += self.counts_LE
+
+    def see_logits(self, logits_TE: Tensor) -> None:
+        """Take the logits of the next layer: [tokens, experts], float32."""
+        if self.is_recording:
+            self.logits_TE.append(logits_TE)
+
+    def see_choice(self, layer: int, counts_E: Tensor) -> None:
+        """Take how many token slots a layer sent to each expert: [experts]."""
+        if self.is_recording:
+            self.counts_LE[layer] += counts_E
+
+    def take_load(self) -> Tensor:
+        """Token slots by layer and expert since the last call: [layers, experts], int64, local."""
+        load_LE = self.load_LE.clone()
+        self.load_LE.zero_()
+        return load_LE
+
+
+def balance_loss(
+    logits_TE: list[Tensor], counts_LE: Tensor, num_tokens: int | float
+) -> Tensor:
+    """Load-balancing loss of Switch Transformers (arXiv 2101.03961, equation 4), mean over layers.
+
+    It is 1 where every expert gets as much as any other, and the number of experts where one gets
+    all. Counts and token number are those of all ranks, so the sum of the ranks' losses is the loss
+    of the whole batch, and so is its gradient.
+
+    Args:
+        logits_TE: router logits of each layer, [tokens, experts], local.
+        counts_LE: [layers, experts], token slots sent to each expert, all ranks.
+        num_tokens: of all ranks.
+    """
+    num_experts = counts_LE.shape[1]
+    share_LE = counts_LE / counts_LE.sum(dim=1, keepdim=True).clamp(min=1)
+    mean_probability_LE = torch.stack(
+        [layer_TE.float().softmax(dim=-1).sum(dim=0) / num_tokens for layer_TE in logits_TE]
+    )
+    return num_experts * (share_LE * mean_probability_LE).sum(dim=1).mean()
+
+
+def z_loss(logits_TE: list[Tensor], num_tokens: int | float) -> Tensor:
+    """Router z-loss of ST-MoE (arXiv 2202.08906, equation 5): keeps logits small; mean over layers.
+
+    Args:
+        logits_TE: router logits of each layer, [tokens, experts], local.
+        num_tokens: of all ranks; the sum of the ranks' losses is the loss of the whole batch.
+    """
+    squares = [layer_TE.float().logsumexp(dim=-1).square().sum() for layer_TE in logits_TE]
+    return torch.stack(squares).mean() / num_tokens
+
+
+def imbalance(load_LE: Tensor) -> float:
+    """How much the busiest expert of any layer gets beyond an equal share: 0 is balanced."""
+    mean_L = load_LE.double().mean(dim=1).clamp(min=1e-9)
+    return float((load_LE.amax(dim=1) / mean_L).max()) - 1.0

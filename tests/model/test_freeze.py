@@ -1,0 +1,38 @@
+"""Freezing by name, and what is refused."""
+
+import pytest
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.model.freeze import freeze_parameters
+from tests.batches import plain_model
+
+
+def trained_names(**settings: object) -> set[str]:
+    model = plain_model()
+    freeze_parameters(model, ModelConfig(**settings))
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_patterns_freeze_what_they_match_and_nothing_else() -> None:
+    everything = trained_names()
+    left = trained_names(freeze="*.mlp.experts.*, model.embed_tokens.weight")
+    assert everything - left == {
+        name for name in everything if ".experts." in name or "embed_tokens" in name
+    }
+    assert len(everything - left) == 9
+
+
+def test_router_and_attention_switches() -> None:
+    assert not any(".gate." in name for name in trained_names(freeze_router=True))
+    assert all(".self_attn." in name for name in trained_names(train_attention_params_only=True))
+
+
+def test_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'layers\.0', which matches no parameter"):
+        trained_names(freeze="layers.0")
+
+
+def test_freezing_everything_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        trained_names(freeze="*")
