@@ -36,7 +36,7 @@ from hunyuan_train.model.presets import PRESETS, tokenizer_folder
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
-from hunyuan_train.parallel.expert import watch_routers
+from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
 from hunyuan_train.serve.sample import generate_answers

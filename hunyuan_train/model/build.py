@@ -1,7 +1,6 @@
 """Build the model that trains, empty, and choose what in it is trained."""
 
 import torch
-from torch import nn
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 from transformers.initialization import no_init_weights
 
@@ -18,12 +17,15 @@ def build_model(
     with no_init_weights():
         model = HunYuanMoEV1ForCausalLM(config)
     model.tie_weights()
-    check_rope_precision(model)
     return model
 
 
-def check_rope_precision(model: nn.Module) -> None:
-    """Rope frequencies in bfloat16 would be 340 radians off at position 262,143."""
-    for name, buffer in model.named_buffers():
-        if name.endswith("inv_freq"):
-            assert buffer.dtype == torch.float32, f"{name} became {buffer.dtype}"
+def compute_rope_in_float32(model: HunYuanMoEV1ForCausalLM) -> None:
+    """Compute the rope frequencies again, outside of any partitioned construction.
+
+    The engine's construction context makes every new tensor bfloat16, in which the frequencies
+    would be 340 radians off at position 262,143.
+    """
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(model.config)
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32

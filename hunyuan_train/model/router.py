@@ -11,22 +11,35 @@ from torch import Tensor, nn
 
 
 class Float32Linear(nn.Linear):
-    """A router's projection: computed in float32 whatever dtype its weight is kept in.
+    """A router's projection: computed in float32, with float32 weights.
 
-    The engine's bf16 mode casts the router, which then sends 1 to 2 % of the tokens of a layer to
-    other experts than the released model does (deepspeed#7747).
+    The engine's bf16 mode keeps every parameter in bfloat16. A rounded router sends 1 to 2 % of the
+    tokens of a layer to other experts than the released one does (deepspeed#7747). So the float32
+    values stand beside the parameter (1 MB a layer at the released size), which receives the
+    gradient. Made from a plain linear layer by `pin`.
     """
+
+    exact_weight: Tensor  # [experts, hidden], float32
+
+    @classmethod
+    def pin(cls, linear: nn.Linear, exact_weight: Tensor) -> None:
+        """Turn a layer into this class, in place."""
+        linear.__class__ = cls
+        linear.register_buffer("exact_weight", exact_weight, persistent=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Project [tokens, hidden] to float32 logits [tokens, experts]."""
-        return nn.functional.linear(hidden_states.float(), self.weight.float())
+        weight = self.weight.float()
+        # Rounding leaves a rest that float32 holds exactly, so the sum is the exact weight.
+        weight = weight + (self.exact_weight - weight).detach()
+        return nn.functional.linear(hidden_states.float(), weight)
 
 
 class RouterWatch:
     """Sees what the routers of a model do in the forward passes that it is told to record.
 
-    Recomputation under gradient checkpointing runs the routers a second time; those calls come while
-    nothing is recorded.
+    Recomputation under gradient checkpointing runs the routers a second time; those calls come
+    while nothing is recorded.
     """
 
     def __init__(self, *, num_layers: int, num_experts: int, device: torch.device) -> None:
@@ -64,9 +77,7 @@ class RouterWatch:
         return load_LE
 
 
-def balance_loss(
-    logits_TE: list[Tensor], counts_LE: Tensor, num_tokens: int | float
-) -> Tensor:
+def balance_loss(logits_TE: list[Tensor], counts_LE: Tensor, num_tokens: int | float) -> Tensor:
     """Load-balancing loss of Switch Transformers (arXiv 2101.03961, equation 4), mean over layers.
 
     It is 1 where every expert gets as much as any other, and the number of experts where one gets

@@ -7,6 +7,7 @@ flat ranges that begin and end anywhere.
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -30,6 +31,11 @@ class TensorLocation:
     byte_offset: int  # of its first element in the file
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole tensor."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(file: Path) -> dict[str, TensorLocation]:

@@ -18,17 +18,17 @@ from transformers.integrations import HfDeepSpeedConfig
 from hunyuan_train.config.adapters import adapts_experts
 from hunyuan_train.config.deepspeed_config import splits_experts
 from hunyuan_train.config.schema import LoraConfig
-from hunyuan_train.model.build import build_model
+from hunyuan_train.model.build import build_model, compute_rope_in_float32
 from hunyuan_train.model.lora import add_linear_adapters
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.expert import (
-    compute_routers_in_float32,
     give_hollow_experts_shapes,
     hollow_experts,
     register_hunyuan,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
+from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
 from hunyuan_train.parallel.zero import fill_parameters, partitioned_construction
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]
@@ -68,6 +68,7 @@ def build_split_model(
         if is_split:
             construction.enter_context(hollow_experts())
         model = build_model(shape, attention=attention, attention_dropout=attention_dropout)
+    compute_rope_in_float32(model)
     if is_split:
         give_hollow_experts_shapes(model, training_dtype(deepspeed_config))
     return model
@@ -95,8 +96,8 @@ def start_engine(
     """
 
     def build_after_split(_: Iterable[nn.Parameter]) -> Optimizer:
-        compute_routers_in_float32(model)
         fill_parameters(model, source)
+        pin_routers(model, source)
         if lora.use_lora:
             # While this object lives, PEFT gathers the weights it needs for DoRA's first values.
             hint = HfDeepSpeedConfig(deepspeed_config)
@@ -119,6 +120,7 @@ def start_engine(
             config=deepspeed_config | {"zero_allow_untested_optimizer": True},
             dist_init_required=False,
         )
+    keep_pinned_masters(engine)
     return engine
 
 
@@ -128,7 +130,7 @@ def training_dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
 
 
 def peak_memory_gib() -> float:
-    """Most memory this process has held: on the GPU where there is one, else of the host, in GiB."""
+    """Most memory this process has held, in GiB: on the GPU, or of the host without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -7,14 +7,12 @@ stays under ZeRO, as without expert parallelism.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.module_inject.auto_ep_presets import registry
 from deepspeed.module_inject.auto_ep_presets.base import MoEModelPreset
-from torch import Tensor, nn
+from torch import nn
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 from transformers.activations import ACT2FN
 from transformers.models.hunyuan_v1_moe import modeling_hunyuan_v1_moe as modeling
@@ -22,8 +20,6 @@ from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import (
     HunYuanMoEV1Experts,
     HunYuanMoEV1Gate,
 )
-
-from hunyuan_train.model.router import Float32Linear, RouterWatch
 
 PRESET_NAME = "hunyuan_v1_moe"
 
@@ -95,46 +91,3 @@ def give_hollow_experts_shapes(model: HunYuanMoEV1ForCausalLM, dtype: torch.dtyp
     for module in model.modules():
         if isinstance(module, HollowExperts):
             module.give_shapes(model.config, dtype)
-
-
-def compute_routers_in_float32(model: nn.Module) -> None:
-    """Make every router project in float32, before or after AutoEP replaced the blocks."""
-    for module in model.modules():
-        if isinstance(module, HunYuanMoEV1Gate):
-            module.wg.__class__ = Float32Linear
-        elif isinstance(module, AutoEPMoELayer):
-            module.router.gate.__class__ = Float32Linear
-
-
-def watch_routers(model: HunYuanMoEV1ForCausalLM, device: torch.device) -> RouterWatch:
-    """Let a watch see every router of an initialised model, split or not."""
-    config = model.config
-    watch = RouterWatch(
-        num_layers=config.num_hidden_layers, num_experts=config.num_experts, device=device
-    )
-    for index, layer in enumerate(model.model.layers):
-        if isinstance(layer.mlp, AutoEPMoELayer):
-            layer.mlp.router.gate.register_forward_hook(partial(_see_logits, watch))
-            layer.mlp.router.register_forward_hook(partial(_see_split_choice, watch, index))
-        else:
-            layer.mlp.gate.register_forward_hook(partial(_see_choice, watch, index))
-    return watch
-
-
-def _see_logits(watch: RouterWatch, _: nn.Module, __: tuple[Tensor], logits_TE: Tensor) -> None:
-    watch.see_logits(logits_TE)
-
-
-def _see_split_choice(
-    watch: RouterWatch, layer: int, _: nn.Module, __: tuple[Tensor], output: tuple[Tensor, ...]
-) -> None:
-    _scores, _experts, counts_E = output
-    watch.see_choice(layer, counts_E)
-
-
-def _see_choice(
-    watch: RouterWatch, layer: int, _: nn.Module, __: tuple[Tensor], output: tuple[Tensor, ...]
-) -> None:
-    logits_TE, _weights, experts_TK = output
-    watch.see_logits(logits_TE)
-    watch.see_choice(layer, torch.bincount(experts_TK.flatten(), minlength=logits_TE.shape[1]))

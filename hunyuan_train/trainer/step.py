@@ -14,6 +14,7 @@ from hunyuan_train.data.loader import Batch
 from hunyuan_train.model.loss import weighted_token_losses
 from hunyuan_train.model.router import RouterWatch, balance_loss, z_loss
 from hunyuan_train.parallel.engine import sum_over_ranks
+from hunyuan_train.parallel.routers import refresh_routers
 
 
 class NonFiniteLossError(RuntimeError):
@@ -106,7 +107,9 @@ def train_step(
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         with routers.watch.recording() if routers else nullcontext():
             token_loss = forward_losses(engine, batch).sum() / weight
-        router_loss = routers.loss() / len(micro_batches) if routers else torch.zeros_like(token_loss)
+        router_loss = (
+            routers.loss() / len(micro_batches) if routers else torch.zeros_like(token_loss)
+        )
         sums += torch.stack([token_loss, router_loss]).detach()
         engine.backward((token_loss + router_loss) * engine.world_size, scale_wrt_gas=False)
     loss, router_loss = sum_over_ranks(sums.tolist(), engine.device)
@@ -115,6 +118,7 @@ def train_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     engine.step()
+    refresh_routers(engine)
     return StepResult(
         loss=loss,
         router_loss=router_loss,

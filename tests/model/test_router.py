@@ -19,8 +19,10 @@ def test_balance_loss_of_parts_adds_up_to_that_of_the_whole() -> None:
     logits = [torch.randn(20, 8, requires_grad=True) for _ in range(3)]
     counts = torch.randint(0, 30, (3, 8))
     whole = balance_loss(logits, counts, 20)
-    parts = [balance_loss([layer[part] for layer in logits], counts, 20) for part in
-             (slice(0, 7), slice(7, 20))]
+    parts = [
+        balance_loss([layer[part] for layer in logits], counts, 20)
+        for part in (slice(0, 7), slice(7, 20))
+    ]
     assert torch.allclose(whole, sum(parts))
     whole_gradient = torch.autograd.grad(whole, logits)
     for ours, theirs in zip(torch.autograd.grad(sum(parts), logits), whole_gradient, strict=True):
@@ -51,9 +53,17 @@ def test_watch_counts_only_what_it_records() -> None:
     assert watch.take_load().sum() == 0
 
 
-def test_router_projects_in_float32_whatever_its_weight_is_kept_in() -> None:
-    router = Float32Linear(16, 4, bias=False).bfloat16()
+def test_pinned_router_computes_with_its_exact_weights_and_trains_the_rounded_ones() -> None:
+    torch.manual_seed(0)
+    exact = torch.randn(4, 16)
+    router = torch.nn.Linear(16, 4, bias=False).bfloat16()
+    with torch.no_grad():
+        router.weight.copy_(exact)
+    assert not torch.equal(router.weight.float(), exact)
+    Float32Linear.pin(router, exact)
     hidden = torch.randn(5, 16, dtype=torch.bfloat16)
     logits = router(hidden)
     assert logits.dtype == torch.float32
-    assert torch.equal(logits, hidden.float() @ router.weight.float().T)
+    assert torch.equal(logits, torch.nn.functional.linear(hidden.float(), exact))
+    logits.sum().backward()
+    assert torch.equal(router.weight.grad, hidden.float().sum(0).expand(4, 16).bfloat16())

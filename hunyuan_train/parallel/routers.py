@@ -1,0 +1,99 @@
+"""Routers under the engine: kept in float32 beside its bfloat16, and watched.
+
+Split: nothing; every rank routes its own tokens with whole routers. Communicated: their float32
+weights after each step, 1 MB a layer at the released size.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import deepspeed
+import torch
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+from transformers import HunYuanMoEV1ForCausalLM
+
+from hunyuan_train.model.layout import StoredTensor
+from hunyuan_train.model.router import Float32Linear, RouterWatch
+from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.parallel.zero import MASTER, trained_shards, write_state
+
+RELEASED_NAME = "model.layers.{layer}.mlp.gate.wg.weight"
+
+
+def routers(model: HunYuanMoEV1ForCausalLM) -> Iterator[nn.Linear]:
+    """The routers' projections, first layer to last, split experts or not, adapted or not."""
+    for layer in model.model.layers:
+        is_split = isinstance(layer.mlp, AutoEPMoELayer)
+        linear = layer.mlp.router.gate if is_split else layer.mlp.gate.wg
+        yield linear if isinstance(linear, nn.Linear) else linear.base_layer  # PEFT's wrapper
+
+
+def pinned_routers(model: HunYuanMoEV1ForCausalLM) -> Iterator[Float32Linear]:
+    """The routers that compute with float32 weights beside rounded ones; none in a float32 run."""
+    return (linear for linear in routers(model) if isinstance(linear, Float32Linear))
+
+
+def pin_routers(model: HunYuanMoEV1ForCausalLM, source: WeightSource) -> None:
+    """Compute routers in float32 from here on, with the float32 values of the source."""
+    config = model.config
+    shape = (config.num_experts, config.hidden_size)
+    for layer, linear in enumerate(routers(model)):
+        if linear.weight.dtype == torch.float32:
+            continue
+        stored = StoredTensor(RELEASED_NAME.format(layer=layer), shape)
+        exact = source.read(stored, 0, stored.numel).view(shape).float()
+        Float32Linear.pin(linear, exact.to(linear.weight.device))
+
+
+def keep_pinned_masters(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Undo the rounding of the optimizer's router weights, which it copied from bfloat16."""
+    pinned = pinned_routers(engine.module)
+    exact = {id(linear.weight): linear.exact_weight for linear in pinned}
+    for shard in trained_shards(engine.module):
+        if id(shard.parameter) in exact:
+            values = exact[id(shard.parameter)].flatten()[shard.start : shard.stop]
+            write_state(engine, shard, MASTER, values)
+
+
+def refresh_routers(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Route with the weights that the optimizer now has; every rank takes part."""
+    for linear in pinned_routers(engine.module):
+        if linear.weight.requires_grad:
+            master = safe_get_full_fp32_param(linear.weight)
+            linear.exact_weight.copy_(master.view_as(linear.exact_weight))
+
+
+def watch_routers(model: HunYuanMoEV1ForCausalLM, device: torch.device) -> RouterWatch:
+    """Let a watch see every router of an initialised model."""
+    config = model.config
+    watch = RouterWatch(
+        num_layers=config.num_hidden_layers, num_experts=config.num_experts, device=device
+    )
+    for index, layer in enumerate(model.model.layers):
+        if isinstance(layer.mlp, AutoEPMoELayer):
+            layer.mlp.router.gate.register_forward_hook(partial(_see_logits, watch))
+            layer.mlp.router.register_forward_hook(partial(_see_split_choice, watch, index))
+        else:
+            layer.mlp.gate.register_forward_hook(partial(_see_choice, watch, index))
+    return watch
+
+
+def _see_logits(watch: RouterWatch, _: nn.Module, __: tuple[Tensor], logits_TE: Tensor) -> None:
+    watch.see_logits(logits_TE)
+
+
+def _see_split_choice(
+    watch: RouterWatch, layer: int, _: nn.Module, __: tuple[Tensor], output: tuple[Tensor, ...]
+) -> None:
+    _scores, _experts, counts_E = output
+    watch.see_choice(layer, counts_E)
+
+
+def _see_choice(
+    watch: RouterWatch, layer: int, _: nn.Module, __: tuple[Tensor], output: tuple[Tensor, ...]
+) -> None:
+    logits_TE, _weights, experts_TK = output
+    watch.see_logits(logits_TE)
+    watch.see_choice(layer, torch.bincount(experts_TK.flatten(), minlength=logits_TE.shape[1]))
