@@ -43,7 +43,8 @@ def test_a_small_model_learns_the_vendors_example_data(run_train, tmp_path: Path
         eos_token_id=list(tokenizer.stop_ids),
         pad_token_id=tokenizer.pad_id,
     )
-    answer = tokenizer.decode([t for t in output[0, len(prompt) :].tolist() if t != tokenizer.eos_id])
+    generated = output[0, len(prompt) :].tolist()
+    answer = tokenizer.decode([token for token in generated if token not in tokenizer.stop_ids])
     parsed = parse_output(answer)
     assert parsed.is_well_formed, answer
     assert parsed.reasoning is None

@@ -31,6 +31,6 @@ def freeze_parameters(model: nn.Module, config: ModelConfig) -> None:
         is_frozen = any(fnmatchcase(name, pattern) for pattern in patterns)
         is_left_out = config.train_attention_params_only and not fnmatchcase(name, ATTENTION)
         if is_frozen or is_left_out:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"freeze is {config.freeze!r}, which leaves nothing to train")

@@ -107,11 +107,9 @@ def train_step(
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         with routers.watch.recording() if routers else nullcontext():
             token_loss = forward_losses(engine, batch).sum() / weight
-        router_loss = (
-            routers.loss() / len(micro_batches) if routers else torch.zeros_like(token_loss)
-        )
-        sums += torch.stack([token_loss, router_loss]).detach()
-        engine.backward((token_loss + router_loss) * engine.world_size, scale_wrt_gas=False)
+        router_term = routers.loss() / len(micro_batches) if routers else token_loss.new_zeros(())
+        sums += torch.stack([token_loss, router_term]).detach()
+        engine.backward((token_loss + router_term) * engine.world_size, scale_wrt_gas=False)
     loss, router_loss = sum_over_ranks(sums.tolist(), engine.device)
     if not isfinite(loss + router_loss):
         raise NonFiniteLossError(f"the loss is {loss + router_loss}")
