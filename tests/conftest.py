@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,15 @@ def repository() -> Path:
     return REPOSITORY
 
 
+def start_train(*arguments: str, cwd: Path, timeout: float = 600) -> Finished:
+    """Run `train.py` from another folder, as a user would, and return what it said."""
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
 @pytest.fixture
 def run_train(tmp_path: Path) -> Callable[..., Finished]:
-    """Run `train.py` from another folder, as a user would, and return what it said."""
-
-    def run(*arguments: str, timeout: float = 120) -> Finished:
-        command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False
-        )
-
-    return run
+    """`start_train` from the test's own folder."""
+    return partial(start_train, cwd=tmp_path)

@@ -1,0 +1,80 @@
+"""Whole runs of `train.py`: what they leave on disk, and that a resumed one is the same run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hunyuan_train.config.load import load_config
+from tests.conftest import Finished, start_train
+
+SETTINGS = ("--recipe", "tiny", "--max_steps", "6", "--save_steps", "3", "--eval_steps", "3")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """A run of six steps, checkpoints after three and six."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finished = start_train(*SETTINGS, "--output_dir", str(folder), cwd=folder.parent)
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_readme_names(whole_run: tuple[Path, Finished]) -> None:
+    folder, finished = whole_run
+    assert [numbers["step"] for numbers in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_second"} <= read_metrics(folder)[0].keys()
+    assert "eval_loss" in read_metrics(folder)[2]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step-000003",
+        "step-000006",
+    ]
+    assert (folder / "log" / "rank0.txt").exists()
+    assert (folder / "log" / "rank1.txt").exists()
+    assert load_config(["--config", str(folder / "config.yaml")]).train.max_steps == 6
+    assert "fast mode" in finished.stderr
+    assert "slow mode" in finished.stderr
+    assert str(folder / "export") in finished.stderr.replace("\n", "")
+
+
+def test_the_export_loads_in_plain_transformers(whole_run: tuple[Path, Finished]) -> None:
+    folder, _ = whole_run
+    model = AutoModelForCausalLM.from_pretrained(folder / "export")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "export")
+    messages = [{"role": "user", "content": "/no_think Hello"}]
+    ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+    output = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    assert output.shape[1] > ids["input_ids"].shape[1]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(
+    whole_run: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    whole, _ = whole_run
+    resumed = tmp_path / "run"
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-000006")
+    shutil.rmtree(resumed / "export")
+    finished = start_train(
+        *(*SETTINGS, "--output_dir", str(resumed), "--resume_from_checkpoint", "auto"),
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr
+    changing = {"tokens_per_second", "step_seconds", "memory_gib"}
+    for ours, theirs in zip(read_metrics(resumed), read_metrics(whole), strict=True):
+        assert {name: ours[name] for name in ours.keys() - changing} == {
+            name: theirs[name] for name in theirs.keys() - changing
+        }
+    for rank in (0, 1):
+        file = Path("checkpoints", "step-000006", f"rank-{rank:05d}.safetensors")
+        ours, theirs = load_file(resumed / file), load_file(whole / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
