@@ -7,6 +7,7 @@ on the screen and tell the rest to the file only.
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,11 +33,7 @@ def start_logging(output_dir: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / f"rank{rank}.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter(FILE_FORMAT))
-    screen = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
-    prefix = "" if rank == 0 else f"rank {rank}: "
-    screen.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
-    screen.addFilter(partial(belongs_on_screen, rank=rank))
-    logging.basicConfig(level=logging.INFO, handlers=[file, screen], force=True)
+    log_to_screen(rank=rank, also=[file])
     logging.captureWarnings(capture=True)
     sys.stdout = file.stream  # libraries also print; what is ours goes through the console
     for name in LIBRARIES:
@@ -44,6 +41,20 @@ def start_logging(output_dir: Path) -> None:
         library.handlers.clear()
         library.propagate = True
         library.setLevel(logging.INFO)
+
+
+def log_to_screen(*, rank: int = 0, also: Sequence[logging.Handler] = ()) -> None:
+    """Send log lines to the screen; enough for a command that is no run.
+
+    A terminal shares its lines with progress bars; in a file or a pipe each line is one line.
+    """
+    screen: logging.Handler = logging.StreamHandler(sys.stderr)
+    if console.is_terminal:
+        screen = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    prefix = "" if rank == 0 else f"rank {rank}: "
+    screen.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    screen.addFilter(partial(belongs_on_screen, rank=rank))
+    logging.basicConfig(level=logging.INFO, handlers=[*also, screen], force=True)
 
 
 def belongs_on_screen(record: logging.LogRecord, *, rank: int) -> bool:

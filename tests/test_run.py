@@ -12,7 +12,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hunyuan_train.config.load import load_config
 from tests.conftest import Finished, start_train
 
-SETTINGS = ("--recipe", "tiny", "--max_steps", "6", "--save_steps", "3", "--eval_steps", "3")
+SETTINGS = (
+    "--recipe",
+    "tiny",
+    "--max_steps",
+    "6",
+    "--save_steps",
+    "3",
+    "--eval_steps",
+    "3",
+    "--logging_steps",
+    "1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +42,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def test_a_run_leaves_what_the_readme_names(whole_run: tuple[Path, Finished]) -> None:
     folder, finished = whole_run
     assert [numbers["step"] for numbers in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "learning_rate", "grad_norm", "tokens_per_second"} <= read_metrics(folder)[0].keys()
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_second"} <= read_metrics(folder)[
+        0
+    ].keys()
     assert "eval_loss" in read_metrics(folder)[2]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "step-000003",

@@ -20,6 +20,7 @@ def test_a_small_model_learns_the_vendors_example_data(run_train, tmp_path: Path
         *("--recipe", "tiny", "--output_dir", str(output_dir), "--max_steps", "100"),
         *("--tokenizer_name_or_path", str(vocabulary.parent), "--train_data_file", str(data)),
         *("--eval_data_file", "none", "--eval_steps", "0", "--learning_rate", "5e-3"),
+        *("--logging_steps", "1"),
         timeout=1800,
     )
     assert finished.returncode == 0, finished.stderr

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -10,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hunyuan_train.serve.parse_output import parse_output
+
+MAX_SHOWN_CHARACTERS = 300  # of an answer that is no answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,14 @@ class Answer:
 def show_answer(answer: Answer, console: Console) -> None:
     """Print a prompt and what the exported model made of it, taken apart."""
     parsed = parse_output(answer.output)
+    content = parsed.content
     lines = [Text(answer.prompt, style="cyan")]
     if not parsed.is_well_formed:
         lines.append(Text("this answer does not follow the think/answer grammar:", style="yellow"))
+        content = shorten(content, width=MAX_SHOWN_CHARACTERS, placeholder=" ...")
     if parsed.reasoning:
         lines.append(Text(f"think   {parsed.reasoning}", style="dim"))
-    lines.append(Text(f"answer  {parsed.content}"))
+    lines.append(Text(f"answer  {content}"))
     console.print(Panel(Group(*lines), title=f"{answer.mode} mode", title_align="left"))
 
 
