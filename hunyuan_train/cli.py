@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from hunyuan_train.checkpoint.commands import add_checkpoint_commands
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.errors import ConfigError
@@ -18,6 +19,7 @@ from hunyuan_train.launcher.worker import (
     report_failure,
     with_started_processes,
 )
+from hunyuan_train.serve.errors import ServeError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         return run_command(arguments)
-    except (ConfigError, DataError, CheckpointError) as error:
+    except (ConfigError, DataError, CheckpointError, ServeError) as error:
         report_failure(f"error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
@@ -60,6 +62,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         from hunyuan_train.data.commands import add_data_commands
 
         add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
+    add_checkpoint_commands(commands)
     return parser
 
 

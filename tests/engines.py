@@ -11,8 +11,10 @@ from hunyuan_train.config.schema import LoraConfig, TrainConfig
 from hunyuan_train.data.loader import Batch
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
-from hunyuan_train.parallel.expert import watch_routers
+from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.step import RouterTerms
@@ -30,13 +32,16 @@ def small_engine(
     optimizer: str = "adamw",
     max_grad_norm: float = MAX_GRAD_NORM,
     lora: LoraConfig | None = None,
+    is_bf16: bool = False,
+    shape: ModelShape = SHAPE,
+    source: WeightSource = WEIGHTS,
 ) -> deepspeed.DeepSpeedEngine:
     """Start an engine on this rank; `expert_size` 0 leaves expert parallelism off."""
     start_process_group(timeout_minutes=2)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": max_grad_norm,
-        "bf16": {"enabled": False},
+        "bf16": {"enabled": is_bf16},
         "zero_optimization": {"stage": stage, "overlap_comm": False, "reduce_bucket_size": 10**6},
     }
     if expert_size:
@@ -45,13 +50,11 @@ def small_engine(
             "preset_model": "hunyuan_v1_moe",
             "autoep_size": expert_size,
         }
-    model = build_split_model(SHAPE, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
+    model = build_split_model(shape, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     config = TrainConfig(optimizer=optimizer, weight_decay=WEIGHT_DECAY)
     factory = optimizer_factory(config, offload=False)
-    engine = start_engine(
-        model, settings, WEIGHTS, factory, lora=lora or LoraConfig(), seed=0
-    )
+    engine = start_engine(model, settings, source, factory, lora=lora or LoraConfig(), seed=0)
     engine.train()
     return engine
 

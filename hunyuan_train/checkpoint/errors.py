@@ -2,4 +2,4 @@
 
 
 class CheckpointError(ValueError):
-    """A checkpoint or export that cannot be read or written. Names the file, the fault, the remedy."""
+    """A checkpoint or export that cannot be read or written. Names file, fault and remedy."""

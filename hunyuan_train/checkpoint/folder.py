@@ -9,22 +9,20 @@ the final name is whole. Tensors are float32 ranges of released tensors in disgu
 `model/layout.py`), which any other split of the model can read.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.publish import hash_file
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-INCOMPLETE = ".incomplete"
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -96,22 +94,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file that was just written, after it is safely on disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def publish(unfinished: Path, final: Path) -> None:
-    """Give a finished folder its final name, replacing one of the same name."""
-    if final.exists():
-        shutil.rmtree(final)
-    unfinished.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def delete_old_checkpoints(output_dir: Path, limit: int) -> None:

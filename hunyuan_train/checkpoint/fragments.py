@@ -30,8 +30,11 @@ class Fragment:
 class CheckpointTensors:
     """One kind of state (master weights, exp_avg, ...) of a whole checkpoint; a `WeightSource`."""
 
-    def __init__(self, folder: Path, fragments: dict[str, list[Fragment]]) -> None:
+    def __init__(
+        self, folder: Path, tensors: dict[str, StoredTensor], fragments: dict[str, list[Fragment]]
+    ) -> None:
         self.folder = folder
+        self.tensors = tensors  # all that the checkpoint holds something of, by name
         self.fragments = fragments
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
@@ -51,14 +54,15 @@ class CheckpointTensors:
                 num_found += last - first
         if num_found != stop - start:
             raise CheckpointError(
-                f"{self.folder} holds {num_found} of {stop - start} elements of {tensor.name}; it is "
-                "of another model, or trained other parameters"
+                f"{self.folder} holds {num_found} of {stop - start} elements of {tensor.name}; it "
+                "is of another model, or trained other parameters"
             )
         return values
 
 
 def open_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, CheckpointTensors]:
     """Index a checkpoint: its states by kind, ready to be read in any split."""
+    tensors: dict[str, StoredTensor] = {}
     fragments: dict[str, dict[str, list[Fragment]]] = {
         kind: defaultdict(list) for kind in manifest["kinds"]
     }
@@ -70,8 +74,9 @@ def open_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Checkpoint
         for name, (first_expert, start, stop, *shape) in entry["ranges"].items():
             stored = stored_tensors(name, tuple(shape), first_expert=first_expert)
             for piece in pieces_of_range(stored, start, stop):
+                tensors[piece.tensor.name] = piece.tensor
                 for kind, found in fragments.items():
                     location = locations[f"{kind}:{name}"]
                     fragment = Fragment(piece.start, piece.stop, location, piece.offset)
                     found[piece.tensor.name].append(fragment)
-    return {kind: CheckpointTensors(folder, found) for kind, found in fragments.items()}
+    return {kind: CheckpointTensors(folder, tensors, found) for kind, found in fragments.items()}

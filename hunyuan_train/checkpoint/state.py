@@ -3,7 +3,6 @@
 import json
 import logging
 import random
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,16 @@ from torch import Tensor
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import (
     FORMAT_VERSION,
-    INCOMPLETE,
     MANIFEST,
     describe_file,
-    publish,
     rank_file,
     read_manifest,
 )
 from hunyuan_train.checkpoint.fragments import open_tensors
+from hunyuan_train.checkpoint.publish import begin_folder, publish, unfinished_folder
 from hunyuan_train.data.loader import Position
 from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
     Shard,
     optimizer_step_count,
@@ -61,10 +60,9 @@ def save_checkpoint(
         fingerprints: what the run was made of (data, model), checked when it is resumed.
     """
     rank = dist.get_rank()
-    unfinished = folder.with_name(folder.name + INCOMPLETE)
+    unfinished = unfinished_folder(folder)
     if rank == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        begin_folder(folder)
     dist.barrier()
     shards = list(trained_shards(engine.module))
     kinds = state_kinds(engine)
@@ -94,7 +92,7 @@ def save_checkpoint(
         }
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         describe_file(unfinished / MANIFEST)
-        publish(unfinished, folder)
+        publish(folder)
     dist.barrier()
     logger.info("saved %s", folder)
 
@@ -126,10 +124,9 @@ def load_checkpoint(
     with safe_open(folder / rank_file(rank_that_saved), "pt") as file:
         _restore_random_states(file)
     publish_weights(engine)
+    refresh_routers(engine)
     logger.info("resumed from %s", folder)
-    return TrainerState(
-        manifest["step"], Position(**manifest["position"]), manifest["tokens_seen"]
-    )
+    return TrainerState(manifest["step"], Position(**manifest["position"]), manifest["tokens_seen"])
 
 
 def _describe_range(shard: Shard) -> list[int]:
@@ -158,7 +155,7 @@ def _random_states() -> dict[str, Tensor]:
     return states
 
 
-def _restore_random_states(file: Any) -> None:
+def _restore_random_states(file: safe_open) -> None:
     version, internal, gauss = json.loads(file.metadata()["python_random"])
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(file.get_tensor(CPU_RANDOM))

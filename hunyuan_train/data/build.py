@@ -5,7 +5,6 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from hunyuan_train.data.compile import CompiledChunk, CompileSettings, compile_c
 from hunyuan_train.data.dataset import DTYPES, RECORD, DataSummary, write_summary
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.encode import EncodedChunk
-from hunyuan_train.data.findings import DataError, Finding, FindingLog, PolicySet
+from hunyuan_train.data.findings import DataError, FindingLog
 from hunyuan_train.data.progress import show_progress
 from hunyuan_train.data.readers import Chunk, read_chunks
-from hunyuan_train.data.seen import SeenHashes
+from hunyuan_train.data.repeats import RepeatFinder, SeenHashes
 from hunyuan_train.data.sources import Source
 from hunyuan_train.data.template import SPANS
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
@@ -59,6 +58,7 @@ def build_dataset(
     tokenizer: Tokenizer,
     folder: Path,
     *,
+    eval_questions: SeenHashes | None,
     num_workers: int,
 ) -> None:
     """Write a data set into an empty folder.
@@ -66,36 +66,22 @@ def build_dataset(
     Raises:
         DataError: naming the findings that are errors; the folder is then of no use.
     """
-    policies = settings.build_policies()
+    repeats = RepeatFinder(settings.build_policies().actions, eval_questions)
     log = FindingLog(max_examples=_MAX_ERRORS_SHOWN)
     counts: Counter[str] = Counter()
-    seen = SeenHashes()
     with DatasetWriter(folder) as writer:
         compiling = compile_sources(sources, settings, tokenizer, num_workers=num_workers)
         for number, compiled in compiling:
-            encoded = treat_repeats(compiled, seen, policies)
+            is_dropped = repeats.find(compiled)
+            samples = compiled.encoded.samples
+            compiled.encoded.samples = samples[~is_dropped[samples["record"]]]
             log.add(compiled.findings)
             counts.update(compiled.counts)
-            counts.update(count_samples(encoded, tokenizer.eos_id))
-            writer.add(number, replace(compiled, encoded=encoded))
+            counts.update(count_samples(compiled.encoded, tokenizer.eos_id))
+            writer.add(number, compiled)
         _refuse(log, counts)
         fingerprint = writer.finish()
     write_summary(folder, _summarise(fingerprint, counts, log))
-
-
-def treat_repeats(compiled: CompiledChunk, seen: SeenHashes, policies: PolicySet) -> EncodedChunk:
-    """Report dialogues that came before, and take their samples out where the policy says so."""
-    action = policies.actions["duplicate"]
-    is_repeat = seen.add(compiled.hashes)
-    for line in compiled.lines[is_repeat].tolist():
-        reason, fix = "the same dialogue came before", "remove it, or set duplicate=drop"
-        compiled.findings.append(
-            Finding(compiled.path, line, "duplicate", action, "messages", reason, fix)
-        )
-    if action != "drop":
-        return compiled.encoded
-    samples = compiled.encoded.samples
-    return replace(compiled.encoded, samples=samples[~is_repeat[samples["record"]]])
 
 
 def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
@@ -123,7 +109,7 @@ def _refuse(log: FindingLog, counts: Counter[str]) -> None:
         shown = shown[:_MAX_ERRORS_SHOWN]
         more = f"\n  and {num_errors - len(shown):,} more" if num_errors > len(shown) else ""
         raise DataError(
-            f"the training data has {num_errors:,} error(s):\n  "
+            f"the data has {num_errors:,} error(s):\n  "
             + "\n  ".join(shown)
             + f"{more}\nMend them, or choose drop or fix for their kind; "
             f"`python -m hunyuan_train data check` lists all of them and can write a mended file."
@@ -182,6 +168,8 @@ class DatasetWriter:
         records = np.zeros(len(compiled.lines), RECORD)
         records["source"], records["line"] = source, compiled.lines
         records["hash"] = compiled.hashes
+        if len(compiled.question_hashes):
+            records["question_hash"] = compiled.question_hashes
         self._write("tokens", encoded.tokens)
         self._write("spans", encoded.spans)
         self._add_weights(encoded)

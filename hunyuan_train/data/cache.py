@@ -13,16 +13,19 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+
+import numpy as np
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.build import build_dataset
 from hunyuan_train.data.compile import CompileSettings, Split
 from hunyuan_train.data.dataset import Dataset, is_whole, map_array, read_summary
 from hunyuan_train.data.findings import DataError
+from hunyuan_train.data.repeats import SeenHashes
 from hunyuan_train.data.sources import Source, find_sources
 from hunyuan_train.data.tokenizer import Tokenizer
 
@@ -34,25 +37,44 @@ _SETTLED_SECONDS = 2.0  # a file older than this when it was hashed has kept its
 _ABANDONED_SECONDS = 24 * 3600.0
 
 
-def prepare_dataset(config: DataConfig, tokenizer: Tokenizer, *, split: Split = "train") -> Dataset:
+def prepare_dataset(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    split: Split = "train",
+    policy: Mapping[str, str] | None = None,
+) -> Dataset:
     """The samples of one side of a run, compiled now or opened from the cache.
 
     Any number of processes may call this at once: one compiles, the others wait.
 
     Args:
         split: "train", or "eval" for the eval file or else the held-out share.
+        policy: what to do about kinds of findings, where it is not the default.
 
     Raises:
         DataError: naming what `data check` would refuse too.
     """
     names, settings = choose_split(config, split)
+    settings = replace(settings, policy=policy or {})
     sources = find_sources(names)
+    eval_set = None
+    if split == "train" and config.eval_data_file:
+        eval_set = prepare_dataset(config, tokenizer, split="eval", policy=policy)
     cache_dir = Path(config.cache_dir) if config.cache_dir else DEFAULT_CACHE_DIR
-    folder = cache_dir / make_key(sources, settings, tokenizer, cache_dir)
-    if not is_whole(folder):
-        with _lock(folder):
-            if not is_whole(folder):
-                _build(sources, settings, tokenizer, folder, config.preprocessing_num_workers)
+    try:
+        key = make_key(sources, settings, tokenizer, eval_set, cache_dir)
+        folder = cache_dir / key
+        if not is_whole(folder):
+            with _lock(folder):
+                if not is_whole(folder):
+                    num_workers = config.preprocessing_num_workers
+                    _build(sources, settings, tokenizer, folder, eval_set, num_workers)
+    except OSError as error:
+        raise DataError(
+            f"the tokenized data cannot be written to {cache_dir}: {error.strerror}; free some "
+            f"room, or set cache_dir to another disk"
+        ) from error
     return open_dataset(folder, sources, tokenizer, max_seq_length=settings.max_seq_length)
 
 
@@ -69,9 +91,10 @@ def choose_split(config: DataConfig, split: Split) -> tuple[str, CompileSettings
         mode=config.mode,
         history=config.history,
         overlong=config.overlong,
-        now=config.now,
+        now=config.now or "",
         split=split if is_shared else "all",
         eval_fraction=config.eval_fraction if is_shared else 0.0,
+        compares_questions=config.eval_data_file is not None,
     )
 
 
@@ -99,27 +122,50 @@ def _build(
     settings: CompileSettings,
     tokenizer: Tokenizer,
     folder: Path,
+    eval_set: Dataset | None,
     num_workers: int,
 ) -> None:
     """Compile into a folder of our own and give it its name."""
+    eval_questions = None
+    if eval_set is not None:
+        eval_questions = SeenHashes()
+        eval_questions.add(np.asarray(eval_set.records["question_hash"]))
     _clear_abandoned(folder)
     building = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.building")
     building.mkdir()
     try:
-        build_dataset(sources, settings, tokenizer, building, num_workers=num_workers)
-        os.rename(building, folder)
-        _sync_folder(folder.parent)
-    except OSError as error:
-        raise DataError(
-            f"the tokenized data cannot be written to {folder.parent}: {error.strerror}; free some "
-            f"room, or set cache_dir to another disk"
-        ) from error
+        build_dataset(
+            sources,
+            settings,
+            tokenizer,
+            building,
+            eval_questions=eval_questions,
+            num_workers=num_workers,
+        )
+        _publish(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def _publish(building: Path, folder: Path) -> None:
+    try:
+        os.rename(building, folder)
+    except OSError:
+        if not is_whole(folder):  # where locks do not hold, another may have published it
+            raise
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def make_key(
-    sources: Sequence[Source], settings: CompileSettings, tokenizer: Tokenizer, cache_dir: Path
+    sources: Sequence[Source],
+    settings: CompileSettings,
+    tokenizer: Tokenizer,
+    eval_set: Dataset | None,
+    cache_dir: Path,
 ) -> str:
     """A name made of everything that decides the tokens: data, tokenizer, settings, this code."""
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -127,9 +173,10 @@ def make_key(
         "data": [_hash_source(source.path, cache_dir) for source in sources],
         "tokenizer": tokenizer.content_hash,
         "settings": asdict(settings),
+        "eval": eval_set.fingerprint if eval_set else None,
         "code": _hash_code(),
     }
-    text = json.dumps(parts, sort_keys=True, default=dict)
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -175,6 +222,8 @@ def _lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             logger.info("waiting for another process that tokenizes the same data")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("no locks in %s (%s): processes may work twice", folder.parent, error)
         yield
 
 
@@ -184,15 +233,7 @@ def _clear_abandoned(folder: Path) -> None:
         logger.warning("the tokenized data in %s is damaged and is built again", folder)
         shutil.rmtree(folder)
     for building in folder.parent.glob("*.building"):
-        host, pid = building.name.split(".")[-3:-1]
-        is_ours = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
-        if is_ours or time.time() - building.stat().st_mtime > _ABANDONED_SECONDS:
+        host, pid = building.name.removesuffix(".building").split(".", 1)[1].rsplit(".", 1)
+        is_dead = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+        if is_dead or time.time() - building.stat().st_mtime > _ABANDONED_SECONDS:
             shutil.rmtree(building, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,7 @@ so that what one refuses the others refuse too.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hunyuan_train.data.decode import decode_record
-from hunyuan_train.data.dialogue import Dialogue, hash_messages
+from hunyuan_train.data.dialogue import Dialogue, hash_messages, hash_question
 from hunyuan_train.data.encode import EncodedChunk, encode_renderings
 from hunyuan_train.data.findings import Action, Finding, PolicySet, Problem, build_policies
 from hunyuan_train.data.overlong import LongSample, fit_samples
@@ -35,10 +35,11 @@ class CompileSettings:
     mode: str = "auto"  # of records that state none: auto, fast, slow
     history: str = "strip"  # strip, keep
     overlong: str = "error"  # error, drop, drop_turns
-    now: str | None = None  # of records with tools that state none
+    now: str = ""  # of records with tools that state none; "" for one seeded by the dialogue
     policy: Mapping[str, str] = field(default_factory=dict)  # finding kind to action
     split: Split = "all"
     eval_fraction: float = 0.0
+    compares_questions: bool = False  # with those of an evaluation set
 
     @property
     def reading(self) -> Reading:
@@ -60,6 +61,7 @@ class CompiledChunk:
     counts: Counter[str]  # records, used, tokens and more: what a summary adds up
     lines: npt.NDArray[np.int64]  # [R], of the records used
     hashes: npt.NDArray[np.uint64]  # [R], of their content
+    question_hashes: npt.NDArray[np.uint64]  # [R], or [0] where nothing is compared
     encoded: EncodedChunk
     num_bytes: int
 
@@ -75,14 +77,39 @@ class Record:
 
 def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer) -> CompiledChunk:
     """Read, check, render and tokenize the records of a chunk."""
-    policies = settings.build_policies()
     counts: Counter[str] = Counter()
     findings: list[Finding] = []
+    policies = settings.build_policies()
     records = [
         record
         for record in read_records(chunk, settings.reading, policies, findings, counts)
-        if _is_in_split(record.content_hash, settings)
+        if _is_in_split(record.dialogue, settings)
     ]
+    counts["records"] -= counts["used"] - len(records)  # of this side of the split
+    counts["used"] = len(records)
+    questions = records if settings.compares_questions else []
+    encoded = encode_records(records, settings, tokenizer, chunk.path, findings, counts)
+    return CompiledChunk(
+        path=chunk.path,
+        findings=findings,
+        counts=counts,
+        lines=np.array([record.line for record in records], np.int64),
+        hashes=np.array([record.content_hash for record in records], np.uint64),
+        question_hashes=np.array([hash_question(one.dialogue.messages) for one in questions], "u8"),
+        encoded=encoded,
+        num_bytes=chunk.num_bytes,
+    )
+
+
+def encode_records(
+    records: Sequence[Record],
+    settings: CompileSettings,
+    tokenizer: Tokenizer,
+    path: str,
+    findings: list[Finding],
+    counts: Counter[str],
+) -> EncodedChunk:
+    """The samples of some dialogues; those that are too long go to `findings`."""
     dialogues = [record.dialogue for record in records]
     renderings = [render(dialogue, history=settings.history) for dialogue in dialogues]
     encoded = encode_renderings(renderings, tokenizer)
@@ -97,19 +124,10 @@ def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer)
         history=settings.history,
         can_drop_turns=settings.overlong == "drop_turns",
     )
-    lines = [record.line for record in records]
+    action = settings.build_policies().actions["overlong"]
     for long in long_samples:
-        action = policies.actions["overlong"]
-        findings.append(_report_long(chunk.path, lines[long.record], long, action, settings))
-    return CompiledChunk(
-        path=chunk.path,
-        findings=findings,
-        counts=counts,
-        lines=np.array(lines, np.int64),
-        hashes=np.array([record.content_hash for record in records], np.uint64),
-        encoded=encoded,
-        num_bytes=chunk.num_bytes,
-    )
+        findings.append(_report_long(path, records[long.record].line, long, action, settings))
+    return encoded
 
 
 def _report_long(
@@ -130,20 +148,21 @@ def read_records(
     findings: list[Finding],
     counts: Counter[str],
 ) -> Iterator[Record]:
-    """The usable dialogues of a chunk; every problem goes to `findings`, every fate to `counts`."""
+    """The usable dialogues of a chunk; every problem goes to `findings`."""
     for line, problem in chunk.problems:
         _decide(chunk.path, line, [problem], policies, findings)
-    for line, raw in zip(chunk.lines, chunk.records, strict=True):
+    for index, (line, raw) in enumerate(zip(chunk.lines, chunk.records, strict=True)):
         problems: list[Problem] = []
         value = decode_record(raw, problems)
         dialogue = None if value is None and problems else read_dialogue(value, reading, problems)
+        if chunk.first_element is not None:  # several may share a line
+            element = f"[{chunk.first_element + index}]"
+            problems = [one._replace(field=f"{element}.{one.field}") for one in problems]
+        is_used = _decide(chunk.path, line, problems, policies, findings)
         counts["records"] += 1
-        refusal = _decide(chunk.path, line, problems, policies, findings) if problems else None
-        if refusal or dialogue is None:
-            counts[f"refused_{refusal}"] += 1
-        else:
+        if is_used and dialogue is not None:
             counts["used"] += 1
-            yield Record(line, dialogue, hash_messages(dialogue.messages))
+            yield Record(line, dialogue, hash_messages(dialogue.messages, dialogue.tools))
 
 
 def _decide(
@@ -152,20 +171,19 @@ def _decide(
     problems: Iterable[Problem],
     policies: PolicySet,
     findings: list[Finding],
-) -> str | None:
-    """Turn problems into findings; the kind for which the record is refused, if it is."""
-    refusal = None
+) -> bool:
+    """Turn problems into findings; whether a record with them is used."""
+    is_used = True
     for problem in problems:
         action = policies.decide(problem)
         findings.append(Finding(path, line, problem.kind, action, *problem[1:4]))
-        if action in ("error", "drop"):
-            refusal = refusal or problem.kind
-    return refusal
+        is_used = is_used and action not in ("error", "drop")
+    return is_used
 
 
-def _is_in_split(content_hash: int, settings: CompileSettings) -> bool:
-    """Whether a record is on this side of the held-out share, by what it says."""
+def _is_in_split(dialogue: Dialogue, settings: CompileSettings) -> bool:
+    """Whether a record is on this side of the held-out share; no question is on both."""
     if settings.split == "all":
         return True
-    is_held_out = content_hash < settings.eval_fraction * _HASH_RANGE
+    is_held_out = hash_question(dialogue.messages) < settings.eval_fraction * _HASH_RANGE
     return is_held_out == (settings.split == "eval")

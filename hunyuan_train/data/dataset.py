@@ -10,14 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hunyuan_train.data.encode import SAMPLE, sample_lengths
+from hunyuan_train.data.encode import SAMPLE, SampleTokens, gather_sample, sample_lengths
 
-RECORD = np.dtype([("source", "<i4"), ("line", "<i8"), ("hash", "<u8")])
+RECORD = np.dtype([("source", "<i4"), ("line", "<i8"), ("hash", "<u8"), ("question_hash", "<u8")])
 DTYPES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("<u4"),
     "spans": np.dtype("u1"),
@@ -45,13 +45,21 @@ class DataSummary:
     num_findings: dict[str, int]  # everything found, by kind
     growth: float  # tokens of all samples by those of one sample per dialogue
 
-
-class SampleTokens(NamedTuple):
-    """One sample of T tokens."""
-
-    tokens: npt.NDArray[np.uint32]  # [T]
-    spans: npt.NDArray[np.uint8]  # [T], 0 where the token carries no loss
-    weights: npt.NDArray[np.float32]  # [T]
+    def __str__(self) -> str:
+        modes = {"fast": self.num_fast, "slow": self.num_slow, "plain": self.num_plain}
+        parts = [
+            f"{self.num_samples:,} samples of {self.num_records:,} records",
+            ", ".join(f"{number:,} {mode}" for mode, number in modes.items() if number),
+            f"{self.num_tokens:,} tokens ({self.growth:.2f} times one sample per dialogue), "
+            f"{self.num_label_tokens:,} with loss",
+        ]
+        if self.num_findings:
+            found = (f"{kind} {number:,}" for kind, number in self.num_findings.items())
+            parts.append(f"found: {', '.join(found)}")
+        if self.num_dropped:
+            dropped = (f"{kind} {number:,}" for kind, number in self.num_dropped.items())
+            parts.append(f"left out: {', '.join(dropped)}")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,16 +97,8 @@ class Dataset:
         return f"{self.paths[record['source']]}:{record['line']}"
 
     def sample(self, sample_id: int) -> SampleTokens:
-        """The tokens of one sample: shared history, then its own."""
-        _, start, length, own_start, own_length, *_ = self.samples[sample_id].tolist()
-        history, own = slice(start, start + length), slice(own_start, own_start + own_length)
-        tokens = np.concatenate([self.tokens[history], self.tokens[own]])
-        # History carries no loss in this sample, whatever the answers in it do elsewhere.
-        spans = np.concatenate([np.zeros(length, np.uint8), self.spans[own]])
-        if self.weights is None:
-            return SampleTokens(tokens, spans, (spans != 0).astype(np.float32))
-        own_weights = self.weights[own]
-        return SampleTokens(tokens, spans, np.concatenate([np.zeros(length, "f4"), own_weights]))
+        """The tokens of one sample."""
+        return gather_sample(self.samples[sample_id], self.tokens, self.spans, self.weights)
 
 
 def write_summary(folder: Path, summary: DataSummary) -> None:

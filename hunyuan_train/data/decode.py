@@ -37,22 +37,25 @@ def decode_record(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: A
 
 
 def _may_repeat_a_key(raw: bytes, value: object) -> bool:
-    """Whether the text has another number of keys than the value; False is certain.
-
-    A quote inside a string is always escaped, so `":` without a backslash before it ends a key.
-    """
-    num_written = raw.count(b'":') - raw.count(b'\\":')
-    return num_written != _count_keys(value) or b'\\\\":' in raw
+    """Whether the text has other quotes than the value accounts for; False is certain."""
+    return raw.count(b'"') != _count_quotes(value) or b"u0022" in raw
 
 
-def _count_keys(value: object) -> int:
-    if type(value) is dict:
-        return len(value) + sum(
-            _count_keys(item) for item in value.values() if type(item) in (dict, list)
-        )
-    if type(value) is list:
-        return sum(_count_keys(item) for item in value if type(item) in (dict, list))
-    return 0
+def _count_quotes(value: object) -> int:
+    """Quotes in the JSON text of a value: around each key and string, and escaped inside."""
+    num_quotes = 0
+    open_values = [value]
+    while open_values:
+        inner = open_values.pop()
+        if type(inner) is str:
+            num_quotes += 2 + inner.count('"')
+        elif type(inner) is dict:
+            open_values += inner.values()
+            for key in inner:
+                num_quotes += 2 + key.count('"')
+        elif type(inner) is list:
+            open_values += inner
+    return num_quotes
 
 
 def _decode_slowly(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: ANN401

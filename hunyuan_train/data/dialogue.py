@@ -42,22 +42,30 @@ class Dialogue:
     """A record ready to render."""
 
     messages: list[Message]
-    tools: list[Any] | None = None
-    now: str | None = None  # always set where tools are
+    tools: list[Any] = field(default_factory=list)
+    now: str = ""  # set where tools are
     stated_mode: str | None = None
     is_thinking_off: bool = False  # read as written: the template's empty think block at the end
     form: str = "messages"
     extra: dict[str, Any] = field(default_factory=dict)  # fields that conversion keeps
 
 
-def hash_messages(messages: Sequence[Message]) -> int:
+def hash_messages(messages: Sequence[Message], tools: Sequence[Any] = ()) -> int:
     """64 bits of what is said, by whom: the same in whatever form the record came."""
-    digest = hashlib.blake2b(digest_size=8)
+    parts: list[str] = []
     for message in messages:
-        calls = message.tool_calls or ""
-        text = f"{message.role}\0{message.thoughts or ''}\0{message.content}\0{calls}\0"
-        digest.update(text.encode())
-    return int.from_bytes(digest.digest(), "little")
+        parts += (message.role, message.thoughts or "", message.content)
+        if message.tool_calls:
+            parts.append(str(message.tool_calls))
+    if tools:
+        parts.append(str(tools))
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def hash_question(messages: Sequence[Message]) -> int:
+    """64 bits of all that comes before the last answer: what an evaluation must not share."""
+    return hash_messages(messages[:-1])
 
 
 def seed_now(messages: Sequence[Message]) -> str:

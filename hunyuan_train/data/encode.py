@@ -9,16 +9,14 @@ byte.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import Any
-from unicodedata import is_normalized
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.template import Rendering, Segment, render_prompt
-from hunyuan_train.data.tokenizer import MARKS, Tokenizer, to_nfc
+from hunyuan_train.data.tokenizer import MARKS, Tokenizer
 
 # Where a sample's tokens lie: a piece of shared history, then its own. Offsets are into the chunk
 # at first, and into the whole data set once it is written.
@@ -37,6 +35,14 @@ SAMPLE = np.dtype(
 _NUM_ANSWER_SEGMENTS = 2  # of an answer in the history: its text and the control token behind it
 
 
+class SampleTokens(NamedTuple):
+    """One sample of T tokens."""
+
+    tokens: npt.NDArray[np.uint32]  # [T]
+    spans: npt.NDArray[np.uint8]  # [T], 0 where the token carries no loss
+    weights: npt.NDArray[np.float32]  # [T]
+
+
 @dataclass(slots=True)
 class EncodedChunk:
     """Tokens of some renderings, T in all, and the samples made of them."""
@@ -51,9 +57,32 @@ class EncodedChunk:
         """[S], tokens of each sample."""
         return sample_lengths(self.samples)
 
+    def sample(self, number: int) -> SampleTokens:
+        """The tokens of one sample."""
+        return gather_sample(self.samples[number], self.tokens, self.spans, self.weights)
+
     def all_weights(self) -> npt.NDArray[np.float32]:
         """[T], also where every token with loss weighs 1."""
         return (self.spans != 0).astype(np.float32) if self.weights is None else self.weights
+
+
+def gather_sample(
+    sample: np.void,
+    tokens: npt.NDArray[np.uint32],
+    spans: npt.NDArray[np.uint8],
+    weights: npt.NDArray[np.float32] | None,
+) -> SampleTokens:
+    """A sample's tokens out of all: the shared history, then its own.
+
+    History carries no loss in this sample, whatever the answers in it do in another.
+    """
+    _, start, length, own_start, own_length, *_ = sample.tolist()
+    history, own = slice(start, start + length), slice(own_start, own_start + own_length)
+    all_spans = np.concatenate([np.zeros(length, np.uint8), spans[own]])
+    all_weights = (all_spans != 0).astype(np.float32)
+    if weights is not None:
+        all_weights[length:] = weights[own]
+    return SampleTokens(np.concatenate([tokens[history], tokens[own]]), all_spans, all_weights)
 
 
 def sample_lengths(samples: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
@@ -64,7 +93,7 @@ def sample_lengths(samples: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
 def encode_renderings(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> EncodedChunk:
     """Tokenize the samples of many dialogues at once."""
     segments = list(_walk(renderings))
-    tokens, bounds = _tokenize(segments, tokenizer)
+    tokens, bounds = encode_segments(segments, tokenizer)
     counts = np.diff(bounds)
     spans = np.repeat(np.array([segment.span for segment in segments], np.uint8), counts)
     segment_weights = np.array([segment.weight for segment in segments], np.float32)
@@ -91,9 +120,21 @@ def join_chunks(first: EncodedChunk, second: EncodedChunk) -> EncodedChunk:
     )
 
 
-def encode_segments(segments: Sequence[Segment], tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
-    """The token ids of one run of segments."""
-    return _tokenize(segments, tokenizer)[0]
+def encode_segments(
+    segments: Sequence[Segment], tokenizer: Tokenizer
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """Ids of the joined segments, and the first token of each segment with the end behind them."""
+    texts = [MARKS[segment.text] if segment.is_special else segment.text for segment in segments]
+    tokens = tokenizer.encode_marked("".join(texts))
+    num_special = sum([segment.is_special for segment in segments])
+    if np.count_nonzero(tokens >= tokenizer.num_ranks) != num_special:
+        tokens = _encode_apart(segments, tokenizer)
+    sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
+    segment_starts = np.cumsum([0, *sizes])
+    token_sizes = tokenizer.token_num_bytes[tokens]
+    token_ends = token_sizes.cumsum()
+    assert token_sizes.sum() == segment_starts[-1], "tokens spell the text they were made of"
+    return tokens, np.searchsorted(token_ends - token_sizes, segment_starts)
 
 
 def encode_prompt(
@@ -102,17 +143,12 @@ def encode_prompt(
     *,
     mode: str = "auto",
     tools: list[dict[str, Any]] | None = None,
-    now: str | None = None,
+    now: str = "",
 ) -> list[int]:
     """Ids of a prompt, ending where the model goes on (see `render_prompt`)."""
     segments = render_prompt(messages, mode=mode, tools=tools, now=now)
-    ids: list[int] = encode_segments(segments, tokenizer).tolist()
+    ids: list[int] = encode_segments(segments, tokenizer)[0].tolist()
     return ids
-
-
-def token_bounds(segments: Sequence[Segment], tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """[segments + 1]: the first token of each segment, and the number of tokens."""
-    return _tokenize(segments, tokenizer)[1]
 
 
 def _walk(renderings: Sequence[Rendering]) -> Iterator[Segment]:
@@ -122,66 +158,17 @@ def _walk(renderings: Sequence[Rendering]) -> Iterator[Segment]:
             yield from target.segments
 
 
-def _tokenize(
-    segments: Sequence[Segment], tokenizer: Tokenizer
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """Ids of the joined segments, and the first token of each segment with the end behind them."""
-    texts = [MARKS[segment.text] if segment.is_special else segment.text for segment in segments]
-    joined = "".join(texts)
-    if not joined.isascii() and not is_normalized("NFC", joined):
-        texts = _normalise(segments, texts)
-        joined = "".join(texts)
-    tokens = tokenizer.encode_marked(joined)
-    num_special = sum(segment.is_special for segment in segments)
-    if np.count_nonzero(tokens >= tokenizer.num_ranks) != num_special:
-        tokens = _tokenize_apart(segments, texts, tokenizer)
-    segment_starts = np.fromiter(
-        accumulate((_num_bytes(text) for text in texts), initial=0), np.int64, len(texts) + 1
-    )
-    token_ends = tokenizer.token_num_bytes[tokens].cumsum()
-    token_starts = token_ends - tokenizer.token_num_bytes[tokens]
-    assert not len(tokens) or token_ends[-1] == segment_starts[-1]
-    return tokens, np.searchsorted(token_starts, segment_starts)
-
-
-def _tokenize_apart(
-    segments: Sequence[Segment], texts: Sequence[str], tokenizer: Tokenizer
-) -> npt.NDArray[np.uint32]:
+def _encode_apart(segments: Sequence[Segment], tokenizer: Tokenizer) -> npt.NDArray[np.uint32]:
     """The slow way, for text that itself holds one of the mark characters."""
     ids: list[int] = []
     run = ""
-    for segment, text in zip(segments, texts, strict=True):
+    for segment in segments:
         if segment.is_special:
             ids += [*tokenizer.encode(run), tokenizer.special_id(segment.text)]
             run = ""
         else:
-            run += text
+            run += segment.text
     return np.array(ids + tokenizer.encode(run), np.uint32)
-
-
-def _normalise(segments: Sequence[Segment], texts: Sequence[str]) -> list[str]:
-    """Texts in NFC as if joined first: an accent may start a text and belong to the one before."""
-    normalised: list[str] = []
-    run: list[str] = []
-    for segment, text in zip(segments, texts, strict=True):
-        if segment.is_special:
-            normalised += [*_normalise_run(run), text]
-            run = []
-        else:
-            run.append(text)
-    return normalised + _normalise_run(run)
-
-
-def _normalise_run(run: list[str]) -> list[str]:
-    if not run:
-        return []
-    whole = to_nfc("".join(run))
-    ends = [min(len(to_nfc(prefix)), len(whole)) for prefix in accumulate(run[:-1])]
-    return [whole[start:end] for start, end in pairwise([0, *ends, len(whole)])]
-
-
-def _num_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def _locate_samples(

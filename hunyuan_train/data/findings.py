@@ -62,11 +62,11 @@ POLICIES: dict[str, Policy] = {
     "mode": Policy("error", _REPAIR, "a mode that the messages contradict"),
     "history_only": Policy("note", _ACCEPT, "an untagged turn of a slow dialogue: context only"),
     "untagged": Policy("note", _ACCEPT, "answers in neither mode: they teach untagged answers"),
-    "tools": Policy("error", _REPAIR, "a tool list, call or result that does not hold together"),
+    "tools": Policy("error", _REFUSE, "a tool list, call or result that does not hold together"),
     "now": Policy("error", _REFUSE, "a time that cannot be read"),
     "weight": Policy("error", _REFUSE, "train or weight with a value that means nothing"),
     "special_tokens": Policy("note", _ACCEPT, "control tokens typed as text; encoded as text"),
-    "normalised": Policy("note", _ACCEPT, "text that NFC changes before it is tokenized"),
+    "normalised": Policy("fix", _REPAIR, "text that is not NFC"),
     # the set
     "overlong": Policy("error", _REFUSE, "longer than max_seq_length"),
     "duplicate": Policy("note", _ACCEPT, "the same dialogue again"),

@@ -42,7 +42,7 @@ def to_chat_form(value: object, problems: list[Problem]) -> tuple[Record | None,
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
-        reason = f"a record must be an object, this one is {_name_type(value)}"
+        reason = f"a record must be an object, this one is {name_type(value)}"
         problems.append(Problem("form", "", reason, f"give {_EXPECTED}"))
         return None, ""
     if isinstance(value.get("messages"), list) and _is_chat(value["messages"]):
@@ -91,7 +91,7 @@ def _from_turns(record: Record, field: str, problems: list[Problem]) -> tuple[Re
         except ValueError:
             turns = None
     if not isinstance(turns, list):
-        reason = f"{field} must be a list of messages, here it is {_name_type(record[field])}"
+        reason = f"{field} must be a list of messages, here it is {name_type(record[field])}"
         problems.append(Problem("form", field, reason, "give a list of role and content"))
         return None, ""
     if _is_chat(turns):
@@ -172,6 +172,7 @@ def _first_field(record: Record, fields: tuple[str, ...]) -> str | None:
     return next((field for field in fields if record.get(field) is not None), None)
 
 
-def _name_type(value: object) -> str:
+def name_type(value: object) -> str:
+    """What JSON calls a value."""
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a bool"}
     return names.get(type(value), "a number")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hunyuan_train.data.dataset import Dataset, SampleTokens
+from hunyuan_train.data.dataset import Dataset
+from hunyuan_train.data.encode import SampleTokens
 from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.packing import Integers, Rows, group_by_length, pack_rows, single_rows
 

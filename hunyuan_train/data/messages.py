@@ -3,22 +3,24 @@
 import json
 import math
 import re
-import unicodedata
 from typing import Any
+from unicodedata import is_normalized
 
 from hunyuan_train.data.dialogue import ROLES, Message, ToolCall
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.forms import THOUGHT_FIELDS
-from hunyuan_train.data.tags import find_cut, parse_tags
-from hunyuan_train.data.tokenizer import SPECIAL_TOKENS
+from hunyuan_train.data.forms import THOUGHT_FIELDS, name_type
+from hunyuan_train.data.tags import parse_tags
+from hunyuan_train.data.tokenizer import SPECIAL_TOKENS, to_nfc
 from hunyuan_train.data.tools_prompt import TOOL_CALLS_CLOSE, TOOL_CALLS_OPEN, dump_json
 
-# tiktoken's regex gives up at a run of about a million blanks; no honest text comes near this.
+# tiktoken's regex gives up at a run of about a million; no honest text comes near this.
 MAX_BLANK_RUN = 200_000
 
-_SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
 _BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
+_SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
 _TEXT_CALLS = re.compile(rf"\s*{TOOL_CALLS_OPEN}(\[.*\]){TOOL_CALLS_CLOSE}\s*", re.DOTALL)
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in a record that is refused: not empty as well
+_MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
 _RENAMED_ROLES = {"developer": "system", "function": "tool"}
 _ROLE_HINTS = dict.fromkeys(("gpt", "bot", "model", "ai", "chatgpt"), "assistant") | {
     "human": "user",
@@ -37,24 +39,25 @@ def read_message(raw: object, place: str, *, as_written: bool, problems: list[Pr
     if not isinstance(raw, dict):
         reason = "a message must be an object"
         problems.append(Problem("form", place, reason, "give role and content"))
-        return Message("user", "")
-    role = _read_role(raw, place, problems)
-    content = _read_content(raw, role, place, problems)
-    if content and len(content) >= MAX_BLANK_RUN:
-        content = _shorten_blanks(content, place, problems)
+        return Message("user", _UNREADABLE)
+    role, content = raw.get("role"), raw.get("content")
+    if role not in ROLES:
+        role = _mend_role(raw, place, problems)
+    if not isinstance(content, str):
+        content = _mend_content(raw, role, place, problems)
     message = Message(role, content)
     if len(raw) > 2:  # more than role and content
         _read_other_fields(raw, message, place, as_written=as_written, problems=problems)
     if role == "assistant" and not as_written:
         _take_tags_out(message, place, problems)
-    _report_text(message, place, problems)
+    message.content = _check_text(message.content, place, problems)
+    if message.thoughts:
+        message.thoughts = _check_text(message.thoughts, place, problems)
     return message
 
 
-def _read_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
+def _mend_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
     role = raw.get("role")
-    if role in ROLES:
-        return role
     field = f"{place}.role"
     if not isinstance(role, str):
         keys = ", ".join(list(raw)[:6]) or "none"
@@ -72,51 +75,38 @@ def _read_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
     return hint or "user"
 
 
-def _read_content(raw: dict[str, Any], role: str, place: str, problems: list[Problem]) -> str:
+def _mend_content(raw: dict[str, Any], role: str, place: str, problems: list[Problem]) -> str:
     content = raw.get("content")
-    if isinstance(content, str):
-        return content
     if content is None:
         return ""  # an answer may be a call only; any other emptiness is found later
     field = f"{place}.content"
-    if isinstance(content, list) and (parts := _join_parts(content, field, problems)) is not None:
+    parts = _join_parts(content) if isinstance(content, list) else None
+    if parts is not None:
+        problems.append(Problem("content_type", field, "a list of text parts", "joined", True))
         return parts
-    if role == "tool" and not isinstance(content, bool):
+    if role == "tool" and not _has_media(content):
         reason = "a tool result that is not a string"
         problems.append(Problem("content_type", field, reason, "written as JSON", True))
         return dump_json(content)
-    if not (problems and problems[-1].field == field):
-        reason = f"content is {type(content).__name__}, not a string"
-        problems.append(Problem("content_type", field, reason, "give the text as a string"))
-    return ""
+    reason = f"content is {name_type(content)}, not a string"
+    if _has_media(content):
+        reason = "a part that is not text, and this model reads text only"
+    problems.append(Problem("content_type", field, reason, "give the text as a string"))
+    return _UNREADABLE
 
 
-def _join_parts(parts: list[Any], field: str, problems: list[Problem]) -> str | None:
-    """Text of an OpenAI part list; None where it is not one."""
-    texts = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif isinstance(part, dict) and "type" in part:
-            reason = f"a part of type {part['type']!r}, and this model reads text only"
-            problems.append(Problem("content_type", field, reason, "leave the record out"))
-            return None
-        else:
-            return None
-    if not parts:
-        return None
-    problems.append(Problem("content_type", field, "a list of text parts", "joined", True))
-    return "".join(texts)
+def _join_parts(parts: list[Any]) -> str | None:
+    """The text of an OpenAI part list; None where it is not one, or not text only."""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    strings = [text for text in texts if isinstance(text, str)]
+    is_text = bool(parts) and len(strings) == len(parts) and not _has_media(parts)
+    return "".join(strings) if is_text else None
 
 
-def _shorten_blanks(content: str, place: str, problems: list[Problem]) -> str:
-    if not _BLANK_RUN.search(content):
-        return content
-    reason = f"a run of more than {MAX_BLANK_RUN:,} blanks, which the tokenizer cannot split"
-    problems.append(Problem("size", f"{place}.content", reason, "shortened to one blank", True))
-    return _BLANK_RUN.sub(lambda run: run[0][0], content)
+def _has_media(content: object) -> bool:
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and part.get("type") in _MEDIA_PARTS for part in content
+    )
 
 
 def _read_other_fields(
@@ -191,14 +181,17 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
         return ToolCall("", "{}")
     arguments = function.get("arguments", {})
     if as_written and isinstance(arguments, str):
-        return ToolCall(name, arguments)
+        return ToolCall(to_nfc(name), to_nfc(arguments))
     if isinstance(arguments, str):  # the OpenAI form; a client parses it before the template
         arguments = parse_json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
         reason = "arguments that are not a JSON object"
         problems.append(Problem("tools", f"{field}.arguments", reason, "mend the JSON"))
         return ToolCall(name, "{}")
-    return ToolCall(name, dump_json(arguments))
+    written = to_nfc(dump_json(arguments))
+    if has_blank_run(written):
+        problems.append(Problem("size", f"{field}.arguments", "too many blanks", "shorten them"))
+    return ToolCall(to_nfc(name), written)
 
 
 def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> None:
@@ -216,30 +209,40 @@ def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> Non
     elif message.content.lstrip().startswith("<think>"):
         reason = "thoughts both as a field and as tags"
         problems.append(Problem("tags", field, reason, "keep one of the two"))
-    if message.thoughts is not None and (cut := find_cut(message.thoughts, message.content)):
-        problems.append(Problem("tags", field, f"a server would cut this: {cut}", "reword it"))
 
 
 def take_calls_out(message: Message, place: str, problems: list[Problem]) -> None:
     """Read `<tool_calls>` written as text, so that the turn is rendered as a call."""
     match = _TEXT_CALLS.fullmatch(message.content)
-    if match is None or message.tool_calls:
-        return
-    calls: list[Problem] = []
-    message.tool_calls = _read_calls(match[1], place, as_written=False, problems=calls)
-    message.content = ""
-    problems.extend(calls)
+    if match and not message.tool_calls:
+        message.content = ""
+        message.tool_calls = _read_calls(match[1], place, as_written=False, problems=problems)
 
 
-def _report_text(message: Message, place: str, problems: list[Problem]) -> None:
-    for text in (message.content, message.thoughts):
-        if not text:
-            continue
-        if "<|" in text and (match := _SPECIAL.search(text)):
-            reason = f"holds {match[0]}"
-            problems.append(Problem("special_tokens", place, reason, "encoded as ordinary text"))
-        if not text.isascii() and not unicodedata.is_normalized("NFC", text):
-            problems.append(Problem("normalised", place, "text that is not NFC", "write NFC"))
+def _check_text(text: str, place: str, problems: list[Problem]) -> str:
+    """The text in NFC, as the tokenizer wants it, with no more blanks than it can split."""
+    if "<|" in text and (match := _SPECIAL.search(text)):
+        reason = f"holds {match[0]}"
+        _report_once("special_tokens", place, reason, "encoded as ordinary text", problems)
+    if not text.isascii() and not is_normalized("NFC", text):
+        _report_once("normalised", place, "text that is not NFC", "brought to NFC", problems)
+        text = to_nfc(text)
+    if has_blank_run(text):
+        reason = f"a run of more than {MAX_BLANK_RUN:,} blanks, which the tokenizer cannot split"
+        problems.append(Problem("size", place, reason, "shortened to one blank", True))
+        return _BLANK_RUN.sub(lambda run: run[0][0], text)
+    return text
+
+
+def _report_once(kind: str, place: str, reason: str, fix: str, problems: list[Problem]) -> None:
+    """For what counts by the record, however many of its texts it is in."""
+    if all(problem.kind != kind for problem in problems):
+        problems.append(Problem(kind, place, reason, fix, True))
+
+
+def has_blank_run(text: str) -> bool:
+    """Whether tiktoken's regex would give up on a text."""
+    return len(text) >= MAX_BLANK_RUN and bool(_BLANK_RUN.search(text))
 
 
 def parse_json(text: str) -> Any | None:  # noqa: ANN401  # any JSON

@@ -7,7 +7,7 @@ and no target. A dialogue with neither mark is plain and keeps its answers untag
 
 from hunyuan_train.data.dialogue import Dialogue, Message
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.tags import NO_THINK, NO_THINK_PREFIX, has_no_think
+from hunyuan_train.data.tags import NO_THINK, NO_THINK_PREFIX, find_cut, has_no_think
 
 
 def settle_modes(dialogue: Dialogue, run_mode: str, problems: list[Problem]) -> None:
@@ -24,13 +24,23 @@ def settle_modes(dialogue: Dialogue, run_mode: str, problems: list[Problem]) -> 
     for answer in answers:
         if answer.mode == "slow" and not answer.thoughts:
             answer.is_context, answer.mode = True, "plain"
-    num_context = sum(answer.is_context for answer in answers)
+    _report_answers(answers, problems)
+
+
+def _report_answers(answers: list[Message], problems: list[Problem]) -> None:
+    num_context = sum([answer.is_context for answer in answers])
     if num_context:
         reason = f"{num_context} answer(s) of a slow dialogue without thoughts"
         problems.append(Problem("history_only", "messages", reason, "context under strip"))
-    if answers and not any(answer.is_trained and not answer.is_context for answer in answers):
+    is_target = [answer.is_trained and not answer.is_context for answer in answers]
+    if num_context < len(answers) and not any(is_target):
         reason = "no assistant message that carries loss"
         problems.append(Problem("no_answer", "messages", reason, "train one of them"))
+    for answer in answers:
+        cut = "" if answer.mode == "plain" else find_cut(answer.thoughts or "", answer.content)
+        if cut:
+            reason = f"a server would cut this answer: {cut}"
+            problems.append(Problem("tags", "messages", reason, "reword it"))
 
 
 def _set_fast(queries: list[Message], answers: list[Message], problems: list[Problem]) -> None:

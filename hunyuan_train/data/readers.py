@@ -9,6 +9,7 @@ import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,7 @@ class Chunk:
     records: list[bytes] = field(default_factory=list)  # the JSON text of each
     # Problems of the file, and of lines that hold no record, each with its line.
     problems: list[tuple[int, Problem]] = field(default_factory=list)
+    first_element: int | None = None  # number of the first record, where the file is a JSON array
     num_bytes: int = 0  # how far this brings us in the file, as it lies on the disk
 
     def add(self, line: int, record: bytes) -> None:
@@ -69,25 +71,31 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
     """The records of a file, about a megabyte at a time."""
     num_records = 0
     line = 1
-    position = 0
-    with path.open("rb") as raw:
-        chunk = Chunk(str(path))
-        try:
-            for chunk in _read_any(path, raw):
-                num_records += len(chunk.records)
-                line = chunk.lines[-1] if chunk.lines else line
-                chunk.num_bytes, position = raw.tell() - position, raw.tell()
-                yield chunk
-        except _UNREADABLE as error:
-            chunk = Chunk(str(path))
-            reason = f"unreadable after this line: {error}"
-            chunk.report(line, "broken_file", reason, "write it again")
+    try:
+        for chunk in _read_file(path):
+            num_records += len(chunk.records)
+            line = chunk.lines[-1] if chunk.lines else line
             yield chunk
-            return
+    except _UNREADABLE as error:
+        chunk = Chunk(str(path))
+        reason = f"unreadable after this line: {error}"
+        chunk.report(line, "broken_file", reason, "write it again")
+        yield chunk
+        return
     if not num_records:
         chunk = Chunk(str(path))
         chunk.report(1, "empty_file", "not a single record", "take the file off the list")
         yield chunk
+
+
+def _read_file(path: Path) -> Iterator[Chunk]:
+    position = 0
+    with path.open("rb") as raw:
+        for chunk in _read_any(path, raw):
+            # A table is read back and forth; what counts is how far it was read at most.
+            chunk.num_bytes = max(raw.tell() - position, 0)
+            position += chunk.num_bytes
+            yield chunk
 
 
 def _read_any(path: Path, raw: BinaryIO) -> Iterator[Chunk]:
@@ -103,13 +111,8 @@ def _read_any(path: Path, raw: BinaryIO) -> Iterator[Chunk]:
         chunk = Chunk(str(path))
         chunk.report(1, "bom", "the file starts with a byte order mark", "skipped")
         yield chunk
-    blocks = _chain(head, blocks)
+    blocks = chain([head], blocks)
     yield from _read_array(path, blocks) if _is_array(head) else _read_lines(path, blocks)
-
-
-def _chain(head: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    yield head
-    yield from blocks
 
 
 def _read_blocks(path: Path, raw: BinaryIO) -> Iterator[bytes]:
@@ -145,8 +148,10 @@ def _read_lines(path: Path, blocks: Iterator[bytes]) -> Iterator[Chunk]:
     for block in blocks:
         chunk = Chunk(str(path))
         *lines, rest = (rest + block).split(b"\n")
-        if is_skipping and lines:
-            lines[0], is_skipping = b"", False
+        if is_skipping and lines:  # here it ends
+            del lines[0]
+            line += 1
+            is_skipping = False
         for record in lines:
             _add_line(chunk, line, record)
             line += 1
@@ -188,15 +193,14 @@ def _is_array(head: bytes) -> bool:
 def _read_array(path: Path, blocks: Iterator[bytes]) -> Iterator[Chunk]:
     decode = getincrementaldecoder("utf-8")().decode
     scanner = ArrayScanner(max_element_length=MAX_RECORD_BYTES)
-    for block in blocks:
-        chunk = Chunk(str(path))
-        for line, element in scanner.feed(decode(block), is_last=False):
+    num_elements = 0
+    for block in chain(blocks, [b""]):
+        chunk = Chunk(str(path), first_element=num_elements)
+        is_last = not block
+        for line, element in scanner.feed(decode(block, is_last), is_last=is_last):
             chunk.add(line, element.encode())
+        num_elements += len(chunk.records)
         yield chunk
-    chunk = Chunk(str(path))
-    for line, element in scanner.feed(decode(b"", True), is_last=True):
-        chunk.add(line, element.encode())
-    yield chunk
 
 
 def _read_table(path: Path, raw: BinaryIO) -> Iterator[Chunk]:

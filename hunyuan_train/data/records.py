@@ -4,17 +4,26 @@ Whatever is wrong is added as a `Problem` and reading goes on with the best read
 policy of each kind decides afterwards whether the dialogue is used.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 from hunyuan_train.data.dialogue import TIME_FORMAT, Dialogue, Message, seed_now
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.forms import to_chat_form
-from hunyuan_train.data.messages import parse_json, read_message, take_calls_out
+from hunyuan_train.data.forms import THOUGHT_FIELDS, to_chat_form
+from hunyuan_train.data.messages import has_blank_run, parse_json, read_message, take_calls_out
 from hunyuan_train.data.modes import settle_modes
-from hunyuan_train.data.tools_prompt import ASSISTANT_LABEL, TOOL_CALLS_OPEN, USER_LABEL
+from hunyuan_train.data.tools_prompt import (
+    ASSISTANT_LABEL,
+    TOOL_CALLS_OPEN,
+    USER_LABEL,
+    dump_json,
+)
+
+# Roles by their first letters: the order that needs no second look. No other order is refused for
+# that alone; tools and results have rules of their own.
+_REGULAR = re.compile("s?(?:ua)+")
 
 _FIELDS = frozenset({"id", "mode", "tools", "now", "messages"})
 _TEMPLATE_FIELDS = ("chat_template_kwargs", "kwargs")
@@ -25,8 +34,10 @@ class Reading:
     """How records are read."""
 
     mode: str = "auto"  # of records that state none
-    now: str | None = None  # of records that state none
-    is_as_written: bool = False  # nothing parsed or mended: what the model's own template sees
+    now: str = ""  # of records that state none; "" for a time seeded by the dialogue
+    # Nothing parsed or mended: what the model's own template makes of the messages. Does not hold
+    # for a record that states a mode or thoughts, which that template knows nothing of.
+    is_as_written: bool = False
     is_prompt: bool = False  # the last message is the question to answer
 
 
@@ -37,22 +48,43 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
         return None
     if form != "messages":
         problems.append(Problem("converted", "", f"{form} form", "read as messages"))
+    if reading.is_as_written and _states_thinking(record):
+        reading = replace(reading, is_as_written=False)
     messages = [
         read_message(raw, f"messages[{index}]", as_written=reading.is_as_written, problems=problems)
         for index, raw in enumerate(record["messages"])
     ]
     dialogue = Dialogue(messages, form=form, now=reading.now)
-    if record.keys() != {"messages"}:
+    if len(record) > 1:  # more than messages
         _read_fields(record, dialogue, reading, problems)
-    _check_tool_turns(dialogue, reading, problems)
-    _check_texts(messages, problems)
-    _order_systems(dialogue, problems)
-    _order_turns(dialogue, reading, problems)
+    _check_texts(messages, reading, problems)
+    is_regular = _REGULAR.fullmatch("".join([message.role[0] for message in messages]))
+    has_calls = dialogue.tools or any([message.tool_calls for message in messages])
+    if not is_regular or has_calls or not messages[0].content.strip():
+        _order(dialogue, reading, problems)
     if not reading.is_as_written:
         settle_modes(dialogue, reading.mode, problems)
     if dialogue.tools:
         _settle_now(dialogue, problems)
     return dialogue
+
+
+def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    """Mend the order of turns and report what cannot be mended."""
+    _order_systems(dialogue, reading, problems)
+    if not reading.is_as_written:
+        _check_tool_turns(dialogue, problems)
+        _order_turns(dialogue, reading, problems)
+    _check_start(dialogue, problems)
+
+
+def _states_thinking(record: dict[str, Any]) -> bool:
+    return record.get("mode") in ("fast", "slow") or any(
+        message.get(field)
+        for message in record["messages"]
+        if isinstance(message, dict)
+        for field in THOUGHT_FIELDS
+    )
 
 
 def _read_fields(
@@ -63,10 +95,16 @@ def _read_fields(
         _read_template_fields(record, dialogue)
         unused = [key for key in unused if key not in _TEMPLATE_FIELDS]
     if unused:
-        problems.append(Problem("unused_field", ", ".join(unused), "not read by training", "—"))
+        problems.append(
+            Problem(
+                "unused_field",
+                ", ".join(unused),
+                "not read by training",
+                "remove it, or mend its name",
+            )
+        )
     dialogue.extra = {key: record[key] for key in record if key in unused or key == "id"}
-    if record.get("now") is not None:
-        dialogue.now = record["now"]
+    dialogue.now = record.get("now") or dialogue.now
     if record.get("mode") is not None:
         if record["mode"] in ("fast", "slow", "auto"):
             dialogue.stated_mode = record["mode"]
@@ -94,11 +132,18 @@ def _read_tools(
         problems.append(Problem("tools", "tools", "not a list of functions", "give OpenAI's form"))
         return
     dialogue.tools = tools if reading.is_as_written else [_wrap_tool(tool) for tool in tools]
+    if has_blank_run(dump_json(dialogue.tools)):
+        problems.append(Problem("size", "tools", "too many blanks", "shorten them"))
     for index, tool in enumerate(dialogue.tools):
-        function = tool.get("function")
-        if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
+        if not _tool_name(tool):
             field = f"tools[{index}]"
             problems.append(Problem("tools", field, "a tool without a function name", "give one"))
+
+
+def _tool_name(tool: dict[str, Any]) -> str:
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +151,7 @@ def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": tool} if "function" not in tool else tool
 
 
-def _check_tool_turns(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+def _check_tool_turns(dialogue: Dialogue, problems: list[Problem]) -> None:
     """Calls name listed tools, results follow calls, labels are not doubled."""
     is_open = False  # whether a result may come now
     for index, message in enumerate(dialogue.messages):
@@ -114,7 +159,7 @@ def _check_tool_turns(dialogue: Dialogue, reading: Reading, problems: list[Probl
         if message.role == "tool" and not is_open:
             reason = "a tool result that follows no call"
             problems.append(Problem("tools", place, reason, "add the call before it"))
-        if dialogue.tools and not reading.is_as_written:
+        if dialogue.tools:
             _read_labelled_text(message, place, problems)
         if message.role == "assistant":
             _check_calls(message, dialogue, place, problems)
@@ -139,69 +184,66 @@ def _check_calls(message: Message, dialogue: Dialogue, place: str, problems: lis
         reason = "calls in a record without tools, which the template leaves out"
         problems.append(Problem("tools", field, reason, "add the list of tools"))
         return
-    names = [tool.get("function", {}).get("name") for tool in dialogue.tools]
+    names = [_tool_name(tool) for tool in dialogue.tools]
     for call in message.tool_calls:
         if call.name and call.name not in names:
             reason = f"calls {call.name!r}, which is not among the tools"
             problems.append(Problem("tools", field, reason, "add it to tools, or mend the name"))
 
 
-def _check_texts(messages: list[Message], problems: list[Problem]) -> None:
+def _check_texts(messages: list[Message], reading: Reading, problems: list[Problem]) -> None:
     for index, message in enumerate(messages):
-        if message.content.strip():
+        if not _is_empty(message.content, reading):
             continue
+        field = f"messages[{index}].content"
         if message.role == "user":
-            reason = "a question without text"
-            problems.append(Problem("empty_user", f"messages[{index}].content", reason, "write it"))
-        elif message.role == "assistant" and message.tool_calls is None:
-            reason = "an answer without text"
-            problems.append(
-                Problem("empty_answer", f"messages[{index}].content", reason, "write it")
-            )
+            problems.append(Problem("empty_user", field, "a question without text", "write it"))
+        elif message.role == "assistant" and not (message.tool_calls or reading.is_as_written):
+            problems.append(Problem("empty_answer", field, "an answer without text", "write it"))
 
 
-def _order_systems(dialogue: Dialogue, problems: list[Problem]) -> None:
+def _is_empty(text: str, reading: Reading) -> bool:
+    """The template takes blanks for text; a reader does not."""
+    return not text or (text.isspace() and not reading.is_as_written)
+
+
+def _order_systems(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
     """At most one system message, the first, with text."""
-    places = [index for index, message in enumerate(dialogue.messages) if message.role == "system"]
-    if places in ([], [0]) and not (places and not dialogue.messages[0].content.strip()):
+    messages = dialogue.messages
+    places = [index for index, message in enumerate(messages) if message.role == "system"]
+    texts = [messages[index].content for index in places]
+    if any(_is_empty(text, reading) for text in texts):
+        reason = "a system message without text"
+        problems.append(Problem("empty_system", "messages[0]", reason, "left out", True))
+    elif places in ([], [0]):
         return
-    texts = [dialogue.messages[index].content for index in places]
-    rest = [message for message in dialogue.messages if message.role != "system"]
     if places != [0]:
         reason = "several system messages" if len(places) > 1 else "a system message that is late"
         field = f"messages[{places[-1]}].role"
         problems.append(Problem("system", field, reason, "joined at the front", True))
-    if not all(text.strip() for text in texts):
-        reason = "a system message without text"
-        problems.append(Problem("empty_system", "messages[0]", reason, "left out", True))
-    joined = "\n\n".join(text for text in texts if text.strip())
+    joined = "\n\n".join(text for text in texts if not _is_empty(text, reading))
+    rest = [message for message in messages if message.role != "system"]
     dialogue.messages = [Message("system", joined), *rest] if joined else rest
 
 
-def _order_turns(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
-    """A question first, speakers in turn, an answer last."""
+def _check_start(dialogue: Dialogue, problems: list[Problem]) -> None:
     turns = [message for message in dialogue.messages if message.role != "system"]
-    if turns and turns[0].role != "user":
+    if not turns:
+        problems.append(Problem("no_answer", "messages", "no messages", "add the dialogue"))
+    elif turns[0].role != "user":
         reason = f"the dialogue starts with role {turns[0].role}, not with a question"
         problems.append(Problem("order", "messages[0].role", reason, "add the question before it"))
-    if not any(message.role == "assistant" for message in turns) and not reading.is_prompt:
-        reason = "no assistant message" if turns else "no messages"
-        problems.append(Problem("no_answer", "messages", reason, "add the answer"))
-        return
-    if reading.is_as_written:
-        _report_repeats(dialogue.messages, problems)
-        return
+
+
+def _order_turns(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    """Speakers in turn, an answer last."""
     dialogue.messages = _merge_repeats(dialogue.messages, problems)
-    if not reading.is_prompt:
+    if reading.is_prompt:
+        return
+    if any(message.role == "assistant" for message in dialogue.messages):
         _drop_tail(dialogue, problems)
-
-
-def _report_repeats(messages: list[Message], problems: list[Problem]) -> None:
-    for index, (before, after) in enumerate(pairwise(messages), start=1):
-        if before.role == after.role != "tool":
-            field = f"messages[{index}].role"
-            reason = f"two {after.role} messages in a row"
-            problems.append(Problem("repeated_role", field, reason, "kept as written"))
+    elif dialogue.messages:
+        problems.append(Problem("no_answer", "messages", "no assistant message", "add the answer"))
 
 
 def _merge_repeats(messages: list[Message], problems: list[Problem]) -> list[Message]:
@@ -233,11 +275,9 @@ def _drop_tail(dialogue: Dialogue, problems: list[Problem]) -> None:
 
 
 def _settle_now(dialogue: Dialogue, problems: list[Problem]) -> None:
-    if dialogue.now is None:
-        dialogue.now = seed_now(dialogue.messages)
+    stated, dialogue.now = dialogue.now, dialogue.now or seed_now(dialogue.messages)
     try:
         datetime.strptime(dialogue.now, TIME_FORMAT)
     except (TypeError, ValueError):
-        reason = f"now is {dialogue.now!r}"
+        reason = f"now is {stated!r}"
         problems.append(Problem("now", "now", reason, "write it like 2026-03-02 09:15:00"))
-        dialogue.now = seed_now(dialogue.messages)

@@ -16,7 +16,6 @@ NO_THINK = "/no_think"
 NO_THINK_PREFIX = NO_THINK + " "  # what we write before a query; without the blank is read too
 
 _TAG = re.compile(r"</?(?:think|answer)>")
-_EXACT = re.compile(r"<think>\n(.*?)\n</think>\n<answer>\n(.*)\n</answer>", re.DOTALL)
 _LOOSE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _UNWRAPPED = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _ANSWER_ONLY = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -43,12 +42,18 @@ def parse_tags(text: str) -> TaggedText:
     its wrapper. Anything else that looks like tags is an error. Tags talked about inside an
     untagged answer are text.
     """
-    if "<think>" not in text and "</think>" not in text and "answer>" not in text:
+    if "think>" not in text and "answer>" not in text:
         return TaggedText(None, text)
-    exact = _EXACT.fullmatch(text)
-    if exact and not find_cut(exact[1], exact[2]):
-        blank = "blank think block emptied" if exact[1].isspace() else ""
-        return TaggedText("" if blank else exact[1], exact[2], repair=blank)
+    # What a serving parser would read: up to the first closing tag of each.
+    thoughts_end = text.find(THINK_CLOSE)
+    answer_start = thoughts_end + len(THINK_CLOSE)
+    answer_end = text.find(ANSWER_CLOSE, answer_start)
+    is_whole = answer_end == len(text) - len(ANSWER_CLOSE)
+    if text.startswith(THINK_OPEN) and thoughts_end >= len(THINK_OPEN) and is_whole:
+        thoughts = text[len(THINK_OPEN) : thoughts_end]
+        if "\n</think>\n" not in thoughts:  # one more on a line of its own is no mere mention
+            blank = "blank think block emptied" if thoughts.isspace() else ""
+            return TaggedText("" if blank else thoughts, text[answer_start:answer_end], blank)
     return _parse_loose(text, tags=_TAG.findall(text))
 
 
@@ -74,8 +79,8 @@ def _mended(match: re.Match[str], repair: str) -> TaggedText:
 
 def find_cut(thoughts: str, answer: str) -> str:
     """Where the serving parsers, which stop at the first closing tag, cut too early; "" if not."""
-    if (thoughts + THINK_CLOSE).index(THINK_CLOSE) < len(thoughts):
+    if "</think>" in thoughts and THINK_CLOSE in thoughts + THINK_CLOSE[:-1]:
         return "the thoughts hold the tags that close them"
-    if (answer + ANSWER_CLOSE).index(ANSWER_CLOSE) < len(answer):
+    if "</answer" in answer and ANSWER_CLOSE in answer + ANSWER_CLOSE[:-1]:
         return "the answer holds the tag that closes it"
     return ""

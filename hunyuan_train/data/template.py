@@ -80,11 +80,11 @@ def render(dialogue: Dialogue, *, history: str = "strip", loss: str = "all") -> 
 
 def _render_whole(dialogue: Dialogue, trained: Sequence[Message]) -> Rendering:
     segments = _render_head(dialogue)
+    trained_ids = {id(message) for message in trained}
     for index, message in enumerate(dialogue.messages):
         if message.role == "assistant":
-            is_trained = message.is_trained and any(message is one for one in trained)
-            weight = message.weight if is_trained else 0.0
-            segments += _render_target(message, dialogue, weight)
+            is_trained = message.is_trained and id(message) in trained_ids
+            segments += _render_target(message, dialogue, message.weight if is_trained else 0.0)
         else:
             segments += _render_message(index, message, dialogue)
     if dialogue.is_thinking_off:
@@ -109,7 +109,7 @@ def render_prompt(
     *,
     mode: str = "auto",
     tools: list[dict[str, Any]] | None = None,
-    now: str | None = None,
+    now: str = "",
 ) -> list[Segment]:
     """What a server feeds the model for `messages`: earlier answers bare, the last turn open.
 
@@ -117,16 +117,16 @@ def render_prompt(
         mode: "fast" puts `/no_think` before each query; "slow" and "auto" add nothing.
         now: the time that a tools prompt shows; needed with tools.
     """
-    if tools and now is None:
+    if tools and not now:
         raise DataError("a prompt with tools shows the time; give now, like 2026-03-02 09:15:00")
     problems: list[Problem] = []
     record = {"messages": messages, "tools": tools}
     reading = Reading(mode="fast" if mode == "fast" else "auto", now=now, is_prompt=True)
     dialogue = read_dialogue(record, reading, problems)
-    policies = build_policies({"tools": "drop", "mode": "drop"})
+    policies = build_policies({"tools": "drop", "mode": "drop", "empty_answer": "drop"})
     wrong = [problem for problem in problems if policies.decide(problem) == "error"]
     if dialogue is None or wrong:
-        raise DataError(f"{wrong[0].field}: {wrong[0].reason}; {wrong[0].fix}")
+        raise DataError(f"the prompt has {wrong[0].reason} ({wrong[0].field}); {wrong[0].fix}")
     if not dialogue.messages or dialogue.messages[-1].role not in ("user", "tool"):
         raise DataError("the last message of a prompt must be of role user or tool")
     segments = _render_head(dialogue)
@@ -148,13 +148,10 @@ def _render_message(index: int, message: Message, dialogue: Dialogue) -> list[Se
         text = _write_reply(message, dialogue)
         return [Segment(text, "assistant"), Segment(EOS, "assistant", is_special=True)]
     if message.role == "system":
-        has_tools = bool(dialogue.tools)
-        text = (
-            write_tools_prompt(dialogue.tools, dialogue.now, system=message.content)
-            if has_tools
-            else message.content
-        )
-        return _close_system(text)
+        if not dialogue.tools:
+            return _close_system(message.content)
+        prompt = write_tools_prompt(dialogue.tools, dialogue.now, system=message.content)
+        return _close_system(prompt)
     end = Segment(USER_END, message.role, is_special=True)
     if message.role == "tool":
         wrapped = f"{_RESPONSE_OPEN}{message.content}{_RESPONSE_CLOSE}"
@@ -176,12 +173,12 @@ def _close_system(text: str) -> list[Segment]:
 
 def _render_target(message: Message, dialogue: Dialogue, weight: float) -> list[Segment]:
     """An answer in the served grammar, every token of it carrying loss."""
-    marked = [*_mark_target(message, dialogue), (EOS, SPAN_MARKER)]
-    return [
-        Segment(text, "assistant", span if weight else SPAN_NONE, weight, is_special=text is EOS)
-        for text, span in marked
-        if text
-    ]
+    marked = [(text, span) for text, span in _mark_target(message, dialogue) if text]
+    if not weight:
+        marked = [(text, SPAN_NONE) for text, _ in marked]
+    end_span = SPAN_MARKER if weight else SPAN_NONE
+    segments = [Segment(text, "assistant", span, weight) for text, span in marked]
+    return [*segments, Segment(EOS, "assistant", end_span, weight, is_special=True)]
 
 
 def _mark_target(message: Message, dialogue: Dialogue) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from hunyuan_train.data.dialogue import TIME_FORMAT
+from hunyuan_train.data.tokenizer import to_nfc
 
 # What stands before a speaker's text in dialogues with tools.
 USER_LABEL = "用户："
@@ -39,7 +40,7 @@ def write_tools_prompt(tools: list[Any], now: str, *, system: str = "") -> str:
     """What comes before the first question where tools are given, the system message inside."""
     weekday = _WEEKDAYS[datetime.strptime(now, TIME_FORMAT).weekday()]
     time = f"{_NOW_LABEL}{now} 星期{weekday}"
-    head = f"{_HEAD}{dump_json(tools)}\n\n"
+    head = f"{_HEAD}{to_nfc(dump_json(tools))}\n\n"
     if not system:
         return f"{head}{_CALL_RULE}{_REPLY_RULE}{time}"
     extra = f"{_SYSTEM_HEAD}{system}\n\n{_CALL_RULE}{_SYSTEM_FORMAT_RULE}{_REPLY_RULE}"

@@ -1,120 +1,142 @@
-"""The exported folder holds the trained weights, and plain Transformers computes with them."""
+"""The exported folder is the trained model: bit for bit, and in what plain Transformers computes."""
 
-import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from hunyuan_train.checkpoint import export
+from hunyuan_train.checkpoint import release
 from hunyuan_train.checkpoint.adapter import export_adapter
-from hunyuan_train.checkpoint.export import export_model, split_into_files
+from hunyuan_train.checkpoint.export import export_model, read_prompts
+from hunyuan_train.checkpoint.release import Release, describe_release, split_into_files
+from hunyuan_train.checkpoint.state import save_checkpoint
+from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
+from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.model.layout import released_tensors
 from hunyuan_train.model.presets import A13B
-from hunyuan_train.trainer.step import forward_losses, train_step
-from tests.batches import SHAPE, WEIGHTS, global_batch, plain_model
+from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.serve.check import check_adapter, check_model, load_source, make_prompts
+from hunyuan_train.serve.check import plain_losses as losses_of_prompts
+from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.trainer.loop import TrainerState
+from hunyuan_train.trainer.step import train_step
+from tests.batches import global_batch
 from tests.engines import kept_weights, my_share, small_engine
 from tests.ranks import run_ranks
-
-LORA = LoraConfig(use_lora=True, lora_rank=4, lora_alpha=8)
+from tests.released import ROUTER, SHAPE, make_run, read_released, write_released
 
 Kept = dict[tuple[str, int], Tensor]
 
 
 def train_and_export(
-    folder: Path, companions: list[Path], stage: int, expert_size: int, num_steps: int
-) -> tuple[Kept, Tensor]:
-    engine = small_engine(stage=stage, expert_size=expert_size)
-    for step in range(num_steps):
+    base: Path, checkpoint: Path, live: Path, stage: int, expert_size: int, is_bf16: bool
+) -> Kept:
+    """Take two steps, save, export; return the weights kept here."""
+    source = SafetensorsFolder.open(base, SHAPE)
+    engine = small_engine(
+        stage=stage, expert_size=expert_size, is_bf16=is_bf16, shape=SHAPE, source=source
+    )
+    for step in range(2):
         train_step(engine, my_share(global_batch(step, 4)), learning_rate=1e-2)
-    export_model(engine, folder, shape=SHAPE, companions=companions)
-    with torch.no_grad():
-        return kept_weights(engine.module), forward_losses(engine, global_batch(9, 1)[0])
-
-
-def plain_losses(model: torch.nn.Module) -> Tensor:
-    """Losses of the probe batch, each document alone, through the plain model."""
-    [batch] = global_batch(9, 1)
-    losses = []
-    for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
-        logits = model(input_ids=torch.from_numpy(batch.input_ids[start:stop])[None]).logits[0]
-        labels = torch.from_numpy(batch.labels[start:stop])
-        losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
-    return torch.cat(losses).detach()
-
-
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    tensors: dict[str, Tensor] = {}
-    for file in set(index["weight_map"].values()):
-        tensors |= load_file(folder / file)
-    assert index["weight_map"].keys() == tensors.keys()
-    return tensors
+    save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
+    config = load_config(["--config", str(checkpoint.parents[1] / "config.yaml")])
+    described = describe_release(config, SHAPE, source)
+    check = partial(check_model, read_prompts(engine, described))
+    export_model(engine, live, described, source, check=check)
+    return kept_weights(engine.module)
 
 
 @pytest.mark.parametrize(
-    ("world_size", "stage", "expert_size"), [(2, 3, 2), (2, 3, 0), (2, 2, 0), (4, 3, 2), (1, 3, 1)]
-)
-def test_exported_model_is_the_trained_one(
-    tmp_path: Path, world_size: int, stage: int, expert_size: int
+    ("world_size", "stage", "expert_size", "dtype", "is_bf16"),
+    [
+        pytest.param(1, 3, 1, torch.float32, False, id="1 rank"),
+        pytest.param(2, 3, 2, torch.float32, False, id="2 ranks, experts split"),
+        pytest.param(2, 3, 2, torch.bfloat16, True, id="2 ranks, experts split, bf16"),
+        pytest.param(2, 3, 0, torch.bfloat16, False, id="2 ranks, rounded to the base's bf16"),
+        pytest.param(2, 2, 0, torch.float32, False, id="2 ranks, ZeRO-2"),
+        pytest.param(4, 3, 2, torch.float32, False, id="4 ranks, experts over 2, twice"),
+    ],
+)  # fmt: skip
+def test_export_is_the_trained_model(
+    tmp_path: Path, world_size: int, stage: int, expert_size: int, dtype: torch.dtype, is_bf16: bool
 ) -> None:
-    folder = tmp_path / "export"
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "hy.tiktoken").write_text("IQ== 0")
+    base, live = tmp_path / "base", tmp_path / "live"
+    before = write_released(base, dtype=dtype)
+    checkpoint = make_run(tmp_path / "run", base)
     ranks = run_ranks(
-        train_and_export, world_size, folder, [tmp_path / "tokenizer"], stage, expert_size, 2
+        train_and_export, world_size, base, checkpoint, live, stage, expert_size, is_bf16
     )
-    tensors = read_folder(folder)
-    assert tensors.keys() == released_tensors(SHAPE).keys()
-    for kept, _ in ranks:
+    exported = read_released(live)
+    assert exported.keys() == before.keys()
+    for kept in ranks:
         for (name, start), values in kept.items():
-            exported = tensors[name].flatten()[start : start + len(values)]
-            assert torch.equal(exported, values), name
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    assert (plain_losses(model) - ranks[0][1]).abs().max() < 2e-5
-    assert (folder / "hy.tiktoken").exists()
-    assert not folder.with_name("export.incomplete").exists()
+            written = exported[name].flatten()[start : start + len(values)]
+            if ROUTER not in name:  # written in float32, which the engine keeps besides
+                assert torch.equal(written, values.to(dtype)), name
+    for name, values in exported.items():
+        assert values.dtype == before[name].dtype
+        assert not torch.equal(values, before[name]), name
+    export_stopped_run(open_stopped_run(checkpoint, {}), tmp_path / "later")
+    assert (tmp_path / "later/SHA256SUMS").read_text() == (live / "SHA256SUMS").read_text()
+    assert not list(tmp_path.glob("*.incomplete"))
 
 
-def test_untrained_model_is_exported_bit_for_bit(tmp_path: Path) -> None:
-    folder = tmp_path / "export"
-    run_ranks(train_and_export, 2, folder, [], 3, 2, 0)
-    tensors = read_folder(folder)
-    for name, stored in released_tensors(SHAPE).items():
-        assert torch.equal(tensors[name].flatten(), WEIGHTS.read(stored, 0, stored.numel)), name
+def export_under_a_check_that_fails(base: Path, live: Path) -> None:
+    source = SafetensorsFolder.open(base, SHAPE)
+    engine = small_engine(stage=3, expert_size=1, shape=SHAPE, source=source)
+    described = Release(shape=SHAPE, dtype=torch.bfloat16, companions=(base,))
+    trained = read_prompts(engine, described)
+    trained.losses.add_(0.1)
+    with pytest.raises(ServeError, match="does not compute what was trained"):
+        export_model(engine, live, described, source, check=partial(check_model, trained))
+
+
+def test_files_that_compute_something_else_are_not_published(tmp_path: Path) -> None:
+    base, live = tmp_path / "base", tmp_path / "live"
+    write_released(base)
+    run_ranks(export_under_a_check_that_fails, 1, base, live)
+    assert not live.exists()
 
 
 def test_released_model_is_written_in_files_of_five_gigabytes() -> None:
     tensors = list(released_tensors(A13B).values())
     files = split_into_files(tensors, torch.bfloat16)
     assert [tensor for file in files for tensor in file] == tensors
-    sizes = [
-        sum(tensor.numel * export.stored_dtype(tensor, torch.bfloat16).itemsize for tensor in file)
-        for file in files
-    ]
-    assert max(sizes) <= export.MAX_FILE_BYTES
+    sizes = [sum(release.stored_bytes(one, torch.bfloat16) for one in file) for file in files]
+    assert max(sizes) <= 5 * 10**9 - 10**6
     assert len(files) == 33
 
 
-def train_and_export_adapter(folder: Path) -> Tensor:
-    engine = small_engine(stage=3, expert_size=2, lora=LORA)
+def train_and_export_adapter(
+    base: Path, checkpoint: Path, live: Path, lora: LoraConfig, expert_size: int
+) -> Tensor:
+    source = SafetensorsFolder.open(base, SHAPE)
+    engine = small_engine(stage=3, expert_size=expert_size, shape=SHAPE, source=source, lora=lora)
     for step in range(3):
         train_step(engine, my_share(global_batch(step, 4)), learning_rate=1e-2)
-    export_adapter(engine, folder, LORA, base_model="tiny")
-    with torch.no_grad():
-        return forward_losses(engine, global_batch(9, 1)[0])
+    save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
+    described = Release(shape=SHAPE, dtype=torch.float32, companions=())
+    trained = read_prompts(engine, described)
+    check = partial(check_adapter, trained, source)
+    export_adapter(engine, live, lora, base_model=str(base), check=check)
+    return trained.losses
 
 
-def test_exported_adapter_loads_in_plain_peft(tmp_path: Path) -> None:
-    folder = tmp_path / "export"
-    [losses, _] = run_ranks(train_and_export_adapter, 2, folder)
-    base = plain_model()
-    before = plain_losses(base)
-    model = PeftModel.from_pretrained(base, folder)
-    assert (before - losses).abs().max() > 1e-2, "the adapter must have learned something"
-    assert (plain_losses(model) - losses).abs().max() < 2e-5
+@pytest.mark.parametrize(("targets", "expert_size"), [("attention", 0), ("all", 2)])
+def test_adapter_of_a_run_loads_in_plain_peft(
+    tmp_path: Path, targets: str, expert_size: int
+) -> None:
+    base, live = tmp_path / "base", tmp_path / "live"
+    write_released(base)
+    lora = LoraConfig(use_lora=True, lora_rank=8, lora_alpha=16.0, lora_target_modules=targets)
+    checkpoint = make_run(tmp_path / "run", base, lora)
+    [losses, _] = run_ranks(train_and_export_adapter, 2, base, checkpoint, live, lora, expert_size)
+    model = load_source(SHAPE, SafetensorsFolder.open(base, SHAPE))
+    model = PeftModel.from_pretrained(model, live)
+    assert (losses_of_prompts(model, make_prompts(SHAPE)) - losses).abs().max() < 2e-5
+    export_stopped_run(open_stopped_run(checkpoint, {}), tmp_path / "later")
+    assert (tmp_path / "later/SHA256SUMS").read_text() == (live / "SHA256SUMS").read_text()

@@ -1,0 +1,180 @@
+"""What loading, exporting and merging weights costs beside plain reading and copying.
+
+    python -m benchmarks.weights [--gigabytes 8] [--report]
+
+A model of the released layout is generated, in bfloat16 and files of 1 GB, with true names. All
+files lie in the page cache, where there is room, so that the disk hides nothing we do; copies count
+until they are on disk. Each speed is given beside that of the plain thing, measured in the same run
+just before and just after.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+
+from hunyuan_train.config.schema import LoraConfig
+from tests.measured import (
+    Copy,
+    Repeated,
+    export_run,
+    largest_tensor,
+    load,
+    merge,
+    shape_of_size,
+    write_adapter,
+    write_base,
+)
+from tests.ranks import run_ranks
+from tests.released import make_run, write_checkpoint
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+SPLITS = ((2, 2), (2, 1), (4, 4), (4, 2))  # ranks, expert-parallel size
+RANK_OF_ADAPTER = 16
+ADAPTERS = {"attention": "attention", "attention and every expert": "attention,experts"}
+
+Row = tuple[str, ...]
+
+
+def measure_loads(base: Path) -> list[Row]:
+    """Load on several ranks; of each split the worst rank counts."""
+    rows = []
+    for num_ranks, expert_size in SPLITS:
+        ranks = run_ranks(load, num_ranks, base, expert_size)
+        rows.append(
+            (
+                f"{num_ranks} ranks, experts over {expert_size}",
+                f"{max(rank.num_read / rank.num_owned for rank in ranks):.4f}",
+                f"{max(rank.peak_beside for rank in ranks) / 1e6:,.0f} MB",
+                f"{sum(rank.num_read for rank in ranks) / 1e9 / max(r.seconds for r in ranks):.2f}",
+                f"{max(r.seconds for r in ranks) / max(r.seconds_raw for r in ranks):.1f}",
+            )
+        )
+    return rows
+
+
+def measure_copy(name: str, work: Callable[[], Copy], output: Path) -> Row:
+    """Write a folder, and copy it with cp before and after."""
+    first = work()
+    num_bytes = sum(file.stat().st_size for file in output.iterdir())
+    plain = [copy_with_cp(output)]
+    rmtree(output)
+    copy = work()
+    plain.append(copy_with_cp(output))
+    rmtree(output)
+    seconds, plain_seconds = min(first.seconds, copy.seconds), min(plain)
+    return (
+        name,
+        f"{num_bytes / 1e9:.1f} GB",
+        f"{seconds:.1f} s",
+        f"{plain_seconds:.1f} s",
+        f"{plain_seconds / seconds:.2f}",
+        f"{max(first.rise, copy.rise) / 1e6:,.0f} MB",
+        f"{max(first.highest, copy.highest) / 1e6:,.0f} MB",
+    )
+
+
+def copy_with_cp(folder: Path) -> float:
+    """Seconds until a copy of a folder is on disk."""
+    copy = folder.with_name("copy")
+    started = time.perf_counter()
+    subprocess.run(["cp", "-r", folder, copy], check=True)
+    for file in copy.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    seconds = time.perf_counter() - started
+    rmtree(copy)
+    return seconds
+
+
+def measure_copies(base: Path, folder: Path, gigabytes: float) -> list[Row]:
+    """Export a stopped run, and merge two adapters."""
+    shape = shape_of_size(gigabytes)
+    checkpoint = make_run(folder / "run", base)
+    write_checkpoint(checkpoint, shape, Repeated(), num_ranks=4, expert_size=2)
+    output = folder / "output"
+    rows = [
+        measure_copy(
+            "export of a run stopped on 4 ranks",
+            lambda: run_ranks(export_run, 1, folder / "run", output)[0],
+            output,
+        )
+    ]
+    rmtree(folder / "run")
+    for name, targets in ADAPTERS.items():
+        lora = LoraConfig(use_lora=True, lora_rank=RANK_OF_ADAPTER, lora_target_modules=targets)
+        adapter = folder / targets
+        write_adapter(adapter, shape, lora)
+        work = lambda adapter=adapter: run_ranks(merge, 1, base, adapter, output)[0]  # noqa: E731
+        rows.append(measure_copy(f"merge, adapter on {name}", work, output))
+    return rows
+
+
+def table(head: Row, rows: list[Row]) -> list[str]:
+    """Rows as Markdown."""
+    ruler = "|".join(["---", *["---:"] * (len(head) - 1)])
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{ruler}|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+
+
+def describe_run(gigabytes: float, largest: int) -> list[str]:
+    """What was measured, on what."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "peft"))
+    command = " ".join(["python -m benchmarks.weights", *sys.argv[1:]])
+    return [
+        f"## Weights: {date.today()}",
+        "",
+        f"`{command}` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        f"{memory:.0f} GiB, Python {platform.python_version()}, {versions}. A model of "
+        f"{gigabytes:.1f} GB in bfloat16, largest tensor {largest / 1e6:.0f} MB, in the page cache.",
+        "",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=4, help="size of the model in bfloat16")
+    parser.add_argument("--folder", type=Path, help="where to work; five times the size is needed")
+    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        base = folder / "base"
+        write_base(base, shape_of_size(arguments.gigabytes))
+        size = sum(file.stat().st_size for file in base.iterdir()) / 1e9
+        lines = describe_run(size, largest_tensor(base))
+        head = (
+            "load",
+            "bytes read / owned",
+            "peak beside own part",
+            "GB/s, all ranks",
+            "time / raw",
+        )
+        lines += table(head, measure_loads(base))
+        head = ("command", "written", "time", "cp", "speed / cp", "memory taken", "memory in all")
+        lines += table(head, measure_copies(base, folder, arguments.gigabytes))
+    text = "\n".join(lines)
+    print(text)
+    if arguments.report:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Merge an adapter into its base, file by file: bytes in, bytes out, a few blocks in memory.
+
+What the adapter does not change is copied by the operating system and never becomes a tensor. Every
+written file is then read back beside its original: the named tensors must have changed, every other
+byte must not, and that reading also gives the checksum.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.peft_changes import Change, ChangeReader, read_changes
+from hunyuan_train.checkpoint.publish import (
+    CHECKSUMS,
+    hash_files,
+    num_threads,
+    publish_summed,
+    unfinished_until_published,
+)
+from hunyuan_train.data.progress import show_progress
+from hunyuan_train.model.safetensors_files import TensorLocation, read_range
+from hunyuan_train.model.shape import read_shape
+from hunyuan_train.model.weights import SafetensorsFolder, is_finite
+from hunyuan_train.serve.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = 8 * 2**20
+# Files of a model folder that hold weights in another form, or describe the files as they were.
+NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", CHECKSUMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes [start, stop) of a weight file: some rows of a changed tensor, or none of any."""
+
+    start: int
+    stop: int
+    name: str = ""  # of the changed tensor
+    location: TensorLocation | None = None
+    first_row: int = 0
+
+
+@dataclass(slots=True)
+class Difference:
+    """How a merged file differs from its original, read back from disk."""
+
+    sha256: str = ""
+    num_changed: dict[str, int] = field(default_factory=dict)  # elements, by tensor
+    largest: float = 0.0
+
+    def add(self, name: str, before: Tensor, after: Tensor) -> None:
+        """Count a block of a changed tensor: [elements] in both files."""
+        num_changed = int((before != after).sum())
+        self.num_changed[name] = self.num_changed.get(name, 0) + num_changed
+        self.largest = max(self.largest, float((after.float() - before.float()).abs().max()))
+
+
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """Write the base with the adapter merged in, in the base's own files, names and dtypes.
+
+    Args:
+        base: a model folder, of either layout.
+        adapter: a PEFT folder.
+        folder: the final folder; it appears, or is replaced, only once it is whole and proved.
+
+    Raises:
+        CheckpointError: the adapter does not belong on the base or changes nothing, or the disk
+            does not return what was written.
+    """
+    shape = read_shape(base)
+    locations = SafetensorsFolder.open(base, shape).locations
+    changes = read_changes(adapter, shape)
+    with unfinished_until_published(folder) as unfinished:
+        differences = merge_files(locations, changes, unfinished)
+        report(differences.values(), num_tensors=len(locations), adapter=adapter)
+        others = copy_other_files(base, unfinished)
+        if shape.num_parameters > MAX_PARAMETERS_BESIDE:
+            logger.info(TOO_LARGE)
+        else:
+            check_merged(base, adapter, unfinished, shape)
+        digests = {name: difference.sha256 for name, difference in differences.items()}
+        publish_summed(folder, digests | hash_files(others, lambda _: None))
+    logger.info("merged into %s", folder)
+
+
+def merge_files(
+    locations: dict[str, TensorLocation], changes: dict[str, Change], folder: Path
+) -> dict[str, Difference]:
+    """Merge and prove every weight file of the base, several at a time."""
+    files = sorted({location.file for location in locations.values()})
+    with show_progress("merging", sum(file.stat().st_size for file in files)) as advance:
+
+        def merge(file: Path) -> Difference:
+            segments = list(cut_file(file, locations, changes))
+            merged = folder / file.name
+            write_merged(file, merged, segments, changes)
+            return compare_files(file, merged, segments, advance)
+
+        with ThreadPoolExecutor(num_threads()) as pool:
+            names = [file.name for file in files]
+            return dict(zip(names, pool.map(merge, files), strict=True))
+
+
+def cut_file(
+    file: Path, locations: dict[str, TensorLocation], changes: dict[str, Change]
+) -> Iterator[Segment]:
+    """Cut a file, first byte to last, into blocks of rows of changed tensors and of the rest."""
+    position = 0
+    inside = [(locations[name], name) for name in changes if locations[name].file == file]
+    for location, name in sorted(inside, key=lambda item: item[0].byte_offset):
+        yield from _unchanged(position, location.byte_offset)
+        num_rows = location.shape[0]
+        row_bytes = location.num_bytes // num_rows
+        step = max(1, BLOCK_BYTES // row_bytes)
+        for row in range(0, num_rows, step):
+            start = location.byte_offset + row * row_bytes
+            stop = start + min(step, num_rows - row) * row_bytes
+            yield Segment(start, stop, name, location, row)
+        position = location.byte_offset + location.num_bytes
+    yield from _unchanged(position, file.stat().st_size)
+
+
+def _unchanged(start: int, stop: int) -> Iterator[Segment]:
+    for position in range(start, stop, BLOCK_BYTES):
+        yield Segment(position, min(position + BLOCK_BYTES, stop))
+
+
+def write_merged(
+    original: Path, merged: Path, segments: list[Segment], changes: dict[str, Change]
+) -> None:
+    """Write a merged file, first byte to last."""
+    reader = ChangeReader()
+    with original.open("rb", buffering=0) as source, merged.open("wb", buffering=0) as target:
+        for segment in segments:
+            if segment.location is None:
+                _send(source, target, segment.start, segment.stop)
+                continue
+            weights = read_segment(original, segment).view(-1, segment.location.shape[1])
+            changed = reader.apply(changes[segment.name], weights, segment.first_row)
+            _write(target, memoryview(changed.view(torch.uint8).numpy().data).cast("B"))
+
+
+def compare_files(
+    original: Path, merged: Path, segments: list[Segment], advance: Callable[[int], None]
+) -> Difference:
+    """Read a merged file back beside its original.
+
+    Raises:
+        CheckpointError: they differ where they must not, or a weight is not finite.
+    """
+    digest, difference = hashlib.sha256(), Difference()
+    for segment in segments:
+        before, after = read_segment(original, segment), read_segment(merged, segment)
+        digest.update(after.view(torch.uint8).numpy().data)
+        if segment.location is not None:
+            difference.add(segment.name, before, after)
+            if not is_finite(after):
+                raise CheckpointError(
+                    f"{segment.name} holds NaN or infinity once merged; the adapter is damaged"
+                )
+        elif not _are_same_bytes(before, after):
+            raise CheckpointError(
+                f"{merged} does not return what was written to it (bytes {segment.start} to "
+                f"{segment.stop}); check that disk, and merge to another"
+            )
+        advance(segment.stop - segment.start)
+    with merged.open("rb") as file:
+        os.fsync(file.fileno())
+    difference.sha256 = digest.hexdigest()
+    return difference
+
+
+def read_segment(file: Path, segment: Segment) -> Tensor:
+    """Read a segment: flat, in the dtype of its tensor, or as bytes."""
+    dtype = segment.location.dtype if segment.location else torch.uint8
+    size = (segment.stop - segment.start) // dtype.itemsize
+    return read_range(TensorLocation(file, segment.start, dtype, (size,)), 0, size)
+
+
+def _are_same_bytes(first: Tensor, second: Tensor) -> bool:
+    """Whether two runs of bytes are equal, compared eight at a time: one at a time takes as long as
+    reading them.
+    """
+    even = len(first) // 8 * 8
+    return torch.equal(first[:even].view(torch.int64), second[:even].view(torch.int64)) and (
+        torch.equal(first[even:], second[even:])
+    )
+
+
+def _send(source: BinaryIO, target: BinaryIO, start: int, stop: int) -> None:
+    """Let the operating system copy bytes [start, stop) of the source to where the target is."""
+    while start < stop:
+        start += os.sendfile(target.fileno(), source.fileno(), start, stop - start)
+
+
+def _write(target: BinaryIO, content: memoryview) -> None:
+    while content:
+        content = content[target.write(content) :]
+
+
+def report(differences: Iterable[Difference], *, num_tensors: int, adapter: Path) -> None:
+    """Say what was changed.
+
+    Raises:
+        CheckpointError: nothing was.
+    """
+    num_changed: dict[str, int] = {}
+    largest = 0.0
+    for difference in differences:
+        num_changed |= difference.num_changed
+        largest = max(largest, difference.largest)
+    unchanged = sorted(name for name, number in num_changed.items() if not number)
+    if len(unchanged) == len(num_changed):
+        raise CheckpointError(
+            f"{adapter} changes none of the {len(num_changed)} tensors it names: what it adds is "
+            "zero, or less than their dtype can hold; train it further"
+        )
+    if unchanged:
+        text = "%d of %d named tensors are unchanged, as what is added is zero or too small: %s"
+        logger.warning(text, len(unchanged), len(num_changed), ", ".join(unchanged[:3]))
+    logger.info(
+        "changed %s elements of %d tensors, by up to %.2e; the other %d are the base's bytes",
+        f"{sum(num_changed.values()):,}",
+        len(num_changed) - len(unchanged),
+        largest,
+        num_tensors - len(num_changed),
+    )
+
+
+def copy_other_files(base: Path, folder: Path) -> list[Path]:
+    """Copy what lies beside the weights: config, index, tokenizer, licence; return the copies."""
+    copies = []
+    for path in sorted(base.iterdir()):
+        if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
+            copies.append(Path(shutil.copyfile(path, folder / path.name)))
+    return copies

@@ -1,0 +1,248 @@
+"""A PEFT adapter, read as changes of released tensors.
+
+Linear layers have matrices A [rank, in] and B [out, rank]. Routed experts, which PEFT adapts as 3-D
+parameters, share two matrices a layer and parameter: A with rows (expert, rank), B with columns
+(rank, expert). Every released tensor of one expert takes its rows of B @ A from there.
+"""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.model.layout import StoredTensor, released_tensors, stored_tensors
+from hunyuan_train.model.safetensors_files import TensorLocation, read_header, read_range
+from hunyuan_train.model.shape import ModelShape
+
+WEIGHTS, DESCRIPTION = "adapter_model.safetensors", "adapter_config.json"
+MATRIX = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora_magnitude_vector)"
+    r"(?:\.default)?(?:\.weight)?"
+)
+EXPERTS = re.compile(r"(?P<layer>.+\.mlp\.experts)(?:\.base_layer)*")
+
+# Settings that say where adapters are, or how they came to be what they are. A change by any other
+# setting that is on could be missed, so those are refused.
+UNDERSTOOD = {
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision",
+    "peft_version", "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+    "rank_pattern", "alpha_pattern", "target_modules", "target_parameters", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "init_lora_weights", "eva_config", "megatron_core",
+    "qalora_group_size",
+}  # fmt: skip
+# These first values change the base weights too, so the adapter does not belong on the plain base.
+INITS_OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an adapter does to one released tensor: add scaling * B @ A; DoRA sizes the rows."""
+
+    matrix_a: TensorLocation
+    matrix_b: TensorLocation
+    magnitude: TensorLocation | None  # [out], the length of each row under DoRA
+    scaling: float
+    first_row: int = 0  # of the tensor, among the rows of B
+    expert: int = 0
+    num_experts: int = 1  # that share the matrices
+
+    @property
+    def rank(self) -> int:
+        """Columns of B that belong to this tensor."""
+        return self.matrix_a.shape[0] // self.num_experts
+
+
+class ChangeReader:
+    """Computes changed rows. Keeps the last matrices B, which the experts of a layer share."""
+
+    NUM_KEPT = 2  # gate and up projections share one, down projections have another
+
+    def __init__(self) -> None:
+        self.kept: dict[TensorLocation, Tensor] = {}
+
+    def apply(self, change: Change, weights: Tensor, first_row: int) -> Tensor:
+        """Change some rows of a tensor.
+
+        Args:
+            change: of the whole tensor.
+            weights: [rows, in].
+            first_row: of these rows within the tensor.
+
+        Returns:
+            [rows, in] in the dtype of the weights; summed in float32 and rounded once.
+        """
+        num_rows, columns = weights.shape
+        start = change.expert * change.rank * columns
+        matrix_a = read_range(change.matrix_a, start, start + change.rank * columns)
+        row = change.first_row + first_row
+        matrix_b = self._read_b(change)[change.expert, row : row + num_rows]
+        changed = weights.float().addmm_(
+            matrix_b.float(), matrix_a.view(-1, columns).float(), alpha=change.scaling
+        )
+        if change.magnitude:
+            lengths = read_range(change.magnitude, row, row + num_rows).float()
+            changed *= (lengths / changed.norm(dim=1))[:, None]
+        return changed.to(weights.dtype)
+
+    def _read_b(self, change: Change) -> Tensor:
+        """The matrix B by expert: [experts, out, rank]."""
+        if change.matrix_b not in self.kept:
+            if len(self.kept) == self.NUM_KEPT:
+                del self.kept[next(iter(self.kept))]
+            values = read_range(change.matrix_b, 0, prod(change.matrix_b.shape))
+            by_expert = values.view(-1, change.rank, change.num_experts).permute(2, 0, 1)
+            self.kept[change.matrix_b] = by_expert.contiguous()
+        return self.kept[change.matrix_b]
+
+
+def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
+    """Find the released tensors that an adapter changes, by name.
+
+    Raises:
+        CheckpointError: no PEFT LoRA adapter, one of a kind that cannot be merged tensor by tensor,
+            or one whose matrices do not all belong to this model.
+    """
+    settings = _read_settings(folder)
+    try:
+        locations = read_header(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be used: {error}") from error
+    released = released_tensors(shape)
+    changes: dict[str, Change] = {}
+    strangers = []
+    for module, matrices in _group_by_module(locations).items():
+        found = {}
+        if "lora_A" in matrices and "lora_B" in matrices:
+            found = _find_tensors(module, matrices, settings, released, shape.num_experts)
+        changes |= found
+        if not found:
+            strangers += [f"{module}.{kind}" for kind in matrices]
+    if strangers or not changes:
+        listed = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+        raise CheckpointError(
+            f"{len(strangers)} of {len(locations)} tensors in {folder / WEIGHTS} match nothing in "
+            f"the base ({listed}); take the base that the adapter was trained on"
+        )
+    return changes
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); give the folder of a PEFT adapter"
+        ) from error
+    if settings.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{path} has peft_type {settings.get('peft_type')}; only LORA adapters can be merged"
+        )
+    refused = [
+        f"{name}={value!r}"
+        for name, value in settings.items()
+        if name not in UNDERSTOOD and value not in (None, False, [], {}, "none")
+    ]
+    if str(settings.get("init_lora_weights")).startswith(INITS_OF_ANOTHER_BASE):
+        refused.append(f"init_lora_weights={settings['init_lora_weights']!r}")
+    if refused:
+        raise CheckpointError(
+            f"{path} sets {', '.join(refused)}, which cannot be merged tensor by tensor; use "
+            "PEFT's merge_and_unload on a machine that holds the model"
+        )
+    return settings
+
+
+def _group_by_module(
+    locations: dict[str, TensorLocation],
+) -> dict[str, dict[str, TensorLocation]]:
+    """Matrices by the module they adapt and their kind; other tensors stand alone."""
+    modules: defaultdict[str, dict[str, TensorLocation]] = defaultdict(dict)
+    for name, location in locations.items():
+        match = MATRIX.fullmatch(name)
+        module, kind = (match["module"], match["kind"]) if match else name.rsplit(".", 1)
+        modules[module][kind] = location
+    return modules
+
+
+def _find_tensors(
+    module: str,
+    matrices: dict[str, TensorLocation],
+    settings: dict[str, Any],
+    released: dict[str, StoredTensor],
+    num_experts: int,
+) -> dict[str, Change]:
+    """Changes of the released tensors that a module's matrices adapt; none for an unknown module.
+
+    Raises:
+        CheckpointError: the base has the module in another size.
+    """
+    size: tuple[int, ...] = (matrices["lora_B"].shape[0], matrices["lora_A"].shape[1])
+    experts = EXPERTS.fullmatch(module)
+    if experts:
+        parameters = [f"{experts['layer']}.{kind}_proj" for kind in ("gate_up", "down")]
+        size = (num_experts, *size)
+    else:
+        num_experts = 1
+        parameters = [f"{module}.weight"]
+    for parameter in parameters:
+        tensors = stored_tensors(parameter, size)
+        if all(released.get(tensor.name) == tensor for tensor in tensors):
+            target = parameter if experts else module
+            return _share_out(matrices, tensors, num_experts, target, settings)
+    if any(stored_tensors(parameter, size)[0].name in released for parameter in parameters):
+        raise CheckpointError(
+            f"the adapter's {module} is made for weights of {' x '.join(map(str, size))}, and the "
+            "base has others there; take the base that the adapter was trained on"
+        )
+    return {}
+
+
+def _share_out(
+    matrices: dict[str, TensorLocation],
+    tensors: list[StoredTensor],
+    num_experts: int,
+    target: str,
+    settings: dict[str, Any],
+) -> dict[str, Change]:
+    """Give each released tensor of an adapted parameter its rows of the matrices.
+
+    Raises:
+        CheckpointError: the ranks of A and B differ.
+    """
+    matrix_a, matrix_b = matrices["lora_A"], matrices["lora_B"]
+    rank, remainder = divmod(matrix_a.shape[0], num_experts)
+    if remainder or matrix_b.shape[1] != matrix_a.shape[0]:
+        raise CheckpointError(
+            f"the adapter's {target} has matrices of {matrix_a.shape[0]} and {matrix_b.shape[1]} "
+            f"ranks for {num_experts} expert(s); it is damaged, export it again"
+        )
+    parts = len(tensors) // num_experts  # gate and up lie in one parameter
+    return {
+        tensor.name: Change(
+            matrix_a=matrix_a,
+            matrix_b=matrix_b,
+            magnitude=matrices.get("lora_magnitude_vector"),
+            scaling=_scaling(settings, target, rank),
+            first_row=index % parts * tensor.shape[0],
+            expert=index // parts,
+            num_experts=num_experts,
+        )
+        for index, tensor in enumerate(tensors)
+    }
+
+
+def _scaling(settings: dict[str, Any], target: str, rank: int) -> float:
+    """Factor on B @ A; alpha may be given for some targets only, as a pattern on their names."""
+    alpha = float(settings["lora_alpha"])
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", target):
+            alpha = float(value)
+            break
+    return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)

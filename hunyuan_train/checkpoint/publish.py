@@ -1,0 +1,120 @@
+"""Folders that are whole or absent: checkpoints, exported models, merged ones.
+
+A folder is written as NAME.incomplete and renamed once every byte of it is on disk, so whatever
+bears the final name is whole, whenever the writer was killed. SHA256SUMS vouches for the files of
+models (`sha256sum -c SHA256SUMS`); a checkpoint's manifest does so itself.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+
+INCOMPLETE, REPLACED = ".incomplete", ".replaced"
+CHECKSUMS = "SHA256SUMS"
+# A folder with one of these was written by an export or a merge, here or elsewhere.
+MARKS_OF_A_MODEL = ("config.json", "adapter_config.json")
+
+
+def check_vacant(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write over something, unless asked to replace what is a model folder.
+
+    Raises:
+        CheckpointError: naming the folder and the remedy.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(
+            f"{folder} exists; give another folder, or --overwrite to replace it once the new one "
+            "is whole"
+        )
+    if not any((folder / name).exists() for name in MARKS_OF_A_MODEL):
+        raise CheckpointError(
+            f"{folder} holds no model that --overwrite could replace; give another folder"
+        )
+
+
+def unfinished_folder(folder: Path) -> Path:
+    """Where a folder is written before it has its name."""
+    return folder.with_name(folder.name + INCOMPLETE)
+
+
+def begin_folder(folder: Path) -> Path:
+    """Make the empty folder that `publish` will rename to `folder`."""
+    unfinished = unfinished_folder(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+@contextmanager
+def unfinished_until_published(folder: Path) -> Iterator[Path]:
+    """Begin a folder; where the writing fails, nothing of it stays."""
+    unfinished = begin_folder(folder)
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # gone by now if it was published
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file as it is read back, once it is safely on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(files: list[Path], advance: Callable[[int], None]) -> dict[str, str]:
+    """SHA-256 of files of one folder by name, several at a time.
+
+    Args:
+        files: all safely written.
+        advance: told the bytes of each file that is done.
+    """
+    digests = {}
+    with ThreadPoolExecutor(num_threads()) as pool:
+        for file, digest in zip(files, pool.map(hash_file, files), strict=True):
+            digests[file.name] = digest
+            advance(file.stat().st_size)
+    return digests
+
+
+def num_threads() -> int:
+    """Threads that read, convert or sum at once; more than eight only fill memory."""
+    return min(8, os.cpu_count() or 1)
+
+
+def publish_summed(folder: Path, digests: dict[str, str]) -> None:
+    """Add the digests, by file name, in the form that sha256sum checks, and publish."""
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
+    path = unfinished_folder(folder) / CHECKSUMS
+    path.write_text("".join(lines), encoding="utf-8")
+    hash_file(path)
+    publish(folder)
+
+
+def publish(folder: Path) -> None:
+    """Give a finished folder its final name, replacing one of the same name."""
+    unfinished = unfinished_folder(folder)
+    replaced = folder.with_name(folder.name + REPLACED)
+    shutil.rmtree(replaced, ignore_errors=True)
+    _sync_folder(unfinished)
+    if folder.exists():
+        folder.rename(replaced)  # deleting it in place could leave half of it under its name
+    unfinished.rename(folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,270 @@
+"""`python -m hunyuan_train data ...`: check, convert, show, stats and encode.
+
+Every command returns an exit code: 0, or 1 where the data has errors. A mistake in how it was
+called raises DataError.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from hunyuan_train.data.compile import CompileSettings, Record, read_records
+from hunyuan_train.data.console import print_findings, print_stats
+from hunyuan_train.data.convert import open_output
+from hunyuan_train.data.encode import encode_renderings
+from hunyuan_train.data.findings import POLICIES, DataError, Finding, build_policies, parse_policies
+from hunyuan_train.data.lint import InspectedChunk, LintOptions, LintReport, lint_sources
+from hunyuan_train.data.page import write_page
+from hunyuan_train.data.readers import Chunk, read_chunks
+from hunyuan_train.data.records import Reading
+from hunyuan_train.data.show import show_samples, write_legend
+from hunyuan_train.data.sources import Source, find_sources
+from hunyuan_train.data.stats import summarise
+from hunyuan_train.data.template import render
+from hunyuan_train.data.tokenizer import load_tokenizer
+
+Arguments = argparse.Namespace
+
+
+def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the five commands; each sets `run`, which takes the parsed arguments."""
+    check = subparsers.add_parser("check", help="find what is wrong with data files")
+    _add_files(check)
+    _add_policies(check)
+    check.add_argument("--eval", nargs="+", default=[], metavar="FILE", help="must not overlap")
+    check.add_argument("--json", action="store_true", help="one JSON object per finding and a last")
+    check.add_argument("--fix", type=Path, metavar="OUT", help="write the mended records")
+    check.set_defaults(run=run_check)
+
+    convert = subparsers.add_parser("convert", help="write any form as chat records")
+    convert.add_argument("input", metavar="IN", help="file or folder, in any form")
+    convert.add_argument("output", type=Path, metavar="OUT", help=".jsonl, also .jsonl.gz or .zst")
+    _add_reading(convert)
+    _add_policies(convert)
+    convert.set_defaults(run=run_convert)
+
+    show = subparsers.add_parser("show", help="show a record as the model is taught it")
+    show.add_argument("file")
+    show.add_argument("--row", type=int, default=0, help="number of the record; 0 is the first")
+    show.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken")
+    show.add_argument("--tokens", action="store_true", help="show where each token ends")
+    _add_reading(show)
+    show.set_defaults(run=run_show)
+
+    stats = subparsers.add_parser("stats", help="lengths, modes, turns, packing; also as a page")
+    _add_files(stats)
+    stats.add_argument("--html", type=Path, default=Path("data-stats.html"), metavar="OUT")
+    stats.set_defaults(run=run_stats)
+
+    encode = subparsers.add_parser("encode", help="token ids and loss mask of every sample")
+    encode.add_argument("file")
+    encode.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
+    encode.add_argument(
+        "--loss", choices=("all", "last"), default="all", help="with --history keep"
+    )
+    encode.add_argument("--json", action="store_true", help="row, input_ids, loss_mask per line")
+    _add_reading(encode)
+    encode.set_defaults(run=run_encode)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mode", choices=("auto", "fast", "slow"), default="auto")
+    parser.add_argument("--history", choices=("strip", "keep"), default="strip")
+    parser.add_argument("--now", default="", help='time in tools prompts, "2026-03-02 09:15:00"')
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files or folders, in any form")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="for lengths and loss shares")
+    parser.add_argument("--max_seq_length", type=int, default=4096)
+    parser.add_argument("--overlong", choices=("error", "drop", "drop_turns"), default="error")
+    parser.add_argument("--num_workers", type=int, default=0, help="0 means one per core")
+    _add_reading(parser)
+
+
+def _add_policies(parser: argparse.ArgumentParser) -> None:
+    kinds = ", ".join(POLICIES)
+    parser.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="KIND=ACTION",
+        help=f"error, drop, fix or note for one kind of finding: {kinds}",
+    )
+
+
+def _find_all(names: Sequence[str]) -> list[Source]:
+    return [source for name in names for source in find_sources(name)]
+
+
+def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
+    return CompileSettings(
+        max_seq_length=arguments.max_seq_length,
+        mode=arguments.mode,
+        history=arguments.history,
+        overlong=arguments.overlong,
+        now=arguments.now,
+        policy=policy,
+    )
+
+
+def run_check(arguments: Arguments) -> int:
+    """Lint; with --fix also write what can be mended."""
+    policy = parse_policies(arguments.policy)
+    if arguments.fix:  # mend whatever can be mended, unless told otherwise
+        mendable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
+        policy = mendable | policy
+    with ExitStack() as stack:
+        changes = records = None
+        if arguments.fix:
+            records = stack.enter_context(open_output(arguments.fix))
+            report_path = arguments.fix.with_name(f"{arguments.fix.name}.changes.jsonl")
+            changes = stack.enter_context(open_output(report_path))
+
+        def write(chunk: InspectedChunk) -> None:
+            if records and changes:
+                records.writelines(f"{record}\n" for record in chunk.records)
+                changed = (one for one in chunk.findings if one.action != "note")
+                changes.writelines(f"{_as_json(finding)}\n" for finding in changed)
+            if arguments.json:
+                sys.stdout.writelines(f"{_as_json(finding)}\n" for finding in chunk.findings)
+
+        report = lint_sources(
+            _find_all(arguments.files),
+            _settings(arguments, policy),
+            LintOptions(
+                tokenizer_folder=arguments.tokenizer, wants_records=arguments.fix is not None
+            ),
+            eval_sources=_find_all(arguments.eval),
+            num_workers=arguments.num_workers,
+            on_chunk=write,
+        )
+    _print_report(report, is_json=arguments.json)
+    return 1 if report.num_errors else 0
+
+
+def _print_report(report: LintReport, *, is_json: bool) -> None:
+    stats = summarise(report)
+    if is_json:
+        sys.stdout.write(f"{json.dumps({'summary': asdict(stats)}, ensure_ascii=False)}\n")
+        return
+    console = Console()
+    print_findings(console, report.log)
+    print_stats(console, stats)
+    verdict = f"{report.num_errors:,} error(s): training refuses this data"
+    console.print(verdict if report.num_errors else "no errors", style="bold")
+
+
+def _as_json(finding: Finding) -> str:
+    return json.dumps(finding._asdict(), ensure_ascii=False)
+
+
+def run_convert(arguments: Arguments) -> int:
+    """Write the records of any form in the canonical one; what cannot be written is listed."""
+    settings = CompileSettings(
+        max_seq_length=1,  # not looked at: nothing is tokenized
+        mode=arguments.mode,
+        now=arguments.now,
+        policy=parse_policies(arguments.policy),
+    )
+    with open_output(arguments.output) as file:
+        report = lint_sources(
+            find_sources(arguments.input),
+            settings,
+            LintOptions(wants_records=True),
+            on_chunk=lambda chunk: file.writelines(f"{record}\n" for record in chunk.records),
+        )
+    console = Console(stderr=True)
+    print_findings(console, report.log)
+    console.print(f"{report.counts['used']:,} of {report.counts['records']:,} records written")
+    return 1 if report.num_errors else 0
+
+
+def run_show(arguments: Arguments) -> int:
+    """Print one record in colours."""
+    reading = Reading(mode=arguments.mode, now=arguments.now)
+    tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    if arguments.tokens and tokenizer is None:
+        raise DataError("--tokens needs --tokenizer DIR, a folder with hy.tiktoken")
+    console = Console()
+    rows = islice(_read_rows(arguments.file, reading), arguments.row, None)
+    record, findings = next(rows, (None, []))
+    if record is None and not findings:
+        raise DataError(f"{arguments.file} has no row {arguments.row}; the first is 0")
+    for finding in findings:
+        console.print(str(finding), markup=False, soft_wrap=True)
+    if record is None:
+        return 1
+    rendering = render(record.dialogue, history=arguments.history)
+    for panel in show_samples(rendering, tokenizer, with_tokens=arguments.tokens):
+        console.print(panel)
+    console.print(write_legend())
+    return 0
+
+
+def _read_rows(name: str, reading: Reading) -> Iterator[tuple[Record | None, list[Finding]]]:
+    """Each record of some files in turn, None where it is refused, and what was found in it."""
+    policies = build_policies()
+    for source in find_sources(name):
+        for chunk in read_chunks(source.path):
+            for line, problem in chunk.problems:
+                if policies.decide(problem) == "error":
+                    raise DataError(f"{chunk.path}:{line}: {problem.reason}; {problem.fix}")
+            for line, raw in zip(chunk.lines, chunk.records, strict=True):
+                findings: list[Finding] = []
+                alone = Chunk(chunk.path, [line], [raw])
+                records = read_records(alone, reading, policies, findings, Counter())
+                yield next(records, None), findings
+
+
+def run_stats(arguments: Arguments) -> int:
+    """Print the numbers of some files and write them as a page."""
+    report = lint_sources(
+        _find_all(arguments.files),
+        _settings(arguments, {}),
+        LintOptions(tokenizer_folder=arguments.tokenizer),
+        num_workers=arguments.num_workers,
+    )
+    stats = summarise(report)
+    console = Console()
+    print_stats(console, stats)
+    page = write_page(stats, title=", ".join(arguments.files))
+    with open_output(arguments.html) as file:
+        file.write(page)
+    console.print(f"page written to {arguments.html}", markup=False)
+    return 1 if report.num_errors else 0
+
+
+def run_encode(arguments: Arguments) -> int:
+    """Print the token ids and the loss mask of every sample.
+
+    With --history keep a record is encoded as it is written, nothing mended, so that the ids can be
+    compared with those of the model's own template; a dialogue without an answer is a prompt then.
+    """
+    is_as_written = arguments.history == "keep" and arguments.mode == "auto"
+    reading = Reading(mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    num_refused = 0
+    for row, (record, findings) in enumerate(_read_rows(arguments.file, reading)):
+        if record is None:
+            num_refused += 1
+            refused = (one for one in findings if one.action in ("error", "drop"))
+            sys.stderr.writelines(f"{finding}\n" for finding in refused)
+            continue
+        rendering = render(record.dialogue, history=arguments.history, loss=arguments.loss)
+        encoded = encode_renderings([rendering], tokenizer)
+        for number in range(len(encoded.samples)):
+            sample = encoded.sample(number)
+            ids, mask = sample.tokens.tolist(), (sample.spans != 0).astype(int).tolist()
+            line = {"row": row, "input_ids": ids, "loss_mask": mask}
+            text = f"row {row}: {len(ids):,} tokens, {sum(mask):,} with loss"
+            sys.stdout.write(f"{json.dumps(line) if arguments.json else text}\n")
+    return 1 if num_refused else 0

@@ -1,0 +1,137 @@
+"""Killed at any moment, an export or a merge leaves a whole folder or none."""
+
+import hashlib
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hunyuan_train.checkpoint.merge import merge_adapter
+from hunyuan_train.checkpoint.publish import CHECKSUMS
+from hunyuan_train.checkpoint.release import Release, create_release, read_locations, write_weights
+from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
+from hunyuan_train.model.layout import StoredTensor
+from hunyuan_train.serve.check import MAX_PARAMETERS_BESIDE
+from tests.ranks import PRELOADED
+from tests.released import SHAPE, make_run, write_checkpoint
+
+# Too large for the check of what it computes: what takes the time is the writing.
+LARGE = replace(SHAPE, hidden_size=512, intermediate_size=512, num_experts=32, num_hidden_layers=4)
+NUM_KILLS = 10
+
+
+class Repeated:
+    """Random weights that cost nothing to make: the same block over and over."""
+
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        return self.block.repeat(-(-(stop - start) // len(self.block)))[: stop - start]
+
+
+def export(run: Path, output: Path) -> None:
+    export_stopped_run(open_stopped_run(run, {}), output)
+
+
+def write_base(folder: Path) -> None:
+    folder.mkdir()
+    create_release(folder, Release(shape=LARGE, dtype=torch.bfloat16, companions=()))
+    write_weights(Repeated(), read_locations(folder), lambda _: None)
+
+
+def write_adapter(folder: Path) -> None:
+    """An adapter on every expert: all but a few bytes of the base change."""
+    LoraConfig(
+        r=2, target_parameters=["experts.gate_up_proj", "experts.down_proj"]
+    ).save_pretrained(folder)
+    tensors = {}
+    for layer in range(LARGE.num_hidden_layers):
+        name = f"base_model.model.model.layers.{layer}.mlp.experts"
+        ranks = 2 * LARGE.num_experts
+        for wrapper, out_size in (
+            (".base_layer", 2 * LARGE.intermediate_size),
+            ("", LARGE.hidden_size),
+        ):
+            in_size = LARGE.hidden_size if wrapper else LARGE.intermediate_size
+            tensors[f"{name}{wrapper}.lora_A.weight"] = torch.randn(ranks, in_size)
+            tensors[f"{name}{wrapper}.lora_B.weight"] = torch.randn(out_size, ranks)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert LARGE.num_parameters > MAX_PARAMETERS_BESIDE
+    folder = tmp_path_factory.mktemp("large")
+    write_base(folder / "base")
+    write_adapter(folder / "adapter")
+    checkpoint = make_run(folder / "run", folder / "base")
+    write_checkpoint(checkpoint, LARGE, Repeated(), num_ranks=2, expert_size=2)
+    return folder
+
+
+def start(function: Callable[..., None], *arguments: Path) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_folder_is_whole_or_absent(inputs: Path, tmp_path: Path, command: str) -> None:
+    output = tmp_path / "out"
+    function, *arguments = {
+        "export": (export, inputs / "run", output),
+        "merge": (merge_adapter, inputs / "base", inputs / "adapter", output),
+    }[command]
+    seconds = 0.0
+    for _ in range(2):  # the first one also starts the fork server
+        delete(output)
+        started = time.monotonic()
+        process = start(function, *arguments)
+        process.join()
+        seconds = time.monotonic() - started
+        assert process.exitcode == 0
+    whole = (output / CHECKSUMS).read_text()
+    moments = random.Random(0)
+    num_absent = 0
+    for _ in range(NUM_KILLS):
+        delete(output)
+        process = start(function, *arguments)
+        time.sleep(moments.uniform(0, 1.05 * seconds))
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        num_absent += not output.exists()
+        if output.exists():
+            assert (output / CHECKSUMS).read_text() == whole
+            check_sums(output)
+    assert num_absent > NUM_KILLS / 2, "the kills must have come while it was at work"
+    process = start(function, *arguments)  # over what the killed ones left behind
+    process.join()
+    assert (output / CHECKSUMS).read_text() == whole
+    assert not list(tmp_path.glob("out.*"))
+
+
+def delete(folder: Path) -> None:
+    for file in folder.glob("*"):
+        file.unlink()
+    if folder.exists():
+        folder.rmdir()
+
+
+def check_sums(folder: Path) -> None:
+    lines = (folder / CHECKSUMS).read_text().splitlines()
+    assert len(lines) == len(list(folder.iterdir())) - 1
+    for line in lines:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name

@@ -1,0 +1,248 @@
+import argparse
+import json
+
+import pytest
+from dialogues import NOW, WEATHER, call, chat
+
+from hunyuan_train.data.commands import add_data_commands
+from hunyuan_train.data.findings import DataError
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a data command; its exit code, standard output and standard error."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def start(*words):
+        parser = argparse.ArgumentParser()
+        add_data_commands(parser.add_subparsers(required=True))
+        arguments = parser.parse_args([str(word) for word in words])
+        code = arguments.run(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return start
+
+
+@pytest.fixture
+def mixed(write_records):
+    """Good, mendable and hopeless records."""
+    return write_records(
+        [
+            chat("a", "b", mode="fast"),
+            chat("c", "<think>r</think>d"),
+            chat("e", "f", "g"),
+            chat("h", ""),
+            chat("a", "b", mode="fast"),
+            {"prompt": "i <|eos|>", "completion": "j"},
+            {"conversations": [{"from": "human", "value": "k"}, {"from": "gpt", "value": "l"}]},
+        ]
+    )
+
+
+def _json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_check_lists_what_it_finds_and_fails_on_errors(run, mixed):
+    code, output, _ = run("check", mixed)
+    assert code == 1
+    assert f"{mixed}:4: error [empty_answer] messages[1].content: an answer without text" in output
+    assert f"{mixed}:2: mended [tags]" in output
+    assert "1 error(s): training refuses this data" in output
+
+
+def test_check_of_good_data_succeeds(run, tiny_data, tokenizer):
+    code, output, _ = run("check", tiny_data, "--tokenizer", tokenizer.folder)
+    assert code == 0
+    assert "no errors" in output
+    assert "times one sample per dialogue" in output
+
+
+def test_check_as_json_gives_each_finding_and_a_summary(run, mixed, tokenizer):
+    code, output, _ = run("check", mixed, "--json", "--tokenizer", tokenizer.folder)
+    *findings, last = _json_lines(output)
+    assert code == 1
+    assert {"path", "line", "kind", "action", "field", "reason", "fix"} == set(findings[0])
+    assert {(one["line"], one["kind"]) for one in findings} >= {
+        (2, "tags"),
+        (3, "trailing_user"),
+        (4, "empty_answer"),
+        (5, "duplicate"),
+        (6, "converted"),
+        (6, "special_tokens"),
+    }
+    summary = last["summary"]
+    assert (summary["num_records"], summary["num_used"], summary["num_refused"]) == (7, 6, 1)
+    assert summary["modes"] == {"plain": 3, "fast": 2, "slow": 1}
+    assert summary["forms"] == {"messages": 4, "prompt/completion": 1, "ShareGPT": 1}
+    assert summary["tokens"]["num_samples"] == 6
+    assert sum(number for _, number in summary["tokens"]["bins"]) == 6
+    assert summary["advice"]
+
+
+def test_check_takes_a_policy_for_each_kind(run, mixed):
+    assert run("check", mixed, "--policy", "empty_answer=drop")[0] == 0
+    assert run("check", mixed, "--policy", "tags=error", "--policy", "empty_answer=drop")[0] == 1
+    for words, message in (
+        ("tags", "takes kind=action"),
+        ("tag=error", "names the kind 'tag'"),
+        ("tags=note", "choose error or drop or fix"),
+    ):
+        with pytest.raises(DataError, match=message):
+            run("check", mixed, "--policy", words)
+
+
+def test_check_finds_long_samples_only_with_a_tokenizer(run, write_records, tokenizer):
+    path = write_records([chat("a", "word " * 200)])
+    assert run("check", path, "--max_seq_length", 64)[0] == 0
+    with_tokenizer = ("check", path, "--max_seq_length", 64, "--tokenizer", tokenizer.folder)
+    assert run(*with_tokenizer)[0] == 1
+    assert run(*with_tokenizer, "--overlong", "drop")[0] == 0
+
+
+def test_check_finds_questions_of_the_evaluation_set(run, write_records):
+    train = write_records([chat("a", "b"), chat("c", "d")], "train.jsonl")
+    held_out = write_records([chat("c", "another answer")], "eval.jsonl")
+    code, output, _ = run("check", train, "--eval", held_out, "--json")
+    overlaps = [one for one in _json_lines(output)[:-1] if one["kind"] == "eval_overlap"]
+    assert code == 0
+    assert [one["line"] for one in overlaps] == [2]
+    words = ("check", train, "--eval", held_out, "--policy", "eval_overlap=error")
+    assert run(*words)[0] == 1
+
+
+def test_fix_writes_what_can_be_mended_and_a_report_of_the_rest(run, mixed, tmp_path):
+    out = tmp_path / "fixed.jsonl"
+    code, _, _ = run("check", mixed, "--fix", out, "--policy", "duplicate=drop")
+    assert code == 1  # one record cannot be mended
+    fixed = _json_lines(out.read_text())
+    changes = _json_lines((tmp_path / "fixed.jsonl.changes.jsonl").read_text())
+    lost = {one["line"] for one in changes if one["action"] in ("error", "drop")}
+    assert len(fixed) + len(lost) == 7
+    assert {one["line"] for one in changes if one["action"] == "fix"} == {2, 3}
+    assert run("check", out)[0] == 0
+    *findings, _ = _json_lines(run("check", out, "--json")[1])
+    assert {one["kind"] for one in findings} <= {"untagged", "special_tokens"}
+
+
+def test_fix_mends_also_what_is_an_error_by_default(run, write_records, tmp_path):
+    tagged = "<think>\n\n</think>\n<answer>\nb\n</answer>"
+    two = {"messages": [*chat("a")["messages"], *chat("b", "c")["messages"]]}
+    path = write_records([chat("a", tagged), two])
+    assert run("check", path)[0] == 1
+    assert run("check", path, "--fix", tmp_path / "out.jsonl")[0] == 0
+    assert _json_lines((tmp_path / "out.jsonl").read_text()) == [
+        chat("a", "b", mode="fast"),
+        chat("a\n\nb", "c"),
+    ]
+
+
+def test_convert_writes_canonical_records_and_says_what_it_left_out(run, mixed, tmp_path):
+    out = tmp_path / "out.jsonl"
+    code, _, said = run("convert", mixed, out)
+    assert code == 1
+    assert "6 of 7 records written" in said
+    assert "empty_answer" in said
+    assert _json_lines(out.read_text())[-1] == chat("k", "l")
+    assert run("convert", out, tmp_path / "again.jsonl.gz")[0] == 0
+
+
+def test_show_prints_samples_with_their_tokens(run, tiny_data, tokenizer):
+    code, output, _ = run("show", tiny_data, "--row", 5, "--tokenizer", tokenizer.folder)
+    assert code == 0
+    assert "sample 2 of 2, slow" in output
+    assert "with loss" in output
+    _, output, _ = run("show", tiny_data, "--row", 0, "--tokenizer", tokenizer.folder, "--tokens")
+    assert "<|startoftext|>\N{LEFT ONE EIGHTH BLOCK}" in output
+    with pytest.raises(DataError, match="has no row 9999"):
+        run("show", tiny_data, "--row", 9999)
+    with pytest.raises(DataError, match="--tokens needs --tokenizer"):
+        run("show", tiny_data, "--tokens")
+
+
+def test_show_of_a_refused_record_says_why(run, mixed):
+    code, output, _ = run("show", mixed, "--row", 3)
+    assert code == 1
+    assert "an answer without text" in output
+
+
+def test_stats_writes_a_page_that_needs_nothing_else(run, tiny_data, tokenizer, tmp_path):
+    page = tmp_path / "page.html"
+    code, output, _ = run("stats", tiny_data, "--tokenizer", tokenizer.folder, "--html", page)
+    assert code == 0
+    assert "packed" in output
+    text = page.read_text()
+    assert "<svg" in text
+    assert "http" not in text
+    assert "<script" not in text
+    assert "Tokens per sample" in text
+
+
+def test_stats_page_escapes_what_files_hold(run, write_records, tmp_path):
+    path = write_records([chat("a", "b")], "<b>.jsonl")
+    run("stats", path, "--html", tmp_path / "page.html")
+    assert "<b>.jsonl" not in (tmp_path / "page.html").read_text()
+
+
+def test_encode_prints_row_ids_and_mask_of_each_sample(run, write_records, tokenizer):
+    path = write_records([chat("a", "b", "c", "d", mode="fast"), chat("e", "f")])
+    code, output, _ = run("encode", path, "--tokenizer", tokenizer.folder, "--json")
+    lines = _json_lines(output)
+    assert code == 0
+    assert [line["row"] for line in lines] == [0, 0, 1]
+    assert {frozenset(line) for line in lines} == {frozenset({"row", "input_ids", "loss_mask"})}
+    learned = [i for i, m in zip(lines[2]["input_ids"], lines[2]["loss_mask"], strict=True) if m]
+    assert tokenizer.decode(learned) == "f<|eos|>"
+    code, output, _ = run(
+        "encode", path, "--tokenizer", tokenizer.folder, "--history", "keep", "--json"
+    )
+    assert [line["row"] for line in _json_lines(output)] == [0, 1]
+
+
+def test_encode_takes_prompts_and_records_as_they_are_written(run, write_records, tokenizer):
+    tools = {"tools": [WEATHER], "messages": [*chat("a")["messages"], call()]}
+    path = write_records([chat("a"), chat("b", "<think>\nr.</think>\n<answer>\nc"), tools])
+    code, output, _ = run(
+        "encode", path, "--tokenizer", tokenizer.folder, "--history", "keep", "--json",
+        "--now", NOW,
+    )  # fmt: skip
+    texts = [tokenizer.decode(line["input_ids"]) for line in _json_lines(output)]
+    assert code == 0
+    assert texts[0] == "<|startoftext|>a<|extra_0|>"
+    assert texts[1].endswith("<think>\nr.</think>\n<answer>\nc<|eos|>")
+    assert f"{NOW} 星期一" in texts[2]
+    assert sum(_json_lines(output)[0]["loss_mask"]) == 0
+
+
+def test_encode_applies_a_stated_mode_also_when_history_is_kept(run, write_records, tokenizer):
+    path = write_records([chat("a", "b", mode="fast")])
+    words = ("encode", path, "--tokenizer", tokenizer.folder, "--history", "keep", "--json")
+    [line] = _json_lines(run(*words)[1])
+    assert tokenizer.decode(line["input_ids"]).startswith("<|startoftext|>/no_think a")
+
+
+def test_encode_of_the_golden_vectors(run, golden, vendor_tokenizer):
+    path = golden / "thinking_public.jsonl"
+    vectors = _json_lines(path.read_text())
+    words = ("encode", path, "--tokenizer", vendor_tokenizer.folder, "--history", "keep", "--json")
+    for loss, key in (("all", "loss_mask"), ("last", "loss_mask_last_turn")):
+        code, output, _ = run(*words, "--loss", loss, "--now", "2025-06-26 16:21:57")
+        assert code == 0
+        for line, vector in zip(_json_lines(output), vectors, strict=True):
+            expected = {"input_ids": vector["input_ids"], "loss_mask": vector[key]}
+            assert line == {"row": line["row"], **expected}
+
+
+def test_encode_reports_refused_records_and_goes_on(run, mixed, tokenizer):
+    code, output, said = run("encode", mixed, "--tokenizer", tokenizer.folder, "--json")
+    assert code == 1
+    assert [line["row"] for line in _json_lines(output)] == [0, 1, 2, 4, 5, 6]
+    assert f"{mixed}:4" in said
+
+
+def test_a_file_that_cannot_be_read_is_an_error_of_show_and_encode(run, tmp_path, tokenizer):
+    path = tmp_path / "a.json"
+    path.write_text('[{"messages": ')
+    with pytest.raises(DataError, match="unreadable after this line"):
+        run("encode", path, "--tokenizer", tokenizer.folder)

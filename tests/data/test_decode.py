@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hunyuan_train.data.decode import decode_record
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=12,
+)
+
+
+def _decode(raw):
+    problems = []
+    value = decode_record(raw if isinstance(raw, bytes) else raw.encode(), problems)
+    return value, [(problem.kind, problem.reason) for problem in problems]
+
+
+@given(value=json_values, is_ascii=st.booleans(), indent=st.none() | st.just(1))
+def test_values_are_read_as_they_are(value, is_ascii, indent):
+    text = json.dumps(value, ensure_ascii=is_ascii, indent=indent)
+    assert _decode(text.encode("utf-8", "surrogatepass")) == (value, [])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"a": 1, "a": 2}',
+        '{"a" : 1, "a" : 2}',
+        '{"m": [{"role": "user", "role": "user", "content": "say \\":"}]}',
+        '{"a": "x\\\\", "b\\\\": 1, "b\\\\": 2}',
+        '{"\\u0022": 1, "\\u0022": 2}',
+    ],
+)
+def test_a_key_given_twice_is_found(raw):
+    value, [(kind, reason)] = _decode(raw)
+    assert value is None
+    assert kind == "duplicate_key"
+    assert "is given twice" in reason
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_not_json_are_refused(name):
+    assert _decode(f'{{"a": {name}}}') == (None, [("json", f"{name} is not JSON")])
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ('{"a": "b', "ends too early, column 7"),
+        ('{"a": [1, 2', "ends too early, column 12"),
+        ("{'a': 1}", "column 2"),
+        ('{"a": 1} trailing', "column 10"),
+        ('{"a": "tab\there"}', "control character"),
+    ],
+)
+def test_broken_json_is_refused_with_its_column(raw, reason):
+    value, [(kind, said)] = _decode(raw)
+    assert (value, kind) == (None, "json")
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("encoding", "guess"), [("gb18030", "GB18030"), ("utf-16", "UTF-16"), ("latin-1", "Latin-1")]
+)
+def test_other_encodings_are_named_with_the_byte(encoding, guess):
+    text = '{"a": "é"}' if encoding == "latin-1" else '{"a": "请提取"}'
+    value, [(kind, reason)] = _decode(text.encode(encoding))
+    assert (value, kind) == (None, "encoding")
+    assert guess in reason
+    assert "byte " in reason
+
+
+def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept():
+    value, problems = _decode(rb'{"a": "x\ud83d", "b": "\ud83d\ude00"}')
+    assert value == {"a": "x\N{REPLACEMENT CHARACTER}", "b": "\N{GRINNING FACE}"}
+    assert [kind for kind, _ in problems] == ["surrogate"]
+
+
+def test_long_integers_of_tool_calls_are_exact():
+    raw = '{"tool_calls": [{"id": 123456789012345678901234567890}]}'
+    assert _decode(raw)[0]["tool_calls"][0]["id"] == 123456789012345678901234567890
+
+
+def test_nul_and_line_separators_inside_strings_are_kept():
+    assert _decode('{"a": "x\\u0000y\N{LINE SEPARATOR}z\x85"}')[0] == {"a": "x\0y\u2028z\x85"}
+
+
+def test_nesting_beyond_reason_is_refused():
+    value, [(kind, _)] = _decode("[" * 100_000 + "]" * 100_000)
+    assert (value, kind) == (None, "json")

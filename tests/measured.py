@@ -1,0 +1,229 @@
+"""What reading and writing weights costs: bytes, seconds, and memory at its peak."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hunyuan_train.checkpoint import release
+from hunyuan_train.checkpoint.merge import merge_adapter
+from hunyuan_train.checkpoint.release import Release, create_release, read_locations, write_weights
+from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
+from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.model import weights
+from hunyuan_train.model.attention import PER_DOCUMENT
+from hunyuan_train.model.layout import StoredTensor, released_tensors
+from hunyuan_train.model.safetensors_files import TensorLocation
+from hunyuan_train.model.shape import ModelShape, read_shape
+from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel.zero import weight_shards, weight_values
+from tests.released import SHAPE
+
+STATUS = Path("/proc/self/status")
+
+
+def shape_of_size(gigabytes: float) -> ModelShape:
+    """A model that takes about this many bytes in bfloat16, 0.6 GB a layer.
+
+    As in the released model, a rank's experts of a layer are larger than the 32 MB up to which
+    glibc keeps freed memory for itself; below, memory that is free would count as taken.
+    """
+    wide = replace(
+        SHAPE,
+        vocab_size=16384,
+        hidden_size=1024,
+        intermediate_size=1536,
+        num_attention_heads=8,
+        head_dim=128,
+        num_experts=64,
+        moe_topk=8,
+        num_hidden_layers=1,
+    )
+    layer = replace(wide, num_hidden_layers=2).num_parameters - wide.num_parameters
+    return replace(wide, num_hidden_layers=max(1, round(gigabytes * 1e9 / 2 / layer)))
+
+
+class Repeated:
+    """Random weights that cost nothing to make: the same block over and over."""
+
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        return self.block.repeat(-(-(stop - start) // len(self.block)))[: stop - start]
+
+
+def write_base(folder: Path, shape: ModelShape) -> None:
+    """Write a released folder of any size in bfloat16, in files of 1 GB, without holding it."""
+    folder.mkdir(parents=True)
+    usual, release.MAX_FILE_BYTES = release.MAX_FILE_BYTES, 10**9
+    create_release(folder, Release(shape=shape, dtype=torch.bfloat16, companions=()))
+    release.MAX_FILE_BYTES = usual
+    write_weights(Repeated(), read_locations(folder), lambda _: None)
+
+
+@dataclass
+class Peak:
+    """Resident memory of this process, in bytes."""
+
+    before: int
+    highest: int = 0
+
+    @property
+    def rise(self) -> int:
+        return self.highest - self.before
+
+
+@contextmanager
+def watch_memory() -> Iterator[Peak]:
+    """Measure how far this process's memory rises inside."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    peak = Peak(_status("VmRSS"))
+    yield peak
+    peak.highest = _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024
+
+
+@dataclass
+class Load:
+    """How one rank took its part of a released folder."""
+
+    num_read: int  # bytes
+    num_owned: int  # bytes in the folder of what it keeps
+    peak_beside: int  # bytes, at the peak, beside what it keeps
+    seconds: float
+    seconds_raw: float  # of reading the same bytes and nothing else
+
+
+class _LoadedError(Exception):
+    """The weights are in: no optimizer is wanted."""
+
+
+def load(folder: Path, expert_size: int) -> Load:
+    """Load a folder as a rank of a bfloat16 run does, up to the optimizer; called by every rank."""
+    start_process_group(timeout_minutes=5)
+    shape = read_shape(folder)
+    ranges: list[tuple[TensorLocation, int, int]] = []
+    read_range, times = weights.read_range, [0.0, 0.0]
+
+    def note_range(location: TensorLocation, start: int, stop: int) -> Tensor:
+        times[0] = times[0] or time.perf_counter()
+        ranges.append((location, start, stop))
+        return read_range(location, start, stop)
+
+    def stop(model: nn.Module) -> Any:
+        times[1] = time.perf_counter()
+        raise _LoadedError(model)
+
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 3, "overlap_comm": False},
+        "expert_parallel": {
+            "enabled": True,
+            "preset_model": "hunyuan_v1_moe",
+            "autoep_size": expert_size,
+        },
+    }
+    weights.read_range = note_range
+    with watch_memory() as peak:
+        source = SafetensorsFolder.open(folder, shape)
+        model = build_split_model(shape, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
+        try:
+            start_engine(model, settings, source, stop, lora=LoraConfig(), seed=0)
+        except _LoadedError as loaded:
+            [model] = loaded.args
+    weights.read_range = read_range
+    shards = list(weight_shards(model))
+    num_kept = sum(weight_values(shard).numel() * 2 for shard in shards)
+    itemsize = {name: location.dtype.itemsize for name, location in source.locations.items()}
+    dist.barrier()
+    return Load(
+        num_read=sum(_num_bytes(*one) for one in ranges),
+        num_owned=sum((one.stop - one.start) * itemsize[one.stored[0].name] for one in shards),
+        peak_beside=peak.rise - num_kept,
+        seconds=times[1] - times[0],
+        seconds_raw=_read_raw(ranges),
+    )
+
+
+def _num_bytes(location: TensorLocation, start: int, stop: int) -> int:
+    return (stop - start) * location.dtype.itemsize
+
+
+def _read_raw(ranges: list[tuple[TensorLocation, int, int]]) -> float:
+    """Seconds to read ranges of files into one buffer."""
+    buffer = bytearray(max(_num_bytes(*one) for one in ranges))
+    started = time.perf_counter()
+    for location, start, stop in ranges:
+        with location.file.open("rb", buffering=0) as file:
+            file.seek(location.byte_offset + start * location.dtype.itemsize)
+            file.readinto(memoryview(buffer)[: _num_bytes(location, start, stop)])
+    return time.perf_counter() - started
+
+
+def largest_tensor(folder: Path) -> int:
+    """Bytes of the largest tensor of a folder."""
+    return max(prod(one.shape) * one.dtype.itemsize for one in read_locations(folder).values())
+
+
+@dataclass
+class Copy:
+    """What writing a folder took."""
+
+    seconds: float  # until it is on disk
+    rise: int  # bytes of memory above what the process held before
+    highest: int  # bytes of memory, libraries included
+
+
+def export_run(run: Path, output: Path) -> Copy:
+    """Export a stopped run in this process."""
+    torch.set_num_threads(1)
+    with watch_memory() as peak:
+        started = time.perf_counter()
+        export_stopped_run(open_stopped_run(run, {}), output)
+        seconds = time.perf_counter() - started
+    return Copy(seconds, peak.rise, peak.highest)
+
+
+def merge(base: Path, adapter: Path, output: Path) -> Copy:
+    """Merge an adapter in this process."""
+    torch.set_num_threads(1)
+    with watch_memory() as peak:
+        started = time.perf_counter()
+        merge_adapter(base, adapter, output)
+        seconds = time.perf_counter() - started
+    return Copy(seconds, peak.rise, peak.highest)
+
+
+def write_adapter(folder: Path, shape: ModelShape, lora: LoraConfig) -> None:
+    """Write a random adapter as a run of ours exports it."""
+    adapters = {}
+    for name, tensor in released_tensors(shape).items():
+        if ".self_attn." in name and "_proj." in name:
+            rows, columns = tensor.shape
+            prefix = name.removesuffix("weight")
+            adapters[f"{prefix}lora_A.default.weight"] = torch.randn(lora.lora_rank, columns)
+            adapters[f"{prefix}lora_B.default.weight"] = torch.randn(rows, lora.lora_rank)
+    if "experts" in lora.lora_target_modules:
+        hidden, width = shape.hidden_size, shape.intermediate_size
+        sizes = {"gate_up": (2 * width, hidden), "down": (hidden, width)}
+        for layer in range(shape.num_hidden_layers):
+            for expert in range(shape.num_experts):
+                for kind, (rows, columns) in sizes.items():
+                    prefix = f"model.layers.{layer}.mlp.experts.{expert}.{kind}"
+                    adapters[f"{prefix}_lora_A.weight"] = torch.randn(lora.lora_rank, columns)
+                    adapters[f"{prefix}_lora_B.weight"] = torch.randn(rows, lora.lora_rank)
+    folder.mkdir()
+    release.write_adapter(folder, adapters, lora, base_model="base")
