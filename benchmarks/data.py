@@ -228,15 +228,15 @@ def measure_start(path: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
 
 
 MEMORY_PROBE = """
-import resource, sys
+import re, resource, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
+from hunyuan_train.config.schema import DataConfig
+from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.compile import CompileSettings
 from hunyuan_train.data.lint import LintOptions, lint_sources
-from hunyuan_train.data.cache import prepare_dataset
-from hunyuan_train.data.tokenizer import load_tokenizer
-from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.sources import Source
+from hunyuan_train.data.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
     work, path, folder, tokenizer = sys.argv[2:]
@@ -245,9 +245,9 @@ if __name__ == "__main__":
     else:
         config = DataConfig(train_data_file=path, cache_dir=folder, overlong="drop")
         prepare_dataset(config, load_tokenizer(Path(tokenizer)))
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    largest_child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(own, largest_child)
+    # Not ru_maxrss for ourselves: it starts at what the benchmark held when it forked.
+    own = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+    print(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 

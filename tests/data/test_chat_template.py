@@ -101,6 +101,12 @@ ODD_RECORDS = {
             {"role": "assistant", "content": "hi", "tool_calls": []},
         ],
     },
+    "odd_tools": {
+        **chat("a", "b"),
+        "tools": [
+            {"function": {"name": "f", "note": "<b>'x'</b> & \N{LINE SEPARATOR}é", "n": 1e-7}}
+        ],
+    },
     "broken_tags": chat("a", "<think>\nt</think><answer>b"),
 }
 
