@@ -1,11 +1,12 @@
 """Attention over one row of several documents, none of which may see another.
 
-Every batch is a single row [1, tokens] of concatenated samples with `cu_seq_lens_q` marking where
-each begins. flash-attn takes those marks itself. Where it is absent this module runs torch's causal
+Every batch is a single row [1, tokens] of concatenated samples. flash-attn takes the marks where
+each begins (`cu_seq_lens_q`) itself. Where it is absent this module runs torch's causal
 attention once per document: exact, no mask in memory, on CPU and GPU.
 """
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def per_document_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    cu_seq_lens_q: Tensor,
+    document_lengths: Sequence[int],
     **_: object,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document.
@@ -40,12 +41,13 @@ def per_document_attention(
         attention_mask: always None here: the documents' bounds say all that a mask could.
         scaling: factor on the scores.
         dropout: on the attention weights.
-        cu_seq_lens_q: [documents + 1], int32, first token of each document and the total.
+        document_lengths: tokens of each document; numbers, not a tensor, because reading one would
+            wait for the device in every layer.
 
     Returns:
         [1, tokens, heads, head_dim], and None for the attention weights.
     """
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths = list(document_lengths)
     documents = [
         functional.scaled_dot_product_attention(
             *parts, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True

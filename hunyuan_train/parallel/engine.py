@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 from torch.distributed import distributed_c10d
 from torch.optim import Optimizer
@@ -45,6 +46,8 @@ def start_process_group(timeout_minutes: float) -> None:
     distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+    # Before anything is allocated: collectives of objects, too, go through the current device.
+    get_accelerator().set_device(deepspeed.comm.get_local_rank())
 
 
 def build_split_model(

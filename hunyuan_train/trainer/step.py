@@ -61,14 +61,15 @@ def forward_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Tensor:
     """Weighted loss of each token of a batch: [tokens], float32, 0 where there is no label."""
     device = engine.device
     bounds = torch.from_numpy(batch.cu_seqlens).to(device)
-    longest = int(np.diff(batch.cu_seqlens).max())
+    lengths = np.diff(batch.cu_seqlens).tolist()
     output = engine(
         input_ids=torch.from_numpy(batch.input_ids).to(device)[None],
         position_ids=torch.from_numpy(batch.position_ids).to(device)[None],
         cu_seq_lens_q=bounds,
         cu_seq_lens_k=bounds,
-        max_length_q=longest,
-        max_length_k=longest,
+        max_length_q=max(lengths),
+        max_length_k=max(lengths),
+        document_lengths=lengths,
         use_cache=False,
     )
     labels = torch.from_numpy(batch.labels).to(device)

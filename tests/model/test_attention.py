@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from transformers import HunYuanMoEV1ForCausalLM
@@ -34,7 +33,7 @@ def packed_logits(model: HunYuanMoEV1ForCausalLM, documents: list[torch.Tensor])
     return model(
         input_ids=torch.cat(documents)[None],
         position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
-        cu_seq_lens_q=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        document_lengths=lengths,
         use_cache=False,
     ).logits[0]
 
