@@ -11,7 +11,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
@@ -26,9 +25,9 @@ from hunyuan_train.checkpoint.fragments import open_tensors
 from hunyuan_train.checkpoint.publish import begin_folder, publish, unfinished_folder
 from hunyuan_train.data.loader import Position
 from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.model.safetensors_files import create_file, read_header, write_range
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
-    Shard,
     optimizer_step_count,
     prepare_optimizer_states,
     publish_weights,
@@ -41,7 +40,9 @@ from hunyuan_train.trainer.loop import TrainerState
 
 logger = logging.getLogger(__name__)
 
-CPU_RANDOM, DEVICE_RANDOM = "random_state.cpu", "random_state.device"
+PYTHON_RANDOM, CPU_RANDOM, DEVICE_RANDOM = (
+    f"random_state.{name}" for name in ("python", "cpu", "device")
+)
 
 
 def save_checkpoint(
@@ -64,18 +65,15 @@ def save_checkpoint(
     if rank == 0:
         begin_folder(folder)
     dist.barrier()
-    shards = list(trained_shards(engine.module))
     kinds = state_kinds(engine)
-    tensors = {
-        f"{kind}:{shard.name}": read_state(engine, shard, kind).contiguous()
-        for shard in shards
-        for kind in kinds
-    }
     path = unfinished / rank_file(rank)
-    save_file(tensors | _random_states(), path, metadata={"python_random": _python_random_state()})
+    write_rank_file(engine, path, kinds)
     entry = {
         **describe_file(path),
-        "ranges": {shard.name: _describe_range(shard) for shard in shards},
+        "ranges": {
+            shard.name: [shard.first_expert, shard.start, shard.stop, *shard.shape]
+            for shard in trained_shards(engine.module)
+        },
     }
     entries: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(entries, entry)
@@ -95,6 +93,24 @@ def save_checkpoint(
         publish(folder)
     dist.barrier()
     logger.info("saved %s", folder)
+
+
+def write_rank_file(engine: deepspeed.DeepSpeedEngine, path: Path, kinds: list[str]) -> None:
+    """Write what this rank keeps, one state after the other: states in host memory may be as large
+    as the memory that is left.
+    """
+    shards = list(trained_shards(engine.module))
+    random_states = read_random_states()
+    sizes = {f"{kind}:{one.name}": one.stop - one.start for one in shards for kind in kinds}
+    content = {name: (torch.float32, (size,)) for name, size in sizes.items()}
+    content |= {name: (torch.uint8, tuple(one.shape)) for name, one in random_states.items()}
+    create_file(path, content)
+    locations = read_header(path)
+    for shard in shards:
+        for kind in kinds:
+            write_range(locations[f"{kind}:{shard.name}"], 0, read_state(engine, shard, kind))
+    for name, values in random_states.items():
+        write_range(locations[name], 0, values)
 
 
 def load_checkpoint(
@@ -122,15 +138,11 @@ def load_checkpoint(
     # Ranks beyond those that saved take the states of the first ones again.
     rank_that_saved = dist.get_rank() % len(manifest["files"])
     with safe_open(folder / rank_file(rank_that_saved), "pt") as file:
-        _restore_random_states(file)
+        restore_random_states({name: file.get_tensor(name) for name in read_random_states()})
     publish_weights(engine)
     refresh_routers(engine)
     logger.info("resumed from %s", folder)
     return TrainerState(manifest["step"], Position(**manifest["position"]), manifest["tokens_seen"])
-
-
-def _describe_range(shard: Shard) -> list[int]:
-    return [shard.first_expert, shard.start, shard.stop, *shard.shape]
 
 
 def _check_fingerprints(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
@@ -143,21 +155,21 @@ def _check_fingerprints(saved: dict[str, Any], current: dict[str, Any], folder: 
         )
 
 
-def _python_random_state() -> str:
-    version, internal, gauss = random.getstate()
-    return json.dumps([version, list(internal), gauss])
-
-
-def _random_states() -> dict[str, Tensor]:
-    states = {CPU_RANDOM: torch.get_rng_state()}
+def read_random_states() -> dict[str, Tensor]:
+    """The states of the random generators a step may use, as bytes."""
+    python_state = torch.frombuffer(
+        bytearray(json.dumps(random.getstate()).encode()), dtype=torch.uint8
+    )
+    states = {PYTHON_RANDOM: python_state, CPU_RANDOM: torch.get_rng_state()}
     if torch.cuda.is_available():
         states[DEVICE_RANDOM] = torch.cuda.get_rng_state()
     return states
 
 
-def _restore_random_states(file: safe_open) -> None:
-    version, internal, gauss = json.loads(file.metadata()["python_random"])
+def restore_random_states(states: dict[str, Tensor]) -> None:
+    """Set the random generators to saved states."""
+    version, internal, gauss = json.loads(bytes(states[PYTHON_RANDOM].tolist()))
     random.setstate((version, tuple(internal), gauss))
-    torch.set_rng_state(file.get_tensor(CPU_RANDOM))
+    torch.set_rng_state(states[CPU_RANDOM])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state(file.get_tensor(DEVICE_RANDOM))
+        torch.cuda.set_rng_state(states[DEVICE_RANDOM])
