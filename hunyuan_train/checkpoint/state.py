@@ -102,7 +102,9 @@ def write_rank_file(engine: deepspeed.DeepSpeedEngine, path: Path, kinds: list[s
     shards = list(trained_shards(engine.module))
     random_states = read_random_states()
     sizes = {f"{kind}:{one.name}": one.stop - one.start for one in shards for kind in kinds}
-    content = {name: (torch.float32, (size,)) for name, size in sizes.items()}
+    content: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        name: (torch.float32, (size,)) for name, size in sizes.items()
+    }
     content |= {name: (torch.uint8, tuple(one.shape)) for name, one in random_states.items()}
     create_file(path, content)
     locations = read_header(path)
@@ -157,9 +159,7 @@ def _check_fingerprints(saved: dict[str, Any], current: dict[str, Any], folder: 
 
 def read_random_states() -> dict[str, Tensor]:
     """The states of the random generators a step may use, as bytes."""
-    python_state = torch.frombuffer(
-        bytearray(json.dumps(random.getstate()).encode()), dtype=torch.uint8
-    )
+    python_state = torch.tensor(list(json.dumps(random.getstate()).encode()), dtype=torch.uint8)
     states = {PYTHON_RANDOM: python_state, CPU_RANDOM: torch.get_rng_state()}
     if torch.cuda.is_available():
         states[DEVICE_RANDOM] = torch.cuda.get_rng_state()
