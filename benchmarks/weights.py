@@ -141,7 +141,7 @@ def describe_run(gigabytes: float, largest: int) -> list[str]:
         "",
         f"`{command}` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         f"{memory:.0f} GiB, Python {platform.python_version()}, {versions}. A model of "
-        f"{gigabytes:.1f} GB in bfloat16, largest tensor {largest / 1e6:.0f} MB, in the page cache.",
+        f"{gigabytes:.1f} GB in bfloat16; its largest tensor has {largest / 1e6:.0f} MB.",
         "",
     ]
 

@@ -1,8 +1,9 @@
 """Merge an adapter into its base, file by file: bytes in, bytes out, a few blocks in memory.
 
-What the adapter does not change is copied by the operating system and never becomes a tensor. Every
-written file is then read back beside its original: the named tensors must have changed, every other
-byte must not, and that reading also gives the checksum.
+Every file is written in one pass, first byte to last. A block that the adapter does not touch is
+written as it was read; one that it touches is compared with what it was. So the pass knows what it
+changed, and that nothing else can have changed. It sums the bytes as they are meant to be: what a
+disk makes of them, `sha256sum -c SHA256SUMS` tells at any time.
 """
 
 import hashlib
@@ -12,8 +13,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import FileIO
+from math import isfinite
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -30,12 +32,13 @@ from hunyuan_train.checkpoint.publish import (
 from hunyuan_train.data.progress import show_progress
 from hunyuan_train.model.safetensors_files import TensorLocation, read_range
 from hunyuan_train.model.shape import read_shape
-from hunyuan_train.model.weights import SafetensorsFolder, is_finite
+from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
 
 logger = logging.getLogger(__name__)
 
 BLOCK_BYTES = 8 * 2**20
+MATRIX_BYTES = 2**29  # of adapters in memory, over all files
 # Files of a model folder that hold weights in another form, or describe the files as they were.
 NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", CHECKSUMS)
 
@@ -53,17 +56,26 @@ class Segment:
 
 @dataclass(slots=True)
 class Difference:
-    """How a merged file differs from its original, read back from disk."""
+    """How a merged file differs from its original."""
 
     sha256: str = ""
     num_changed: dict[str, int] = field(default_factory=dict)  # elements, by tensor
     largest: float = 0.0
 
     def add(self, name: str, before: Tensor, after: Tensor) -> None:
-        """Count a block of a changed tensor: [elements] in both files."""
-        num_changed = int((before != after).sum())
-        self.num_changed[name] = self.num_changed.get(name, 0) + num_changed
-        self.largest = max(self.largest, float((after.float() - before.float()).abs().max()))
+        """Count a block of a changed tensor.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        change = after - before
+        lowest, highest = (float(one) for one in change.aminmax())
+        if not isfinite(lowest) or not isfinite(highest):
+            raise CheckpointError(
+                f"{name} holds NaN or infinity once merged; the adapter or the base is damaged"
+            )
+        self.num_changed[name] = self.num_changed.get(name, 0) + int(change.count_nonzero())
+        self.largest = max(self.largest, -lowest, highest)
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
@@ -72,11 +84,11 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     Args:
         base: a model folder, of either layout.
         adapter: a PEFT folder.
-        folder: the final folder; it appears, or is replaced, only once it is whole and proved.
+        folder: the final folder; it appears, or is replaced, only once it is whole.
 
     Raises:
-        CheckpointError: the adapter does not belong on the base or changes nothing, or the disk
-            does not return what was written.
+        CheckpointError: the adapter does not belong on the base, or changes nothing.
+        ServeError: the merged model computes something else than base and adapter.
     """
     shape = read_shape(base)
     locations = SafetensorsFolder.open(base, shape).locations
@@ -97,19 +109,23 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
 def merge_files(
     locations: dict[str, TensorLocation], changes: dict[str, Change], folder: Path
 ) -> dict[str, Difference]:
-    """Merge and prove every weight file of the base, several at a time."""
+    """Merge every weight file of the base, several at a time."""
     files = sorted({location.file for location in locations.values()})
     with show_progress("merging", sum(file.stat().st_size for file in files)) as advance:
 
         def merge(file: Path) -> Difference:
-            segments = list(cut_file(file, locations, changes))
-            merged = folder / file.name
-            write_merged(file, merged, segments, changes)
-            return compare_files(file, merged, segments, advance)
+            segments = cut_file(file, locations, changes)
+            return merge_file(file, folder / file.name, segments, changes, advance)
 
-        with ThreadPoolExecutor(num_threads()) as pool:
+        with ThreadPoolExecutor(min(num_threads(), num_files_in_memory(changes))) as pool:
             names = [file.name for file in files]
             return dict(zip(names, pool.map(merge, files), strict=True))
+
+
+def num_files_in_memory(changes: dict[str, Change]) -> int:
+    """Files that may be merged at once, given the matrices that each of them keeps at hand."""
+    largest = max(change.matrix_b.num_bytes for change in changes.values())
+    return max(1, MATRIX_BYTES // (largest * ChangeReader.NUM_KEPT))
 
 
 def cut_file(
@@ -136,47 +152,31 @@ def _unchanged(start: int, stop: int) -> Iterator[Segment]:
         yield Segment(position, min(position + BLOCK_BYTES, stop))
 
 
-def write_merged(
-    original: Path, merged: Path, segments: list[Segment], changes: dict[str, Change]
-) -> None:
-    """Write a merged file, first byte to last."""
-    reader = ChangeReader()
-    with original.open("rb", buffering=0) as source, merged.open("wb", buffering=0) as target:
-        for segment in segments:
-            if segment.location is None:
-                _send(source, target, segment.start, segment.stop)
-                continue
-            weights = read_segment(original, segment).view(-1, segment.location.shape[1])
-            changed = reader.apply(changes[segment.name], weights, segment.first_row)
-            _write(target, memoryview(changed.view(torch.uint8).numpy().data).cast("B"))
-
-
-def compare_files(
-    original: Path, merged: Path, segments: list[Segment], advance: Callable[[int], None]
+def merge_file(
+    original: Path,
+    merged: Path,
+    segments: Iterable[Segment],
+    changes: dict[str, Change],
+    advance: Callable[[int], None],
 ) -> Difference:
-    """Read a merged file back beside its original.
+    """Write one file, and compare it with its original on the way.
 
     Raises:
-        CheckpointError: they differ where they must not, or a weight is not finite.
+        CheckpointError: a merged weight is not finite.
     """
-    digest, difference = hashlib.sha256(), Difference()
-    for segment in segments:
-        before, after = read_segment(original, segment), read_segment(merged, segment)
-        digest.update(after.view(torch.uint8).numpy().data)
-        if segment.location is not None:
-            difference.add(segment.name, before, after)
-            if not is_finite(after):
-                raise CheckpointError(
-                    f"{segment.name} holds NaN or infinity once merged; the adapter is damaged"
-                )
-        elif not _are_same_bytes(before, after):
-            raise CheckpointError(
-                f"{merged} does not return what was written to it (bytes {segment.start} to "
-                f"{segment.stop}); check that disk, and merge to another"
-            )
-        advance(segment.stop - segment.start)
-    with merged.open("rb") as file:
-        os.fsync(file.fileno())
+    digest, difference, reader = hashlib.sha256(), Difference(), ChangeReader()
+    with merged.open("wb", buffering=0) as target:
+        for segment in segments:
+            values = read_segment(original, segment)
+            if segment.location is not None:
+                before = values.view(-1, segment.location.shape[1])
+                values = reader.apply(changes[segment.name], before, segment.first_row)
+                difference.add(segment.name, before, values)
+            content = values.flatten().view(torch.uint8).numpy().data
+            digest.update(content)
+            _write(target, content)
+            advance(segment.stop - segment.start)
+        os.fsync(target.fileno())
     difference.sha256 = digest.hexdigest()
     return difference
 
@@ -188,25 +188,12 @@ def read_segment(file: Path, segment: Segment) -> Tensor:
     return read_range(TensorLocation(file, segment.start, dtype, (size,)), 0, size)
 
 
-def _are_same_bytes(first: Tensor, second: Tensor) -> bool:
-    """Whether two runs of bytes are equal, compared eight at a time: one at a time takes as long as
-    reading them.
-    """
-    even = len(first) // 8 * 8
-    return torch.equal(first[:even].view(torch.int64), second[:even].view(torch.int64)) and (
-        torch.equal(first[even:], second[even:])
-    )
-
-
-def _send(source: BinaryIO, target: BinaryIO, start: int, stop: int) -> None:
-    """Let the operating system copy bytes [start, stop) of the source to where the target is."""
-    while start < stop:
-        start += os.sendfile(target.fileno(), source.fileno(), start, stop - start)
-
-
-def _write(target: BinaryIO, content: memoryview) -> None:
+def _write(target: FileIO, content: memoryview) -> None:
+    """Write all of it, and have the system begin to put it on disk instead of at the end."""
+    start, size = target.tell(), len(content)
     while content:
         content = content[target.write(content) :]
+    os.posix_fadvise(target.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
 
 def report(differences: Iterable[Difference], *, num_tensors: int, adapter: Path) -> None:

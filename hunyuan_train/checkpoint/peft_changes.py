@@ -13,6 +13,7 @@ from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
@@ -82,8 +83,11 @@ class ChangeReader:
         matrix_a = read_range(change.matrix_a, start, start + change.rank * columns)
         row = change.first_row + first_row
         matrix_b = self._read_b(change)[change.expert, row : row + num_rows]
-        changed = weights.float().addmm_(
-            matrix_b.float(), matrix_a.view(-1, columns).float(), alpha=change.scaling
+        changed = torch.addmm(
+            weights.float(),
+            matrix_b.float(),
+            matrix_a.view(-1, columns).float(),
+            alpha=change.scaling,
         )
         if change.magnitude:
             lengths = read_range(change.magnitude, row, row + num_rows).float()

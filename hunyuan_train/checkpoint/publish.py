@@ -86,8 +86,8 @@ def hash_files(files: list[Path], advance: Callable[[int], None]) -> dict[str, s
 
 
 def num_threads() -> int:
-    """Threads that read, convert or sum at once; more than eight only fill memory."""
-    return min(8, os.cpu_count() or 1)
+    """Threads that copy, convert or sum at once: half of them wait for the disk."""
+    return min(8, 2 * (os.cpu_count() or 1))
 
 
 def publish_summed(folder: Path, digests: dict[str, str]) -> None:

@@ -48,9 +48,11 @@ def print_stats(console: Console, stats: DataStats) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     refused = f", {stats.num_refused:,} of them refused" if stats.num_refused else ""
     table.add_row("records", f"{stats.num_records:,}{refused}")
-    for title, shares in (("form", stats.forms), ("mode", stats.modes), ("script", stats.scripts)):
-        table.add_row(title, _write_shares(shares))
-    table.add_row("answers per dialogue", _write_shares(stats.turns))
+    if stats.num_used:
+        table.add_row("form", _write_shares(stats.forms))
+        table.add_row("mode", _write_shares(stats.modes))
+        table.add_row("script", _write_shares(stats.scripts))
+        table.add_row("answers per dialogue", _write_shares(stats.turns))
     if stats.tokens:
         _add_tokens(table, stats.tokens)
     console.print(table)

@@ -5,6 +5,7 @@ refuses (halves of surrogate pairs) is read again by the standard library, which
 """
 
 import json
+import math
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.tokenizer import replace_surrogates
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_LONG_INTEGER = re.compile(rb"\d{19}")  # orjson makes a float of it
+_MAX_INTEGER = 2.0**63  # orjson makes floats of integers beyond
 
 
 class _InvalidJsonError(ValueError):
@@ -31,18 +32,16 @@ def decode_record(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: A
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return _decode_slowly(raw, problems)
-    if _may_repeat_a_key(raw, value) or (b"tool" in raw and _LONG_INTEGER.search(raw)):
-        return _decode_slowly(raw, problems)
-    return value
-
-
-def _may_repeat_a_key(raw: bytes, value: object) -> bool:
-    """Whether the text has other quotes than the value accounts for; False is certain."""
-    return raw.count(b'"') != _count_quotes(value) or b"u0022" in raw
+    is_sure = raw.count(b'"') == _count_quotes(value) and b"u0022" not in raw
+    return value if is_sure else _decode_slowly(raw, problems)
 
 
 def _count_quotes(value: object) -> int:
-    """Quotes in the JSON text of a value: around each key and string, and escaped inside."""
+    """Quotes in the JSON text of a value, around each key and string and escaped inside.
+
+    More of them in the text mean a key that was given twice. The count is -1 where a number is so
+    large that it may have been an integer of more digits.
+    """
     num_quotes = 0
     open_values = [value]
     while open_values:
@@ -55,14 +54,30 @@ def _count_quotes(value: object) -> int:
                 num_quotes += 2 + key.count('"')
         elif type(inner) is list:
             open_values += inner
+        elif type(inner) is float and abs(inner) >= _MAX_INTEGER:
+            return -1
     return num_quotes
+
+
+def parse_json(text: str) -> Any | None:  # noqa: ANN401
+    """The value of a JSON string inside a record; None where it is not JSON."""
+    try:
+        return _load(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _load(text: str) -> Any:  # noqa: ANN401
+    return json.loads(
+        text, object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_read_float
+    )
 
 
 def _decode_slowly(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: ANN401
     text = ""
     try:
         text = raw.decode()
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = _load(text)
     except UnicodeDecodeError as error:
         problems.append(_describe_encoding(raw, error))
     except _InvalidJsonError as error:
@@ -88,8 +103,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _refuse_constant(name: str) -> None:
-    raise _InvalidJsonError("json", f"{name} is not JSON", "write null or a number")
+def _read_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        _refuse_number(text)
+    return number
+
+
+def _refuse_number(text: str) -> None:
+    raise _InvalidJsonError("json", f"{text} is not a number JSON can hold", "write another")
 
 
 def _describe_encoding(raw: bytes, error: UnicodeDecodeError) -> Problem:
@@ -113,7 +135,9 @@ def _describe_encoding(raw: bytes, error: UnicodeDecodeError) -> Problem:
 def _describe_json_error(text: str, error: json.JSONDecodeError) -> Problem:
     is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
     what = "the JSON ends too early" if is_cut else f"not JSON: {error.msg}"
-    fix = "the line is cut short: write it again" if is_cut else "one JSON object a line"
+    fix = "one JSON object a line"
+    if is_cut:
+        fix = "the line is cut short, or the record goes on: `jq -c .` writes one a line"
     return Problem("json", "", f"{what}, column {error.colno}", fix)
 
 

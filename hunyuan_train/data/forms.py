@@ -4,9 +4,9 @@ Only the outer shape is changed here: which field is the question, who speaks. W
 hold is read and checked in records.py.
 """
 
-import json
 from typing import Any
 
+from hunyuan_train.data.decode import parse_json
 from hunyuan_train.data.findings import Problem
 
 Record = dict[str, Any]
@@ -86,10 +86,7 @@ def _from_turns(record: Record, field: str, problems: list[Problem]) -> tuple[Re
     turns = record[field]
     rest = {key: value for key, value in record.items() if key != field}
     if isinstance(turns, str):
-        try:
-            turns = json.loads(turns)
-        except ValueError:
-            turns = None
+        turns = parse_json(turns)
     if not isinstance(turns, list):
         reason = f"{field} must be a list of messages, here it is {name_type(record[field])}"
         problems.append(Problem("form", field, reason, "give a list of role and content"))

@@ -1,11 +1,11 @@
 """One message of a record: role, content, thoughts, tool calls, loss fields."""
 
-import json
 import math
 import re
 from typing import Any
 from unicodedata import is_normalized
 
+from hunyuan_train.data.decode import parse_json
 from hunyuan_train.data.dialogue import ROLES, Message, ToolCall
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.forms import THOUGHT_FIELDS, name_type
@@ -181,17 +181,17 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
         return ToolCall("", "{}")
     arguments = function.get("arguments", {})
     if as_written and isinstance(arguments, str):
-        return ToolCall(to_nfc(name), to_nfc(arguments))
+        return ToolCall(name, arguments)
     if isinstance(arguments, str):  # the OpenAI form; a client parses it before the template
         arguments = parse_json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
         reason = "arguments that are not a JSON object"
         problems.append(Problem("tools", f"{field}.arguments", reason, "mend the JSON"))
         return ToolCall(name, "{}")
-    written = to_nfc(dump_json(arguments))
+    written = dump_json(arguments)
     if has_blank_run(written):
         problems.append(Problem("size", f"{field}.arguments", "too many blanks", "shorten them"))
-    return ToolCall(to_nfc(name), written)
+    return ToolCall(name, written)
 
 
 def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> None:
@@ -243,15 +243,3 @@ def _report_once(kind: str, place: str, reason: str, fix: str, problems: list[Pr
 def has_blank_run(text: str) -> bool:
     """Whether tiktoken's regex would give up on a text."""
     return len(text) >= MAX_BLANK_RUN and bool(_BLANK_RUN.search(text))
-
-
-def parse_json(text: str) -> Any | None:  # noqa: ANN401  # any JSON
-    """The value of a JSON string inside a record; None where it is not JSON."""
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)

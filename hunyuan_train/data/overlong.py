@@ -83,9 +83,10 @@ def _drop_turns(
     ]
     choices = range(1, len(starts))  # the last turn stays
     best = bisect_left(choices, True, key=fits)
-    if best == len(choices):
+    shorter = encode_without(choices[best]) if best < len(choices) else None
+    if shorter is None or not shorter.samples["num_labels"][0]:  # what carried loss is gone
         return None, 0
-    return encode_without(choices[best]), choices[best]
+    return shorter, choices[best]
 
 
 def _leave_out(dialogue: Dialogue, target: Target, start: int) -> Dialogue:

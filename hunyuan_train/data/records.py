@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from hunyuan_train.data.decode import parse_json
 from hunyuan_train.data.dialogue import TIME_FORMAT, Dialogue, Message, seed_now
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.forms import THOUGHT_FIELDS, to_chat_form
-from hunyuan_train.data.messages import has_blank_run, parse_json, read_message, take_calls_out
+from hunyuan_train.data.messages import has_blank_run, read_message, take_calls_out
 from hunyuan_train.data.modes import settle_modes
 from hunyuan_train.data.tools_prompt import (
     ASSISTANT_LABEL,

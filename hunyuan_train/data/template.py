@@ -13,7 +13,7 @@ from hunyuan_train.data.dialogue import Dialogue, Message, Mode
 from hunyuan_train.data.findings import DataError, Problem, build_policies
 from hunyuan_train.data.records import Reading, read_dialogue
 from hunyuan_train.data.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
-from hunyuan_train.data.tokenizer import EOS, START, SYSTEM_END, USER_END
+from hunyuan_train.data.tokenizer import EOS, START, SYSTEM_END, USER_END, to_nfc
 from hunyuan_train.data.tools_prompt import (
     ASSISTANT_LABEL,
     TOOL_CALLS_CLOSE,
@@ -203,4 +203,4 @@ def _write_reply(message: Message, dialogue: Dialogue) -> str:
     calls = ", ".join(
         f'{{"name": "{call.name}", "arguments": {call.arguments}}}' for call in message.tool_calls
     )
-    return f"{message.content}{TOOL_CALLS_OPEN}[{calls}]{TOOL_CALLS_CLOSE}"
+    return to_nfc(f"{message.content}{TOOL_CALLS_OPEN}[{calls}]{TOOL_CALLS_CLOSE}")

@@ -1,4 +1,4 @@
-"""The exported folder is the trained model: bit for bit, and in what plain Transformers computes."""
+"""The exported folder is the trained model: bit for bit, and in what Transformers computes."""
 
 from functools import partial
 from pathlib import Path

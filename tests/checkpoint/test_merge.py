@@ -16,6 +16,7 @@ from transformers import HunYuanMoEV1Config
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.merge import merge_adapter
 from hunyuan_train.checkpoint.peft_changes import read_changes
+from hunyuan_train.cli import main
 from hunyuan_train.model.layout import released_tensors
 from hunyuan_train.model.shape import native_config_dict
 from hunyuan_train.model.weights import SafetensorsFolder
@@ -59,41 +60,53 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("is_fused", [False, True], ids=["single experts", "fused experts"])
+PATTERNS = {"use_rslora": True, "alpha_pattern": {"k_proj": 3}, "rank_pattern": {"v_proj": 2}}
+KINDS = {
+    "attention": ATTENTION,
+    "rslora with patterns": ATTENTION | PATTERNS,
+    "experts": EXPERTS,
+    "down projections of experts": {"target_parameters": ["experts.down_proj"]},
+    "names that PEFT redirects": {"target_modules": ["gate_proj", "up_proj", "down_proj"]},
+    "shared expert and router": {"target_modules": ["wg"], "target_parameters": SHARED},
+    "dora": ATTENTION | {"use_dora": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "settings",
+    ("is_fused", "dtype"),
     [
-        pytest.param(ATTENTION, id="attention"),
-        pytest.param(
-            ATTENTION | {"use_rslora": True, "alpha_pattern": {"k_proj": 3}, "rank_pattern": {"v_proj": 2}},
-            id="rslora with patterns",
-        ),
-        pytest.param(EXPERTS, id="experts"),
-        pytest.param({"target_parameters": ["experts.down_proj"]}, id="down projections of experts"),
-        pytest.param({"target_modules": ["gate_proj", "up_proj", "down_proj"]}, id="redirected by PEFT"),
-        pytest.param({"target_modules": ["wg"], "target_parameters": SHARED}, id="shared and router"),
-        pytest.param(ATTENTION | {"use_dora": True}, id="dora"),
+        pytest.param(False, torch.bfloat16, id="single experts"),
+        pytest.param(True, torch.bfloat16, id="fused experts"),
+        pytest.param(False, torch.float32, id="float32"),
     ],
-)  # fmt: skip
-def test_merge_is_that_of_peft(tmp_path: Path, settings: dict[str, Any], is_fused: bool) -> None:
+)
+def test_merge_is_that_of_peft(
+    tmp_path: Path, kind: str, is_fused: bool, dtype: torch.dtype
+) -> None:
     base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
-    before = write_released(base, is_fused=is_fused, is_native=is_fused)
-    make_adapter(base, adapter, **settings)
+    before = write_released(base, is_fused=is_fused, is_native=is_fused, dtype=dtype)
+    make_adapter(base, adapter, **KINDS[kind])
     merge_adapter(base, adapter, merged)
     named = read_changes(adapter, SHAPE)
-    after = tensors_of(merged)
     expected = merge_with_peft(base, adapter)
-    for name, values in after.items():
+    for name, values in tensors_of(merged).items():
         assert values.dtype == before[name].dtype
         if name not in named:
             assert torch.equal(values, before[name].flatten()), name
             continue
-        # Ours adds in float32 and rounds once, as PEFT's float32 merge rounded once; where the two
-        # sums differ in their last bit, a few values round to the neighbour.
-        rounded = expected[name].to(values.dtype)
-        assert (values != rounded).float().mean() < (5e-3 if values.dtype == torch.bfloat16 else 1)
-        assert torch.allclose(values.float(), rounded.float(), rtol=2**-7, atol=1e-6), name
         assert (values != before[name].flatten()).float().mean() > 0.5, name
+        assert_rounded_once(values, expected[name])
+
+
+def assert_rounded_once(values: Tensor, exact: Tensor) -> None:
+    """Both sums are in float32, in another order; then ours are rounded to their dtype, once."""
+    if values.dtype == torch.float32:
+        assert torch.allclose(values, exact, rtol=1e-6, atol=2e-6)
+        return
+    rounded = exact.to(values.dtype)
+    assert (values != rounded).float().mean() < 5e-3, "more than the last bits can turn"
+    assert torch.allclose(values.float(), rounded.float(), rtol=2**-7, atol=1e-6)
 
 
 def test_files_beside_the_weights_come_along_and_are_summed(tmp_path: Path) -> None:
@@ -141,18 +154,18 @@ def rename(adapter: Path, old: str, new: str) -> None:
     save_file({name.replace(old, new): values for name, values in load_file(file).items()}, file)
 
 
-def set_in_config(adapter: Path, **settings: Any) -> None:
+def set_in_config(adapter: Path, name: str, value: Any) -> None:
     file = adapter / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
 
 
 def shrink(adapter: Path, part: str) -> None:
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
-    save_file(
-        {name: values[:, :-1].contiguous() if part in name else values for name, values in tensors.items()},
-        file,
-    )  # fmt: skip
+    for name in tensors:
+        if part in name:
+            tensors[name] = tensors[name][:, :-1].contiguous()
+    save_file(tensors, file)
 
 
 @pytest.fixture(scope="module")
@@ -162,52 +175,54 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda adapter: rename(adapter, "model.layers", "layers"), r"16 of 16 tensors .* match nothing"),
-        (lambda adapter: rename(adapter, "layers.1", "layers.2"), r"8 of 16 .*layers\.2\.self_attn\.\w_proj\.lora_A"),
-        (lambda adapter: rename(adapter, "0.self_attn.q_proj.lora_A", "x"), "2 of 16 .*match nothing"),
-        (lambda adapter: rename(adapter, "lora_A", "lora_embedding_A"), "lora_embedding_A"),
-        (lambda adapter: shrink(adapter, "q_proj.lora_A"), "q_proj is made for weights of 128 x 63"),
-        (lambda adapter: shrink(adapter, "q_proj.lora_B"), "matrices of 4 and 3 ranks"),
-        (lambda adapter: set_in_config(adapter, modules_to_save=["lm_head"]), r"modules_to_save=\['lm_head'\]"),
-        (lambda adapter: set_in_config(adapter, bias="all"), "bias='all'"),
-        (lambda adapter: set_in_config(adapter, init_lora_weights="pissa"), "init_lora_weights='pissa'"),
-        (lambda adapter: set_in_config(adapter, peft_type="IA3"), "peft_type IA3; only LORA"),
-        (lambda adapter: zero_out(adapter, "lora_B"), "changes none of the 8 tensors it names"),
-        (lambda adapter: set_in_config(adapter, lora_alpha=1e-7), "changes none of the 8 tensors"),
-        (lambda adapter: (adapter / "adapter_config.json").unlink(), "give the folder of a PEFT adapter"),
-    ],
-)  # fmt: skip
+SPOILED = [
+    (rename, ("model.layers", "layers"), r"16 of 16 tensors .* match nothing"),
+    (rename, ("layers.1", "layers.2"), r"8 of 16 .*layers\.2\.self_attn\.\w_proj\.lora_A"),
+    (rename, ("0.self_attn.q_proj.lora_A", "x"), "2 of 16 .*match nothing"),
+    (rename, ("lora_A", "lora_embedding_A"), "lora_embedding_A"),
+    (shrink, ("q_proj.lora_A",), "q_proj is made for weights of 128 x 63"),
+    (shrink, ("q_proj.lora_B",), "matrices of 4 and 3 ranks"),
+    (set_in_config, ("modules_to_save", ["lm_head"]), r"modules_to_save=\['lm_head'\]"),
+    (set_in_config, ("bias", "all"), "bias='all'"),
+    (set_in_config, ("init_lora_weights", "pissa"), "init_lora_weights='pissa'"),
+    (set_in_config, ("peft_type", "IA3"), "peft_type IA3; only LORA"),
+    (zero_out, ("lora_B",), "changes none of the 8 tensors it names"),
+    (set_in_config, ("lora_alpha", 1e-7), "changes none of the 8 tensors"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "arguments", "message"), SPOILED)
 def test_adapter_that_cannot_be_merged_is_refused(
-    tmp_path: Path, base: Path, spoil: Any, message: str
+    tmp_path: Path, base: Path, spoil: Any, arguments: tuple[Any, ...], message: str
 ) -> None:
     adapter, merged = tmp_path / "adapter", tmp_path / "merged"
     make_adapter(base, adapter, **ATTENTION)
-    spoil(adapter)
+    spoil(adapter, *arguments)
     with pytest.raises(CheckpointError, match=message):
         merge_adapter(base, adapter, merged)
     assert not merged.exists()
     assert not list(tmp_path.glob("*.incomplete"))
 
 
-def test_adapter_that_no_loss_shows_is_an_error(tmp_path: Path, base: Path) -> None:
-    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
-    make_adapter(base, adapter, target_modules=["q_proj"], layers_to_transform=[0])
-    # A change of one element of a query's weights, far too small to matter.
-    file = adapter / "adapter_model.safetensors"
-    tensors = load_file(file)
-    for name, values in tensors.items():
-        keep = values[:1, :1].clone()
-        values.zero_()
-        values[:1, :1] = keep * (1e-4 if "lora_B" in name else 1)
-    save_file(tensors, file)
-    before = write_released(tmp_path / "wide", dtype=torch.float32)
-    assert before
+def test_adapter_that_no_loss_shows_is_an_error(tmp_path: Path) -> None:
+    base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
+    write_released(base, dtype=torch.float32)
+    make_adapter(base, adapter, scale=1e-7, **ATTENTION)
     with pytest.raises(ServeError, match="would be served without effect"):
-        merge_adapter(tmp_path / "wide", adapter, merged)
+        merge_adapter(base, adapter, merged)
     assert not merged.exists()
+
+
+def test_command_refuses_to_merge_onto_what_it_reads(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = tmp_path / "adapter"
+    make_adapter(base, adapter, **ATTENTION)
+    assert main(["merge", str(base), str(adapter), str(base), "--overwrite"]) == 2
+    assert "which is being read; give another folder" in " ".join(capsys.readouterr().err.split())
+    assert main(["merge", str(base), str(tmp_path), str(tmp_path / "merged")]) == 2
+    assert "give the folder of a PEFT adapter" in " ".join(capsys.readouterr().err.split())
+    assert main(["merge", str(base), str(adapter), str(tmp_path / "merged")]) == 0
 
 
 def check_sums(folder: Path) -> None:

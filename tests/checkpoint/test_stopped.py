@@ -1,6 +1,7 @@
 """A stopped run's checkpoint becomes the folder that the run itself would have exported."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a released checkpoint, stopped after step 3 on four ranks, experts split over two."""
+    """A run on a released checkpoint, stopped on four ranks with experts split over two."""
     folder = tmp_path_factory.mktemp("stopped")
     write_released(folder / "base")
     checkpoint = make_run(folder / "run", folder / "base")
@@ -133,26 +134,6 @@ def test_out_that_exists_is_kept_unless_told_otherwise(
     assert not list(tmp_path.glob("out.*"))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda run: (run / "config.yaml").unlink(), r"lies in no run: .*config\.yaml is missing"),
-        (lambda run: (run / "checkpoints/step-000003/manifest.json").unlink(), "no complete checkpoint"),
-        (lambda run: drop_range(run), r"holds \d+ of \d+ elements of model\.norm\.weight"),
-        (lambda run: write_nan(run), r"model\.norm\.weight holds NaN or infinity"),
-    ],
-)  # fmt: skip
-def test_checkpoint_that_is_no_model_is_refused(
-    run: Path, tmp_path: Path, spoil: object, message: str
-) -> None:
-    checkpoint = make_run(tmp_path / "run", run.parent / "base")
-    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=2, expert_size=1)
-    spoil(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=message):
-        export_stopped_run(open_stopped_run(tmp_path / "run", {}), tmp_path / "out")
-    assert not list(tmp_path.glob("out*"))
-
-
 def drop_range(run: Path) -> None:
     file = run / "checkpoints/step-000003/manifest.json"
     manifest = json.loads(file.read_text())
@@ -163,3 +144,31 @@ def drop_range(run: Path) -> None:
 def write_nan(run: Path) -> None:
     locations = read_header(run / "checkpoints/step-000003/rank-00001.safetensors")
     write_range(locations["master:model.norm.weight"], 5, torch.tensor([float("nan")]))
+
+
+def remove_config(run: Path) -> None:
+    (run / "config.yaml").unlink()
+
+
+def remove_manifest(run: Path) -> None:
+    (run / "checkpoints/step-000003/manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_config, r"lies in no run: .*config\.yaml is missing"),
+        (remove_manifest, "no complete checkpoint and no run that has one"),
+        (drop_range, r"holds \d+ of \d+ elements of model\.norm\.weight"),
+        (write_nan, r"model\.norm\.weight holds NaN or infinity"),
+    ],
+)
+def test_checkpoint_that_is_no_model_is_refused(
+    run: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    checkpoint = make_run(tmp_path / "run", run.parent / "base")
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=2, expert_size=1)
+    spoil(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=message):
+        export_stopped_run(open_stopped_run(tmp_path / "run", {}), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))

@@ -1,11 +1,7 @@
 import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from dialogues import chat
@@ -14,7 +10,6 @@ from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data import build, cache
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.findings import DataError
-from hunyuan_train.data.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -27,7 +22,8 @@ def big_data(tmp_path, tiny_data):
 
 
 def _folders(tmp_path):
-    return [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    cache_dir = tmp_path / "cache"
+    return [path for path in cache_dir.glob("*") if path.is_dir()]
 
 
 def _contents(dataset):
@@ -210,65 +206,50 @@ def test_a_full_disk_is_an_error_with_a_remedy(prepare, tiny_data, monkeypatch, 
     assert _folders(tmp_path) == []
 
 
-def _prepare_in_process(arguments, queue):
-    path, cache_dir, folder = arguments
-    config = DataConfig(train_data_file=path, cache_dir=cache_dir, max_seq_length=1024)
-    dataset = prepare_dataset(config, load_tokenizer(Path(folder)))
-    queue.put((dataset.fingerprint, len(dataset)))
+def _start(queue, path, cache_dir, tokenizer):
+    """Prepare in a process of its own, which a fork starts at once."""
+
+    def run():
+        config = DataConfig(
+            train_data_file=str(path), cache_dir=str(cache_dir), max_seq_length=1024
+        )
+        queue.put(prepare_dataset(config, tokenizer).fingerprint)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
 
 
-def test_processes_that_start_together_agree(big_data, tmp_path, tokenizer):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    arguments = (str(big_data), str(tmp_path / "cache"), str(tokenizer.folder))
-    processes = [
-        context.Process(target=_prepare_in_process, args=(arguments, queue)) for _ in range(3)
-    ]
-    for process in processes:
-        process.start()
-    results = {queue.get(timeout=60) for _ in processes}
+@pytest.fixture
+def queue():
+    return multiprocessing.get_context("fork").Queue()
+
+
+def test_processes_that_start_together_agree(queue, big_data, tmp_path, tokenizer):
+    processes = [_start(queue, big_data, tmp_path / "cache", tokenizer) for _ in range(3)]
+    fingerprints = {queue.get(timeout=60) for _ in processes}
     for process in processes:
         process.join()
-    assert len(results) == 1
+    assert len(fingerprints) == 1
     assert len(_folders(tmp_path)) == 1
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from hunyuan_train.config.schema import DataConfig
-from hunyuan_train.data import readers
-from hunyuan_train.data.cache import prepare_dataset
-from hunyuan_train.data.tokenizer import load_tokenizer
-
-readers.BLOCK_BYTES = 1 << 16
-tokenizer = load_tokenizer(Path(sys.argv[3]))
-config = DataConfig(
-    train_data_file=sys.argv[1], cache_dir=sys.argv[2], preprocessing_num_workers=1,
-    max_seq_length=1024,
-)
-print("started", flush=True)
-print("fingerprint", prepare_dataset(config, tokenizer).fingerprint, flush=True)
-"""
-
-
-def test_a_start_after_ten_kills_is_right(big_data, tmp_path, tokenizer, prepare):
-    arguments = [str(big_data), str(tmp_path / "cache"), str(tokenizer.folder)]
-    command = [sys.executable, "-c", KILLED, *arguments]
+def test_a_start_after_ten_kills_is_right(
+    queue, big_data, tmp_path, tokenizer, prepare, monkeypatch
+):
+    monkeypatch.setattr("hunyuan_train.data.readers.BLOCK_BYTES", 1 << 16)
     generator = random.Random(0)
     num_killed_while_writing = 0
     for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "started\n"
-        time.sleep(generator.uniform(0.0, 0.25))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        num_killed_while_writing += any(
-            path.name.endswith(".building") for path in _folders(tmp_path)
-        )
+        process = _start(queue, big_data, tmp_path / "cache", tokenizer)
+        time.sleep(generator.uniform(0.05, 0.4))
+        process.kill()
+        process.join()
+        building = [path for path in _folders(tmp_path) if path.name.endswith(".building")]
+        num_killed_while_writing += bool(building)
     assert num_killed_while_writing >= 5
     dataset = prepare(big_data, max_seq_length=1024)
-    undisturbed = [*command[:4], str(tmp_path / "undisturbed"), command[5]]
-    output = subprocess.run(undisturbed, capture_output=True, text=True, check=True).stdout
-    assert output == f"started\nfingerprint {dataset.fingerprint}\n"
+    undisturbed = _start(queue, big_data, tmp_path / "undisturbed", tokenizer)
+    assert queue.get(timeout=60) == dataset.fingerprint
+    undisturbed.join()
     assert [path.name for path in _folders(tmp_path) if path.name.endswith(".building")] == []

@@ -42,9 +42,10 @@ def test_a_key_given_twice_is_found(raw):
     assert "is given twice" in reason
 
 
-@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
-def test_numbers_that_are_not_json_are_refused(name):
-    assert _decode(f'{{"a": {name}}}') == (None, [("json", f"{name} is not JSON")])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400"])
+def test_numbers_that_are_not_json_are_refused(number):
+    reason = f"{number} is not a number JSON can hold"
+    assert _decode(f'{{"a": {number}}}') == (None, [("json", reason)])
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,13 @@ def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept():
     assert [kind for kind, _ in problems] == ["surrogate"]
 
 
-def test_long_integers_of_tool_calls_are_exact():
-    raw = '{"tool_calls": [{"id": 123456789012345678901234567890}]}'
-    assert _decode(raw)[0]["tool_calls"][0]["id"] == 123456789012345678901234567890
+@pytest.mark.parametrize("number", [10**29 + 1, -(2**63) - 1, 2**64, 2**64 - 1, 2**53 + 1])
+def test_long_integers_are_exact(number):
+    assert _decode(f'{{"a": [{number}]}}') == ({"a": [number]}, [])
+
+
+def test_large_floats_are_floats():
+    assert _decode('{"a": 1e300}') == ({"a": 1e300}, [])
 
 
 def test_nul_and_line_separators_inside_strings_are_kept():

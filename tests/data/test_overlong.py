@@ -77,3 +77,12 @@ def test_a_shortened_sample_learns_what_it_learned_before(dialogue, tokenizer):
     long = _compile(dialogue, tokenizer, max_seq_length=10_000)
     short = _compile(dialogue, tokenizer, max_seq_length=150, overlong="drop_turns")
     assert sorted(short.encoded.samples["num_labels"]) == sorted(long.encoded.samples["num_labels"])
+
+
+def test_a_sample_that_would_lose_all_its_labels_is_left_out(write_records, tokenizer):
+    record = chat("a", "b", TURN, TURN, mode="fast")
+    record["messages"][3]["train"] = False
+    limits = {"max_seq_length": 70, "overlong": "drop_turns", "history": "keep"}
+    compiled = _compile(write_records([record]), tokenizer, **limits)
+    assert [finding.action for finding in compiled.findings] == ["drop"]
+    assert len(compiled.encoded.samples) == 0
