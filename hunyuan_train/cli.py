@@ -81,5 +81,6 @@ def train(arguments: Sequence[str]) -> int:
     plan = make_plan(with_started_processes(command.config), machine=detect_machine())
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
-    run(plan.config)
+    if not command.is_dry_run:
+        run(plan.config)
     return 0

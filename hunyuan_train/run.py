@@ -5,11 +5,13 @@ They are built in the order in which they are used: processes, data, model, engi
 
 import hashlib
 import json
+import random
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import deepspeed
+import torch
 import torch.distributed as dist
 
 from hunyuan_train.checkpoint.adapter import export_adapter
@@ -20,15 +22,18 @@ from hunyuan_train.checkpoint.folder import (
     find_checkpoint,
     list_checkpoints,
 )
-from hunyuan_train.checkpoint.release import describe_release
+from hunyuan_train.checkpoint.release import describe_release, trained_dtype
 from hunyuan_train.checkpoint.state import load_checkpoint, save_checkpoint
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.loader import Batch, BatchPlan, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.attention import choose_attention
 from hunyuan_train.model.freeze import freeze_parameters
@@ -59,6 +64,9 @@ def run(config: RunConfig) -> None:
     output_dir = Path(config.train.output_dir)
     start_logging(output_dir)
     start_process_group(config.parallel.timeout_minutes)
+    check_gpus()
+    if dist.get_rank() == 0 and not (output_dir / "config.yaml").exists():
+        dump_config(config, output_dir / "config.yaml")  # under a torchrun of the user's
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
@@ -71,11 +79,32 @@ def run(config: RunConfig) -> None:
         config=config.train,
         metrics=make_metrics(config),
     )
+    seed_generators(config.train.seed)
     made_of = fingerprints(config, shape, dataset)
     train(trainer, find_state(trainer, made_of), partial(save, trainer, made_of))
     if config.train.export:
         export(config, trainer.engine, shape, source)
     close(config, trainer, tokenizer, shape)
+
+
+def check_gpus() -> None:
+    """Refuse to train on the CPU because torch cannot use the GPUs that are there.
+
+    Raises:
+        ConfigError: naming torch's CUDA version.
+    """
+    if detect_machine().num_gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"this machine has GPUs, but torch {torch.__version__} (CUDA {torch.version.cuda}) "
+            "cannot use them; install a torch that fits the driver (see nvidia-smi), or set "
+            "DS_ACCELERATOR=cpu to train on the CPU"
+        )
+
+
+def seed_generators(seed: int) -> None:
+    """Seed what dropout draws from, otherwise on each rank; resuming sets the saved states."""
+    random.seed(seed + dist.get_rank())
+    torch.manual_seed(seed + dist.get_rank())
 
 
 def make_engine(
@@ -88,7 +117,7 @@ def make_engine(
     model = build_split_model(
         shape,
         settings,
-        attention=choose_attention(config.model.use_flash_attn),
+        attention=choose_attention(config.model.use_flash_attn, is_bf16=config.train.bf16 is True),
         attention_dropout=config.model.attention_dropout,
     )
     freeze_parameters(model, config.model)
@@ -184,13 +213,14 @@ def export(
 ) -> None:
     """Write the model, or its adapters, in the form that servers load; check what they compute."""
     folder = Path(config.train.output_dir) / EXPORT_FOLDER
-    release = describe_release(config, shape, source)
-    trained = read_prompts(engine, release)
     if config.lora.use_lora:
+        trained = read_prompts(engine, shape, written_dtype=trained_dtype(config))
         name = config.model.model_name_or_path
         check = partial(check_adapter, trained, source)
         export_adapter(engine, folder, config.lora, base_model=name, check=check)
     else:
+        release = describe_release(config, shape, source)
+        trained = read_prompts(engine, shape, written_dtype=release.dtype)
         export_model(engine, folder, release, source, check=partial(check_model, trained))
 
 

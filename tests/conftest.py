@@ -1,5 +1,6 @@
 """What the tests of every part share."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
+from hunyuan_train.launcher.extension import extensions_folder
+from hunyuan_train.launcher.machine import count_gpus
+
+# Before torch is imported anywhere: ranks would fight over the cores, and sums of several threads
+# come out in another order each time; the engine's extension belongs to this environment.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(dict(os.environ))))
+if count_gpus() == 0:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

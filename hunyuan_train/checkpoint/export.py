@@ -27,6 +27,7 @@ from hunyuan_train.checkpoint.release import (
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.safetensors_files import TensorLocation
+from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.zero import (
     MASTER,
@@ -104,16 +105,18 @@ def seal_folder(folder: Path, check: FolderCheck | None) -> None:
 
 
 @torch.no_grad()
-def read_prompts(engine: deepspeed.DeepSpeedEngine, release: Release) -> Trained | None:
+def read_prompts(
+    engine: deepspeed.DeepSpeedEngine, shape: ModelShape, *, written_dtype: torch.dtype
+) -> Trained | None:
     """What the engine makes of the prompts that the exported folder will be checked with.
 
     Called by every rank alike; None for a model too large to be checked so.
     """
-    if release.shape.num_parameters > MAX_CHECKED_PARAMETERS:
+    if shape.num_parameters > MAX_CHECKED_PARAMETERS:
         return None
-    batch = make_prompts(release.shape)
+    batch = make_prompts(shape)
     engine.eval()
     losses = forward_losses(engine, batch).cpu()
     engine.train()
-    is_exact = release.dtype == next(engine.module.parameters()).dtype == torch.float32
-    return Trained(release.shape, batch, losses, is_exact)
+    is_exact = written_dtype == next(engine.module.parameters()).dtype == torch.float32
+    return Trained(shape, batch, losses, is_exact)

@@ -74,12 +74,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        version = manifest.get("format_version")
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
-    if manifest["format_version"] != FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has checkpoint format {manifest['format_version']}; this version reads "
-            f"format {FORMAT_VERSION}"
+            f"{folder} has checkpoint format {version}; this version reads format {FORMAT_VERSION}"
         )
     for name, entry in manifest["files"].items():
         size = (folder / name).stat().st_size if (folder / name).exists() else None
@@ -103,3 +103,18 @@ def delete_old_checkpoints(output_dir: Path, limit: int) -> None:
         for folder in list_checkpoints(output_dir)[:-limit]:
             logger.info("deleting %s (save_total_limit is %d)", folder, limit)
             shutil.rmtree(folder)
+
+
+def check_fingerprints(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint of a run that was made of something else.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    changed = sorted(name for name in current if saved.get(name) != current[name])
+    if changed:
+        name = changed[0]
+        raise CheckpointError(
+            f"{folder} was trained with another {name} ({saved.get(name)}, now {current[name]}); "
+            "restore it, or start a new run in another output_dir"
+        )

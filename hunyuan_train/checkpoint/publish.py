@@ -95,7 +95,7 @@ def publish_summed(folder: Path, digests: dict[str, str]) -> None:
     lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
     path = unfinished_folder(folder) / CHECKSUMS
     path.write_text("".join(lines), encoding="utf-8")
-    hash_file(path)
+    _sync(path)
     publish(folder)
 
 
@@ -104,16 +104,17 @@ def publish(folder: Path) -> None:
     unfinished = unfinished_folder(folder)
     replaced = folder.with_name(folder.name + REPLACED)
     shutil.rmtree(replaced, ignore_errors=True)
-    _sync_folder(unfinished)
+    _sync(unfinished)
     if folder.exists():
         folder.rename(replaced)  # deleting it in place could leave half of it under its name
     unfinished.rename(folder)
-    _sync_folder(folder.parent)
+    _sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

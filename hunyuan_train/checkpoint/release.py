@@ -62,7 +62,7 @@ class Release:
 def describe_release(config: RunConfig, shape: ModelShape, source: WeightSource) -> Release:
     """What a run's model is released as: in the dtype it came in, presets in the trained one."""
     name = config.model.model_name_or_path
-    dtype = torch.bfloat16 if config.train.bf16 is True else torch.float32
+    dtype = trained_dtype(config)
     if isinstance(source, SafetensorsFolder):
         dtype = source.locations["model.embed_tokens.weight"].dtype
     model_folder = () if name in PRESETS else (Path(name),)
@@ -70,13 +70,18 @@ def describe_release(config: RunConfig, shape: ModelShape, source: WeightSource)
     return Release(shape=shape, dtype=dtype, companions=companions)
 
 
+def trained_dtype(config: RunConfig) -> torch.dtype:
+    """What a run computes in; its adapters are written so too."""
+    return torch.bfloat16 if config.train.bf16 is True else torch.float32
+
+
 def create_release(folder: Path, release: Release) -> None:
     """Write everything but the values of the weights into an empty folder."""
     create_weight_files(folder, release)
     write_config(folder, release)
     for source in release.companions:
-        for pattern in COMPANIONS:
-            for path in source.glob(pattern):
+        for path in (path for pattern in COMPANIONS for path in source.glob(pattern)):
+            if path.is_file():
                 shutil.copyfile(path, folder / path.name)
     complete_generation_config(folder / "generation_config.json", release.shape)
 
@@ -232,9 +237,8 @@ def write_adapter(
     tensors = peft_tensors(adapters)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     description = peft_description(config, base_model=base_model)
-    description.target_modules = sorted(
-        description.target_modules
-    )  # else in another order each time
+    # A set, whose order changes from process to process, and with it the file's checksum.
+    description.target_modules = sorted(description.target_modules)
     description.save_pretrained(folder)
 
 

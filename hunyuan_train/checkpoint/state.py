@@ -13,10 +13,10 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import (
     FORMAT_VERSION,
     MANIFEST,
+    check_fingerprints,
     describe_file,
     rank_file,
     read_manifest,
@@ -40,9 +40,8 @@ from hunyuan_train.trainer.loop import TrainerState
 
 logger = logging.getLogger(__name__)
 
-PYTHON_RANDOM, CPU_RANDOM, DEVICE_RANDOM = (
-    f"random_state.{name}" for name in ("python", "cpu", "device")
-)
+RANDOM = tuple(f"random_state.{name}" for name in ("python", "cpu", "device"))
+PYTHON_RANDOM, CPU_RANDOM, DEVICE_RANDOM = RANDOM
 
 
 def save_checkpoint(
@@ -127,7 +126,7 @@ def load_checkpoint(
         CheckpointError: damaged, or of a run on other data or another model.
     """
     manifest = read_manifest(folder)
-    _check_fingerprints(manifest["fingerprints"], fingerprints, folder)
+    check_fingerprints(manifest["fingerprints"], fingerprints, folder)
     prepare_optimizer_states(engine, manifest["kinds"], manifest["optimizer_step_count"])
     sources = open_tensors(folder, manifest)
     for shard in trained_shards(engine.module):
@@ -140,21 +139,12 @@ def load_checkpoint(
     # Ranks beyond those that saved take the states of the first ones again.
     rank_that_saved = dist.get_rank() % len(manifest["files"])
     with safe_open(folder / rank_file(rank_that_saved), "pt") as file:
-        restore_random_states({name: file.get_tensor(name) for name in read_random_states()})
+        saved = set(file.keys())
+        restore_random_states({name: file.get_tensor(name) for name in RANDOM if name in saved})
     publish_weights(engine)
     refresh_routers(engine)
     logger.info("resumed from %s", folder)
     return TrainerState(manifest["step"], Position(**manifest["position"]), manifest["tokens_seen"])
-
-
-def _check_fingerprints(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
-    changed = sorted(name for name in current if saved.get(name) != current[name])
-    if changed:
-        name = changed[0]
-        raise CheckpointError(
-            f"{folder} was trained with another {name} ({saved.get(name)}, now {current[name]}); "
-            "restore it, or start a new run in another output_dir"
-        )
 
 
 def read_random_states() -> dict[str, Tensor]:
@@ -171,5 +161,5 @@ def restore_random_states(states: dict[str, Tensor]) -> None:
     version, internal, gauss = json.loads(bytes(states[PYTHON_RANDOM].tolist()))
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(states[CPU_RANDOM])
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and DEVICE_RANDOM in states:  # a run on CPU has none
         torch.cuda.set_rng_state(states[DEVICE_RANDOM])

@@ -23,6 +23,7 @@ from hunyuan_train.checkpoint.release import (
     create_release,
     describe_release,
     read_locations,
+    trained_dtype,
     write_adapter,
     write_weights,
 )
@@ -118,7 +119,8 @@ def export_stopped_run(run: StoppedRun, folder: Path, *, dtype: torch.dtype | No
     Args:
         run: at the checkpoint to export.
         folder: the final folder; it appears, or is replaced, only once it is whole.
-        dtype: of the weights; by default that of the weights the run started from.
+        dtype: of the weights; by default that of the weights the run started from, of an adapter
+            that of the run.
     """
     with unfinished_until_published(folder) as unfinished:
         if run.config.lora.use_lora:
@@ -151,8 +153,7 @@ def _write_stopped_model(run: StoppedRun, folder: Path, dtype: torch.dtype | Non
 
 
 def _write_stopped_adapter(run: StoppedRun, folder: Path, dtype: torch.dtype | None) -> None:
-    if dtype is None:
-        dtype = torch.bfloat16 if run.config.train.bf16 is True else torch.float32
+    dtype = dtype or trained_dtype(run.config)
     adapters = {
         name: run.trained.read(tensor, 0, tensor.numel).view(tensor.shape).to(dtype)
         for name, tensor in run.trained.tensors.items()

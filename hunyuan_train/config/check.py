@@ -16,7 +16,7 @@ from hunyuan_train.config.deepspeed_config import (
 )
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.resolve import Machine
-from hunyuan_train.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainConfig
+from hunyuan_train.config.schema import DataConfig, LoraConfig, RunConfig, TrainConfig
 
 SCHEDULES_WITH_MIN_LR = ("cosine_with_min_lr", "wsd")
 
@@ -32,7 +32,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_learning_rate(config.train)
     check_evaluation(config.train, config.data)
     check_lora(config)
-    check_flash_attn(config.model, machine)
+    check_flash_attn(config, machine)
     check_tracker(config.train.report_to)
     check_processes_fit(num_processes, machine)
     check_experts_divide(
@@ -107,10 +107,15 @@ def check_lora(config: RunConfig) -> None:
         check_expert_adapters(lora, is_split=is_split)
 
 
-def check_flash_attn(model: ModelConfig, machine: Machine) -> None:
-    """Refuse to demand kernels that are not there."""
-    if model.use_flash_attn is not True:
+def check_flash_attn(config: RunConfig, machine: Machine) -> None:
+    """Refuse to demand kernels that are not there, or that cannot compute in float32."""
+    if config.model.use_flash_attn is not True:
         return
+    if config.train.bf16 is False and machine.num_gpus:
+        raise ConfigError(
+            "use_flash_attn is true and bf16 is false; flash-attn computes in 16 bits only: use "
+            "--bf16, or --use_flash_attn auto"
+        )
     if machine.num_gpus == 0:
         raise ConfigError("use_flash_attn is true, but there is no GPU; use auto or false")
     if find_spec("flash_attn") is None:

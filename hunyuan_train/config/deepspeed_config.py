@@ -43,7 +43,7 @@ def read_deepspeed_file(path: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         shipped = ", ".join(sorted(f"ds_configs/{file.name}" for file in DS_CONFIGS.glob("*.json")))
         raise ConfigError(f"deepspeed is {path}, which does not exist; choose {shipped}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(f"deepspeed is {path}, which is not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"deepspeed is {path}, which holds no JSON object")
@@ -58,9 +58,10 @@ def _check_sections(content: dict[str, Any], path: str) -> None:
                 f"{path} sets {name} to {json.dumps(content[name])}; it is a section: {{...}}"
             )
     stage = content.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    if stage not in (2, 3):
         raise ConfigError(
-            f"{path} sets zero_optimization.stage to {json.dumps(stage)}; it is 0 to 3"
+            f"{path} sets zero_optimization.stage to {json.dumps(stage)}; it must be 2 or 3, which "
+            "are the stages that are tested against plain training"
         )
     for section, flags in {
         "optimizer": "--optimizer, --learning_rate, --weight_decay and --adam_beta1",
@@ -81,6 +82,11 @@ def zero_stage(content: dict[str, Any]) -> int:
 def offloads_optimizer(content: dict[str, Any]) -> bool:
     """Whether a DeepSpeed file keeps optimizer states in host memory."""
     section = content.get("zero_optimization", {}).get("offload_optimizer") or {}
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"zero_optimization.offload_optimizer is {json.dumps(section)}; it is a section, such "
+            'as {"device": "cpu", "pin_memory": true}'
+        )
     return section.get("device", "none") != "none"
 
 

@@ -33,8 +33,9 @@ def check_weights(folder: Path) -> None:
     if not index.is_file():
         return
     try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(file) for file in weight_map.values()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"{index} is not an index of weights ({error}); download it again"
         ) from error

@@ -121,7 +121,7 @@ class TrainConfig:
     resume_from_checkpoint: str | None = setting(
         None, "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder"
     )
-    seed: int = setting(42, "seed of data order, dropout and preset weights")
+    seed: int = setting(42, "seed of data order, dropout and preset weights", low=0)
     max_steps: int = setting(-1, "optimizer steps; -1 means num_train_epochs decides", low=-1)
     num_train_epochs: float = setting(1.0, "passes over the data when max_steps is -1", low=0)
     per_device_train_batch_size: int = setting(1, "rows per process and micro-step", low=1)

@@ -93,6 +93,6 @@ def _number(number_type: type[int] | type[float], value: Any) -> int | float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise ValueError
     return value

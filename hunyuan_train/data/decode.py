@@ -15,6 +15,7 @@ from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.tokenizer import replace_surrogates
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_RECODE = "convert the file to UTF-8, for instance with iconv"
 _MAX_INTEGER = 2.0**63  # orjson makes floats of integers beyond
 
 
@@ -128,11 +129,14 @@ def _describe_encoding(raw: bytes, error: UnicodeDecodeError) -> Problem:
         "",
         f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; "
         f"the text looks like {guess}",
-        "convert the file to UTF-8, for instance with iconv",
+        _RECODE,
     )
 
 
 def _describe_json_error(text: str, error: json.JSONDecodeError) -> Problem:
+    if "\0" in text:
+        reason = "zero bytes between the letters; the text looks like UTF-16"
+        return Problem("encoding", "", reason, _RECODE)
     is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
     what = "the JSON ends too early" if is_cut else f"not JSON: {error.msg}"
     fix = "one JSON object a line"

@@ -20,7 +20,12 @@ from hunyuan_train.launcher.extension import (
 )
 from hunyuan_train.launcher.plan import show_plan
 from hunyuan_train.launcher.preflight import Plan
-from hunyuan_train.launcher.prepare import prepare_data, prepare_output_folder
+from hunyuan_train.launcher.prepare import (
+    check_resume,
+    lock_output_folder,
+    prepare_data,
+    prepare_output_folder,
+)
 from hunyuan_train.launcher.supervise import INTERRUPTED, run_supervised
 from hunyuan_train.launcher.worker import FAILURES_VARIABLE
 
@@ -33,7 +38,9 @@ def launch(plan: Plan, *, is_dry_run: bool) -> int:
     """
     console = Console(stderr=True)
     machine = plan.machine
-    show_plan(plan, prepare_data(plan), console)
+    data = prepare_data(plan)
+    show_plan(plan, data, console)
+    check_resume(plan.config, data)
     if is_dry_run:
         console.print("dry run: every check passed, nothing was started")
         return 0
@@ -41,8 +48,8 @@ def launch(plan: Plan, *, is_dry_run: bool) -> int:
     for extension in needed_extensions(plan.config, num_gpus=machine.num_gpus):
         folder = extensions_folder(environment)
         prepare_extension(extension, folder=folder, environment=environment, console=console)
-    config_file = prepare_output_folder(plan.config, console)
-    with tempfile.TemporaryDirectory(prefix="hunyuan_train-") as failures:
+    with lock_output_folder(plan.config), tempfile.TemporaryDirectory() as failures:
+        config_file = prepare_output_folder(plan.config, console)
         environment[FAILURES_VARIABLE] = failures
         exit_code = run_supervised(worker_command(plan.config, config_file), environment)
     if exit_code in INTERRUPTED and list_checkpoints(config_file.parent):

@@ -9,6 +9,7 @@ from hunyuan_train.data.dataset import Dataset, DataSummary
 from hunyuan_train.data.loader import BatchPlan
 from hunyuan_train.launcher.preflight import Plan
 from hunyuan_train.launcher.prepare import PreparedData
+from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.trainer.schedule import count_steps
 
 
@@ -22,10 +23,12 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
     """What is trained, on what, for how long, and where the results go."""
     config, shape = plan.config, data.shape
     train, parallel = config.train, config.parallel
+    is_preset = config.model.model_name_or_path in PRESETS
     stage = zero_stage(read_deepspeed_file(parallel.deepspeed))
     lines = {
         "model": f"{config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
-        f"{shape.num_active_parameters:,} of them active for a token",
+        f"{shape.num_active_parameters:,} of them active for a token"
+        + (f"; random weights from seed {train.seed}" if is_preset else ""),
         "training": describe_method(config),
         "processes": f"{parallel.num_processes} on {'GPUs' if plan.machine.num_gpus else 'CPU'} in "
         f"{'bfloat16' if train.bf16 else 'float32'}: ZeRO stage {stage}, experts split over "

@@ -1,11 +1,21 @@
 """What is done once, before the ranks start: tokenized data, and the folder of the run."""
 
+import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from hunyuan_train.checkpoint.folder import (
+    check_fingerprints,
+    find_checkpoint,
+    list_checkpoints,
+    read_manifest,
+)
+from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
@@ -50,16 +60,59 @@ def prepare_data(plan: Plan) -> PreparedData:
     )
 
 
+def check_resume(config: RunConfig, data: PreparedData) -> None:
+    """Refuse to go on from a checkpoint that saw other data, before anything of its run changes.
+
+    Raises:
+        CheckpointError: it did, or it is damaged.
+    """
+    if config.train.resume_from_checkpoint is None:
+        return
+    folder = find_checkpoint(config.train.resume_from_checkpoint, Path(config.train.output_dir))
+    if folder:
+        saved = read_manifest(folder)["fingerprints"]
+        check_fingerprints(saved, {"data": data.train.summary.fingerprint}, folder)
+
+
+@contextmanager
+def lock_output_folder(config: RunConfig) -> Iterator[None]:
+    """Keep a second run out of the folder for as long as this one lasts.
+
+    Raises:
+        ConfigError: another run is in it, or the folder cannot be made.
+    """
+    folder = Path(config.train.output_dir).absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir is {folder}, where nothing can be written ({error.strerror}); give a "
+            "folder that can be made"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir is {folder}, in which another run is going on; wait for it, or give "
+                "another folder"
+            ) from error
+        yield
+
+
 def prepare_output_folder(config: RunConfig, console: Console) -> Path:
     """Make the folder of a run, move an earlier run aside where asked to, write config.yaml."""
-    folder = Path(config.train.output_dir)
+    folder = Path(config.train.output_dir).absolute()
     is_resumed = config.train.resume_from_checkpoint is not None
     if config.train.overwrite_output_dir and not is_resumed and (folder / "config.yaml").exists():
         previous = folder.with_name(f"{folder.name}.previous")
-        if previous.exists():
-            shutil.rmtree(previous)
-        folder.rename(previous)
-        console.print(f"the earlier run in {folder} moved to {previous}")
+        if list_checkpoints(folder):
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+            console.print(f"the earlier run in {folder} moved to {previous}")
+        else:  # it reached no checkpoint, and must not push out one that did
+            shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "config.yaml"
     dump_config(config, config_file)

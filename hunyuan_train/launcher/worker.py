@@ -16,7 +16,7 @@ FAILURES_VARIABLE = "HUNYUAN_TRAIN_FAILURES"
 
 def is_worker() -> bool:
     """Whether this process is one of the ranks that torchrun started."""
-    return "RANK" in os.environ
+    return {"RANK", "LOCAL_RANK"} <= os.environ.keys()
 
 
 def with_started_processes(config: RunConfig) -> RunConfig:

@@ -62,7 +62,7 @@ def per_document_attention(
     return torch.cat(documents, dim=2).transpose(1, 2), None
 
 
-def choose_attention(use_flash_attn: bool | str) -> str:
+def choose_attention(use_flash_attn: bool | str, *, is_bf16: bool) -> str:
     """Name the attention implementation for this machine.
 
     Raises:
@@ -73,7 +73,8 @@ def choose_attention(use_flash_attn: bool | str) -> str:
     if use_flash_attn is True and not (is_installed and has_gpu):
         lacking = "a GPU" if not has_gpu else "the flash-attn package (pip install flash-attn)"
         raise ConfigError(f"use_flash_attn is true, which needs {lacking}; or set it to auto")
-    if use_flash_attn is not False and is_installed and has_gpu:
+    # Its kernels know 16 bits only; a float32 run takes torch's.
+    if use_flash_attn is not False and is_installed and has_gpu and is_bf16:
         return "flash_attention_2"
     return PER_DOCUMENT
 

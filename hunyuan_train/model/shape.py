@@ -134,6 +134,10 @@ def parse_shape(config: dict[str, Any], *, source: str) -> ModelShape:
             eos_token_id=config.get("eos_token_id"),
             eod_token_id=config.get("eod_token_id"),
         )
+    except TypeError as error:
+        raise ConfigError(
+            f"{source} has a field of another type than it is published with ({error})"
+        ) from error
     except KeyError as missing:
         raise ConfigError(
             f"{source} has no field {missing}; take the config.json published with the model"
@@ -149,12 +153,14 @@ def read_shape(model_folder: Path) -> ModelShape:
     path = model_folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no object")
     except FileNotFoundError as error:
         raise ConfigError(
             f"model_name_or_path is {model_folder}, which holds no config.json; point it at a "
             "downloaded Hugging Face model folder"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); download it again") from error
     return parse_shape(config, source=str(path))
 

@@ -18,7 +18,7 @@ from hunyuan_train.parallel.routers import refresh_routers
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the weights of this step are not to be trusted."""
+    """Loss or gradients became NaN or infinite; the weights are not to be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,14 @@ def train_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     engine.step()
+    grad_norm = float(engine.get_global_grad_norm())
+    if not (isfinite(grad_norm) and grad_norm >= 0):  # the engine says -1 for infinity
+        raise NonFiniteLossError(f"the gradient norm is {grad_norm}")
     refresh_routers(engine)
     return StepResult(
         loss=loss,
         router_loss=router_loss,
-        grad_norm=float(engine.get_global_grad_norm()),
+        grad_norm=grad_norm,
         num_tokens=int(num_tokens),
         num_label_tokens=int(num_labels),
     )

@@ -45,7 +45,7 @@ def train_and_export(
     save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
     config = load_config(["--config", str(checkpoint.parents[1] / "config.yaml")])
     described = describe_release(config, SHAPE, source)
-    check = partial(check_model, read_prompts(engine, described))
+    check = partial(check_model, read_prompts(engine, SHAPE, written_dtype=described.dtype))
     export_model(engine, live, described, source, check=check)
     return kept_weights(engine.module)
 
@@ -89,7 +89,7 @@ def export_under_a_check_that_fails(base: Path, live: Path) -> None:
     source = SafetensorsFolder.open(base, SHAPE)
     engine = small_engine(stage=3, expert_size=1, shape=SHAPE, source=source)
     described = Release(shape=SHAPE, dtype=torch.bfloat16, companions=(base,))
-    trained = read_prompts(engine, described)
+    trained = read_prompts(engine, SHAPE, written_dtype=described.dtype)
     trained.losses.add_(0.1)
     with pytest.raises(ServeError, match="does not compute what was trained"):
         export_model(engine, live, described, source, check=partial(check_model, trained))
@@ -119,8 +119,7 @@ def train_and_export_adapter(
     for step in range(3):
         train_step(engine, my_share(global_batch(step, 4)), learning_rate=1e-2)
     save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
-    described = Release(shape=SHAPE, dtype=torch.float32, companions=())
-    trained = read_prompts(engine, described)
+    trained = read_prompts(engine, SHAPE, written_dtype=torch.float32)
     check = partial(check_adapter, trained, source)
     export_adapter(engine, live, lora, base_model=str(base), check=check)
     return trained.losses

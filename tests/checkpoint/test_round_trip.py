@@ -45,7 +45,7 @@ def pass_through(
         for piece_start, piece_stop in [(shard.start, shard.stop)]
     )
     release = Release(shape=SHAPE, dtype=torch.bfloat16, companions=(base, TINY_TOKENIZER))
-    trained = read_prompts(engine, release)
+    trained = read_prompts(engine, SHAPE, written_dtype=release.dtype)
     export_model(engine, live, release, source, check=partial(check_model, trained))
     save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
     return num_read, num_kept

@@ -87,8 +87,8 @@ def test_missing_kernels_and_trackers_say_how_to_install_them(monkeypatch):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"stage": 0}, "expert_parallel_size is 2, but .* asks for ZeRO stage 0; below stage 3"),
-        ({"stage": 2}, "asks for ZeRO stage 2"),
+        ({"stage": 0}, "zero_optimization.stage to 0; it must be 2 or 3"),
+        ({"stage": 2}, "expert_parallel_size is 2, but .* asks for ZeRO stage 2; below stage 3"),
         (
             {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
             "sets stage3_gather_16bit_weights_on_model_save, which the engine cannot do",

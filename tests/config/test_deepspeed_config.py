@@ -73,7 +73,7 @@ def test_every_file_we_ship_is_complete_once_filled(path):
             "expert_parallel.autoep_size to 8, but expert_parallel_size of this run is 2",
         ),
         ({"zero_optimization": 3}, "sets zero_optimization to 3; it is a section"),
-        ({"zero_optimization": {"stage": "auto"}}, 'stage to "auto"; it is 0 to 3'),
+        ({"zero_optimization": {"stage": "auto"}}, 'stage to "auto"; it must be 2 or 3'),
         ({"steps_per_print": "auto"}, 'sets steps_per_print to "auto", which nothing fills'),
     ],
 )

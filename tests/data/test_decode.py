@@ -75,6 +75,12 @@ def test_other_encodings_are_named_with_the_byte(encoding, guess):
     assert "byte " in reason
 
 
+def test_utf_16_without_a_mark_is_named():
+    _, [(kind, reason)] = _decode('{"a": "b"}'.encode("utf-16-le"))
+    assert kind == "encoding"
+    assert "UTF-16" in reason
+
+
 def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept():
     value, problems = _decode(rb'{"a": "x\ud83d", "b": "\ud83d\ude00"}')
     assert value == {"a": "x\N{REPLACEMENT CHARACTER}", "b": "\N{GRINNING FACE}"}

@@ -10,7 +10,7 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.launcher.launch import worker_command, worker_environment
 from hunyuan_train.launcher.machine import count_gpus, detect_machine
-from hunyuan_train.launcher.prepare import prepare_output_folder
+from hunyuan_train.launcher.prepare import lock_output_folder, prepare_output_folder
 from hunyuan_train.launcher.worker import with_started_processes
 
 QUIET = Console(quiet=True)
@@ -96,7 +96,38 @@ def test_an_earlier_run_moves_aside_and_only_the_last_one_is_kept(tmp_path):
         prepare_output_folder(load_config(flags), QUIET)
         assert not (folder / "mark").exists()
         (folder / "mark").write_text(str(number))
+        checkpoint = folder / "checkpoints" / "step-000001"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "manifest.json").touch()
     assert (previous / "mark").read_text() == "1"
+
+
+def test_a_run_without_a_checkpoint_does_not_push_out_one_that_has_one(tmp_path):
+    folder, previous = tmp_path / "run", tmp_path / "run.previous"
+    flags = ["--output_dir", str(folder), "--overwrite_output_dir"]
+    previous.mkdir()
+    for _ in range(2):
+        prepare_output_folder(load_config(flags), QUIET)
+    assert previous.exists()
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path):
+    config = load_config(["--output_dir", str(tmp_path / "run")])
+    with (
+        lock_output_folder(config),
+        pytest.raises(ConfigError, match="another run is going on"),
+        lock_output_folder(config),
+    ):
+        pass
+    with lock_output_folder(config):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    config = load_config(["--output_dir", str(tmp_path / "file" / "run")])
+    with pytest.raises(ConfigError, match="nothing can be written"), lock_output_folder(config):
+        pass
 
 
 def test_a_resumed_run_stays_where_it_is(tmp_path):

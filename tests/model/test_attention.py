@@ -71,5 +71,5 @@ def test_flash_attention_demanded_without_a_gpu_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="use_flash_attn is true, which needs a GPU"):
-        choose_attention(True)
-    assert choose_attention("auto") == PER_DOCUMENT
+        choose_attention(True, is_bf16=True)
+    assert choose_attention("auto", is_bf16=True) == PER_DOCUMENT
