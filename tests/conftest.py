@@ -14,7 +14,9 @@ from hunyuan_train.launcher.machine import count_gpus
 
 # Before torch is imported anywhere: ranks would fight over the cores, and sums of several threads
 # come out in another order each time; the engine's extension belongs to this environment.
+# Its ninja comes first, as in the launcher: another one would compile everything again.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(dict(os.environ))))
 if count_gpus() == 0:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
