@@ -181,6 +181,11 @@ class TrainConfig:
             raise ConfigError(
                 "max_steps is 0; set a number of steps, or -1 to let num_train_epochs decide"
             )
+        if self.max_steps < 0 and self.num_train_epochs == 0:
+            raise ConfigError(
+                "num_train_epochs is 0 and max_steps is -1, so nothing would be trained; set one "
+                "of them above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

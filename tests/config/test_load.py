@@ -82,6 +82,7 @@ def test_dry_run_is_no_setting():
         (["--recipe", "huge"], r"huge is neither a recipe of ours \(full, lora, tiny\)"),
         (["--recipe", "tiny", "--config", "a.yaml"], "--recipe and --config both name a file"),
         (["--max_steps", "0"], "max_steps is 0; set a number of steps, or -1"),
+        (["--num_train_epochs", "0"], "num_train_epochs is 0 and max_steps is -1"),
         (["--warmup_ratio", "2"], "warmup_ratio is 2.0; set it to a number from 0 to 1"),
         (["--logging_steps", "0"], "logging_steps is 0; set it to 1 or more"),
     ],
