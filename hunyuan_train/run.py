@@ -5,10 +5,12 @@ They are built in the order in which they are used: processes, data, model, engi
 
 import hashlib
 import json
+import logging
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -23,6 +25,7 @@ from hunyuan_train.checkpoint.folder import (
     list_checkpoints,
 )
 from hunyuan_train.checkpoint.release import describe_release, trained_dtype
+from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.checkpoint.state import load_checkpoint, save_checkpoint
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.errors import ConfigError
@@ -31,7 +34,8 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.dialogue import MODES
-from hunyuan_train.data.loader import Batch, BatchPlan, eval_batches
+from hunyuan_train.data.identity import identify_data
+from hunyuan_train.data.loader import Batch, BatchPlan, Position, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.log import console, start_logging
@@ -49,6 +53,8 @@ from hunyuan_train.trainer.loop import Trainer, TrainerState, train
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.step import RouterTerms
+
+logger = logging.getLogger(__name__)
 
 EXPORT_FOLDER = "export"
 MAX_SAMPLED_PARAMETERS = 2 * 10**9  # 4 GB in bf16: one process holds it beside the run
@@ -176,30 +182,39 @@ def make_metrics(config: RunConfig) -> MetricsLog | None:
     )
 
 
-def fingerprints(config: RunConfig, shape: ModelShape, dataset: Dataset) -> dict[str, str]:
+def fingerprints(config: RunConfig, shape: ModelShape, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint belongs to; a run made of something else does not resume from it."""
     model = json.dumps([asdict(shape), asdict(config.lora)], sort_keys=True)
     return {
-        "data": dataset.summary.fingerprint,
+        "data": identify_data(dataset, config.data, seed=config.train.seed),
         "model": hashlib.sha256(model.encode()).hexdigest()[:16],
     }
 
 
-def find_state(trainer: Trainer, made_of: dict[str, str]) -> TrainerState:
-    """Where the run starts: at the checkpoint that is asked for, or at the beginning."""
+def find_state(trainer: Trainer, made_of: dict[str, Any]) -> TrainerState:
+    """Where the run starts: at the checkpoint that is asked for, or at the beginning.
+
+    Raises:
+        CheckpointError: the checkpoint saw other data or another model.
+    """
     config = trainer.config
     folder = None
     if config.resume_from_checkpoint:
         folder = find_checkpoint(config.resume_from_checkpoint, Path(config.output_dir))
     state = TrainerState()
     if folder:
-        state = load_checkpoint(trainer.engine, folder, fingerprints=made_of)
+        data, model = made_of["data"], {"model": made_of["model"]}
+        is_same = check_same_data(folder, data, ignores_change=config.ignore_data_change)
+        state = load_checkpoint(trainer.engine, folder, fingerprints=model)
+        if not is_same:
+            logger.warning("the data is not what the checkpoint saw: it is read from its start")
+            state = replace(state, position=Position(state.position.epoch))
     if trainer.metrics:
         trainer.metrics.forget_after(state.step)
     return state
 
 
-def save(trainer: Trainer, made_of: dict[str, str], state: TrainerState) -> None:
+def save(trainer: Trainer, made_of: dict[str, Any], state: TrainerState) -> None:
     """Write a checkpoint, and delete those that are too many."""
     output_dir = Path(trainer.config.output_dir)
     folder = checkpoint_folder(output_dir, state.step)

@@ -91,3 +91,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         ours, theirs = load_file(resumed / file), load_file(whole / file)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
+    whole_run: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    whole, _ = whole_run
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000006")
+    flags = (*SETTINGS, "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "auto")
+    refused = start_train(*flags, "--history", "keep", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "other data: history was strip and is keep" in refused.stderr
+    assert len(read_metrics(tmp_path / "run")) == 6  # nothing was touched
+    flags = (*flags, "--history", "keep", "--ignore_data_change", "--no_export")
+    finished = start_train(*flags, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    manifest = tmp_path / "run" / "checkpoints" / "step-000006" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["position"] == {"epoch": 0, "row": 6}  # three steps of two rows
+    assert content["fingerprints"]["data"]["settings"]["history"] == "keep"
+    assert [numbers["step"] for numbers in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

@@ -93,6 +93,11 @@ class DataConfig:
     overlong: Literal["error", "drop", "drop_turns"] = setting(
         "error", "what happens to samples longer than max_seq_length"
     )
+    data_policy: str | None = setting(
+        None,
+        "what is done about kinds of findings, as `data check --policy` takes it: "
+        "tags=error,duplicate=drop (error, drop, fix or note; `data check --help` lists the kinds)",
+    )
     now: str | None = setting(
         None,
         'fixed date and time of tool prompts, "2026-03-02 09:15:00"; a record may state its own',
@@ -120,6 +125,11 @@ class TrainConfig:
     )
     resume_from_checkpoint: str | None = setting(
         None, "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder"
+    )
+    ignore_data_change: bool = setting(
+        False,
+        "resume although the data is not what the checkpoint saw; the new data is read from its "
+        "first row on",
     )
     seed: int = setting(42, "seed of data order, dropout and preset weights", low=0)
     max_steps: int = setting(-1, "optimizer steps; -1 means num_train_epochs decides", low=-1)

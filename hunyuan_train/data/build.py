@@ -15,7 +15,7 @@ from hunyuan_train.data.compile import CompiledChunk, CompileSettings, compile_c
 from hunyuan_train.data.dataset import DTYPES, RECORD, DataSummary, write_summary
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.encode import EncodedChunk
-from hunyuan_train.data.findings import DataError, FindingLog
+from hunyuan_train.data.findings import POLICIES, DataError, Finding, FindingLog
 from hunyuan_train.data.progress import show_progress
 from hunyuan_train.data.readers import Chunk, read_chunks
 from hunyuan_train.data.repeats import RepeatFinder, SeenHashes
@@ -103,22 +103,26 @@ def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
 
 
 def _refuse(log: FindingLog, counts: Counter[str]) -> None:
-    num_errors = log.count("error")
-    if num_errors:
-        shown = [str(finding) for finding in log.examples if finding.action == "error"]
-        shown = shown[:_MAX_ERRORS_SHOWN]
-        more = f"\n  and {num_errors - len(shown):,} more" if num_errors > len(shown) else ""
+    errors = [finding for finding in log.examples if finding.action == "error"]
+    if errors:
+        shown = "\n  ".join(str(finding) for finding in errors[:_MAX_ERRORS_SHOWN])
+        num_more = log.count("error") - min(len(errors), _MAX_ERRORS_SHOWN)
+        more = f"\n  and {num_more:,} more" if num_more else ""
         raise DataError(
-            f"the data has {num_errors:,} error(s):\n  "
-            + "\n  ".join(shown)
-            + f"{more}\nMend them, or choose drop or fix for their kind; "
-            f"`python -m hunyuan_train data check` lists all of them and can write a mended file."
+            f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
+            f"Mend them{_suggest_policy(errors)}; "
+            "`python -m hunyuan_train data check` lists all of them and can write a mended file."
         )
     if not counts["samples"]:
         raise DataError(
             f"no sample is left of {counts['records']:,} records; "
             f"`python -m hunyuan_train data check` says what became of them"
         )
+
+
+def _suggest_policy(errors: Sequence[Finding]) -> str:
+    kinds = [finding.kind for finding in errors if "drop" in POLICIES[finding.kind].allowed]
+    return f", or leave such records out with --data_policy {kinds[0]}=drop" if kinds else ""
 
 
 def _summarise(fingerprint: str, counts: Counter[str], log: FindingLog) -> DataSummary:
@@ -135,6 +139,7 @@ def _summarise(fingerprint: str, counts: Counter[str], log: FindingLog) -> DataS
         num_label_tokens=sum(by_span.values()),
         num_label_tokens_by_span=by_span,
         num_dropped=log.by_kind("drop"),
+        num_fixed=log.by_kind("fix"),
         num_findings=log.by_kind(),
         growth=counts["tokens_laid_out"] / max(counts["tokens_once"], 1),
     )

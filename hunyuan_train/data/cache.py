@@ -13,9 +13,9 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.build import build_dataset
 from hunyuan_train.data.compile import CompileSettings, Split
 from hunyuan_train.data.dataset import Dataset, is_whole, map_array, read_summary
-from hunyuan_train.data.findings import DataError
+from hunyuan_train.data.findings import DataError, parse_policies
 from hunyuan_train.data.repeats import SeenHashes
 from hunyuan_train.data.sources import Source, find_sources
 from hunyuan_train.data.tokenizer import Tokenizer
@@ -42,7 +42,6 @@ def prepare_dataset(
     tokenizer: Tokenizer,
     *,
     split: Split = "train",
-    policy: Mapping[str, str] | None = None,
 ) -> Dataset:
     """The samples of one side of a run, compiled now or opened from the cache.
 
@@ -50,20 +49,20 @@ def prepare_dataset(
 
     Args:
         split: "train", or "eval" for the eval file or else the held-out share.
-        policy: what to do about kinds of findings, where it is not the default.
 
     Raises:
         DataError: naming what `data check` would refuse too.
     """
     names, settings = choose_split(config, split)
-    settings = replace(settings, policy=policy or {})
     sources = find_sources(names)
     eval_set = None
     if split == "train" and config.eval_data_file:
-        eval_set = prepare_dataset(config, tokenizer, split="eval", policy=policy)
+        eval_set = prepare_dataset(config, tokenizer, split="eval")
     cache_dir = Path(config.cache_dir) if config.cache_dir else DEFAULT_CACHE_DIR
     try:
-        key = make_key(sources, settings, tokenizer, eval_set, cache_dir)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        hashes = [_hash_source(source.path, cache_dir) for source in sources]
+        key = make_key(hashes, settings, tokenizer, eval_set)
         folder = cache_dir / key
         if not is_whole(folder):
             with _lock(folder):
@@ -75,7 +74,7 @@ def prepare_dataset(
             f"the tokenized data cannot be written to {cache_dir}: {error.strerror}; free some "
             f"room, or set cache_dir to another disk"
         ) from error
-    return open_dataset(folder, sources, tokenizer, max_seq_length=settings.max_seq_length)
+    return open_dataset(folder, sources, hashes, tokenizer, settings.max_seq_length)
 
 
 def choose_split(config: DataConfig, split: Split) -> tuple[str, CompileSettings]:
@@ -92,6 +91,7 @@ def choose_split(config: DataConfig, split: Split) -> tuple[str, CompileSettings
         history=config.history,
         overlong=config.overlong,
         now=config.now or "",
+        policy=parse_policies(config.data_policy or ""),
         split=split if is_shared else "all",
         eval_fraction=config.eval_fraction if is_shared else 0.0,
         compares_questions=config.eval_data_file is not None,
@@ -99,15 +99,21 @@ def choose_split(config: DataConfig, split: Split) -> tuple[str, CompileSettings
 
 
 def open_dataset(
-    folder: Path, sources: Sequence[Source], tokenizer: Tokenizer, *, max_seq_length: int
+    folder: Path,
+    sources: Sequence[Source],
+    hashes: Sequence[str],
+    tokenizer: Tokenizer,
+    max_seq_length: int,
 ) -> Dataset:
     """Map a compiled data set."""
     has_weights = (folder / "weights.bin").exists()
     return Dataset(
         paths=[str(source.path) for source in sources],
         source_weights=[source.weight for source in sources],
+        source_hashes=hashes,
         max_seq_length=max_seq_length,
         pad_id=tokenizer.pad_id,
+        tokenizer_hash=tokenizer.content_hash,
         summary=read_summary(folder),
         samples=map_array(folder, "samples"),
         records=map_array(folder, "records"),
@@ -161,16 +167,14 @@ def _publish(building: Path, folder: Path) -> None:
 
 
 def make_key(
-    sources: Sequence[Source],
+    source_hashes: Sequence[str],
     settings: CompileSettings,
     tokenizer: Tokenizer,
     eval_set: Dataset | None,
-    cache_dir: Path,
 ) -> str:
     """A name made of everything that decides the tokens: data, tokenizer, settings, this code."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
     parts = {
-        "data": [_hash_source(source.path, cache_dir) for source in sources],
+        "data": list(source_hashes),
         "tokenizer": tokenizer.content_hash,
         "settings": asdict(settings),
         "eval": eval_set.fingerprint if eval_set else None,

@@ -97,7 +97,8 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND=ACTION",
-        help=f"error, drop, fix or note for one kind of finding: {kinds}",
+        help="error, drop, fix or note for kinds of findings, comma-separated or repeated; "
+        f"the kinds: {kinds}",
     )
 
 
@@ -118,7 +119,7 @@ def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
 
 def run_check(arguments: Arguments) -> int:
     """Lint; with --fix also write what can be mended."""
-    policy = parse_policies(arguments.policy)
+    policy = parse_policies(",".join(arguments.policy))
     if arguments.fix:  # mend whatever can be mended, unless told otherwise
         mendable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
         policy = mendable | policy
@@ -173,7 +174,7 @@ def run_convert(arguments: Arguments) -> int:
         max_seq_length=1,  # not looked at: nothing is tokenized
         mode=arguments.mode,
         now=arguments.now,
-        policy=parse_policies(arguments.policy),
+        policy=parse_policies(",".join(arguments.policy)),
     )
     with open_output(arguments.output) as file:
         report = lint_sources(

@@ -42,24 +42,9 @@ class DataSummary:
     num_label_tokens: int
     num_label_tokens_by_span: dict[str, int]  # think, answer, marker
     num_dropped: dict[str, int]  # records and samples left out, by the kind of finding
+    num_fixed: dict[str, int]  # repairs, by the kind of finding
     num_findings: dict[str, int]  # everything found, by kind
     growth: float  # tokens of all samples by those of one sample per dialogue
-
-    def __str__(self) -> str:
-        modes = {"fast": self.num_fast, "slow": self.num_slow, "plain": self.num_plain}
-        parts = [
-            f"{self.num_samples:,} samples of {self.num_records:,} records",
-            ", ".join(f"{number:,} {mode}" for mode, number in modes.items() if number),
-            f"{self.num_tokens:,} tokens ({self.growth:.2f} times one sample per dialogue), "
-            f"{self.num_label_tokens:,} with loss",
-        ]
-        if self.num_findings:
-            found = (f"{kind} {number:,}" for kind, number in self.num_findings.items())
-            parts.append(f"found: {', '.join(found)}")
-        if self.num_dropped:
-            dropped = (f"{kind} {number:,}" for kind, number in self.num_dropped.items())
-            parts.append(f"left out: {', '.join(dropped)}")
-        return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +53,10 @@ class Dataset:
 
     paths: Sequence[str]  # of the sources
     source_weights: Sequence[float]  # how often an epoch shows the samples of each
+    source_hashes: Sequence[str]  # of the content of each
     max_seq_length: int
     pad_id: int
+    tokenizer_hash: str
     summary: DataSummary
     samples: npt.NDArray[np.void]  # [S] of SAMPLE
     records: npt.NDArray[np.void]  # [R] of RECORD

@@ -7,6 +7,7 @@ deserve the same treatment; `POLICIES` is the one table of kinds, defaults and a
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal, NamedTuple, get_args
 
 
@@ -26,6 +27,8 @@ class Policy(NamedTuple):
     allowed: tuple[Action, ...]
     meaning: str
 
+
+_SETTING = "data_policy (--policy)"
 
 _REFUSE: tuple[Action, ...] = ("error", "drop")
 _REPAIR: tuple[Action, ...] = ("error", "drop", "fix")
@@ -119,25 +122,36 @@ def build_policies(choices: Mapping[str, str] | None = None) -> PolicySet:
     actions: dict[str, Action] = {kind: policy.default for kind, policy in POLICIES.items()}
     for kind, action in (choices or {}).items():
         if kind not in POLICIES:
-            raise DataError(
-                f"data_policy names the kind '{kind}'; the kinds are {', '.join(POLICIES)}"
-            )
+            raise DataError(f"{_SETTING} names the kind '{kind}'; {_suggest_kind(kind)}")
         allowed = POLICIES[kind].allowed
         if action not in allowed or action not in get_args(Action):
             raise DataError(
-                f"data_policy sets {kind}={action}; for this kind choose {' or '.join(allowed)}"
+                f"{_SETTING} sets {kind}={action}; for this kind choose {' or '.join(allowed)}"
             )
         actions[kind] = action
     return PolicySet(actions)
 
 
-def parse_policies(choices: Iterable[str]) -> dict[str, str]:
-    """`kind=action` words, as the command line gives them."""
-    pairs = [choice.partition("=") for choice in choices]
-    for kind, separator, action in pairs:
+def _suggest_kind(name: str) -> str:
+    close = get_close_matches(name, POLICIES, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"the kinds are {', '.join(POLICIES)}"
+
+
+def parse_policies(text: str) -> dict[str, str]:
+    """The choices in `tags=error,duplicate=drop`.
+
+    Raises:
+        DataError: a word that is no choice, or two choices for one kind.
+    """
+    choices: dict[str, str] = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        kind, separator, action = (part.strip() for part in word.partition("="))
         if not (kind and separator and action):
-            raise DataError(f"--policy takes kind=action, for instance tags=error, not '{kind}'")
-    return {kind: action for kind, _, action in pairs}
+            raise DataError(f"{_SETTING} takes kind=action, like tags=error, not '{word}'")
+        if choices.setdefault(kind, action) != action:
+            raise DataError(f"{_SETTING} sets {kind} to {choices[kind]} and {action}; keep one")
+    build_policies(choices)
+    return choices
 
 
 @dataclass(slots=True)

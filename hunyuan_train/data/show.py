@@ -75,14 +75,23 @@ def _style(segment: Segment) -> str:
     return f"{style} bold" if segment.is_special else style
 
 
-def write_sample(sample: SampleTokens, tokenizer: Tokenizer) -> str:
-    """A compiled sample as text for a log, what carries loss in double brackets."""
+def write_sample(sample: SampleTokens, tokenizer: Tokenizer, *, max_part: int) -> str:
+    """A compiled sample as one line of text, what carries loss in double brackets.
+
+    Args:
+        max_part: characters of each stretch with or without loss; its middle is left out beyond.
+    """
     has_loss = sample.spans != 0
     borders = np.flatnonzero(np.diff(has_loss)) + 1
     parts = []
     for tokens, flags in zip(
         np.split(sample.tokens, borders), np.split(has_loss, borders), strict=True
     ):
-        text = tokenizer.decode(tokens.tolist())
+        text = _shorten(tokenizer.decode(tokens.tolist()), max_part).replace("\n", "\\n")
         parts.append(f"[[{text}]]" if flags[0] else text)
     return "".join(parts)
+
+
+def _shorten(text: str, max_length: int) -> str:
+    half = max_length // 2
+    return text if len(text) <= max_length else f"{text[:half]} … {text[-half:]}"

@@ -5,7 +5,8 @@ from rich.text import Text
 
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file, zero_stage
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.dataset import Dataset, DataSummary
+from hunyuan_train.data.dataset import Dataset
+from hunyuan_train.data.describe import describe_counts, describe_dataset
 from hunyuan_train.data.loader import BatchPlan
 from hunyuan_train.launcher.preflight import Plan
 from hunyuan_train.launcher.prepare import PreparedData
@@ -33,11 +34,12 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
         "processes": f"{parallel.num_processes} on {'GPUs' if plan.machine.num_gpus else 'CPU'} in "
         f"{'bfloat16' if train.bf16 else 'float32'}: ZeRO stage {stage}, experts split over "
         f"{parallel.expert_parallel_size}",
-        "data": f"{config.data.train_data_file}: {describe_data(data.train.summary)}",
+        "data": f"{config.data.train_data_file}: {describe_counts(data.train.summary)}",
     }
+    lines |= describe_dataset(data.train, config.data.history, data.tokenizer)
     if data.evaluation:
         source = config.data.eval_data_file or f"{config.data.eval_fraction:.0%} of it"
-        lines["evaluation"] = f"{source}: {describe_data(data.evaluation.summary)}"
+        lines["evaluation"] = f"{source}: {describe_counts(data.evaluation.summary)}"
     lines["length"] = describe_length(config, data.train)
     lines["output"] = train.output_dir
     return lines
@@ -50,18 +52,6 @@ def describe_method(config: RunConfig) -> str:
     return (
         f"{what if lora.use_lora else 'every parameter'} with {train.optimizer}, learning rate "
         f"{train.learning_rate:g} ({train.lr_scheduler_type})"
-    )
-
-
-def describe_data(summary: DataSummary) -> str:
-    """The counts of a data set, and what was left out of it."""
-    modes = {"fast": summary.num_fast, "slow": summary.num_slow, "plain": summary.num_plain}
-    counted = ", ".join(f"{count:,} {mode}" for mode, count in modes.items() if count)
-    dropped = sum(summary.num_dropped.values())
-    return (
-        f"{summary.num_samples:,} samples ({counted}), {summary.num_turns:,} turns, "
-        f"{summary.num_tokens:,} tokens, {summary.num_label_tokens:,} of them trained on"
-        + (f"; {dropped:,} left out" if dropped else "")
     )
 
 

@@ -9,18 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.checkpoint.folder import (
-    check_fingerprints,
-    find_checkpoint,
-    list_checkpoints,
-    read_manifest,
-)
+from hunyuan_train.checkpoint.folder import find_checkpoint, list_checkpoints
+from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
-from hunyuan_train.data.tokenizer import load_tokenizer
+from hunyuan_train.data.identity import identify_data
+from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.launcher.preflight import Plan
 from hunyuan_train.model.presets import fit_vocabulary, tokenizer_folder
 from hunyuan_train.model.shape import ModelShape
@@ -30,6 +27,7 @@ from hunyuan_train.model.shape import ModelShape
 class PreparedData:
     """The tokenized dialogues of a run, and the shape of the model that reads them."""
 
+    tokenizer: Tokenizer
     train: Dataset
     evaluation: Dataset | None
     shape: ModelShape
@@ -52,6 +50,7 @@ def prepare_data(plan: Plan) -> PreparedData:
         eos_id=tokenizer.eos_id,
     )
     return PreparedData(
+        tokenizer=tokenizer,
         train=prepare_dataset(config.data, tokenizer),
         evaluation=prepare_dataset(config.data, tokenizer, split="eval")
         if has_evaluation
@@ -66,12 +65,13 @@ def check_resume(config: RunConfig, data: PreparedData) -> None:
     Raises:
         CheckpointError: it did, or it is damaged.
     """
-    if config.train.resume_from_checkpoint is None:
+    train = config.train
+    if train.resume_from_checkpoint is None:
         return
-    folder = find_checkpoint(config.train.resume_from_checkpoint, Path(config.train.output_dir))
+    folder = find_checkpoint(train.resume_from_checkpoint, Path(train.output_dir))
     if folder:
-        saved = read_manifest(folder)["fingerprints"]
-        check_fingerprints(saved, {"data": data.train.summary.fingerprint}, folder)
+        current = identify_data(data.train, config.data, seed=train.seed)
+        check_same_data(folder, current, ignores_change=train.ignore_data_change)
 
 
 @contextmanager

@@ -63,13 +63,13 @@ def write_records(tmp_path: Path) -> Callable[..., Path]:
 def prepare(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Dataset]:
     """Compile files with the tiny tokenizer into a cache of this test's own."""
 
-    def run(files: Path | str, split: str = "train", policy=None, **settings) -> Dataset:
+    def run(files: Path | str, split: str = "train", **settings) -> Dataset:
         config = DataConfig(
             train_data_file=str(files),
             cache_dir=str(tmp_path / "cache"),
             preprocessing_num_workers=settings.pop("num_workers", 1),
             **settings,
         )
-        return prepare_dataset(config, tokenizer, split=split, policy=policy)
+        return prepare_dataset(config, tokenizer, split=split)
 
     return run

@@ -97,7 +97,7 @@ def test_errors_in_the_data_name_place_and_remedy_and_leave_no_entry(
 
 def test_a_policy_of_drop_leaves_records_out_and_counts_them(prepare, write_records):
     path = write_records([chat("a", "b"), chat("a", ""), chat("a", "b")])
-    dataset = prepare(path, policy={"empty_answer": "drop", "duplicate": "drop"})
+    dataset = prepare(path, data_policy="empty_answer=drop,duplicate=drop")
     assert len(dataset) == 1
     assert dataset.summary.num_dropped == {"empty_answer": 1, "duplicate": 1}
     assert dataset.summary.num_records == 3
@@ -105,7 +105,7 @@ def test_a_policy_of_drop_leaves_records_out_and_counts_them(prepare, write_reco
 
 def test_nothing_left_is_an_error(prepare, write_records):
     with pytest.raises(DataError, match="no sample is left of 1 records"):
-        prepare(write_records([chat("a", "")]), policy={"empty_answer": "drop"})
+        prepare(write_records([chat("a", "")]), data_policy="empty_answer=drop")
 
 
 def test_a_held_out_share_is_chosen_by_content_and_splits_nothing_in_two(prepare, write_records):
@@ -140,8 +140,8 @@ def test_questions_of_the_eval_file_are_found_in_the_training_data(prepare, writ
     dataset = prepare(path, eval_data_file=str(eval_path))
     assert dataset.summary.num_findings["eval_overlap"] == 1
     with pytest.raises(DataError, match=rf"{path}:2: .* its question is in the evaluation set"):
-        prepare(path, eval_data_file=str(eval_path), policy={"eval_overlap": "error"})
-    assert len(prepare(path, eval_data_file=str(eval_path), policy={"eval_overlap": "drop"})) == 1
+        prepare(path, eval_data_file=str(eval_path), data_policy="eval_overlap=error")
+    assert len(prepare(path, eval_data_file=str(eval_path), data_policy="eval_overlap=drop")) == 1
 
 
 def test_a_question_is_never_on_both_sides_of_a_held_out_share(prepare, write_records):
@@ -172,14 +172,6 @@ def test_a_disk_without_locks_is_said_and_works(prepare, tiny_data, monkeypatch,
     monkeypatch.setattr(cache.fcntl, "flock", refuse)
     assert len(prepare(tiny_data))
     assert "processes may work twice" in caplog.text
-
-
-def test_a_summary_says_what_matters_in_one_line(prepare, write_records):
-    path = write_records([chat("a <|eos|>", "b", mode="fast"), chat("c", "")])
-    text = str(prepare(path, policy={"empty_answer": "drop"}).summary)
-    assert "1 samples of 2 records; 1 fast" in text
-    assert "found: special_tokens 1, empty_answer 1" in text
-    assert "left out: empty_answer 1" in text
 
 
 def test_weights_of_messages_are_kept_also_when_they_come_late(prepare, write_records, monkeypatch):

@@ -84,9 +84,11 @@ def test_check_as_json_gives_each_finding_and_a_summary(run, mixed, tokenizer):
 def test_check_takes_a_policy_for_each_kind(run, mixed):
     assert run("check", mixed, "--policy", "empty_answer=drop")[0] == 0
     assert run("check", mixed, "--policy", "tags=error", "--policy", "empty_answer=drop")[0] == 1
+    assert run("check", mixed, "--policy", "tags=error,empty_answer=drop")[0] == 1
     for words, message in (
         ("tags", "takes kind=action"),
-        ("tag=error", "names the kind 'tag'"),
+        ("tag=error", "names the kind 'tag'; did you mean tags"),
+        ("tags=error,tags=drop", "sets tags to error and drop"),
         ("tags=note", "choose error or drop or fix"),
     ):
         with pytest.raises(DataError, match=message):

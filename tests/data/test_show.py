@@ -44,6 +44,15 @@ def test_bytes_that_are_no_text_are_visible(token, text):
 
 def test_a_sample_for_the_log_marks_what_carries_loss(tokenizer):
     encoded = encode_renderings([render(read(chat("a", "b", "c", "d")))], tokenizer)
-    assert write_sample(encoded.sample(0), tokenizer) == (
+    assert write_sample(encoded.sample(0), tokenizer, max_part=99) == (
         "<|startoftext|>a<|extra_0|>[[b<|eos|>]]<|startoftext|>c<|extra_0|>[[d<|eos|>]]"
     )
+
+
+def test_a_sample_for_the_log_is_one_short_line(tokenizer):
+    encoded = encode_renderings([render(read(chat("a\nb", "c" * 200)))], tokenizer)
+    line = write_sample(encoded.sample(0), tokenizer, max_part=40)
+    assert line.startswith("<|startoftext|>a\\nb<|extra_0|>[[cccc")
+    assert " … ccc" in line
+    assert "\n" not in line
+    assert len(line) < 90

@@ -28,6 +28,8 @@ def test_the_plan_names_model_split_data_length_and_output(tmp_path):
     counts = data.train.summary
     for count in (counts.num_fast, counts.num_slow, counts.num_turns, counts.num_tokens):
         assert f"{count:,}" in lines["data"]
+    assert lines["history"].startswith("strip: one sample per answer")
+    assert "loss on [[ ]]: <|startoftext|>" in lines["sample"]
     assert "tiny_eval.jsonl" in lines["evaluation"]
     assert lines["length"] == "7 steps (1.0 epochs) of 6 rows of up to 1024 tokens"
     assert lines["output"] == str(tmp_path / "run")
@@ -44,6 +46,21 @@ def test_data_is_checked_before_anything_starts(tmp_path):
     made = plan(tmp_path, "--train_data_file", str(tmp_path / "broken.jsonl"))
     with pytest.raises(DataError, match=r"broken.jsonl:1"):
         prepare_data(made)
+
+
+def test_the_policy_of_a_run_decides_what_is_refused(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": ""}\n', "utf-8"
+    )
+    flags = ("--train_data_file", str(path), "--eval_data_file", "none", "--eval_steps", "0")
+    with pytest.raises(DataError, match=r"data.jsonl:2: .*\(empty_answer\)[^$]*--data_policy"):
+        prepare_data(plan(tmp_path, *flags))
+    made = plan(tmp_path, *flags, "--data_policy", "empty_answer=drop")
+    lines = describe_plan(made, prepare_data(made))
+    assert lines["found"].startswith("left out: empty_answer 1")
+    with pytest.raises(DataError, match="did you mean empty_answer"):
+        prepare_data(plan(tmp_path, *flags, "--data_policy", "empty_anser=drop"))
 
 
 def test_a_checkpoint_that_is_none_is_refused_before_anything_starts(tmp_path):
