@@ -12,7 +12,7 @@ _SYSTEM_MARK = "SYSTEM-GOES-HERE"
 _NOW, _NOW_MARK = "2024-01-01 00:00:00", "2024-01-01 00:00:00 星期一"
 
 
-def _tools_prompt(system: str) -> str:
+def _tools_prompt(system: str | None) -> str:
     """The tools prompt with expressions where a dialogue's own text goes."""
     prompt = write_tools_prompt([_TOOLS_MARK], _NOW, system=system)
     prompt = prompt.replace(f'["{_TOOLS_MARK}"]', "{{ tools | tojson }}")
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = f"""\
         {{%- if message.role == 'system' %}}
             {{{{- '{START}' }}}}{_tools_prompt(_SYSTEM_MARK)}{{{{ '{SYSTEM_END}' }}}}
         {{%- else %}}
-            {{{{- '{START}' }}}}{_tools_prompt("")}{{{{ '{SYSTEM_END}' }}}}
+            {{{{- '{START}' }}}}{_tools_prompt(None)}{{{{ '{SYSTEM_END}' }}}}
         {{%- endif %}}
     {{%- elif message.role == 'system' %}}
         {{{{- '{START}' + content + '{SYSTEM_END}' }}}}

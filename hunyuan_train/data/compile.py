@@ -176,7 +176,12 @@ def _decide(
     is_used = True
     for problem in problems:
         action = policies.decide(problem)
-        findings.append(Finding(path, line, problem.kind, action, *problem[1:4]))
+        fix = problem.fix
+        if action == "error" and problem.is_repaired:
+            fix = f"mend it, or choose {problem.kind}=fix: {fix}"
+        findings.append(
+            Finding(path, line, problem.kind, action, problem.field, problem.reason, fix)
+        )
         is_used = is_used and action not in ("error", "drop")
     return is_used
 

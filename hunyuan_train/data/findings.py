@@ -66,6 +66,7 @@ POLICIES: dict[str, Policy] = {
     "history_only": Policy("note", _ACCEPT, "an untagged turn of a slow dialogue: context only"),
     "untagged": Policy("note", _ACCEPT, "answers in neither mode: they teach untagged answers"),
     "tools": Policy("error", _REFUSE, "a tool list, call or result that does not hold together"),
+    "tool_results": Policy("note", _ACCEPT, "more or fewer tool results than calls"),
     "now": Policy("error", _REFUSE, "a time that cannot be read"),
     "weight": Policy("error", _REFUSE, "train or weight with a value that means nothing"),
     "special_tokens": Policy("note", _ACCEPT, "control tokens typed as text; encoded as text"),

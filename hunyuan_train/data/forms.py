@@ -160,9 +160,8 @@ def _single_answer(
 
 
 def _answer_message(record: Record, answer: str) -> Record:
-    thoughts = _first_field(record, THOUGHT_FIELDS)
-    message = {"role": "assistant", "content": record[answer]}
-    return {**message, THOUGHT_FIELDS[0]: record[thoughts]} if thoughts else message
+    thoughts = {field: record[field] for field in THOUGHT_FIELDS if record.get(field) is not None}
+    return {"role": "assistant", "content": record[answer], **thoughts}
 
 
 def _first_field(record: Record, fields: tuple[str, ...]) -> str | None:

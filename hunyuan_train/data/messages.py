@@ -1,6 +1,5 @@
 """One message of a record: role, content, thoughts, tool calls, loss fields."""
 
-import math
 import re
 from typing import Any
 from unicodedata import is_normalized
@@ -18,7 +17,8 @@ MAX_BLANK_RUN = 200_000
 
 _BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
 _SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
-_TEXT_CALLS = re.compile(rf"\s*{TOOL_CALLS_OPEN}(\[.*\]){TOOL_CALLS_CLOSE}\s*", re.DOTALL)
+_TEXT_CALLS = re.compile(rf"(.*?){TOOL_CALLS_OPEN}(\[.*\]){TOOL_CALLS_CLOSE}\s*", re.DOTALL)
+_NOTHING: tuple[object, ...] = (None, "", [])  # how a table fills a field that a message lacks
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in a record that is refused: not empty as well
 _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
 _RENAMED_ROLES = {"developer": "system", "function": "tool"}
@@ -27,11 +27,12 @@ _ROLE_HINTS = dict.fromkeys(("gpt", "bot", "model", "ai", "chatgpt"), "assistant
     "observation": "tool",
 }
 # The last three are of the OpenAI form; the template writes none of them.
-_FIELDS = {"role", "content", "tool_calls", "function_call", "train", "weight", *THOUGHT_FIELDS} | {
-    "name",
-    "tool_call_id",
-    "id",
-}
+_FIELDS = {"role", "content", "name", "tool_call_id", "id"}
+_ANSWER_FIELDS = {*_FIELDS, "tool_calls", "function_call", "train", "weight", *THOUGHT_FIELDS}
+MIN_WEIGHT, MAX_WEIGHT = (
+    1e-6,
+    1e6,
+)  # beyond them float32 loses the loss of this message or all others
 
 
 def read_message(raw: object, place: str, *, as_written: bool, problems: list[Problem]) -> Message:
@@ -117,19 +118,15 @@ def _read_other_fields(
     as_written: bool,
     problems: list[Problem],
 ) -> None:
-    unused = [key for key, value in raw.items() if key not in _FIELDS and value is not None]
+    read = _ANSWER_FIELDS if message.role == "assistant" else _FIELDS
+    unused = [key for key, value in raw.items() if key not in read and value not in _NOTHING]
     if unused:
         fields = ", ".join(f"{place}.{key}" for key in unused)
         problems.append(Problem("unused_field", fields, "not read by training", "remove it"))
     if message.role != "assistant":
         return
     _read_loss_fields(raw, message, place, problems)
-    thoughts = next((raw[key] for key in THOUGHT_FIELDS if raw.get(key)), None)
-    if isinstance(thoughts, str):
-        message.thoughts = thoughts if thoughts.strip() else None
-    elif thoughts is not None:
-        reason = "thoughts must be a string"
-        problems.append(Problem("content_type", f"{place}.{THOUGHT_FIELDS[0]}", reason, "mend it"))
+    message.thoughts = _read_thoughts(raw, place, problems)
     calls = raw.get("tool_calls")
     if calls is None and raw.get("function_call") is not None:
         calls = [raw["function_call"]]
@@ -137,6 +134,21 @@ def _read_other_fields(
         message.tool_calls = _read_calls(
             calls, f"{place}.tool_calls", as_written=as_written, problems=problems
         )
+
+
+def _read_thoughts(raw: dict[str, Any], place: str, problems: list[Problem]) -> str | None:
+    fields = [key for key in THOUGHT_FIELDS if raw.get(key)]
+    if not fields:
+        return None
+    thoughts = raw[fields[0]]
+    if any(raw[key] != thoughts for key in fields[1:]):
+        reason = f"thoughts in {' and '.join(fields)}, which differ"
+        problems.append(Problem("tags", f"{place}.{fields[1]}", reason, "keep one of them"))
+    if not isinstance(thoughts, str):
+        reason = "thoughts must be a string"
+        problems.append(Problem("content_type", f"{place}.{fields[0]}", reason, "mend it"))
+        return None
+    return thoughts if thoughts.strip() else None
 
 
 def _read_loss_fields(
@@ -148,9 +160,10 @@ def _read_loss_fields(
         problems.append(Problem("weight", f"{place}.train", reason, "give true or false"))
         return
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if weight is not None and not (is_number and 0 <= weight < math.inf):
-        reason = f"weight is {weight!r}"
-        problems.append(Problem("weight", f"{place}.weight", reason, "give a number from 0 up"))
+    is_usable = is_number and (weight == 0 or MIN_WEIGHT <= weight <= MAX_WEIGHT)
+    if weight is not None and not is_usable:
+        reason, fix = f"weight is {weight!r}", f"give 0 or {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
+        problems.append(Problem("weight", f"{place}.weight", reason, fix))
         return
     message.weight = 1.0 if weight is None else float(weight)
     message.is_trained = train is not False and message.weight > 0
@@ -179,6 +192,9 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
     if not isinstance(function, dict) or not isinstance(name, str) or not name:
         problems.append(Problem("tools", field, "a call without a function name", "give one"))
         return ToolCall("", "{}")
+    if not as_written and dump_json(name) != f'"{name}"':
+        reason = f"the function name {name!r} breaks the JSON of the call"
+        problems.append(Problem("tools", field, reason, "leave quotes and backslashes out"))
     arguments = function.get("arguments", {})
     if as_written and isinstance(arguments, str):
         return ToolCall(name, arguments)
@@ -189,6 +205,9 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
         problems.append(Problem("tools", f"{field}.arguments", reason, "mend the JSON"))
         return ToolCall(name, "{}")
     written = dump_json(arguments)
+    if TOOL_CALLS_CLOSE in written:
+        reason = f"a server would cut this call: its arguments hold {TOOL_CALLS_CLOSE}"
+        problems.append(Problem("tools", f"{field}.arguments", reason, "reword them"))
     if has_blank_run(written):
         problems.append(Problem("size", f"{field}.arguments", "too many blanks", "shorten them"))
     return ToolCall(name, written)
@@ -213,10 +232,11 @@ def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> Non
 
 def take_calls_out(message: Message, place: str, problems: list[Problem]) -> None:
     """Read `<tool_calls>` written as text, so that the turn is rendered as a call."""
-    match = _TEXT_CALLS.fullmatch(message.content)
-    if match and not message.tool_calls:
-        message.content = ""
-        message.tool_calls = _read_calls(match[1], place, as_written=False, problems=problems)
+    if message.tool_calls or TOOL_CALLS_CLOSE not in message.content:
+        return
+    if match := _TEXT_CALLS.fullmatch(message.content):
+        message.content = match[1].strip()
+        message.tool_calls = _read_calls(match[2], place, as_written=False, problems=problems)
 
 
 def _check_text(text: str, place: str, problems: list[Problem]) -> str:

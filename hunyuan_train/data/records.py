@@ -7,11 +7,12 @@ policy of each kind decides afterwards whether the dialogue is used.
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from hunyuan_train.data.decode import parse_json
 from hunyuan_train.data.dialogue import TIME_FORMAT, Dialogue, Message, seed_now
-from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.findings import DataError, Problem
 from hunyuan_train.data.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.messages import has_blank_run, read_message, take_calls_out
 from hunyuan_train.data.modes import settle_modes
@@ -26,6 +27,7 @@ from hunyuan_train.data.tools_prompt import (
 # that alone; tools and results have rules of their own.
 _REGULAR = re.compile("s?(?:ua)+")
 
+_TIME_FIX = "write it like 2026-03-02 09:15:00"
 _FIELDS = frozenset({"id", "mode", "tools", "now", "messages"})
 _TEMPLATE_FIELDS = ("chat_template_kwargs", "kwargs")
 
@@ -40,6 +42,10 @@ class Reading:
     # for a record that states a mode or thoughts, which that template knows nothing of.
     is_as_written: bool = False
     is_prompt: bool = False  # the last message is the question to answer
+
+    def __post_init__(self) -> None:
+        if self.now and not _read_time(self.now):
+            raise DataError(f"now is {self.now!r}; {_TIME_FIX}")
 
 
 def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> Dialogue | None:
@@ -165,8 +171,18 @@ def _check_tool_turns(dialogue: Dialogue, problems: list[Problem]) -> None:
         if message.role == "assistant":
             _check_calls(message, dialogue, place, problems)
             is_open = bool(message.tool_calls) or TOOL_CALLS_OPEN in message.content
+            _count_results(dialogue.messages, index, problems)
         elif message.role != "tool":
             is_open = False
+
+
+def _count_results(messages: list[Message], index: int, problems: list[Problem]) -> None:
+    """Compare the calls of a message with the results behind it; none at all are still to come."""
+    num_calls = len(messages[index].tool_calls or ())
+    results = list(takewhile(lambda message: message.role == "tool", messages[index + 1 :]))
+    if num_calls and results and len(results) != num_calls:
+        field, reason = f"messages[{index + 1}]", f"{len(results)} result(s) of {num_calls} call(s)"
+        problems.append(Problem("tool_results", field, reason, "give one result for each call"))
 
 
 def _read_labelled_text(message: Message, place: str, problems: list[Problem]) -> None:
@@ -213,6 +229,8 @@ def _order_systems(dialogue: Dialogue, reading: Reading, problems: list[Problem]
     messages = dialogue.messages
     places = [index for index, message in enumerate(messages) if message.role == "system"]
     texts = [messages[index].content for index in places]
+    if places == [0] and reading.is_as_written and dialogue.tools:
+        return  # the template writes it, empty or not
     if any(_is_empty(text, reading) for text in texts):
         reason = "a system message without text"
         problems.append(Problem("empty_system", "messages[0]", reason, "left out", True))
@@ -276,9 +294,17 @@ def _drop_tail(dialogue: Dialogue, problems: list[Problem]) -> None:
 
 
 def _settle_now(dialogue: Dialogue, problems: list[Problem]) -> None:
-    stated, dialogue.now = dialogue.now, dialogue.now or seed_now(dialogue.messages)
+    if not dialogue.now:
+        dialogue.now = seed_now(dialogue.messages)
+    elif written := _read_time(dialogue.now):
+        dialogue.now = written
+    else:
+        problems.append(Problem("now", "now", f"now is {dialogue.now!r}", _TIME_FIX))
+
+
+def _read_time(text: object) -> str:
+    """A time as the template writes it; "" where it is none."""
     try:
-        datetime.strptime(dialogue.now, TIME_FORMAT)
-    except (TypeError, ValueError):
-        reason = f"now is {stated!r}"
-        problems.append(Problem("now", "now", reason, "write it like 2026-03-02 09:15:00"))
+        return datetime.strptime(str(text), TIME_FORMAT).strftime(TIME_FORMAT)
+    except ValueError:
+        return ""

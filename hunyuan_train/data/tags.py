@@ -15,7 +15,11 @@ ANSWER_CLOSE = "\n</answer>"
 NO_THINK = "/no_think"
 NO_THINK_PREFIX = NO_THINK + " "  # what we write before a query; without the blank is read too
 
+_NO_THINK = re.compile(rf"\s*{NO_THINK}(?![A-Za-z0-9_-])")  # not /no_thinking
+
 _TAG = re.compile(r"</?(?:think|answer)>")
+_ANY_CASE = re.compile(_TAG.pattern, re.IGNORECASE)
+_CAPITALS = re.compile(r"\s*<think>.*</think>", re.DOTALL | re.IGNORECASE)
 _LOOSE = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _UNWRAPPED = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _ANSWER_ONLY = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -32,7 +36,7 @@ class TaggedText(NamedTuple):
 
 def has_no_think(query: str) -> bool:
     """Whether a user message asks for fast mode."""
-    return query.lstrip().startswith(NO_THINK)
+    return NO_THINK in query and _NO_THINK.match(query) is not None
 
 
 def parse_tags(text: str) -> TaggedText:
@@ -43,6 +47,9 @@ def parse_tags(text: str) -> TaggedText:
     untagged answer are text.
     """
     if "think>" not in text and "answer>" not in text:
+        if _CAPITALS.match(text):
+            tagged = parse_tags(_ANY_CASE.sub(lambda tag: tag[0].lower(), text))
+            return tagged._replace(repair=tagged.repair or "tags in capitals")
         return TaggedText(None, text)
     # What a serving parser would read: up to the first closing tag of each.
     thoughts_end = text.find(THINK_CLOSE)

@@ -36,12 +36,12 @@ _NOW_LABEL = "当前时间："
 _WEEKDAYS = "一二三四五六日"
 
 
-def write_tools_prompt(tools: list[Any], now: str, *, system: str = "") -> str:
+def write_tools_prompt(tools: list[Any], now: str, *, system: str | None = None) -> str:
     """What comes before the first question where tools are given, the system message inside."""
     weekday = _WEEKDAYS[datetime.strptime(now, TIME_FORMAT).weekday()]
     time = f"{_NOW_LABEL}{now} 星期{weekday}"
     head = f"{_HEAD}{to_nfc(dump_json(tools))}\n\n"
-    if not system:
+    if system is None:
         return f"{head}{_CALL_RULE}{_REPLY_RULE}{time}"
     extra = f"{_SYSTEM_HEAD}{system}\n\n{_CALL_RULE}{_SYSTEM_FORMAT_RULE}{_REPLY_RULE}"
     return f"{head}{extra}{_SYSTEM_TIME_RULE}{time}"

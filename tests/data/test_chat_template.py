@@ -96,6 +96,7 @@ ODD_RECORDS = {
         **chat("a", "<think>\nt\n</think>\n<answer>\nb\n</answer>", system="S"),
         "tools": [WEATHER],
     },
+    "empty_system_with_tools": {**chat("a", "b", system=""), "tools": [WEATHER]},
     "no_calls_in_the_list": {
         "tools": [WEATHER],
         "messages": [

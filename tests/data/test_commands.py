@@ -52,6 +52,12 @@ def test_check_lists_what_it_finds_and_fails_on_errors(run, mixed):
     assert "1 error(s): training refuses this data" in output
 
 
+def test_a_refusal_names_the_policy_that_mends_it(run, write_records):
+    path = write_records([{"messages": [*chat("a")["messages"], *chat("b", "c")["messages"]]}])
+    output = run("check", path)[1]
+    assert "mend it, or choose repeated_role=fix: joined by an empty line" in output
+
+
 def test_check_of_good_data_succeeds(run, tiny_data, tokenizer):
     code, output, _ = run("check", tiny_data, "--tokenizer", tokenizer.folder)
     assert code == 0

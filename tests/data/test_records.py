@@ -3,7 +3,7 @@
 import pytest
 from dialogues import NOW, WEATHER, call, chat, kinds_of, problems_of, read
 
-from hunyuan_train.data.findings import build_policies
+from hunyuan_train.data.findings import DataError, build_policies
 from hunyuan_train.data.tools_prompt import ASSISTANT_LABEL, USER_LABEL
 
 DECIDE = build_policies().decide
@@ -130,6 +130,52 @@ CASES = {
         "content_type",
         "fix",
     ),
+    "quote_in_a_name": (
+        _chat_of(
+            _user("a"),
+            _answer("", tool_calls=[{"function": {"name": 'f"', "arguments": {}}}]),
+            tools=[{"function": {"name": 'f"'}}],
+        ),
+        "tools",
+        "error",
+    ),
+    "call_that_a_server_would_cut": (
+        _chat_of(_user("a"), call("</tool_calls>"), tools=[WEATHER]),
+        "tools",
+        "error",
+    ),
+    "fewer_results_than_calls": (
+        _chat_of(
+            _user("a"),
+            call(tool_calls=call()["tool_calls"] * 2),
+            {"role": "tool", "content": "r"},
+            _answer("b"),
+            tools=[WEATHER],
+        ),
+        "tool_results",
+        "note",
+    ),
+    "thoughts_in_two_fields": (
+        _chat_of(_user("a"), _answer("b", reasoning="x", thinking="y")),
+        "tags",
+        "error",
+    ),
+    "loss_fields_of_a_question": (
+        _chat_of({**_user("a"), "train": False}, _answer("b")),
+        "unused_field",
+        "note",
+    ),
+    "weight_beyond_float32": (
+        _chat_of(_user("a"), _answer("b", weight=1e300)),
+        "weight",
+        "error",
+    ),
+    "weight_that_float32_takes_for_none": (
+        _chat_of(_user("a"), _answer("b", weight=1e-60)),
+        "weight",
+        "error",
+    ),
+    "capital_tags": (chat("a", "<Think>r</Think><Answer>b</Answer>"), "tags", "fix"),
     "bad_now": (chat("a", "b", tools=[WEATHER], now="yesterday"), "now", "error"),
 }
 
@@ -154,7 +200,7 @@ GOOD = {
     "call_as_text": chat("a", '<tool_calls>[{"name": "f", "arguments": {}}]</tool_calls>'),
     "two_results": _chat_of(
         _user("a"),
-        call(),
+        call(tool_calls=call()["tool_calls"] * 2),
         {"role": "tool", "content": "r"},
         {"role": "tool", "content": "r"},
         _answer("b"),
@@ -162,7 +208,10 @@ GOOD = {
         now=NOW,
     ),
     "null_content_of_a_call": _chat_of(_user("a"), call(content=None), tools=[WEATHER]),
-    "null_fields": _chat_of(_user("a"), _answer("b", tool_calls=None, reasoning_content=None)),
+    "no_think_as_part_of_a_word": chat("/no_thinking is a flag", "b"),
+    "null_fields": _chat_of(
+        {**_user("a"), "tool_calls": []}, _answer("b", tool_calls=None, reasoning_content=None)
+    ),
     "weights": _chat_of(_user("a"), _answer("b", weight=0.5, train=True)),
     "tag_talk": chat("a", "the <think> tag"),
 }
@@ -242,6 +291,19 @@ def test_the_time_of_a_tools_prompt_is_stated_or_seeded_and_never_the_clock():
     seeded = read(record).now
     assert seeded == read(record).now
     assert seeded != read(chat("c", "b", tools=[WEATHER])).now
+
+
+def test_a_call_behind_text_is_read_as_the_template_writes_it():
+    text = 'one moment\n<tool_calls>[{"name": "get_weather", "arguments": {}}]</tool_calls>\n'
+    message = read(_chat_of(_user("a"), _answer(text), tools=[WEATHER])).messages[1]
+    assert (message.content, message.tool_calls) == ("one moment", [("get_weather", "{}")])
+
+
+def test_a_time_is_written_as_the_template_writes_it():
+    record = chat("a", "b", tools=[WEATHER], now="2026-3-2 9:5:0")
+    assert read(record).now == "2026-03-02 09:05:00"
+    with pytest.raises(DataError, match="now is 'noon'; write it like"):
+        read(chat("a", "b"), now="noon")
 
 
 def test_the_whole_blank_run_is_shortened_by_the_repair():

@@ -34,6 +34,7 @@ def test_an_empty_think_block_is_told_from_none():
         ("<think>\nr\n</think>\n\nA", "r", "A"),
         ("<think>\n \n</think>\n<answer>\nA\n</answer>", "", "A"),
         ("<answer>\nA\n</answer>", "", "A"),
+        ("<THINK>r</THINK>\nA", "r", "A"),
     ],
 )
 def test_the_only_possible_reading_is_taken_and_said(text, thoughts, answer):
@@ -95,6 +96,7 @@ def test_a_cut_is_foreseen_where_a_served_answer_would_be_cut(thoughts, answer, 
         ("/no_think请", True),
         (" /no_think Hi", True),
         ("Hi /no_think", False),
+        ("/no_thinking", False),
     ],
 )
 def test_no_think_counts_before_the_query_with_or_without_a_blank(query, is_fast):
