@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import FileIO
 from math import isfinite
 from pathlib import Path
 
@@ -30,14 +29,15 @@ from hunyuan_train.checkpoint.publish import (
     unfinished_until_published,
 )
 from hunyuan_train.data.progress import show_progress
-from hunyuan_train.model.safetensors_files import TensorLocation, read_range
+from hunyuan_train.model.safetensors_files import TensorLocation, read_range, write_all
 from hunyuan_train.model.shape import read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
 
 logger = logging.getLogger(__name__)
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 8 * 2**20  # of changed rows
+COPIED_BYTES = 2**20  # at once; stays in the processor's cache between reading, summing and writing
 MATRIX_BYTES = 2**29  # of adapters in memory, over all files
 # Files of a model folder that hold weights in another form, or describe the files as they were.
 NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", CHECKSUMS)
@@ -149,8 +149,8 @@ def cut_file(
 
 
 def _unchanged(start: int, stop: int) -> Iterator[Segment]:
-    for position in range(start, stop, BLOCK_BYTES):
-        yield Segment(position, min(position + BLOCK_BYTES, stop))
+    for position in range(start, stop, COPIED_BYTES):
+        yield Segment(position, min(position + COPIED_BYTES, stop))
 
 
 def merge_file(
@@ -173,10 +173,12 @@ def merge_file(
                 before = values.view(-1, segment.location.shape[1])
                 values = reader.apply(changes[segment.name], before, segment.first_row)
                 difference.add(segment.name, before, values)
-            content = values.flatten().view(torch.uint8).numpy().data
-            digest.update(content)
-            _write(target, content)
-            advance(segment.stop - segment.start)
+            size = segment.stop - segment.start
+            digest.update(values.flatten().view(torch.uint8).numpy().data)
+            write_all(target, values)
+            # Let the system put it on disk meanwhile, and not all at the end.
+            os.posix_fadvise(target.fileno(), segment.start, size, os.POSIX_FADV_DONTNEED)
+            advance(size)
         os.fsync(target.fileno())
     difference.sha256 = digest.hexdigest()
     return difference
@@ -187,14 +189,6 @@ def read_segment(file: Path, segment: Segment) -> Tensor:
     dtype = segment.location.dtype if segment.location else torch.uint8
     size = (segment.stop - segment.start) // dtype.itemsize
     return read_range(TensorLocation(file, segment.start, dtype, (size,)), 0, size)
-
-
-def _write(target: FileIO, content: memoryview) -> None:
-    """Write all of it, and have the system begin to put it on disk instead of at the end."""
-    start, size = target.tell(), len(content)
-    while content:
-        content = content[target.write(content) :]
-    os.posix_fadvise(target.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
 
 def report(differences: Iterable[Difference], *, num_tensors: int, adapter: Path) -> None:
