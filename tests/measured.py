@@ -20,7 +20,7 @@ from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.model import weights
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.layout import StoredTensor, released_tensors
-from hunyuan_train.model.safetensors_files import TensorLocation
+from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.shape import ModelShape, read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
@@ -147,7 +147,7 @@ def load(folder: Path, expert_size: int) -> Load:
     weights.read_range = read_range
     shards = list(weight_shards(model))
     num_kept = sum(weight_values(shard).numel() * 2 for shard in shards)
-    itemsize = {name: location.dtype.itemsize for name, location in source.locations.items()}
+    itemsize = {name: location.itemsize for name, location in source.locations.items()}
     dist.barrier()
     return Load(
         num_read=sum(_num_bytes(*one) for one in ranges),
@@ -159,7 +159,7 @@ def load(folder: Path, expert_size: int) -> Load:
 
 
 def _num_bytes(location: TensorLocation, start: int, stop: int) -> int:
-    return (stop - start) * location.dtype.itemsize
+    return (stop - start) * location.itemsize
 
 
 def _read_raw(ranges: list[tuple[TensorLocation, int, int]]) -> float:
@@ -168,14 +168,14 @@ def _read_raw(ranges: list[tuple[TensorLocation, int, int]]) -> float:
     started = time.perf_counter()
     for location, start, stop in ranges:
         with location.file.open("rb", buffering=0) as file:
-            file.seek(location.byte_offset + start * location.dtype.itemsize)
+            file.seek(location.byte_offset + start * location.itemsize)
             file.readinto(memoryview(buffer)[: _num_bytes(location, start, stop)])
     return time.perf_counter() - started
 
 
 def largest_tensor(folder: Path) -> int:
     """Bytes of the largest tensor of a folder."""
-    return max(prod(one.shape) * one.dtype.itemsize for one in read_locations(folder).values())
+    return max(prod(one.shape) * one.itemsize for one in read_locations(folder).values())
 
 
 @dataclass

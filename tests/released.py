@@ -15,7 +15,8 @@ from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from hunyuan_train.model.layout import pieces_of_range, released_tensors, stored_tensors
 from hunyuan_train.model.presets import A13B, TINY_TOKENIZER
-from hunyuan_train.model.safetensors_files import create_file, read_header, write_range
+from hunyuan_train.model.safetensors_files import create_file, write_range
+from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.shape import ModelShape, native_config_dict
 from hunyuan_train.model.weights import WeightSource
 

@@ -96,3 +96,26 @@ def test_what_is_wrong_is_said_before_anything_starts(run_train, flags, message)
     assert "\n\n" not in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_export_and_merge_refuse_what_they_are_given_without_torch(repository, tmp_path):
+    code = (
+        "import sys; from hunyuan_train.cli import main; code = main(sys.argv[1:]); "
+        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    (tmp_path / "config.json").write_text("{}")
+    for arguments, message in [
+        (["export", "no/run", "out"], "no/run is no complete checkpoint"),
+        (["merge", "no/base", "no/adapter", "out"], "no/base, which holds no config.json"),
+        (["merge", str(tmp_path), "no/adapter", "out"], "has model_type None"),
+        (["export", "no/run", str(tmp_path)], "exists; give another folder"),
+    ]:
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stdout == "2 []\n"
+        assert message in " ".join(result.stderr.split())

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.peft_changes import open_merge
 from hunyuan_train.checkpoint.publish import check_vacant
+from hunyuan_train.checkpoint.run_folder import check_stopped_run
 from hunyuan_train.log import log_to_screen
 
 Arguments = argparse.Namespace
@@ -58,16 +60,17 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run_export(arguments: Arguments) -> int:
-    """Export from a stopped run."""
+    """Export from a stopped run; what is given is checked before torch is imported (seconds)."""
     output = _find_output(arguments)
+    given = {name: vars(arguments)[name] for name in MOVED}
+    moved = {name: value for name, value in given.items() if value is not None}
+    check_stopped_run(arguments.checkpoint, moved)
     log_to_screen()
     import torch
 
     from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
 
     torch.set_num_threads(1)  # the work is dealt out in threads of our own
-    given = {name: vars(arguments)[name] for name in MOVED}
-    moved = {name: value for name, value in given.items() if value is not None}
     dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     run = open_stopped_run(arguments.checkpoint, moved)
     export_stopped_run(run, output, dtype=dtypes.get(arguments.dtype))
@@ -75,10 +78,11 @@ def run_export(arguments: Arguments) -> int:
 
 
 def run_merge(arguments: Arguments) -> int:
-    """Merge an adapter."""
+    """Merge an adapter; what is given is checked before torch is imported (seconds)."""
     output = _find_output(arguments)
     if output in (arguments.base.resolve(), arguments.adapter.resolve()):
         raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
+    open_merge(arguments.base, arguments.adapter)
     log_to_screen()
     import torch
 

@@ -26,7 +26,7 @@ from hunyuan_train.checkpoint.release import (
 )
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.lora import is_adapter
-from hunyuan_train.model.safetensors_files import TensorLocation
+from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.zero import (

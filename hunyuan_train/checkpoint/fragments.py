@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
-from hunyuan_train.model.safetensors_files import TensorLocation, read_header, read_range
+from hunyuan_train.model.safetensors_files import read_range
+from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 
 
 @dataclass(frozen=True, slots=True)

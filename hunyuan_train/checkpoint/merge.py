@@ -19,19 +19,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hunyuan_train.checkpoint.changed_rows import ChangeReader
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.peft_changes import Change, ChangeReader, read_changes
+from hunyuan_train.checkpoint.peft_changes import Change, open_merge
 from hunyuan_train.checkpoint.publish import (
     CHECKSUMS,
+    check_room,
     hash_files,
     num_threads,
     publish_summed,
     unfinished_until_published,
 )
 from hunyuan_train.data.progress import show_progress
-from hunyuan_train.model.safetensors_files import TensorLocation, read_range, write_all
-from hunyuan_train.model.shape import read_shape
-from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.model.safetensors_files import read_range, write_all
+from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation
 from hunyuan_train.serve.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
 
 logger = logging.getLogger(__name__)
@@ -90,18 +91,17 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         CheckpointError: the adapter does not belong on the base, or changes nothing.
         ServeError: the merged model computes something else than base and adapter.
     """
-    shape = read_shape(base)
-    locations = SafetensorsFolder.open(base, shape).locations
-    changes = read_changes(adapter, shape)
+    merge = open_merge(base, adapter)
+    check_room(folder, sum(one.num_bytes for one in merge.weights.values()))
     with unfinished_until_published(folder) as unfinished:
-        differences = merge_files(locations, changes, unfinished)
-        report(differences.values(), num_tensors=len(locations), adapter=adapter)
+        differences = merge_files(merge.weights, merge.changes, unfinished)
+        report(differences.values(), num_tensors=len(merge.weights), adapter=adapter)
         others = copy_other_files(base, unfinished)
-        if shape.num_parameters > MAX_PARAMETERS_BESIDE:
+        if merge.shape.num_parameters > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
-            is_exact = locations["model.embed_tokens.weight"].dtype == torch.float32
-            check_merged(base, adapter, unfinished, shape, is_exact=is_exact)
+            is_exact = merge.weights["model.embed_tokens.weight"].dtype == "F32"
+            check_merged(base, adapter, unfinished, merge.shape, is_exact=is_exact)
         digests = {name: difference.sha256 for name, difference in differences.items()}
         publish_summed(folder, digests | hash_files(others, lambda _: None))
     logger.info("merged into %s", folder)
@@ -186,8 +186,8 @@ def merge_file(
 
 def read_segment(file: Path, segment: Segment) -> Tensor:
     """Read a segment: flat, in the dtype of its tensor, or as bytes."""
-    dtype = segment.location.dtype if segment.location else torch.uint8
-    size = (segment.stop - segment.start) // dtype.itemsize
+    dtype = segment.location.dtype if segment.location else "U8"
+    size = (segment.stop - segment.start) // ITEMSIZES[dtype]
     return read_range(TensorLocation(file, segment.start, dtype, (size,)), 0, size)
 
 

@@ -1,4 +1,4 @@
-"""A PEFT adapter, read as changes of released tensors.
+"""A PEFT adapter, read as changes of released tensors: names, sizes and settings, without torch.
 
 Linear layers have matrices A [rank, in] and B [out, rank]. Routed experts, which PEFT adapts as 3-D
 parameters, share two matrices a layer and parameter: A with rows (expert, rank), B with columns
@@ -9,17 +9,15 @@ import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.model.layout import StoredTensor, released_tensors, stored_tensors
-from hunyuan_train.model.safetensors_files import TensorLocation, read_header, read_range
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.safetensors_header import TensorLocation, read_header
+from hunyuan_train.model.shape import ModelShape, read_shape
 
 WEIGHTS, DESCRIPTION = "adapter_model.safetensors", "adapter_config.json"
 MATRIX = re.compile(
@@ -37,6 +35,7 @@ UNDERSTOOD = {
     "layers_to_transform", "layers_pattern", "init_lora_weights", "eva_config", "megatron_core",
     "qalora_group_size",
 }  # fmt: skip
+PEFT_ALPHA = 8  # its default, for a description that leaves it out
 # These first values change the base weights too, so the adapter does not belong on the plain base.
 INITS_OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -59,50 +58,24 @@ class Change:
         return self.matrix_a.shape[0] // self.num_experts
 
 
-class ChangeReader:
-    """Computes changed rows. Keeps the last matrices B, which the experts of a layer share."""
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """A base and what an adapter changes of it, both only located."""
 
-    NUM_KEPT = 2  # gate and up projections share one, down projections have another
+    shape: ModelShape
+    weights: dict[str, TensorLocation]
+    changes: dict[str, Change]
 
-    def __init__(self) -> None:
-        self.kept: dict[TensorLocation, Tensor] = {}
 
-    def apply(self, change: Change, weights: Tensor, first_row: int) -> Tensor:
-        """Change some rows of a tensor.
+def open_merge(base: Path, adapter: Path) -> Merge:
+    """Check that an adapter belongs on a base, by their headers and settings.
 
-        Args:
-            change: of the whole tensor.
-            weights: [rows, in].
-            first_row: of these rows within the tensor.
-
-        Returns:
-            [rows, in] in the dtype of the weights; summed in float32 and rounded once.
-        """
-        num_rows, columns = weights.shape
-        start = change.expert * change.rank * columns
-        matrix_a = read_range(change.matrix_a, start, start + change.rank * columns)
-        row = change.first_row + first_row
-        matrix_b = self._read_b(change)[change.expert, row : row + num_rows]
-        changed = torch.addmm(
-            weights.float(),
-            matrix_b.float(),
-            matrix_a.view(-1, columns).float(),
-            alpha=change.scaling,
-        )
-        if change.magnitude:
-            lengths = read_range(change.magnitude, row, row + num_rows).float()
-            changed *= (lengths / changed.norm(dim=1))[:, None]
-        return changed.to(weights.dtype)
-
-    def _read_b(self, change: Change) -> Tensor:
-        """The matrix B by expert: [experts, out, rank]."""
-        if change.matrix_b not in self.kept:
-            if len(self.kept) == self.NUM_KEPT:
-                del self.kept[next(iter(self.kept))]
-            values = read_range(change.matrix_b, 0, prod(change.matrix_b.shape))
-            by_expert = values.view(-1, change.rank, change.num_experts).permute(2, 0, 1)
-            self.kept[change.matrix_b] = by_expert.contiguous()
-        return self.kept[change.matrix_b]
+    Raises:
+        ConfigError: the base is no whole model.
+        CheckpointError: see `read_changes`.
+    """
+    shape = read_shape(base)
+    return Merge(shape, locate_weights(base, shape), read_changes(adapter, shape))
 
 
 def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
@@ -122,7 +95,7 @@ def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
     strangers = []
     for module, matrices in _group_by_module(locations).items():
         found = {}
-        if "lora_A" in matrices and "lora_B" in matrices:
+        if _is_adapter(matrices):
             found = _find_tensors(module, matrices, settings, released, shape.num_experts)
         changes |= found
         if not found:
@@ -140,14 +113,13 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        peft_type = settings.get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); give the folder of a PEFT adapter"
         ) from error
-    if settings.get("peft_type") != "LORA":
-        raise CheckpointError(
-            f"{path} has peft_type {settings.get('peft_type')}; only LORA adapters can be merged"
-        )
+    if peft_type != "LORA":
+        raise CheckpointError(f"{path} has peft_type {peft_type}; only LORA adapters can be merged")
     refused = [
         f"{name}={value!r}"
         for name, value in settings.items()
@@ -173,6 +145,17 @@ def _group_by_module(
         module, kind = (match["module"], match["kind"]) if match else name.rsplit(".", 1)
         modules[module][kind] = location
     return modules
+
+
+def _is_adapter(matrices: dict[str, TensorLocation]) -> bool:
+    """Whether a module has what an adapter is made of: two matrices, and DoRA's lengths of rows."""
+    if not {"lora_A", "lora_B"} <= matrices.keys():
+        return False
+    matrix_a, matrix_b = matrices["lora_A"], matrices["lora_B"]
+    magnitude = matrices.get("lora_magnitude_vector")
+    return len(matrix_a.shape) == len(matrix_b.shape) == 2 and (
+        magnitude is None or magnitude.shape == matrix_b.shape[:1]
+    )
 
 
 def _find_tensors(
@@ -244,7 +227,7 @@ def _share_out(
 
 def _scaling(settings: dict[str, Any], target: str, rank: int) -> float:
     """Factor on B @ A; alpha may be given for some targets only, as a pattern on their names."""
-    alpha = float(settings["lora_alpha"])
+    alpha = float(settings.get("lora_alpha", PEFT_ALPHA))
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", target):
             alpha = float(value)

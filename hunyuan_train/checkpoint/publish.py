@@ -5,6 +5,7 @@ bears the final name is whole, whenever the writer was killed. SHA256SUMS vouche
 models (`sha256sum -c SHA256SUMS`); a checkpoint's manifest does so itself.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -17,6 +18,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 
 INCOMPLETE, REPLACED = ".incomplete", ".replaced"
 CHECKSUMS = "SHA256SUMS"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # A folder with one of these was written by an export or a merge, here or elsewhere.
 MARKS_OF_A_MODEL = ("config.json", "adapter_config.json")
 
@@ -40,25 +42,65 @@ def check_vacant(folder: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        folder: to be made; its parent may be missing too.
+        num_bytes: of all that is to be written.
+
+    Raises:
+        CheckpointError: naming what is needed and what is free.
+    """
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    num_free = shutil.disk_usage(there).free
+    if num_bytes > num_free:
+        raise CheckpointError(
+            f"{folder} needs {num_bytes / 1e9:.1f} GB and {there} has {num_free / 1e9:.1f} GB "
+            "free; make room there, or give a folder on another disk"
+        )
+
+
 def unfinished_folder(folder: Path) -> Path:
     """Where a folder is written before it has its name."""
     return folder.with_name(folder.name + INCOMPLETE)
 
 
 def begin_folder(folder: Path) -> Path:
-    """Make the empty folder that `publish` will rename to `folder`."""
+    """Make the empty folder that `publish` will rename to `folder`.
+
+    Raises:
+        CheckpointError: it cannot be made there.
+    """
     unfinished = unfinished_folder(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{unfinished} cannot be made ({error.strerror}); give a folder in a place that can be "
+            "written"
+        ) from error
     return unfinished
 
 
 @contextmanager
 def unfinished_until_published(folder: Path) -> Iterator[Path]:
-    """Begin a folder; where the writing fails, nothing of it stays."""
+    """Begin a folder; where the writing fails, nothing of it stays.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
     unfinished = begin_folder(folder)
     try:
         yield unfinished
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise CheckpointError(
+            f"{folder} could not be written ({error.strerror}); make room there, or give a folder "
+            "on another disk"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)  # gone by now if it was published
 

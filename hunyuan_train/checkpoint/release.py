@@ -18,18 +18,13 @@ from torch import Tensor
 from transformers import HunYuanMoEV1Config
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.publish import num_threads
+from hunyuan_train.checkpoint.publish import check_room, num_threads
 from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.model.layout import Piece, StoredTensor, released_tensors
 from hunyuan_train.model.peft_layout import peft_description, peft_tensors
 from hunyuan_train.model.presets import PRESETS, tokenizer_folder
-from hunyuan_train.model.safetensors_files import (
-    TensorLocation,
-    create_file,
-    read_header,
-    read_range,
-    write_range,
-)
+from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
+from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.model.shape import ModelShape, native_config_dict
 from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
 
@@ -64,7 +59,7 @@ def describe_release(config: RunConfig, shape: ModelShape, source: WeightSource)
     name = config.model.model_name_or_path
     dtype = trained_dtype(config)
     if isinstance(source, SafetensorsFolder):
-        dtype = source.locations["model.embed_tokens.weight"].dtype
+        dtype = DTYPES[source.locations["model.embed_tokens.weight"].dtype]
     model_folder = () if name in PRESETS else (Path(name),)
     companions = (*model_folder, tokenizer_folder(config.model))
     return Release(shape=shape, dtype=dtype, companions=companions)
@@ -89,6 +84,8 @@ def create_release(folder: Path, release: Release) -> None:
 def create_weight_files(folder: Path, release: Release) -> None:
     """Write the headers of all weight files, room for their tensors, and the index."""
     files = split_into_files(list(released_tensors(release.shape).values()), release.dtype)
+    total = sum(stored_bytes(tensor, release.dtype) for file in files for tensor in file)
+    check_room(folder, total)
     weight_map: dict[str, str] = {}
     for index, tensors in enumerate(files):
         name = f"model-{index + 1:05d}-of-{len(files):05d}.safetensors"
@@ -97,7 +94,6 @@ def create_weight_files(folder: Path, release: Release) -> None:
             {one.name: (stored_dtype(one, release.dtype), one.shape) for one in tensors},
         )
         weight_map |= {tensor.name: name for tensor in tensors}
-    total = sum(stored_bytes(tensor, release.dtype) for file in files for tensor in file)
     index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_json(folder / "model.safetensors.index.json", index_file)
 
@@ -183,7 +179,7 @@ def write_weights(
 
     def copy(piece: Piece) -> int:
         write_piece(locations, piece, source.read(piece.tensor, piece.start, piece.stop))
-        return (piece.stop - piece.start) * locations[piece.tensor.name].dtype.itemsize
+        return (piece.stop - piece.start) * locations[piece.tensor.name].itemsize
 
     with ThreadPoolExecutor(num_threads()) as pool:
         for num_bytes in pool.map(copy, small_pieces(locations)):
@@ -210,7 +206,7 @@ def write_piece(locations: dict[str, TensorLocation], piece: Piece, values: Tens
         CheckpointError: NaN or infinity among the values, or a disk that returns others.
     """
     location = locations[piece.tensor.name]
-    stored = values.detach().to("cpu", location.dtype)
+    stored = values.detach().to("cpu", DTYPES[location.dtype])
     if not is_finite(stored):
         raise CheckpointError(
             f"{piece.tensor.name} holds NaN or infinity; export an earlier checkpoint"

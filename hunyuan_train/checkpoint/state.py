@@ -25,7 +25,8 @@ from hunyuan_train.checkpoint.fragments import open_tensors
 from hunyuan_train.checkpoint.publish import begin_folder, publish, unfinished_folder
 from hunyuan_train.data.loader import Position
 from hunyuan_train.model.layout import pieces_of_range
-from hunyuan_train.model.safetensors_files import create_file, read_header, write_range
+from hunyuan_train.model.safetensors_files import create_file, write_range
+from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
     optimizer_step_count,

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.folder import MANIFEST, list_checkpoints, read_manifest
+from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.fragments import CheckpointTensors, open_tensors
 from hunyuan_train.checkpoint.publish import (
     hash_files,
@@ -27,7 +26,7 @@ from hunyuan_train.checkpoint.release import (
     write_adapter,
     write_weights,
 )
-from hunyuan_train.config.load import load_config
+from hunyuan_train.checkpoint.run_folder import find_newest, read_settings
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.progress import show_progress
 from hunyuan_train.data.tokenizer import load_tokenizer
@@ -85,32 +84,12 @@ def open_stopped_run(folder: Path, moved: dict[str, str]) -> StoppedRun:
         CheckpointError: no complete checkpoint there, or no run around it.
     """
     checkpoint = find_newest(folder)
-    path = checkpoint.resolve().parents[1] / "config.yaml"
-    if not path.exists():
-        raise CheckpointError(
-            f"{checkpoint} lies in no run: {path} is missing, which says what was trained; copy "
-            "the checkpoint together with its run, as RUN/config.yaml and RUN/checkpoints/STEP"
-        )
-    flags = [word for name, value in moved.items() for word in (f"--{name}", value)]
-    config = load_config(["--config", str(path), *flags])
+    config = read_settings(checkpoint, moved)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     shape, base = find_model(config.model, tokenizer, seed=config.train.seed)
     trained = open_tensors(checkpoint, read_manifest(checkpoint))[MASTER]
     logger.info("exporting %s (%s)", checkpoint, config.model.model_name_or_path)
     return StoppedRun(config=config, shape=shape, base=base, trained=trained)
-
-
-def find_newest(folder: Path) -> Path:
-    """The checkpoint that a folder is, or the newest one of the run that it is."""
-    if (folder / MANIFEST).exists():
-        return folder
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        raise CheckpointError(
-            f"{folder} is no complete checkpoint and no run that has one; give a folder like "
-            "runs/NAME/checkpoints/step-000120, or runs/NAME"
-        )
-    return checkpoints[-1]
 
 
 def export_stopped_run(run: StoppedRun, folder: Path, *, dtype: torch.dtype | None = None) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import find_checkpoint
 from hunyuan_train.config.check import check_config
-from hunyuan_train.config.inputs import check_inputs
+from hunyuan_train.config.inputs import check_output_folder
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.model.presets import PRESETS, resolve_shape
+from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.shape import ModelShape
 
 
@@ -32,7 +33,9 @@ def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
     shape = resolve_shape(name)
     config = resolve_config(config, machine=machine, num_experts=shape.num_experts)
     check_config(config, machine=machine, num_experts=shape.num_experts)
-    check_inputs(config, is_preset=name in PRESETS)
+    check_output_folder(config.train)
+    if name not in PRESETS:
+        locate_weights(Path(name), shape)
     if config.train.resume_from_checkpoint:
         find_checkpoint(config.train.resume_from_checkpoint, Path(config.train.output_dir))
     return Plan(config=config, shape=shape, machine=machine)

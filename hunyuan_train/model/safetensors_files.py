@@ -1,18 +1,16 @@
-"""The safetensors format at byte level, for reading and writing ranges instead of whole tensors.
+"""The bytes of safetensors files, read and written in ranges instead of whole tensors.
 
-A file is 8 bytes of header length (little endian), a JSON header, and the tensors' bytes. Format:
-https://huggingface.co/docs/safetensors. The library reads whole tensors or rows; ranks here own
-flat ranges that begin and end anywhere.
+The library reads whole tensors or rows; ranks here own flat ranges that begin and end anywhere.
 """
 
 import json
-from dataclasses import dataclass
 from io import FileIO
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from hunyuan_train.model.safetensors_header import TensorLocation
 
 DTYPES = {
     "F64": torch.float64,
@@ -21,54 +19,8 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "U8": torch.uint8,
 }
-WRITE_BYTES = 2**20
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorLocation:
-    """Where the bytes of one tensor lie."""
-
-    file: Path
-    byte_offset: int  # of its first element in the file
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the whole tensor."""
-        return prod(self.shape) * self.dtype.itemsize
-
-
-def read_header(file: Path) -> dict[str, TensorLocation]:
-    """Locate every tensor of a file.
-
-    Raises:
-        ValueError: not a safetensors file, cut short, or a dtype that no model or checkpoint has.
-    """
-    with file.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        if not 2 <= header_size <= file.stat().st_size - 8:
-            raise ValueError("it has no safetensors header")
-        header = json.loads(stream.read(header_size))
-    header.pop("__metadata__", None)
-    data_start = 8 + header_size
-    lacking = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    lacking -= file.stat().st_size - data_start
-    if lacking > 0:
-        raise ValueError(f"{lacking} bytes are missing at its end")
-    locations = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            known = ", ".join(DTYPES)
-            raise ValueError(f"{name} has dtype {entry['dtype']}, which is none of {known}")
-        locations[name] = TensorLocation(
-            file,
-            data_start + entry["data_offsets"][0],
-            DTYPES[entry["dtype"]],
-            tuple(entry["shape"]),
-        )
-    return locations
+WRITE_BYTES = 2**20
 
 
 def create_file(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
@@ -93,10 +45,10 @@ def read_range(location: TensorLocation, start: int, stop: int) -> Tensor:
     Raises:
         ValueError: the file ends inside the range.
     """
-    values = torch.empty(stop - start, dtype=location.dtype)
+    values = torch.empty(stop - start, dtype=DTYPES[location.dtype])
     target, num_read = memoryview(values.view(torch.uint8).numpy().data), 0
     with location.file.open("rb", buffering=0) as file:
-        file.seek(location.byte_offset + start * location.dtype.itemsize)
+        file.seek(location.byte_offset + start * location.itemsize)
         while num_read < len(target):
             received = file.readinto(target[num_read:])
             if not received:
@@ -107,9 +59,9 @@ def read_range(location: TensorLocation, start: int, stop: int) -> Tensor:
 
 def write_range(location: TensorLocation, start: int, values: Tensor) -> None:
     """Write values over elements [start, start + len(values)) of the flattened tensor."""
-    stored = values.detach().to("cpu", location.dtype).contiguous()
+    stored = values.detach().to("cpu", DTYPES[location.dtype]).contiguous()
     with location.file.open("r+b", buffering=0) as file:
-        file.seek(location.byte_offset + start * location.dtype.itemsize)
+        file.seek(location.byte_offset + start * location.itemsize)
         write_all(file, stored)
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.data.tokenizer import Tokenizer
-from hunyuan_train.model.layout import StoredTensor, released_tensors
+from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.model.presets import PRESETS, fit_vocabulary, resolve_shape
-from hunyuan_train.model.safetensors_files import TensorLocation, read_header, read_range
+from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.safetensors_files import read_range
+from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.shape import ModelShape
 
 
@@ -57,23 +59,9 @@ class SafetensorsFolder:
         """Read the headers and check that they hold exactly the tensors of the model.
 
         Raises:
-            ConfigError: no weight files, a damaged header, or tensors missing, unknown, misshapen.
+            ConfigError: see `locate_weights`.
         """
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ConfigError(
-                f"{folder} holds no .safetensors weights; download them again (weights in .bin "
-                "form are converted with transformers' save_pretrained)"
-            )
-        locations: dict[str, TensorLocation] = {}
-        for file in files:
-            try:
-                locations.update(read_header(file))
-            except ValueError as error:
-                raise ConfigError(f"{file} cannot be used: {error}; download it again") from error
-        _unfuse_experts(locations, shape)
-        _check_complete(locations, shape, folder)
-        return cls(locations)
+        return cls(locate_weights(folder, shape))
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, in the stored dtype.
@@ -119,55 +107,3 @@ def find_model(
     if name in PRESETS:
         return shape, SeededWeights(seed, shape.initializer_range)
     return shape, SafetensorsFolder.open(Path(name), shape)
-
-
-def _unfuse_experts(locations: dict[str, TensorLocation], shape: ModelShape) -> None:
-    """Give the experts inside fused 3-D tensors the names they have when stored singly."""
-    width = shape.intermediate_size
-    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-    for name in list(locations):
-        layer, _, kind = name.rpartition(".mlp.experts.")
-        if kind not in parts:
-            continue
-        fused = locations.pop(name)
-        num_experts, rows, columns = fused.shape
-        part_rows = width if kind == "gate_up_proj" else rows
-        part_bytes = part_rows * columns * fused.dtype.itemsize
-        names = [
-            f"{layer}.mlp.experts.{expert}.{part}.weight"
-            for expert in range(num_experts)
-            for part in parts[kind]
-        ]
-        for position, part_name in enumerate(names):
-            locations[part_name] = TensorLocation(
-                fused.file,
-                fused.byte_offset + position * part_bytes,
-                fused.dtype,
-                (part_rows, columns),
-            )
-
-
-def _check_complete(locations: dict[str, TensorLocation], shape: ModelShape, folder: Path) -> None:
-    expected = released_tensors(shape)
-    if shape.tie_word_embeddings:
-        # Some writers store the tied output weights a second time; the embedding is read.
-        locations.pop("lm_head.weight", None)
-    missing = sorted(expected.keys() - locations.keys())
-    unknown = sorted(locations.keys() - expected.keys())
-    misshapen = sorted(
-        f"{name} in {locations[name].file.name} is {list(locations[name].shape)}, "
-        f"config.json makes it {list(expected[name].shape)}"
-        for name in expected.keys() & locations.keys()
-        if locations[name].shape != expected[name].shape
-    )
-    unknown = [f"{name} in {locations[name].file.name}" for name in unknown]
-    problems = [
-        f"{len(names)} {what} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
-        if names
-    ]
-    if problems:
-        raise ConfigError(
-            f"the weights in {folder} do not fit its config.json: tensors {', '.join(problems)}; "
-            "download the model again"
-        )

@@ -30,7 +30,7 @@ def pass_through(
 
     def count_read(location, start, stop):
         nonlocal num_read
-        num_read += (stop - start) * location.dtype.itemsize
+        num_read += (stop - start) * location.itemsize
         return original(location, start, stop)
 
     original, weights.read_range = weights.read_range, count_read
@@ -40,7 +40,7 @@ def pass_through(
     )
     weights.read_range = original
     num_kept = sum(
-        (piece_stop - piece_start) * source.locations[shard.stored[0].name].dtype.itemsize
+        (piece_stop - piece_start) * source.locations[shard.stored[0].name].itemsize
         for shard in weight_shards(engine.module)
         for piece_start, piece_stop in [(shard.start, shard.stop)]
     )

@@ -14,7 +14,8 @@ from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_ru
 from hunyuan_train.cli import main
 from hunyuan_train.model.layout import StoredTensor, released_tensors
 from hunyuan_train.model.presets import TINY_TOKENIZER
-from hunyuan_train.model.safetensors_files import read_header, write_range
+from hunyuan_train.model.safetensors_files import write_range
+from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.shape import read_shape
 from tests.released import SHAPE, make_run, read_released, write_checkpoint, write_released
 

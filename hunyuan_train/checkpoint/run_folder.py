@@ -1,0 +1,62 @@
+"""A stopped run on disk: its newest checkpoint and settings, found and checked without torch."""
+
+from pathlib import Path
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import MANIFEST, list_checkpoints, read_manifest
+from hunyuan_train.config.load import load_config
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.presets import PRESETS, resolve_shape
+from hunyuan_train.model.released_files import locate_weights
+
+
+def find_newest(folder: Path) -> Path:
+    """The checkpoint that a folder is, or the newest one of the run that it is.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if (folder / MANIFEST).exists():
+        return folder
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        raise CheckpointError(
+            f"{folder} is no complete checkpoint and no run that has one; give a folder like "
+            "runs/NAME/checkpoints/step-000120, or runs/NAME"
+        )
+    return checkpoints[-1]
+
+
+def read_settings(checkpoint: Path, moved: dict[str, str]) -> RunConfig:
+    """The settings of the run that a checkpoint lies in.
+
+    Args:
+        checkpoint: of the run.
+        moved: settings that have changed since, such as where its model lies.
+
+    Raises:
+        CheckpointError: there is no run around the checkpoint.
+    """
+    path = checkpoint.resolve().parents[1] / "config.yaml"
+    if not path.exists():
+        raise CheckpointError(
+            f"{checkpoint} lies in no run: {path} is missing, which says what was trained; copy "
+            "the checkpoint together with its run, as RUN/config.yaml and RUN/checkpoints/STEP"
+        )
+    flags = [word for name, value in moved.items() for word in (f"--{name}", value)]
+    return load_config(["--config", str(path), *flags])
+
+
+def check_stopped_run(folder: Path, moved: dict[str, str]) -> None:
+    """Check everything that can be seen without reading weights.
+
+    Raises:
+        CheckpointError: no complete checkpoint there, or no run around it.
+        ConfigError: the model that the run started from is gone or damaged.
+    """
+    checkpoint = find_newest(folder)
+    read_manifest(checkpoint)
+    name = read_settings(checkpoint, moved).model.model_name_or_path
+    shape = resolve_shape(name)
+    if name not in PRESETS:
+        locate_weights(Path(name), shape)

@@ -1,0 +1,156 @@
+"""The weight files of a downloaded model: which there are, and that they hold exactly its tensors.
+
+Only headers are read, without torch, so a damaged download is named in a moment, before any process
+starts. That values are finite is seen when they are read (`weights.py`).
+"""
+
+import json
+from pathlib import Path
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.model.layout import released_tensors, stored_tensors
+from hunyuan_train.model.safetensors_header import TensorLocation, read_header
+from hunyuan_train.model.shape import ModelShape
+
+INDEX = "model.safetensors.index.json"
+DTYPES = ("F64", "F32", "F16", "BF16")  # of weights that are not quantised
+NUM_NAMED = 3  # in an error, of each kind
+
+
+def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]:
+    """Find every released tensor of a model, whichever layout its experts are stored in.
+
+    Raises:
+        ConfigError: no weight files or not all of them, a damaged one, or tensors that are missing,
+            unknown, misshapen, quantised, or stored twice.
+    """
+    stored: dict[str, TensorLocation] = {}
+    for file in weight_files(folder):
+        found = _read_file(file)
+        _refuse(folder, twice=[f"{name} in {file.name}" for name in found.keys() & stored.keys()])
+        stored |= found
+    if shape.tie_word_embeddings:
+        # Some writers store the tied output weights a second time; the embedding is read.
+        stored.pop("lm_head.weight", None)
+    located = _unfuse_experts(stored, shape, folder)
+    _check_complete(located, shape, folder)
+    return located
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that the index lists, or all of them where there is no index.
+
+    Raises:
+        ConfigError: none, or some of those listed are not there.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = "only weights in .bin form" if any(folder.glob("*.bin")) else "no weights"
+        raise ConfigError(
+            f"model_name_or_path is {folder}, which holds {found} and not a single .safetensors "
+            "file; download the model with its weights (.bin files are converted with "
+            "transformers' save_pretrained)"
+        )
+    index = folder / INDEX
+    if not index.is_file():
+        return files
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = sorted({str(file) for file in weight_map.values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{index} is not an index of weights ({error}); download it again"
+        ) from error
+    missing = [file for file in listed if not (folder / file).is_file()]
+    if missing or not listed:
+        raise ConfigError(
+            f"model_name_or_path is {folder}, where {len(missing)} of {len(listed)} weight files "
+            f"are missing ({_some(missing)}); download them"
+        )
+    return [folder / file for file in listed]
+
+
+def _read_file(file: Path) -> dict[str, TensorLocation]:
+    try:
+        return read_header(file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be used: {error}; download it again") from error
+
+
+def _check_complete(located: dict[str, TensorLocation], shape: ModelShape, folder: Path) -> None:
+    """Refuse anything but the released tensors, each in its shape and not quantised."""
+    expected = {name: tensor.shape for name, tensor in released_tensors(shape).items()}
+    _refuse(
+        folder,
+        missing=sorted(expected.keys() - located.keys()),
+        unknown=[
+            f"{name} in {one.file.name}" for name, one in located.items() if name not in expected
+        ],
+        misshapen=_find_misshapen(located, expected),
+        quantised=[
+            f"{name} in {one.file.name} is {one.dtype}"
+            for name, one in located.items()
+            if name in expected and one.dtype not in DTYPES
+        ],
+    )
+
+
+def _find_misshapen(
+    located: dict[str, TensorLocation], shapes: dict[str, tuple[int, ...]]
+) -> list[str]:
+    return [
+        f"{name} in {one.file.name} is {list(one.shape)}, config.json makes it {list(shapes[name])}"
+        for name, one in located.items()
+        if name in shapes and one.shape != shapes[name]
+    ]
+
+
+def _refuse(folder: Path, **problems: list[str]) -> None:
+    """Name the tensors with problems, by kind.
+
+    Raises:
+        ConfigError: there are any.
+    """
+    said = [f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names]
+    if said:
+        raise ConfigError(
+            f"the weights in {folder} do not fit its config.json: tensors {', '.join(said)}; "
+            "download the model again, not quantised"
+        )
+
+
+def _fused_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Shapes of the 3-D tensors of the layout that stores the experts of a layer together."""
+    num_experts, hidden, width = shape.num_experts, shape.hidden_size, shape.intermediate_size
+    return {
+        f"model.layers.{layer}.mlp.experts.{name}": size
+        for layer in range(shape.num_hidden_layers)
+        for name, size in (
+            ("gate_up_proj", (num_experts, 2 * width, hidden)),
+            ("down_proj", (num_experts, hidden, width)),
+        )
+    }
+
+
+def _unfuse_experts(
+    stored: dict[str, TensorLocation], shape: ModelShape, folder: Path
+) -> dict[str, TensorLocation]:
+    """Give the experts inside fused 3-D tensors the names they have when stored singly."""
+    fused = _fused_shapes(shape)
+    _refuse(folder, misshapen=_find_misshapen(stored, fused))
+    located = {name: one for name, one in stored.items() if name not in fused}
+    for name in stored.keys() & fused.keys():
+        whole, byte_offset = stored[name], stored[name].byte_offset
+        for tensor in stored_tensors(name, whole.shape):
+            _refuse(folder, twice=[tensor.name] if tensor.name in located else [])
+            one = TensorLocation(whole.file, byte_offset, whole.dtype, tensor.shape)
+            located[tensor.name] = one
+            byte_offset += one.num_bytes
+    return located
+
+
+def _some(names: list[str]) -> str:
+    ordered = sorted(names)
+    return "; ".join(ordered[:NUM_NAMED]) + (" ..." if len(ordered) > NUM_NAMED else "")
