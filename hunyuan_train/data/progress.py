@@ -1,11 +1,10 @@
-"""A progress bar for work that takes more than a moment."""
+"""Shows how far work with many bytes has come, where it takes more than a moment."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -15,34 +14,55 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from hunyuan_train.log import console
+
+logger = logging.getLogger(__name__)
+
 QUIET_SECONDS = 2.0
+SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 
 
 @contextmanager
-def show_progress(title: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that takes the bytes just done; a bar shows on a terminal after a while."""
-    started = time.monotonic()
+def show_progress(
+    title: str, num_bytes: int, *, is_shown: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Give a function that takes the bytes just done; after a while a bar shows, or lines do.
+
+    Args:
+        title: what is done, such as "merging".
+        num_bytes: all of them.
+        is_shown: false on all ranks but one.
+    """
+    started = shown = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
+        console=console,
         transient=True,
     )
-    task = bar.add_task(title, total=num_bytes)
-    is_shown = False
+    bar.add_task(title, total=num_bytes)
+    [task] = bar.tasks
 
     def advance(num_done: int) -> None:
-        nonlocal is_shown
-        if not is_shown and bar.console.is_terminal and time.monotonic() - started > QUIET_SECONDS:
-            bar.start()
-            is_shown = True
-        bar.advance(task, num_done)
+        nonlocal shown
+        bar.advance(task.id, num_done)
+        now = time.monotonic()
+        if not is_shown or now - started < QUIET_SECONDS:
+            return
+        if console.is_terminal:
+            bar.start()  # does nothing where it has begun
+        elif now - shown > SECONDS_BETWEEN_LINES:
+            shown = now
+            logger.info("%s: %.1f of %.1f GB", title, task.completed / 1e9, num_bytes / 1e9)
 
     try:
         yield advance
     finally:
-        if is_shown:
+        if bar.live.is_started:
             bar.stop()
+    seconds = time.monotonic() - started
+    if is_shown and seconds > QUIET_SECONDS:
+        logger.info("%s: %.1f GB in %.0f s", title, task.completed / 1e9, seconds)

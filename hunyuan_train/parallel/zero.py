@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from hunyuan_train.config.deepspeed_config import zero_stage
+from hunyuan_train.data.progress import show_progress
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.weights import WeightSource
@@ -106,15 +107,18 @@ def is_primary(shard: Shard) -> bool:
 def fill_parameters(model: nn.Module, source: WeightSource) -> None:
     """Read into each parameter's local range the elements it keeps, and nothing else.
 
-    Adapters are in no checkpoint of a base model: they keep the values they were made with.
+    Adapters are in no checkpoint of a base model: they keep the values they were made with. The bar
+    shows what rank 0 has of what it keeps; the other ranks keep as much.
     """
-    for shard in weight_shards(model):
-        if is_adapter(shard.name):
-            continue
-        kept = weight_values(shard)
-        for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
-            values = source.read(piece.tensor, piece.start, piece.stop)
-            kept[piece.offset : piece.offset + len(values)].copy_(values)
+    owned = [shard for shard in weight_shards(model) if not is_adapter(shard.name)]
+    num_bytes = sum(weight_values(shard).nbytes for shard in owned)
+    with show_progress("loading weights", num_bytes, is_shown=dist.get_rank() == 0) as advance:
+        for shard in owned:
+            kept = weight_values(shard)
+            for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+                part = kept[piece.offset : piece.offset + piece.stop - piece.start]
+                part.copy_(source.read(piece.tensor, piece.start, piece.stop))
+                advance(part.nbytes)
 
 
 def trained_shards(model: nn.Module) -> Iterator[Shard]:
