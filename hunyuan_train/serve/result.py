@@ -27,13 +27,13 @@ class Answer:
 def show_answer(answer: Answer, console: Console) -> None:
     """Print a prompt and what the exported model made of it, taken apart."""
     parsed = parse_output(answer.output)
-    content = parsed.content
+    content = parsed.content or ""
     lines = [Text(answer.prompt, style="cyan")]
     if not parsed.is_well_formed:
         lines.append(Text("this answer does not follow the think/answer grammar:", style="yellow"))
         content = shorten(content, width=MAX_SHOWN_CHARACTERS, placeholder=" ...")
-    if parsed.reasoning:
-        lines.append(Text(f"think   {parsed.reasoning}", style="dim"))
+    if parsed.reasoning_content:
+        lines.append(Text(f"think   {parsed.reasoning_content}", style="dim"))
     lines.append(Text(f"answer  {content}"))
     console.print(Panel(Group(*lines), title=f"{answer.mode} mode", title_align="left"))
 
