@@ -69,7 +69,8 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     has_calls = dialogue.tools or any([message.tool_calls for message in messages])
     if not is_regular or has_calls or not messages[0].content.strip():
         _order(dialogue, reading, problems)
-    if not reading.is_as_written:
+    is_sent = reading.is_prompt and reading.mode == "auto"  # a server adds nothing to it
+    if not (reading.is_as_written or is_sent):
         settle_modes(dialogue, reading.mode, problems)
     if dialogue.tools:
         _settle_now(dialogue, problems)

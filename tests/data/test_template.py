@@ -160,7 +160,7 @@ def test_a_serving_parser_recovers_thoughts_and_answer(record):
         text = "".join(segment.text for segment in target.segments if not segment.is_special)
         parsed = parse_output(text)
         assert parsed.is_well_formed
-        assert (parsed.reasoning or "") == (message.thoughts or "")
+        assert (parsed.reasoning_content or "") == (message.thoughts or "")
         if message.tool_calls:
             assert re.fullmatch(r"<tool_calls>\[\{.*\}\]</tool_calls>", parsed.content, re.DOTALL)
         else:
@@ -183,6 +183,17 @@ def test_a_prompt_is_the_beginning_of_the_sample_that_teaches_its_answer():
     assert _texts(fast)[1].startswith(_prompt(fast["messages"][:3], mode="fast"))
     tools = TOOL_TURNS["messages"][:3]
     assert _texts(TOOL_TURNS)[1].startswith(_prompt(tools, tools=[WEATHER], now=NOW))
+
+
+def test_a_prompt_keeps_the_mode_of_each_query_as_it_was_sent():
+    turns = [
+        {"role": "user", "content": "/no_think a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    assert _prompt(turns).endswith("b<|eos|><|startoftext|>c<|extra_0|>")
+    turns[0]["content"], turns[2]["content"] = "a", "/no_think c"
+    assert _prompt(turns).startswith("<|startoftext|>a<|extra_0|>")
 
 
 def test_a_prompt_strips_tags_from_earlier_answers():
