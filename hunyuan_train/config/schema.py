@@ -223,7 +223,7 @@ class ParallelConfig:
     """How processes divide the model."""
 
     num_processes: int | Auto = setting(
-        "auto", "processes on this machine; auto: one per GPU, or two on CPU", low=1
+        "auto", "processes on each machine; auto: one per GPU, or two on CPU", low=1
     )
     expert_parallel_size: int | Auto = setting(
         "auto",
@@ -242,6 +242,70 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchConfig:
+    """On which hosts a run starts, how they are reached, and what happens when one fails."""
+
+    node_ip_list: str | None = setting(
+        None, "hosts of the run with their processes: 10.0.0.1:8,10.0.0.2:8; default: this machine"
+    )
+    hostfile: str | None = setting(
+        None, "the same as a file with one `ADDRESS slots=8` a line; see hostfiles/"
+    )
+    local_ip: str | None = setting(
+        None, "the host that this machine is; default: the one with an address of this machine"
+    )
+    chief_ip: str | None = setting(None, "the host of rank 0; default: the first of the list")
+    ssh_port: int | None = setting(
+        None, "port of sshd on the hosts; default: what ssh's own configuration says", low=1
+    )
+    ssh_user: str | None = setting(None, "user on the hosts; default: as ssh's configuration says")
+    ssh_config: str | None = setting(None, "a configuration file for ssh; default: ~/.ssh/config")
+    master_port: int | None = setting(
+        None, "port of rank 0 at which all ranks meet; default: a free one", low=1, high=65535
+    )
+    launcher: Literal["torchrun", "deepspeed"] = setting(
+        "torchrun",
+        "torchrun: ours, watched and restarted; deepspeed: DeepSpeed's own through pdsh, unwatched",
+    )
+    sync: bool = setting(
+        False, "copy code, data and model to the hosts with rsync before the start"
+    )
+    max_restarts: int = setting(
+        0,
+        "restarts from the newest checkpoint after a failure; a newer checkpoint allows as many "
+        "again",
+        low=0,
+    )
+    min_hosts: int | None = setting(
+        None,
+        "go on with so many hosts when others do not come back; default: all are needed",
+        low=1,
+    )
+    wait_for_hosts_seconds: float = setting(
+        600.0, "how long a restart waits for hosts to come back", low=0
+    )
+    host_timeout_seconds: float = setting(
+        20.0, "a host that is silent for longer counts as lost, and ends its own part", low=2
+    )
+    hang_timeout_seconds: float = setting(
+        1800.0,
+        "a run in which no step ends for so long is ended, with the stacks of all ranks",
+        low=1,
+    )
+    stop_timeout_seconds: float = setting(
+        600.0, "how long ranks may take to finish their step and save after a stop", low=0
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.node_ip_list and self.hostfile:
+            raise ConfigError(
+                f"node_ip_list is {self.node_ip_list} and hostfile {self.hostfile}; both name the "
+                "hosts, so give one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """All sections of one run."""
 
@@ -250,3 +314,4 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)

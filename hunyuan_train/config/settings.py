@@ -7,6 +7,7 @@ from typing import Any
 
 from hunyuan_train.config.schema import (
     DataConfig,
+    LaunchConfig,
     LoraConfig,
     ModelConfig,
     ParallelConfig,
@@ -20,6 +21,7 @@ SECTIONS = {
     "train": TrainConfig,
     "lora": LoraConfig,
     "parallel": ParallelConfig,
+    "launch": LaunchConfig,
 }
 # Names are unique over the sections, so a flag needs no prefix (a test holds this).
 SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field in fields(section)}
