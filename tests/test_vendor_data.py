@@ -48,4 +48,4 @@ def test_a_small_model_learns_the_vendors_example_data(run_train, tmp_path: Path
     answer = tokenizer.decode([token for token in generated if token not in tokenizer.stop_ids])
     parsed = parse_output(answer)
     assert parsed.is_well_formed, answer
-    assert parsed.reasoning is None
+    assert parsed.reasoning_content is None

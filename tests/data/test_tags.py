@@ -86,7 +86,7 @@ def test_thoughts_may_hold_a_closing_tag():
 def test_a_cut_is_foreseen_where_a_served_answer_would_be_cut(thoughts, answer, is_cut):
     assert bool(find_cut(thoughts, answer)) == is_cut
     parsed = parse_output(f"{THINK_OPEN}{thoughts}{THINK_CLOSE}{answer}{ANSWER_CLOSE}")
-    assert ((parsed.reasoning or "", parsed.content) != (thoughts, answer)) == is_cut
+    assert ((parsed.reasoning_content or "", parsed.content) != (thoughts, answer)) == is_cut
 
 
 @pytest.mark.parametrize(
