@@ -47,7 +47,7 @@ def read_message(raw: object, place: str, *, as_written: bool, problems: list[Pr
     if not isinstance(content, str):
         content = _mend_content(raw, role, place, problems)
     message = Message(role, content)
-    if len(raw) > 2:  # more than role and content
+    if len(raw) > 2 or "content" not in raw:  # more than role and content
         _read_other_fields(raw, message, place, as_written=as_written, problems=problems)
     if role == "assistant" and not as_written:
         _take_tags_out(message, place, problems)

@@ -11,7 +11,10 @@ TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
-_WEIGHT = re.compile(r"(?P<path>.+):(?P<weight>[0-9.]+)")
+MAX_WEIGHT = 1000.0
+
+_WEIGHT = re.compile(r"(?P<path>.+):(?P<weight>[^:/]*)")
+_SPLIT = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}")  # how the Hub names the files of a split
 _NO_RECORDS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"}
 
 
@@ -25,7 +28,7 @@ class Source:
 
 def find_sources(names: str) -> list[Source]:
     """The files behind `a.jsonl:2,folder,b.parquet:0.5`, in that order."""
-    if Path(names).exists():  # a path may hold a comma or a colon
+    if names.strip() and Path(names).exists():  # a path may hold a comma or a colon
         words = [names]
     else:
         words = [word.strip() for word in names.split(",") if word.strip()]
@@ -43,8 +46,11 @@ def _split_weight(word: str) -> tuple[Path, float]:
     except ValueError as error:
         reason = f"the weight in '{word}' is not a number; write it like a.jsonl:2"
         raise DataError(reason) from error
-    if not weight > 0:
-        raise DataError(f"the weight in '{word}' must be above 0; leave the file out instead")
+    if not 0 < weight <= MAX_WEIGHT:
+        raise DataError(
+            f"the weight in '{word}' must be above 0 and up to {MAX_WEIGHT:g}; leave a file out "
+            "rather than give it 0"
+        )
     return Path(match["path"]), weight
 
 
@@ -67,7 +73,18 @@ def _expand(path: Path, weight: float) -> list[Source]:
     files = sorted(child for child in path.rglob("*") if child.is_file() and is_data_file(child))
     if not files:
         raise DataError(f"{path} holds no file of dialogues (.jsonl, .json, .parquet and more)")
+    _refuse_several_splits(path, files)
     return [Source(file, weight) for file in files]
+
+
+def _refuse_several_splits(folder: Path, files: list[Path]) -> None:
+    """A folder as the Hub holds it may have test data beside training data."""
+    names = {match["split"]: file for file in files if (match := _SPLIT.match(file.name))}
+    if len(names) > 1:
+        raise DataError(
+            f"{folder} holds the splits {', '.join(sorted(names))} side by side; name the files of "
+            f"one, like {min(names.values())}"
+        )
 
 
 def is_data_file(path: Path) -> bool:

@@ -207,6 +207,13 @@ GOOD = {
         tools=[WEATHER],
         now=NOW,
     ),
+    "call_without_content": _chat_of(
+        _user("a"),
+        {"role": "assistant", "tool_calls": call()["tool_calls"]},
+        {"role": "tool", "content": "r"},
+        _answer("b"),
+        tools=[WEATHER],
+    ),
     "null_content_of_a_call": _chat_of(_user("a"), call(content=None), tools=[WEATHER]),
     "no_think_as_part_of_a_word": chat("/no_thinking is a flag", "b"),
     "null_fields": _chat_of(

@@ -53,12 +53,21 @@ def test_a_saved_dataset_is_read_by_its_own_list_of_files(folder):
         (" , ", "is empty"),
         ("a.jsonl:0", "must be above 0"),
         ("a.jsonl:1.2.3", "not a number"),
+        ("a.jsonl:two", "not a number"),
+        ("a.jsonl:-1", "must be above 0 and up to 1000"),
+        ("a.jsonl:nan", "must be above 0 and up to 1000"),
+        ("a.jsonl:1e9", "must be above 0 and up to 1000"),
+        ("", "is empty"),
+        ("hub", r"splits test, train side by side.*like hub/test-00000-of-00001.parquet"),
         ("empty", "holds no file of dialogues"),
         ("splits", "name one, like splits/test"),
     ],
 )
 def test_a_mistake_is_named(folder, names, message):
     (folder / "empty").mkdir()
+    (folder / "hub").mkdir()
+    for split in ("train", "test"):
+        (folder / "hub" / f"{split}-00000-of-00001.parquet").write_text("")
     (folder / "splits" / "train").mkdir(parents=True)
     (folder / "splits" / "test").mkdir()
     (folder / "splits" / "dataset_dict.json").write_text("{}")
