@@ -88,7 +88,7 @@ def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer)
     counts["records"] -= counts["used"] - len(records)  # of this side of the split
     counts["used"] = len(records)
     questions = records if settings.compares_questions else []
-    encoded = encode_records(records, settings, tokenizer, chunk.path, findings, counts)
+    encoded, _ = encode_records(records, settings, tokenizer, chunk.path, findings, counts)
     return CompiledChunk(
         path=chunk.path,
         findings=findings,
@@ -108,8 +108,8 @@ def encode_records(
     path: str,
     findings: list[Finding],
     counts: Counter[str],
-) -> EncodedChunk:
-    """The samples of some dialogues; those that are too long go to `findings`."""
+) -> tuple[EncodedChunk, list[int]]:
+    """The samples of some dialogues, and the lengths of those that are left out as too long."""
     dialogues = [record.dialogue for record in records]
     renderings = [render(dialogue, history=settings.history) for dialogue in dialogues]
     encoded = encode_renderings(renderings, tokenizer)
@@ -127,7 +127,7 @@ def encode_records(
     action = settings.build_policies().actions["overlong"]
     for long in long_samples:
         findings.append(_report_long(path, records[long.record].line, long, action, settings))
-    return encoded
+    return encoded, [long.num_tokens for long in long_samples if not long.num_turns_dropped]
 
 
 def _report_long(

@@ -72,6 +72,8 @@ def _add_tokens(table: Table, tokens: TokenStats) -> None:
     table.add_row("", f"up to {tokens.bins[0][0]:,} {bars} {tokens.bins[-1][0]:,}")
     rows = f"{tokens.num_rows:,} rows of {tokens.max_seq_length:,}, {tokens.fill:.2%} full"
     table.add_row("packed", rows)
+    if tokens.num_overlong:
+        table.add_row("too long", f"{tokens.num_overlong:,} samples, in no row")
 
 
 def _write_shares(numbers: Mapping[str, int] | Mapping[int, int]) -> str:

@@ -62,6 +62,7 @@ class InspectedChunk:
     question_hashes: npt.NDArray[np.uint64]  # [R], of what comes before the last answer
     turns: Counter[int]  # dialogues by their number of answers
     lengths: npt.NDArray[np.int64]  # [S], tokens of each sample, where there is a tokenizer
+    overlong_lengths: npt.NDArray[np.int64]  # of samples left out for it
     records: list[str]  # [R], in canonical form, where they are wanted
     num_bytes: int
 
@@ -75,12 +76,14 @@ def inspect_chunk(
     policies = settings.build_policies()
     records = list(read_records(chunk, settings.reading, policies, findings, counts))
     dialogues = [record.dialogue for record in records]
-    lengths = np.zeros(0, np.int64)
+    lengths = overlong_lengths = np.zeros(0, np.int64)
     if options.tokenizer_folder:
         tokenizer = load_tokenizer(options.tokenizer_folder)
-        encoded = encode_records(records, settings, tokenizer, chunk.path, findings, counts)
+        encoded, left_out = encode_records(
+            records, settings, tokenizer, chunk.path, findings, counts
+        )
         counts.update(count_samples(encoded, tokenizer.eos_id))
-        lengths = encoded.sample_lengths()
+        lengths, overlong_lengths = encoded.sample_lengths(), np.array(left_out, np.int64)
     questions = dialogues if settings.compares_questions else []
     wanted = dialogues if options.wants_records else []
     return InspectedChunk(
@@ -95,6 +98,7 @@ def inspect_chunk(
         question_hashes=np.array([hash_question(one.messages) for one in questions], np.uint64),
         turns=Counter([_count_answers(dialogue) for dialogue in dialogues]),
         lengths=lengths,
+        overlong_lengths=overlong_lengths,
         records=[dump_json(to_record(dialogue)) for dialogue in wanted],
         num_bytes=chunk.num_bytes,
     )
@@ -132,6 +136,7 @@ class LintReport:
     scripts: Counter[str] = field(default_factory=Counter)
     turns: Counter[int] = field(default_factory=Counter)
     lengths: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    overlong: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def add(self, chunk: InspectedChunk) -> None:
         """Count one chunk in."""
@@ -142,10 +147,15 @@ class LintReport:
         self.scripts.update(chunk.scripts)
         self.turns.update(chunk.turns)
         self.lengths.append(chunk.lengths)
+        self.overlong.append(chunk.overlong_lengths)
 
     def sample_lengths(self) -> npt.NDArray[np.int64]:
         """[S], tokens of all samples, where a tokenizer was given."""
         return np.concatenate([np.zeros(0, np.int64), *self.lengths])
+
+    def overlong_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sample that was left out because it is too long."""
+        return np.concatenate([np.zeros(0, np.int64), *self.overlong])
 
     @property
     def num_errors(self) -> int:

@@ -22,12 +22,13 @@ _NUM_BINS = 24
 class TokenStats:
     """Numbers that need a tokenizer."""
 
-    num_samples: int
+    num_samples: int  # that fit
     num_tokens: int
     num_label_tokens: int
     label_share_by_span: dict[str, float]  # think, answer, marker; of the label tokens
     growth: float  # tokens of all samples by those of one sample per dialogue
-    percentiles: dict[str, int]  # of the lengths of samples
+    num_overlong: int  # samples beyond max_seq_length, which no row holds
+    percentiles: dict[str, int]  # of the lengths of samples, those beyond included
     longest: int
     max_seq_length: int
     bins: list[tuple[int, int]]  # upper end in tokens, samples; ends double every second bin
@@ -76,7 +77,9 @@ def _summarise_tokens(report: LintReport) -> TokenStats:
     num_labels = sum(by_span.values())
     order = np.random.default_rng(0).permutation(len(lengths))
     rows = pack_rows(lengths, order, max_length=max_length)
-    values = np.percentile(lengths, _PERCENTILES, method="nearest")
+    overlong = report.overlong_lengths()
+    all_lengths = np.concatenate([lengths, overlong])
+    values = np.percentile(all_lengths, _PERCENTILES, method="nearest")
     return TokenStats(
         num_samples=len(lengths),
         num_tokens=int(lengths.sum()),
@@ -84,9 +87,10 @@ def _summarise_tokens(report: LintReport) -> TokenStats:
         label_share_by_span={span: number / num_labels for span, number in by_span.items()},
         growth=counts["tokens_laid_out"] / counts["tokens_once"],
         percentiles={f"p{p}": int(value) for p, value in zip(_PERCENTILES, values, strict=True)},
-        longest=int(lengths.max()),
+        num_overlong=len(overlong),
+        longest=int(all_lengths.max()),
         max_seq_length=max_length,
-        bins=_bin_lengths(lengths),
+        bins=_bin_lengths(all_lengths),
         num_rows=len(rows),
         fill=measure_fill(lengths, rows, max_length),
     )
@@ -107,7 +111,7 @@ def _advise_on_modes(modes: Counter[str]) -> list[str]:
         return []
     advice = []
     if 0 < modes["plain"] < total:
-        share = f"{modes['plain'] / total:.0%} of the dialogues are in neither mode"
+        share = f"{modes['plain'] / total:.1%} of the dialogues are in neither mode"
         advice.append(f"{share} and teach to leave the tags out; --mode gives them one")
     elif modes["plain"]:
         advice.append("no dialogue is in a mode: the model learns to answer without tags")

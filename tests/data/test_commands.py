@@ -109,6 +109,19 @@ def test_check_finds_long_samples_only_with_a_tokenizer(run, write_records, toke
     assert run(*with_tokenizer, "--overlong", "drop")[0] == 0
 
 
+def test_samples_that_are_too_long_are_in_the_lengths_and_in_no_row(
+    run, write_records, tokenizer, tmp_path
+):
+    path = write_records([chat("a", "b"), chat("c", "word " * 200)])
+    words = (path, "--tokenizer", tokenizer.folder, "--max_seq_length", 64)
+    tokens = _json_lines(run("check", *words, "--json")[1])[-1]["summary"]["tokens"]
+    assert (tokens["num_samples"], tokens["num_overlong"], tokens["num_rows"]) == (1, 1, 1)
+    assert tokens["longest"] > 200
+    assert sum(number for _, number in tokens["bins"]) == 2
+    run("stats", *words, "--html", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count('"bar beyond" style="width: 100.0%"') == 1
+
+
 def test_check_finds_questions_of_the_evaluation_set(run, write_records):
     train = write_records([chat("a", "b"), chat("c", "d")], "train.jsonl")
     held_out = write_records([chat("c", "another answer")], "eval.jsonl")
@@ -181,7 +194,8 @@ def test_stats_writes_a_page_that_needs_nothing_else(run, tiny_data, tokenizer, 
     assert code == 0
     assert "packed" in output
     text = page.read_text()
-    assert "<svg" in text
+    assert 'class="bar"' in text
+    assert 'name="viewport"' in text
     assert "http" not in text
     assert "<script" not in text
     assert "Tokens per sample" in text
