@@ -41,7 +41,13 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     _add_policies(check)
     check.add_argument("--eval", nargs="+", default=[], metavar="FILE", help="must not overlap")
     check.add_argument("--json", action="store_true", help="one JSON object per finding and a last")
-    check.add_argument("--fix", type=Path, metavar="OUT", help="write the mended records")
+    check.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="write all records that are used, those that need it mended; OUT.changes.jsonl lists "
+        "every change",
+    )
     check.set_defaults(run=run_check)
 
     convert = subparsers.add_parser("convert", help="write any form as chat records")
@@ -106,6 +112,12 @@ def _find_all(names: Sequence[str]) -> list[Source]:
     return [source for name in names for source in find_sources(name)]
 
 
+def _refuse_overwriting(output: Path | None, sources: Sequence[Source]) -> None:
+    """What is not written, such as refused records, must not be lost."""
+    if output and output.exists() and any(source.path.samefile(output) for source in sources):
+        raise DataError(f"{output} is one of the files that are read; give another name to write")
+
+
 def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
     return CompileSettings(
         max_seq_length=arguments.max_seq_length,
@@ -123,6 +135,8 @@ def run_check(arguments: Arguments) -> int:
     if arguments.fix:  # mend whatever can be mended, unless told otherwise
         mendable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
         policy = mendable | policy
+    sources = _find_all(arguments.files)
+    _refuse_overwriting(arguments.fix, sources)
     with ExitStack() as stack:
         changes = records = None
         if arguments.fix:
@@ -139,10 +153,11 @@ def run_check(arguments: Arguments) -> int:
                 sys.stdout.writelines(f"{_as_json(finding)}\n" for finding in chunk.findings)
 
         report = lint_sources(
-            _find_all(arguments.files),
+            sources,
             _settings(arguments, policy),
             LintOptions(
-                tokenizer_folder=arguments.tokenizer, wants_records=arguments.fix is not None
+                tokenizer_folder=arguments.tokenizer,
+                records="mended" if arguments.fix else "none",
             ),
             eval_sources=_find_all(arguments.eval),
             num_workers=arguments.num_workers,
@@ -176,11 +191,13 @@ def run_convert(arguments: Arguments) -> int:
         now=arguments.now,
         policy=parse_policies(",".join(arguments.policy)),
     )
+    sources = find_sources(arguments.input)
+    _refuse_overwriting(arguments.output, sources)
     with open_output(arguments.output) as file:
         report = lint_sources(
-            find_sources(arguments.input),
+            sources,
             settings,
-            LintOptions(wants_records=True),
+            LintOptions(records="canonical"),
             on_chunk=lambda chunk: file.writelines(f"{record}\n" for record in chunk.records),
         )
     console = Console(stderr=True)

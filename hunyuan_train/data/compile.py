@@ -73,6 +73,8 @@ class Record:
     line: int
     dialogue: Dialogue
     content_hash: int
+    raw: bytes  # its JSON text
+    is_mended: bool  # the dialogue is not what the text says
 
 
 def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer) -> CompiledChunk:
@@ -158,11 +160,14 @@ def read_records(
         if chunk.first_element is not None:  # several may share a line
             element = f"[{chunk.first_element + index}]"
             problems = [one._replace(field=f"{element}.{one.field}") for one in problems]
+        num_before = len(findings)
         is_used = _decide(chunk.path, line, problems, policies, findings)
         counts["records"] += 1
         if is_used and dialogue is not None:
             counts["used"] += 1
-            yield Record(line, dialogue, hash_messages(dialogue.messages, dialogue.tools))
+            content_hash = hash_messages(dialogue.messages, dialogue.tools)
+            is_mended = any([finding.action == "fix" for finding in findings[num_before:]])
+            yield Record(line, dialogue, content_hash, raw, is_mended)
 
 
 def _decide(

@@ -39,7 +39,7 @@ def _common_mode(dialogue: Dialogue) -> str:
 
 
 def _to_message(message: Message, mode: str) -> Record:
-    record: Record = {"role": message.role, "content": message.content}
+    record: Record = {"role": message.role, "content": message.content, **(message.extra or {})}
     if message.role == "user" and mode == "fast":
         record["content"] = message.content.removeprefix(NO_THINK_PREFIX)
     if message.thoughts:
@@ -49,6 +49,7 @@ def _to_message(message: Message, mode: str) -> Record:
     if message.tool_calls:
         record["tool_calls"] = [
             {
+                **dict(call.extra),
                 "type": "function",
                 "function": {"name": call.name, "arguments": json.loads(call.arguments)},
             }

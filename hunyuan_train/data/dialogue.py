@@ -21,6 +21,7 @@ class ToolCall(NamedTuple):
 
     name: str
     arguments: str
+    extra: tuple[tuple[str, Any], ...] = ()  # fields that conversion keeps, such as its id
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Message:
     is_trained: bool = True
     is_context: bool = False  # bare turn of a slow dialogue: no target of its own under strip
     weight: float = 1.0
+    extra: dict[str, Any] | None = None  # fields that conversion keeps
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ def hash_messages(messages: Sequence[Message], tools: Sequence[Any] = ()) -> int
     for message in messages:
         parts += (message.role, message.thoughts or "", message.content)
         if message.tool_calls:
-            parts.append(str(message.tool_calls))
+            parts.append(str([(call.name, call.arguments) for call in message.tool_calls]))
     if tools:
         parts.append(str(tools))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()

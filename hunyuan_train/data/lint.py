@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from hunyuan_train.data.build import count_samples
-from hunyuan_train.data.compile import CompileSettings, encode_records, read_records
+from hunyuan_train.data.compile import CompileSettings, Record, encode_records, read_records
 from hunyuan_train.data.convert import to_record
+from hunyuan_train.data.decode import decode_record
 from hunyuan_train.data.dialogue import Dialogue, hash_question
 from hunyuan_train.data.findings import Finding, FindingLog
 from hunyuan_train.data.progress import show_progress
@@ -44,7 +46,8 @@ class LintOptions:
     """What to look at beside the findings."""
 
     tokenizer_folder: Path | None = None  # for lengths, shares of loss, what is too long
-    wants_records: bool = False  # mended and in canonical form
+    # Which records to give: none, all in canonical form, or as they are where nothing was mended.
+    records: Literal["none", "canonical", "mended"] = "none"
 
 
 @dataclass(slots=True)
@@ -63,7 +66,7 @@ class InspectedChunk:
     turns: Counter[int]  # dialogues by their number of answers
     lengths: npt.NDArray[np.int64]  # [S], tokens of each sample, where there is a tokenizer
     overlong_lengths: npt.NDArray[np.int64]  # of samples left out for it
-    records: list[str]  # [R], in canonical form, where they are wanted
+    records: list[str]  # [R], as JSON, where they are wanted
     num_bytes: int
 
 
@@ -85,7 +88,7 @@ def inspect_chunk(
         counts.update(count_samples(encoded, tokenizer.eos_id))
         lengths, overlong_lengths = encoded.sample_lengths(), np.array(left_out, np.int64)
     questions = dialogues if settings.compares_questions else []
-    wanted = dialogues if options.wants_records else []
+    wanted = records if options.records != "none" else []
     return InspectedChunk(
         path=chunk.path,
         findings=findings,
@@ -99,9 +102,17 @@ def inspect_chunk(
         turns=Counter([_count_answers(dialogue) for dialogue in dialogues]),
         lengths=lengths,
         overlong_lengths=overlong_lengths,
-        records=[dump_json(to_record(dialogue)) for dialogue in wanted],
+        records=[_write_record(record, options) for record in wanted],
         num_bytes=chunk.num_bytes,
     )
+
+
+def _write_record(record: Record, options: LintOptions) -> str:
+    if record.is_mended or options.records == "canonical":
+        return dump_json(to_record(record.dialogue))
+    if b"\n" in record.raw:  # of a JSON array; here a record is a line
+        return dump_json(decode_record(record.raw, []))
+    return record.raw.decode()
 
 
 def _name_mode(dialogue: Dialogue) -> str:
@@ -187,7 +198,7 @@ def lint_sources(
             repeats.eval_questions.add(chunk.question_hashes)
     for chunk in _inspect(sources, settings, options, num_workers):
         is_dropped = repeats.find(chunk)
-        if options.wants_records:
+        if options.records != "none":
             kept = np.flatnonzero(~is_dropped).tolist()
             chunk.records = [chunk.records[number] for number in kept]
         report.add(chunk)

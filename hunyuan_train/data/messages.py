@@ -26,8 +26,9 @@ _ROLE_HINTS = dict.fromkeys(("gpt", "bot", "model", "ai", "chatgpt"), "assistant
     "human": "user",
     "observation": "tool",
 }
-# The last three are of the OpenAI form; the template writes none of them.
-_FIELDS = {"role", "content", "name", "tool_call_id", "id"}
+_KEPT_FIELDS = {"name", "tool_call_id", "id"}  # of the OpenAI form; the template writes none
+_FIELDS = {"role", "content", *_KEPT_FIELDS}
+_CALL_FIELDS = {"type", "function", "name", "arguments"}
 _ANSWER_FIELDS = {*_FIELDS, "tool_calls", "function_call", "train", "weight", *THOUGHT_FIELDS}
 MIN_WEIGHT, MAX_WEIGHT = (
     1e-6,
@@ -123,6 +124,7 @@ def _read_other_fields(
     if unused:
         fields = ", ".join(f"{place}.{key}" for key in unused)
         problems.append(Problem("unused_field", fields, "not read by training", "remove it"))
+    message.extra = {key: raw[key] for key in raw if key in unused or key in _KEPT_FIELDS}
     if message.role != "assistant":
         return
     _read_loss_fields(raw, message, place, problems)
@@ -210,7 +212,8 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
         problems.append(Problem("tools", f"{field}.arguments", reason, "reword them"))
     if has_blank_run(written):
         problems.append(Problem("size", f"{field}.arguments", "too many blanks", "shorten them"))
-    return ToolCall(name, written)
+    kept = ((key, value) for key, value in call.items() if key not in _CALL_FIELDS)
+    return ToolCall(name, written, tuple(kept))
 
 
 def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> None:

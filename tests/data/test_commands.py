@@ -144,7 +144,40 @@ def test_fix_writes_what_can_be_mended_and_a_report_of_the_rest(run, mixed, tmp_
     assert {one["line"] for one in changes if one["action"] == "fix"} == {2, 3}
     assert run("check", out)[0] == 0
     *findings, _ = _json_lines(run("check", out, "--json")[1])
-    assert {one["kind"] for one in findings} <= {"untagged", "special_tokens"}
+    assert {one["kind"] for one in findings} <= {"untagged", "special_tokens", "converted"}
+
+
+def test_fix_leaves_what_is_sound_as_it_is_and_keeps_ids_in_what_it_mends(
+    run, write_records, tmp_path
+):
+    calls = [{"id": "c1", "type": "function", "function": {"name": "get_weather"}}]
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "content": "r"},
+        {"role": "assistant", "content": "b"},
+    ]
+    sound = {"tools": [WEATHER], "messages": turns}
+    late = {"tools": [WEATHER], "now": NOW, "messages": [*turns, turns[0]]}
+    path = write_records([sound, {"prompt": "c", "completion": "d"}, late])
+    assert run("check", path, "--fix", tmp_path / "out.jsonl")[0] == 0
+    *kept, mended = _json_lines((tmp_path / "out.jsonl").read_text())
+    assert kept == [sound, {"prompt": "c", "completion": "d"}]
+    assert mended["messages"][1]["tool_calls"][0]["id"] == "c1"
+    assert mended["messages"][2] == turns[2]
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps([sound], indent=1))
+    assert run("check", array, "--fix", tmp_path / "out.jsonl")[0] == 0
+    assert _json_lines((tmp_path / "out.jsonl").read_text()) == [sound]
+
+
+def test_a_file_is_not_written_over_while_it_is_read(run, mixed):
+    before = mixed.read_text()
+    with pytest.raises(DataError, match="is one of the files that are read"):
+        run("check", mixed, "--fix", mixed)
+    with pytest.raises(DataError, match="is one of the files that are read"):
+        run("convert", mixed, mixed)
+    assert mixed.read_text() == before
 
 
 def test_fix_mends_also_what_is_an_error_by_default(run, write_records, tmp_path):

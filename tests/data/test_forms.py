@@ -1,6 +1,8 @@
 import pytest
 from dialogues import chat, kinds_of, problems_of, read
 
+from hunyuan_train.data.dialogue import ToolCall
+
 TURNS = [("user", "Q"), ("assistant", "A")]
 
 
@@ -87,7 +89,7 @@ def test_sharegpt_calls_and_observations_become_tool_turns():
         "tool",
         "assistant",
     ]
-    assert dialogue.messages[2].tool_calls == [("f", '{"x": 1}')]
+    assert dialogue.messages[2].tool_calls == [ToolCall("f", '{"x": 1}')]
     assert dialogue.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     assert kinds_of(record) == {"converted"}
 

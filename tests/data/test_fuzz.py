@@ -159,7 +159,7 @@ def _expected_records(kind, content):
 
 def _fuzz_files(number, folder, tokenizer, seed):
     rng = random.Random(seed)
-    options = LintOptions(tokenizer_folder=tokenizer.folder, wants_records=True)
+    options = LintOptions(tokenizer_folder=tokenizer.folder, records="canonical")
     settings = CompileSettings(max_seq_length=400, overlong="drop_turns")
     for _ in range(number):
         path, kind, content = _fuzz_file(folder / "fuzz", rng)

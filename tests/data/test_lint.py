@@ -74,7 +74,10 @@ def test_the_script_is_that_of_the_answer(lint, answer, script):
     ("records", "advice"),
     [
         ([chat("a", "b")], "no dialogue is in a mode"),
-        ([chat("a", "b"), chat("a", "c", mode="fast")], "50.0% of the dialogues are in neither mode"),
+        (
+            [chat("a", "b"), chat("a", "c", mode="fast")],
+            "50.0% of the dialogues are in neither mode",
+        ),
         ([chat("a", "b", mode="fast")], "all tagged dialogues are fast: slow mode may fade"),
         (
             [chat("a", f"b{n}", mode="fast") for n in range(40)] + [chat("a", TAGGED)],

@@ -3,6 +3,7 @@
 import pytest
 from dialogues import NOW, WEATHER, call, chat, kinds_of, problems_of, read
 
+from hunyuan_train.data.dialogue import ToolCall
 from hunyuan_train.data.findings import DataError, build_policies
 from hunyuan_train.data.tools_prompt import ASSISTANT_LABEL, USER_LABEL
 
@@ -287,7 +288,7 @@ def test_labels_and_calls_that_are_text_already_are_not_written_twice():
     )
     messages = read(record).messages
     assert messages[0].content == "a"
-    assert messages[1].tool_calls == [("get_weather", '{"city": "x"}')]
+    assert messages[1].tool_calls == [ToolCall("get_weather", '{"city": "x"}')]
     assert messages[3].content == "b"
 
 
@@ -303,7 +304,7 @@ def test_the_time_of_a_tools_prompt_is_stated_or_seeded_and_never_the_clock():
 def test_a_call_behind_text_is_read_as_the_template_writes_it():
     text = 'one moment\n<tool_calls>[{"name": "get_weather", "arguments": {}}]</tool_calls>\n'
     message = read(_chat_of(_user("a"), _answer(text), tools=[WEATHER])).messages[1]
-    assert (message.content, message.tool_calls) == ("one moment", [("get_weather", "{}")])
+    assert (message.content, message.tool_calls) == ("one moment", [ToolCall("get_weather", "{}")])
 
 
 def test_a_time_is_written_as_the_template_writes_it():
