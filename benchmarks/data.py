@@ -12,7 +12,9 @@ import json
 import os
 import platform
 import random
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -211,20 +213,26 @@ def measure_packing(path: Path, tokenizer: Tokenizer) -> Rows:
 
 
 def measure_start(path: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
-    """Seconds of a first start with all cores, and of a second one from the cache."""
-    config = DataConfig(
-        train_data_file=str(path),
-        cache_dir=str(folder / "cache"),
-        max_seq_length=MAX_SEQ_LENGTH,
-        overlong="drop",
-    )
-    rows = []
-    for name in ("first start, all cores", "second start, from the cache"):
+    """Seconds of a first start with one process and with two, and of a second from the cache."""
+
+    def start(num_workers: int) -> float:
+        config = DataConfig(
+            train_data_file=str(path),
+            cache_dir=str(folder / f"cache-{num_workers}"),
+            max_seq_length=MAX_SEQ_LENGTH,
+            overlong="drop",
+            preprocessing_num_workers=num_workers,
+        )
         started = time.perf_counter()
-        dataset = prepare_dataset(config, tokenizer)
-        seconds = time.perf_counter() - started
-        rows.append((name, f"{seconds:.2f} s", f"{dataset.summary.num_tokens:,} tokens"))
-    return rows
+        prepare_dataset(config, tokenizer)
+        return time.perf_counter() - started
+
+    one, two, again = start(1), start(2), start(2)
+    return [
+        ("first start, 1 process", f"{one:.2f} s", "1.00"),
+        ("first start, 2 processes", f"{two:.2f} s", f"{one / two:.2f} times as fast"),
+        ("second start, from the cache", f"{again:.2f} s", ""),
+    ]
 
 
 MEMORY_PROBE = """
@@ -251,11 +259,22 @@ if __name__ == "__main__":
 """
 
 
-def measure_memory(path: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
+def write_large(mix: Path, gigabytes: float, path: Path) -> None:
+    """Copies of the mix in which no dialogue occurs twice."""
+    content = mix.read_bytes()
+    with path.open("wb") as file:
+        for number in range(round(gigabytes * 1e9 / len(content))):
+            file.write(
+                re.sub(rb'"user", "content": "(/no_think )?', rb"\g<0>%d " % number, content)
+            )
+
+
+def measure_memory(mix: Path, gigabytes: float, folder: Path, tokenizer: Tokenizer) -> Rows:
     """Peak memory of the main process and of the largest worker over a large file."""
+    path = folder / "large.jsonl"
+    write_large(mix, gigabytes, path)
     probe = folder / "probe.py"
     probe.write_text(MEMORY_PROBE)
-    gigabytes = path.stat().st_size / 1e9
     rows = []
     for work in ("check", "prepare"):
         paths = (str(one) for one in (path, folder / work, tokenizer.folder))
@@ -263,6 +282,7 @@ def measure_memory(path: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         main, worker = (int(kibibytes) / 1e3 for kibibytes in output.split())
         rows.append((f"{work} {gigabytes:.1f} GB", f"{main:,.0f} MB", f"{worker:,.0f} MB a worker"))
+        shutil.rmtree(folder / work, ignore_errors=True)
     return rows
 
 
@@ -297,11 +317,11 @@ def main() -> None:
             "Start": measure_start(path, folder, tokenizer),
         }
         if arguments.memory_gigabytes:
-            large = folder / "large.jsonl"
-            with large.open("wb") as file:
-                for _ in range(round(arguments.memory_gigabytes * 1e3 / arguments.megabytes)):
-                    file.write(path.read_bytes())
-            sections["Peak memory"] = measure_memory(large, folder, tokenizer)
+            sections["Peak memory"] = [
+                row
+                for gigabytes in (arguments.memory_gigabytes / 4, arguments.memory_gigabytes)
+                for row in measure_memory(path, gigabytes, folder, tokenizer)
+            ]
     text = report(sections)
     print(text)
     if arguments.report:
