@@ -38,6 +38,11 @@ def make_batch(generator: np.random.Generator, lengths: list[int]) -> Batch:
     )
 
 
+def empty_batch() -> Batch:
+    """What a rank gets when there is nothing left for it: one token without loss."""
+    return make_batch(np.random.default_rng(0), [1])
+
+
 def global_batch(step: int, num_batches: int) -> list[Batch]:
     """All micro-batches of one optimizer step; token counts differ from batch to batch."""
     generator = np.random.default_rng(step)

@@ -1,0 +1,53 @@
+"""Let the model in the engine answer prompts, split as it is."""
+
+from collections.abc import Sequence
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+ATTENTION = "sdpa"  # with a cache of keys and values, which training's has no use for
+
+
+@torch.no_grad()
+def generate_split(
+    engine: deepspeed.DeepSpeedEngine,
+    prompts: Sequence[list[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Greedy answers to this rank's prompts, as token ids that end before the stop token.
+
+    Every rank calls it, with as many prompts as it has, also none. A forward pass needs all ranks
+    (experts, partitioned weights), so a rank that is done goes on in step until the last one is,
+    and one without a prompt answers a token that nobody asked about.
+    """
+    model = engine.module
+    device = engine.device
+    num_prompts = torch.tensor(len(prompts), device=device)
+    dist.all_reduce(num_prompts, dist.ReduceOp.MAX)
+    usual = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    engine.eval()
+    answers = []
+    for index in range(int(num_prompts)):
+        is_asked = index < len(prompts)
+        prompt = prompts[index] if is_asked else [stop_ids[0]]
+        input_ids = torch.tensor([prompt], device=device)
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens if is_asked else 1,
+            eos_token_id=list(stop_ids),
+            pad_token_id=stop_ids[0],
+            use_cache=True,
+            synced_gpus=True,
+        )
+        answer = output[0, len(prompt) :].tolist()
+        if is_asked:
+            answers.append(answer[:-1] if answer[-1] in stop_ids else answer)
+    engine.train()
+    model.set_attn_implementation(usual)
+    return answers

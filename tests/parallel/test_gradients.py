@@ -1,0 +1,103 @@
+"""Losses and gradients of every parameter are those of Transformers, however the model is split.
+
+One process, Transformers' own loading of the same folder, each document alone; against ranks that
+read their parts of either layout and compute packed rows. All in float32.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import HunYuanMoEV1Config
+
+from hunyuan_train.model.shape import native_config_dict
+from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.serve.check import load_served
+from hunyuan_train.trainer.optim import decay_groups
+from hunyuan_train.trainer.step import forward_losses, train_step
+from tests.batches import global_batch, plain_loss, released_state
+from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine
+from tests.ranks import run_ranks
+from tests.released import SHAPE, write_released
+
+NUM_BATCHES = 4
+TOLERANCE = 1e-5
+
+
+def split_gradients(base: Path, expert_size: int) -> tuple[list[Tensor], dict]:
+    """Losses of each token of this rank's rows, and its part of what a step of SGD subtracts.
+
+    At rate 1 that is the gradient itself, and the weight decay, which is known.
+    """
+    engine = small_engine(
+        stage=3,
+        expert_size=expert_size,
+        optimizer="sgd",
+        max_grad_norm=0.0,
+        shape=SHAPE,
+        source=SafetensorsFolder.open(base, SHAPE),
+    )
+    batches = my_share(global_batch(0, NUM_BATCHES))
+    with torch.no_grad():
+        losses = [forward_losses(engine, batch).clone() for batch in batches]
+    before = kept_weights(engine.module)
+    train_step(engine, batches, learning_rate=1.0)
+    after = kept_weights(engine.module)
+    return losses, {key: before[key] - after[key] for key in before}
+
+
+def plain_gradients(base: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The same with Transformers alone."""
+    config = HunYuanMoEV1Config(**native_config_dict(SHAPE))
+    model = load_served(base, torch.float32, config)
+    batches = global_batch(0, NUM_BATCHES)
+    losses = [token_losses(model, batch) for batch in batches]
+    plain_loss(model, batches).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.flatten(1 if ".experts." in name else 0).abs().amax(-1).min() > 1e-4
+    with torch.no_grad():
+        for group in decay_groups(model, WEIGHT_DECAY):
+            for parameter in group["params"]:
+                parameter.copy_(parameter.grad + group["weight_decay"] * parameter)
+    return losses, released_state(model)
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module, batch) -> Tensor:
+    parts = []
+    for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+        logits = model(input_ids=torch.from_numpy(batch.input_ids[start:stop])[None]).logits[0]
+        labels = torch.from_numpy(batch.labels[start:stop])
+        parts.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "expert_size", "is_fused"),
+    [
+        pytest.param(1, 1, False, id="1 rank"),
+        pytest.param(2, 1, True, id="2 ranks, experts over 1, fused"),
+        pytest.param(2, 2, False, id="2 ranks, experts over 2"),
+        pytest.param(4, 1, False, id="4 ranks, experts over 1"),
+        pytest.param(4, 2, True, id="4 ranks, experts over 2, fused"),
+        pytest.param(4, 4, True, id="4 ranks, experts over 4, fused"),
+    ],
+)
+def test_losses_and_gradients_are_those_of_transformers(
+    tmp_path: Path, world_size: int, expert_size: int, is_fused: bool
+) -> None:
+    write_released(tmp_path, is_fused=is_fused, is_native=is_fused, dtype=torch.float32)
+    expected_losses, expected = plain_gradients(tmp_path)
+    ranks = run_ranks(split_gradients, world_size, tmp_path, expert_size)
+    losses = [one for rank_losses, _ in ranks for one in rank_losses]
+    for ours, theirs in zip(losses, expected_losses, strict=True):
+        assert (ours - theirs).abs().max() < TOLERANCE
+    num_seen = dict.fromkeys(expected, 0)
+    for _, gradients in ranks:
+        for (name, start), values in gradients.items():
+            theirs = expected[name][start : start + len(values)]
+            assert (values - theirs).abs().max() < TOLERANCE, name
+            num_seen[name] += len(values)
+    for name, gradient in expected.items():
+        assert num_seen[name] == len(gradient), name
