@@ -49,6 +49,7 @@ from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
 from hunyuan_train.serve.sample import generate_answers
+from hunyuan_train.trainer.generate import generate_split
 from hunyuan_train.trainer.loop import Trainer, TrainerState, train
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
@@ -90,7 +91,8 @@ def run(config: RunConfig) -> None:
     train(trainer, find_state(trainer, made_of), partial(save, trainer, made_of))
     if config.train.export:
         export(config, trainer.engine, shape, source)
-    close(config, trainer, tokenizer, shape)
+    answers = answer_split(config, trainer, tokenizer, shape)
+    close(config, trainer, tokenizer, shape, answers)
 
 
 def check_gpus() -> None:
@@ -239,31 +241,77 @@ def export(
         export_model(engine, folder, release, source, check=partial(check_model, trained))
 
 
-def close(config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, shape: ModelShape) -> None:
+def answer_split(
+    config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, shape: ModelShape
+) -> list[Answer]:
+    """Sample answers of a model that no process loads as a whole; every rank takes part.
+
+    Adapters' models are such, and large ones, where answers are asked for.
+    """
+    if not wants_sample_answers(config, shape) or is_loaded_whole(config, shape):
+        return []
+    prompts = sample_prompts(trainer.batches.dataset)
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    mine = generate_split(
+        trainer.engine,
+        [ids for _, ids in prompts[rank::num_ranks]],
+        stop_ids=tokenizer.stop_ids,
+        max_new_tokens=MAX_SAMPLED_TOKENS,
+    )
+    ranks: list[list[list[int]]] = [[]] * num_ranks
+    dist.all_gather_object(ranks, mine)
+    outputs = [ranks[index % num_ranks][index // num_ranks] for index in range(len(prompts))]
+    return decode_answers(prompts, outputs, tokenizer)
+
+
+def close(
+    config: RunConfig,
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    shape: ModelShape,
+    answers: list[Answer],
+) -> None:
     """Leave the process group; on rank 0, show what the run has led to."""
     dist.barrier()
     dist.destroy_process_group()
     if trainer.metrics is None:
         return
     trainer.metrics.finish()
-    if wants_sample_answers(config, shape):
+    if wants_sample_answers(config, shape) and is_loaded_whole(config, shape):
         folder = Path(config.train.output_dir) / EXPORT_FOLDER
-        for answer in sample_answers(folder, trainer.batches.dataset, tokenizer):
-            show_answer(answer, console)
+        answers = sample_answers(folder, trainer.batches.dataset, tokenizer)
+    for answer in answers:
+        show_answer(answer, console)
     show_closing_table(closing_rows(config), console)
 
 
 def wants_sample_answers(config: RunConfig, shape: ModelShape) -> bool:
-    """Whether the export is a whole model, and one that a single process can hold."""
-    if not config.train.export or config.lora.use_lora:
-        return False
+    """Whether they are asked for, or take but a moment."""
     if config.train.sample_answers == "auto":
-        return shape.num_parameters < MAX_SAMPLED_PARAMETERS
+        return is_loaded_whole(config, shape)
     return config.train.sample_answers
+
+
+def is_loaded_whole(config: RunConfig, shape: ModelShape) -> bool:
+    """Whether the export is a whole model, and one that a single process can hold."""
+    is_whole = config.train.export and not config.lora.use_lora
+    return is_whole and shape.num_parameters < MAX_SAMPLED_PARAMETERS
 
 
 def sample_answers(folder: Path, dataset: Dataset, tokenizer: Tokenizer) -> list[Answer]:
     """Answers of an exported model to the first fast and the first slow training prompt."""
+    prompts = sample_prompts(dataset)
+    outputs = generate_answers(
+        folder,
+        [ids for _, ids in prompts],
+        stop_ids=tokenizer.stop_ids,
+        max_new_tokens=MAX_SAMPLED_TOKENS,
+    )
+    return decode_answers(prompts, outputs, tokenizer)
+
+
+def sample_prompts(dataset: Dataset) -> list[tuple[str, list[int]]]:
+    """The first fast and the first slow prompt of the training data, each with its mode."""
     modes = dataset.samples["mode"].tolist()
     prompts = []
     for mode in ("fast", "slow"):
@@ -271,12 +319,13 @@ def sample_answers(folder: Path, dataset: Dataset, tokenizer: Tokenizer) -> list
             sample = dataset.sample(modes.index(MODES.index(mode)))
             first_label = int((sample.spans != 0).argmax())
             prompts.append((mode, sample.tokens[:first_label].tolist()))
-    outputs = generate_answers(
-        folder,
-        [ids for _, ids in prompts],
-        stop_ids=tokenizer.stop_ids,
-        max_new_tokens=MAX_SAMPLED_TOKENS,
-    )
+    return prompts
+
+
+def decode_answers(
+    prompts: list[tuple[str, list[int]]], outputs: list[list[int]], tokenizer: Tokenizer
+) -> list[Answer]:
+    """Prompts and what the model made of them, as text."""
     return [
         Answer(mode, tokenizer.decode(ids), tokenizer.decode(output))
         for (mode, ids), output in zip(prompts, outputs, strict=True)

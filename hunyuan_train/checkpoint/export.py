@@ -119,4 +119,4 @@ def read_prompts(
     losses = forward_losses(engine, batch).cpu()
     engine.train()
     is_exact = written_dtype == next(engine.module.parameters()).dtype == torch.float32
-    return Trained(shape, batch, losses, is_exact)
+    return Trained(shape, batch, losses, is_exact, engine.device.type == "cpu")

@@ -182,7 +182,8 @@ class TrainConfig:
     run_name: str | None = setting(None, "name of the run in trackers; default: output_dir's name")
     export: bool = setting(True, "write an HF-format model folder at the end")
     sample_answers: bool | Auto = setting(
-        "auto", "let the exported model answer two training prompts; auto: models under 4 GB"
+        "auto",
+        "let the model answer two training prompts; auto: where a whole one under 4 GB is exported",
     )
 
     def __post_init__(self) -> None:

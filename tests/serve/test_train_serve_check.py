@@ -1,6 +1,7 @@
 """The check of written folders passes what rounding explains, and nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,18 @@ def test_a_rope_without_its_alpha_does_not(tmp_path: Path, dtype: torch.dtype) -
     file.write_text(json.dumps(config))
     with pytest.raises(ServeError, match="does not compute what was trained"):
         check_model(trained, tmp_path)
+
+
+def test_float32_of_a_gpu_may_round_otherwise_and_send_a_token_elsewhere(tmp_path: Path) -> None:
+    write_released(tmp_path, dtype=torch.float32, is_native=True)
+    trained = trained_on(tmp_path, torch.float32)
+    trained.losses[::2] += 5e-4
+    trained.losses[7] += 0.05
+    check_model(replace(trained, is_on_cpu=False), tmp_path)
+    with pytest.raises(
+        ServeError, match=r"the largest difference .* is 5\.0e-02, at most 2\.0e-05"
+    ):
+        check_model(trained, tmp_path)
+    trained.losses[::2] += 5e-3
+    with pytest.raises(ServeError, match=r"the mean difference .*, at most 1\.0e-03"):
+        check_model(replace(trained, is_on_cpu=False), tmp_path)
