@@ -28,9 +28,9 @@ NUM_PROMPTS, PROMPT_LENGTH = 4, 48
 MAX_CHECKED_PARAMETERS = 2 * 10**9  # after a run: 8 GB in float32, less than the run itself took
 MAX_PARAMETERS_BESIDE = 10**8  # in commands that promise to stay small: 0.4 GB in float32
 
-# Losses of about 10, whose last bit is 1e-6. On one CPU the same kernels sum in another order: each
-# token may be this far off. A GPU has other kernels, which may be allowed TF32 (10 bits of mantissa,
-# 5e-4 of a value), and can send a token at a tie to another expert: the mean over tokens counts.
+# Losses of about 10, whose last bit is 1e-6. On one CPU the same kernels sum in another order: any
+# token may be this far off. A GPU has other kernels, which may be allowed TF32 (10 bits, so 5e-4 of
+# a value), and can send a token at a tie to another expert: there the mean over tokens counts.
 FLOAT32_TOLERANCE = 2e-5
 FLOAT32_GPU_TOLERANCE = 1e-3
 # Two bfloat16 computations of one model round differently; each is about as far from the exact

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hunyuan_train.config import check
-from hunyuan_train.config.check import check_config
+from hunyuan_train.config.check import check_config, check_experts_divide
 from hunyuan_train.config.deepspeed_config import DS_CONFIGS
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import RECIPES, load_config
@@ -23,6 +23,17 @@ def test_the_defaults_and_the_recipes_break_no_rule():
     check_flags("")
     for recipe in RECIPES.glob("*.yaml"):
         check_flags(["--recipe", str(recipe)], EIGHT_GPUS, num_experts=64)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 6, 8, 24, 64, 128])
+def test_experts_may_be_split_over_any_divisor_of_their_number_and_the_processes(num_processes):
+    fitting = [size for size in range(1, 65) if not 64 % size and not num_processes % size]
+    for size in range(1, 130):
+        if size in fitting:
+            check_experts_divide(size, num_experts=64, num_processes=num_processes)
+            continue
+        with pytest.raises(ConfigError, match=f"set {' or '.join(map(str, fitting))}$"):
+            check_experts_divide(size, num_experts=64, num_processes=num_processes)
 
 
 @pytest.mark.parametrize(

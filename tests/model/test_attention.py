@@ -7,18 +7,21 @@ import torch
 from transformers import HunYuanMoEV1ForCausalLM
 
 from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.model.attention import PER_DOCUMENT, choose_attention
 from hunyuan_train.model.build import build_model
 from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.model.presets import TINY
+from hunyuan_train.model.shape import parse_shape
 from hunyuan_train.model.weights import SeededWeights
+from tests.released import published_config
 
-SHAPE = replace(TINY, vocab_size=256, num_hidden_layers=2)
+SHAPE = replace(TINY, vocab_size=256, num_hidden_layers=2, rope_alpha=1000.0)
 LENGTHS = (7, 1, 19, 12)
 
 
-def filled_model(attention: str) -> HunYuanMoEV1ForCausalLM:
-    model = build_model(SHAPE, attention=attention, attention_dropout=0.0)
+def filled_model(attention: str, dropout: float = 0.0) -> HunYuanMoEV1ForCausalLM:
+    model = build_model(SHAPE, attention=attention, attention_dropout=dropout)
     source = SeededWeights(seed=3, standard_deviation=0.1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -65,6 +68,18 @@ def test_a_changed_document_moves_no_other() -> None:
     for index in (0, 1, 3):
         # Not 0: the experts' grouped products sum in another order when group sizes change.
         assert (before[index] - after[index]).abs().max() < 1e-5, index
+
+
+def test_attention_drops_nothing_in_training_unless_asked() -> None:
+    assert ModelConfig().attention_dropout == 0.0
+    published = parse_shape(published_config(SHAPE) | {"attention_dropout": 0.1}, source="it")
+    assert published == SHAPE  # the file's own dropout is not taken over
+    documents = random_documents()
+    model = filled_model(PER_DOCUMENT).train()
+    assert torch.equal(packed_logits(model, documents), packed_logits(model, documents))
+    model = filled_model(PER_DOCUMENT, dropout=0.1).train()
+    assert not torch.equal(packed_logits(model, documents), packed_logits(model, documents))
+    assert torch.equal(packed_logits(model.eval(), documents), packed_logits(model, documents))
 
 
 def test_flash_attention_demanded_without_a_gpu_is_refused() -> None:

@@ -64,9 +64,7 @@ def test_float32_of_a_gpu_may_round_otherwise_and_send_a_token_elsewhere(tmp_pat
     trained.losses[::2] += 5e-4
     trained.losses[7] += 0.05
     check_model(replace(trained, is_on_cpu=False), tmp_path)
-    with pytest.raises(
-        ServeError, match=r"the largest difference .* is 5\.0e-02, at most 2\.0e-05"
-    ):
+    with pytest.raises(ServeError, match=r"largest difference .* is 5\.0e-02, at most 2\.0e-05"):
         check_model(trained, tmp_path)
     trained.losses[::2] += 5e-3
     with pytest.raises(ServeError, match=r"the mean difference .*, at most 1\.0e-03"):

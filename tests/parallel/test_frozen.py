@@ -1,0 +1,98 @@
+"""What is frozen stays as it was and is in no checkpoint; the rest trains as in one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hunyuan_train.checkpoint.folder import read_manifest
+from hunyuan_train.checkpoint.state import save_checkpoint
+from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.layout import stored_tensors
+from hunyuan_train.parallel.engine import build_split_model
+from hunyuan_train.trainer.loop import TrainerState
+from hunyuan_train.trainer.optim import decay_groups
+from hunyuan_train.trainer.step import train_step
+from tests import engines
+from tests.batches import global_batch, plain_loss, plain_model, released_state
+from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine
+from tests.ranks import run_ranks
+
+NUM_STEPS, RATE = 3, 0.05
+SETTINGS = {
+    "routed experts": ModelConfig(freeze="*.mlp.experts.*"),
+    "down projections and router": ModelConfig(freeze="*.experts.down_proj", freeze_router=True),
+    "all but attention": ModelConfig(train_attention_params_only=True),
+}
+
+
+def train_frozen(
+    folder: Path, config: ModelConfig, expert_size: int, is_bf16: bool
+) -> dict[tuple[str, int], Tensor]:
+    def build_and_freeze(*arguments, **settings):
+        model = build_split_model(*arguments, **settings)
+        freeze_parameters(model, config)
+        return model
+
+    engines.build_split_model = build_and_freeze
+    engine = small_engine(
+        stage=3, expert_size=expert_size, optimizer="sgd", max_grad_norm=0.0, is_bf16=is_bf16
+    )
+    for step in range(NUM_STEPS):
+        train_step(engine, my_share(global_batch(step, 4)), learning_rate=RATE)
+    save_checkpoint(engine, TrainerState(), folder, fingerprints={})
+    return kept_weights(engine.module)
+
+
+def train_plain(config: ModelConfig) -> tuple[dict[str, Tensor], set[str]]:
+    """Weights after the same steps in one process, and the released tensors that were trained."""
+    model = plain_model()
+    freeze_parameters(model, config)
+    optimizer = torch.optim.SGD(decay_groups(model, WEIGHT_DECAY), lr=RATE)
+    for step in range(NUM_STEPS):
+        plain_loss(model, global_batch(step, 4)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = {
+        tensor.name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        for tensor in stored_tensors(name, tuple(parameter.shape))
+    }
+    return released_state(model), trained
+
+
+@pytest.mark.parametrize(
+    ("name", "expert_size", "is_bf16"),
+    [
+        ("routed experts", 2, False),
+        ("routed experts", 2, True),
+        ("down projections and router", 2, False),
+        ("down projections and router", 0, False),
+        ("all but attention", 2, False),
+    ],
+)
+def test_frozen_parameters_stay_and_the_others_train(
+    tmp_path: Path, name: str, expert_size: int, is_bf16: bool
+) -> None:
+    folder = tmp_path / "step-000003"
+    ranks = run_ranks(train_frozen, 2, folder, SETTINGS[name], expert_size, is_bf16)
+    before, (expected, trained) = released_state(plain_model()), train_plain(SETTINGS[name])
+    for kept in ranks:
+        for (tensor, start), values in kept.items():
+            if tensor in trained and is_bf16:
+                continue
+            theirs = (expected if tensor in trained else before)[tensor]
+            theirs = theirs[start : start + len(values)].to(values.dtype)
+            limit = 1e-6 if tensor in trained else 0.0
+            assert (values - theirs).abs().max() <= limit, tensor
+    saved = {
+        tensor.name
+        for entry in read_manifest(folder)["files"].values()
+        for parameter, (first_expert, _, _, *shape) in entry["ranges"].items()
+        for tensor in stored_tensors(parameter, tuple(shape), first_expert=first_expert)
+    }
+    assert saved == trained
+    assert any((expected[one] - before[one]).abs().max() > 1e-3 for one in trained)
