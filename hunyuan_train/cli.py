@@ -19,6 +19,7 @@ from hunyuan_train.launcher.worker import (
     report_failure,
     with_started_processes,
 )
+from hunyuan_train.planner.command import run_plan
 from hunyuan_train.serve.errors import ServeError
 
 EXIT_USER_ERROR = 2
@@ -43,6 +44,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """Hand the arguments to the command that the first one names."""
     if arguments and arguments[0] == "train":
         return train(arguments[1:])
+    if arguments and arguments[0] == "plan":
+        return run_plan(arguments[1:])
     parsed = build_parser(arguments).parse_args(arguments)
     return int(parsed.run(parsed))
 
@@ -50,13 +53,14 @@ def run_command(arguments: Sequence[str]) -> int:
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Lists every command, and knows the arguments of the one that is asked for.
 
-    Train is only listed: it reads its flags itself.
+    Train and plan are only listed: they read their flags themselves.
     """
     parser = argparse.ArgumentParser(
         prog="python -m hunyuan_train", description="Fine-tune Hunyuan-A13B and what goes with it."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="fine-tune a model (train --help lists the settings)")
+    commands.add_parser("plan", help="say what a run needs, and what would fit")
     data = commands.add_parser("data", help="check, convert, show and measure dialogues")
     if arguments and arguments[0] == "data":
         from hunyuan_train.data.commands import add_data_commands

@@ -1,0 +1,158 @@
+"""`python -m hunyuan_train plan`: will a run fit, what does it take, and what would fit instead."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import dump_config, load_command_line
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.presets import resolve_shape
+from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
+from hunyuan_train.planner.machine import GPUS, MATMUL_SHARE, Cluster, find_gpu
+from hunyuan_train.planner.search import Nearest, find_nearest
+from hunyuan_train.planner.text import (
+    as_json,
+    describe_estimate,
+    describe_nearest,
+    describe_shortage,
+)
+
+EXIT_REFUSED = 1
+GIGA = 10**9
+DESCRIPTION = """\
+Say what a run needs, without a GPU and before it is started: bytes of each GPU by what they are
+for, host memory, disk, bytes sent, and the time of a step. Where it does not fit, say why, and name
+the nearest plan that does; the exit code is then 1.
+
+Any setting of train.py may be given as well, such as --max_seq_length 16384, and --recipe or
+--config. Training makes the same plan before it starts, and refuses what is refused here."""
+EPILOG = """\
+examples:
+  every parameter of the released model, on eight 80 GB GPUs:
+    python -m hunyuan_train plan --model a13b --gpus 8 --gpu_memory 80 --method full \\
+      --optimizer adamw
+  the same, and write the settings that fit to a file for train.py --config:
+    python -m hunyuan_train plan --model a13b --gpus 8 --optimizer adamw --fit fits.yaml
+  adapters, with longer rows, on two machines:
+    python -m hunyuan_train plan --model a13b --method lora --nodes 2 --max_seq_length 32768
+
+GB are 10^9 bytes. nvidia-smi shows what a card really has: an "80 GB" H100 has 85.5."""
+
+
+def run_plan(arguments: Sequence[str]) -> int:
+    """Print a plan.
+
+    Returns:
+        0 where the run fits, 1 where it does not.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    parser = build_parser()
+    options, settings = parser.parse_known_args(list(arguments))
+    asked = read_settings(options, settings)
+    cluster = read_cluster(options)
+    shape = resolve_shape(asked.model.model_name_or_path)
+    estimate = estimate_run(resolve_for(asked, shape, cluster), shape, cluster)
+    nearest = None if estimate.fits else find_nearest(asked, shape, cluster)
+    if options.json:
+        print(json.dumps(as_json(estimate, nearest), indent=1))  # noqa: T201 the answer itself
+    else:
+        print("\n".join(answer(estimate, nearest)))  # noqa: T201
+    if options.fit:
+        write_fit(options.fit, asked if estimate.fits else nearest and nearest.config)
+    return 0 if estimate.fits else EXIT_REFUSED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's own flags; all others are settings of a run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hunyuan_train plan",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="a13b, another preset, or a model folder")
+    add("--method", choices=("full", "lora"), help="the recipe to start from (default: full)")
+    add("--gpus", type=int, default=8, metavar="N", help="GPUs of each machine (default: 8)")
+    add("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
+    add("--gpu", default="h100", choices=sorted(GPUS), help="speeds to assume (default: h100)")
+    add("--gpu_memory", type=float, metavar="GB", help="of each GPU (default: that of --gpu)")
+    add("--host_memory", type=float, default=0, metavar="GB", help="of each machine; 0: no limit")
+    add("--disk", type=float, default=0, metavar="GB", help="free for the run; 0: no limit")
+    add(
+        "--matmul_share", type=float, default=MATMUL_SHARE, metavar="SHARE",
+        help=f"of the GPU's peak that matrix products reach (default: {MATMUL_SHARE})",
+    )  # fmt: skip
+    add("--json", action="store_true", help="print the plan for programs: bytes and seconds")
+    add("--fit", type=Path, metavar="YAML", help="write the settings that fit to a file")
+    return parser
+
+
+def read_settings(options: argparse.Namespace, settings: Sequence[str]) -> RunConfig:
+    """The run that is asked about.
+
+    Raises:
+        ConfigError: an unknown setting, or two sources of settings.
+    """
+    names = [word.partition("=")[0] for word in settings]
+    has_source = "--recipe" in names or "--config" in names
+    if has_source and options.method:
+        raise ConfigError(
+            f"method is {options.method}, and a recipe or config is given too; each is a whole set "
+            "of settings: give one of them"
+        )
+    words = list(settings) if has_source else ["--recipe", options.method or "full", *settings]
+    if options.model:
+        words += ["--model_name_or_path", options.model]
+    return load_command_line(words).config
+
+
+def read_cluster(options: argparse.Namespace) -> Cluster:
+    """The machines that are asked about.
+
+    Raises:
+        ConfigError: a number that no cluster has.
+    """
+    for name in ("gpus", "nodes", "matmul_share"):
+        value = vars(options)[name]
+        if value <= 0:
+            raise ConfigError(f"{name} is {value}; it must be more than 0")
+    gpu = find_gpu(options.gpu)
+    memory = gpu.memory_bytes if options.gpu_memory is None else int(options.gpu_memory * GIGA)
+    return Cluster(
+        num_nodes=options.nodes,
+        gpus_per_node=options.gpus,
+        gpu_memory=memory,
+        host_memory=int(options.host_memory * GIGA),
+        disk=int(options.disk * GIGA),
+        gpu=gpu,
+        matmul_share=options.matmul_share,
+    )
+
+
+def answer(estimate: Estimate, nearest: Nearest | None) -> list[str]:
+    """The plan and the verdict on it."""
+    lines = [*describe_estimate(estimate), ""]
+    if estimate.fits:
+        return [*lines, "fits"]
+    refusals = [f"does not fit: {describe_shortage(one)}" for one in estimate.shortages]
+    return [*lines, *refusals, describe_nearest(nearest)]
+
+
+def write_fit(path: Path, config: RunConfig | None) -> None:
+    """Write settings that fit, for `train.py --config`.
+
+    Raises:
+        ConfigError: none are known, or the file cannot be written.
+    """
+    if config is None:
+        raise ConfigError("no plan near the one asked for fits, so there is nothing to write")
+    try:
+        dump_config(config, path)
+    except OSError as error:
+        raise ConfigError(f"fit is {path}, which cannot be written: {error.strerror}") from error

@@ -1,0 +1,49 @@
+"""Bytes on disk: a checkpoint, what a run keeps at one time, and the export."""
+
+from dataclasses import dataclass
+
+from hunyuan_train.planner.layout import Layout
+from hunyuan_train.planner.optimizers import lean_bytes, plain_bytes
+from hunyuan_train.planner.parameters import Parameter, list_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What a run writes."""
+
+    checkpoint: int
+    num_kept: int  # checkpoints at one time, the one being written included
+    export: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that must be free before the run starts."""
+        return self.num_kept * self.checkpoint + self.export
+
+
+def plan_disk(layout: Layout) -> Disk:
+    """Sizes of all files, over all ranks."""
+    train = layout.config.train
+    parameters = list_parameters(layout)
+    trained = [one for one in parameters if one.is_trained]
+    keeps_all = train.save_steps and not train.save_total_limit
+    # The oldest goes once the newest is whole. Without a limit their number is not known here.
+    num_kept = train.save_total_limit + 1 if train.save_steps and not keeps_all else 1
+    written = trained if layout.config.lora.use_lora else parameters
+    export = 2 * sum(whole_elements(one, layout) for one in written) if train.export else 0
+    return Disk(sum(checkpoint_bytes(one, layout) for one in trained), num_kept, export)
+
+
+def whole_elements(parameter: Parameter, layout: Layout) -> int:
+    """Elements of a parameter over all ranks; experts that are split count whole."""
+    is_split = ".experts." in f".{parameter.name}" and layout.splits_experts
+    return parameter.total * (layout.expert_size if is_split else 1)
+
+
+def checkpoint_bytes(parameter: Parameter, layout: Layout) -> int:
+    """Master weights and states of one trained parameter, over all ranks (checkpoint/state.py)."""
+    optimizer, elements = layout.config.train.optimizer, whole_elements(parameter, layout)
+    if optimizer == "lean":
+        states = lean_bytes(elements, is_exact=parameter.is_exact, element_bytes=2).states
+        return states + (4 if parameter.is_exact else layout.element_bytes) * elements
+    return plain_bytes(optimizer, elements).total

@@ -1,0 +1,110 @@
+"""The whole plan of a run, and whether a cluster can hold it."""
+
+from dataclasses import dataclass, replace
+
+from hunyuan_train.config.check import check_deepspeed_file, check_experts_divide, check_lora
+from hunyuan_train.config.deepspeed_config import build_deepspeed_config
+from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.disk import Disk, plan_disk
+from hunyuan_train.planner.layout import Layout, make_layout
+from hunyuan_train.planner.machine import Cluster
+from hunyuan_train.planner.memory import Memory, plan_memory
+from hunyuan_train.planner.speed import Speed, plan_speed
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A limit that a run exceeds."""
+
+    what: str
+    needed: int
+    available: int
+    parts: tuple[Component, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run needs of a cluster."""
+
+    layout: Layout
+    cluster: Cluster
+    memory: Memory
+    disk: Disk
+
+    @property
+    def speed(self) -> Speed:
+        """Of one optimizer step, on GPUs."""
+        return plan_speed(self.layout, self.cluster)
+
+    @property
+    def host_per_node(self) -> int:
+        """Host memory of one machine; without GPUs it holds what a GPU would."""
+        ranks = self.layout.ranks_per_node
+        device = 0 if self.layout.is_on_gpu else self.memory.device_peak
+        return ranks * (self.memory.host_peak + device)
+
+    @property
+    def shortages(self) -> list[Shortage]:
+        """The limits that are known and exceeded."""
+        cluster, memory = self.cluster, self.memory
+        found = []
+        if self.layout.is_on_gpu and 0 < cluster.gpu_memory < memory.device_peak:
+            found.append(
+                Shortage("a GPU", memory.device_peak, cluster.gpu_memory, memory.device)
+            )
+        if 0 < cluster.host_memory < self.host_per_node:
+            lines = memory.host if self.layout.is_on_gpu else (*memory.device, *memory.host)
+            ranks = self.layout.ranks_per_node
+            parts = tuple(replace(line, num_bytes=line.num_bytes * ranks) for line in lines)
+            found.append(
+                Shortage("a machine's host memory", self.host_per_node, cluster.host_memory, parts)
+            )
+        if 0 < cluster.disk < self.disk.total:
+            checkpoints = self.disk.num_kept * self.disk.checkpoint
+            parts = (
+                Component(f"{self.disk.num_kept} checkpoints", checkpoints, Phase.ALWAYS, ""),
+                Component("export", self.disk.export, Phase.ALWAYS, ""),
+            )
+            found.append(Shortage("the disk", self.disk.total, cluster.disk, parts))
+        return found
+
+    @property
+    def fits(self) -> bool:
+        """Whether no known limit is exceeded."""
+        return not self.shortages
+
+
+def estimate_run(
+    config: RunConfig, shape: ModelShape, cluster: Cluster, *, num_data_tokens: int = 0
+) -> Estimate:
+    """Plan a resolved run."""
+    layout = make_layout(
+        config, shape, num_nodes=cluster.num_nodes, is_on_gpu=cluster.gpus_per_node > 0
+    )
+    memory = plan_memory(layout, num_data_tokens=num_data_tokens)
+    return Estimate(layout, cluster, memory, plan_disk(layout))
+
+
+def resolve_for(config: RunConfig, shape: ModelShape, cluster: Cluster) -> RunConfig:
+    """The run with every "auto" decided as it would be on a machine of the cluster.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    machine = Machine(num_gpus=cluster.gpus_per_node, num_cores=cluster.gpus_per_node)
+    resolved = resolve_config(config, machine=machine, num_experts=shape.num_experts)
+    num_processes = int(resolved.parallel.num_processes)
+    check_experts_divide(
+        int(resolved.parallel.expert_parallel_size),
+        num_experts=shape.num_experts,
+        num_processes=num_processes,
+    )
+    check_lora(resolved)
+    check_deepspeed_file(resolved)
+    build_deepspeed_config(
+        resolved, world_size=num_processes * cluster.num_nodes, is_bf16=resolved.train.bf16 is True
+    )
+    return resolved

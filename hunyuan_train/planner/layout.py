@@ -1,0 +1,82 @@
+"""How a run divides a model: all that the plan's arithmetic depends on, in one place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hunyuan_train.config.deepspeed_config import read_deepspeed_file, splits_experts, zero_stage
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.shape import ModelShape
+
+# DeepSpeed's own defaults (runtime/zero/config.py), for what a file leaves out.
+ENGINE_DEFAULTS = {
+    "reduce_bucket_size": 500_000_000,
+    "sub_group_size": 1_000_000_000,
+    "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """A resolved run of a model on a number of machines that are alike."""
+
+    config: RunConfig
+    shape: ModelShape
+    num_nodes: int
+    is_on_gpu: bool
+    stage: int  # of ZeRO
+    splits_experts: bool  # the engine's expert-parallel layer is used, be its size 1
+    engine: dict[str, Any]  # the zero_optimization section of the DeepSpeed file
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes on each machine."""
+        return int(self.config.parallel.num_processes)
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes on all machines."""
+        return self.num_nodes * self.ranks_per_node
+
+    @property
+    def expert_size(self) -> int:
+        """Ranks that share one full set of experts."""
+        return int(self.config.parallel.expert_parallel_size)
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of a weight or an activation."""
+        return 2 if self.config.train.bf16 is True else 4
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one rank in one micro-step, at most: rows are packed."""
+        return self.config.train.per_device_train_batch_size * self.config.data.max_seq_length
+
+    def engine_number(self, name: str) -> int:
+        """A number of the DeepSpeed file, or the engine's default."""
+        written = self.engine.get(name, "auto")
+        return ENGINE_DEFAULTS[name] if written == "auto" else int(float(written))
+
+
+def make_layout(
+    config: RunConfig, shape: ModelShape, *, num_nodes: int, is_on_gpu: bool
+) -> Layout:
+    """Read what decides the split.
+
+    Args:
+        config: resolved, so that nothing that divides the model is "auto".
+        shape: of the model.
+        num_nodes: machines, each with `config.parallel.num_processes` processes.
+        is_on_gpu: whether processes have a GPU each; otherwise all is host memory.
+    """
+    content = read_deepspeed_file(config.parallel.deepspeed)
+    return Layout(
+        config=config,
+        shape=shape,
+        num_nodes=num_nodes,
+        is_on_gpu=is_on_gpu,
+        stage=zero_stage(content),
+        splits_experts=splits_experts(content),
+        engine=content.get("zero_optimization", {}),
+    )

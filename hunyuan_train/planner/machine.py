@@ -1,0 +1,95 @@
+"""Speeds of GPUs and links that a predicted step time rests on."""
+
+from dataclasses import dataclass
+
+from hunyuan_train.config.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuModel:
+    """One GPU in its usual machine. Rates are those of the data sheets, one direction."""
+
+    name: str
+    memory_bytes: int
+    bf16_flops: float  # dense, per second
+    memory_bandwidth: float  # bytes per second
+    node_bandwidth: float  # between GPUs of one machine
+    network_bandwidth: float  # between machines, for each GPU
+    host_bandwidth: float  # to host memory, for each GPU
+    source: str
+
+
+GPUS = {
+    model.name: model
+    for model in (
+        GpuModel(
+            name="a100",
+            memory_bytes=80 * 10**9,
+            bf16_flops=312e12,
+            memory_bandwidth=2.04e12,
+            node_bandwidth=300e9,
+            network_bandwidth=25e9,
+            host_bandwidth=32e9,
+            source="NVIDIA A100 80GB SXM data sheet; HDR InfiniBand, PCIe 4",
+        ),
+        GpuModel(
+            name="h100",
+            memory_bytes=80 * 10**9,
+            bf16_flops=989e12,
+            memory_bandwidth=3.35e12,
+            node_bandwidth=450e9,
+            network_bandwidth=50e9,
+            host_bandwidth=64e9,
+            source="NVIDIA H100 SXM data sheet; NDR InfiniBand, PCIe 5",
+        ),
+        GpuModel(
+            name="h200",
+            memory_bytes=141 * 10**9,
+            bf16_flops=989e12,
+            memory_bandwidth=4.8e12,
+            node_bandwidth=450e9,
+            network_bandwidth=50e9,
+            host_bandwidth=64e9,
+            source="NVIDIA H200 SXM data sheet; NDR InfiniBand, PCIe 5",
+        ),
+        GpuModel(
+            name="b200",
+            memory_bytes=180 * 10**9,
+            bf16_flops=2250e12,
+            memory_bandwidth=7.7e12,
+            node_bandwidth=900e9,
+            network_bandwidth=50e9,
+            host_bandwidth=64e9,
+            source="NVIDIA DGX B200 data sheet; NDR InfiniBand, PCIe 5",
+        ),
+    )
+}
+
+# What a well-written program reaches of the rates above; every one may be given on the command line.
+MATMUL_SHARE = 0.55  # grouped and plain matrix products of this model's sizes
+BANDWIDTH_SHARE = 0.8  # of memory and links: what NCCL's and STREAM's tests reach
+HOST_MEMORY_BANDWIDTH = 300e9  # of a machine's CPUs, for the offloaded update
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Machines that are alike, and what they offer a run. A limit of 0 is unknown: no check."""
+
+    num_nodes: int
+    gpus_per_node: int  # 0: the run is on CPU
+    gpu_memory: int = 0  # bytes of one GPU
+    host_memory: int = 0  # bytes of one machine
+    disk: int = 0  # bytes free where the run writes
+    gpu: GpuModel = GPUS["h100"]
+    matmul_share: float = MATMUL_SHARE
+
+
+def find_gpu(name: str) -> GpuModel:
+    """The speeds of a GPU by its name.
+
+    Raises:
+        ConfigError: not one of those that are known here.
+    """
+    if name not in GPUS:
+        raise ConfigError(f"gpu is {name}; speeds are known of {', '.join(GPUS)}")
+    return GPUS[name]

@@ -1,0 +1,128 @@
+"""Bytes of one rank: on its device, and in host memory."""
+
+from dataclasses import dataclass
+
+from hunyuan_train.planner.activations import dispatch_bytes, layer_bytes, loss_bytes, saved_bytes
+from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
+from hunyuan_train.planner.layout import Layout
+from hunyuan_train.planner.states import device_states, host_states, trained
+
+IMBALANCE = 1.25  # rows of the busiest rank over an equal share; metrics.jsonl logs the real one
+FRAGMENTATION = 0.06  # of what comes and goes: torch rounds blocks up and splits them
+CUDA_CONTEXT = 1_500_000_000  # driver, kernels and NCCL's buffers, which torch does not count
+GPU_PROCESS = 4_000_000_000  # a rank's own host memory: interpreter, libraries, CUDA's host side
+CPU_PROCESS = 650_000_000  # the same without CUDA: torch, DeepSpeed and Transformers imported
+DATA_BYTES = 9  # a token of the data cache: id, span and weight (data/dataset.py)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The lines of one rank."""
+
+    device: tuple[Component, ...]
+    host: tuple[Component, ...]
+
+    @property
+    def device_peak(self) -> int:
+        """Bytes of the device that must be free."""
+        return peak_bytes(self.device)
+
+    @property
+    def allocated_peak(self) -> int:
+        """What the allocator will report as its peak: no context, no holes."""
+        names = ("fragmentation allowance", "driver and NCCL")
+        return peak_bytes(line for line in self.device if line.name not in names)
+
+    @property
+    def host_peak(self) -> int:
+        """Bytes of host memory that one rank takes."""
+        return peak_bytes(self.host)
+
+
+def plan_memory(
+    layout: Layout, *, imbalance: float = IMBALANCE, num_data_tokens: int = 0
+) -> Memory:
+    """Every component of one rank.
+
+    Args:
+        layout: of the run.
+        imbalance: rows of the busiest rank's experts over an equal share.
+        num_data_tokens: of all data that is trained on, where known.
+    """
+    lines = (*device_states(layout), *device_work(layout, imbalance))
+    if layout.is_on_gpu:
+        lines = (*lines, *device_allowances(lines))
+    return Memory(lines, tuple(host_lines(layout, num_data_tokens)))
+
+
+def device_work(layout: Layout, imbalance: float) -> list[Component]:
+    """Lines for what the micro-step itself takes."""
+    is_recomputed = layout.config.train.gradient_checkpointing
+    saved, fullest = loss_bytes(layout)
+    how = "each layer's input" if is_recomputed else "all that the layers save"
+    lines = [
+        Component(
+            "activations", saved_bytes(layout, imbalance=imbalance), Phase.BACKWARD,
+            f"{how} for backward, tensor by tensor (planner/activations.py)",
+        ),
+        Component(
+            "logits and loss", max(saved, fullest), Phase.LOSS,
+            "scores of the vocabulary around the loss (model/loss.py)",
+        ),
+    ]  # fmt: skip
+    if is_recomputed:
+        lines.append(
+            Component(
+                "recomputed layer", layer_bytes(layout, imbalance=imbalance), Phase.LAYER,
+                "all that one layer saves, while it is run a second time",
+            )
+        )  # fmt: skip
+    lines.append(
+        Component(
+            "dispatch buffers", dispatch_bytes(layout, imbalance=imbalance), Phase.LAYER,
+            f"tokens on their way to experts and back, at {imbalance:g} times an equal share",
+        )
+    )  # fmt: skip
+    return lines
+
+
+def device_allowances(lines: tuple[Component, ...]) -> list[Component]:
+    """Lines for what torch's allocator does not count."""
+    moving = peak_bytes(lines) - total_of(lines, Phase.ALWAYS)
+    return [
+        Component(
+            "fragmentation allowance", int(FRAGMENTATION * moving), Phase.ALWAYS,
+            f"{FRAGMENTATION:.0%} of what comes and goes in a step",
+        ),
+        Component(
+            "driver and NCCL", CUDA_CONTEXT, Phase.ALWAYS,
+            "CUDA context, kernels and NCCL's own buffers: an allowance",
+        ),
+    ]  # fmt: skip
+
+
+def host_lines(layout: Layout, num_data_tokens: int) -> list[Component]:
+    """Lines of host memory beside the device; without a GPU the device is host memory as well."""
+    process = GPU_PROCESS if layout.is_on_gpu else CPU_PROCESS
+    lines = list(host_states(layout))
+    lines.append(
+        Component("process", process, Phase.ALWAYS, "interpreter and libraries: an allowance")
+    )
+    if num_data_tokens:
+        cached = DATA_BYTES * num_data_tokens // layout.ranks_per_node
+        lines.append(
+            Component(
+                "data cache", cached, Phase.ALWAYS,
+                "mapped from its files, shared by the ranks of a machine; the kernel may drop it",
+            )
+        )  # fmt: skip
+    if layout.stage == 3:
+        passing = sum(one.kept for one in trained(layout)) * layout.element_bytes
+        lines.append(
+            Component(
+                "weights passing through", passing, Phase.START,
+                "the engine lays trained weights end to end by way of host memory "
+                "(zero/utils.py defragment)",
+            )
+        )  # fmt: skip
+    return lines

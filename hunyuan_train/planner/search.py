@@ -1,0 +1,158 @@
+"""The nearest plan that fits: the run with the fewest and mildest changes.
+
+Every change has a price: what costs only time is cheap, what changes what is learned is dear. Runs
+are tried in the order of their price, so the first that fits is the nearest.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import SECTION_OF
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
+from hunyuan_train.planner.machine import Cluster
+
+SHORTEST_ROW = 1024
+ROW_HALVINGS = 3
+NODE_DOUBLINGS = 4
+# What recipes/lora.yaml says of an adapter's rates; those of full training would hardly move one.
+ADAPTER_SETTINGS = {"use_lora": True, "optimizer": "adamw", "learning_rate": 1e-4, "min_lr": 1e-5}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Some settings, or the number of machines, other than asked."""
+
+    price: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    num_nodes: int = 0
+
+
+NO_CHANGE = Change(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A run that fits, and what of it was not asked for."""
+
+    config: RunConfig  # "auto" where it was asked for
+    estimate: Estimate
+    flags: list[str]
+
+
+def find_nearest(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Nearest | None:
+    """The cheapest run that fits; None where none is known.
+
+    Args:
+        config: as asked, before "auto" was decided.
+        shape: of the model.
+        cluster: as asked; more of its machines may be suggested.
+    """
+    combinations = sorted(
+        combine_changes(config, cluster), key=lambda changes: sum(one.price for one in changes)
+    )
+    for changes in combinations:
+        settings = {name: value for one in changes for name, value in one.settings.items()}
+        num_nodes = max([cluster.num_nodes, *(one.num_nodes for one in changes)])
+        larger = replace(cluster, num_nodes=num_nodes)
+        changed = with_settings(config, settings)
+        try:
+            estimate = estimate_run(resolve_for(changed, shape, larger), shape, larger)
+        except ConfigError:  # these changes do not go together
+            continue
+        if estimate.fits:
+            flags = [f"--{name} {as_flag(value)}" for name, value in settings.items()]
+            if num_nodes != cluster.num_nodes:
+                flags.append(f"--nodes {num_nodes}")
+            return Nearest(changed, estimate, flags)
+    return None
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A config with some settings replaced, each in its section."""
+    for name, value in settings.items():
+        section = SECTION_OF[name]
+        changed = replace(getattr(config, section), **{name: value})
+        config = replace(config, **{section: changed})
+    return config
+
+
+def as_flag(value: Any) -> str:  # noqa: ANN401 of any setting
+    """A setting's value as it is written on a command line."""
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def combine_changes(config: RunConfig, cluster: Cluster) -> Iterator[tuple[Change, ...]]:
+    """Every combination of one choice of each kind, no change included."""
+    kinds = (
+        working_choices(config),
+        expert_choices(config),
+        method_choices(config),
+        row_choices(config),
+        disk_choices(config) if cluster.disk else [NO_CHANGE],
+        node_choices(cluster),
+    )
+    return product(*kinds)
+
+
+def working_choices(config: RunConfig) -> list[Change]:
+    """Less work at a time: the same result, in more time."""
+    train, settings = config.train, {}
+    if not train.gradient_checkpointing:
+        settings["gradient_checkpointing"] = True
+    choices = [NO_CHANGE, Change(1.0, settings)] if settings else [NO_CHANGE]
+    if train.per_device_train_batch_size > 1:
+        rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
+        choices += [Change(one.price + 1.0, {**one.settings, **smaller}) for one in choices]
+    return choices
+
+
+def expert_choices(config: RunConfig) -> list[Change]:
+    """Experts split over as many ranks as can be."""
+    if config.parallel.expert_parallel_size == "auto":
+        return [NO_CHANGE]
+    return [NO_CHANGE, Change(1.5, {"expert_parallel_size": "auto", "deepspeed": "auto"})]
+
+
+def method_choices(config: RunConfig) -> list[Change]:
+    """Other optimizers, and adapters instead of every parameter."""
+    if config.lora.use_lora:
+        return [NO_CHANGE]
+    others = {"lean": 2.0, "offload": 4.0}
+    choices = [
+        Change(price, {"optimizer": name, "deepspeed": "auto"})
+        for name, price in others.items()
+        if name != config.train.optimizer
+    ]
+    return [NO_CHANGE, *choices, Change(14.0, {**ADAPTER_SETTINGS, "deepspeed": "auto"})]
+
+
+def row_choices(config: RunConfig) -> list[Change]:
+    """Shorter rows: longer samples would be left out or cut."""
+    longest = config.data.max_seq_length
+    lengths = [longest >> halvings for halvings in range(1, ROW_HALVINGS + 1)]
+    return [NO_CHANGE] + [
+        Change(5.0 * index, {"max_seq_length": length})
+        for index, length in enumerate(lengths, 1)
+        if length >= SHORTEST_ROW
+    ]
+
+
+def disk_choices(config: RunConfig) -> list[Change]:
+    """Fewer checkpoints at a time."""
+    if not config.train.save_steps:
+        return [NO_CHANGE]
+    return [NO_CHANGE, Change(0.5, {"save_total_limit": 1}), Change(3.0, {"save_steps": 0})]
+
+
+def node_choices(cluster: Cluster) -> list[Change]:
+    """More machines, where there are GPUs."""
+    doublings = range(1, NODE_DOUBLINGS + 1) if cluster.gpus_per_node else []
+    return [NO_CHANGE] + [
+        Change(6.0 * index, num_nodes=cluster.num_nodes << index) for index in doublings
+    ]

@@ -1,0 +1,136 @@
+"""Bytes a rank sends, operations it does, and the time of a step that follows from them.
+
+The model: a micro-step computes and exchanges tokens one after the other, while weights are
+gathered and gradients reduced beside it (`overlap_comm`); what takes longer is what shows. The
+update comes after. Rates are data-sheet rates times the shares of `machine.py`.
+"""
+
+from dataclasses import dataclass
+
+from hunyuan_train.planner.activations import layer_bytes
+from hunyuan_train.planner.layout import Layout
+from hunyuan_train.planner.machine import (
+    BANDWIDTH_SHARE,
+    HOST_MEMORY_BANDWIDTH,
+    Cluster,
+)
+from hunyuan_train.planner.parameters import list_parameters
+from hunyuan_train.planner.states import is_offloaded, updated_elements
+
+# A layer's saved bytes are written and read forward, and read with as many gradients backward.
+TOUCHES_OF_SAVED = 4
+UPDATE_BYTES = {"adamw": 30, "offload": 30, "sgd": 14, "lean": 12}  # read and written an element
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that one rank sends in one optimizer step."""
+
+    tokens: int  # all-to-alls of expert parallelism
+    gathers: int  # weights of ZeRO-3
+    reduction: int  # gradients
+    host: int  # to and from host memory, of an offloaded optimizer
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.tokens + self.gathers + self.reduction + self.host
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one optimizer step takes, in seconds, and what it does."""
+
+    traffic: Traffic
+    flops: float  # of one rank
+    compute_seconds: float
+    token_seconds: float
+    weight_seconds: float  # gathers and reduction, hidden behind the two above as far as they go
+    update_seconds: float
+    tokens: int  # of all ranks
+
+    @property
+    def seconds(self) -> float:
+        """One optimizer step."""
+        visible = max(self.compute_seconds + self.token_seconds, self.weight_seconds)
+        return visible + self.update_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all ranks together."""
+        return self.tokens / self.seconds
+
+
+def plan_speed(layout: Layout, cluster: Cluster) -> Speed:
+    """Predict an optimizer step on a cluster of GPUs."""
+    steps = layout.config.train.gradient_accumulation_steps
+    traffic, gpu = plan_traffic(layout), cluster.gpu
+    flops = steps * micro_step_flops(layout)
+    saved = layer_bytes(layout, imbalance=1.0) * layout.shape.num_hidden_layers
+    passes = TOUCHES_OF_SAVED + (2 if layout.config.train.gradient_checkpointing else 0)
+    compute = flops / (gpu.bf16_flops * cluster.matmul_share)
+    compute += steps * passes * saved / (gpu.memory_bandwidth * BANDWIDTH_SHARE)
+    in_node = layout.expert_size <= layout.ranks_per_node
+    token_link = gpu.node_bandwidth if in_node else gpu.network_bandwidth
+    weight_link = gpu.node_bandwidth if layout.num_nodes == 1 else gpu.network_bandwidth
+    return Speed(
+        traffic=traffic,
+        flops=flops,
+        compute_seconds=compute,
+        token_seconds=traffic.tokens / (token_link * BANDWIDTH_SHARE),
+        weight_seconds=(traffic.gathers + traffic.reduction) / (weight_link * BANDWIDTH_SHARE),
+        update_seconds=update_seconds(layout, cluster, traffic),
+        tokens=steps * layout.num_tokens * layout.num_ranks,
+    )
+
+
+def micro_step_flops(layout: Layout) -> float:
+    """Operations of one rank: two for each weight and token, for each product it takes part in.
+
+    Forward is one product, its repetition under gradient checkpointing another; backward has one
+    for the gradient of the input, and one for that of the weight where it is trained. Attention is
+    causal: a token sees half of its row on average.
+    """
+    shape, tokens = layout.shape, layout.num_tokens
+    forwards = 2 if layout.config.train.gradient_checkpointing else 1
+    is_full = not layout.config.lora.use_lora
+    products = forwards + 1 + (1 if is_full else 0)
+    # An embedding is looked up, not multiplied; where it is tied, its weight is that of the head.
+    looked_up = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+    weights = shape.num_active_parameters - looked_up
+    query = shape.num_attention_heads * shape.head_dim
+    row = layout.config.data.max_seq_length
+    attention = shape.num_hidden_layers * 2 * query * row / 2
+    return 2.0 * tokens * (products * weights + (forwards + 2) * attention)
+
+
+def plan_traffic(layout: Layout) -> Traffic:
+    """Bytes one rank sends in one optimizer step."""
+    train = layout.config.train
+    steps, size = train.gradient_accumulation_steps, layout.element_bytes
+    forwards = 2 if train.gradient_checkpointing else 1
+    tokens = 0
+    if layout.splits_experts and layout.expert_size > 1:
+        # Out and back, forward and as often as it is repeated, and their gradients backward.
+        rows = layout.num_tokens * layout.shape.moe_topk * (layout.expert_size - 1)
+        row = layout.shape.hidden_size * size
+        exchanges = 2 * (forwards + 1) * layout.shape.num_hidden_layers
+        tokens = steps * exchanges * rows // layout.expert_size * row
+    gathers = reduction = 0
+    for one in list_parameters(layout):
+        if one.num_partitions > 1:
+            others = one.kept * (one.num_partitions - 1)
+            gathers += 2 * steps * others * size if layout.stage == 3 else others * size
+            reduction += steps * others * size if one.is_trained else 0
+    host = 2 * updated_elements(layout) * size if is_offloaded(layout) else 0
+    return Traffic(tokens, gathers, reduction, host)
+
+
+def update_seconds(layout: Layout, cluster: Cluster, traffic: Traffic) -> float:
+    """The optimizer's own time: it is bound by memory, on the GPU or, offloaded, on the host."""
+    per_element = UPDATE_BYTES[layout.config.train.optimizer]
+    moved = per_element * updated_elements(layout)
+    if not is_offloaded(layout):
+        return moved / (cluster.gpu.memory_bandwidth * BANDWIDTH_SHARE)
+    on_host = moved * layout.ranks_per_node / HOST_MEMORY_BANDWIDTH
+    return on_host + traffic.host / (cluster.gpu.host_bandwidth * BANDWIDTH_SHARE)

@@ -1,0 +1,245 @@
+"""What the engine holds for weights, gradients and optimizer, on the device and in host memory.
+
+Every line names the code of DeepSpeed 0.19.8 or torch 2.13 that allocates it; the tests compare the
+sums with the storages of real engines.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.layout import Layout
+from hunyuan_train.planner.optimizers import OptimizerBytes, lean_bytes, plain_bytes
+from hunyuan_train.planner.parameters import Parameter, list_parameters
+
+LEAN_WORK = 10 * 4 * 4 * 2**20  # ten float32 temporaries of the 4 M elements worked on at once
+
+
+def trained(layout: Layout) -> list[Parameter]:
+    """The parameters that have gradients."""
+    return [parameter for parameter in list_parameters(layout) if parameter.is_trained]
+
+
+def updated_elements(layout: Layout) -> int:
+    """Elements whose optimizer states this rank keeps."""
+    if layout.stage == 3:
+        return sum(parameter.kept for parameter in trained(layout))
+    return -(-sum(parameter.total for parameter in trained(layout)) // layout.num_ranks)
+
+
+def is_offloaded(layout: Layout) -> bool:
+    """Whether the optimizer and its gradients live in host memory."""
+    return layout.config.train.optimizer == "offload"
+
+
+def weight_bytes(layout: Layout) -> int:
+    """This rank's weights, and the routers' float32 ones that stand beside bfloat16 (router.py)."""
+    shape, size = layout.shape, layout.element_bytes
+    parameters = list_parameters(layout)
+    elements = sum(one.kept if layout.stage == 3 else one.total for one in parameters)
+    routers = shape.num_hidden_layers * shape.num_experts * shape.hidden_size
+    return elements * size + (4 * routers if size == 2 else 0)
+
+
+def kept_whole_bytes(layout: Layout) -> int:
+    """Small parameters that stage 3 leaves gathered between steps."""
+    threshold = layout.engine_number("stage3_param_persistence_threshold")
+    small = [one for one in cut_parameters(layout) if one.numel <= threshold]
+    return sum(one.kept * one.num_partitions for one in small) * layout.element_bytes
+
+
+def gathered_bytes(layout: Layout) -> int:
+    """Larger parameters gathered at one time: up to the engine's limit, or one module if larger."""
+    threshold = layout.engine_number("stage3_param_persistence_threshold")
+    large = [one for one in cut_parameters(layout) if one.numel > threshold]
+    if not large:
+        return 0
+    experts = sum(one.numel for one in large if ".experts." in one.name)
+    largest = max(experts, *(one.numel for one in large))
+    limit = max(layout.engine_number("stage3_max_live_parameters"), largest)
+    return min(sum(one.total for one in large), limit) * layout.element_bytes
+
+
+def cut_parameters(layout: Layout) -> list[Parameter]:
+    """Parameters of which stage 3 leaves this rank only a part; experts of one group are whole."""
+    if layout.stage < 3:
+        return []
+    return [one for one in list_parameters(layout) if one.num_partitions > 1]
+
+
+def gradient_bytes(layout: Layout) -> int:
+    """The gradients that a rank keeps until the update, in the training dtype.
+
+    Under stage 2 a gradient that reaches beyond the rank's range is kept whole, because the range
+    is a view of it (stage_1_and_2.py get_flat_partition); this is the rank that keeps most.
+    """
+    elements = updated_elements(layout)
+    if layout.stage < 3:
+        elements = max(overlapping_elements(layout, rank) for rank in range(layout.num_ranks))
+    return elements * layout.element_bytes
+
+
+def overlapping_elements(layout: Layout, rank: int) -> int:
+    """Elements of the trained parameters that a rank's range of all matrices or vectors touches."""
+    touched = 0
+    for is_vector in (False, True):
+        members = [one for one in in_model_order(layout) if is_vector_like(one) == is_vector]
+        share = -(-sum(one.numel for one in members) // layout.num_ranks)
+        start = 0
+        for one in members:
+            is_touched = start < (rank + 1) * share and start + one.numel > rank * share
+            touched += one.numel if is_touched else 0
+            start += one.numel
+    return touched
+
+
+def in_model_order(layout: Layout) -> list[Parameter]:
+    """Trained parameters one by one: those before the layers, layer after layer, those behind."""
+    members = trained(layout)
+    before = [one for one in members if one.name == "model.embed_tokens.weight"]
+    inside = [one for one in members if is_in_layer(one)]
+    behind = [one for one in members if one not in before and one not in inside]
+    return [*before, *inside * layout.shape.num_hidden_layers, *behind]
+
+
+def is_in_layer(parameter: Parameter) -> bool:
+    """Whether every layer has one of these."""
+    return parameter.name.startswith("model.layers.")
+
+
+def is_vector_like(parameter: Parameter) -> bool:
+    """Whether it is never decayed, and so is in the optimizer's other group (trainer/optim.py)."""
+    return parameter.is_exact and not parameter.name.endswith("wg.weight")
+
+
+def optimizer_bytes(layout: Layout) -> OptimizerBytes:
+    """Master weights and optimizer states of this rank, wherever they live."""
+    optimizer, size = layout.config.train.optimizer, layout.element_bytes
+    if optimizer != "lean":
+        return plain_bytes(optimizer, updated_elements(layout))
+    parts = [
+        (one.count, lean_bytes(one.partition, is_exact=one.is_exact, element_bytes=size))
+        for one in trained(layout)
+    ]
+    return OptimizerBytes(
+        sum(count * part.master for count, part in parts),
+        sum(count * part.states for count, part in parts),
+    )
+
+
+def bucket_bytes(layout: Layout) -> int:
+    """The engine's buffer that gradients are reduced from; on CPU only what is written is real."""
+    elements = layout.engine_number("reduce_bucket_size")
+    if not layout.is_on_gpu:
+        elements = min(elements, sum(one.total for one in trained(layout)))
+    # Stage 2 fills one buffer while the other is on its way.
+    num_buffers = 2 if layout.stage == 2 and layout.engine.get("overlap_comm") else 1
+    return num_buffers * elements * layout.element_bytes
+
+
+def gradients_in_flight_bytes(layout: Layout) -> int:
+    """The largest gradient that backward makes, and the copy that is reduced from."""
+    largest = max((one.numel for one in trained(layout)), default=0)
+    bucket = min(
+        layout.engine_number("reduce_bucket_size"), sum(one.total for one in trained(layout))
+    )
+    return (largest + max(largest, bucket)) * layout.element_bytes
+
+
+def largest_sub_group(layout: Layout) -> int:
+    """Elements of the largest piece that the optimizer is given at once."""
+    if layout.stage < 3:
+        return updated_elements(layout)
+    groups: dict[tuple[bool, int], list[Parameter]] = defaultdict(list)
+    for one in trained(layout):
+        groups[is_vector_like(one), one.num_partitions].append(one)
+    limit = layout.engine_number("sub_group_size")
+    return max(
+        (
+            min(sum(one.kept for one in group), limit + max(one.partition for one in group))
+            for group in groups.values()
+        ),
+        default=0,
+    )
+
+
+def update_bytes(layout: Layout) -> int:
+    """What the optimizer step takes beside the states, on the device."""
+    if is_offloaded(layout):
+        return 0
+    size, elements = layout.element_bytes, largest_sub_group(layout)
+    if layout.config.train.optimizer == "lean":
+        return size * elements + min(LEAN_WORK, 40 * elements)
+    float32_copy = 4 if size == 2 else 0
+    # AdamW that is not fused, as on CPU, makes one temporary (the root of the second moment).
+    temporary = 4 if layout.config.train.optimizer == "adamw" and not layout.is_on_gpu else 0
+    return (size + float32_copy + temporary) * elements
+
+
+def device_states(layout: Layout) -> Iterator[Component]:
+    """Lines of the plan for weights, gradients, optimizer and the engine's buffers."""
+    yield Component(
+        "weights", weight_bytes(layout), Phase.ALWAYS,
+        "this rank's part of every parameter (partition_parameters.py), and float32 routers",
+    )  # fmt: skip
+    if layout.stage == 3:
+        yield Component(
+            "small weights kept whole", kept_whole_bytes(layout), Phase.ALWAYS,
+            "parameters up to stage3_param_persistence_threshold stay gathered",
+        )  # fmt: skip
+        yield Component(
+            "gathered weights", gathered_bytes(layout), Phase.BACKWARD,
+            "parameters in use or prefetched, up to stage3_max_live_parameters",
+        )  # fmt: skip
+    if not is_offloaded(layout):
+        yield Component(
+            "gradients", gradient_bytes(layout), Phase.ALWAYS,
+            "one buffer in the training dtype (stage3.py grad_partitions_flat_buffer)",
+        )  # fmt: skip
+        yield Component(
+            "optimizer", optimizer_bytes(layout).total, Phase.ALWAYS,
+            "master weights and states (stage3.py fp32_partitioned_groups_flat; trainer/optim.py)",
+        )  # fmt: skip
+    yield Component(
+        "engine buckets", bucket_bytes(layout), Phase.ALWAYS,
+        "reduce_bucket_size elements that gradients are collected in (stage3.py ipg_buckets)",
+    )  # fmt: skip
+    yield Component(
+        "gradients in flight", gradients_in_flight_bytes(layout), Phase.BACKWARD,
+        "the largest gradient and the copy it is reduced from (reduce_scatter_coalesced)",
+    )  # fmt: skip
+    yield Component(
+        "update", update_bytes(layout), Phase.STEP,
+        "gradients of the largest sub-group (sub_group_size) joined, and in float32 "
+        "(stage3.py _prepare_fp32_grad_for_sub_group)",
+    )  # fmt: skip
+
+
+def pinned(num_bytes: int, layout: Layout) -> int:
+    """Page-locked bytes: torch rounds a block up to a power of two (CachingHostAllocator.h)."""
+    section = layout.engine.get("offload_optimizer") or {}
+    if not (layout.is_on_gpu and section.get("pin_memory", False) and num_bytes):
+        return num_bytes
+    return 1 << (num_bytes - 1).bit_length()
+
+
+def host_states(layout: Layout) -> Iterator[Component]:
+    """Lines of the plan for what an offloaded optimizer keeps in host memory, of one rank."""
+    if not is_offloaded(layout):
+        return
+    elements, held = updated_elements(layout), optimizer_bytes(layout)
+    yield Component(
+        "optimizer", held.total, Phase.ALWAYS,
+        "float32 master weights and two float32 states (DeepSpeedCPUAdam)",
+    )  # fmt: skip
+    yield Component(
+        "gradients, pinned", pinned(elements * layout.element_bytes, layout), Phase.ALWAYS,
+        "one buffer in the training dtype (stage3.py grad_partitions_flat_buffer)",
+    )  # fmt: skip
+    sub_group = max(largest_sub_group(layout), 1)
+    whole, rest = divmod(elements, sub_group)
+    pieces = whole * pinned(4 * sub_group, layout) + pinned(4 * rest, layout)
+    yield Component(
+        "float32 gradients, pinned", pieces, Phase.ALWAYS,
+        "one buffer a sub-group (stage3.py initialize_optimizer_states)",
+    )  # fmt: skip

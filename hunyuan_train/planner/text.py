@@ -1,0 +1,165 @@
+"""The plan in words, for people and as JSON."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.estimate import Estimate, Shortage
+from hunyuan_train.planner.machine import BANDWIDTH_SHARE
+from hunyuan_train.planner.search import Nearest
+
+WIDTH = 26
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Bytes as GB of 10^9, with more digits where there are few, and as GiB beside large ones."""
+    amount = num_bytes / 1e9
+    return f"{amount:,.1f} GB" if amount >= 1 else f"{amount * 1000:,.1f} MB"
+
+
+def describe_estimate(estimate: Estimate) -> Iterator[str]:
+    """The whole plan, line by line."""
+    yield from describe_run(estimate)
+    place = "GPU" if estimate.layout.is_on_gpu else "process (its arrays lie in host memory)"
+    yield from describe_lines(f"memory of each {place}", estimate.memory.device)
+    yield total_line("at the fullest moment", estimate.memory.device_peak)
+    yield from describe_lines("host memory of each process", estimate.memory.host)
+    yield total_line("host memory of a machine", estimate.host_per_node)
+    yield from describe_disk(estimate)
+    if estimate.layout.is_on_gpu:
+        yield from describe_speed(estimate)
+
+
+def describe_run(estimate: Estimate) -> Iterator[str]:
+    """What is planned, on what."""
+    layout, shape = estimate.layout, estimate.layout.shape
+    train, lora = layout.config.train, layout.config.lora
+    method = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
+    device = "GPUs" if layout.is_on_gpu else "processes"
+    yield (
+        f"{layout.config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
+        f"{shape.num_active_parameters:,} active"
+    )
+    yield (
+        f"{method if lora.use_lora else 'every parameter'}, optimizer {train.optimizer}, rows of "
+        f"{layout.config.data.max_seq_length:,} tokens, {train.per_device_train_batch_size} at a "
+        f"time, gradient checkpointing {'on' if train.gradient_checkpointing else 'off'}"
+    )
+    yield (
+        f"{layout.num_ranks} {device} on {layout.num_nodes} machine(s), ZeRO stage {layout.stage}, "
+        f"experts split over {layout.expert_size}"
+    )
+
+
+def describe_lines(title: str, lines: Iterable[Component]) -> Iterator[str]:
+    """A table of components."""
+    yield ""
+    yield title
+    for line in lines:
+        when = "" if line.phase is Phase.ALWAYS else f" [{line.phase.value}]"
+        yield f"  {line.name:<{WIDTH}}{gigabytes(line.num_bytes):>12}  {line.source}{when}"
+
+
+def total_line(name: str, num_bytes: int) -> str:
+    """The last line of a table."""
+    return f"  {name:<{WIDTH}}{gigabytes(num_bytes):>12}  = {num_bytes / 2**30:,.1f} GiB"
+
+
+def describe_disk(estimate: Estimate) -> Iterator[str]:
+    """What the run writes."""
+    disk = estimate.disk
+    yield ""
+    yield "disk"
+    yield f"  {'checkpoint':<{WIDTH}}{gigabytes(disk.checkpoint):>12}  {disk.num_kept} at a time"
+    yield f"  {'export':<{WIDTH}}{gigabytes(disk.export):>12}"
+    yield f"  {'in all':<{WIDTH}}{gigabytes(disk.total):>12}"
+
+
+def describe_speed(estimate: Estimate) -> Iterator[str]:
+    """What a step moves and takes, and what that rests on."""
+    speed, cluster = estimate.speed, estimate.cluster
+    traffic, gpu = speed.traffic, cluster.gpu
+    sent = {
+        "tokens to experts": traffic.tokens,
+        "weights gathered": traffic.gathers,
+        "gradients reduced": traffic.reduction,
+        "to and from the host": traffic.host,
+    }
+    yield ""
+    yield "sent by each GPU in an optimizer step"
+    for name, num_bytes in sent.items():
+        yield f"  {name:<{WIDTH}}{gigabytes(num_bytes):>12}"
+    yield ""
+    yield f"time of an optimizer step of {speed.tokens:,} tokens, on {gpu.name}"
+    for name, seconds in {
+        "computing": speed.compute_seconds,
+        "exchanging tokens": speed.token_seconds,
+        "weights and gradients": speed.weight_seconds,
+        "update": speed.update_seconds,
+        "in all": speed.seconds,
+    }.items():
+        yield f"  {name:<{WIDTH}}{seconds:>10.2f} s"
+    yield (
+        f"  {speed.tokens_per_second:,.0f} tokens/s, "
+        f"{speed.tokens_per_second / estimate.layout.num_ranks:,.0f} a GPU"
+    )
+    yield (
+        f"  assumed: {cluster.matmul_share:.0%} of {gpu.bf16_flops / 1e12:,.0f} TFLOP/s, "
+        f"{BANDWIDTH_SHARE:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s memory, "
+        f"{gpu.node_bandwidth / 1e9:,.0f} GB/s in the machine and "
+        f"{gpu.network_bandwidth / 1e9:,.0f} GB/s between machines ({gpu.source})"
+    )
+
+
+def describe_shortage(shortage: Shortage) -> str:
+    """The arithmetic of a refusal, in one sentence."""
+    large = sorted(shortage.parts, key=lambda part: -part.num_bytes)
+    listed = " + ".join(
+        f"{part.name} {gigabytes(part.num_bytes)}" for part in large if part.num_bytes
+    )
+    return (
+        f"{shortage.what} would need {gigabytes(shortage.needed)} "
+        f"({shortage.needed / 2**30:,.1f} GiB) and has {gigabytes(shortage.available)}: {listed}"
+    )
+
+
+def describe_nearest(nearest: Nearest | None) -> str:
+    """The remedy, in one sentence."""
+    if nearest is None:
+        return "no plan near it fits: use a smaller model, or more and larger machines"
+    memory = nearest.estimate.memory
+    return (
+        f"the nearest plan that fits: {' '.join(nearest.flags)} "
+        f"({gigabytes(memory.device_peak)} a GPU, "
+        f"{gigabytes(nearest.estimate.host_per_node)} of host memory a machine)"
+    )
+
+
+def as_json(estimate: Estimate, nearest: Nearest | None) -> dict[str, Any]:
+    """The plan for programs; bytes and seconds."""
+    content: dict[str, Any] = {
+        "fits": estimate.fits,
+        "shortages": [describe_shortage(one) for one in estimate.shortages],
+        "device": {line.name: line.num_bytes for line in estimate.memory.device},
+        "device_peak": estimate.memory.device_peak,
+        "host": {line.name: line.num_bytes for line in estimate.memory.host},
+        "host_per_machine": estimate.host_per_node,
+        "disk": {
+            "checkpoint": estimate.disk.checkpoint,
+            "checkpoints": estimate.disk.num_kept,
+            "export": estimate.disk.export,
+        },
+        "nearest": nearest.flags if nearest else None,
+    }
+    if estimate.layout.is_on_gpu:
+        speed = estimate.speed
+        traffic = speed.traffic
+        content["sent_per_step"] = {
+            "tokens": traffic.tokens,
+            "weights": traffic.gathers,
+            "gradients": traffic.reduction,
+            "host": traffic.host,
+        }
+        content["step_seconds"] = speed.seconds
+        content["tokens_per_second"] = speed.tokens_per_second
+    return content
