@@ -46,6 +46,8 @@ from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
 from hunyuan_train.parallel.routers import watch_routers
+from hunyuan_train.planner.layout import make_layout
+from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
 from hunyuan_train.serve.sample import generate_answers
@@ -85,6 +87,7 @@ def run(config: RunConfig) -> None:
         eval_batches=make_eval_batches(config, tokenizer),
         config=config.train,
         metrics=make_metrics(config),
+        planned_memory_gib=planned_memory_gib(config, shape, dataset),
     )
     seed_generators(config.train.seed)
     made_of = fingerprints(config, shape, dataset)
@@ -133,6 +136,15 @@ def make_engine(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     factory = optimizer_factory(config.train, offload=config.train.optimizer == "offload")
     return start_engine(model, settings, source, factory, lora=config.lora, seed=config.train.seed)
+
+
+def planned_memory_gib(config: RunConfig, shape: ModelShape, dataset: Dataset) -> float:
+    """What the plan says of one process: its GPU's memory, or the host's where it has none."""
+    is_on_gpu = torch.cuda.is_available()
+    num_nodes = dist.get_world_size() // int(config.parallel.num_processes)
+    layout = make_layout(config, shape, num_nodes=num_nodes, is_on_gpu=is_on_gpu)
+    memory = plan_memory(layout, num_data_tokens=dataset.summary.num_tokens)
+    return (memory.allocated_peak if is_on_gpu else memory.process_peak) / 2**30
 
 
 def make_router_terms(config: RunConfig, engine: deepspeed.DeepSpeedEngine) -> RouterTerms:

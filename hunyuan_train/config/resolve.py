@@ -19,6 +19,8 @@ class Machine:
 
     num_gpus: int
     num_cores: int
+    gpu_memory: int = 0  # bytes of its smallest GPU; 0: unknown
+    host_memory: int = 0  # bytes that its processes may take together; 0: unknown
 
 
 def resolve_config(config: RunConfig, *, machine: Machine, num_experts: int) -> RunConfig:

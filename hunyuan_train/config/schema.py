@@ -234,6 +234,9 @@ class ParallelConfig:
     deepspeed: str = setting(
         "auto", "DeepSpeed JSON; auto picks from ds_configs/ by expert_parallel_size and optimizer"
     )
+    force_plan: bool = setting(
+        False, "start even where the plan says that memory or disk will not do"
+    )
     timeout_minutes: float = setting(
         30.0, "a collective that waits longer than this ends the run", low=0.1
     )

@@ -18,6 +18,7 @@ from hunyuan_train.launcher.extension import (
     needed_extensions,
     prepare_extension,
 )
+from hunyuan_train.launcher.memory import check_memory
 from hunyuan_train.launcher.plan import show_plan
 from hunyuan_train.launcher.preflight import Plan
 from hunyuan_train.launcher.prepare import (
@@ -41,6 +42,7 @@ def launch(plan: Plan, *, is_dry_run: bool) -> int:
     data = prepare_data(plan)
     show_plan(plan, data, console)
     check_resume(plan.config, data)
+    check_memory(plan, data, console)
     if is_dry_run:
         console.print("dry run: every check passed, nothing was started")
         return 0

@@ -12,7 +12,40 @@ NVIDIA_SMI_SECONDS = 20  # without persistence mode the driver takes seconds to 
 
 def detect_machine() -> Machine:
     """GPUs that a run would use, and cores that this process may run on."""
-    return Machine(num_gpus=count_gpus(), num_cores=len(os.sched_getaffinity(0)))
+    num_gpus = count_gpus()
+    return Machine(
+        num_gpus=num_gpus,
+        num_cores=len(os.sched_getaffinity(0)),
+        gpu_memory=smallest_gpu_memory() if num_gpus else 0,
+        host_memory=host_memory(),
+    )
+
+
+def smallest_gpu_memory() -> int:
+    """Bytes of the GPU that has fewest, as its driver says; 0 where it does not."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listing = subprocess.run(
+            query, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    sizes = [int(line) for line in listing.stdout.splitlines() if line.strip().isdigit()]
+    return min(sizes, default=0) * 2**20
+
+
+def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of this machine's memory, or those that its container may use."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Version 2 and version 1 of control groups; "max" and 2^63 say that there is no limit.
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (cgroup / name).read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            limit = min(limit, int(text))
+    return limit
 
 
 def count_gpus() -> int:

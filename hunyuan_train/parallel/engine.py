@@ -139,6 +139,14 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def max_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """The largest of each number over all ranks."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Add numbers up over all ranks, in float64 so that token counts stay exact."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)

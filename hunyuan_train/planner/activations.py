@@ -10,7 +10,7 @@ Q, V width of all query heads, of all key (or value) heads · K experts per toke
 from dataclasses import dataclass
 from math import ceil
 
-from hunyuan_train.config.adapters import EXPERTS, target_names
+from hunyuan_train.config.adapters import ATTENTION_NAMES, EXPERTS, target_names
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.parameters import adapted_linears, is_trained
 
@@ -42,12 +42,14 @@ def describe_saving(layout: Layout) -> Saving:
         return is_trained(f"model.layers.0.{suffix}", model, lora)
 
     adapts_experts = lora.use_lora and EXPERTS in target_names(lora)
+    adapts_attention = any(name in adapted for name in ATTENTION_NAMES)
+    adapts_shared = "shared_mlp.gate_proj" in adapted
     return Saving(
         tokens=layout.num_tokens,
         size=layout.element_bytes,
         norms=trains("input_layernorm.weight"),
-        attention=keeps or trains("self_attn.q_proj.weight") or any("_proj" in a for a in adapted),
-        shared=keeps or trains("mlp.shared_mlp.gate_proj.weight") or "shared_mlp.gate_proj" in adapted,
+        attention=keeps or adapts_attention or trains("self_attn.q_proj.weight"),
+        shared=keeps or adapts_shared or trains("mlp.shared_mlp.gate_proj.weight"),
         router=keeps or trains("mlp.gate.wg.weight") or "gate.wg" in adapted,
         experts=trains("mlp.experts.down_proj") or adapts_experts,
         adapter_rows=len(adapted) * lora.lora_rank,
@@ -82,7 +84,7 @@ def router_bytes(layout: Layout, saving: Saving) -> int:
     hidden, top_k = shape.hidden_size, shape.moe_topk
     is_pinned = saving.size == 2  # float32 beside bfloat16: its input and weight are copies
     copies = 4 * hidden * (tokens + shape.num_experts) if is_pinned and saving.router else 0
-    # Softmax, the sum and the normed weights in float32; indices (int64) of choice and of two sorts.
+    # Softmax, the sum and the normed weights in float32; int64 indices of choice and of two sorts.
     scores = tokens * (4 * shape.num_experts + 4 + 4 * top_k + 3 * 8 * top_k)
     return norm_bytes(tokens, hidden, saving) + copies + scores
 
@@ -98,7 +100,8 @@ def expert_rows(layout: Layout, imbalance: float) -> int:
 def expert_bytes(layout: Layout, saving: Saving, rows: int) -> int:
     """Routed experts of one layer, and what is saved to combine their outputs."""
     shape, size = layout.shape, saving.size
-    hidden, width, slots = shape.hidden_size, shape.intermediate_size, saving.tokens * shape.moe_topk
+    hidden, width = shape.hidden_size, shape.intermediate_size
+    slots = saving.tokens * shape.moe_topk
     # Gate, its SiLU, and up; with trained weights also the input, and the product that goes down.
     inner = 3 * width + (hidden + width if saving.experts else 0) + 2 * saving.expert_rank
     combine = slots * (4 + size * hidden)
@@ -143,13 +146,13 @@ def ends_bytes(layout: Layout) -> int:
 
 def saved_bytes(layout: Layout, *, imbalance: float = 1.0) -> int:
     """What forward leaves for backward, without the loss."""
-    layers = layout.shape.num_hidden_layers
+    layers, hidden = layout.shape.num_hidden_layers, layout.shape.hidden_size
     if layout.config.train.gradient_checkpointing:
         return layers * boundary_bytes(layout) + ends_bytes(layout)
-    first_norm = 0
+    inside = layers * layer_bytes(layout, imbalance=imbalance)
     if layout.config.lora.use_lora:  # nothing before the first adapter needs a gradient
-        first_norm = norm_bytes(layout.num_tokens, layout.shape.hidden_size, describe_saving(layout))
-    return layers * layer_bytes(layout, imbalance=imbalance) + ends_bytes(layout) - first_norm
+        inside -= norm_bytes(layout.num_tokens, hidden, describe_saving(layout))
+    return inside + ends_bytes(layout)
 
 
 def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:

@@ -10,7 +10,7 @@ from hunyuan_train.config.load import dump_config, load_command_line
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.model.presets import resolve_shape
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
-from hunyuan_train.planner.machine import GPUS, MATMUL_SHARE, Cluster, find_gpu
+from hunyuan_train.planner.machine import GPUS, MATMUL_SHARE, Hardware, find_gpu
 from hunyuan_train.planner.search import Nearest, find_nearest
 from hunyuan_train.planner.text import (
     as_json,
@@ -53,10 +53,10 @@ def run_plan(arguments: Sequence[str]) -> int:
     parser = build_parser()
     options, settings = parser.parse_known_args(list(arguments))
     asked = read_settings(options, settings)
-    cluster = read_cluster(options)
+    hardware = read_hardware(options)
     shape = resolve_shape(asked.model.model_name_or_path)
-    estimate = estimate_run(resolve_for(asked, shape, cluster), shape, cluster)
-    nearest = None if estimate.fits else find_nearest(asked, shape, cluster)
+    estimate = estimate_run(resolve_for(asked, shape, hardware), shape, hardware)
+    nearest = None if estimate.fits else find_nearest(asked, shape, hardware)
     if options.json:
         print(json.dumps(as_json(estimate, nearest), indent=1))  # noqa: T201 the answer itself
     else:
@@ -112,11 +112,11 @@ def read_settings(options: argparse.Namespace, settings: Sequence[str]) -> RunCo
     return load_command_line(words).config
 
 
-def read_cluster(options: argparse.Namespace) -> Cluster:
+def read_hardware(options: argparse.Namespace) -> Hardware:
     """The machines that are asked about.
 
     Raises:
-        ConfigError: a number that no cluster has.
+        ConfigError: a number that no hardware has.
     """
     for name in ("gpus", "nodes", "matmul_share"):
         value = vars(options)[name]
@@ -124,7 +124,7 @@ def read_cluster(options: argparse.Namespace) -> Cluster:
             raise ConfigError(f"{name} is {value}; it must be more than 0")
     gpu = find_gpu(options.gpu)
     memory = gpu.memory_bytes if options.gpu_memory is None else int(options.gpu_memory * GIGA)
-    return Cluster(
+    return Hardware(
         num_nodes=options.nodes,
         gpus_per_node=options.gpus,
         gpu_memory=memory,

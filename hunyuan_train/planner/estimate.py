@@ -1,4 +1,4 @@
-"""The whole plan of a run, and whether a cluster can hold it."""
+"""The whole plan of a run, and whether the hardware can hold it."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.disk import Disk, plan_disk
 from hunyuan_train.planner.layout import Layout, make_layout
-from hunyuan_train.planner.machine import Cluster
+from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.memory import Memory, plan_memory
 from hunyuan_train.planner.speed import Speed, plan_speed
 
@@ -27,17 +27,17 @@ class Shortage:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run needs of a cluster."""
+    """What a run needs, beside what the hardware has."""
 
     layout: Layout
-    cluster: Cluster
+    hardware: Hardware
     memory: Memory
     disk: Disk
 
     @property
     def speed(self) -> Speed:
         """Of one optimizer step, on GPUs."""
-        return plan_speed(self.layout, self.cluster)
+        return plan_speed(self.layout, self.hardware)
 
     @property
     def host_per_node(self) -> int:
@@ -49,26 +49,24 @@ class Estimate:
     @property
     def shortages(self) -> list[Shortage]:
         """The limits that are known and exceeded."""
-        cluster, memory = self.cluster, self.memory
+        hardware, memory = self.hardware, self.memory
         found = []
-        if self.layout.is_on_gpu and 0 < cluster.gpu_memory < memory.device_peak:
-            found.append(
-                Shortage("a GPU", memory.device_peak, cluster.gpu_memory, memory.device)
-            )
-        if 0 < cluster.host_memory < self.host_per_node:
+        if self.layout.is_on_gpu and 0 < hardware.gpu_memory < memory.device_peak:
+            found.append(Shortage("a GPU", memory.device_peak, hardware.gpu_memory, memory.device))
+        if 0 < hardware.host_memory < self.host_per_node:
             lines = memory.host if self.layout.is_on_gpu else (*memory.device, *memory.host)
             ranks = self.layout.ranks_per_node
             parts = tuple(replace(line, num_bytes=line.num_bytes * ranks) for line in lines)
             found.append(
-                Shortage("a machine's host memory", self.host_per_node, cluster.host_memory, parts)
+                Shortage("a machine's host memory", self.host_per_node, hardware.host_memory, parts)
             )
-        if 0 < cluster.disk < self.disk.total:
+        if 0 < hardware.disk < self.disk.total:
             checkpoints = self.disk.num_kept * self.disk.checkpoint
             parts = (
                 Component(f"{self.disk.num_kept} checkpoints", checkpoints, Phase.ALWAYS, ""),
                 Component("export", self.disk.export, Phase.ALWAYS, ""),
             )
-            found.append(Shortage("the disk", self.disk.total, cluster.disk, parts))
+            found.append(Shortage("the disk", self.disk.total, hardware.disk, parts))
         return found
 
     @property
@@ -78,23 +76,23 @@ class Estimate:
 
 
 def estimate_run(
-    config: RunConfig, shape: ModelShape, cluster: Cluster, *, num_data_tokens: int = 0
+    config: RunConfig, shape: ModelShape, hardware: Hardware, *, num_data_tokens: int = 0
 ) -> Estimate:
     """Plan a resolved run."""
     layout = make_layout(
-        config, shape, num_nodes=cluster.num_nodes, is_on_gpu=cluster.gpus_per_node > 0
+        config, shape, num_nodes=hardware.num_nodes, is_on_gpu=hardware.gpus_per_node > 0
     )
     memory = plan_memory(layout, num_data_tokens=num_data_tokens)
-    return Estimate(layout, cluster, memory, plan_disk(layout))
+    return Estimate(layout, hardware, memory, plan_disk(layout))
 
 
-def resolve_for(config: RunConfig, shape: ModelShape, cluster: Cluster) -> RunConfig:
-    """The run with every "auto" decided as it would be on a machine of the cluster.
+def resolve_for(config: RunConfig, shape: ModelShape, hardware: Hardware) -> RunConfig:
+    """The run with every "auto" decided as it would be on one of the machines.
 
     Raises:
         ConfigError: settings that do not go together.
     """
-    machine = Machine(num_gpus=cluster.gpus_per_node, num_cores=cluster.gpus_per_node)
+    machine = Machine(num_gpus=hardware.gpus_per_node, num_cores=hardware.gpus_per_node)
     resolved = resolve_config(config, machine=machine, num_experts=shape.num_experts)
     num_processes = int(resolved.parallel.num_processes)
     check_experts_divide(
@@ -105,6 +103,6 @@ def resolve_for(config: RunConfig, shape: ModelShape, cluster: Cluster) -> RunCo
     check_lora(resolved)
     check_deepspeed_file(resolved)
     build_deepspeed_config(
-        resolved, world_size=num_processes * cluster.num_nodes, is_bf16=resolved.train.bf16 is True
+        resolved, world_size=num_processes * hardware.num_nodes, is_bf16=resolved.train.bf16 is True
     )
     return resolved

@@ -59,9 +59,7 @@ class Layout:
         return ENGINE_DEFAULTS[name] if written == "auto" else int(float(written))
 
 
-def make_layout(
-    config: RunConfig, shape: ModelShape, *, num_nodes: int, is_on_gpu: bool
-) -> Layout:
+def make_layout(config: RunConfig, shape: ModelShape, *, num_nodes: int, is_on_gpu: bool) -> Layout:
     """Read what decides the split.
 
     Args:

@@ -65,14 +65,14 @@ GPUS = {
     )
 }
 
-# What a well-written program reaches of the rates above; every one may be given on the command line.
+# What a well-written program reaches of the rates above.
 MATMUL_SHARE = 0.55  # grouped and plain matrix products of this model's sizes
 BANDWIDTH_SHARE = 0.8  # of memory and links: what NCCL's and STREAM's tests reach
 HOST_MEMORY_BANDWIDTH = 300e9  # of a machine's CPUs, for the offloaded update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cluster:
+class Hardware:
     """Machines that are alike, and what they offer a run. A limit of 0 is unknown: no check."""
 
     num_nodes: int

@@ -11,7 +11,7 @@ IMBALANCE = 1.25  # rows of the busiest rank over an equal share; metrics.jsonl 
 FRAGMENTATION = 0.06  # of what comes and goes: torch rounds blocks up and splits them
 CUDA_CONTEXT = 1_500_000_000  # driver, kernels and NCCL's buffers, which torch does not count
 GPU_PROCESS = 4_000_000_000  # a rank's own host memory: interpreter, libraries, CUDA's host side
-CPU_PROCESS = 650_000_000  # the same without CUDA: torch, DeepSpeed and Transformers imported
+CPU_PROCESS = 550_000_000  # the same without CUDA, as the demo has it once all is imported
 DATA_BYTES = 9  # a token of the data cache: id, span and weight (data/dataset.py)
 
 
@@ -32,6 +32,11 @@ class Memory:
         """What the allocator will report as its peak: no context, no holes."""
         names = ("fragmentation allowance", "driver and NCCL")
         return peak_bytes(line for line in self.device if line.name not in names)
+
+    @property
+    def process_peak(self) -> int:
+        """What a process without a GPU will hold at its peak, itself included."""
+        return self.device_peak + self.host_peak
 
     @property
     def host_peak(self) -> int:

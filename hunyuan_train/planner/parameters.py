@@ -68,14 +68,15 @@ def _list(
     if not shape.tie_word_embeddings:
         whole["lm_head.weight"] = shape.vocab_size * shape.hidden_size
     parameters = [
-        Parameter(name, 1, size, num_ranks, is_trained(name, model, lora), name.endswith("norm.weight"))
+        Parameter(name, 1, size, num_ranks, is_trained(name, model, lora), is_exact(name))
         for name, size in whole.items()
     ]
     for (suffix, trained), names in found.items():
-        is_exact = suffix.endswith("norm.weight") or suffix.endswith(("bias", "wg.weight"))
-        for numel in local_sizes(suffix, parts[suffix], shape, expert_size):
-            ranks = num_ranks // max(expert_size, 1) if is_expert(suffix) and expert_size else num_ranks
-            parameters.append(Parameter(names[0], len(names), numel, ranks, trained, is_exact))
+        ranks = num_ranks // expert_size if is_expert(suffix) and expert_size else num_ranks
+        parameters += [
+            Parameter(names[0], len(names), numel, ranks, trained, is_exact(suffix))
+            for numel in local_sizes(suffix, parts[suffix], shape, expert_size)
+        ]
     return (*parameters, *list_adapters(shape, lora, num_ranks, expert_size))
 
 
@@ -101,6 +102,11 @@ def layer_parts(shape: ModelShape) -> dict[str, int]:
 def is_expert(name: str) -> bool:
     """Whether a parameter belongs to routed experts."""
     return ".experts." in f".{name}"
+
+
+def is_exact(name: str) -> bool:
+    """Whether a parameter is a vector or a router."""
+    return name.endswith(("norm.weight", "bias", "wg.weight"))
 
 
 def local_sizes(suffix: str, numel: int, shape: ModelShape, expert_size: int) -> list[int]:

@@ -14,7 +14,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import SECTION_OF
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
-from hunyuan_train.planner.machine import Cluster
+from hunyuan_train.planner.machine import Hardware
 
 SHORTEST_ROW = 1024
 ROW_HALVINGS = 3
@@ -44,21 +44,21 @@ class Nearest:
     flags: list[str]
 
 
-def find_nearest(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Nearest | None:
+def find_nearest(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Nearest | None:
     """The cheapest run that fits; None where none is known.
 
     Args:
         config: as asked, before "auto" was decided.
         shape: of the model.
-        cluster: as asked; more of its machines may be suggested.
+        hardware: as asked; more of its machines may be suggested.
     """
     combinations = sorted(
-        combine_changes(config, cluster), key=lambda changes: sum(one.price for one in changes)
+        combine_changes(config, hardware), key=lambda changes: sum(one.price for one in changes)
     )
     for changes in combinations:
         settings = {name: value for one in changes for name, value in one.settings.items()}
-        num_nodes = max([cluster.num_nodes, *(one.num_nodes for one in changes)])
-        larger = replace(cluster, num_nodes=num_nodes)
+        num_nodes = max([hardware.num_nodes, *(one.num_nodes for one in changes)])
+        larger = replace(hardware, num_nodes=num_nodes)
         changed = with_settings(config, settings)
         try:
             estimate = estimate_run(resolve_for(changed, shape, larger), shape, larger)
@@ -66,7 +66,7 @@ def find_nearest(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Near
             continue
         if estimate.fits:
             flags = [f"--{name} {as_flag(value)}" for name, value in settings.items()]
-            if num_nodes != cluster.num_nodes:
+            if num_nodes != hardware.num_nodes:
                 flags.append(f"--nodes {num_nodes}")
             return Nearest(changed, estimate, flags)
     return None
@@ -86,15 +86,15 @@ def as_flag(value: Any) -> str:  # noqa: ANN401 of any setting
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
-def combine_changes(config: RunConfig, cluster: Cluster) -> Iterator[tuple[Change, ...]]:
+def combine_changes(config: RunConfig, hardware: Hardware) -> Iterator[tuple[Change, ...]]:
     """Every combination of one choice of each kind, no change included."""
     kinds = (
         working_choices(config),
         expert_choices(config),
         method_choices(config),
         row_choices(config),
-        disk_choices(config) if cluster.disk else [NO_CHANGE],
-        node_choices(cluster),
+        disk_choices(config) if hardware.disk else [NO_CHANGE],
+        node_choices(hardware),
     )
     return product(*kinds)
 
@@ -150,9 +150,9 @@ def disk_choices(config: RunConfig) -> list[Change]:
     return [NO_CHANGE, Change(0.5, {"save_total_limit": 1}), Change(3.0, {"save_steps": 0})]
 
 
-def node_choices(cluster: Cluster) -> list[Change]:
+def node_choices(hardware: Hardware) -> list[Change]:
     """More machines, where there are GPUs."""
-    doublings = range(1, NODE_DOUBLINGS + 1) if cluster.gpus_per_node else []
+    doublings = range(1, NODE_DOUBLINGS + 1) if hardware.gpus_per_node else []
     return [NO_CHANGE] + [
-        Change(6.0 * index, num_nodes=cluster.num_nodes << index) for index in doublings
+        Change(6.0 * index, num_nodes=hardware.num_nodes << index) for index in doublings
     ]

@@ -12,7 +12,7 @@ from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.machine import (
     BANDWIDTH_SHARE,
     HOST_MEMORY_BANDWIDTH,
-    Cluster,
+    Hardware,
 )
 from hunyuan_train.planner.parameters import list_parameters
 from hunyuan_train.planner.states import is_offloaded, updated_elements
@@ -61,14 +61,14 @@ class Speed:
         return self.tokens / self.seconds
 
 
-def plan_speed(layout: Layout, cluster: Cluster) -> Speed:
-    """Predict an optimizer step on a cluster of GPUs."""
+def plan_speed(layout: Layout, hardware: Hardware) -> Speed:
+    """Predict an optimizer step on GPUs."""
     steps = layout.config.train.gradient_accumulation_steps
-    traffic, gpu = plan_traffic(layout), cluster.gpu
+    traffic, gpu = plan_traffic(layout), hardware.gpu
     flops = steps * micro_step_flops(layout)
     saved = layer_bytes(layout, imbalance=1.0) * layout.shape.num_hidden_layers
     passes = TOUCHES_OF_SAVED + (2 if layout.config.train.gradient_checkpointing else 0)
-    compute = flops / (gpu.bf16_flops * cluster.matmul_share)
+    compute = flops / (gpu.bf16_flops * hardware.matmul_share)
     compute += steps * passes * saved / (gpu.memory_bandwidth * BANDWIDTH_SHARE)
     in_node = layout.expert_size <= layout.ranks_per_node
     token_link = gpu.node_bandwidth if in_node else gpu.network_bandwidth
@@ -79,7 +79,7 @@ def plan_speed(layout: Layout, cluster: Cluster) -> Speed:
         compute_seconds=compute,
         token_seconds=traffic.tokens / (token_link * BANDWIDTH_SHARE),
         weight_seconds=(traffic.gathers + traffic.reduction) / (weight_link * BANDWIDTH_SHARE),
-        update_seconds=update_seconds(layout, cluster, traffic),
+        update_seconds=update_seconds(layout, hardware, traffic),
         tokens=steps * layout.num_tokens * layout.num_ranks,
     )
 
@@ -126,11 +126,11 @@ def plan_traffic(layout: Layout) -> Traffic:
     return Traffic(tokens, gathers, reduction, host)
 
 
-def update_seconds(layout: Layout, cluster: Cluster, traffic: Traffic) -> float:
+def update_seconds(layout: Layout, hardware: Hardware, traffic: Traffic) -> float:
     """The optimizer's own time: it is bound by memory, on the GPU or, offloaded, on the host."""
     per_element = UPDATE_BYTES[layout.config.train.optimizer]
     moved = per_element * updated_elements(layout)
     if not is_offloaded(layout):
-        return moved / (cluster.gpu.memory_bandwidth * BANDWIDTH_SHARE)
+        return moved / (hardware.gpu.memory_bandwidth * BANDWIDTH_SHARE)
     on_host = moved * layout.ranks_per_node / HOST_MEMORY_BANDWIDTH
-    return on_host + traffic.host / (cluster.gpu.host_bandwidth * BANDWIDTH_SHARE)
+    return on_host + traffic.host / (hardware.gpu.host_bandwidth * BANDWIDTH_SHARE)

@@ -9,10 +9,11 @@ from hunyuan_train.planner.machine import BANDWIDTH_SHARE
 from hunyuan_train.planner.search import Nearest
 
 WIDTH = 26
+STATES = ("weights", "gradients", "optimizer")
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Bytes as GB of 10^9, with more digits where there are few, and as GiB beside large ones."""
+    """Bytes as GB of 10^9, or as MB where there are few."""
     amount = num_bytes / 1e9
     return f"{amount:,.1f} GB" if amount >= 1 else f"{amount * 1000:,.1f} MB"
 
@@ -23,6 +24,7 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
     place = "GPU" if estimate.layout.is_on_gpu else "process (its arrays lie in host memory)"
     yield from describe_lines(f"memory of each {place}", estimate.memory.device)
     yield total_line("at the fullest moment", estimate.memory.device_peak)
+    yield total_line("of it, states", state_bytes(estimate.memory.device))
     yield from describe_lines("host memory of each process", estimate.memory.host)
     yield total_line("host memory of a machine", estimate.host_per_node)
     yield from describe_disk(estimate)
@@ -60,6 +62,11 @@ def describe_lines(title: str, lines: Iterable[Component]) -> Iterator[str]:
         yield f"  {line.name:<{WIDTH}}{gigabytes(line.num_bytes):>12}  {line.source}{when}"
 
 
+def state_bytes(lines: Iterable[Component]) -> int:
+    """Weights, gradients and optimizer, the part that no shorter row makes smaller."""
+    return sum(line.num_bytes for line in lines if line.name in STATES)
+
+
 def total_line(name: str, num_bytes: int) -> str:
     """The last line of a table."""
     return f"  {name:<{WIDTH}}{gigabytes(num_bytes):>12}  = {num_bytes / 2**30:,.1f} GiB"
@@ -77,8 +84,8 @@ def describe_disk(estimate: Estimate) -> Iterator[str]:
 
 def describe_speed(estimate: Estimate) -> Iterator[str]:
     """What a step moves and takes, and what that rests on."""
-    speed, cluster = estimate.speed, estimate.cluster
-    traffic, gpu = speed.traffic, cluster.gpu
+    speed, hardware = estimate.speed, estimate.hardware
+    traffic, gpu = speed.traffic, hardware.gpu
     sent = {
         "tokens to experts": traffic.tokens,
         "weights gathered": traffic.gathers,
@@ -104,7 +111,7 @@ def describe_speed(estimate: Estimate) -> Iterator[str]:
         f"{speed.tokens_per_second / estimate.layout.num_ranks:,.0f} a GPU"
     )
     yield (
-        f"  assumed: {cluster.matmul_share:.0%} of {gpu.bf16_flops / 1e12:,.0f} TFLOP/s, "
+        f"  assumed: {hardware.matmul_share:.0%} of {gpu.bf16_flops / 1e12:,.0f} TFLOP/s, "
         f"{BANDWIDTH_SHARE:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s memory, "
         f"{gpu.node_bandwidth / 1e9:,.0f} GB/s in the machine and "
         f"{gpu.network_bandwidth / 1e9:,.0f} GB/s between machines ({gpu.source})"
@@ -117,9 +124,12 @@ def describe_shortage(shortage: Shortage) -> str:
     listed = " + ".join(
         f"{part.name} {gigabytes(part.num_bytes)}" for part in large if part.num_bytes
     )
+    states = state_bytes(shortage.parts)
+    fixed = f", {states / 2**30:,.0f} GiB of it for weights, gradients and optimizer"
     return (
         f"{shortage.what} would need {gigabytes(shortage.needed)} "
-        f"({shortage.needed / 2**30:,.1f} GiB) and has {gigabytes(shortage.available)}: {listed}"
+        f"({shortage.needed / 2**30:,.1f} GiB{fixed if states else ''}) and has "
+        f"{gigabytes(shortage.available)}: {listed}"
     )
 
 
@@ -130,7 +140,7 @@ def describe_nearest(nearest: Nearest | None) -> str:
     memory = nearest.estimate.memory
     return (
         f"the nearest plan that fits: {' '.join(nearest.flags)} "
-        f"({gigabytes(memory.device_peak)} a GPU, "
+        f"({gigabytes(memory.device_peak)} = {memory.device_peak / 2**30:,.1f} GiB a GPU, "
         f"{gigabytes(nearest.estimate.host_per_node)} of host memory a machine)"
     )
 

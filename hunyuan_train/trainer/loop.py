@@ -14,13 +14,15 @@ from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.loader import Batch, BatchPlan, Position
 from hunyuan_train.log import console
 from hunyuan_train.model.router import imbalance
-from hunyuan_train.parallel.engine import peak_memory_gib
+from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.trainer.evaluate import evaluate
 from hunyuan_train.trainer.metrics import MetricsLog, Numbers
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
 
 logger = logging.getLogger(__name__)
+
+STEPS_BEFORE_MEMORY = 3  # by then everything that is allocated once has been
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Trainer:
     eval_batches: list[Batch]
     config: TrainConfig
     metrics: MetricsLog | None  # rank 0 only
+    planned_memory_gib: float  # of the fullest process, as peak_memory_gib counts
 
     @property
     def total_steps(self) -> int:
@@ -55,6 +58,7 @@ def train(
     """Run optimizer steps from `state` to the end, logging, evaluating and saving when due."""
     config = trainer.config
     trainer.engine.train()
+    measured_at = state.step + STEPS_BEFORE_MEMORY
     with progress_bar(trainer, state) as show:
         while state.step < trainer.total_steps:
             started = time.perf_counter()
@@ -68,6 +72,8 @@ def train(
                 numbers |= measure_ranks(trainer)
                 log_numbers(trainer, numbers, state.step)
             show(state.step, numbers)
+            if state.step == measured_at:
+                compare_memory(trainer)
             if is_due(state.step, config.save_steps, is_last):
                 save(state)
     return state
@@ -95,6 +101,19 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, StepRe
         ) from error
     done = TrainerState(state.step + 1, next_position, state.tokens_seen + result.num_tokens)
     return done, result, learning_rate
+
+
+def compare_memory(trainer: Trainer) -> None:
+    """Log the memory that the plan predicted beside what the fullest process has held."""
+    (measured,) = max_over_ranks([peak_memory_gib()], trainer.engine.device)
+    planned = trainer.planned_memory_gib
+    logger.info(
+        "memory after %d steps: %.2f GiB at the peak of a process, %.2f planned (%+.0f %%)",
+        STEPS_BEFORE_MEMORY,
+        measured,
+        planned,
+        100 * (measured / planned - 1),
+    )
 
 
 def is_due(step: int, interval: int, is_last: bool) -> bool:

@@ -1,21 +1,32 @@
 """What the processes of a real engine hold: bytes of live tensors, by what they are for."""
 
-from collections.abc import Iterable
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import deepspeed
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from hunyuan_train.checkpoint.state import save_checkpoint
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.loader import Batch
+from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.engine import start_process_group
-from hunyuan_train.trainer.step import forward_losses, train_step
+from hunyuan_train.parallel.zero import flat_masters
 from hunyuan_train.run import make_engine
+from hunyuan_train.trainer.loop import TrainerState
+from hunyuan_train.trainer.step import forward_losses, train_step
 from tests.batches import make_batch
+
+Bytes = dict[str, int]
 
 
 @dataclass
@@ -26,71 +37,100 @@ class Storages:
 
     def add(self, tensors: Iterable[Tensor]) -> int:
         """Bytes that these tensors add to what was counted before."""
-        added = 0
+        before = sum(self.sizes.values())
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self.sizes and storage.nbytes():
-                self.sizes[storage.data_ptr()] = storage.nbytes()
-                added += storage.nbytes()
-        return added
+            if storage.nbytes():
+                self.sizes.setdefault(storage.data_ptr(), storage.nbytes())
+        return sum(self.sizes.values()) - before
 
 
-def measure(flags, shape: ModelShape, world: int, lengths, verbose=False):
+def resolved(flags: Sequence[str], shape: ModelShape, world: int) -> RunConfig:
+    """The run of some flags on as many CPU cores as ranks."""
+    machine = Machine(num_gpus=0, num_cores=world)
+    config = load_config(["--recipe", "tiny", "--num_processes", str(world), *flags])
+    return resolve_config(config, machine=machine, num_experts=shape.num_experts)
+
+
+def measure(flags: Sequence[str], shape: ModelShape, lengths: list[int]) -> Bytes:
+    """Train a step on this rank as a run would, and count what is held then and in the next."""
     start_process_group(timeout_minutes=2)
-    config = load_config(flags)
-    config = resolve_config(config, machine=Machine(num_gpus=0, num_cores=world), num_experts=shape.num_experts)
-    source = SeededWeights(seed=1, standard_deviation=0.05)
+    config = resolved(flags, shape, dist.get_world_size())
+    source = SeededWeights(seed=1, standard_deviation=shape.initializer_range)
     engine = make_engine(config, shape, source)
     engine.train()
-    generator = np.random.default_rng(0)
-    batch = make_batch(generator, lengths)
+    batch = make_batch(np.random.default_rng(dist.get_rank()), lengths)
     train_step(engine, [batch], learning_rate=1e-4)
     held = Storages()
-    result = {}
-    optimizer = engine.optimizer
-    if engine.zero_optimization_stage() == 3:
-        result["weights"] = held.add([p.ds_tensor for p in engine.module.parameters()])
-        result["gathered"] = held.add([p.data for p in engine.module.parameters()])
-        result["gradients"] = held.add([optimizer.grad_partitions_flat_buffer])
-        masters = optimizer.fp32_partitioned_groups_flat
-        result["master"] = held.add(masters)
-        result["mastergrad"] = held.add([m.grad for m in masters if m.grad is not None])
-    else:
-        result["weights"] = held.add([p.data for p in engine.module.parameters()])
-        masters = optimizer.single_partition_of_fp32_groups
-        result["master"] = held.add(masters)
-        result["gradients"] = held.add([g for v in optimizer.averaged_gradients.values() if v for g in v])
-        result["mastergrad"] = held.add([m.grad for m in masters if m.grad is not None])
-    states = [t for s in optimizer.optimizer.state.values() for t in s.values() if torch.is_tensor(t) and t.numel() > 1]
-    result["states"] = held.add(states)
-    result["buffers"] = held.add(engine.module.buffers())
-    buckets = []
-    for b in optimizer.ipg_buckets.values():
-        buckets += b.buffer if isinstance(b.buffer, list) else [b.buffer]
-    result["buckets"] = held.add(b for b in buckets if b is not None)
-    saved = Storages()
-    keep = []
-    kinds = {}
-    weight_ptrs = set(held.sizes) 
-    import traceback
-    def pack(t):
-        ptr = t.untyped_storage().data_ptr()
-        if ptr in weight_ptrs or any(p.data.untyped_storage().data_ptr() == ptr for p in engine.module.parameters() if p.numel()):
-            return t
-        n = saved.add([t])
-        keep.append(t)
-        if n and verbose:
-            where = [f for f in traceback.extract_stack() if "transformers" in f.filename or "deepspeed/mod" in f.filename or "deepspeed/moe" in f.filename or "hunyuan_train" in f.filename][-1]
-            key = (f"{where.filename.split('/')[-1]}:{where.lineno} {where.line[:60]}", tuple(t.shape), str(t.dtype)[6:], n)
-            kinds[key] = kinds.get(key, 0) + 1
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    counted = count_states(engine, held)
+    counted["activations"] = run_forward_and_backward(engine, batch, held)
+    if engine.zero_optimization_stage() < 3:  # which has gradients until the update only
+        counted["gradients"] = held.add(partitioned_gradients(engine))
+    counted["checkpoint"] = count_checkpoint(engine)
+    return counted
+
+
+def count_states(engine: deepspeed.DeepSpeedEngine, held: Storages) -> Bytes:
+    """Weights, gradients and optimizer between two steps."""
+    optimizer, parameters = engine.optimizer, list(engine.module.parameters())
+    is_cut = engine.zero_optimization_stage() == 3
+    counted = {
+        "weights": held.add(one.ds_tensor if is_cut else one.data for one in parameters)
+        + held.add(engine.module.buffers()),
+        "small weights kept whole": held.add(one.data for one in parameters),
+    }
+    if is_cut:
+        counted["gradients"] = held.add([optimizer.grad_partitions_flat_buffer])
+    masters = flat_masters(engine)
+    counted["optimizer"] = held.add(masters) + held.add(optimizer_states(engine))
+    counted["float32 gradients"] = held.add(one.grad for one in masters if one.grad is not None)
+    return counted
+
+
+def optimizer_states(engine: deepspeed.DeepSpeedEngine) -> Iterable[Tensor]:
+    """The tensors of the optimizer's states, but for its step counters."""
+    for state in engine.optimizer.optimizer.state.values():
+        for value in state.values():
+            parts = [value] if torch.is_tensor(value) else []
+            if hasattr(value, "codes"):  # an 8-bit state and its scales
+                parts = [value.codes, value.scales]
+            yield from (part for part in parts if part.dim())
+
+
+def partitioned_gradients(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
+    """Gradients of this rank's range under stage 2, after backward."""
+    groups = engine.optimizer.averaged_gradients.values()
+    return [gradient for group in groups if group for gradient in group]
+
+
+def run_forward_and_backward(
+    engine: deepspeed.DeepSpeedEngine, batch: Batch, held: Storages
+) -> int:
+    """Bytes that forward saves for backward; what was held before is not counted again."""
+    saved, kept = Storages(), []  # kept, so that no storage's place is taken by the next one
+
+    def pack(tensor: Tensor) -> Tensor:
+        gathered = {one.data.untyped_storage().data_ptr() for one in engine.module.parameters()}
+        if tensor.untyped_storage().data_ptr() not in gathered | held.sizes.keys():
+            saved.add([tensor])
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = forward_losses(engine, batch).sum()
-    result["activations"] = sum(saved.sizes.values())
-    result["tokens"] = sum(lengths)
     engine.backward(loss)
-    if engine.zero_optimization_stage() == 2:
-        result["gradients"] = held.add([g for v in optimizer.averaged_gradients.values() if v for g in v])
-    if verbose:
-        result["kinds"] = kinds
-    return result
+    return sum(saved.sizes.values())
+
+
+def count_checkpoint(engine: deepspeed.DeepSpeedEngine) -> int:
+    """Bytes of a checkpoint's tensors, of all ranks, without the states of random generators."""
+    folders = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(folders)
+    folder = Path(folders[0], "step-000001")
+    save_checkpoint(engine, TrainerState(), folder, fingerprints={})
+    return sum(
+        location.num_bytes
+        for file in folder.glob("*.safetensors")
+        for name, location in read_header(file).items()
+        if not name.startswith("random_state")
+    )

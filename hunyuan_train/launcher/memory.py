@@ -1,0 +1,57 @@
+"""Makes the plan of a run before it starts, and refuses what this machine cannot hold."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.launcher.preflight import Plan
+from hunyuan_train.launcher.prepare import PreparedData
+from hunyuan_train.planner.estimate import estimate_run
+from hunyuan_train.planner.machine import Hardware
+from hunyuan_train.planner.search import find_nearest
+from hunyuan_train.planner.text import describe_nearest, describe_shortage, gigabytes
+
+
+def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
+    """Say what memory a run will take, and refuse it where this machine has less.
+
+    Raises:
+        ConfigError: with the arithmetic and the nearest plan that fits, unless force_plan is set.
+    """
+    config, hardware = plan.config, describe_hardware(plan)
+    num_data_tokens = data.train.summary.num_tokens
+    estimate = estimate_run(config, data.shape, hardware, num_data_tokens=num_data_tokens)
+    device = f"{gigabytes(estimate.memory.device_peak)} a GPU, " if hardware.gpus_per_node else ""
+    host, disk = gigabytes(estimate.host_per_node), gigabytes(estimate.disk.total)
+    console.print(f"memory     {device}{host} of the host's; {disk} of disk", highlight=False)
+    if estimate.fits:
+        return
+    reasons = "; ".join(describe_shortage(shortage) for shortage in estimate.shortages)
+    if config.parallel.force_plan:
+        console.print(f"started all the same, as force_plan says: {reasons}", soft_wrap=True)
+        return
+    remedy = describe_nearest(find_nearest(config, data.shape, hardware))
+    raise ConfigError(
+        f"this run does not fit: {reasons}; {remedy}. `python -m hunyuan_train plan --config FILE` "
+        "shows all of it; --force_plan starts it all the same"
+    )
+
+
+def describe_hardware(plan: Plan) -> Hardware:
+    """What this machine has of each thing that a run may use up."""
+    machine = plan.machine
+    return Hardware(
+        num_nodes=1,
+        gpus_per_node=machine.num_gpus,
+        gpu_memory=machine.gpu_memory,
+        host_memory=machine.host_memory,
+        disk=free_disk(Path(plan.config.train.output_dir)),
+    )
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free

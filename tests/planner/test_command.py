@@ -1,0 +1,85 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hunyuan_train import cli
+from hunyuan_train.config.load import load_config
+
+ON_EIGHT = ["plan", "--model", "a13b", "--gpus", "8", "--gpu_memory", "80"]
+
+
+def test_a_refusal_shows_its_arithmetic_and_the_nearest_plan(capsys):
+    assert cli.main([*ON_EIGHT, "--method", "full", "--optimizer", "adamw"]) == 1
+    text = capsys.readouterr().out
+    assert "does not fit: a GPU would need" in text
+    assert "150 GiB of it for weights, gradients and optimizer" in text
+    assert "the nearest plan that fits: --optimizer lean" in text
+
+
+def test_every_component_is_listed_with_its_source(capsys):
+    assert cli.main([*ON_EIGHT, "--method", "full", "--optimizer", "offload"]) == 0
+    text = capsys.readouterr().out
+    for name in (
+        *("weights", "activations", "logits and loss", "dispatch buffers", "engine buckets"),
+        *("fragmentation allowance", "gradients, pinned", "checkpoint", "tokens to experts"),
+    ):
+        assert f"  {name} " in text
+    assert "tokens/s" in text
+    assert text.endswith("fits\n")
+
+
+def test_json_holds_the_same_for_programs(capsys):
+    assert cli.main([*ON_EIGHT, "--method", "lora", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"]
+    assert plan["device_peak"] > sum(plan["device"][name] for name in ("weights", "gradients"))
+    assert plan["tokens_per_second"] > 0
+
+
+def test_the_settings_that_fit_are_read_back_by_training_and_fit(tmp_path, capsys):
+    fitting = tmp_path / "fits.yaml"
+    flags = ["--method", "full", "--optimizer", "adamw", "--fit", str(fitting)]
+    assert cli.main([*ON_EIGHT, *flags]) == 1
+    assert load_config(["--config", str(fitting)]).train.optimizer == "lean"
+    rest = [word for word in ON_EIGHT if word not in ("--model", "a13b")]
+    assert cli.main([*rest, "--config", str(fitting)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpus", "0"], "gpus is 0; it must be more than 0"),
+        (["--method", "full", "--recipe", "lora"], "method is full, and a recipe or config"),
+        (["--expert_parallel_size", "3"], "expert_parallel_size is 3; it must divide"),
+        (["--model", "no/such"], "model_name_or_path is no/such"),
+        (["--optimiser", "lean"], "unknown flag; did you mean --optimizer"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_exit_code_2(flags, message, capsys):
+    assert cli.main(["plan", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lean"])
+def test_it_answers_at_once_and_without_torch(repository, optimizer):
+    code = (
+        "import sys, time; started = time.perf_counter(); "
+        "from hunyuan_train.cli import main; main(sys.argv[1:]); "
+        "print(time.perf_counter() - started, file=sys.stderr); "
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):  # the machine may be busy with something else; its quietest moment counts
+        result = subprocess.run(
+            [sys.executable, "-c", code, *ON_EIGHT, "--optimizer", optimizer],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        spent, has_torch = result.stderr.splitlines()[-2:]
+        seconds.append(float(spent))
+        assert has_torch == "False"
+    assert min(seconds) < 0.5

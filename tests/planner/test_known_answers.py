@@ -1,0 +1,100 @@
+"""What is known of the released model, 80.4 B parameters, on machines of eight GPUs."""
+
+from dataclasses import replace
+
+import pytest
+
+from hunyuan_train.config.load import load_config
+from hunyuan_train.model.presets import A13B
+from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
+from hunyuan_train.planner.machine import Hardware
+from hunyuan_train.planner.states import gradient_bytes, optimizer_bytes, weight_bytes
+from hunyuan_train.planner.text import describe_shortage
+
+EIGHT_80GB = Hardware(num_nodes=1, gpus_per_node=8, gpu_memory=80 * 10**9)
+GIB = 2**30
+
+
+def estimate(*flags: str, hardware: Hardware = EIGHT_80GB) -> Estimate:
+    config = load_config(["--model_name_or_path", "a13b", *flags])
+    return estimate_run(resolve_for(config, A13B, hardware), A13B, hardware)
+
+
+def state_bytes(plan: Estimate) -> float:
+    layout = plan.layout
+    return weight_bytes(layout) + gradient_bytes(layout) + optimizer_bytes(layout).total
+
+
+def test_float32_adamw_needs_150_gib_a_gpu_and_is_refused():
+    plan = estimate("--recipe", "full", "--optimizer", "adamw")
+    # 16 bytes a parameter: 80,393,183,232 x 16 / 8 = 149.7 GiB, and the routers' float32 weights.
+    assert state_bytes(plan) / GIB == pytest.approx(149.8, abs=0.1)
+    assert not plan.fits
+    (shortage,) = plan.shortages
+    assert "150 GiB of it for weights, gradients and optimizer" in describe_shortage(shortage)
+
+
+def test_lean_needs_56_gib_of_states_and_fits():
+    plan = estimate("--recipe", "full", "--optimizer", "lean")
+    # 6.004 bytes a parameter: 2 weights, 2 gradients, 2 states and their scales.
+    assert state_bytes(plan) / GIB == pytest.approx(56.2, abs=0.1)
+    assert plan.fits
+    assert 60 < plan.memory.device_peak / GIB < 74.5
+
+
+def test_adapters_fit_with_room_for_long_rows():
+    plan = estimate("--recipe", "lora", "--max_seq_length", "8192")
+    assert state_bytes(plan) / GIB == pytest.approx(19.0, abs=0.5)
+    assert plan.fits
+
+
+def test_an_offloaded_optimizer_takes_18_bytes_a_parameter_of_the_host_or_more():
+    plan = estimate("--recipe", "full")
+    assert plan.layout.config.train.optimizer == "offload"
+    assert plan.fits
+    pageable = 12 * A13B.num_parameters
+    exact = 18 * A13B.num_parameters
+    # Page-locked gradients are rounded up to powers of two: 6 bytes become up to 12.
+    assert exact < plan.host_per_node < pageable + 2 * (exact - pageable) + 8 * 5 * 10**9
+
+
+def test_host_memory_refuses_what_the_gpus_could_hold():
+    small = replace(EIGHT_80GB, host_memory=1000 * 10**9)
+    (shortage,) = estimate("--recipe", "full", hardware=small).shortages
+    assert shortage.what == "a machine's host memory"
+
+
+def test_without_split_experts_each_rank_gathers_whole_layers():
+    split = estimate("--recipe", "full", "--optimizer", "lean")
+    whole = estimate("--recipe", "full", "--optimizer", "lean", "--expert_parallel_size", "1")
+    lines = [{line.name: line.num_bytes for line in plan.memory.device} for plan in (split, whole)]
+    # 64 experts of one layer: 64 x 3 x 4096 x 3072 weights of two bytes.
+    assert lines[1]["gathered weights"] == 64 * 3 * 4096 * 3072 * 2
+    assert lines[0]["gathered weights"] < lines[1]["gathered weights"] / 2
+    # Splitting experts sends about a tenth of the bytes of gathering them.
+    assert split.speed.traffic.total < whole.speed.traffic.total / 5
+
+
+def test_a_checkpoint_of_all_states_takes_12_bytes_a_parameter():
+    plan = estimate("--recipe", "full")
+    assert plan.disk.checkpoint == pytest.approx(965e9, rel=0.001)
+    assert plan.disk.export == pytest.approx(161e9, rel=0.002)
+    assert plan.disk.num_kept == 3  # two are kept, and the third is written before one goes
+    lean = estimate("--recipe", "full", "--optimizer", "lean")
+    assert lean.disk.checkpoint / A13B.num_parameters == pytest.approx(4.004, abs=0.003)
+
+
+def test_a_full_step_does_six_operations_a_weight_and_token_and_two_more_for_checkpointing():
+    plan = estimate("--recipe", "full", "--gradient_accumulation_steps", "1")
+    assert plan.speed.flops / 4096 == pytest.approx(8 * A13B.num_active_parameters, rel=0.05)
+    plain = estimate(
+        "--recipe", "full", "--gradient_accumulation_steps", "1", "--no_gradient_checkpointing"
+    )
+    assert plain.speed.flops / plan.speed.flops == pytest.approx(6 / 8, abs=0.01)
+
+
+def test_the_predicted_speed_is_that_of_a_run_at_a_third_of_the_peak_or_less():
+    plan = estimate("--recipe", "full", "--optimizer", "lean")
+    per_gpu = plan.speed.tokens_per_second / 8
+    useful = 6 * A13B.num_active_parameters * per_gpu / plan.hardware.gpu.bf16_flops
+    assert 0.2 < useful < 0.4

@@ -1,0 +1,78 @@
+"""The plan against reality: what processes of real engines hold, on CPU, within 3 %."""
+
+from dataclasses import replace
+
+import pytest
+
+from hunyuan_train.model.presets import TINY
+from hunyuan_train.planner.activations import loss_bytes, saved_bytes
+from hunyuan_train.planner.disk import plan_disk
+from hunyuan_train.planner.layout import Layout, make_layout
+from hunyuan_train.planner.states import (
+    gradient_bytes,
+    host_states,
+    is_offloaded,
+    kept_whole_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
+from tests.planner.held import Bytes, measure, resolved
+from tests.ranks import run_ranks
+
+SHAPE = replace(TINY, vocab_size=700, hidden_size=192, num_hidden_layers=2)
+LENGTHS = [100, 41]  # no two sizes of tensors are alike by chance
+TOLERANCE = 0.03
+ZERO2 = "--expert_parallel_size 1 --deepspeed ds_configs/zero2.json"
+
+RUNS = {
+    "experts split over 2, bf16": (2, "--bf16 true --no_gradient_checkpointing"),
+    "gradient checkpointing": (2, "--bf16 true --gradient_checkpointing"),
+    "float32": (2, "--bf16 false --no_gradient_checkpointing"),
+    "stage 3 without the expert layer": (
+        2,
+        "--bf16 true --expert_parallel_size 1 --no_gradient_checkpointing",
+    ),
+    "stage 2": (2, f"--bf16 true --no_gradient_checkpointing {ZERO2}"),
+    "stage 2, float32, gradient checkpointing": (2, f"--bf16 false {ZERO2}"),
+    "one process": (1, "--bf16 true --no_gradient_checkpointing"),
+    "expert data parallelism": (4, "--bf16 true --expert_parallel_size 2"),
+    "adapters on attention": (
+        2,
+        "--bf16 true --use_lora --lora_rank 8 --no_gradient_checkpointing",
+    ),
+    "adapters on everything": (
+        2,
+        "--bf16 true --use_lora --lora_rank 8 --lora_target_modules all "
+        "--no_gradient_checkpointing",
+    ),
+    "offloaded optimizer": (2, "--bf16 true --optimizer offload"),
+    "no optimizer states": (2, "--bf16 true --optimizer sgd"),
+}
+
+
+def planned(layout: Layout) -> Bytes:
+    """The same lines as `measure` counts."""
+    host = {line.name: line.num_bytes for line in host_states(layout)}
+    return {
+        "weights": weight_bytes(layout),
+        "small weights kept whole": kept_whole_bytes(layout) if layout.stage == 3 else 0,
+        "gradients": gradient_bytes(layout),
+        "optimizer": optimizer_bytes(layout).total,
+        "float32 gradients": host["float32 gradients, pinned"] if is_offloaded(layout) else 0,
+        "activations": saved_bytes(layout) + loss_bytes(layout)[0],
+        "checkpoint": plan_disk(layout).checkpoint,
+    }
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_component_is_what_the_processes_hold(name):
+    num_ranks, flags = RUNS[name]
+    words = [*flags.split(), "--max_seq_length", str(sum(LENGTHS))]
+    ranks = run_ranks(measure, num_ranks, words, SHAPE, LENGTHS)
+    config = resolved(words, SHAPE, num_ranks)
+    plan = planned(make_layout(config, SHAPE, num_nodes=1, is_on_gpu=False))
+    for component, expected in plan.items():
+        held = [rank[component] for rank in ranks]
+        # Rows are routed unevenly, but all of them are routed; of the rest the fullest rank counts.
+        found = sum(held) / num_ranks if component == "activations" else max(held)
+        assert expected == pytest.approx(found, rel=TOLERANCE, abs=2000), component

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import pytest
+
+from hunyuan_train.config.load import load_config
+from hunyuan_train.model.presets import A13B
+from hunyuan_train.planner.machine import Hardware
+from hunyuan_train.planner.search import find_nearest
+
+EIGHT_80GB = Hardware(num_nodes=1, gpus_per_node=8, gpu_memory=80 * 10**9)
+
+
+def nearest(*flags: str, hardware: Hardware = EIGHT_80GB):
+    config = load_config(["--recipe", "full", "--model_name_or_path", "a13b", *flags])
+    return find_nearest(config, A13B, hardware)
+
+
+def test_states_that_do_not_fit_lead_to_the_lean_optimizer():
+    found = nearest("--optimizer", "adamw")
+    assert found.estimate.fits
+    assert "--optimizer lean" in found.flags
+    assert found.config.train.optimizer == "lean"
+
+
+def test_activations_that_do_not_fit_lead_to_gradient_checkpointing_alone():
+    found = nearest("--optimizer", "lean", "--no_gradient_checkpointing")
+    assert found.flags == ["--gradient_checkpointing true"]
+
+
+def test_many_rows_at_a_time_lead_to_accumulation_of_the_same_global_batch():
+    found = nearest("--optimizer", "lean", "--per_device_train_batch_size", "8")
+    assert "--per_device_train_batch_size 1" in found.flags
+    assert "--gradient_accumulation_steps 64" in found.flags
+
+
+def test_long_rows_lead_to_shorter_ones_or_other_states():
+    found = nearest("--optimizer", "lean", "--max_seq_length", "65536")
+    assert found.estimate.fits
+    assert found.estimate.layout.config.data.max_seq_length <= 65536
+
+
+def test_a_full_disk_leads_to_fewer_checkpoints():
+    found = nearest("--optimizer", "lean", hardware=replace(EIGHT_80GB, disk=10**12))
+    assert found.flags == ["--save_total_limit 1"]
+
+
+def test_what_no_change_makes_fit_is_said_to_be_so():
+    tiny_gpus = Hardware(num_nodes=1, gpus_per_node=1, gpu_memory=10**9)
+    assert nearest(hardware=tiny_gpus) is None
+
+
+@pytest.mark.parametrize("memory", [24, 40, 48, 80])
+def test_whatever_is_named_fits(memory):
+    hardware = replace(EIGHT_80GB, gpu_memory=memory * 10**9, host_memory=1000 * 10**9)
+    found = nearest("--optimizer", "adamw", hardware=hardware)
+    assert found is None or found.estimate.fits
