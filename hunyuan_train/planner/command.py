@@ -8,7 +8,8 @@ from pathlib import Path
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import dump_config, load_command_line
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.model.presets import resolve_shape
+from hunyuan_train.model.presets import PRESETS, resolve_shape
+from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
 from hunyuan_train.planner.machine import GPUS, MATMUL_SHARE, Hardware, find_gpu
 from hunyuan_train.planner.search import Nearest, find_nearest
@@ -21,6 +22,8 @@ from hunyuan_train.planner.text import (
 
 EXIT_REFUSED = 1
 GIGA = 10**9
+RELEASED = "a13b"
+RELEASED_FOLDER = "Hunyuan-A13B-Instruct"  # what the recipes call it, so that --fit writes no preset
 DESCRIPTION = """\
 Say what a run needs, without a GPU and before it is started: bytes of each GPU by what they are
 for, host memory, disk, bytes sent, and the time of a step. Where it does not fit, say why, and name
@@ -54,7 +57,7 @@ def run_plan(arguments: Sequence[str]) -> int:
     options, settings = parser.parse_known_args(list(arguments))
     asked = read_settings(options, settings)
     hardware = read_hardware(options)
-    shape = resolve_shape(asked.model.model_name_or_path)
+    shape = find_shape(asked.model.model_name_or_path)
     estimate = estimate_run(resolve_for(asked, shape, hardware), shape, hardware)
     nearest = None if estimate.fits else find_nearest(asked, shape, hardware)
     if options.json:
@@ -76,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", metavar="NAME", help="a13b, another preset, or a model folder")
+    add("--model", metavar="NAME", help="a13b (default), another preset, or a model folder")
     add("--method", choices=("full", "lora"), help="the recipe to start from (default: full)")
     add("--gpus", type=int, default=8, metavar="N", help="GPUs of each machine (default: 8)")
     add("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
@@ -108,8 +111,19 @@ def read_settings(options: argparse.Namespace, settings: Sequence[str]) -> RunCo
         )
     words = list(settings) if has_source else ["--recipe", options.method or "full", *settings]
     if options.model:
-        words += ["--model_name_or_path", options.model]
+        name = RELEASED_FOLDER if options.model == RELEASED else options.model
+        words += ["--model_name_or_path", name]
     return load_command_line(words).config
+
+
+def find_shape(name: str) -> ModelShape:
+    """The shape of a model, of the released one also where it has not been downloaded.
+
+    Raises:
+        ConfigError: neither a preset nor a folder with a usable config.json.
+    """
+    is_absent = name == RELEASED_FOLDER and not Path(name).is_dir()
+    return PRESETS[RELEASED] if is_absent else resolve_shape(name)
 
 
 def read_hardware(options: argparse.Namespace) -> Hardware:
