@@ -1,7 +1,6 @@
 """The commands. Each imports what it needs when it runs, so that `--help` answers at once."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.data.findings import DataError
+from hunyuan_train.launcher.exit_codes import INTERRUPTED, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.worker import (
@@ -22,9 +22,6 @@ from hunyuan_train.launcher.worker import (
 from hunyuan_train.planner.command import run_plan
 from hunyuan_train.serve.errors import ServeError
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code.
@@ -35,9 +32,9 @@ def main(arguments: Sequence[str]) -> int:
         return run_command(arguments)
     except (ConfigError, DataError, CheckpointError, ServeError) as error:
         report_failure(f"error: {error}")
-        return EXIT_USER_ERROR
+        return USER_ERROR
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return INTERRUPTED
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -74,7 +71,7 @@ def train(arguments: Sequence[str]) -> int:
     """Check a run and start its ranks; in one of them, run."""
     if "--help" in arguments or "-h" in arguments:
         print(describe_settings())  # noqa: T201 the answer itself, for a pager or grep
-        return 0
+        return SUCCESS
     command = load_command_line(arguments)
     if not is_worker():
         plan = make_plan(command.config, machine=detect_machine())
@@ -85,6 +82,4 @@ def train(arguments: Sequence[str]) -> int:
     plan = make_plan(with_started_processes(command.config), machine=detect_machine())
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
-    if not command.is_dry_run:
-        run(plan.config)
-    return 0
+    return SUCCESS if command.is_dry_run else run(plan.config)

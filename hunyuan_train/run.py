@@ -3,10 +3,9 @@
 They are built in the order in which they are used: processes, data, model, engine, loop, export.
 """
 
-import hashlib
-import json
 import logging
 import random
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,15 @@ import torch
 import torch.distributed as dist
 
 from hunyuan_train.checkpoint.adapter import export_adapter
+from hunyuan_train.checkpoint.background import Saver
+from hunyuan_train.checkpoint.changes import check_changes, describe_run
+from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.export import export_model, read_prompts
-from hunyuan_train.checkpoint.folder import (
-    checkpoint_folder,
-    delete_old_checkpoints,
-    find_checkpoint,
-    list_checkpoints,
-)
+from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.checkpoint.release import describe_release, trained_dtype
+from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.same_data import check_same_data
-from hunyuan_train.checkpoint.state import load_checkpoint, save_checkpoint
+from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import dump_config
@@ -34,9 +32,10 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.dialogue import MODES
-from hunyuan_train.data.identity import identify_data
+from hunyuan_train.data.identity import Identity, identify_data
 from hunyuan_train.data.loader import Batch, BatchPlan, Position, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.attention import choose_attention
@@ -52,9 +51,10 @@ from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
 from hunyuan_train.serve.sample import generate_answers
 from hunyuan_train.trainer.generate import generate_split
-from hunyuan_train.trainer.loop import Trainer, TrainerState, train
-from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
+from hunyuan_train.trainer.loop import Ending, Trainer, train
+from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,16 @@ MAX_SAMPLED_PARAMETERS = 2 * 10**9  # 4 GB in bf16: one process holds it beside 
 MAX_SAMPLED_TOKENS = 256
 
 
-def run(config: RunConfig) -> None:
+def run(config: RunConfig) -> int:
     """Train, as one of the ranks that torchrun started, and export the result.
 
     Args:
         config: checked and resolved: no "auto" is left in what decides the split.
+
+    Returns:
+        the exit code: success, or that the run stopped on request and is to be resumed.
     """
+    started = time.monotonic()
     output_dir = Path(config.train.output_dir)
     start_logging(output_dir)
     start_process_group(config.parallel.timeout_minutes)
@@ -80,22 +84,35 @@ def run(config: RunConfig) -> None:
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
     engine = make_engine(config, shape, source)
+    checkpoint = find_start(config)
+    metrics = make_metrics(config, checkpoint)
+    routers = make_router_terms(config, engine)
+    batches = make_batches(config, dataset)
+    made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
+    data = identify_data(dataset, config.data, seed=config.train.seed)
     trainer = Trainer(
         engine=engine,
-        routers=make_router_terms(config, engine),
-        batches=make_batches(config, dataset),
+        routers=routers,
+        batches=batches,
         eval_batches=make_eval_batches(config, tokenizer),
         config=config.train,
-        metrics=make_metrics(config),
+        metrics=metrics,
+        keeper=make_saver(config, engine, routers, {**made_of, "data": data}, metrics),
+        batch_log=make_batch_log(config),
         planned_memory_gib=planned_memory_gib(config, shape, dataset),
     )
     seed_generators(config.train.seed)
-    made_of = fingerprints(config, shape, dataset)
-    train(trainer, find_state(trainer, made_of), partial(save, trainer, made_of))
-    if config.train.export:
-        export(config, trainer.engine, shape, source)
-    answers = answer_split(config, trainer, tokenizer, shape)
-    close(config, trainer, tokenizer, shape, answers)
+    state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
+    ending = train(trainer, state, started=started)
+    answers: list[Answer] = []
+    if ending.is_complete:
+        if config.train.export:
+            export(config, engine, shape, source)
+        answers = answer_split(config, trainer, tokenizer, shape)
+    close(config, trainer, tokenizer, shape, ending, answers)
+    if ending.is_complete and not ending.is_saved:
+        raise CheckpointError("the run is complete, but its last checkpoint could not be written")
+    return SUCCESS if ending.is_complete else RESUME
 
 
 def check_gpus() -> None:
@@ -183,7 +200,18 @@ def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
     )
 
 
-def make_metrics(config: RunConfig) -> MetricsLog | None:
+def find_start(config: RunConfig) -> Checkpoint | None:
+    """The checkpoint that the run goes on from, known to be good; None to start afresh."""
+    wanted = config.train.resume_from_checkpoint
+    if wanted is None:
+        return None
+    checkpoint = choose_checkpoint(wanted, Path(config.train.output_dir))
+    if checkpoint is None:
+        logger.info("no complete checkpoint in %s: starting afresh", config.train.output_dir)
+    return checkpoint
+
+
+def make_metrics(config: RunConfig, checkpoint: Checkpoint | None) -> MetricsLog | None:
     """Rank 0 keeps the numbers."""
     if dist.get_rank():
         return None
@@ -193,48 +221,64 @@ def make_metrics(config: RunConfig) -> MetricsLog | None:
         report_to=config.train.report_to,
         run_name=config.train.run_name or output_dir.name,
         settings=asdict(config),
+        notes=checkpoint[1]["notes"] if checkpoint else {},
     )
 
 
-def fingerprints(config: RunConfig, shape: ModelShape, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint belongs to; a run made of something else does not resume from it."""
-    model = json.dumps([asdict(shape), asdict(config.lora)], sort_keys=True)
-    return {
-        "data": identify_data(dataset, config.data, seed=config.train.seed),
-        "model": hashlib.sha256(model.encode()).hexdigest()[:16],
-    }
+def make_batch_log(config: RunConfig) -> JsonLines | None:
+    """Each rank keeps its own list of batches, where that is asked for."""
+    if not config.train.record_batches:
+        return None
+    return JsonLines(Path(config.train.output_dir, "log", f"batches-rank{dist.get_rank()}.jsonl"))
 
 
-def find_state(trainer: Trainer, made_of: dict[str, Any]) -> TrainerState:
-    """Where the run starts: at the checkpoint that is asked for, or at the beginning.
+def make_saver(
+    config: RunConfig,
+    engine: deepspeed.DeepSpeedEngine,
+    routers: RouterTerms,
+    made_of: dict[str, Any],
+    metrics: MetricsLog | None,
+) -> Saver:
+    """What writes checkpoints beside training."""
+    return Saver(
+        engine,
+        routers.watch,
+        config.train,
+        made_of,
+        metrics.notes() if metrics else {},
+        ranks_per_host=int(config.parallel.num_processes),
+    )
+
+
+def start_state(
+    config: RunConfig,
+    trainer: Trainer,
+    checkpoint: Checkpoint | None,
+    *,
+    made_of: dict[str, Any],
+    data: Identity,
+) -> TrainerState:
+    """Restore what the checkpoint holds, if the run is made of the same.
 
     Raises:
-        CheckpointError: the checkpoint saw other data or another model.
+        CheckpointError: it is not.
     """
-    config = trainer.config
-    folder = None
-    if config.resume_from_checkpoint:
-        folder = find_checkpoint(config.resume_from_checkpoint, Path(config.output_dir))
     state = TrainerState()
-    if folder:
-        data, model = made_of["data"], {"model": made_of["model"]}
-        is_same = check_same_data(folder, data, ignores_change=config.ignore_data_change)
-        state = load_checkpoint(trainer.engine, folder, fingerprints=model)
+    if checkpoint:
+        folder, manifest = checkpoint
+        ignores_change = config.train.ignore_data_change
+        is_same = check_same_data(folder, data, ignores_change=ignores_change)
+        check_changes(manifest["fingerprints"], made_of, folder, config=config)
+        load_checkpoint(trainer.engine, folder, manifest, trainer.routers.watch)
+        logger.info("resumed from %s", folder)
+        state = read_state(manifest["state"])
         if not is_same:
             logger.warning("the data is not what the checkpoint saw: it is read from its start")
             state = replace(state, position=Position(state.position.epoch))
-    if trainer.metrics:
-        trainer.metrics.forget_after(state.step)
+    for log in (trainer.metrics, trainer.batch_log):
+        if log:
+            log.forget_after(state.step)
     return state
-
-
-def save(trainer: Trainer, made_of: dict[str, Any], state: TrainerState) -> None:
-    """Write a checkpoint, and delete those that are too many."""
-    output_dir = Path(trainer.config.output_dir)
-    folder = checkpoint_folder(output_dir, state.step)
-    save_checkpoint(trainer.engine, state, folder, fingerprints=made_of)
-    if dist.get_rank() == 0:
-        delete_old_checkpoints(output_dir, trainer.config.save_total_limit)
 
 
 def export(
@@ -281,14 +325,16 @@ def close(
     trainer: Trainer,
     tokenizer: Tokenizer,
     shape: ModelShape,
+    ending: Ending,
     answers: list[Answer],
 ) -> None:
     """Leave the process group; on rank 0, show what the run has led to."""
+    if trainer.metrics:
+        trainer.metrics.finish()  # before any rank ends: torchrun then stops the others
     dist.barrier()
     dist.destroy_process_group()
-    if trainer.metrics is None:
+    if trainer.metrics is None or not ending.is_complete:
         return
-    trainer.metrics.finish()
     if wants_sample_answers(config, shape) and is_loaded_whole(config, shape):
         folder = Path(config.train.output_dir) / EXPORT_FOLDER
         answers = sample_answers(folder, trainer.batches.dataset, tokenizer)

@@ -1,5 +1,6 @@
 """A small model under the engine, split in any way, and what a rank of it keeps."""
 
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -7,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hunyuan_train.checkpoint.folder import read_manifest
+from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import LoraConfig, TrainConfig
 from hunyuan_train.data.loader import Batch
 from hunyuan_train.model.attention import PER_DOCUMENT
@@ -17,6 +20,7 @@ from hunyuan_train.parallel.engine import build_split_model, start_engine, start
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
 from tests.batches import SHAPE, WEIGHTS
 
@@ -65,6 +69,13 @@ def router_terms(
     """Watch the routers of an engine."""
     watch = watch_routers(engine.module, engine.device)
     return RouterTerms(watch, SHAPE.moe_topk, balance_coefficient, z_coefficient)
+
+
+def resume(engine: deepspeed.DeepSpeedEngine, folder: Path) -> TrainerState:
+    """Restore a checkpoint on this rank, and say where its run stood."""
+    manifest = read_manifest(folder)
+    load_checkpoint(engine, folder, manifest)
+    return read_state(manifest["state"])
 
 
 def my_share(batches: list[Batch]) -> list[Batch]:

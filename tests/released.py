@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hunyuan_train.checkpoint.folder import FORMAT_VERSION, MANIFEST, rank_file
+from hunyuan_train.checkpoint.folder import FORMAT_VERSION, rank_file, write_manifest
 from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from hunyuan_train.model.layout import pieces_of_range, released_tensors, stored_tensors
@@ -210,4 +210,4 @@ def write_checkpoint(
         entries = {name: [*one[1:4], *one[4]] for name, one in ranges.items()}
         files[file.name] = {"size": file.stat().st_size, "ranges": entries}
     manifest = {"format_version": FORMAT_VERSION, "kinds": ["master"], "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)

@@ -1,9 +1,7 @@
-"""Save and restore a run between two steps: each rank its own ranges, nothing gathered."""
+"""What a rank puts into a checkpoint and takes from one: its own ranges, nothing gathered."""
 
-import json
-import logging
-import random
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +11,20 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
-from hunyuan_train.checkpoint.folder import (
-    FORMAT_VERSION,
-    MANIFEST,
-    check_fingerprints,
-    describe_file,
-    rank_file,
-    read_manifest,
-)
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import rank_file
 from hunyuan_train.checkpoint.fragments import open_tensors
-from hunyuan_train.checkpoint.publish import begin_folder, publish, unfinished_folder
-from hunyuan_train.data.loader import Position
+from hunyuan_train.checkpoint.random_states import (
+    GENERATORS,
+    read_random_states,
+    restore_random_states,
+)
 from hunyuan_train.model.layout import pieces_of_range
-from hunyuan_train.model.safetensors_files import create_file, write_range
-from hunyuan_train.model.safetensors_header import read_header
+from hunyuan_train.model.router import RouterWatch
+from hunyuan_train.model.safetensors_files import create_file
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
+    MASTER,
     optimizer_step_count,
     prepare_optimizer_states,
     publish_weights,
@@ -37,99 +33,89 @@ from hunyuan_train.parallel.zero import (
     trained_shards,
     write_state,
 )
-from hunyuan_train.trainer.loop import TrainerState
 
-logger = logging.getLogger(__name__)
-
-RANDOM = tuple(f"random_state.{name}" for name in ("python", "cpu", "device"))
-PYTHON_RANDOM, CPU_RANDOM, DEVICE_RANDOM = RANDOM
+ROUTER_LOAD = "router_load"  # counted since the last logged step
 
 
-def save_checkpoint(
-    engine: deepspeed.DeepSpeedEngine,
-    state: TrainerState,
-    folder: Path,
-    *,
-    fingerprints: dict[str, Any],
-) -> None:
-    """Write a checkpoint; called by every rank, and published by rank 0 when all have written.
+@dataclass(frozen=True, slots=True)
+class RankContent:
+    """What one rank writes. The states are the live ones, which only the optimizer changes."""
+
+    kinds: list[str]
+    states: dict[str, Tensor]  # "kind:parameter", flat views
+    copies: dict[str, Tensor]  # small ones, already copied
+    ranges: dict[str, list[int]]  # where each parameter's states belong
+    step_count: int  # of the optimizer
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(tensor.nbytes for tensor in (*self.states.values(), *self.copies.values()))
+
+    def create(self, path: Path) -> None:
+        """Write the file with room for everything and nothing in it yet."""
+        tensors = self.states | self.copies
+        create_file(path, {name: (one.dtype, tuple(one.shape)) for name, one in tensors.items()})
+
+
+def collect_content(
+    engine: deepspeed.DeepSpeedEngine, watch: RouterWatch | None, *, only_model: bool = False
+) -> RankContent:
+    """Name everything that this rank keeps; quick, nothing large is copied.
 
     Args:
         engine: between two steps.
-        state: where the run stands.
-        folder: the final folder; it appears under this name only once it is whole.
-        fingerprints: what the run was made of (data, model), checked when it is resumed.
+        watch: of the routers, whose counts belong to the metrics.
+        only_model: leave out the optimizer's states.
     """
-    rank = dist.get_rank()
-    unfinished = unfinished_folder(folder)
-    if rank == 0:
-        begin_folder(folder)
-    dist.barrier()
-    kinds = state_kinds(engine)
-    path = unfinished / rank_file(rank)
-    write_rank_file(engine, path, kinds)
-    entry = {
-        **describe_file(path),
-        "ranges": {
-            shard.name: [shard.first_expert, shard.start, shard.stop, *shard.shape]
-            for shard in trained_shards(engine.module)
-        },
-    }
-    entries: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(entries, entry)
-    if rank == 0:
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "step": state.step,
-            "position": asdict(state.position),
-            "tokens_seen": state.tokens_seen,
-            "kinds": kinds,
-            "optimizer_step_count": optimizer_step_count(engine),
-            "fingerprints": fingerprints,
-            "files": {rank_file(index): entries[index] for index in range(len(entries))},
-        }
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        describe_file(unfinished / MANIFEST)
-        publish(folder)
-    dist.barrier()
-    logger.info("saved %s", folder)
-
-
-def write_rank_file(engine: deepspeed.DeepSpeedEngine, path: Path, kinds: list[str]) -> None:
-    """Write what this rank keeps, one state after the other: states in host memory may be as large
-    as the memory that is left.
-    """
+    kinds = [MASTER] if only_model else state_kinds(engine)
     shards = list(trained_shards(engine.module))
-    random_states = read_random_states()
-    sizes = {f"{kind}:{one.name}": one.stop - one.start for one in shards for kind in kinds}
-    content: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        name: (torch.float32, (size,)) for name, size in sizes.items()
-    }
-    content |= {name: (torch.uint8, tuple(one.shape)) for name, one in random_states.items()}
-    create_file(path, content)
-    locations = read_header(path)
-    for shard in shards:
-        for kind in kinds:
-            write_range(locations[f"{kind}:{shard.name}"], 0, read_state(engine, shard, kind))
-    for name, values in random_states.items():
-        write_range(locations[name], 0, values)
+    copies = read_random_states()
+    if watch:
+        copies[ROUTER_LOAD] = watch.load_LE.double().cpu()  # exact up to 2^53
+    return RankContent(
+        kinds=kinds,
+        states={
+            f"{kind}:{shard.name}": read_state(engine, shard, kind)
+            for shard in shards
+            for kind in kinds
+        },
+        copies=copies,
+        ranges={
+            shard.name: [shard.first_expert, shard.start, shard.stop, *shard.shape]
+            for shard in shards
+        },
+        step_count=optimizer_step_count(engine),
+    )
 
 
 def load_checkpoint(
-    engine: deepspeed.DeepSpeedEngine, folder: Path, *, fingerprints: dict[str, Any]
-) -> TrainerState:
+    engine: deepspeed.DeepSpeedEngine,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    watch: RouterWatch | None = None,
+) -> None:
     """Restore everything a step depends on; called by every rank.
 
     The number of ranks, the expert-parallel size and the ZeRO stage may differ from those that
     saved: weights and optimizer states are the same bit for bit.
 
+    Args:
+        engine: fresh, or between two steps.
+        folder: of a checkpoint that is known to be good.
+        manifest: its own.
+        watch: of the routers.
+
     Raises:
-        CheckpointError: damaged, or of a run on other data or another model.
+        CheckpointError: it holds the model only, or other tensors than this one has.
     """
-    manifest = read_manifest(folder)
-    check_fingerprints(manifest["fingerprints"], fingerprints, folder)
+    if manifest["is_model_only"]:
+        raise CheckpointError(
+            f"{folder} was saved with save_only_model and so without optimizer states: it can be "
+            "exported, but no run can go on from it"
+        )
     prepare_optimizer_states(engine, manifest["kinds"], manifest["optimizer_step_count"])
-    sources = open_tensors(folder, manifest)
+    sources = open_tensors(folder, dict(manifest))
     for shard in trained_shards(engine.module):
         for kind, source in sources.items():
             values = torch.empty(shard.stop - shard.start)
@@ -137,30 +123,24 @@ def load_checkpoint(
                 part = source.read(piece.tensor, piece.start, piece.stop)
                 values[piece.offset : piece.offset + len(part)] = part
             write_state(engine, shard, kind, values.to(engine.device))
-    # Ranks beyond those that saved take the states of the first ones again.
-    rank_that_saved = dist.get_rank() % len(manifest["files"])
-    with safe_open(folder / rank_file(rank_that_saved), "pt") as file:
-        saved = set(file.keys())
-        restore_random_states({name: file.get_tensor(name) for name in RANDOM if name in saved})
+    restore_copies(folder, num_ranks=len(manifest["files"]), watch=watch)
     publish_weights(engine)
     refresh_routers(engine)
-    logger.info("resumed from %s", folder)
-    return TrainerState(manifest["step"], Position(**manifest["position"]), manifest["tokens_seen"])
 
 
-def read_random_states() -> dict[str, Tensor]:
-    """The states of the random generators a step may use, as bytes."""
-    python_state = torch.tensor(list(json.dumps(random.getstate()).encode()), dtype=torch.uint8)
-    states = {PYTHON_RANDOM: python_state, CPU_RANDOM: torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states[DEVICE_RANDOM] = torch.cuda.get_rng_state()
-    return states
+def restore_copies(folder: Path, *, num_ranks: int, watch: RouterWatch | None) -> None:
+    """Take over random states and counts that `num_ranks` ranks saved, however many there are now.
 
-
-def restore_random_states(states: dict[str, Tensor]) -> None:
-    """Set the random generators to saved states."""
-    version, internal, gauss = json.loads(bytes(states[PYTHON_RANDOM].tolist()))
-    random.setstate((version, tuple(internal), gauss))
-    torch.set_rng_state(states[CPU_RANDOM])
-    if torch.cuda.is_available() and DEVICE_RANDOM in states:  # a run on CPU has none
-        torch.cuda.set_rng_state(states[DEVICE_RANDOM])
+    Ranks beyond those that saved take the random states of the first ones again.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    with safe_open(folder / rank_file(rank % num_ranks), "pt") as file:
+        saved = set(file.keys())
+        restore_random_states({one: file.get_tensor(one) for one in GENERATORS if one in saved})
+    if watch is None or ROUTER_LOAD not in saved:
+        return
+    total_LE = torch.zeros(watch.load_LE.shape, dtype=torch.float64)
+    for index in range(rank, num_ranks, world_size):
+        with safe_open(folder / rank_file(index), "pt") as file:
+            total_LE += file.get_tensor(ROUTER_LOAD)
+    watch.put_load(total_LE.to(watch.load_LE))

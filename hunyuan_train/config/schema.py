@@ -131,6 +131,12 @@ class TrainConfig:
         "resume although the data is not what the checkpoint saw; the new data is read from its "
         "first row on",
     )
+    ignore_code_change: bool = setting(
+        False, "resume although this code or a library is of another version than the checkpoint's"
+    )
+    ignore_settings_change: bool = setting(
+        False, "resume although settings differ that steps depend on, such as learning_rate"
+    )
     seed: int = setting(42, "seed of data order, dropout and preset weights", low=0)
     max_steps: int = setting(-1, "optimizer steps; -1 means num_train_epochs decides", low=-1)
     num_train_epochs: float = setting(1.0, "passes over the data when max_steps is -1", low=0)
@@ -175,6 +181,41 @@ class TrainConfig:
     logging_steps: int = setting(1, "log every N steps", low=1)
     save_steps: int = setting(0, "checkpoint every N steps; 0: only at the end", low=0)
     save_total_limit: int = setting(0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0)
+    save_best: bool = setting(
+        False, "also save whenever eval_loss is the lowest so far, and keep that checkpoint"
+    )
+    save_keep_every: int = setting(
+        0, "never delete the checkpoints of every N-th step; 0: no exception", low=0
+    )
+    save_only_model: bool = setting(
+        False,
+        "save weights without optimizer states: a third of the size, for export; such a checkpoint "
+        "cannot be resumed",
+    )
+    snapshot_gib: float | Auto = setting(
+        "auto",
+        "host memory, in GiB per process, for copies of states that are written while training "
+        "goes on; the rest is written before the next update; auto: half of what is free",
+        low=0,
+    )
+    max_hours: float = setting(
+        0.0, "save and stop in time to end within so many hours of the start; 0: no limit", low=0
+    )
+    bad_steps: Literal["off", "warn", "act"] = setting(
+        "act",
+        "NaN, infinity or a spike of the loss: act skips the update, notes the samples in "
+        "quarantine.jsonl and returns to a checkpoint after max_bad_steps in a row; warn notes "
+        "spikes; off looks for none; warn and off end the run on NaN",
+    )
+    max_bad_steps: int = setting(3, "bad steps in a row before the run goes back", low=1)
+    spike_deviations: float = setting(
+        6.0,
+        "a loss this many standard deviations above the recent ones is a spike; 0: none is",
+        low=0,
+    )
+    record_batches: bool = setting(
+        False, "write the digest of each process's batch to log/batches-rankN.jsonl every step"
+    )
     eval_steps: int = setting(
         0, "evaluate every N steps; 0: only at the end, if there is eval data", low=0
     )

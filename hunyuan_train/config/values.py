@@ -64,9 +64,10 @@ def _convert(option: Any, value: Any) -> Any:
 
 
 def _one_of(words: tuple[str, ...], value: Any) -> str:
-    if value not in words:
+    word = "off" if value is False else value  # what YAML makes of a bare `off`
+    if word not in words:
         raise ValueError
-    return str(value)
+    return str(word)
 
 
 def _none(value: Any) -> None:

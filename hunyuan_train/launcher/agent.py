@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
+from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.worker import FAILURES_VARIABLE
 
 
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         run(parse_args(list(arguments)))
     except ChildFailedError as error:
         exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        if RESUME in exit_codes.values():  # all stopped as one; the agent may have ended the last
+            return RESUME
         rank, words = find_cause(exit_codes, os.environ[FAILURES_VARIABLE])
         print(words, file=sys.stderr)  # noqa: T201 the last words of the run
         return exit_codes[rank] if exit_codes[rank] > 0 else 128 - exit_codes[rank]

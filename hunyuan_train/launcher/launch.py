@@ -13,6 +13,7 @@ from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.extension import (
     extensions_folder,
     needed_extensions,
@@ -54,7 +55,7 @@ def launch(plan: Plan, *, is_dry_run: bool) -> int:
         config_file = prepare_output_folder(plan.config, console)
         environment[FAILURES_VARIABLE] = failures
         exit_code = run_supervised(worker_command(plan.config, config_file), environment)
-    if exit_code in INTERRUPTED and list_checkpoints(config_file.parent):
+    if exit_code in (*INTERRUPTED, RESUME) and list_checkpoints(config_file.parent):
         resume = f"--config {shlex.quote(str(config_file))} --resume_from_checkpoint auto"
         console.print(f"stopped; to go on: python train.py {resume}", soft_wrap=True)
     return exit_code

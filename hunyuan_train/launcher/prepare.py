@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.checkpoint.folder import find_checkpoint, list_checkpoints
+from hunyuan_train.checkpoint.changes import check_changes, describe_run
+from hunyuan_train.checkpoint.folder import find_checkpoint, list_checkpoints, read_manifest
 from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import dump_config
@@ -60,10 +61,10 @@ def prepare_data(plan: Plan) -> PreparedData:
 
 
 def check_resume(config: RunConfig, data: PreparedData) -> None:
-    """Refuse to go on from a checkpoint that saw other data, before anything of its run changes.
+    """Refuse to go on from a checkpoint of another run, before anything of that one changes.
 
     Raises:
-        CheckpointError: it did, or it is damaged.
+        CheckpointError: it is of other data, settings or code, or damaged.
     """
     train = config.train
     if train.resume_from_checkpoint is None:
@@ -72,6 +73,8 @@ def check_resume(config: RunConfig, data: PreparedData) -> None:
     if folder:
         current = identify_data(data.train, config.data, seed=train.seed)
         check_same_data(folder, current, ignores_change=train.ignore_data_change)
+        saved = read_manifest(folder)["fingerprints"]
+        check_changes(saved, describe_run(config, data.shape), folder, config=config)
 
 
 @contextmanager

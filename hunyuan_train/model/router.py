@@ -76,6 +76,10 @@ class RouterWatch:
         self.load_LE.zero_()
         return load_LE
 
+    def put_load(self, load_LE: Tensor) -> None:
+        """Go on counting from what an earlier process counted: [layers, experts], local."""
+        self.load_LE.copy_(load_LE)
+
 
 def balance_loss(logits_TE: list[Tensor], counts_LE: Tensor, num_tokens: int | float) -> Tensor:
     """Load-balancing loss of Switch Transformers (arXiv 2101.03961, equation 4), mean over layers.

@@ -1,23 +1,36 @@
 """The training loop: steps, and what is due after each of them."""
 
+import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import deepspeed
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.data.loader import Batch, BatchPlan, Position
+from hunyuan_train.data.loader import Batch, BatchPlan
 from hunyuan_train.log import console
 from hunyuan_train.model.router import imbalance
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.trainer.evaluate import evaluate
-from hunyuan_train.trainer.metrics import MetricsLog, Numbers
+from hunyuan_train.trainer.guardian import (
+    MAX_RETURNS,
+    QUARANTINE,
+    find_fault,
+    quarantine,
+    remember,
+)
+from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
+from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
+from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
 
 logger = logging.getLogger(__name__)
@@ -25,13 +38,38 @@ logger = logging.getLogger(__name__)
 STEPS_BEFORE_MEMORY = 3  # by then everything that is allocated once has been
 
 
-@dataclass(frozen=True, slots=True)
-class TrainerState:
-    """Where a run stands between two steps; a checkpoint holds exactly this beside the tensors."""
+class Keeper(Protocol):
+    """Keeps checkpoints of the run, beside it. Every rank calls all of these at the same steps."""
 
-    step: int = 0  # optimizer steps done
-    position: Position = field(default_factory=Position)  # where the next step starts in the data
-    tokens_seen: int = 0
+    seconds_of_last: float  # that the last save took
+
+    def save(self, state: TrainerState) -> None:
+        """Begin to save where the run stands."""
+        ...
+
+    def wait_before_update(self) -> None:
+        """Wait until weights and states may change."""
+        ...
+
+    def report(self) -> bool:
+        """Say how a save went that has ended; False if it failed."""
+        ...
+
+    def finish(self) -> bool:
+        """Wait for a save to end; False if it failed."""
+        ...
+
+    def go_back(self) -> TrainerState | None:
+        """Restore the newest good checkpoint; None where there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the loop came to an end."""
+
+    is_complete: bool  # False: it stopped on request, to be resumed
+    is_saved: bool  # whether the last checkpoint was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +82,9 @@ class Trainer:
     eval_batches: list[Batch]
     config: TrainConfig
     metrics: MetricsLog | None  # rank 0 only
+    keeper: Keeper
     planned_memory_gib: float  # of the fullest process, as peak_memory_gib counts
+    batch_log: JsonLines | None = None
 
     @property
     def total_steps(self) -> int:
@@ -52,55 +92,155 @@ class Trainer:
         return count_steps(self.config, steps_per_epoch=self.batches.steps_per_epoch)
 
 
-def train(
-    trainer: Trainer, state: TrainerState, save: Callable[[TrainerState], None]
-) -> TrainerState:
-    """Run optimizer steps from `state` to the end, logging, evaluating and saving when due."""
-    config = trainer.config
+def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
+    """Run optimizer steps from `state` on, logging, evaluating and saving when due.
+
+    Args:
+        trainer: its parts.
+        state: where the run stands.
+        started: time.monotonic() of the run's start, for max_hours.
+
+    Raises:
+        NonFiniteLossError: naming the samples of the batch.
+    """
+    config, keeper = trainer.config, trainer.keeper
     trainer.engine.train()
+    saved_step, seconds = state.step, 0.0
     measured_at = state.step + STEPS_BEFORE_MEMORY
-    with progress_bar(trainer, state) as show:
+    with (
+        heeding_signals(started, config.max_hours) as request,
+        progress_bar(trainer, state) as show,
+    ):
         while state.step < trainer.total_steps:
-            started = time.perf_counter()
-            state, result, learning_rate = advance(trainer, state)
-            seconds = time.perf_counter() - started
-            is_last = state.step == trainer.total_steps
-            numbers = step_numbers(trainer, state, result, learning_rate, seconds)
-            if trainer.eval_batches and is_due(state.step, config.eval_steps, is_last):
-                numbers["eval_loss"] = evaluate(trainer.engine, trainer.eval_batches)
-            if is_due(state.step, config.logging_steps, is_last) or "eval_loss" in numbers:
-                numbers |= measure_ranks(trainer)
-                log_numbers(trainer, numbers, state.step)
+            if agree_to_stop(request, seconds + keeper.seconds_of_last, trainer.engine.device):
+                break
+            began = time.perf_counter()
+            state, numbers = advance(trainer, state)
+            seconds = time.perf_counter() - began
             show(state.step, numbers)
             if state.step == measured_at:
                 compare_memory(trainer)
-            if is_due(state.step, config.save_steps, is_last):
-                save(state)
-    return state
+            keeper.report()
+            if state.health.num_bad_in_a_row >= config.max_bad_steps:
+                state = go_back(trainer, state)
+            if wants_save(trainer, state):
+                keeper.save(state)
+                saved_step = state.step
+        is_complete = state.step >= trainer.total_steps
+        if saved_step != state.step:
+            keeper.save(state)
+        is_saved = keeper.finish()
+    if not is_complete:
+        logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
+    return Ending(is_complete=is_complete, is_saved=is_saved)
 
 
-def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, StepResult, float]:
-    """Do one optimizer step.
-
-    Raises:
-        NonFiniteLossError: naming the samples of this rank's batch.
-    """
-    micro_batches, next_position = trainer.batches.step_batches(state.position)
+def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Numbers]:
+    """Do one optimizer step, evaluate and log where that is due."""
+    began = time.perf_counter()
     learning_rate = learning_rate_at(
         state.step, total_steps=trainer.total_steps, config=trainer.config
     )
-    try:
-        result = train_step(
-            trainer.engine, micro_batches, learning_rate=learning_rate, routers=trainer.routers
-        )
-    except NonFiniteLossError as error:
-        origins = trainer.batches.origins(micro_batches)
+    state, result = do_step(trainer, state, learning_rate)
+    seconds = time.perf_counter() - began
+    config, is_last = trainer.config, state.step == trainer.total_steps
+    numbers = step_numbers(trainer, state, result, learning_rate, seconds)
+    if trainer.eval_batches and is_due(state.step, config.eval_steps, is_last):
+        numbers["eval_loss"] = evaluate(trainer.engine, trainer.eval_batches)
+        state = note_evaluation(state, numbers["eval_loss"])
+    is_logged = is_due(state.step, config.logging_steps, is_last)
+    if is_logged or "eval_loss" in numbers or result.fault:
+        numbers |= measure_ranks(trainer)
+        log_numbers(trainer, numbers, state.step)
+    return state, numbers
+
+
+def do_step(
+    trainer: Trainer, state: TrainerState, learning_rate: float
+) -> tuple[TrainerState, StepResult]:
+    """Train on the next batch, or find it bad.
+
+    Raises:
+        NonFiniteLossError: it is, and the run is not to go on by itself.
+    """
+    micro_batches, next_position = trainer.batches.step_batches(state.position)
+    if trainer.batch_log:
+        record_batches(trainer.batch_log, micro_batches, state.step + 1)
+    result = train_step(
+        trainer.engine,
+        micro_batches,
+        learning_rate=learning_rate,
+        routers=trainer.routers,
+        judge=partial(find_fault, health=state.health, config=trainer.config),
+        wait_before_update=trainer.keeper.wait_before_update,
+    )
+    if result.fault:
+        output_dir = Path(trainer.config.output_dir)
+        samples = quarantine(output_dir, trainer.batches, micro_batches, result, state)
+        if result.fault.is_withheld and trainer.config.bad_steps != "act":
+            raise NonFiniteLossError(
+                f"{result.fault.reason} at step {state.step + 1}; its samples: "
+                f"{', '.join(samples)}. The last checkpoint is intact: lower the learning rate, or "
+                "remove the samples, and resume; --bad_steps act leaves such batches out"
+            )
+    following = replace(
+        state,
+        step=state.step + 1,
+        position=next_position,
+        tokens_seen=state.tokens_seen + result.num_tokens,
+        health=remember(state.health, result),
+    )
+    return following, result
+
+
+def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
+    """Return to the last good checkpoint, and go on from there behind the bad batches.
+
+    Raises:
+        NonFiniteLossError: that has not helped before, or there is no checkpoint.
+    """
+    num_bad, num_returns = state.health.num_bad_in_a_row, state.health.num_returns
+    restored = trainer.keeper.go_back() if num_returns < MAX_RETURNS else None
+    if restored is None:
         raise NonFiniteLossError(
-            f"{error} at step {state.step + 1}; this rank's samples: {', '.join(origins)}. The "
-            "last checkpoint is intact: lower the learning rate, or remove the samples, and resume"
-        ) from error
-    done = TrainerState(state.step + 1, next_position, state.tokens_seen + result.num_tokens)
-    return done, result, learning_rate
+            f"{num_bad} bad steps in a row up to step {state.step}, and "
+            + (
+                f"{num_returns} returns did not help"
+                if num_returns
+                else "no checkpoint to return to"
+            )
+            + f"; lower the learning rate, or look at the samples in {QUARANTINE}"
+        )
+    for log in (trainer.metrics, trainer.batch_log):
+        if log:
+            log.forget_after(restored.step)
+    health = replace(restored.health, num_bad_in_a_row=0, num_returns=num_returns + 1)
+    return replace(restored, position=state.position, health=health)
+
+
+def note_evaluation(state: TrainerState, eval_loss: float) -> TrainerState:
+    """Remember the step of the lowest eval loss."""
+    if state.best_eval_loss is not None and state.best_eval_loss <= eval_loss:
+        return state
+    return replace(state, best_eval_loss=eval_loss, best_step=state.step)
+
+
+def wants_save(trainer: Trainer, state: TrainerState) -> bool:
+    """Whether a checkpoint is due; never amid bad steps, so that the last one is a good one."""
+    config = trainer.config
+    is_best = config.save_best and state.best_step == state.step
+    is_due_now = is_due(state.step, config.save_steps, state.step == trainer.total_steps)
+    return (is_due_now or is_best) and not state.health.num_bad_in_a_row
+
+
+def record_batches(log: JsonLines, micro_batches: Sequence[Batch], step: int) -> None:
+    """Note what this rank trains on, so that two runs can be compared."""
+    digest = hashlib.sha256()
+    for batch in micro_batches:
+        for part in (batch.input_ids, batch.labels, batch.loss_weights, batch.cu_seqlens):
+            digest.update(part.tobytes())
+    samples = [int(one) for batch in micro_batches for one in batch.sample_ids]
+    log.append({"step": step, "sha256": digest.hexdigest(), "samples": samples})
 
 
 def compare_memory(trainer: Trainer) -> None:

@@ -1,5 +1,6 @@
 """One optimizer step: micro-batches in, updated weights and a handful of numbers out."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
@@ -15,10 +16,19 @@ from hunyuan_train.model.loss import weighted_token_losses
 from hunyuan_train.model.router import RouterWatch, balance_loss, z_loss
 from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.parallel.routers import refresh_routers
+from hunyuan_train.parallel.zero import dropping_gradients
 
 
 class NonFiniteLossError(RuntimeError):
-    """Loss or gradients became NaN or infinite; the weights are not to be trusted."""
+    """Loss or gradients became NaN or infinite, and the run is not to go on by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a step."""
+
+    reason: str
+    is_withheld: bool  # whether the weights were left as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,16 @@ class StepResult:
     grad_norm: float  # global norm before clipping
     num_tokens: int
     num_label_tokens: int
+    fault: Fault | None = None
+
+
+def judge_finite(loss: float) -> Fault | None:
+    """Withhold the update of a loss that is no number."""
+    return None if isfinite(loss) else Fault(f"the loss is {loss}", is_withheld=True)
+
+
+def update_at_once() -> None:
+    """Nothing to wait for before an update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +104,8 @@ def train_step(
     *,
     learning_rate: float,
     routers: RouterTerms | None = None,
+    judge: Callable[[float], Fault | None] = judge_finite,
+    wait_before_update: Callable[[], None] = update_at_once,
 ) -> StepResult:
     """Accumulate gradients over the micro-batches and update the weights once.
 
@@ -91,8 +113,13 @@ def train_step(
     `local sum / global count * ranks`, because the engine averages gradients over ranks. So its
     gradient does not depend on how samples are dealt out.
 
-    Raises:
-        NonFiniteLossError: on every rank alike, before the update.
+    Args:
+        engine: between two steps.
+        micro_batches: of this rank.
+        learning_rate: of this step.
+        routers: what they add to the loss.
+        judge: finds fault with the loss of all ranks, on every rank alike.
+        wait_before_update: returns when weights and states may change.
     """
     num_tokens, num_labels, weight = sum_over_ranks(
         [
@@ -112,19 +139,35 @@ def train_step(
         sums += torch.stack([token_loss, router_term]).detach()
         engine.backward((token_loss + router_term) * engine.world_size, scale_wrt_gas=False)
     loss, router_loss = sum_over_ranks(sums.tolist(), engine.device)
-    if not isfinite(loss + router_loss):
-        raise NonFiniteLossError(f"the loss is {loss + router_loss}")
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    engine.step()
-    grad_norm = float(engine.get_global_grad_norm())
-    if not (isfinite(grad_norm) and grad_norm >= 0):  # the engine says -1 for infinity
-        raise NonFiniteLossError(f"the gradient norm is {grad_norm}")
-    refresh_routers(engine)
+    fault = judge(loss + router_loss)
+    wait_before_update()
+    grad_norm = update_weights(
+        engine, learning_rate, is_withheld=fault is not None and fault.is_withheld
+    )
+    if not fault and not isfinite(grad_norm):
+        fault = Fault(f"the gradient norm is {grad_norm}", is_withheld=True)
     return StepResult(
         loss=loss,
         router_loss=router_loss,
         grad_norm=grad_norm,
         num_tokens=int(num_tokens),
         num_label_tokens=int(num_labels),
+        fault=fault,
     )
+
+
+def update_weights(
+    engine: deepspeed.DeepSpeedEngine, learning_rate: float, *, is_withheld: bool
+) -> float:
+    """Let the engine clip and apply the gradients, or drop them; returns their norm.
+
+    Gradients whose norm is not finite the engine drops by itself, on all ranks.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    with dropping_gradients() if is_withheld else nullcontext():
+        engine.step()
+    grad_norm = float(engine.get_global_grad_norm())
+    if isfinite(grad_norm) and not is_withheld:
+        refresh_routers(engine)
+    return grad_norm

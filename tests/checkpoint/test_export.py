@@ -12,7 +12,7 @@ from hunyuan_train.checkpoint import release
 from hunyuan_train.checkpoint.adapter import export_adapter
 from hunyuan_train.checkpoint.export import export_model, read_prompts
 from hunyuan_train.checkpoint.release import Release, describe_release, split_into_files
-from hunyuan_train.checkpoint.state import save_checkpoint
+from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import LoraConfig
@@ -22,7 +22,7 @@ from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.check import check_adapter, check_model, load_source, make_prompts
 from hunyuan_train.serve.check import plain_losses as losses_of_prompts
 from hunyuan_train.serve.errors import ServeError
-from hunyuan_train.trainer.loop import TrainerState
+from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch
 from tests.engines import kept_weights, my_share, small_engine

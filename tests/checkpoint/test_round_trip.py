@@ -8,7 +8,7 @@ import torch
 
 from hunyuan_train.checkpoint.export import export_model, read_prompts
 from hunyuan_train.checkpoint.release import Release
-from hunyuan_train.checkpoint.state import save_checkpoint
+from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
 from hunyuan_train.model import weights
 from hunyuan_train.model.presets import TINY_TOKENIZER
@@ -16,7 +16,7 @@ from hunyuan_train.model.shape import read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.parallel.zero import weight_shards
 from hunyuan_train.serve.check import check_model
-from hunyuan_train.trainer.loop import TrainerState
+from hunyuan_train.trainer.state import TrainerState
 from tests.engines import small_engine
 from tests.ranks import run_ranks
 from tests.released import SHAPE, make_run, read_released, write_released

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import read_manifest, write_manifest
 from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
 from hunyuan_train.cli import main
 from hunyuan_train.model.layout import StoredTensor, released_tensors
@@ -94,11 +95,11 @@ def test_what_was_frozen_comes_from_the_base(run: Path, tmp_path: Path) -> None:
     base = run.parent / "base"
     checkpoint = make_run(tmp_path / "run", base)
     write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=2, expert_size=1)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = read_manifest(checkpoint)
     for entry in manifest["files"].values():
         ranges = entry["ranges"]
         entry["ranges"] = {name: ranges[name] for name in ranges if ".self_attn." in name}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(checkpoint, manifest)
     export_stopped_run(open_stopped_run(checkpoint, {}), tmp_path / "out")
     before, after = read_released(base), read_released(tmp_path / "out")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -136,10 +137,10 @@ def test_out_that_exists_is_kept_unless_told_otherwise(
 
 
 def drop_range(run: Path) -> None:
-    file = run / "checkpoints/step-000003/manifest.json"
-    manifest = json.loads(file.read_text())
+    checkpoint = run / "checkpoints/step-000003"
+    manifest = read_manifest(checkpoint)
     del manifest["files"]["rank-00001.safetensors"]["ranges"]["model.norm.weight"]
-    file.write_text(json.dumps(manifest))
+    write_manifest(checkpoint, manifest)
 
 
 def write_nan(run: Path) -> None:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.adapter import export_adapter
-from hunyuan_train.checkpoint.state import load_checkpoint, save_checkpoint
+from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.data.loader import Position
-from hunyuan_train.trainer.loop import TrainerState
 from hunyuan_train.trainer.optim import decay_groups
+from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, plain_model
-from tests.engines import WEIGHT_DECAY, my_share, small_engine
+from tests.engines import WEIGHT_DECAY, my_share, resume, small_engine
 from tests.ranks import run_ranks
 
 NUM_STEPS = 5
@@ -38,7 +38,7 @@ def train_adapters(
     state = TrainerState()
     checkpoint = folder / "step-000003"
     if is_resumed:
-        state = load_checkpoint(engine, checkpoint, fingerprints={})
+        state = resume(engine, checkpoint)
     if num_steps == 0:
         export_adapter(engine, folder / "before", lora, base_model="tiny")
     losses = []

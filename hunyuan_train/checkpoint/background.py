@@ -1,0 +1,210 @@
+"""Checkpoints written while training goes on.
+
+States change in the optimizer's step only. So a thread takes them as they are while the next
+forward and backward passes run: it copies what fits into the memory it is given, writes the rest
+straight to disk, and then lets the optimizer go on; the copies are written after that. Ranks agree
+over a process group of their own, which training never waits for.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hunyuan_train.checkpoint.folder import checkpoint_folder
+from hunyuan_train.checkpoint.resume import choose_checkpoint
+from hunyuan_train.checkpoint.retention import delete_superfluous
+from hunyuan_train.checkpoint.save import Job, write_checkpoint
+from hunyuan_train.checkpoint.state import RankContent, collect_content, load_checkpoint
+from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.model.router import RouterWatch
+from hunyuan_train.trainer.state import TrainerState, read_state
+
+logger = logging.getLogger(__name__)
+
+AGREEMENT_TIMEOUT = timedelta(days=1)  # disks of ranks may differ; a dead rank is noticed at once
+MEMINFO = Path("/proc/meminfo")
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A checkpoint that is being written."""
+
+    job: Job
+    outcome: Future[str | None]  # None, or what went wrong
+    detached: threading.Event  # set when the live states may change
+    started: float
+
+
+class Saver:
+    """Saves a run's checkpoints in the background, one at a time; every rank has one."""
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        watch: RouterWatch | None,
+        config: TrainConfig,
+        fingerprints: dict[str, Any],
+        notes: dict[str, str],
+        *,
+        ranks_per_host: int,
+    ) -> None:
+        self.engine = engine
+        self.watch = watch
+        self.config = config
+        self.fingerprints = fingerprints
+        self.notes = notes
+        self.ranks_per_host = ranks_per_host
+        self.group = dist.new_group(backend="gloo", timeout=AGREEMENT_TIMEOUT)
+        self.pending: Pending | None = None
+        self.stalled_seconds = 0.0  # how long training waited for saves
+        self.seconds_of_last = 0.0  # that a save took, from its start to its name
+
+    def save(self, state: TrainerState) -> None:
+        """Begin to save; waits for an earlier save to end. Every rank calls it at the same step."""
+        started = time.monotonic()
+        self.finish()
+        is_model_only = self.config.save_only_model
+        content = collect_content(self.engine, self.watch, only_model=is_model_only)
+        folder = checkpoint_folder(Path(self.config.output_dir), state.step)
+        job = Job(
+            folder=folder,
+            state=state,
+            fingerprints=self.fingerprints,
+            is_model_only=is_model_only,
+            notes=self.notes,
+        )
+        pending = Pending(job, Future(), threading.Event(), started)
+        budget = snapshot_bytes(self.config.snapshot_gib, self.ranks_per_host)
+        stream = _side_stream(self.engine.device)
+        work = lambda: self._write(pending, content, budget, stream)  # noqa: E731
+        # A daemon: a run that fails elsewhere must not wait for ranks that no longer answer.
+        threading.Thread(target=_fulfil, args=(pending, work), daemon=True).start()
+        self.pending = pending
+        self.stalled_seconds += time.monotonic() - started
+
+    def wait_before_update(self) -> None:
+        """Called before the optimizer's step: wait until nothing reads the live states any more."""
+        if self.pending:
+            started = time.monotonic()
+            self.pending.detached.wait()
+            self.stalled_seconds += time.monotonic() - started
+
+    def report(self) -> bool:
+        """Say how a save that has ended went; False if it failed. Called between steps."""
+        if self.pending is None or not self.pending.outcome.done():
+            return True
+        pending, self.pending = self.pending, None
+        fault = pending.outcome.result()
+        self.seconds_of_last = time.monotonic() - pending.started
+        folder = pending.job.folder
+        if fault is None:
+            logger.info("saved %s (%.1f s, beside training)", folder, self.seconds_of_last)
+        elif dist.get_rank() == 0:
+            logger.warning(
+                "NOT SAVED: %s: %s. Training goes on and earlier checkpoints are as they were; "
+                "make room or mend the disk before the next save",
+                folder,
+                fault,
+            )
+        return fault is None
+
+    def finish(self) -> bool:
+        """Wait until nothing is being written; False if that save failed."""
+        if self.pending:
+            self.pending.outcome.exception()  # waits; `report` raises it
+        return self.report()
+
+    def go_back(self) -> TrainerState | None:
+        """Restore the newest good checkpoint of this run; None where there is none."""
+        self.finish()
+        found = choose_checkpoint("auto", Path(self.config.output_dir))
+        if found is None:
+            return None
+        folder, manifest = found
+        load_checkpoint(self.engine, folder, manifest, self.watch)
+        logger.warning("went back to %s", folder)
+        return read_state(manifest["state"])
+
+    def _write(
+        self,
+        pending: Pending,
+        content: RankContent,
+        budget: int,
+        stream: torch.cuda.Stream | None,
+    ) -> str | None:
+        def order(content: RankContent) -> Iterator[tuple[str, Tensor]]:
+            return detach(content, budget, pending.detached)
+
+        with ExitStack() as context:
+            if stream:
+                context.enter_context(torch.cuda.stream(stream))
+            fault = write_checkpoint(pending.job, content, order, group=self.group)
+        if fault is None and dist.get_rank() == 0:
+            best_step = pending.job.state.best_step if self.config.save_best else None
+            delete_superfluous(Path(self.config.output_dir), self.config, best_step=best_step)
+        return fault
+
+
+def detach(
+    content: RankContent, budget: int, detached: threading.Event
+) -> Iterator[tuple[str, Tensor]]:
+    """Give the states for writing, freeing the live ones as early as the memory allows.
+
+    Args:
+        content: with live states.
+        budget: bytes that copies may take.
+        detached: set once no live state is needed any more.
+    """
+    copies, streamed = {}, []
+    for name, values in content.states.items():
+        if values.nbytes <= budget:
+            budget -= values.nbytes
+            copies[name] = values.to("cpu", copy=True)
+        else:
+            streamed.append((name, values))
+    yield from streamed  # each is on its way to the disk when the next one is asked for
+    detached.set()
+    while copies:
+        name = next(iter(copies))
+        yield name, copies.pop(name)
+
+
+def snapshot_bytes(setting: float | str, ranks_per_host: int) -> int:
+    """Bytes that one rank may hold copies in."""
+    if setting != "auto":
+        return int(float(setting) * 2**30)
+    fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    return int(free * SHARE_OF_FREE_MEMORY) // ranks_per_host
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream whose copies start after what is queued now, and beside what comes next."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
+def _fulfil(pending: Pending, work: Callable[[], str | None]) -> None:
+    """Run in the thread: whatever happens, the outcome is known and the optimizer is let go."""
+    try:
+        pending.outcome.set_result(work())
+    except BaseException as error:  # noqa: BLE001  it is raised where the outcome is asked for
+        pending.outcome.set_exception(error)
+    finally:
+        pending.detached.set()

@@ -1,0 +1,183 @@
+"""Write a checkpoint: all ranks, each its own file, published by rank 0 when every one is on disk.
+
+A disk that is full or cannot be written to is no reason to lose a run: what went wrong comes back
+as a sentence, the same on every rank, and whatever was there before stays.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch.distributed as dist
+from torch import Tensor
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import (
+    DIGEST,
+    FORMAT_VERSION,
+    rank_file,
+    write_manifest,
+)
+from hunyuan_train.checkpoint.publish import (
+    begin_folder,
+    hash_file,
+    publish,
+    unfinished_folder,
+)
+from hunyuan_train.checkpoint.retention import delete_leftovers
+from hunyuan_train.checkpoint.state import RankContent, collect_content
+from hunyuan_train.model.safetensors_files import write_range
+from hunyuan_train.model.safetensors_header import read_header
+from hunyuan_train.trainer.state import TrainerState
+
+logger = logging.getLogger(__name__)
+
+ROOM_FOR_MANIFEST = 2**24  # bytes; also for what the file system takes for itself
+
+Ordered = Callable[[RankContent], Iterable[tuple[str, Tensor]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One checkpoint to be written."""
+
+    folder: Path  # the final one
+    state: TrainerState
+    fingerprints: dict[str, Any]  # what the run is made of
+    is_model_only: bool = False
+    notes: dict[str, str] = field(default_factory=dict)  # rank 0's: the tracker's run
+
+
+def save_checkpoint(
+    engine: deepspeed.DeepSpeedEngine,
+    state: TrainerState,
+    folder: Path,
+    *,
+    fingerprints: dict[str, Any],
+) -> None:
+    """Write a checkpoint at once; called by every rank.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    job = Job(folder=folder, state=state, fingerprints=fingerprints)
+    content = collect_content(engine, None)
+    fault = write_checkpoint(job, content, write_in_order, group=None)
+    if fault:
+        raise CheckpointError(fault)
+
+
+def write_in_order(content: RankContent) -> Iterable[tuple[str, Tensor]]:
+    """The live states, one after the other."""
+    return content.states.items()
+
+
+def write_checkpoint(
+    job: Job, content: RankContent, order: Ordered, *, group: dist.ProcessGroup | None
+) -> str | None:
+    """Write and publish; called by every rank of the group alike.
+
+    Args:
+        job: the same on every rank.
+        content: this rank's.
+        order: gives the states, or copies of them, in the order in which to write them.
+        group: over which the ranks agree; None is all of them, on the training's own group.
+
+    Returns:
+        None, or what went wrong: nothing is published then.
+    """
+    sizes = _gather(content.num_bytes, group)
+    fault = _tell(_begin(job.folder, sum(sizes)) if dist.get_rank() == 0 else None, group)
+    if fault:
+        return fault
+    ranks = _gather(_write_rank_file(job.folder, content, order), group)
+    faults = [f"rank {rank}: {one}" for rank, one in enumerate(ranks) if isinstance(one, str)]
+    outcome = None
+    if dist.get_rank() == 0:
+        outcome = faults[0] if faults else _publish(job, content, ranks)
+        if outcome:
+            shutil.rmtree(unfinished_folder(job.folder), ignore_errors=True)
+    return _tell(outcome, group)
+
+
+def _begin(folder: Path, num_bytes: int) -> str | None:
+    """Make the folder, if its disk has room; or say why not."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        delete_leftovers(folder.parent)
+        free = shutil.disk_usage(folder.parent).free
+        if num_bytes + ROOM_FOR_MANIFEST > free:
+            return (
+                f"{folder.parent} has {free / 1e9:.2f} GB free, and a checkpoint takes "
+                f"{num_bytes / 1e9:.2f} GB"
+            )
+        begin_folder(folder)
+    except OSError as error:
+        return _describe(error, folder.parent)
+    return None
+
+
+def _write_rank_file(folder: Path, content: RankContent, order: Ordered) -> dict[str, Any] | str:
+    """Write this rank's file and describe it for the manifest; or say why that failed."""
+    path = unfinished_folder(folder) / rank_file(dist.get_rank())
+    try:
+        content.create(path)
+        locations = read_header(path)
+        for name, values in order(content):
+            write_range(locations[name], 0, values)
+        for name, values in content.copies.items():
+            write_range(locations[name], 0, values)
+        digest = hash_file(path)
+        return {"size": path.stat().st_size, DIGEST: digest, "ranges": content.ranges}
+    except FileNotFoundError:
+        return (
+            f"{path.parent}, which rank 0 has made, is not there for this rank: output_dir must "
+            "lie on a disk that all machines share"
+        )
+    except OSError as error:
+        return _describe(error, path)
+
+
+def _publish(job: Job, content: RankContent, ranks: list[Any]) -> str | None:
+    """Write the manifest and give the folder its name; or say why that failed."""
+    try:
+        path = write_manifest(
+            unfinished_folder(job.folder),
+            {
+                "format_version": FORMAT_VERSION,
+                "state": asdict(job.state),
+                "kinds": content.kinds,
+                "is_model_only": job.is_model_only,
+                "optimizer_step_count": content.step_count,
+                "fingerprints": job.fingerprints,
+                "notes": job.notes,
+                "files": {rank_file(rank): entry for rank, entry in enumerate(ranks)},
+            },
+        )
+        hash_file(path)  # waits until it is on disk
+        publish(job.folder)
+    except OSError as error:
+        return _describe(error, job.folder)
+    return None
+
+
+def _describe(error: OSError, path: Path) -> str:
+    return f"{error.filename or path} cannot be written: {error.strerror or error}"
+
+
+def _gather(value: object, group: dist.ProcessGroup | None) -> list[Any]:
+    """Every rank's value, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group)
+    return values
+
+
+def _tell(value: str | None, group: dist.ProcessGroup | None) -> str | None:
+    """Rank 0's value, on every rank."""
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=group)
+    return values[0]
