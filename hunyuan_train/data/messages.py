@@ -189,7 +189,8 @@ def _read_calls(
 
 
 def _read_call(call: object, field: str, *, as_written: bool, problems: list[Problem]) -> ToolCall:
-    function = call.get("function", call) if isinstance(call, dict) else None
+    call = call if isinstance(call, dict) else {}
+    function = call.get("function", call)
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(function, dict) or not isinstance(name, str) or not name:
         problems.append(Problem("tools", field, "a call without a function name", "give one"))
