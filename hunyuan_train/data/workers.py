@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -36,7 +37,7 @@ def map_in_order(
     # Not fork: a training process has threads and device contexts that must not be copied.
     context = multiprocessing.get_context("spawn")
     pending: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin_work) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -51,6 +52,19 @@ def map_in_order(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_work() -> None:
+    gc.disable()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End with the process that started us: one killed by SIGKILL can tell nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 import gc
+import multiprocessing
 import os
 import signal
+import time
+from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +56,39 @@ def test_a_process_that_dies_is_an_error_with_a_remedy():
 def test_an_error_in_a_process_reaches_the_caller():
     with pytest.raises(DataError, match="number 0"):
         list(map_in_order(_fail, range(4), num_workers=2))
+
+
+def _is_running(process):
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def _name_self(_):
+    return os.getpid()
+
+
+def _work_forever(connection):
+    for process in map_in_order(_name_self, count(), num_workers=2):
+        connection.send(process)
+        time.sleep(0.01)
+
+
+def test_processes_end_with_the_one_that_started_them_also_when_it_is_killed():
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    parent = context.Process(target=_work_forever, args=(sender,))
+    parent.start()
+    processes = {receiver.recv() for _ in range(50)}
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 20
+    while any(map(_is_running, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert parent.pid not in processes
+    assert [process for process in processes if _is_running(process)] == []
 
 
 def test_little_input_is_not_worth_a_process():
