@@ -73,6 +73,23 @@ def test_a_run_goes_on_exactly_where_it_stopped_on_other_ranks(dataset, packing)
     assert before + after == whole
 
 
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(
+    ("num_ranks", "accumulation_steps", "rows_per_rank"), [(3, 1, 1), (5, 2, 3)]
+)
+def test_steps_of_another_size_go_on_at_the_same_sample(
+    dataset, packing, num_ranks, accumulation_steps, rows_per_rank
+):
+    plans, position = _plans(dataset, num_ranks=4, packing=packing), Position()
+    before = []
+    for _ in range(2):
+        ids, position = _step(plans, position)
+        before += ids
+    others = _plans(dataset, num_ranks, accumulation_steps, rows_per_rank, packing=packing)
+    whole = _flat(_epoch(_plans(dataset, num_ranks=1, packing=packing)))
+    assert before + _flat(_epoch(others, position)) == whole
+
+
 def test_epochs_and_seeds_differ_and_repeat(dataset):
     plans = _plans(dataset, num_ranks=1)
     first, second = _epoch(plans), _epoch(plans, Position(1, 0))
