@@ -11,6 +11,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 PRELOADED = ["tests.preload"]
@@ -23,6 +24,19 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
     Raises:
         AssertionError: a rank raised, died or took too long; with the ranks' tracebacks.
     """
+    ranks = start_ranks(function, world_size, *arguments)
+    try:
+        return _collect([receiver for _, receiver in ranks])
+    finally:
+        for process, _ in ranks:
+            process.kill()
+            process.join()
+
+
+def start_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any
+) -> list[tuple[BaseProcess, Connection]]:
+    """Start a module-level function on every rank; whoever starts them must end them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with socket.socket() as listener:
@@ -37,12 +51,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) ->
         process.start()
         sender.close()
         ranks.append((process, receiver))
-    try:
-        return _collect([receiver for _, receiver in ranks])
-    finally:
-        for process, _ in ranks:
-            process.kill()
-            process.join()
+    return ranks
 
 
 def _collect(receivers: list[Connection]) -> list[Any]:

@@ -3,39 +3,34 @@
 import hashlib
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor
 
+from hunyuan_train.checkpoint.export import export_model
 from hunyuan_train.checkpoint.merge import merge_adapter
 from hunyuan_train.checkpoint.publish import CHECKSUMS
 from hunyuan_train.checkpoint.release import Release, create_release, read_locations, write_weights
 from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
-from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.serve.check import MAX_PARAMETERS_BESIDE
-from tests.ranks import PRELOADED
+from tests.engines import small_engine
+from tests.measured import Repeated
+from tests.ranks import PRELOADED, start_ranks
 from tests.released import SHAPE, make_run, write_checkpoint
 
 # Too large for the check of what it computes: what takes the time is the writing.
 LARGE = replace(SHAPE, hidden_size=512, intermediate_size=512, num_experts=32, num_hidden_layers=4)
+MEDIUM = replace(LARGE, num_experts=8)
 NUM_KILLS = 10
-
-
-class Repeated:
-    """Random weights that cost nothing to make: the same block over and over."""
-
-    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)) * 0.02
-
-    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
-        return self.block.repeat(-(-(stop - start) // len(self.block)))[: stop - start]
 
 
 def export(run: Path, output: Path) -> None:
@@ -120,6 +115,43 @@ def test_folder_is_whole_or_absent(inputs: Path, tmp_path: Path, command: str) -
     process.join()
     assert (output / CHECKSUMS).read_text() == whole
     assert not list(tmp_path.glob("out.*"))
+
+
+def export_again_and_again(folder: Path) -> None:
+    """Export a running model under one name after the other, until somebody ends it."""
+    engine = small_engine(
+        stage=3, expert_size=2, optimizer="sgd", shape=MEDIUM, source=Repeated(), is_bf16=True
+    )
+    release = Release(shape=MEDIUM, dtype=torch.bfloat16, companions=())
+    for number in count():
+        export_model(engine, folder / str(number), release, Repeated())
+
+
+def test_export_of_running_ranks_is_whole_or_absent(tmp_path: Path) -> None:
+    moments = random.Random(1)
+    num_unfinished = 0
+    for attempt in range(NUM_KILLS):
+        folder = tmp_path / str(attempt)
+        ranks = [process for process, _ in start_ranks(export_again_and_again, 2, folder)]
+        while not list(folder.glob("*")):
+            time.sleep(0.01)
+            assert all(process.is_alive() for process in ranks)
+        time.sleep(moments.uniform(0, 1.5))
+        moments.shuffle(ranks)
+        for process in ranks:  # the second has time to notice that the first is gone
+            process.kill()
+            time.sleep(moments.choice([0, 0.3]))
+        for process in ranks:
+            process.join()
+        found = sorted(path.name for path in folder.iterdir())
+        unfinished = [name for name in found if not name.isdecimal()]
+        assert [f"{len(found) - 1}.incomplete"] * len(unfinished) == unfinished
+        num_unfinished += len(unfinished)
+        for name in found:
+            if name.isdecimal():
+                check_sums(folder / name)
+        shutil.rmtree(folder)
+    assert num_unfinished > NUM_KILLS / 2, "the kills must have come while it was at work"
 
 
 def delete(folder: Path) -> None:
