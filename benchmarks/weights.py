@@ -1,6 +1,6 @@
 """What loading, exporting and merging weights costs beside plain reading and copying.
 
-    python -m benchmarks.weights [--gigabytes 8] [--report]
+    python -m benchmarks.weights [--report]
 
 A model of the released layout is generated, in bfloat16 and files of 1 GB, with true names. All
 files lie in the page cache, where there is room, so that the disk hides nothing we do; copies count
@@ -24,6 +24,7 @@ from shutil import rmtree
 import torch
 
 from hunyuan_train.config.schema import LoraConfig
+from tests import ranks
 from tests.measured import (
     Copy,
     Repeated,
@@ -50,14 +51,15 @@ def measure_loads(base: Path) -> list[Row]:
     """Load on several ranks; of each split the worst rank counts."""
     rows = []
     for num_ranks, expert_size in SPLITS:
-        ranks = run_ranks(load, num_ranks, base, expert_size)
+        loaded = run_ranks(load, num_ranks, base, expert_size)
+        seconds = max(rank.seconds for rank in loaded)
         rows.append(
             (
                 f"{num_ranks} ranks, experts over {expert_size}",
-                f"{max(rank.num_read / rank.num_owned for rank in ranks):.4f}",
-                f"{max(rank.peak_beside for rank in ranks) / 1e6:,.0f} MB",
-                f"{sum(rank.num_read for rank in ranks) / 1e9 / max(r.seconds for r in ranks):.2f}",
-                f"{max(r.seconds for r in ranks) / max(r.seconds_raw for r in ranks):.1f}",
+                f"{max(rank.num_read / rank.num_owned for rank in loaded):.4f}",
+                f"{max(rank.peak_beside for rank in loaded) / 1e6:,.0f} MB",
+                f"{sum(rank.num_read for rank in loaded) / 1e9 / seconds:.2f}",
+                f"{seconds / max(rank.seconds_raw for rank in loaded):.1f}",
             )
         )
     return rows
@@ -66,7 +68,7 @@ def measure_loads(base: Path) -> list[Row]:
 def measure_copy(name: str, work: Callable[[], Copy], output: Path) -> Row:
     """Write a folder, and copy it with cp before and after."""
     first = work()
-    num_bytes = sum(file.stat().st_size for file in output.iterdir())
+    num_bytes = folder_size(output)
     plain = [copy_with_cp(output)]
     rmtree(output)
     copy = work()
@@ -82,6 +84,11 @@ def measure_copy(name: str, work: Callable[[], Copy], output: Path) -> Row:
         f"{max(first.rise, copy.rise) / 1e6:,.0f} MB",
         f"{max(first.highest, copy.highest) / 1e6:,.0f} MB",
     )
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files of a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def copy_with_cp(folder: Path) -> float:
@@ -131,7 +138,7 @@ def table(head: Row, rows: list[Row]) -> list[str]:
     ]
 
 
-def describe_run(gigabytes: float, largest: int) -> list[str]:
+def describe_run(sizes: list[float], largest: int) -> list[str]:
     """What was measured, on what."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "peft"))
@@ -140,35 +147,45 @@ def describe_run(gigabytes: float, largest: int) -> list[str]:
         f"## Weights: {date.today()}",
         "",
         f"`{command}` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"{memory:.0f} GiB, Python {platform.python_version()}, {versions}. A model of "
-        f"{gigabytes:.1f} GB in bfloat16; its largest tensor has {largest / 1e6:.0f} MB.",
+        f"{memory:.0f} GiB, Python {platform.python_version()}, {versions}; shared with other "
+        f"work, so compare within a row. Models in bfloat16: {sizes[0]:.1f} GB to load, "
+        f"{sizes[1]:.1f} GB to write; their largest tensor has {largest / 1e6:.0f} MB.",
         "",
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=4, help="size of the model in bfloat16")
-    parser.add_argument("--folder", type=Path, help="where to work; five times the size is needed")
+    parser.add_argument("--load", type=float, default=4, metavar="GB", help="size in bfloat16")
+    parser.add_argument("--write", type=float, default=8, metavar="GB", help="size in bfloat16")
+    parser.add_argument(
+        "--folder", type=Path, help="where to work; six times the size written is needed"
+    )
     parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    ranks.TIMEOUT_SECONDS = 3600
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         base = folder / "base"
-        write_base(base, shape_of_size(arguments.gigabytes))
-        size = sum(file.stat().st_size for file in base.iterdir()) / 1e9
-        lines = describe_run(size, largest_tensor(base))
-        head = (
-            "load",
-            "bytes read / owned",
-            "peak beside own part",
-            "GB/s, all ranks",
-            "time / raw",
-        )
-        lines += table(head, measure_loads(base))
-        head = ("command", "written", "time", "cp", "speed / cp", "memory taken", "memory in all")
-        lines += table(head, measure_copies(base, folder, arguments.gigabytes))
+        write_base(base, shape_of_size(arguments.load))
+        sizes, largest = [folder_size(base)], largest_tensor(base)
+        loads = measure_loads(base)
+        rmtree(base)
+        write_base(base, shape_of_size(arguments.write))
+        sizes.append(folder_size(base))
+        copies = measure_copies(base, folder, arguments.write)
+    lines = describe_run([size / 1e9 for size in sizes], largest)
+    head: Row = (
+        "load",
+        "bytes read / owned",
+        "peak beside own part",
+        "GB/s, all ranks",
+        "time / raw",
+    )
+    lines += table(head, loads)
+    head = ("command", "written", "time", "cp", "speed / cp", "memory taken", "memory in all")
+    lines += table(head, copies)
     text = "\n".join(lines)
     print(text)
     if arguments.report:

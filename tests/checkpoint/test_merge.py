@@ -1,9 +1,11 @@
 """A merged folder is PEFT's own merge, tensor by tensor, and nothing else in it changed."""
 
+import errno
 import hashlib
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import HunYuanMoEV1Config
 
+from hunyuan_train.checkpoint import merge, publish
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.merge import merge_adapter
 from hunyuan_train.checkpoint.peft_changes import read_changes
@@ -168,6 +171,31 @@ def shrink(adapter: Path, part: str) -> None:
     save_file(tensors, file)
 
 
+def flatten(adapter: Path, part: str) -> None:
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if part in name:
+            tensors[name] = tensors[name].flatten()
+    save_file(tensors, file)
+
+
+def add_magnitude(adapter: Path, length: int) -> None:
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    [module] = {name.partition(".lora_")[0] for name in tensors if "layers.0.self_attn.q" in name}
+    save_file(tensors | {f"{module}.lora_magnitude_vector": torch.ones(length)}, file)
+
+
+def write_settings(adapter: Path, content: str) -> None:
+    (adapter / "adapter_config.json").write_text(content)
+
+
+def cut_weights(adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
@@ -188,6 +216,11 @@ SPOILED = [
     (set_in_config, ("peft_type", "IA3"), "peft_type IA3; only LORA"),
     (zero_out, ("lora_B",), "changes none of the 8 tensors it names"),
     (set_in_config, ("lora_alpha", 1e-7), "changes none of the 8 tensors"),
+    (flatten, ("0.self_attn.q_proj.lora_A",), "2 of 16 .*match nothing"),
+    (add_magnitude, (127,), "3 of 17 .*match nothing"),
+    (write_settings, ("[]",), "give the folder of a PEFT adapter"),
+    (write_settings, ("{}",), "peft_type None; only LORA"),
+    (cut_weights, (), "5 bytes are missing at its end"),
 ]
 
 
@@ -231,3 +264,37 @@ def check_sums(folder: Path) -> None:
     assert digests.keys() == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
     for name, digest in digests.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_merge_begins_nothing_that_the_disk_cannot_hold(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "new" / "merged"
+    make_adapter(base, adapter, **ATTENTION)
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
+    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB and .* has 0\.0 GB free; make"):
+        merge_adapter(base, adapter, merged)
+    assert not merged.parent.exists()
+
+
+def test_disk_that_fills_up_is_said_and_left_as_it_was(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    make_adapter(base, adapter, **ATTENTION)
+
+    def write_nothing(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(merge, "write_all", write_nothing)
+    with pytest.raises(CheckpointError, match=r"be written \(No space left on device\); make"):
+        merge_adapter(base, adapter, merged)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+def test_place_that_cannot_be_written_is_named(tmp_path: Path, base: Path) -> None:
+    adapter = tmp_path / "adapter"
+    make_adapter(base, adapter, **ATTENTION)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot be made \(Not a directory\); give a folder"):
+        merge_adapter(base, adapter, tmp_path / "file" / "merged")
