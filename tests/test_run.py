@@ -109,6 +109,6 @@ def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
     assert finished.returncode == 0, finished.stderr
     manifest = tmp_path / "run" / "checkpoints" / "step-000006" / "manifest.json"
     content = json.loads(manifest.read_text())
-    assert content["position"] == {"epoch": 0, "row": 6}  # three steps of two rows
+    assert content["state"]["position"] == {"epoch": 0, "row": 6}  # three steps of two rows
     assert content["fingerprints"]["data"]["settings"]["history"] == "keep"
     assert [numbers["step"] for numbers in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

@@ -65,7 +65,7 @@ def run_plan(arguments: Sequence[str]) -> int:
     else:
         print("\n".join(answer(estimate, nearest)))  # noqa: T201
     if options.fit:
-        write_fit(options.fit, asked if estimate.fits else nearest and nearest.config)
+        write_fit(options.fit, asked if estimate.fits else nearest.config if nearest else None)
     return 0 if estimate.fits else EXIT_REFUSED
 
 
