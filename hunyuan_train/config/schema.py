@@ -159,9 +159,10 @@ class TrainConfig:
     wsd_decay_ratio: float = setting(
         0.1, "share of the steps in which wsd falls at the end", low=0, high=1
     )
-    optimizer: Literal["auto", "adamw", "offload", "sgd"] = setting(
+    optimizer: Literal["auto", "adamw", "lean", "offload", "sgd"] = setting(
         "auto",
-        "adamw; offload (AdamW whose states live in host memory); sgd (no states); "
+        "adamw; lean (AdamW at 6 bytes a parameter: bf16 weights rounded at random, no master "
+        "copy, 8-bit states); offload (AdamW whose states live in host memory); sgd (no states); "
         "auto: offload where the DeepSpeed file offloads, else adamw",
     )
     adam_beta1: float = setting(0.9, "AdamW's first moment decay", low=0, high=1)

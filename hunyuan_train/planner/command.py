@@ -23,7 +23,7 @@ from hunyuan_train.planner.text import (
 EXIT_REFUSED = 1
 GIGA = 10**9
 RELEASED = "a13b"
-RELEASED_FOLDER = "Hunyuan-A13B-Instruct"  # as recipes call it: --fit writes no preset
+RELEASED_FOLDER = "Hunyuan-A13B-Instruct"  # in the recipes; --fit must not write a preset
 DESCRIPTION = """\
 Say what a run needs, without a GPU and before it is started: bytes of each GPU by what they are
 for, host memory, disk, bytes sent, and the time of a step. Where it does not fit, say why, and name

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hunyuan_train.planner.layout import Layout
-from hunyuan_train.planner.optimizers import lean_bytes, plain_bytes
+from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
 
@@ -43,7 +43,6 @@ def whole_elements(parameter: Parameter, layout: Layout) -> int:
 def checkpoint_bytes(parameter: Parameter, layout: Layout) -> int:
     """Master weights and states of one trained parameter, over all ranks (checkpoint/state.py)."""
     optimizer, elements = layout.config.train.optimizer, whole_elements(parameter, layout)
-    if optimizer == "lean":
-        states = lean_bytes(elements, is_exact=parameter.is_exact, element_bytes=2).states
-        return states + (4 if parameter.is_exact else layout.element_bytes) * elements
-    return plain_bytes(optimizer, elements).total
+    kept = kept_bytes(optimizer, elements, is_exact=parameter.is_exact)
+    # What is its own master is written as it is, in bfloat16.
+    return kept.total if kept.master else kept.states + layout.element_bytes * elements

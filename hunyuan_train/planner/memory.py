@@ -123,6 +123,7 @@ def host_lines(layout: Layout, num_data_tokens: int) -> list[Component]:
         )  # fmt: skip
     if layout.stage == 3:
         passing = sum(one.kept for one in trained(layout)) * layout.element_bytes
+        passing = max(0, passing - total_of(lines, Phase.ALWAYS))  # an optimizer here comes later
         lines.append(
             Component(
                 "weights passing through", passing, Phase.START,

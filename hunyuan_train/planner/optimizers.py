@@ -1,13 +1,13 @@
-"""Bytes that each optimizer keeps for a number of trained elements."""
+"""Bytes that each optimizer keeps for trained elements, beside weights and gradients."""
 
 from dataclasses import dataclass
 
-LEAN_BLOCK = 2048  # elements of an 8-bit state that share one float32 scale
+from hunyuan_train.config.optimizer_memory import lean_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizerBytes:
-    """Between two steps, beside weights and gradients."""
+class Kept:
+    """Between two steps."""
 
     master: int
     states: int
@@ -18,27 +18,19 @@ class OptimizerBytes:
         return self.master + self.states
 
 
-def lean_bytes(num_elements: int, *, is_exact: bool, element_bytes: int) -> OptimizerBytes:
-    """Two 8-bit states, a float32 scale per block each; the weights are their own master.
+def kept_bytes(optimizer: str, num_elements: int, *, is_exact: bool = False) -> Kept:
+    """Master weights and states.
+
+    All but lean keep float32 master weights, also of float32 weights: both stages clone them
+    (stage3.py `_create_fp32_partitions` compares a device with its name, which never are equal).
+    AdamW, on the device or offloaded, has two float32 states.
 
     Args:
-        num_elements: of one rank's range of one parameter.
-        is_exact: a norm, a bias or a router, whose master weights stay float32.
-        element_bytes: of a weight; a float32 one is always its own master.
+        optimizer: by its name in the settings.
+        num_elements: that are updated; for lean, of one rank's range of one parameter.
+        is_exact: a vector or a router, of which lean keeps float32 master weights.
     """
-    num_blocks = -(-num_elements // LEAN_BLOCK)
-    master = 4 * num_elements if is_exact and element_bytes == 2 else 0
-    return OptimizerBytes(master, 2 * (num_elements + 4 * num_blocks))
-
-
-def plain_bytes(optimizer: str, num_elements: int) -> OptimizerBytes:
-    """Float32 master weights and, of AdamW, two float32 states.
-
-    Float32 weights are copied too: both stages clone them (stage3.py `_create_fp32_partitions`
-    compares a device with its name, which never are equal).
-
-    Args:
-        optimizer: adamw, offload or sgd.
-        num_elements: that this rank updates.
-    """
-    return OptimizerBytes(4 * num_elements, 0 if optimizer == "sgd" else 8 * num_elements)
+    if optimizer == "lean":
+        held = lean_bytes(num_elements, is_exact=is_exact)
+        return Kept(held.master, held.states)
+    return Kept(4 * num_elements, 0 if optimizer == "sgd" else 8 * num_elements)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.layout import Layout
-from hunyuan_train.planner.optimizers import OptimizerBytes, lean_bytes, plain_bytes
+from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
 LEAN_WORK = 10 * 4 * 4 * 2**20  # ten float32 temporaries of the 4 M elements worked on at once
@@ -97,14 +97,10 @@ def in_model_order(layout: Layout) -> list[Parameter]:
     """Trained parameters one by one: those before the layers, layer after layer, those behind."""
     members = trained(layout)
     before = [one for one in members if one.name == "model.embed_tokens.weight"]
-    inside = [one for one in members if is_in_layer(one)]
-    behind = [one for one in members if one not in before and one not in inside]
-    return [*before, *inside * layout.shape.num_hidden_layers, *behind]
-
-
-def is_in_layer(parameter: Parameter) -> bool:
-    """Whether every layer has one of these."""
-    return parameter.name.startswith("model.layers.")
+    behind = [one for one in members if one.name in ("model.norm.weight", "lm_head.weight")]
+    inside = [one for one in members if one not in before and one not in behind]
+    layers = range(layout.shape.num_hidden_layers)
+    return [*before, *(one for layer in layers for one in inside if layer < one.count), *behind]
 
 
 def is_vector_like(parameter: Parameter) -> bool:
@@ -112,18 +108,16 @@ def is_vector_like(parameter: Parameter) -> bool:
     return parameter.is_exact and not parameter.name.endswith("wg.weight")
 
 
-def optimizer_bytes(layout: Layout) -> OptimizerBytes:
+def optimizer_bytes(layout: Layout) -> int:
     """Master weights and optimizer states of this rank, wherever they live."""
-    optimizer, size = layout.config.train.optimizer, layout.element_bytes
+    optimizer = layout.config.train.optimizer
     if optimizer != "lean":
-        return plain_bytes(optimizer, updated_elements(layout))
-    parts = [
-        (one.count, lean_bytes(one.partition, is_exact=one.is_exact, element_bytes=size))
+        return kept_bytes(optimizer, updated_elements(layout)).total
+    num_parts = layout.num_ranks if layout.stage < 3 else 1  # stage 2 cuts what it updates
+    return sum(
+        one.count
+        * kept_bytes(optimizer, -(-one.partition // num_parts), is_exact=one.is_exact).total
         for one in trained(layout)
-    ]
-    return OptimizerBytes(
-        sum(count * part.master for count, part in parts),
-        sum(count * part.states for count, part in parts),
     )
 
 
@@ -146,30 +140,32 @@ def gradients_in_flight_bytes(layout: Layout) -> int:
     return (largest + max(largest, bucket)) * layout.element_bytes
 
 
-def largest_sub_group(layout: Layout) -> int:
-    """Elements of the largest piece that the optimizer is given at once."""
+def sub_groups(layout: Layout) -> list[int]:
+    """Elements of each piece that the optimizer is given at once, as stage 3 cuts them.
+
+    A piece is closed by the parameter that makes it reach sub_group_size
+    (stage3.py _create_fp16_sub_groups). Matrices and vectors, and parameters that other ranks
+    share, are never in one piece.
+    """
     if layout.stage < 3:
-        return updated_elements(layout)
-    groups: dict[tuple[bool, int], list[Parameter]] = defaultdict(list)
-    for one in trained(layout):
-        groups[is_vector_like(one), one.num_partitions].append(one)
+        return [updated_elements(layout)]
+    groups: dict[tuple[bool, int], list[int]] = defaultdict(lambda: [0])
     limit = layout.engine_number("sub_group_size")
-    return max(
-        (
-            min(sum(one.kept for one in group), limit + max(one.partition for one in group))
-            for group in groups.values()
-        ),
-        default=0,
-    )
+    for one in in_model_order(layout):
+        pieces = groups[is_vector_like(one), one.num_partitions]
+        if pieces[-1] >= limit:
+            pieces.append(0)
+        pieces[-1] += one.partition
+    return [piece for pieces in groups.values() for piece in pieces]
 
 
 def update_bytes(layout: Layout) -> int:
     """What the optimizer step takes beside the states, on the device."""
     if is_offloaded(layout):
         return 0
-    size, elements = layout.element_bytes, largest_sub_group(layout)
+    size, elements = layout.element_bytes, max(sub_groups(layout))
     if layout.config.train.optimizer == "lean":
-        return size * elements + min(LEAN_WORK, 40 * elements)
+        return min(LEAN_WORK, 40 * elements)  # gradients are used where they lie
     float32_copy = 4 if size == 2 else 0
     # AdamW that is not fused, as on CPU, makes one temporary (the root of the second moment).
     temporary = 4 if layout.config.train.optimizer == "adamw" and not layout.is_on_gpu else 0
@@ -197,7 +193,7 @@ def device_states(layout: Layout) -> Iterator[Component]:
             "one buffer in the training dtype (stage3.py grad_partitions_flat_buffer)",
         )  # fmt: skip
         yield Component(
-            "optimizer", optimizer_bytes(layout).total, Phase.ALWAYS,
+            "optimizer", optimizer_bytes(layout), Phase.ALWAYS,
             "master weights and states (stage3.py fp32_partitioned_groups_flat; trainer/optim.py)",
         )  # fmt: skip
     yield Component(
@@ -227,18 +223,16 @@ def host_states(layout: Layout) -> Iterator[Component]:
     """Lines of the plan for what an offloaded optimizer keeps in host memory, of one rank."""
     if not is_offloaded(layout):
         return
-    elements, held = updated_elements(layout), optimizer_bytes(layout)
+    elements = updated_elements(layout)
     yield Component(
-        "optimizer", held.total, Phase.ALWAYS,
+        "optimizer", optimizer_bytes(layout), Phase.ALWAYS,
         "float32 master weights and two float32 states (DeepSpeedCPUAdam)",
     )  # fmt: skip
     yield Component(
         "gradients, pinned", pinned(elements * layout.element_bytes, layout), Phase.ALWAYS,
         "one buffer in the training dtype (stage3.py grad_partitions_flat_buffer)",
     )  # fmt: skip
-    sub_group = max(largest_sub_group(layout), 1)
-    whole, rest = divmod(elements, sub_group)
-    pieces = whole * pinned(4 * sub_group, layout) + pinned(4 * rest, layout)
+    pieces = sum(pinned(4 * piece, layout) for piece in sub_groups(layout))
     yield Component(
         "float32 gradients, pinned", pieces, Phase.ALWAYS,
         "one buffer a sub-group (stage3.py initialize_optimizer_states)",

@@ -57,7 +57,7 @@ def planned(layout: Layout) -> Bytes:
         "weights": weight_bytes(layout),
         "small weights kept whole": kept_whole_bytes(layout) if layout.stage == 3 else 0,
         "gradients": gradient_bytes(layout),
-        "optimizer": optimizer_bytes(layout).total,
+        "optimizer": optimizer_bytes(layout),
         "float32 gradients": host["float32 gradients, pinned"] if is_offloaded(layout) else 0,
         "activations": saved_bytes(layout) + loss_bytes(layout)[0],
         "checkpoint": plan_disk(layout).checkpoint,
