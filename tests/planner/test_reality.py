@@ -46,6 +46,11 @@ RUNS = {
         "--no_gradient_checkpointing",
     ),
     "offloaded optimizer": (2, "--bf16 true --optimizer offload"),
+    "lean optimizer": (2, "--bf16 true --optimizer lean"),
+    "lean optimizer, expert data parallelism": (
+        4,
+        "--bf16 true --optimizer lean --expert_parallel_size 2 --no_gradient_checkpointing",
+    ),
     "no optimizer states": (2, "--bf16 true --optimizer sgd"),
 }
 
