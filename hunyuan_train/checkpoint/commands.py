@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train export` and `merge`: from checkpoints and adapters to models."""
+"""`python -m hunyuan_train export`, `merge` and `verify`: what is done with checkpoints."""
 
 import argparse
 from pathlib import Path
@@ -7,6 +7,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.peft_changes import open_merge
 from hunyuan_train.checkpoint.publish import check_vacant
 from hunyuan_train.checkpoint.run_folder import check_stopped_run
+from hunyuan_train.checkpoint.verify import checkpoints_of, verify_checkpoint
 from hunyuan_train.log import log_to_screen
 
 Arguments = argparse.Namespace
@@ -16,7 +17,7 @@ MOVED = ("model_name_or_path", "tokenizer_name_or_path")
 def add_checkpoint_commands(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
-    """Add both commands; each sets `run`, which takes the parsed arguments."""
+    """Add the commands; each sets `run`, which takes the parsed arguments."""
     export = subparsers.add_parser("export", help="write a checkpoint as a model folder")
     export.description = (
         "Write the model of a stopped run in the released layout, or its adapter as PEFT loads it, "
@@ -50,6 +51,19 @@ def add_checkpoint_commands(
     )
     _add_output(merge)
     merge.set_defaults(run=run_merge)
+    _add_verify(subparsers)
+
+
+def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verify = subparsers.add_parser("verify", help="check every byte of a checkpoint")
+    verify.description = (
+        "Read a checkpoint, or all those of a run, and compare every byte with the checksums that "
+        "were taken when it was written. Exit code 1 if anything differs; the file is named."
+    )
+    verify.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/STEP, or RUN for all"
+    )
+    verify.set_defaults(run=run_verify)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +89,21 @@ def run_export(arguments: Arguments) -> int:
     run = open_stopped_run(arguments.checkpoint, moved)
     export_stopped_run(run, output, dtype=dtypes.get(arguments.dtype))
     return 0
+
+
+def run_verify(arguments: Arguments) -> int:
+    """Verify one checkpoint or all of a run."""
+    num_damaged = 0
+    for folder in checkpoints_of(arguments.checkpoint):
+        try:
+            manifest = verify_checkpoint(folder)
+        except CheckpointError as error:
+            print(f"{folder.name} is damaged: {error}")
+            num_damaged += 1
+        else:
+            size = sum(entry["size"] for entry in manifest["files"].values())
+            print(f"{folder.name} is whole: {len(manifest['files'])} files, {size:,} bytes")
+    return 1 if num_damaged else 0
 
 
 def run_merge(arguments: Arguments) -> int:

@@ -1,10 +1,9 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.folder import FORMAT_VERSION
+from hunyuan_train.checkpoint.folder import FORMAT_VERSION, write_manifest
 from hunyuan_train.checkpoint.same_data import check_same_data
 
 IDENTITY = {
@@ -19,7 +18,7 @@ IDENTITY = {
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     manifest = {"format_version": FORMAT_VERSION, "files": {}, "fingerprints": {"data": IDENTITY}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_manifest(tmp_path, manifest)
     return tmp_path
 
 

@@ -1,0 +1,158 @@
+"""What is not whole is not used, and what is damaged is named."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import (
+    FORMAT_VERSION,
+    checkpoint_folder,
+    find_checkpoint,
+    list_checkpoints,
+    read_manifest,
+    write_manifest,
+)
+from hunyuan_train.checkpoint.publish import hash_file
+from hunyuan_train.checkpoint.retention import delete_leftovers, delete_superfluous
+from hunyuan_train.cli import main
+from hunyuan_train.config.schema import TrainConfig
+
+FILE = "rank-00001.safetensors"
+
+
+def write_fake(output_dir: Path, step: int) -> Path:
+    """A checkpoint of two files whose content means nothing."""
+    folder = checkpoint_folder(output_dir, step)
+    folder.mkdir(parents=True)
+    files = {}
+    for name in ("rank-00000.safetensors", FILE):
+        (folder / name).write_bytes(f"12345678 {name}".encode())
+        size = (folder / name).stat().st_size
+        files[name] = {"size": size, "sha256": hash_file(folder / name)}
+    write_manifest(folder, {"format_version": FORMAT_VERSION, "files": files})
+    return folder
+
+
+def cut(folder: Path) -> None:
+    (folder / FILE).write_bytes(b"1234")
+
+
+def remove(folder: Path) -> None:
+    (folder / FILE).unlink()
+
+
+def flip_byte(folder: Path) -> None:
+    content = bytearray((folder / FILE).read_bytes())
+    content[7] ^= 1
+    (folder / FILE).write_bytes(content)
+
+
+def change_manifest(folder: Path) -> None:
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace('"size": 31', '"size": 32'))
+
+
+def cut_manifest(folder: Path) -> None:
+    file = folder / "manifest.json"
+    file.write_text(file.read_text()[:-20])
+
+
+DAMAGES = [
+    (cut, rf"{FILE} has 4 bytes, the manifest says 31"),
+    (remove, rf"{FILE} is missing"),
+    (flip_byte, rf"{FILE} is not what was written: its checksum differs"),
+    (change_manifest, r"manifest\.json is not what was written"),
+    (cut_manifest, r"manifest\.json cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_verify_names_the_damaged_file(
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_fake(tmp_path, 20)
+    assert main(["verify", str(folder)]) == 0
+    assert "step-000020 is whole" in capsys.readouterr().out
+    damage(folder)
+    assert main(["verify", str(folder)]) == 1
+    output = capsys.readouterr().out
+    assert re.search(message, " ".join(output.split()))
+
+
+def test_verify_of_a_run_looks_at_every_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (10, 20, 30):
+        write_fake(tmp_path, step)
+    flip_byte(checkpoint_folder(tmp_path, 20))
+    assert main(["verify", str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert output.count("is whole") == 2
+    assert "step-000020" in output
+    assert main(["verify", str(tmp_path / "nothing")]) == 2
+
+
+@pytest.mark.parametrize("damage", [cut, remove, change_manifest, cut_manifest])
+def test_auto_passes_over_what_is_seen_to_be_damaged(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    assert find_checkpoint("auto", tmp_path) is None
+    good = write_fake(tmp_path, 20)
+    damage(write_fake(tmp_path, 100))
+    write_fake(tmp_path, 120).rename(tmp_path / "checkpoints" / "step-000120.incomplete")
+    (write_fake(tmp_path, 140) / "manifest.json").unlink()
+    assert find_checkpoint("auto", tmp_path) == good
+
+
+def test_auto_does_not_start_afresh_over_damaged_checkpoints(tmp_path: Path) -> None:
+    cut(write_fake(tmp_path, 20))
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be used.*has 4 bytes"):
+        find_checkpoint("auto", tmp_path)
+
+
+def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no manifest\.json"):
+        find_checkpoint(str(tmp_path), tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    folder = write_fake(tmp_path, 20)
+    write_manifest(folder, {"format_version": 1, "files": {}})
+    with pytest.raises(CheckpointError, match="has checkpoint format 1"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "best", "kept"),
+    [
+        ({"save_total_limit": 2}, None, [40, 50]),
+        ({"save_total_limit": 0}, 10, [10, 20, 30, 40, 50]),
+        ({"save_total_limit": 2, "save_keep_every": 20}, None, [20, 40, 50]),
+        ({"save_total_limit": 1}, 30, [30, 50]),
+        ({"save_total_limit": 9, "save_keep_every": 20}, 10, [10, 20, 30, 40, 50]),
+    ],
+)
+def test_what_is_asked_for_is_kept(
+    tmp_path: Path, settings: dict[str, int], best: int | None, kept: list[int]
+) -> None:
+    for step in (10, 20, 30, 40, 50):
+        write_fake(tmp_path, step)
+    delete_superfluous(tmp_path, TrainConfig(**settings), best_step=best)
+    names = [f"step-{step:06d}" for step in kept]
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == names
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
+
+
+def test_what_killed_processes_left_behind_goes(tmp_path: Path) -> None:
+    whole = write_fake(tmp_path, 10)
+    for suffix in (".incomplete", ".replaced"):
+        folder = write_fake(tmp_path, 20)
+        folder.rename(folder.with_name(folder.name + suffix))
+    delete_leftovers(whole.parent)
+    assert list(whole.parent.iterdir()) == [whole]
