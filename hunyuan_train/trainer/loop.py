@@ -123,7 +123,8 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
             keeper.report()
             if state.health.num_bad_in_a_row >= config.max_bad_steps:
                 state = go_back(trainer, state)
-            if wants_save(trainer, state):
+                saved_step = state.step
+            if wants_save(config, state, saved_step):
                 keeper.save(state)
                 saved_step = state.step
         is_complete = state.step >= trainer.total_steps
@@ -225,12 +226,12 @@ def note_evaluation(state: TrainerState, eval_loss: float) -> TrainerState:
     return replace(state, best_eval_loss=eval_loss, best_step=state.step)
 
 
-def wants_save(trainer: Trainer, state: TrainerState) -> bool:
-    """Whether a checkpoint is due; never amid bad steps, so that the last one is a good one."""
-    config = trainer.config
+def wants_save(config: TrainConfig, state: TrainerState, saved_step: int) -> bool:
+    """Whether a checkpoint is due; it waits for the end of bad steps, so as to be a good one."""
     is_best = config.save_best and state.best_step == state.step
-    is_due_now = is_due(state.step, config.save_steps, state.step == trainer.total_steps)
-    return (is_due_now or is_best) and not state.health.num_bad_in_a_row
+    every = config.save_steps
+    is_overdue = every > 0 and state.step // every > saved_step // every
+    return (is_overdue or is_best) and not state.health.num_bad_in_a_row
 
 
 def record_batches(log: JsonLines, micro_batches: Sequence[Batch], step: int) -> None:

@@ -1,0 +1,76 @@
+"""The training loop around a small engine, on batches of our own making."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hunyuan_train.checkpoint.background import Saver
+from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.data.loader import Batch, Position
+from hunyuan_train.trainer.loop import Ending, Trainer, train
+from hunyuan_train.trainer.metrics import JsonLines, MetricsLog
+from hunyuan_train.trainer.state import TrainerState
+from tests.batches import global_batch
+from tests.engines import kept_weights, my_share, resume, router_terms, small_engine
+
+
+@dataclass
+class Rows:
+    """A data set of one row a step; some of them are poisoned."""
+
+    poisoned: Sequence[int] = ()
+    seen: list[int] = field(default_factory=list)
+    steps_per_epoch: int = 1000
+
+    def step_batches(self, position: Position) -> tuple[list[Batch], Position]:
+        self.seen.append(position.row)
+        batches = my_share(global_batch(position.row, 4))
+        if position.row in self.poisoned and torch.distributed.get_rank() == 0:
+            weights = np.full_like(batches[0].loss_weights, np.nan)
+            batches[0] = replace(batches[0], loss_weights=weights)
+        return batches, Position(0, position.row + 1)
+
+    def origins(self, batches: Sequence[Batch]) -> list[str]:
+        return [f"rows.jsonl:{self.seen[-1]}"]
+
+
+@dataclass
+class Looped:
+    """What one rank saw."""
+
+    ending: Ending
+    weights: dict[tuple[str, int], Tensor]
+    seen: list[int]
+    stalled_seconds: float
+
+
+def run_loop(
+    output_dir: Path, settings: dict[str, object], poisoned: Sequence[int], start: Path | None
+) -> Looped:
+    """Train as a run does, from a checkpoint if one is given; called by every rank."""
+    config = TrainConfig(
+        output_dir=str(output_dir), learning_rate=1e-3, lr_scheduler_type="constant", **settings
+    )
+    engine = small_engine(stage=3, expert_size=2)
+    routers = router_terms(engine, 0.0, 0.0)
+    keeper = Saver(engine, routers.watch, config, {}, {}, ranks_per_host=2)
+    state = resume(engine, start) if start else TrainerState()
+    rank = torch.distributed.get_rank()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    rows = Rows(poisoned)
+    trainer = Trainer(
+        engine=engine,
+        routers=routers,
+        batches=rows,
+        eval_batches=my_share(global_batch(999, 4)) if config.eval_steps else [],
+        config=config,
+        metrics=MetricsLog(output_dir / "metrics.jsonl", None) if rank == 0 else None,
+        keeper=keeper,
+        batch_log=JsonLines(output_dir / f"batches-rank{rank}.jsonl"),
+    )
+    ending = train(trainer, state, started=0.0 if config.max_hours else 1e12)
+    return Looped(ending, kept_weights(engine.module), rows.seen, keeper.stalled_seconds)
