@@ -213,7 +213,7 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
         problems.append(Problem("tools", f"{field}.arguments", reason, "reword them"))
     if has_blank_run(written):
         problems.append(Problem("size", f"{field}.arguments", "too many blanks", "shorten them"))
-    kept = ((key, value) for key, value in given.items() if key not in _CALL_FIELDS)
+    kept = ((key, value) for key, value in call.items() if key not in _CALL_FIELDS)
     return ToolCall(name, written, tuple(kept))
 
 
