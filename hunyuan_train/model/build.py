@@ -4,6 +4,7 @@ import torch
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 from transformers.initialization import no_init_weights
 
+from hunyuan_train.model.loss import LossHead
 from hunyuan_train.model.shape import ModelShape, native_config_dict
 
 
@@ -17,6 +18,7 @@ def build_model(
     with no_init_weights():
         model = HunYuanMoEV1ForCausalLM(config)
     model.tie_weights()
+    LossHead.install(model.lm_head)
     return model
 
 

@@ -1,21 +1,25 @@
-"""Loss on held-out dialogues, the same number whatever the count of ranks."""
+"""Loss on held-out dialogues, the same numbers whatever the count of ranks."""
 
 import deepspeed
 import torch
 
 from hunyuan_train.data.loader import Batch
 from hunyuan_train.parallel.engine import sum_over_ranks
+from hunyuan_train.trainer.loss_groups import GROUPS, group_masks, group_means, group_weights
 from hunyuan_train.trainer.step import forward_losses
 
 
 @torch.no_grad()
-def evaluate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch]) -> float:
-    """Mean loss over the label tokens of all ranks' batches; every rank brings as many batches."""
+def evaluate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch]) -> dict[str, float]:
+    """Mean loss over the label tokens of all ranks' batches, of all and by mode and span.
+
+    Every rank brings as many batches.
+    """
     engine.eval()
-    total = weight = 0.0
+    sums = torch.zeros(len(GROUPS), dtype=torch.float64, device=engine.device)
     for batch in batches:
-        total += float(forward_losses(engine, batch).sum())
-        weight += float(batch.loss_weights.sum())
+        masks = torch.from_numpy(group_masks(batch)).to(engine.device)
+        sums += masks @ forward_losses(engine, batch)
     engine.train()
-    total, weight = sum_over_ranks([total, weight], engine.device)
-    return total / max(weight, 1e-12)
+    totals = sum_over_ranks([*sums.tolist(), *group_weights(batches).tolist()], engine.device)
+    return group_means(totals[: len(GROUPS)], totals[len(GROUPS) :])

@@ -28,6 +28,7 @@ from hunyuan_train.trainer.guardian import (
     remember,
 )
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
+from hunyuan_train.trainer.loss_groups import WHOLE
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState
@@ -147,7 +148,9 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
     config, is_last = trainer.config, state.step == trainer.total_steps
     numbers = step_numbers(trainer, state, result, learning_rate, seconds)
     if trainer.eval_batches and is_due(state.step, config.eval_steps, is_last):
-        numbers["eval_loss"] = evaluate(trainer.engine, trainer.eval_batches)
+        losses = evaluate(trainer.engine, trainer.eval_batches)
+        numbers["eval_loss"] = losses.pop(WHOLE)
+        numbers |= {f"eval_loss_{name}": loss for name, loss in losses.items()}
         state = note_evaluation(state, numbers["eval_loss"])
     is_logged = is_due(state.step, config.logging_steps, is_last)
     if is_logged or "eval_loss" in numbers or result.fault:
@@ -272,6 +275,7 @@ def step_numbers(
     """What one step reports, in the names of metrics.jsonl and the trackers."""
     return {
         "loss": result.loss,
+        **{f"loss_{name}": loss for name, loss in result.loss_by_group.items()},
         "router_loss": result.router_loss,
         "learning_rate": learning_rate,
         "grad_norm": result.grad_norm,

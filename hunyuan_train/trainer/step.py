@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 
 import deepspeed
@@ -12,11 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hunyuan_train.data.loader import Batch
-from hunyuan_train.model.loss import weighted_token_losses
 from hunyuan_train.model.router import RouterWatch, balance_loss, z_loss
 from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import dropping_gradients
+from hunyuan_train.trainer.loss_groups import GROUPS, WHOLE, group_masks, group_means, group_weights
 
 
 class NonFiniteLossError(RuntimeError):
@@ -32,14 +32,26 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLosses:
+    """What the forward passes of one optimizer step gave, over all ranks."""
+
+    loss: float  # mean over the label tokens of the global batch, by weight
+    loss_by_group: dict[str, float]  # the same by mode and span, of those that have labels
+    router_loss: float  # load balance and z-loss, by their coefficients
+    num_tokens: int
+    num_label_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one optimizer step did, over all ranks."""
 
-    loss: float  # mean over the label tokens of the global batch, by weight
-    router_loss: float  # load balance and z-loss, by their coefficients
-    grad_norm: float  # global norm before clipping
+    loss: float
+    loss_by_group: dict[str, float]
+    router_loss: float
     num_tokens: int
     num_label_tokens: int
+    grad_norm: float  # global norm before clipping; not finite where the engine dropped gradients
     fault: Fault | None = None
 
 
@@ -78,24 +90,29 @@ class RouterTerms:
 
 
 def forward_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Tensor:
-    """Weighted loss of each token of a batch: [tokens], float32, 0 where there is no label."""
+    """Weighted loss of each token of a batch: [tokens], float32, 0 where there is no label.
+
+    Only positions with a label go through the output layer.
+    """
     device = engine.device
     bounds = torch.from_numpy(batch.cu_seqlens).to(device)
     lengths = np.diff(batch.cu_seqlens).tolist()
-    output = engine(
-        input_ids=torch.from_numpy(batch.input_ids).to(device)[None],
-        position_ids=torch.from_numpy(batch.position_ids).to(device)[None],
-        cu_seq_lens_q=bounds,
-        cu_seq_lens_k=bounds,
-        max_length_q=max(lengths),
-        max_length_k=max(lengths),
-        document_lengths=lengths,
-        use_cache=False,
-    )
-    labels = torch.from_numpy(batch.labels).to(device)
-    return weighted_token_losses(
-        output.logits[0], labels, torch.from_numpy(batch.loss_weights).to(device)
-    )
+    positions = torch.from_numpy(np.flatnonzero(batch.labels >= 0)).to(device)
+    with engine.lm_head.given(torch.from_numpy(batch.labels).to(device)[positions]):
+        output = engine(
+            input_ids=torch.from_numpy(batch.input_ids).to(device)[None],
+            position_ids=torch.from_numpy(batch.position_ids).to(device)[None],
+            logits_to_keep=positions,
+            cu_seq_lens_q=bounds,
+            cu_seq_lens_k=bounds,
+            max_length_q=max(lengths),
+            max_length_k=max(lengths),
+            document_lengths=lengths,
+            use_cache=False,
+        )
+    weights = torch.from_numpy(batch.loss_weights).to(device)
+    label_losses = output.logits[0] * weights[positions]
+    return torch.zeros_like(weights).index_put((positions,), label_losses)
 
 
 def train_step(
@@ -109,10 +126,6 @@ def train_step(
 ) -> StepResult:
     """Accumulate gradients over the micro-batches and update the weights once.
 
-    The loss is normalised by the label tokens of the whole global batch, all ranks and micro-steps:
-    `local sum / global count * ranks`, because the engine averages gradients over ranks. So its
-    gradient does not depend on how samples are dealt out.
-
     Args:
         engine: between two steps.
         micro_batches: of this rank.
@@ -121,38 +134,57 @@ def train_step(
         judge: finds fault with the loss of all ranks, on every rank alike.
         wait_before_update: returns when weights and states may change.
     """
-    num_tokens, num_labels, weight = sum_over_ranks(
-        [
-            float(sum(len(batch.input_ids) for batch in micro_batches)),
-            float(sum(int((batch.labels >= 0).sum()) for batch in micro_batches)),
-            float(sum(float(batch.loss_weights.sum()) for batch in micro_batches)),
-        ],
-        engine.device,
-    )
-    weight = max(weight, 1e-12)
-    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # of tokens, of routers
-    for index, batch in enumerate(micro_batches):
-        engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-        with routers.watch.recording() if routers else nullcontext():
-            token_loss = forward_losses(engine, batch).sum() / weight
-        router_term = routers.loss() / len(micro_batches) if routers else token_loss.new_zeros(())
-        sums += torch.stack([token_loss, router_term]).detach()
-        engine.backward((token_loss + router_term) * engine.world_size, scale_wrt_gas=False)
-    loss, router_loss = sum_over_ranks(sums.tolist(), engine.device)
-    fault = judge(loss + router_loss)
+    losses = accumulate_gradients(engine, micro_batches, routers=routers)
+    fault = judge(losses.loss + losses.router_loss)
     wait_before_update()
     grad_norm = update_weights(
         engine, learning_rate, is_withheld=fault is not None and fault.is_withheld
     )
     if not fault and not isfinite(grad_norm):
         fault = Fault(f"the gradient norm is {grad_norm}", is_withheld=True)
-    return StepResult(
+    return StepResult(**asdict(losses), grad_norm=grad_norm, fault=fault)
+
+
+def accumulate_gradients(
+    engine: deepspeed.DeepSpeedEngine,
+    micro_batches: list[Batch],
+    *,
+    routers: RouterTerms | None = None,
+) -> BatchLosses:
+    """Forward and backward over the micro-batches of one optimizer step.
+
+    The loss is normalised by the label tokens of the whole global batch, all ranks and micro-steps:
+    `local sum / global count * ranks`, because the engine averages gradients over ranks. So its
+    gradient does not depend on how samples are dealt out.
+    """
+    num_tokens, num_labels, *weights = sum_over_ranks(
+        [
+            float(sum(len(batch.input_ids) for batch in micro_batches)),
+            float(sum(int((batch.labels >= 0).sum()) for batch in micro_batches)),
+            *group_weights(micro_batches).tolist(),
+        ],
+        engine.device,
+    )
+    weight = max(weights[0], 1e-12)
+    sums = torch.zeros(1 + len(GROUPS), dtype=torch.float64, device=engine.device)
+    for index, batch in enumerate(micro_batches):
+        engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+        with routers.watch.recording() if routers else nullcontext():
+            losses = forward_losses(engine, batch)
+        token_loss = losses.sum() / weight
+        router_term = routers.loss() / len(micro_batches) if routers else token_loss.new_zeros(())
+        masks = torch.from_numpy(group_masks(batch)).to(engine.device)
+        sums += torch.cat([router_term.detach()[None], masks @ losses.detach()])
+        engine.backward((token_loss + router_term) * engine.world_size, scale_wrt_gas=False)
+    router_loss, *sums_by_group = sum_over_ranks(sums.tolist(), engine.device)
+    by_group = group_means(sums_by_group, weights)
+    loss = by_group.pop(WHOLE)
+    return BatchLosses(
         loss=loss,
+        loss_by_group=by_group,
         router_loss=router_loss,
-        grad_norm=grad_norm,
         num_tokens=int(num_tokens),
         num_label_tokens=int(num_labels),
-        fault=fault,
     )
 
 
