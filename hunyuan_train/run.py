@@ -38,7 +38,8 @@ from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.log import console, start_logging
-from hunyuan_train.model.attention import choose_attention
+from hunyuan_train.model.activations import recompute_layers
+from hunyuan_train.model.attention import choose_attention, describe_attention
 from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.presets import PRESETS, tokenizer_folder
 from hunyuan_train.model.shape import ModelShape
@@ -142,15 +143,19 @@ def make_engine(
     settings = build_deepspeed_config(
         config, world_size=dist.get_world_size(), is_bf16=config.train.bf16 is True
     )
-    model = build_split_model(
-        shape,
-        settings,
-        attention=choose_attention(config.model.use_flash_attn, is_bf16=config.train.bf16 is True),
-        attention_dropout=config.model.attention_dropout,
+    dropout = config.model.attention_dropout
+    attention = choose_attention(
+        config.model.use_flash_attn, is_bf16=config.train.bf16 is True, dropout=dropout
     )
+    logger.info("attention: %s", describe_attention(attention))
+    model = build_split_model(shape, settings, attention=attention, attention_dropout=dropout)
     freeze_parameters(model, config.model)
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_layers(
+            model,
+            is_selective=config.train.gradient_checkpointing == "selective",
+            is_offloaded=config.train.activation_offload,
+        )
     factory = optimizer_factory(config.train, offload=config.train.optimizer == "offload")
     return start_engine(model, settings, source, factory, lora=config.lora, seed=config.train.seed)
 

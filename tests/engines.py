@@ -12,6 +12,7 @@ from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import LoraConfig, TrainConfig
 from hunyuan_train.data.loader import Batch
+from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.shape import ModelShape
@@ -55,7 +56,7 @@ def small_engine(
             "autoep_size": expert_size,
         }
     model = build_split_model(shape, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(model, is_selective=False, is_offloaded=False)
     config = TrainConfig(optimizer=optimizer, weight_decay=WEIGHT_DECAY)
     factory = optimizer_factory(config, offload=False)
     engine = start_engine(model, settings, source, factory, lora=lora or LoraConfig(), seed=0)

@@ -31,6 +31,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_precision(config.train)
     check_learning_rate(config.train)
     check_evaluation(config.train, config.data)
+    check_activations(config.train)
     check_lora(config)
     check_flash_attn(config, machine)
     check_tracker(config.train.report_to)
@@ -84,6 +85,15 @@ def check_evaluation(train: TrainConfig, data: DataConfig) -> None:
         )
 
 
+def check_activations(train: TrainConfig) -> None:
+    """Refuse to offload what would be all activations of every layer."""
+    if train.activation_offload and not train.gradient_checkpointing:
+        raise ConfigError(
+            "activation_offload is true and gradient_checkpointing is false, so the whole of every "
+            "layer would cross to host memory and back; use --gradient_checkpointing true"
+        )
+
+
 def check_lora(config: RunConfig) -> None:
     """Refuse adapter settings that go unused, name nothing, or do not go together."""
     lora = config.lora
@@ -118,7 +128,7 @@ def check_flash_attn(config: RunConfig, machine: Machine) -> None:
         )
     if machine.num_gpus == 0:
         raise ConfigError("use_flash_attn is true, but there is no GPU; use auto or false")
-    if find_spec("flash_attn") is None:
+    if find_spec("flash_attn") is None and find_spec("flash_attn_interface") is None:
         raise ConfigError(
             "use_flash_attn is true, but flash-attn is not installed; install it with "
             "`pip install flash-attn --no-build-isolation`, or use auto"
@@ -171,20 +181,26 @@ def check_deepspeed_file(config: RunConfig) -> None:
             "(zero_optimization.offload_optimizer); use --optimizer auto, which follows the file, "
             "or --deepspeed auto, which follows the optimizer"
         )
-    if config.parallel.expert_parallel_size == 1:
-        return
     size = f"expert_parallel_size is {config.parallel.expert_parallel_size}"
-    if not splits_experts(content):
+    is_split = splits_experts(content)
+    if config.parallel.expert_parallel_size != 1 and not is_split:
         raise ConfigError(
             f"{size}, but {path} has no enabled expert_parallel section; use "
             "--deepspeed ds_configs/zero3_ep.json, or --expert_parallel_size 1"
         )
-    if zero_stage(content) != 3:
+    if is_split and zero_stage(content) != 3:
         raise ConfigError(
             f"{size}, but {path} asks for ZeRO stage {zero_stage(content)}; below stage 3 the "
             "engine clips experts by a norm of their own or refuses our optimizer: set "
             "zero_optimization.stage to 3"
         )
+    if config.lora.use_lora and zero_stage(content) != 3:
+        raise ConfigError(
+            f"use_lora is true, but {path} asks for ZeRO stage {zero_stage(content)}; below stage "
+            "3 the engine does not know the names of adapters: set zero_optimization.stage to 3"
+        )
+    if not is_split:
+        return
     if content["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
         raise ConfigError(
             f"{path} sets stage3_gather_16bit_weights_on_model_save, which the engine cannot do "

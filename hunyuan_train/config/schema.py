@@ -178,7 +178,14 @@ class TrainConfig:
         "auto", "bfloat16 weights and activations; auto: on GPUs, not on CPU"
     )
     fp16: bool = setting(False, "refused: the router overflows in float16; use bf16")
-    gradient_checkpointing: bool = setting(True, "recompute each layer in the backward pass")
+    gradient_checkpointing: bool | Literal["selective"] = setting(
+        True,
+        "recompute each layer in the backward pass: true, all of it; selective, all but attention "
+        "and dense projections, faster for about six times the memory of true; false, nothing",
+    )
+    activation_offload: bool = setting(
+        False, "keep what gradient checkpointing keeps in host memory (on GPUs: pinned)"
+    )
     logging_steps: int = setting(1, "log every N steps", low=1)
     save_steps: int = setting(0, "checkpoint every N steps; 0: only at the end", low=0)
     save_total_limit: int = setting(0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0)

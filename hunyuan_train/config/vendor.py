@@ -176,7 +176,7 @@ REFUSED_TOGETHER = {
         "hub_revision",
     ),
     "a checkpoint always holds what an exact resume needs": ("save_only_model",),
-    "gradient checkpointing is --gradient_checkpointing true or false, without options": (
+    "say --gradient_checkpointing true, selective or false, and --activation_offload": (
         "gradient_checkpointing_kwargs",
         "activation_checkpointing",
         "activation_checkpointing_kwargs",

@@ -5,10 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import HunYuanMoEV1ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
-from hunyuan_train.model.attention import PER_DOCUMENT, choose_attention
+from hunyuan_train.model import attention
+from hunyuan_train.model.attention import (
+    FLASH_2,
+    FLASH_3,
+    PER_DOCUMENT,
+    VARIABLE_LENGTH,
+    choose_attention,
+    describe_attention,
+    installed_flash_attention,
+)
 from hunyuan_train.model.build import build_model
 from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.model.presets import TINY
@@ -20,8 +30,8 @@ SHAPE = replace(TINY, vocab_size=256, num_hidden_layers=2, rope_alpha=1000.0)
 LENGTHS = (7, 1, 19, 12)
 
 
-def filled_model(attention: str, dropout: float = 0.0) -> HunYuanMoEV1ForCausalLM:
-    model = build_model(SHAPE, attention=attention, attention_dropout=dropout)
+def filled_model(name: str, dropout: float = 0.0) -> HunYuanMoEV1ForCausalLM:
+    model = build_model(SHAPE, attention=name, attention_dropout=dropout)
     source = SeededWeights(seed=3, standard_deviation=0.1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -80,6 +90,106 @@ def test_attention_drops_nothing_in_training_unless_asked() -> None:
     model = filled_model(PER_DOCUMENT, dropout=0.1).train()
     assert not torch.equal(packed_logits(model, documents), packed_logits(model, documents))
     assert torch.equal(packed_logits(model.eval(), documents), packed_logits(model, documents))
+
+
+def on_gpu(name: str) -> object:
+    return pytest.param(name, "cuda", torch.bfloat16, marks=pytest.mark.gpu)
+
+
+BACKENDS = [
+    pytest.param(PER_DOCUMENT, "cpu", torch.float32),
+    *(on_gpu(name) for name in (PER_DOCUMENT, VARIABLE_LENGTH, FLASH_2, FLASH_3)),
+]
+
+
+def run_attention(
+    name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    bounds = torch.tensor([0, *LENGTHS]).cumsum(0).to(query.device, torch.int32)
+    layer = build_model(SHAPE, attention=name, attention_dropout=0.0).model.layers[0].self_attn
+    longest = max(LENGTHS)
+    output, _ = ALL_ATTENTION_FUNCTIONS[name](
+        *(layer, query, key, value, None),
+        scaling=0.25,
+        dropout=0.0,
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=longest,
+        max_length_k=longest,
+        document_lengths=list(LENGTHS),
+    )
+    return output
+
+
+def random_heads(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    heads = (SHAPE.num_attention_heads, SHAPE.num_key_value_heads, SHAPE.num_key_value_heads)
+    return [
+        torch.randn(1, count, sum(LENGTHS), SHAPE.head_dim, generator=generator)
+        .to(device, dtype)
+        .requires_grad_()
+        for count in heads
+    ]
+
+
+@pytest.mark.parametrize(("name", "device", "dtype"), BACKENDS)
+def test_every_backend_gives_masked_attention(name: str, device: str, dtype: torch.dtype) -> None:
+    skip_unless_installed(name)
+    heads = random_heads(device, dtype)
+    documents = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    mask = (documents[:, None] == documents[None, :]).tril().to(device)
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        *(part.float() for part in heads), attn_mask=mask, scale=0.25, enable_gqa=True
+    ).transpose(1, 2)
+    packed = run_attention(name, *heads)
+    weights = torch.linspace(-1, 1, plain.numel(), device=device).view(plain.shape)
+    expected = [plain, *torch.autograd.grad((plain * weights).sum(), heads)]
+    found = [packed, *torch.autograd.grad((packed.float() * weights).sum(), heads)]
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.float() - theirs.float()).abs().max() <= tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize(("name", "device", "dtype"), BACKENDS)
+def test_in_every_backend_a_changed_document_moves_no_other(
+    name: str, device: str, dtype: torch.dtype
+) -> None:
+    skip_unless_installed(name)
+    heads = random_heads(device, dtype)
+    before = run_attention(name, *heads).split(LENGTHS, dim=1)
+    with torch.no_grad():
+        for part in heads:
+            part.split(LENGTHS, dim=2)[2].add_(1.0)
+    after = run_attention(name, *heads).split(LENGTHS, dim=1)
+    assert not torch.equal(before[2], after[2])
+    for index in (0, 1, 3):
+        assert torch.equal(before[index], after[index]), index
+
+
+def skip_unless_installed(name: str) -> None:
+    if name in (FLASH_2, FLASH_3) and name not in installed_flash_attention():
+        pytest.skip(f"{name} is not installed")
+
+
+@pytest.mark.parametrize(
+    ("packages", "options", "expected"),
+    [
+        ([FLASH_3, FLASH_2], {}, FLASH_3),
+        ([FLASH_2], {}, FLASH_2),
+        ([], {}, VARIABLE_LENGTH),
+        ([FLASH_2], {"use_flash_attn": False}, VARIABLE_LENGTH),
+        ([FLASH_3, FLASH_2], {"dropout": 0.1}, FLASH_2),
+        ([FLASH_3], {"dropout": 0.1}, PER_DOCUMENT),
+        ([FLASH_3, FLASH_2], {"is_bf16": False}, PER_DOCUMENT),
+    ],
+)
+def test_the_fastest_backend_of_a_gpu_is_taken(
+    monkeypatch: pytest.MonkeyPatch, packages: list[str], options: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(attention, "installed_flash_attention", lambda: packages)
+    assert choose_attention(**{"use_flash_attn": "auto", "is_bf16": True, **options}) == expected
+    assert describe_attention(expected)
 
 
 def test_flash_attention_demanded_without_a_gpu_is_refused() -> None:

@@ -1,0 +1,67 @@
+"""What the forward pass keeps for the backward pass, and where.
+
+Without any of this a layer of the released model keeps some 120 vectors of the hidden size for
+each token. Full recomputation keeps one, the layer's input, and computes the layer a second time.
+Selective recomputation keeps seven: the results of attention and of the dense projections too, so
+that only norms, rope and the routed experts run again. `benchmarks/step.py` shows what each costs.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+from transformers import HunYuanMoEV1ForCausalLM
+
+# Parts of names, because each package and version of attention registers operators of its own.
+KEPT_OPERATORS = ("aten::mm", "aten::addmm", "_scaled_dot_product", "_attn")
+
+
+def recompute_layers(
+    model: HunYuanMoEV1ForCausalLM, *, is_selective: bool, is_offloaded: bool
+) -> None:
+    """Let each layer be computed again in the backward pass.
+
+    Without re-entry (`use_reentrant` False): a re-entrant forward pass runs without gradients, so
+    the losses that are read off routers inside a layer would have none, without a word.
+
+    Args:
+        model: Transformers' model, before or after the engine has taken parts of it over.
+        is_selective: keep the operators of `KEPT_OPERATORS` instead of running them again.
+        is_offloaded: keep the layers' inputs in host memory, pinned where there is a GPU.
+    """
+    options: dict[str, Any] = {"use_reentrant": False}
+    if is_selective:
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, choose_kept)
+    function = partial(checkpoint, **options)
+    if is_offloaded:
+        function = partial(checkpoint_on_host, function)
+    # The public method is deprecated in one supported version of Transformers and new in another.
+    model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
+    # Frozen embeddings (adapters) would otherwise leave the first layer's input without gradient,
+    # on which the engine hangs the release of that layer's weights.
+    model.enable_input_require_grads()
+
+
+def checkpoint_on_host(
+    checkpoint_layer: Callable[..., Tensor], layer: Callable[..., Tensor], *inputs: object
+) -> Tensor:
+    """Checkpoint a layer, with the inputs that this keeps copied to host memory."""
+    with save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return checkpoint_layer(layer, *inputs)
+
+
+def choose_kept(
+    _: SelectiveCheckpointContext, operator: torch._ops.OpOverload, *__: object, **___: object
+) -> CheckpointPolicy:
+    """Whether an operator's result is kept or computed again."""
+    is_kept = any(part in operator.name() for part in KEPT_OPERATORS)
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
