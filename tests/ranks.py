@@ -1,95 +1,25 @@
-"""Runs a function on several ranks, each a process of its own, over gloo.
+"""Runs a function on several ranks, over gloo."""
 
-The processes fork from a server that has imported torch and deepspeed once (7 s), and have no other
-state in common with each other or with pytest.
-"""
-
-import multiprocessing
-import os
-import pickle
-import socket
-import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from hunyuan_train.launcher import ranks
 
 PRELOADED = ["tests.preload"]
 TIMEOUT_SECONDS = 240
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """Call a module-level function on every rank and return what each returned.
-
-    Raises:
-        AssertionError: a rank raised, died or took too long; with the ranks' tracebacks.
-    """
-    ranks = start_ranks(function, world_size, *arguments)
-    try:
-        return _collect([receiver for _, receiver in ranks])
-    finally:
-        for process, _ in ranks:
-            process.kill()
-            process.join()
+    """Call a module-level function on every rank and return what each returned."""
+    return ranks.run_ranks(
+        function, world_size, *arguments, preload=PRELOADED, timeout_seconds=TIMEOUT_SECONDS
+    )
 
 
 def start_ranks(
     function: Callable[..., Any], world_size: int, *arguments: Any
 ) -> list[tuple[BaseProcess, Connection]]:
     """Start a module-level function on every rank; whoever starts them must end them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ranks = []
-    for rank in range(world_size):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_call, args=(sender, rank, world_size, port, function, arguments), daemon=True
-        )
-        process.start()
-        sender.close()
-        ranks.append((process, receiver))
-    return ranks
-
-
-def _collect(receivers: list[Connection]) -> list[Any]:
-    results: dict[Connection, Any] = {}
-    while len(results) < len(receivers):
-        ready = wait(
-            [receiver for receiver in receivers if receiver not in results], TIMEOUT_SECONDS
-        )
-        assert ready, f"only {len(results)} of {len(receivers)} ranks came back in time"
-        for receiver in ready:
-            try:
-                is_result, value = pickle.loads(receiver.recv_bytes())
-            except EOFError:
-                is_result, value = False, "a rank died without a word"
-            assert is_result, value
-            results[receiver] = value
-    return [results[receiver] for receiver in receivers]
-
-
-def _call(
-    sender: Connection,
-    rank: int,
-    world_size: int,
-    port: int,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    try:
-        outcome = (True, function(*arguments))
-    except BaseException:  # noqa: BLE001  whatever it was, the test must see it
-        outcome = (False, f"rank {rank}:\n{traceback.format_exc()}")
-    # Bytes, because multiprocessing would lend tensors by file handle, and this process ends now.
-    sender.send_bytes(pickle.dumps(outcome))
+    return ranks.start_ranks(function, world_size, *arguments, preload=PRELOADED)

@@ -144,12 +144,25 @@ def choose_samples(dataset: Dataset, seed: int) -> Integers:
 def make_batch(dataset: Dataset, rows: Sequence[Integers]) -> Batch:
     """The samples of some rows end to end; one pad token without loss where there are none."""
     ids = [sample for row in rows for sample in row.tolist()]
+    if not ids:
+        return empty_batch(dataset.pad_id)
     samples = [dataset.sample(sample) for sample in ids]
-    if not samples:
-        ids, samples = [-1], [_filler(dataset.pad_id)]
+    return join_samples(samples, modes=dataset.samples["mode"][ids], sample_ids=ids)
+
+
+def empty_batch(pad_id: int) -> Batch:
+    """What a rank without data trains on, to keep step with the others: a token without loss."""
+    no_loss = np.zeros(1, np.uint8)
+    filler = SampleTokens(np.array([pad_id], np.uint32), no_loss, no_loss.astype(np.float32))
+    return join_samples([filler], modes=[0], sample_ids=[-1])
+
+
+def join_samples(
+    samples: Sequence[SampleTokens], *, modes: npt.ArrayLike, sample_ids: Sequence[int]
+) -> Batch:
+    """Samples end to end, with their modes by number and their ids."""
     lengths = [len(sample.tokens) for sample in samples]
     following = [_shift(sample) for sample in samples]
-    modes = [dataset.samples[sample]["mode"] for sample in ids] if rows else [0]
     return Batch(
         input_ids=np.concatenate([sample.tokens for sample in samples]).astype(np.int64),
         position_ids=np.concatenate([np.arange(length) for length in lengths]),
@@ -158,7 +171,7 @@ def make_batch(dataset: Dataset, rows: Sequence[Integers]) -> Batch:
         spans=np.concatenate([spans for _, _, spans in following]),
         modes=np.array(modes, np.uint8),
         cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
-        sample_ids=np.array(ids, np.int64),
+        sample_ids=np.array(sample_ids, np.int64),
     )
 
 
@@ -170,11 +183,6 @@ def _shift(
     labels = np.append(sample.tokens[1:].astype(np.int64), IGNORED)
     labels[spans == 0] = IGNORED
     return labels, np.append(sample.weights[1:], np.float32(0)), spans
-
-
-def _filler(pad_id: int) -> SampleTokens:
-    no_loss = np.zeros(1, np.uint8)
-    return SampleTokens(np.array([pad_id], np.uint32), no_loss, no_loss.astype(np.float32))
 
 
 def _lay_rows(dataset: Dataset, order: Integers, *, packing: bool) -> Rows:

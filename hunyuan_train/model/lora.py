@@ -5,17 +5,19 @@ names. Adapters on the routed experts are ours (`parallel/expert_lora.py`): PEFT
 experts from the engine.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import peft
 import torch
 from peft.utils import transformers_weight_conversion
-from torch import nn
+from torch import Tensor, nn
 
 from hunyuan_train.config.adapters import EXPERTS, target_names
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.model.layout import StoredTensor
 
 # Module names under Transformers' class and under the engine's expert-parallel layer.
 LINEAR_PATTERNS = {
@@ -81,6 +83,20 @@ def _targets_as_named() -> Iterator[None]:
         yield
     finally:
         transformers_weight_conversion.convert_peft_config_for_transformers = original
+
+
+def draw_adapter(tensor: StoredTensor, *, seed: int) -> Tensor:
+    """First values of one expert's A matrix, as PEFT draws them: uniform within 1 / sqrt(columns).
+
+    They depend on the seed and the name only, so they are the same however experts are split.
+
+    Returns:
+        [elements], float32.
+    """
+    digest = hashlib.sha256(f"{seed}:{tensor.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    bound = tensor.shape[-1] ** -0.5
+    return torch.empty(tensor.numel).uniform_(-bound, bound, generator=generator)
 
 
 def is_adapter(parameter_name: str) -> bool:

@@ -5,7 +5,6 @@ pair of matrices an expert; gate and up share theirs), but work on tokens instea
 adds B @ A to the weights, whose gradient then has the size of the experts themselves.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.model.layout import pieces_of_range
-from hunyuan_train.model.lora import adapter_scaling
+from hunyuan_train.model.lora import adapter_scaling, draw_adapter
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 
 ADAPTERS = ("gate_up_lora_A", "gate_up_lora_B", "down_lora_A", "down_lora_B")
@@ -92,10 +91,9 @@ def adapted_experts(config: LoraConfig, dtype: torch.dtype) -> Iterator[None]:
 
 
 def start_expert_adapters(model: nn.Module, *, seed: int) -> None:
-    """Draw the A matrices as PEFT does (uniform within 1 / sqrt(columns)); the B matrices stay 0.
+    """Draw the A matrices; the B matrices stay 0.
 
-    Each expert's draw depends on the seed and its name only, so it is the same however the experts
-    are split. It comes after PEFT's own adapters, which freeze everything that is not one of them.
+    It comes after PEFT's own adapters, which freeze everything that is not one of them.
     """
     for module in model.modules():
         if isinstance(module, AdaptedExperts):
@@ -106,9 +104,5 @@ def start_expert_adapters(model: nn.Module, *, seed: int) -> None:
             continue
         kept = weight_values(shard)
         for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
-            digest = hashlib.sha256(f"{seed}:{piece.tensor.name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            bound = piece.tensor.shape[-1] ** -0.5
-            values = torch.empty(piece.tensor.numel).uniform_(-bound, bound, generator=generator)
-            part = values[piece.start : piece.stop]
+            part = draw_adapter(piece.tensor, seed=seed)[piece.start : piece.stop]
             kept[piece.offset : piece.offset + len(part)].copy_(part)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hunyuan_train.data.loader import Batch
 from hunyuan_train.trainer.evaluate import evaluate
+from hunyuan_train.trainer.loss_groups import WHOLE
 from hunyuan_train.trainer.optim import decay_groups
 from hunyuan_train.trainer.step import train_step
 from tests.batches import empty_batch, make_batch, plain_loss, plain_model, released_state
@@ -67,7 +68,8 @@ def train_unevenly(rank_of: int, expert_size: int, is_bf16: bool) -> Outcome:
     )
     terms = router_terms(engine, 0.0, 0.0)
     rank = torch.distributed.get_rank()
-    eval_loss = evaluate(engine, one_long(rank_of)[rank] + last_batch_empty(rank_of)[rank])
+    batches = one_long(rank_of)[rank] + last_batch_empty(rank_of)[rank]
+    eval_loss = evaluate(engine, batches)[WHOLE]
     losses, load_LE = [], torch.zeros(())
     for make in STEPS:
         result = train_step(engine, make(rank_of)[rank], learning_rate=RATE, routers=terms)

@@ -1,0 +1,106 @@
+"""How far a plan's training is from the reference."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.selftest.record import Floats, Parts, Record
+
+# A tensor whose largest value is this much smaller than the largest of all is compared with that.
+FLOOR = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Largest relative errors over all steps, ranks and tensors."""
+
+    loss: float  # of the mean loss, of each mode and span, of the routers, of an evaluation
+    gradients: float  # before clipping, relative to the largest value of the tensor
+    clip: float  # of the clip coefficient
+    weights: float  # after the last step, relative to the largest way a value of the tensor went
+
+    def over(self, tolerance: "Errors") -> list[str]:
+        """What is out of tolerance; NaN is."""
+        mine, allowed = asdict(self), asdict(tolerance)
+        return [field.name for field in fields(self) if not mine[field.name] <= allowed[field.name]]
+
+
+def compare(reference: Record, ranks: Sequence[Record], train: TrainConfig) -> Errors:
+    """Compare every number of every rank with the reference.
+
+    Raises:
+        ValueError: the ranks together keep other tensors than the reference, or not all of each.
+    """
+    moved = {key: reference.end[key] - reference.start[key] for key in reference.end}
+    scales = _scales(moved)
+    weights = [_worst(reference.end, [rank.end for rank in ranks], scales)]
+    gradients = [
+        _worst(expected, [rank.gradients[step] for rank in ranks], _scales(expected))
+        for step, expected in enumerate(reference.gradients)
+    ]
+    losses = [
+        _worst_number(expected, rank.numbers[step])
+        for rank in ranks
+        for step, expected in enumerate(reference.numbers)
+    ]
+    clips = [
+        abs(_coefficient(norm, train) / _coefficient(expected, train) - 1)
+        for rank in ranks
+        for norm, expected in zip(rank.grad_norms, reference.grad_norms, strict=True)
+    ]
+    return Errors(
+        loss=_largest(losses),
+        gradients=_largest(gradients),
+        clip=_largest(clips),
+        weights=_largest(weights),
+    )
+
+
+def _coefficient(norm: float, train: TrainConfig) -> float:
+    """What gradients are multiplied by; the norm itself, where nothing is clipped."""
+    if not train.max_grad_norm:
+        return norm
+    return min(1.0, train.max_grad_norm / (norm + 1e-6))
+
+
+def _worst_number(expected: dict[str, float], found: dict[str, float]) -> float:
+    if expected.keys() != found.keys():
+        return np.inf
+    errors = [abs(found[name] - value) / max(abs(value), 1.0) for name, value in expected.items()]
+    return _largest(errors)
+
+
+def _scales(tensors: Parts) -> dict[str, float]:
+    """The largest value of each tensor, no smaller than a share of the largest of all."""
+    largest = {name: float(np.abs(values).max()) for (name, _), values in tensors.items()}
+    floor = FLOOR * max(largest.values())
+    return {name: max(value, floor) for name, value in largest.items()}
+
+
+def _worst(expected: Parts, ranks: Sequence[Parts], scales: dict[str, float]) -> float:
+    covered = {name: np.zeros(len(values), bool) for (name, _), values in expected.items()}
+    errors = []
+    for parts in ranks:
+        for (name, start), values in parts.items():
+            if not len(values):
+                continue
+            if name not in covered:
+                raise ValueError(f"a rank has {name}, which the plain model has not")
+            stop = start + len(values)
+            covered[name][start:stop] = True
+            errors.append(_distance(expected[name, 0][start:stop], values) / scales[name])
+    missing = [name for name, mask in covered.items() if not mask.all()]
+    if missing:
+        raise ValueError(f"no rank keeps all of {len(missing)} tensors, such as {missing[0]}")
+    return _largest(errors)
+
+
+def _distance(expected: Floats, found: Floats) -> float:
+    return float(np.abs(found - expected).max())
+
+
+def _largest(errors: Sequence[float]) -> float:
+    """The largest of some errors, NaN if one of them is."""
+    return float(np.max(errors)) if len(errors) else 0.0

@@ -1,0 +1,89 @@
+"""Checks plans one after the other: ranks train, the reference trains, and the two are compared."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hunyuan_train.launcher.ranks import RanksError, run_ranks
+from hunyuan_train.selftest.compare import Errors, compare
+from hunyuan_train.selftest.plans import Plan
+from hunyuan_train.selftest.record import Record
+from hunyuan_train.selftest.reference import train_reference
+from hunyuan_train.selftest.samples import make_steps
+from hunyuan_train.selftest.training import train_plan
+
+logger = logging.getLogger(__name__)
+
+PRELOADED = ("hunyuan_train.selftest.preload",)
+TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one plan."""
+
+    plan: Plan
+    errors: Errors | None  # None where ranks failed
+    failure: str  # why there is nothing to compare; empty otherwise
+    seconds: float
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is out of tolerance; everything, where ranks failed."""
+        return self.errors.over(self.plan.tolerance) if self.errors else ["ranks failed"]
+
+
+class References:
+    """Reference trainings; plans that differ only in how they are carried out share one."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Record] = {}
+
+    def of(self, plan: Plan) -> Record:
+        """The reference of a plan."""
+        config, train = plan.config, plan.config.train
+        is_sum_over_tokens = not (
+            config.model.router_aux_loss_coef or config.model.router_z_loss_coef
+        )
+        key = (
+            *(plan.shape, plan.num_batches, config.model, config.lora),
+            *(train.optimizer == "sgd", train.learning_rate, train.weight_decay),
+            *(train.adam_beta1, train.adam_beta2, train.adam_epsilon),
+            *(train.max_grad_norm, train.seed),
+            0 if is_sum_over_tokens else plan.num_processes,
+        )
+        if key not in self._known:
+            steps = make_steps(plan.num_batches)
+            self._known[key] = train_reference(config, plan.shape, steps, plan.num_processes)
+        return self._known[key]
+
+
+def check_plans(
+    plans: Sequence[Plan], *, train: Callable[..., Record] = train_plan
+) -> Iterator[Verdict]:
+    """Check each plan as it is asked for.
+
+    Args:
+        plans: in this order.
+        train: what each rank runs; tests plant faults here.
+    """
+    references = References()
+    for plan in plans:
+        started = time.perf_counter()
+        errors, failure = None, ""
+        try:
+            errors = compare(references.of(plan), _run(plan, train), plan.config.train)
+        except (RanksError, ValueError) as error:
+            failure = str(error).strip()
+        yield Verdict(plan, errors, failure, time.perf_counter() - started)
+
+
+def _run(plan: Plan, train: Callable[..., Record]) -> list[Record]:
+    return run_ranks(
+        train,
+        plan.num_processes,
+        *(plan.config, plan.shape, make_steps(plan.num_batches)),
+        preload=PRELOADED,
+        timeout_seconds=TIMEOUT_SECONDS,
+    )

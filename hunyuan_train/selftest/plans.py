@@ -1,0 +1,159 @@
+"""The plans that are checked: every way of splitting and saving memory that the project offers.
+
+A plan is settings of a run. They pass through the checks and the assembly of a real one; only model
+and data are those of `samples.py`, and everything is float32.
+"""
+
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Any
+
+from hunyuan_train.config.deepspeed_config import DS_CONFIGS
+from hunyuan_train.config.load import build_config, load_config
+from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.selftest.compare import Errors
+from hunyuan_train.selftest.samples import DEFAULT_BATCHES, SHAPE
+
+Settings = dict[str, Any]
+
+# Rates at which the tiny model moves far beyond float32's last digits in four steps. The epsilon is
+# of the size of the gradients: with 1e-8 Adam makes full steps of the rounding errors of zeros.
+SGD: Settings = {"optimizer": "sgd", "learning_rate": 1.0}
+ADAMW: Settings = {
+    "optimizer": "adamw",
+    "learning_rate": 1e-2,
+    "adam_epsilon": 1e-3,
+    "weight_decay": 0.1,
+}
+ZERO_2: Settings = {"deepspeed": str(DS_CONFIGS / "zero2.json")}
+SPLIT: Settings = {"deepspeed": str(DS_CONFIGS / "zero3_ep.json")}
+LORA: Settings = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
+MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
+
+# Of float32 against float64, with a margin of ten over what was measured.
+TOLERANCE = Errors(loss=1e-5, gradients=1e-4, clip=1e-5, weights=1e-4)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Settings under a name, for one number of processes."""
+
+    name: str
+    config: RunConfig  # resolved
+    shape: ModelShape = SHAPE
+    tolerance: Errors = TOLERANCE
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that train."""
+        return int(self.config.parallel.num_processes)
+
+    @property
+    def num_batches(self) -> int:
+        """Micro-batches of a step: as many for any few processes, which share a reference."""
+        return -(-DEFAULT_BATCHES // self.num_processes) * self.num_processes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A plan for several numbers of processes."""
+
+    name: str
+    num_groups: int  # of processes, each with all experts between them; 0: experts are not split
+    settings: Settings
+    is_tied: bool = True
+
+
+def _entry(name: str, num_groups: int, *settings: Settings, is_tied: bool = True) -> Entry:
+    return Entry(name, num_groups, {k: v for part in settings for k, v in part.items()}, is_tied)
+
+
+ON_ANY = (
+    _entry("ZeRO-3", 0, SGD),
+    _entry("ZeRO-2", 0, SGD, ZERO_2),
+    _entry("experts split, SGD", 1, SGD, SPLIT),
+    _entry("experts split, AdamW", 1, ADAMW, SPLIT),
+)
+ON_ONE = (
+    _entry("AdamW", 0, ADAMW),
+    _entry("AdamW, ZeRO-2", 0, ADAMW, ZERO_2),
+    _entry("AdamW in host memory", 0, ADAMW, {"optimizer": "offload"}),
+    _entry("adapters on attention", 0, SGD, LORA),
+    _entry("nothing recomputed", 0, SGD, {"gradient_checkpointing": False}),
+)
+ON_TWO = (
+    _entry("AdamW in host memory", 1, ADAMW, {"optimizer": "offload"}),
+    _entry("one sample a row", 1, SGD, {"packing": False}),
+    _entry("no clipping", 1, SGD, {"max_grad_norm": 0.0, "learning_rate": 0.05}),
+    _entry("nothing recomputed", 1, SGD, {"gradient_checkpointing": False}),
+    _entry("selective recomputation", 1, SGD, {"gradient_checkpointing": "selective"}),
+    _entry("activations in host memory", 1, SGD, {"activation_offload": True}),
+    _entry("router losses", 1, SGD, {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01}),
+    _entry("experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}),
+    _entry("adapters on attention", 1, SGD, LORA),
+    _entry("adapters everywhere", 1, SGD, LORA, {"lora_target_modules": "all"}),
+    _entry("output layer of its own, ZeRO-3", 0, SGD, is_tied=False),
+    _entry("output layer of its own", 1, SGD, is_tied=False),
+)
+ON_FOUR = (
+    _entry("experts split twice", 2, SGD),
+    _entry("experts split twice, AdamW", 2, ADAMW),
+    _entry("experts split twice, selective", 2, SGD, {"gradient_checkpointing": "selective"}),
+    _entry("adapters on experts, split twice", 2, SGD, LORA, {"lora_target_modules": "experts"}),
+)
+
+
+def list_plans(num_processes: int, *, num_gpus: int) -> list[Plan]:
+    """Every plan that is checked on this number of processes."""
+    entries = [*ON_ANY]
+    entries += {1: ON_ONE, 2: ON_TWO}.get(num_processes, ())
+    if num_processes >= 4 and num_processes % 2 == 0:
+        entries += ON_FOUR
+    return [_make_plan(entry, num_processes, num_gpus) for entry in entries]
+
+
+def _make_plan(entry: Entry, num_processes: int, num_gpus: int) -> Plan:
+    expert_size = num_processes // entry.num_groups if entry.num_groups else 1
+    settings = {"max_grad_norm": MAX_NORM, "expert_parallel_size": expert_size, **entry.settings}
+    shape = replace(SHAPE, tie_word_embeddings=entry.is_tied)
+    config = _scale_down(build_config(settings), num_processes, num_gpus)
+    return Plan(entry.name, config, shape)
+
+
+def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
+    """A recipe of ours or of the user's on the tiny model: its methods, not its sizes and rates.
+
+    Raises:
+        ConfigError: no such recipe, or one that these processes cannot carry out.
+    """
+    config = load_config(["--recipe", recipe])
+    train, lora = config.train, config.lora
+    is_sgd = train.optimizer == "sgd"
+    rates = SGD if is_sgd else ADAMW
+    train = replace(
+        train,
+        learning_rate=rates["learning_rate"],
+        adam_epsilon=ADAMW["adam_epsilon"],
+        max_grad_norm=MAX_NORM if train.max_grad_norm else 0.0,
+    )
+    lora = replace(lora, lora_rank=min(lora.lora_rank, 8), lora_dropout=0.0)
+    model = replace(config.model, use_flash_attn="auto", attention_dropout=0.0)
+    parallel = config.parallel
+    size = parallel.expert_parallel_size
+    if size != "auto":
+        parallel = replace(parallel, expert_parallel_size=gcd(int(size), num_processes))
+    config = replace(config, model=model, train=train, lora=lora, parallel=parallel)
+    return Plan(recipe, _scale_down(config, num_processes, num_gpus))
+
+
+def _scale_down(config: RunConfig, num_processes: int, num_gpus: int) -> RunConfig:
+    """Float32 on some processes, resolved as a run's settings are."""
+    config = replace(
+        config,
+        train=replace(config.train, bf16=False),
+        parallel=replace(config.parallel, num_processes=num_processes, timeout_minutes=2.0),
+    )
+    machine = Machine(num_gpus=num_gpus, num_cores=num_processes)
+    return resolve_config(config, machine=machine, num_experts=SHAPE.num_experts)

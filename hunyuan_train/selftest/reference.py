@@ -1,0 +1,279 @@
+"""The measure of all plans: Transformers' own model in float64, one process, one sample at a time.
+
+Nothing here comes from the training path: no engine, no packing, plain attention, every logit,
+plain cross entropy, torch's clipping and optimizers. Labels are taken from the samples themselves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
+
+from hunyuan_train.config.adapters import adapts_experts
+from hunyuan_train.config.schema import LoraConfig, RunConfig
+from hunyuan_train.data.dialogue import MODES
+from hunyuan_train.data.encode import SampleTokens
+from hunyuan_train.data.template import SPANS
+from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.layout import stored_tensors
+from hunyuan_train.model.lora import adapter_scaling, add_linear_adapters, draw_adapter
+from hunyuan_train.model.shape import ModelShape, native_config_dict
+from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
+from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
+
+PLURALS = {"marker": "markers"}
+NO_LOSS = np.zeros(1, np.uint8)
+# What a rank without data runs: it reaches the routers, and nothing else.
+FILLER = Sample(SampleTokens(np.array([PAD_ID], np.uint32), NO_LOSS, NO_LOSS.astype("f4")), mode=0)
+
+
+class InFloat64(TorchDispatchMode):
+    """Makes every float32 that the model's code asks for a float64."""
+
+    def __torch_dispatch__(
+        self,
+        operator: torch._ops.OpOverload,
+        types: object,
+        arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None,
+    ) -> object:
+        """Run one operator."""
+        options = options or {}
+        if options.get("dtype") == torch.float32:
+            options = options | {"dtype": torch.float64}
+        return operator(*arguments, **options)
+
+
+class ExpertAdapter(nn.Module):
+    """The product of each expert's two low-rank matrices, on top of its weight.
+
+    Shape letters:  E experts · R rank · I inputs · O outputs
+    """
+
+    def __init__(self, lora_A_ERI: Tensor, num_outputs: int, scaling: float) -> None:
+        super().__init__()
+        num_experts, rank, _ = lora_A_ERI.shape
+        self.lora_A = nn.Parameter(lora_A_ERI)
+        self.lora_B = nn.Parameter(torch.zeros(num_experts, num_outputs, rank))
+        self.scaling = scaling
+
+    def forward(self, weight_EOI: Tensor) -> Tensor:
+        """The adapted weights of all experts."""
+        return weight_EOI + self.scaling * self.lora_B @ self.lora_A
+
+
+def build_reference(config: RunConfig, shape: ModelShape) -> HunYuanMoEV1ForCausalLM:
+    """The plain model in float64, with its adapters and what is frozen."""
+    model = plain_model(shape)
+    freeze_parameters(model, config.model)
+    if config.lora.use_lora:
+        model.requires_grad_(requires_grad=False)
+        add_linear_adapters(model, config.lora, seed=config.train.seed)
+        if adapts_experts(config.lora):
+            _adapt_experts(model, config.lora, seed=config.train.seed)
+    return model.double()
+
+
+def plain_model(shape: ModelShape) -> HunYuanMoEV1ForCausalLM:
+    """Transformers' model as it comes, in float32, with the self-test's weights."""
+    plain = HunYuanMoEV1Config(**native_config_dict(shape), use_cache=False)
+    plain._attn_implementation = plain._experts_implementation = "eager"
+    model = HunYuanMoEV1ForCausalLM(plain)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            tensors = stored_tensors(name, tuple(parameter.shape))
+            values = torch.cat([WEIGHTS.read(tensor, 0, tensor.numel) for tensor in tensors])
+            parameter.copy_(values.view(parameter.shape))
+    return model
+
+
+def _adapt_experts(model: HunYuanMoEV1ForCausalLM, lora: LoraConfig, *, seed: int) -> None:
+    for layer, module in enumerate(model.model.layers):
+        experts = module.mlp.experts
+        for kind in ("gate_up", "down"):
+            weight = experts.get_parameter(f"{kind}_proj")
+            name = f"model.layers.{layer}.mlp.experts.{kind}_lora_A"
+            shape = (weight.shape[0], lora.lora_rank, weight.shape[2])
+            drawn = [draw_adapter(tensor, seed=seed) for tensor in stored_tensors(name, shape)]
+            adapter = ExpertAdapter(
+                torch.cat(drawn).view(shape), weight.shape[1], adapter_scaling(lora)
+            )
+            parametrize.register_parametrization(experts, f"{kind}_proj", adapter)
+
+
+def released_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A model's parameters by the names that they have without our adapters around them."""
+    for name, parameter in model.named_parameters():
+        layer, found, rest = name.partition(".parametrizations.")
+        if found:
+            kind, _, part = rest.partition("_proj.")
+            part = "proj" if part == "original" else part.removeprefix("0.")
+            name = f"{layer}.{kind}_{part}"
+        yield name, parameter
+
+
+def split_released(name: str, values: Tensor) -> Parts:
+    """A whole parameter's values as the released tensors that it consists of."""
+    tensors = stored_tensors(name, tuple(values.shape))
+    parts = values.detach().flatten().split([tensor.numel for tensor in tensors])
+    return {
+        (tensor.name, 0): part.numpy().copy() for tensor, part in zip(tensors, parts, strict=True)
+    }
+
+
+@dataclass(slots=True)
+class SampleLoss:
+    """Losses of some samples: their sum, and sums and weights by mode and span."""
+
+    total: Tensor
+    sums: dict[str, float]
+    weights: dict[str, float]
+
+
+def sum_losses(model: nn.Module, samples: list[Sample]) -> SampleLoss:
+    """Weighted loss of the labels of each sample, run alone."""
+    result = SampleLoss(torch.zeros((), dtype=torch.float64), {}, {})
+    for sample in samples:
+        ids = torch.from_numpy(sample.tokens.tokens.astype(np.int64))
+        logits = model(input_ids=ids[None]).logits[0]
+        losses = functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+        losses = losses * torch.from_numpy(sample.tokens.weights[1:]).double()
+        result.total = result.total + losses.sum()
+        for position, span in enumerate(sample.tokens.spans[1:].tolist()):
+            if not span:
+                continue
+            for group in ("all", MODES[sample.mode], PLURALS.get(SPANS[span], SPANS[span])):
+                loss = losses[position].item()
+                weight = float(sample.tokens.weights[1 + position])
+                result.sums[group] = result.sums.get(group, 0.0) + loss
+                result.weights[group] = result.weights.get(group, 0.0) + weight
+    return result
+
+
+class RouterTap:
+    """Catches what the routers of a plain model give, to compute their losses from."""
+
+    def __init__(self, model: HunYuanMoEV1ForCausalLM) -> None:
+        self.model = model
+        self.caught: list[tuple[Tensor, Tensor]] = []
+        for layer in model.model.layers:
+            layer.mlp.gate.register_forward_hook(self._catch)
+
+    def _catch(self, _: nn.Module, __: object, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits, _weights, experts = output
+        self.caught.append((logits, experts))
+
+    def loss(self, balance_coefficient: float, z_coefficient: float) -> Tensor:
+        """Both losses of everything caught since the last call, mean over layers: a scalar."""
+        num_layers = len(self.model.model.layers)
+        balance = z = torch.zeros((), dtype=torch.float64)
+        for layer in range(num_layers):
+            logits = torch.cat([caught[0] for caught in self.caught[layer::num_layers]])
+            experts = torch.cat([caught[1] for caught in self.caught[layer::num_layers]])
+            num_experts = logits.shape[1]
+            counts = torch.bincount(experts.flatten(), minlength=num_experts).double()
+            probability = logits.softmax(dim=-1).mean(dim=0)
+            balance = balance + num_experts * (counts / counts.sum() * probability).sum()
+            z = z + logits.logsumexp(dim=-1).square().mean()
+        self.caught.clear()
+        return (balance_coefficient * balance + z_coefficient * z) / num_layers
+
+
+def train_reference(
+    config: RunConfig, shape: ModelShape, steps: list[Step], world_size: int
+) -> Record:
+    """Train on all micro-batches of each step.
+
+    Args:
+        config: of the plan that is checked; what splits the model is not read.
+        shape: of the model.
+        steps: samples.
+        world_size: ranks of the plan. It decides which micro-batches run at the same time, and so
+            the balance loss, which is no sum over tokens; everything else is the same for any.
+    """
+    record = Record()
+    with InFloat64():
+        model = build_reference(config, shape)
+        tap = RouterTap(model)
+        optimizer = make_optimizer(model, config)
+        record.start = kept_parameters(model)
+        for step in steps:
+            with parametrize.cached():
+                loss, numbers = step_loss(model, tap, step, config, world_size)
+                loss.backward()
+            record.numbers.append(numbers)
+            record.gradients.append(trained_gradients(model))
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            limit = config.train.max_grad_norm or float("inf")
+            record.grad_norms.append(float(nn.utils.clip_grad_norm_(trained, limit)))
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad(), parametrize.cached():
+            _, numbers = step_loss(model, tap, steps[0], config, world_size)
+        record.numbers.append(numbers | {"router loss": 0.0})  # as in an evaluation
+        record.end = kept_parameters(model)
+    return record
+
+
+def step_loss(
+    model: nn.Module, tap: RouterTap, step: Step, config: RunConfig, world_size: int
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of a step and router losses, with the numbers that a run would report."""
+    num_micro_steps = len(step) // world_size
+    router_loss = torch.zeros((), dtype=torch.float64)
+    parts = []
+    for micro_step in range(num_micro_steps):
+        at_once = step[micro_step::num_micro_steps]
+        parts += [sum_losses(model, samples or [FILLER]) for samples in at_once]
+        terms = tap.loss(config.model.router_aux_loss_coef, config.model.router_z_loss_coef)
+        router_loss = router_loss + terms / num_micro_steps
+    sums = _add_up([part.sums for part in parts])
+    weights = _add_up([part.weights for part in parts])
+    means = {group: sums[group] / weights[group] for group in sums}
+    total = torch.stack([part.total for part in parts]).sum() / weights["all"]
+    numbers = flatten_numbers(means.pop("all"), means, router_loss.item())
+    return total + router_loss, numbers
+
+
+def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
+
+
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """torch's own optimizer of the plan's kind; only matrices decay."""
+    train = config.train
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=train.learning_rate)
+    betas = (train.adam_beta1, train.adam_beta2)
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon)
+
+
+def kept_parameters(model: nn.Module) -> Parts:
+    """All weights by released name."""
+    kept: dict[tuple[str, int], Any] = {}
+    for name, parameter in released_parameters(model):
+        kept |= split_released(name, parameter)
+    return kept
+
+
+def trained_gradients(model: nn.Module) -> Parts:
+    """Gradients of what is trained, 0 where nothing reached a parameter."""
+    found: dict[tuple[str, int], Any] = {}
+    for name, parameter in released_parameters(model):
+        if parameter.requires_grad:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            found |= split_released(name, gradient)
+    return found

@@ -1,0 +1,56 @@
+"""How verdicts are shown: a table for people, a list for programs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from hunyuan_train.selftest.oracle import Verdict
+
+
+def make_table(verdicts: Sequence[Verdict]) -> Table:
+    """One row a plan, with what is out of tolerance in red."""
+    table = Table(title="largest relative error against one process in float64")
+    for heading in ("processes", "plan", "loss", "gradients", "clip", "weights", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("plan", "verdict") else "right")
+    for verdict in verdicts:
+        cells = [str(verdict.plan.num_processes), verdict.plan.name]
+        if verdict.errors:
+            errors = asdict(verdict.errors)
+            cells += [_cell(errors[name], is_wrong=name in verdict.wrong) for name in errors]
+        else:
+            cells += [""] * 4
+        table.add_row(*cells, _verdict(verdict))
+    return table
+
+
+def _cell(error: float, *, is_wrong: bool) -> str:
+    return f"[bold red]{error:.1e}[/]" if is_wrong else f"{error:.1e}"
+
+
+def _verdict(verdict: Verdict) -> str:
+    if verdict.failure:
+        return f"[bold red]failed[/]: {last_line(verdict.failure)}"
+    return f"[bold red]wrong: {', '.join(verdict.wrong)}[/]" if verdict.wrong else "equal"
+
+
+def last_line(text: str) -> str:
+    """What a traceback ends with."""
+    return text.rpartition("\n")[2][:120]
+
+
+def as_data(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "plan": verdict.plan.name,
+            "processes": verdict.plan.num_processes,
+            "errors": asdict(verdict.errors) if verdict.errors else None,
+            "tolerance": asdict(verdict.plan.tolerance),
+            "wrong": verdict.wrong,
+            "failure": verdict.failure,
+            "seconds": round(verdict.seconds, 1),
+        }
+        for verdict in verdicts
+    ]

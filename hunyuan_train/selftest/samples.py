@@ -1,0 +1,100 @@
+"""What the self-test trains on: a tiny model of the real architecture, and four awkward steps.
+
+Each step has as many micro-batches as the largest number of ranks needs, always the same ones, so
+that every way of dealing them out must give the same training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hunyuan_train.data.dialogue import MODES
+from hunyuan_train.data.encode import SampleTokens
+from hunyuan_train.data.loader import Batch, empty_batch, join_samples
+from hunyuan_train.data.template import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
+from hunyuan_train.model.presets import TINY
+from hunyuan_train.model.weights import SeededWeights
+
+# More experts than the third step has places for, so that some get no token on any rank.
+SHAPE = replace(
+    TINY,
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_experts=32,
+    moe_topk=2,
+)
+WEIGHTS = SeededWeights(seed=1, standard_deviation=0.08)
+PAD_ID = 0
+DEFAULT_BATCHES = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One document and the number of its thinking mode."""
+
+    tokens: SampleTokens
+    mode: int
+
+
+Step = list[list[Sample]]  # micro-batches of one optimizer step, all ranks'; an empty one is filled
+
+
+def make_steps(num_batches: int) -> list[Step]:
+    """The four steps, of `num_batches` micro-batches each."""
+    half = (num_batches + 1) // 2
+    random = np.random.default_rng(0)
+    uneven = [
+        _samples(random, (19, 31, 42)) if index < half else _samples(random, (2, 5, 3))
+        for index in range(num_batches)
+    ]
+    half_without_labels = [
+        _samples(random, (12, 7, 23), has_labels=index < half) for index in range(num_batches)
+    ]
+    short: Step = [_samples(random, (3,)), *([] for _ in range(num_batches - 1))]
+    even = [_samples(random, (17, 9, 14)) for _ in range(num_batches)]
+    return [uneven, half_without_labels, short, even]
+
+
+def _samples(
+    random: np.random.Generator, lengths: Sequence[int], *, has_labels: bool = True
+) -> list[Sample]:
+    return [_sample(random, length, has_labels=has_labels) for length in lengths]
+
+
+def _sample(random: np.random.Generator, length: int, *, has_labels: bool) -> Sample:
+    """A prompt of a third, then thoughts, answer and markers; some tokens weigh half."""
+    kinds = [SPAN_NONE, SPAN_THINK, SPAN_ANSWER, SPAN_MARKER]
+    spans = np.sort(random.permutation(np.resize(kinds, length))).astype(np.uint8)
+    if not has_labels:
+        spans[:] = SPAN_NONE
+    weights = np.where(spans != SPAN_NONE, random.choice([0.5, 1.0], length), 0.0)
+    tokens = random.integers(0, SHAPE.vocab_size, length).astype(np.uint32)
+    mode = random.choice([MODES.index("fast"), MODES.index("slow")])
+    return Sample(SampleTokens(tokens, spans, weights.astype(np.float32)), int(mode))
+
+
+def lay_batches(micro_batches: Step, *, packing: bool) -> list[Batch]:
+    """Micro-batches as the loader makes them: packed, or one sample in each.
+
+    Without packing all micro-batches become as many, because ranks must keep step.
+    """
+    if packing:
+        return [_join(samples) for samples in micro_batches]
+    longest = max(len(samples) for samples in micro_batches)
+    return [
+        _join(samples[index : index + 1]) for samples in micro_batches for index in range(longest)
+    ]
+
+
+def _join(samples: list[Sample]) -> Batch:
+    if not samples:
+        return empty_batch(PAD_ID)
+    return join_samples(
+        [sample.tokens for sample in samples],
+        modes=[sample.mode for sample in samples],
+        sample_ids=range(len(samples)),
+    )

@@ -1,0 +1,92 @@
+"""What each rank of a plan does: trains as a run does, and keeps what there is to compare."""
+
+import io
+import logging
+import sys
+import warnings
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
+from torch import Tensor, nn
+
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.loader import Batch
+from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.parallel.engine import start_process_group
+from hunyuan_train.parallel.zero import Shard, is_partitioned, weight_shards, weight_values
+from hunyuan_train.run import make_engine, make_router_terms
+from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
+from hunyuan_train.selftest.samples import WEIGHTS, Step, lay_batches
+from hunyuan_train.trainer.evaluate import evaluate
+from hunyuan_train.trainer.loss_groups import WHOLE
+from hunyuan_train.trainer.step import accumulate_gradients, update_weights
+
+
+def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Record:
+    """Train on this rank's share of each step, then evaluate on its share of the first."""
+    _silence_libraries()
+    start_process_group(config.parallel.timeout_minutes)
+    engine = make_engine(config, shape, WEIGHTS)
+    routers = make_router_terms(config, engine)
+    engine.train()
+    record = Record(start=kept_weights(engine.module))
+    for step in steps:
+        batches = my_share(lay_batches(step, packing=config.data.packing))
+        losses = accumulate_gradients(engine, batches, routers=routers)
+        numbers = flatten_numbers(losses.loss, losses.loss_by_group, losses.router_loss)
+        record.numbers.append(numbers)
+        record.gradients.append(kept_gradients(engine.module))
+        record.grad_norms.append(update_weights(engine, learning_rate=config.train.learning_rate))
+    batches = my_share(lay_batches(steps[0], packing=config.data.packing))
+    by_group = evaluate(engine, batches)
+    record.numbers.append(flatten_numbers(by_group.pop(WHOLE), by_group))
+    record.end = kept_weights(engine.module)
+    return record
+
+
+def _silence_libraries() -> None:
+    """What they say of a tiny model, hundreds of times; failures come back as errors."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    sys.stdout = io.StringIO()
+
+
+def my_share(batches: list[Batch]) -> list[Batch]:
+    """This rank's consecutive share of a global batch."""
+    size = len(batches) // dist.get_world_size()
+    return batches[dist.get_rank() * size : (dist.get_rank() + 1) * size]
+
+
+def kept_weights(model: nn.Module) -> Parts:
+    """This rank's weights."""
+    return _join([_cut(shard, weight_values(shard)) for shard in weight_shards(model)])
+
+
+def kept_gradients(model: nn.Module) -> Parts:
+    """This rank's accumulated gradients of what is trained; every rank takes part."""
+    trained = [shard for shard in weight_shards(model) if shard.parameter.requires_grad]
+    return _join([_cut(shard, _gradient(shard)) for shard in trained])
+
+
+def _gradient(shard: Shard) -> Tensor:
+    if is_partitioned(shard.parameter):
+        return safe_get_local_grad(shard.parameter)[: shard.stop - shard.start]
+    return safe_get_full_grad(shard.parameter).flatten()[shard.start : shard.stop]
+
+
+def _cut(shard: Shard, values: Tensor) -> Parts:
+    """A shard's values as parts of released tensors."""
+    flat = values.detach().to("cpu", torch.float32, copy=True).numpy()
+    return {
+        (piece.tensor.name, piece.start): flat[
+            piece.offset : piece.offset + piece.stop - piece.start
+        ]
+        for piece in pieces_of_range(shard.stored, shard.start, shard.stop)
+    }
+
+
+def _join(parts: list[Parts]) -> dict[tuple[str, int], np.ndarray]:
+    return {key: values for part in parts for key, values in part.items()}

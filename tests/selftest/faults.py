@@ -1,0 +1,74 @@
+"""Faults that have been shipped elsewhere, planted in a rank before it trains."""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+from transformers import AttentionInterface
+
+from hunyuan_train.data import loader
+from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
+from hunyuan_train.parallel.zero import is_split_expert
+from hunyuan_train.selftest import training
+
+
+def scale_expert_gradients_by_the_wrong_group() -> None:
+    """As if they were averaged over the ranks that share an expert instead of over all."""
+    accumulate = training.accumulate_gradients
+
+    def accumulate_wrongly(engine, *arguments, **options):
+        losses = accumulate(engine, *arguments, **options)
+        for parameter in engine.module.parameters():
+            if is_split_expert(parameter):
+                gradient = safe_get_local_grad(parameter)
+                safe_set_local_grad(parameter, gradient * dist.get_world_size())
+        return losses
+
+    training.accumulate_gradients = accumulate_wrongly
+
+
+def clip_by_the_norm_of_one_rank() -> None:
+    def own_norm(self, gradients, parameters, norm_type=2):
+        return torch.stack([gradient.float().norm() for gradient in gradients]).norm()
+
+    DeepSpeedZeroOptimizer_Stage3.get_grad_norm_direct = own_norm
+
+
+def leak_between_packed_samples() -> None:
+    def see_all(module, query, *arguments, document_lengths, **options):
+        whole_row = [sum(document_lengths)]
+        return per_document_attention(
+            module, query, *arguments, document_lengths=whole_row, **options
+        )
+
+    AttentionInterface.register(PER_DOCUMENT, see_all)
+
+
+def predict_the_token_itself() -> None:
+    """Labels off by one."""
+
+    def no_shift(sample):
+        labels = np.where(sample.spans == 0, loader.IGNORED, sample.tokens.astype(np.int64))
+        return labels, sample.weights, sample.spans
+
+    loader._shift = no_shift
+
+
+def forget_a_micro_batch() -> None:
+    accumulate = training.accumulate_gradients
+
+    def accumulate_less(engine, batches, **options):
+        return accumulate(engine, batches[:1], **options)
+
+    training.accumulate_gradients = accumulate_less
+
+
+def die() -> None:
+    raise RuntimeError("this rank was told to die")
+
+
+def train_with_fault(plant, *arguments):
+    """What a rank runs: the fault, and then the self-test's own training."""
+    plant()
+    return training.train_plan(*arguments)

@@ -1,0 +1,76 @@
+"""`python -m hunyuan_train selftest`, as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hunyuan_train.cli import main
+from hunyuan_train.config.resolve import Machine
+from hunyuan_train.selftest.commands import choose_processes
+from tests.conftest import REPOSITORY
+
+PROMISED = {
+    1: {"ZeRO-2", "ZeRO-3", "AdamW", "AdamW in host memory", "adapters on attention"},
+    2: {
+        *("ZeRO-2", "ZeRO-3", "experts split, SGD", "one sample a row", "no clipping"),
+        *("nothing recomputed", "selective recomputation", "activations in host memory"),
+        *("router losses", "adapters on attention", "adapters everywhere"),
+        *("AdamW in host memory", "output layer of its own"),
+    },
+    4: {"ZeRO-3", "experts split, SGD", "experts split twice", "adapters on experts, split twice"},
+}
+
+
+def selftest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hunyuan_train", "selftest", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def test_every_plan_equals_one_plain_process() -> None:
+    finished = selftest("--json")
+    verdicts = json.loads(finished.stdout)
+    wrong = [verdict for verdict in verdicts if verdict["wrong"]]
+    assert not wrong
+    assert finished.returncode == 0
+    for processes, names in PROMISED.items():
+        found = {verdict["plan"] for verdict in verdicts if verdict["processes"] == processes}
+        assert names <= found
+
+
+@pytest.mark.parametrize("recipe", ["full", "lora"])
+def test_a_recipe_is_checked_scaled_down(recipe: str) -> None:
+    finished = selftest("--recipe", recipe, "--processes", "2")
+    assert finished.returncode == 0, finished.stderr
+    assert recipe in finished.stdout
+    assert "equal" in finished.stdout
+    assert "1/1" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "two"], "processes is two; give numbers, such as 1,2,4"),
+        (["--processes", "0"], "a plan needs 1 or more"),
+        (["--only", "quantum"], "only is 'quantum', which is in no plan's name"),
+        (["--recipe", "none.yaml"], "neither a recipe of ours"),
+    ],
+)
+def test_mistakes_are_explained(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["selftest", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_gpus_bound_the_processes() -> None:
+    machine = Machine(num_gpus=6, num_cores=64)
+    assert choose_processes(None, machine) == [1, 2, 4, 6]
+    assert choose_processes(None, Machine(num_gpus=0, num_cores=2)) == [1, 2, 4]

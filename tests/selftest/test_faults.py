@@ -1,0 +1,54 @@
+"""The self-test turns red for every planted fault, in the column where it belongs."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from hunyuan_train.cli import main
+from hunyuan_train.selftest import oracle
+from tests.selftest import faults
+
+
+def run_with_fault(
+    fault: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[int, list[dict]]:
+    train = partial(faults.train_with_fault, fault)
+    monkeypatch.setattr(oracle, "check_plans", partial(oracle.check_plans, train=train))
+    exit_code = main(["selftest", "--processes", "2", "--only", "experts split, SGD", "--json"])
+    return exit_code, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("fault", "columns"),
+    [
+        (faults.scale_expert_gradients_by_the_wrong_group, {"gradients", "clip", "weights"}),
+        (faults.clip_by_the_norm_of_one_rank, {"clip", "weights"}),
+        (faults.leak_between_packed_samples, {"loss", "gradients", "clip", "weights"}),
+        (faults.predict_the_token_itself, {"loss", "gradients", "clip", "weights"}),
+        (faults.forget_a_micro_batch, {"loss", "gradients", "clip", "weights"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_planted_fault_is_found(
+    fault: Callable[[], None],
+    columns: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exit_code, [verdict] = run_with_fault(fault, monkeypatch, capsys)
+    assert exit_code == 1
+    assert columns <= set(verdict["wrong"])
+    assert all(verdict["errors"][name] > 10 * verdict["tolerance"][name] for name in columns)
+
+
+def test_a_rank_that_dies_is_a_failed_plan_and_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_code, [verdict] = run_with_fault(faults.die, monkeypatch, capsys)
+    assert exit_code == 1
+    assert verdict["failure"].endswith("this rank was told to die")
+    assert verdict["errors"] is None
