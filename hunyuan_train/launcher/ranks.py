@@ -56,7 +56,7 @@ def start_ranks(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    ranks = []
+    ranks: list[tuple[BaseProcess, Connection]] = []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(

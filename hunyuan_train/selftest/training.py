@@ -39,7 +39,8 @@ def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Recor
         numbers = flatten_numbers(losses.loss, losses.loss_by_group, losses.router_loss)
         record.numbers.append(numbers)
         record.gradients.append(kept_gradients(engine.module))
-        record.grad_norms.append(update_weights(engine, learning_rate=config.train.learning_rate))
+        rate = config.train.learning_rate
+        record.grad_norms.append(update_weights(engine, rate, is_withheld=False))
     batches = my_share(lay_batches(steps[0], packing=config.data.packing))
     by_group = evaluate(engine, batches)
     record.numbers.append(flatten_numbers(by_group.pop(WHOLE), by_group))
