@@ -25,7 +25,8 @@ from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
 from tests.batches import SHAPE, WEIGHTS
 
-LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3}
+LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3, "lean": 1e-3}
+LEAN_SETTINGS = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 MAX_GRAD_NORM = 1.0
 WEIGHT_DECAY = 0.01
 
@@ -46,7 +47,7 @@ def small_engine(
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": max_grad_norm,
-        "bf16": {"enabled": is_bf16},
+        "bf16": {"enabled": is_bf16} | (LEAN_SETTINGS if optimizer == "lean" else {}),
         "zero_optimization": {"stage": stage, "overlap_comm": False, "reduce_bucket_size": 10**6},
     }
     if expert_size:

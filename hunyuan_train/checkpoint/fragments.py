@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
 from hunyuan_train.model.safetensors_files import read_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
+from hunyuan_train.parallel.blockwise import decode_range, num_blocks, scales_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,17 @@ class Fragment:
     stop: int
     location: TensorLocation
     offset: int  # of `start` within the location
+    scales: TensorLocation | None  # of the blocks of an 8-bit state
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of the released tensor: [stop - start], float32 if 8-bit."""
+        offset = self.offset + start - self.start
+        values = read_range(self.location, offset, offset + stop - start)
+        if self.scales is None:
+            return values
+        last_block = num_blocks(offset + stop - start)
+        scales = read_range(self.scales, offset // LEAN_BLOCK, last_block)
+        return decode_range(values, scales, offset)
 
 
 class CheckpointTensors:
@@ -49,9 +62,7 @@ class CheckpointTensors:
         for fragment in self.fragments.get(tensor.name, ()):
             first, last = max(start, fragment.start), min(stop, fragment.stop)
             if first < last:
-                offset = fragment.offset + first - fragment.start
-                part = read_range(fragment.location, offset, offset + last - first)
-                values[first - start : last - start] = part
+                values[first - start : last - start] = fragment.read(first, last)
                 num_found += last - first
         if num_found != stop - start:
             raise CheckpointError(
@@ -78,6 +89,7 @@ def open_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Checkpoint
                 tensors[piece.tensor.name] = piece.tensor
                 for kind, found in fragments.items():
                     location = locations[f"{kind}:{name}"]
-                    fragment = Fragment(piece.start, piece.stop, location, piece.offset)
+                    scales = locations.get(scales_name(f"{kind}:{name}"))
+                    fragment = Fragment(piece.start, piece.stop, location, piece.offset, scales)
                     found[piece.tensor.name].append(fragment)
     return {kind: CheckpointTensors(folder, tensors, found) for kind, found in fragments.items()}

@@ -26,13 +26,13 @@ from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
     MASTER,
     optimizer_step_count,
-    prepare_optimizer_states,
     publish_weights,
-    read_state,
     state_kinds,
+    stored_state,
     trained_shards,
     write_state,
 )
+from hunyuan_train.trainer.optim import prepare_optimizer_states
 
 ROUTER_LOAD = "router_load"  # counted since the last logged step
 
@@ -42,7 +42,7 @@ class RankContent:
     """What one rank writes. The states are the live ones, which only the optimizer changes."""
 
     kinds: list[str]
-    states: dict[str, Tensor]  # "kind:parameter", flat views
+    states: dict[str, Tensor]  # "kind:parameter", flat views, and the scales of 8-bit ones
     copies: dict[str, Tensor]  # small ones, already copied
     ranges: dict[str, list[int]]  # where each parameter's states belong
     step_count: int  # of the optimizer
@@ -76,9 +76,10 @@ def collect_content(
     return RankContent(
         kinds=kinds,
         states={
-            f"{kind}:{shard.name}": read_state(engine, shard, kind)
+            name: tensor
             for shard in shards
             for kind in kinds
+            for name, tensor in stored_state(engine, shard, kind).items()
         },
         copies=copies,
         ranges={
@@ -98,7 +99,8 @@ def load_checkpoint(
     """Restore everything a step depends on; called by every rank.
 
     The number of ranks, the expert-parallel size and the ZeRO stage may differ from those that
-    saved: weights and optimizer states are the same bit for bit.
+    saved: weights and optimizer states are the same bit for bit, except that 8-bit states are coded
+    anew where the new ranges cut their blocks elsewhere.
 
     Args:
         engine: fresh, or between two steps.

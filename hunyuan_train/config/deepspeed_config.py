@@ -95,6 +95,11 @@ def splits_experts(content: dict[str, Any]) -> bool:
     return bool(content.get("expert_parallel", {}).get("enabled", False))
 
 
+def has_bf16_masters(content: dict[str, Any]) -> bool:
+    """Whether a DeepSpeed file keeps the optimizer's copy of the weights in bfloat16."""
+    return bool(content.get("bf16", {}).get("bf16_master_weights_and_grads", False))
+
+
 def build_deepspeed_config(config: RunConfig, *, world_size: int, is_bf16: bool) -> dict[str, Any]:
     """The dictionary that the engine is given.
 
@@ -124,6 +129,10 @@ def build_deepspeed_config(config: RunConfig, *, world_size: int, is_bf16: bool)
         ("bf16", "enabled"): ("bf16", is_bf16),
         ("fp16", "enabled"): ("fp16", False),
     }
+    if train.optimizer == "lean":
+        is_lean = 'optimizer "lean"'
+        owned["bf16", "bf16_master_weights_and_grads"] = (is_lean, True)
+        owned["bf16", "bf16_optimizer_states"] = (is_lean, True)
     if splits_experts(content):
         owned["expert_parallel", "autoep_size"] = (
             "expert_parallel_size",

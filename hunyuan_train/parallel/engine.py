@@ -17,7 +17,7 @@ from transformers import HunYuanMoEV1ForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from hunyuan_train.config.adapters import adapts_experts
-from hunyuan_train.config.deepspeed_config import splits_experts
+from hunyuan_train.config.deepspeed_config import has_bf16_masters, splits_experts
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.model.build import build_model, compute_rope_in_float32
 from hunyuan_train.model.lora import add_linear_adapters
@@ -29,6 +29,7 @@ from hunyuan_train.parallel.expert import (
     register_hunyuan,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
+from hunyuan_train.parallel.masters import share_masters
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
 from hunyuan_train.parallel.zero import fill_parameters, partitioned_construction
 
@@ -123,6 +124,8 @@ def start_engine(
             config=deepspeed_config | {"zero_allow_untested_optimizer": True},
             dist_init_required=False,
         )
+    if has_bf16_masters(deepspeed_config):
+        share_masters(engine)
     keep_pinned_masters(engine)
     return engine
 

@@ -23,15 +23,16 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from hunyuan_train.config.deepspeed_config import zero_stage
 from hunyuan_train.data.progress import show_progress
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.parallel.blockwise import BlockwiseState, num_blocks, scales_name
 
-# Kinds of state: the float32 weights, and the optimizer's states by its own names (exp_avg, ...).
+# Kinds of state: the weights as the optimizer keeps them (float32, or bfloat16 where they are their
+# own master), and the optimizer's states by its own names (exp_avg, ...).
 MASTER = "master"
 
 
@@ -62,6 +63,12 @@ def partitioned_construction(deepspeed_config: dict[str, Any]) -> AbstractContex
 def is_partitioned(parameter: nn.Parameter) -> bool:
     """Whether this rank keeps only a range of the weights themselves (stage 3)."""
     return hasattr(parameter, "ds_tensor")
+
+
+def num_dimensions(parameter: nn.Parameter) -> int:
+    """Dimensions of the whole parameter; a ZeRO-3 partition is flat and remembers its shape."""
+    shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+    return len(shape)
 
 
 def weight_shards(model: nn.Module) -> Iterator[Shard]:
@@ -121,7 +128,7 @@ def fill_parameters(model: nn.Module, source: WeightSource) -> None:
 
 
 def trained_shards(model: nn.Module) -> Iterator[Shard]:
-    """The ranges whose float32 weights and optimizer states this rank keeps."""
+    """The ranges whose master weights and optimizer states this rank keeps."""
     for shard in weight_shards(model):
         parameter = shard.parameter
         if not parameter.requires_grad:
@@ -141,31 +148,45 @@ def state_kinds(engine: deepspeed.DeepSpeedEngine) -> list[str]:
         kind
         for flat, kinds in states.items()
         for kind, value in kinds.items()
-        if torch.is_tensor(value) and value.shape == flat.shape
+        if isinstance(value, BlockwiseState)
+        or (torch.is_tensor(value) and value.shape == flat.shape)
     }
     return [MASTER, *sorted(elementwise)]
 
 
 def read_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> Tensor:
-    """One kind of float32 state of a trained shard: [stop - start], a view, where it lives.
+    """One kind of state of a trained shard: [stop - start], 8-bit states decoded to float32."""
+    blockwise = blockwise_state(engine, shard.parameter, kind)
+    if blockwise is not None:
+        return blockwise.decode()[: shard.stop - shard.start]
+    return _plain_state(engine, shard, kind)
 
-    Only the optimizer's step changes it: a forward or backward pass may run meanwhile.
+
+def stored_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> dict[str, Tensor]:
+    """The same in the form in which a checkpoint holds it: views by name, where they live.
+
+    An 8-bit state is its codes and, under `scales_name`, the scales of its blocks. Only the
+    optimizer's step changes them: a forward or backward pass may run meanwhile.
     """
-    parameter = shard.parameter
-    if not is_partitioned(parameter):
-        return _fragment(engine, parameter, kind)
-    # DeepSpeed's public getter would copy states of host memory to the GPU.
-    values, _ = engine.optimizer._get_fp32_opt_state_partition(
-        parameter,
-        release_swap_buffers=True,
-        optim_state_key=None if kind == MASTER else kind,
-    )
-    return values.data[: shard.stop - shard.start]
+    name, size = f"{kind}:{shard.name}", shard.stop - shard.start
+    blockwise = blockwise_state(engine, shard.parameter, kind)
+    if blockwise is None:
+        return {name: _plain_state(engine, shard, kind)}
+    return {
+        name: blockwise.codes[:size],
+        scales_name(name): blockwise.scales[: num_blocks(size)],
+    }
 
 
 def write_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, values: Tensor) -> None:
     """Replace one kind of state of a trained shard; `publish_weights` must follow."""
     parameter = shard.parameter
+    blockwise = blockwise_state(engine, parameter, kind)
+    if blockwise is not None:
+        padded = values.new_zeros(len(blockwise.codes))
+        padded[: len(values)] = values
+        blockwise.encode(padded)
+        return
     if not is_partitioned(parameter):
         _fragment(engine, parameter, kind).copy_(values)
         return
@@ -176,6 +197,36 @@ def write_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, valu
         weight_values(shard).copy_(values)
     else:
         safe_set_local_optimizer_state(parameter, padded, kind)
+
+
+def blockwise_state(
+    engine: deepspeed.DeepSpeedEngine, parameter: nn.Parameter, kind: str
+) -> BlockwiseState | None:
+    """An 8-bit state of a trained parameter; None if that kind has elements of its own.
+
+    Its optimizer has one flat tensor for each parameter, so the state is that of the shard, padded.
+    """
+    if kind == MASTER:
+        return None
+    if is_partitioned(parameter):
+        index, _, _ = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
+    else:
+        index = parameter._hp_mapping.param_group_index
+    state = engine.optimizer.optimizer.state[flat_masters(engine)[index]][kind]
+    return state if isinstance(state, BlockwiseState) else None
+
+
+def _plain_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> Tensor:
+    parameter = shard.parameter
+    if not is_partitioned(parameter):
+        return _fragment(engine, parameter, kind)
+    # DeepSpeed's public getter would copy states of host memory to the GPU.
+    values, _ = engine.optimizer._get_fp32_opt_state_partition(
+        parameter,
+        release_swap_buffers=True,
+        optim_state_key=None if kind == MASTER else kind,
+    )
+    return values.data[: shard.stop - shard.start]
 
 
 def _fragment(engine: deepspeed.DeepSpeedEngine, parameter: nn.Parameter, kind: str) -> Tensor:
@@ -220,25 +271,8 @@ def optimizer_step_count(engine: deepspeed.DeepSpeedEngine) -> int:
     return counts.pop() if counts else 0
 
 
-def prepare_optimizer_states(
-    engine: deepspeed.DeepSpeedEngine, kinds: list[str], step_count: int
-) -> None:
-    """Create the optimizer's states, which it would make at its first step, to be written over."""
-    for flat in flat_masters(engine):
-        state = engine.optimizer.optimizer.state[flat]
-        for kind in kinds:
-            if kind != MASTER:
-                state[kind] = torch.zeros_like(flat)
-        if step_count:
-            is_torch = isinstance(engine.optimizer.optimizer, AdamW)
-            on_device = flat.device if flat.is_cuda else None
-            state["step"] = (
-                torch.tensor(float(step_count), device=on_device) if is_torch else step_count
-            )
-
-
 def flat_masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
-    """The flat float32 tensors that the wrapped optimizer updates."""
+    """The flat tensors that the wrapped optimizer updates: the engine's own list."""
     if engine.zero_optimization_partition_weights():
         return engine.optimizer.fp32_partitioned_groups_flat
     return engine.optimizer.single_partition_of_fp32_groups

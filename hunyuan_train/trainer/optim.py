@@ -2,13 +2,17 @@
 
 from typing import Any
 
+import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.parallel.engine import OptimizerFactory
+from hunyuan_train.parallel.engine import OptimizerFactory, sum_over_ranks
+from hunyuan_train.parallel.zero import MASTER, flat_masters, num_dimensions
+from hunyuan_train.trainer.lean import LeanAdamW
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -20,10 +24,26 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
 
 
-def num_dimensions(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole parameter; a ZeRO-3 partition is flat and remembers its shape."""
-    shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
-    return len(shape)
+def lean_groups(model: nn.Module, weight_decay: float, seed: int) -> list[dict[str, Any]]:
+    """A group for each parameter, so that the engine keeps each in a flat tensor of its own.
+
+    Blocks of 8-bit states then belong to one parameter, and its gradients are used where they lie:
+    the engine copies those of a tensor that holds several.
+
+    Args:
+        model: its trained parameters are grouped.
+        weight_decay: of matrices.
+        seed: of the run; with rank and name it says which random bits a parameter's rounding takes.
+    """
+    return [
+        {
+            "params": [parameter],
+            "weight_decay": weight_decay if num_dimensions(parameter) >= 2 else 0.0,
+            "key": f"{seed}:{dist.get_rank()}:{name}",
+        }
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
 
 
 def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory:
@@ -37,6 +57,9 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
     betas = (config.adam_beta1, config.adam_beta2)
 
     def make(model: nn.Module) -> Optimizer:
+        if config.optimizer == "lean":
+            groups = lean_groups(model, config.weight_decay, config.seed)
+            return LeanAdamW(groups, lr=rate, betas=betas, eps=epsilon)
         groups = decay_groups(model, config.weight_decay)
         if config.optimizer == "sgd":
             return SGD(groups, lr=rate)
@@ -46,3 +69,42 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
         return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=is_fused)
 
     return make
+
+
+def prepare_optimizer_states(
+    engine: deepspeed.DeepSpeedEngine, kinds: list[str], step_count: int
+) -> None:
+    """Create the optimizer's states, which it would make at its first step, to be written over.
+
+    Args:
+        engine: before its first step.
+        kinds: of states, by the names of `parallel/zero.py`.
+        step_count: updates that the optimizer has done.
+    """
+    optimizer = engine.optimizer.optimizer
+    for flat in flat_masters(engine):
+        if isinstance(optimizer, LeanAdamW):
+            optimizer.start_state(flat, step_count)
+            continue
+        state = optimizer.state[flat]
+        for kind in kinds:
+            if kind != MASTER:
+                state[kind] = torch.zeros_like(flat)
+        if step_count:
+            is_torch = isinstance(optimizer, AdamW)
+            on_device = flat.device if flat.is_cuda else None
+            state["step"] = (
+                torch.tensor(float(step_count), device=on_device) if is_torch else step_count
+            )
+
+
+def share_of_weights_moved(engine: deepspeed.DeepSpeedEngine) -> float | None:
+    """Of the bfloat16 weights updated since the last call, the share that changed; all ranks.
+
+    None where the optimizer has a float32 master copy: there no update is lost.
+    """
+    optimizer = engine.optimizer.optimizer
+    if not isinstance(optimizer, LeanAdamW):
+        return None
+    moved, rounded = sum_over_ranks([float(n) for n in optimizer.take_moved()], engine.device)
+    return moved / max(rounded, 1.0)
