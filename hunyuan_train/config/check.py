@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from hunyuan_train.config.adapters import adapts_experts, check_expert_adapters, check_targets
 from hunyuan_train.config.deepspeed_config import (
     build_deepspeed_config,
+    has_bf16_masters,
     offloads_optimizer,
+    offloads_parameters,
     read_deepspeed_file,
     splits_experts,
     zero_stage,
@@ -42,6 +44,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
         num_processes=num_processes,
     )
     check_deepspeed_file(config)
+    check_lean(config)
     build_deepspeed_config(config, world_size=num_processes, is_bf16=config.train.bf16 is True)
 
 
@@ -115,6 +118,38 @@ def check_lora(config: RunConfig) -> None:
     if adapts_experts(lora):
         is_split = splits_experts(read_deepspeed_file(config.parallel.deepspeed))
         check_expert_adapters(lora, is_split=is_split)
+
+
+def check_lean(config: RunConfig) -> None:
+    """Refuse the lean optimizer where it cannot work or does not help, and its settings without it.
+
+    Masters in bfloat16 that are rounded to the nearest lose 84 to 96 % of a fine-tuning update.
+    """
+    path = config.parallel.deepspeed
+    content = read_deepspeed_file(path)
+    if config.train.optimizer != "lean":
+        if has_bf16_masters(content):
+            raise ConfigError(
+                f"{path} sets bf16.bf16_master_weights_and_grads, and optimizer is "
+                f"{config.train.optimizer}, whose steps would round away almost whole: use "
+                "--optimizer lean, which rounds at random, or delete that key"
+            )
+        return
+    if config.train.bf16 is not True:
+        raise ConfigError(
+            "optimizer is lean and bf16 is false; its weights are bfloat16 by design: use --bf16, "
+            "or --optimizer adamw"
+        )
+    if config.lora.use_lora:
+        raise ConfigError(
+            "optimizer is lean and use_lora is true; adapters are so small that saving on their "
+            "states gains nothing: use --optimizer adamw"
+        )
+    if offloads_parameters(content):
+        raise ConfigError(
+            f"optimizer is lean, but {path} offloads the weights (zero_optimization.offload_param) "
+            "that it updates in place: use --deepspeed auto, or --optimizer offload"
+        )
 
 
 def check_flash_attn(config: RunConfig, machine: Machine) -> None:

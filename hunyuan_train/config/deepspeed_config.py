@@ -81,10 +81,19 @@ def zero_stage(content: dict[str, Any]) -> int:
 
 def offloads_optimizer(content: dict[str, Any]) -> bool:
     """Whether a DeepSpeed file keeps optimizer states in host memory."""
-    section = content.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return _offloads(content, "offload_optimizer")
+
+
+def offloads_parameters(content: dict[str, Any]) -> bool:
+    """Whether a DeepSpeed file keeps weights in host memory."""
+    return _offloads(content, "offload_param")
+
+
+def _offloads(content: dict[str, Any], key: str) -> bool:
+    section = content.get("zero_optimization", {}).get(key) or {}
     if not isinstance(section, dict):
         raise ConfigError(
-            f"zero_optimization.offload_optimizer is {json.dumps(section)}; it is a section, such "
+            f"zero_optimization.{key} is {json.dumps(section)}; it is a section, such "
             'as {"device": "cpu", "pin_memory": true}'
         )
     return section.get("device", "none") != "none"
@@ -130,9 +139,8 @@ def build_deepspeed_config(config: RunConfig, *, world_size: int, is_bf16: bool)
         ("fp16", "enabled"): ("fp16", False),
     }
     if train.optimizer == "lean":
-        is_lean = 'optimizer "lean"'
-        owned["bf16", "bf16_master_weights_and_grads"] = (is_lean, True)
-        owned["bf16", "bf16_optimizer_states"] = (is_lean, True)
+        for flag in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
+            owned["bf16", flag] = ("optimizer lean", True)
     if splits_experts(content):
         owned["expert_parallel", "autoep_size"] = (
             "expert_parallel_size",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # Bytes of an element, for the dtypes that models and checkpoints here are made of.
-ITEMSIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+ITEMSIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
 MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 
 

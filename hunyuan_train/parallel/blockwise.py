@@ -13,7 +13,10 @@ Codes may be rounded at random, in proportion, so that a moving average stays un
 change is less than a step. Coding what was decoded gives the same codes and scales again.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
 
 TOPS = {torch.int8: 127, torch.uint8: 255}  # the code of the scale itself
 STEPS_PER_OCTAVE = {torch.int8: 127 / 16, torch.uint8: 255 / 32}
+SLICE_BLOCKS = 2048  # worked on at once: 4 M elements, 17 MB for each float32 temporary
 SMALLEST_SCALE = 1e-38  # stands for 0 where a block is divided by its scale
 
 
@@ -49,11 +53,10 @@ class BlockwiseState:
 
     def encode(self, values: Tensor) -> None:
         """Take new values, each as the nearest code: [elements], any float dtype."""
-        scales = self.scales.split([len(rows) for rows in as_blocks(self.codes)])
-        for rows, kept, into in zip(as_blocks(values.float()), as_blocks(self.codes), scales):
-            codes, largest = encode_nearest(rows, self.codes.dtype)
+        for first_block, rows, kept in block_slices(values, self.codes):
+            codes, scales = encode_nearest(rows.float(), self.codes.dtype)
             kept.copy_(codes)
-            into.copy_(largest)
+            self.scales[first_block : first_block + len(rows)] = scales
 
 
 def num_blocks(num_elements: int) -> int:
@@ -61,11 +64,19 @@ def num_blocks(num_elements: int) -> int:
     return -(-num_elements // LEAN_BLOCK)
 
 
-def as_blocks(flat: Tensor) -> list[Tensor]:
-    """Views of a flat tensor: its whole blocks [blocks, LEAN_BLOCK], then the rest [1, elements]."""
-    num_whole = len(flat) // LEAN_BLOCK * LEAN_BLOCK
-    views = [flat[:num_whole].view(-1, LEAN_BLOCK), flat[num_whole:].view(1, -1)]
-    return [view for view in views if view.numel()]
+def block_slices(*flats: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Cut flat tensors of one length alike, so that work on them needs little memory beside them.
+
+    Yields:
+        The first block of a slice, and a view of each tensor: [blocks, LEAN_BLOCK], or [1, rest]
+        for the elements after the last whole block.
+    """
+    num_whole = len(flats[0]) // LEAN_BLOCK
+    for start in range(0, num_whole, SLICE_BLOCKS):
+        bounds = slice(start * LEAN_BLOCK, min(start + SLICE_BLOCKS, num_whole) * LEAN_BLOCK)
+        yield start, *(flat[bounds].view(-1, LEAN_BLOCK) for flat in flats)
+    if num_whole * LEAN_BLOCK < len(flats[0]):
+        yield num_whole, *(flat[num_whole * LEAN_BLOCK :].view(1, -1) for flat in flats)
 
 
 def decode_range(codes: Tensor, scales: Tensor, start: int) -> Tensor:
@@ -84,11 +95,23 @@ def decode_range(codes: Tensor, scales: Tensor, start: int) -> Tensor:
 
 def decode(codes: Tensor, scales: Tensor) -> Tensor:
     """Values of codes [rows, elements] times scales that broadcast over them; float32."""
-    top, ratio = TOPS[codes.dtype], 1 / STEPS_PER_OCTAVE[codes.dtype]
-    exponents = codes.float()
-    if codes.dtype == torch.uint8:
-        return torch.exp2((exponents - top) * ratio) * scales
-    return torch.exp2((exponents.abs() - top) * ratio) * exponents.sign() * scales
+    indices = codes.int().flatten()
+    if codes.dtype == torch.int8:
+        indices += 128
+    return code_values(codes.dtype, codes.device).index_select(0, indices).view_as(codes) * scales
+
+
+@cache
+def code_values(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The value of each code, from the lowest (-128 or 0) up, at scale 1: [256], float32.
+
+    A table: powers computed on the spot may differ in their last bit by device and position.
+    """
+    codes = torch.arange(-128 if dtype == torch.int8 else 0, 128 if dtype == torch.int8 else 256)
+    values = torch.exp2((codes.abs().double() - TOPS[dtype]) / STEPS_PER_OCTAVE[dtype])
+    if dtype == torch.int8:
+        values *= codes.sign()
+    return values.float().to(device)
 
 
 def encode_nearest(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ Arithmetic is float32, in slices, so that its temporaries stay small beside the 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,18 +20,17 @@ from torch.optim import Optimizer
 from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
 from hunyuan_train.parallel.blockwise import (
     BlockwiseState,
-    as_blocks,
+    block_slices,
     decode,
     encode_at_random,
 )
 
 FIRST_MOMENT, SECOND_MOMENT = "exp_avg", "exp_avg_sq"  # torch's names
 MOMENT_DTYPES = {FIRST_MOMENT: torch.int8, SECOND_MOMENT: torch.uint8}
-SLICE_BLOCKS = 2048  # worked on at once: 4 M elements, 17 MB for each float32 temporary
 
 
 class LeanAdamW(Optimizer):
-    """AdamW (decoupled weight decay) for flat bfloat16 or float32 parameters, without a master copy.
+    """AdamW with decoupled weight decay, for flat bfloat16 or float32 parameters.
 
     A float32 parameter is updated exactly; its moments are 8-bit all the same.
     """
@@ -86,7 +85,7 @@ class LeanAdamW(Optimizer):
         numbers = step_numbers(group, state["step"]).to(flat.device)
         seed = random_seed(group["key"], state["step"])
         moments = [state[name] for name in MOMENT_DTYPES]
-        for first_block, weights, gradients, *codes in slices(
+        for first_block, weights, gradients, *codes in block_slices(
             flat.detach(), flat.grad.view(-1), *(moment.codes for moment in moments)
         ):
             last_block = first_block + len(weights)
@@ -98,17 +97,8 @@ class LeanAdamW(Optimizer):
                 self.num_rounded += weights.numel()
 
 
-def slices(*flats: Tensor) -> Iterator[tuple[Any, ...]]:
-    """Cut flat tensors of one length alike: their first block, and views [blocks, elements]."""
-    first_block = 0
-    for views in zip(*(as_blocks(flat) for flat in flats), strict=True):
-        for start in range(0, len(views[0]), SLICE_BLOCKS):
-            yield first_block + start, *(view[start : start + SLICE_BLOCKS] for view in views)
-        first_block += len(views[0])
-
-
 def step_numbers(group: dict[str, Any], step: int) -> Tensor:
-    """What the update of one parameter group needs at a step, as one float32 tensor: [7]."""
+    """What the update of one parameter group needs at a step, as one float32 tensor: [8]."""
     beta1, beta2 = group["betas"]
     rate = group["lr"]
     corrected_rate, corrected_root = rate / (1 - beta1**step), (1 - beta2**step) ** 0.5

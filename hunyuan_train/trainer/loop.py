@@ -30,6 +30,7 @@ from hunyuan_train.trainer.guardian import (
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
 from hunyuan_train.trainer.loss_groups import WHOLE
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
+from hunyuan_train.trainer.optim import share_of_weights_moved
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
@@ -291,13 +292,16 @@ def measure_ranks(trainer: Trainer) -> Numbers:
     """What a logged step reports of all ranks together; every rank takes part."""
     load_LE = trainer.routers.watch.take_load()
     dist.all_reduce(load_LE)
-    return {"expert_imbalance": imbalance(load_LE), "memory_gib": peak_memory_gib()}
+    numbers: Numbers = {"expert_imbalance": imbalance(load_LE), "memory_gib": peak_memory_gib()}
+    moved = share_of_weights_moved(trainer.engine)
+    return numbers if moved is None else numbers | {"weights_moved": moved}
 
 
 def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
     """One line for people, one object for programs."""
     logger.info(
-        "step %d/%d  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.1f GiB  imbalance %.2f%s",
+        "step %d/%d  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.1f GiB  imbalance %.2f"
+        "%s%s",
         step,
         trainer.total_steps,
         numbers["loss"],
@@ -306,6 +310,7 @@ def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
         numbers["tokens_per_second"],
         numbers["memory_gib"],
         numbers["expert_imbalance"],
+        f"  moved {numbers['weights_moved']:.1%}" if "weights_moved" in numbers else "",
         f"  eval loss {numbers['eval_loss']:.4f}" if "eval_loss" in numbers else "",
     )
     if trainer.metrics:

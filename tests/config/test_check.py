@@ -68,6 +68,13 @@ def test_experts_may_be_split_over_any_divisor_of_their_number_and_the_processes
             "--optimizer adamw --deepspeed ds_configs/zero3_ep_offload.json",
             "optimizer is adamw, but .*zero3_ep_offload.json offloads",
         ),
+        ("--optimizer lean --bf16 false", "bf16 is false; .* use --bf16, or --optimizer adamw"),
+        ("--optimizer lean", "optimizer is lean and bf16 is false"),  # as it is on a CPU
+        ("--optimizer lean --bf16 --use_lora", "use_lora is true; .* use --optimizer adamw"),
+        (
+            "--optimizer lean --bf16 --deepspeed ds_configs/zero3_ep_offload.json",
+            "optimizer is lean, but .*zero3_ep_offload.json offloads",
+        ),
     ],
 )
 def test_a_broken_rule_is_explained(flags, message):
@@ -137,3 +144,28 @@ def test_divisors_are_those_that_fit_model_and_machine():
 def test_adapters_that_cannot_be_are_refused(flags, message):
     with pytest.raises(ConfigError, match=message):
         check_flags(["--use_lora", *flags])
+
+
+def file_with(tmp_path, *, zero=None, bf16=None):
+    content = json.loads((DS_CONFIGS / "zero3.json").read_text())
+    content["zero_optimization"] |= zero or {}
+    content["bf16"] |= bf16 or {}
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content))
+    return f"--expert_parallel_size 1 --deepspeed {path}"
+
+
+def test_bfloat16_masters_are_refused_where_updates_would_round_away(tmp_path):
+    flags = file_with(tmp_path, bf16={"bf16_master_weights_and_grads": True})
+    check_flags(f"{flags} --bf16 --optimizer lean")
+    with pytest.raises(ConfigError, match="round away almost whole: use --optimizer lean"):
+        check_flags(f"{flags} --bf16 --optimizer adamw")
+
+
+def test_lean_with_what_contradicts_it_in_the_file_is_refused(tmp_path):
+    flags = file_with(tmp_path, bf16={"bf16_master_weights_and_grads": False})
+    with pytest.raises(ConfigError, match="but optimizer lean of this run is true"):
+        check_flags(f"{flags} --bf16 --optimizer lean")
+    flags = file_with(tmp_path, zero={"offload_param": {"device": "cpu"}})
+    with pytest.raises(ConfigError, match="offloads the weights"):
+        check_flags(f"{flags} --bf16 --optimizer lean")
