@@ -21,6 +21,7 @@ from hunyuan_train.launcher.worker import (
 )
 from hunyuan_train.planner.command import run_plan
 from hunyuan_train.selftest.commands import add_selftest_command
+from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
 
 
@@ -66,6 +67,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
     add_checkpoint_commands(commands)
     add_selftest_command(commands)
+    add_chat_command(commands)
     return parser
 
 

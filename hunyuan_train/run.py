@@ -49,8 +49,8 @@ from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.serve.check import check_adapter, check_model
+from hunyuan_train.serve.generate import Sampling, generate, load_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
-from hunyuan_train.serve.sample import generate_answers
 from hunyuan_train.trainer.generate import generate_split
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
@@ -364,12 +364,9 @@ def is_loaded_whole(config: RunConfig, shape: ModelShape) -> bool:
 def sample_answers(folder: Path, dataset: Dataset, tokenizer: Tokenizer) -> list[Answer]:
     """Answers of an exported model to the first fast and the first slow training prompt."""
     prompts = sample_prompts(dataset)
-    outputs = generate_answers(
-        folder,
-        [ids for _, ids in prompts],
-        stop_ids=tokenizer.stop_ids,
-        max_new_tokens=MAX_SAMPLED_TOKENS,
-    )
+    served = load_model(folder)
+    sampling = Sampling(max_new_tokens=MAX_SAMPLED_TOKENS, temperature=0)
+    outputs = [generate(served, ids, sampling)[0] for _, ids in prompts]
     return decode_answers(prompts, outputs, tokenizer)
 
 
@@ -407,6 +404,10 @@ def closing_rows(config: RunConfig) -> list[tuple[str, str | Path]]:
     if config.train.export:
         kind = "adapter" if config.lora.use_lora else "model"
         rows.append((kind, output_dir / EXPORT_FOLDER))
+        if not (config.lora.use_lora and config.model.model_name_or_path in PRESETS):
+            rows.append(
+                ("talk to it", f"python -m hunyuan_train chat {output_dir / EXPORT_FOLDER}")
+            )
     if config.model.model_name_or_path in PRESETS:
         rows.append(("next", "MODEL_PATH=... TRAIN_FILE=my.jsonl bash train.sh"))
     else:

@@ -278,6 +278,13 @@ def test_arguments_are_written_as_a_server_writes_them():
     ] * 2
 
 
+def test_a_message_of_nothing_but_calls_is_read():
+    message = _answer("", tool_calls=[{"function": {"name": "get_weather", "arguments": "{}"}}])
+    del message["content"]
+    record = _chat_of(_user("a"), message, tools=[WEATHER])
+    assert read(record).messages[1].tool_calls == [("get_weather", "{}")]
+
+
 def test_labels_and_calls_that_are_text_already_are_not_written_twice():
     record = _chat_of(
         _user(f"{USER_LABEL}a"),

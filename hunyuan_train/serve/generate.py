@@ -1,0 +1,171 @@
+"""Let a model on disk answer, through plain Transformers, and PEFT where it is an adapter.
+
+Prompts are ours (`data/template.py`); everything behind them is what any user of the folder has.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, HunYuanMoEV1Config, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging as transformers_logging
+
+from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.model.presets import PRESETS
+from hunyuan_train.model.shape import ModelShape, native_config_dict, read_shape
+from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.serve.errors import ServeError
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model ready to answer."""
+
+    model: PreTrainedModel  # or PEFT's around it
+    shape: ModelShape
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen; what is None is as the model's generation_config.json says."""
+
+    max_new_tokens: int
+    temperature: float | None = None  # 0 always takes the likeliest token
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def to_arguments(self) -> dict[str, Any]:
+        """Arguments of Transformers' `generate`."""
+        if self.temperature == 0:
+            return {"max_new_tokens": self.max_new_tokens, "do_sample": False}
+        stated = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given: dict[str, Any] = {name: value for name, value in stated.items() if value is not None}
+        if given:
+            given["do_sample"] = True
+        return {"max_new_tokens": self.max_new_tokens, **given}
+
+
+def load_model(
+    folder: Path, *, base: Path | None = None, tokenizer: Path | None = None
+) -> ServedModel:
+    """Load an exported model, or the base of an exported adapter with the adapter on it.
+
+    Args:
+        folder: either.
+        base: where the adapter's base model lies; by default where it lay in training.
+        tokenizer: folder of the tokenizer; by default the model's.
+
+    Raises:
+        ServeError: the folder is neither, or the base is not there.
+        ConfigError: weights that do not fit their config.json.
+        DataError: no tokenizer.
+    """
+    is_adapter = (folder / ADAPTER).exists()
+    if not is_adapter and not (folder / "config.json").exists():
+        raise ServeError(
+            f"{folder} holds neither config.json nor {ADAPTER}, so it is no model and no adapter; "
+            "give a folder like runs/NAME/export"
+        )
+    model_folder = _find_base(folder, base) if is_adapter else folder
+    shape = read_shape(model_folder)
+    weights = SafetensorsFolder.open(model_folder, shape)  # names what is missing or damaged
+    transformers_logging.disable_progress_bar()  # it would tear ours
+    transformers_logging.set_verbosity_error()  # greedy answers make it warn of unused settings
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder,
+        config=HunYuanMoEV1Config(**native_config_dict(shape)),
+        dtype=weights.locations["model.embed_tokens.weight"].dtype,
+        device_map="auto" if torch.cuda.is_available() else None,
+    )
+    if is_adapter:
+        model = PeftModel.from_pretrained(model, folder)
+    return ServedModel(model.eval(), shape, load_tokenizer(tokenizer or model_folder))
+
+
+def _find_base(adapter: Path, base: Path | None) -> Path:
+    """The folder of an adapter's base model."""
+    name = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if base is None and name in PRESETS:
+        raise ServeError(
+            f"{adapter} was trained on the random weights of the preset {name}, which lie in no "
+            "folder; train adapters on an exported model, and give it with --base"
+        )
+    folder = base or Path(name)
+    if not (folder / "config.json").exists():
+        raise ServeError(
+            f"{adapter} belongs on the base model {folder}, where there is no config.json; say "
+            "where it lies with --base DIR"
+        )
+    return folder
+
+
+class TokenWatch(BaseStreamer):
+    """Hands each new token on while `generate` runs."""
+
+    def __init__(self, see_token: Callable[[int], None], stop_ids: Sequence[int]) -> None:
+        self.see_token = see_token
+        self.stop_ids = stop_ids
+        self.has_seen_prompt = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt at first, then one token at a time."""
+        if self.has_seen_prompt:
+            for token in value.flatten().tolist():
+                if token not in self.stop_ids:
+                    self.see_token(token)
+        self.has_seen_prompt = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+@torch.no_grad()
+def generate(
+    served: ServedModel,
+    prompt: list[int],
+    sampling: Sampling,
+    see_token: Callable[[int], None] = lambda _: None,
+) -> tuple[list[int], bool]:
+    """Answer one prompt.
+
+    Args:
+        served: the model.
+        prompt: token ids.
+        sampling: how.
+        see_token: called with each token of the answer as soon as it is there.
+
+    Returns:
+        the answer's ids without the stop token, and whether it came to that token.
+
+    Raises:
+        ServeError: the prompt leaves no room.
+    """
+    room = served.shape.max_position_embeddings - len(prompt)
+    if room < 1:
+        raise ServeError(
+            f"the dialogue has {len(prompt)} tokens and the model takes "
+            f"{served.shape.max_position_embeddings}; start a new one"
+        )
+    arguments = sampling.to_arguments()
+    arguments["max_new_tokens"] = min(arguments["max_new_tokens"], room)
+    stop_ids = served.tokenizer.stop_ids
+    input_ids = torch.tensor([prompt], device=next(served.model.parameters()).device)
+    output = served.model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        eos_token_id=list(stop_ids),
+        pad_token_id=stop_ids[0],
+        streamer=TokenWatch(see_token, stop_ids),
+        **arguments,
+    )
+    generated: list[int] = output[0, len(prompt) :].tolist()
+    is_finished = generated[-1] in stop_ids
+    return generated[:-1] if is_finished else generated, is_finished

@@ -1,0 +1,86 @@
+"""A small model that has learnt its answers by heart, as a folder that anything loads."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hunyuan_train.data.dialogue import Dialogue
+from hunyuan_train.data.encode import encode_renderings
+from hunyuan_train.data.records import Reading, read_dialogue
+from hunyuan_train.data.template import render
+from hunyuan_train.data.tokenizer import RANK_FILE, load_tokenizer
+from hunyuan_train.model.presets import TINY_TOKENIZER
+from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.serve.check import load_source
+from tests.released import SHAPE
+
+NUM_STEPS = 50
+SLOW = {
+    "mode": "slow",
+    "messages": [
+        {"role": "user", "content": "Two cats?"},
+        {"role": "assistant", "reasoning_content": "4 legs each.\n猫。", "content": "Eight 腿."},
+    ],
+}
+FAST = {
+    "mode": "fast",
+    "messages": [
+        {"role": "user", "content": "Two cats?"},
+        {"role": "assistant", "content": "Cats."},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "More cats."},
+    ],
+}
+TOOLS = [{"type": "function", "function": {"name": "count", "parameters": {}}}]
+CALL = {
+    "mode": "fast",
+    "now": "2026-03-02 09:15:00",
+    "tools": TOOLS,
+    "messages": [
+        {"role": "user", "content": "Count."},
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"type": "function", "function": {"name": "count", "arguments": '{"of": "cats"}'}}
+            ],
+        },
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": "Seven."},
+    ],
+}
+
+
+def write_taught_model(folder: Path) -> Path:
+    """Teach the three dialogues to a model of random weights and save it; half a minute."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(TINY_TOKENIZER)
+    shape = replace(
+        SHAPE,
+        vocab_size=tokenizer.vocab_size,
+        pad_token_id=tokenizer.pad_id,
+        eos_token_id=tokenizer.eos_id,
+        rope_alpha=None,
+        max_position_embeddings=2048,
+    )
+    model = load_source(shape, SeededWeights(0, shape.initializer_range)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
+    samples = []
+    for record in (SLOW, FAST, CALL):
+        dialogue = read_dialogue(record, Reading(), [])
+        assert isinstance(dialogue, Dialogue)
+        chunk = encode_renderings([render(dialogue)], tokenizer)
+        samples += [chunk.sample(number) for number in range(len(chunk.samples))]
+    for _ in range(NUM_STEPS):
+        for sample in samples:
+            ids = torch.from_numpy(sample.tokens.astype("int64"))[None]
+            labels = ids.masked_fill(torch.from_numpy(sample.spans == 0)[None], -100)
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss / len(samples)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().save_pretrained(folder)
+    shutil.copyfile(TINY_TOKENIZER / RANK_FILE, folder / RANK_FILE)
+    return folder
