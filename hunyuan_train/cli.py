@@ -78,10 +78,9 @@ def train(arguments: Sequence[str]) -> int:
         return SUCCESS
     command = load_command_line(arguments)
     if not is_worker():
-        plan = make_plan(command.config, machine=detect_machine())
-        from hunyuan_train.launcher.launch import launch
+        from hunyuan_train.launcher.launch import start_run
 
-        return launch(plan, is_dry_run=command.is_dry_run)
+        return start_run(command.config, is_dry_run=command.is_dry_run)
     sys.excepthook = report_crash
     plan = make_plan(with_started_processes(command.config), machine=detect_machine())
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong

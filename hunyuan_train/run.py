@@ -37,6 +37,7 @@ from hunyuan_train.data.loader import Batch, BatchPlan, Position, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.signs import announce_rank, report_progress
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
@@ -44,7 +45,12 @@ from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.presets import PRESETS, tokenizer_folder
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource, find_model
-from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel.engine import (
+    build_split_model,
+    last_collective,
+    start_engine,
+    start_process_group,
+)
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.memory import plan_memory
@@ -77,6 +83,7 @@ def run(config: RunConfig) -> int:
     started = time.monotonic()
     output_dir = Path(config.train.output_dir)
     start_logging(output_dir)
+    announce_rank(last_collective)
     start_process_group(config.parallel.timeout_minutes)
     check_gpus()
     if dist.get_rank() == 0 and not (output_dir / "config.yaml").exists():
@@ -101,6 +108,7 @@ def run(config: RunConfig) -> int:
         keeper=make_saver(config, engine, routers, {**made_of, "data": data}, metrics),
         batch_log=make_batch_log(config),
         planned_memory_gib=planned_memory_gib(config, shape, dataset),
+        report_progress=report_progress,
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)

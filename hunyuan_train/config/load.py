@@ -57,7 +57,12 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
 
 def dump_config(config: RunConfig, path: Path) -> None:
     """Write a config as YAML, so that `--config` reads the same one back."""
-    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    path.write_text(dump_text(config), encoding="utf-8")
+
+
+def dump_text(config: RunConfig) -> str:
+    """A config as YAML."""
+    return str(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
 def build_config(values: dict[str, Any]) -> RunConfig:

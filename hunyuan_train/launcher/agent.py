@@ -1,14 +1,16 @@
 """torchrun's own agent in a process of its own, with its last words replaced by ours.
 
 `python -m hunyuan_train.launcher.agent TORCHRUN_ARGUMENTS` runs what the `torchrun` command runs,
-but passes on the exit code of the rank that failed first (torchrun always says 1), and prints what
-that rank said instead of a traceback of the agent.
+but passes on the exit code of the rank that failed first (torchrun always says 1), and leaves what
+that rank said to the node's guard instead of printing a traceback of the agent.
 """
 
+import json
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,28 +19,44 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from hunyuan_train.launcher.exit_codes import RESUME
-from hunyuan_train.launcher.worker import FAILURES_VARIABLE
+from hunyuan_train.launcher.guard import CAUSE
+from hunyuan_train.launcher.signs import FOLDER_VARIABLE
+from hunyuan_train.launcher.worker import LAST_WORDS
 
 
 def main(arguments: Sequence[str]) -> int:
     """Start the ranks, wait for them, and return the exit code of the first that failed."""
-    logging.disable()  # the agent narrates signals and exits; what matters is said below
+    logging.disable()  # the agent narrates signals and exits; what matters is left to the guard
     try:
         run(parse_args(list(arguments)))
     except ChildFailedError as error:
         exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         if RESUME in exit_codes.values():  # all stopped as one; the agent may have ended the last
             return RESUME
-        rank, words = find_cause(exit_codes, os.environ[FAILURES_VARIABLE])
-        print(words, file=sys.stderr)  # noqa: T201 the last words of the run
-        return exit_codes[rank] if exit_codes[rank] > 0 else 128 - exit_codes[rank]
+        return leave_cause(exit_codes, Path(os.environ[FOLDER_VARIABLE]))
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
 
 
-def find_cause(exit_codes: Mapping[int, int], folder: str) -> tuple[int, str]:
-    """The local rank that failed first and its last words.
+def leave_cause(exit_codes: Mapping[int, int], folder: Path) -> int:
+    """Tell the guard which rank failed first, and return its exit code as a shell would."""
+    rank, words = find_cause(exit_codes, folder)
+    number = exit_codes[rank]
+    exit_code = number if number > 0 else 128 - number
+    file = folder / f"{rank}{LAST_WORDS}"
+    cause = {
+        "rank": rank,
+        "exit_code": exit_code,
+        "words": words,
+        "time": file.stat().st_mtime if file.exists() else time.time(),
+    }
+    (folder / CAUSE).write_text(json.dumps(cause), encoding="utf-8")
+    return exit_code
+
+
+def find_cause(exit_codes: Mapping[int, int], folder: Path) -> tuple[int, str]:
+    """The rank of this node that failed first and its last words.
 
     A killed rank says nothing, while those it leaves behind complain of a lost connection; among
     ranks that ended by themselves the first to write is the cause.
@@ -46,7 +64,7 @@ def find_cause(exit_codes: Mapping[int, int], folder: str) -> tuple[int, str]:
     for rank, exit_code in exit_codes.items():
         if exit_code < 0 and exit_code != -signal.SIGTERM:  # SIGTERM is how the agent stops them
             return rank, describe_end(rank, exit_code)
-    files = sorted(Path(folder).glob("*.txt"), key=lambda file: file.stat().st_mtime_ns)
+    files = sorted(folder.glob(f"*{LAST_WORDS}"), key=lambda file: file.stat().st_mtime_ns)
     for file in files:
         if int(file.stem) in exit_codes:
             return int(file.stem), file.read_text(encoding="utf-8")

@@ -5,5 +5,8 @@ import signal
 SUCCESS = 0
 FAILURE = 1
 USER_ERROR = 2  # a setting or a file is wrong: starting again would end the same way
+HOST_LOST = 74  # a host crashed, was cut off or cannot be reached (sysexits.h calls it EX_IOERR)
 RESUME = 75  # stopped on purpose with a checkpoint on disk (sysexits.h calls it EX_TEMPFAIL)
 INTERRUPTED = 128 + signal.SIGINT
+KILLED = 128 + signal.SIGKILL
+TERMINATED = 128 + signal.SIGTERM

@@ -5,11 +5,12 @@ that was killed leaves a lock file for which every later start waits for ever, w
 """
 
 import fcntl
+import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.launcher.exit_codes import SUCCESS, USER_ERROR
 from hunyuan_train.launcher.supervise import INTERRUPTED, run_supervised
 
 # A rank that loads a finished extension holds torch's lock for about a second.
@@ -48,6 +50,25 @@ def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
     """What a resolved run loads: on the CPU always one, and one for an offloaded optimizer."""
     on_cpu = [] if num_gpus else [SHARED_MEMORY]
     return [*on_cpu, CPU_ADAM] if config.train.optimizer == "offload" else on_cpu
+
+
+EXTENSIONS = {extension.name: extension for extension in (SHARED_MEMORY, CPU_ADAM)}
+
+
+def main(names: Sequence[str]) -> int:
+    """Compile extensions on the host of a run, before its ranks start."""
+    console = Console(stderr=True)
+    environment = dict(os.environ)
+    try:
+        for name in names:
+            folder = extensions_folder(environment)
+            prepare_extension(
+                EXTENSIONS[name], folder=folder, environment=environment, console=console
+            )
+    except ConfigError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return USER_ERROR
+    return SUCCESS
 
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
@@ -161,3 +182,7 @@ def _compile(extension: Extension, build_folder: Path, environment: Mapping[str,
             + "\n".join(lines[-15:])
         )
     (build_folder / "compiled_for").write_text(_versions(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -116,7 +116,8 @@ def _parse_ip(text: str, where: str) -> str:
         address = ipaddress.ip_address(text)
     except ValueError as error:
         raise ConfigError(f"{where} has no valid IP address ({error}); {FORM}") from error
-    if address.is_unspecified or address.is_multicast or address.is_reserved:
+    is_broadcast = isinstance(address, ipaddress.IPv4Address) and address.is_reserved
+    if address.is_unspecified or address.is_multicast or is_broadcast:
         raise ConfigError(f"{where} is an address that no host has; {FORM}")
     if isinstance(address, ipaddress.IPv6Address) and (address.is_link_local or address.scope_id):
         raise ConfigError(

@@ -1,93 +1,85 @@
-"""From a command line to running ranks on this machine."""
+"""From a command line to running ranks, on this machine or on many."""
 
 import os
 import shlex
 import socket
-import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
-from hunyuan_train.config.load import REPOSITORY
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.resolve import Machine, choose_num_processes
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.launcher.exit_codes import RESUME
-from hunyuan_train.launcher.extension import (
-    extensions_folder,
-    needed_extensions,
-    prepare_extension,
-)
+from hunyuan_train.launcher.cluster import Cluster, find_cluster, with_environment
+from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
+from hunyuan_train.launcher.jobs import Meeting, make_jobs
+from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.memory import check_memory
+from hunyuan_train.launcher.outcome import Outcome
 from hunyuan_train.launcher.plan import show_plan
-from hunyuan_train.launcher.preflight import Plan
+from hunyuan_train.launcher.preflight import Plan, make_plan
 from hunyuan_train.launcher.prepare import (
     check_resume,
     lock_output_folder,
     prepare_data,
     prepare_output_folder,
 )
-from hunyuan_train.launcher.supervise import INTERRUPTED, run_supervised
-from hunyuan_train.launcher.worker import FAILURES_VARIABLE
+from hunyuan_train.launcher.restart import Try, run_until_done
+from hunyuan_train.launcher.watch import run_jobs
+
+GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
 
 
-def launch(plan: Plan, *, is_dry_run: bool) -> int:
-    """Say what a checked run will do, start its ranks and wait for them.
+def start_run(config: RunConfig, *, is_dry_run: bool) -> int:
+    """Check a run and start it on the hosts that it names, or here.
 
     Returns:
         the exit code of the rank that failed first, or 0.
     """
+    config = with_environment(config, os.environ)
+    machine = detect_machine()
+    default_slots = choose_num_processes(config, machine)
+    cluster = find_cluster(config, os.environ, default_slots=default_slots)
+    if cluster.is_alone:
+        plan = make_plan(config, machine=machine, slots=cluster.slots)
+        return launch(plan, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
+    raise ConfigError(
+        f"NODE_IP_LIST names {len(cluster.hosts)} hosts, which are not started yet; start torchrun "
+        'on each of them instead: see "Several machines" in README.md'
+    )
+
+
+def launch(plan: Plan, start: Try, *, is_dry_run: bool) -> int:
+    """Say what a checked run will do, start its ranks and wait for them."""
     console = Console(stderr=True)
-    machine = plan.machine
     data = prepare_data(plan)
     show_plan(plan, data, console)
     check_resume(plan.config, data)
     check_memory(plan, data, console)
     if is_dry_run:
         console.print("dry run: every check passed, nothing was started")
-        return 0
-    environment = worker_environment(plan.config, machine)
-    for extension in needed_extensions(plan.config, num_gpus=machine.num_gpus):
-        folder = extensions_folder(environment)
-        prepare_extension(extension, folder=folder, environment=environment, console=console)
-    with lock_output_folder(plan.config), tempfile.TemporaryDirectory() as failures:
+        return SUCCESS
+    with lock_output_folder(plan.config):
         config_file = prepare_output_folder(plan.config, console)
-        environment[FAILURES_VARIABLE] = failures
-        exit_code = run_supervised(worker_command(plan.config, config_file), environment)
-    if exit_code in (*INTERRUPTED, RESUME) and list_checkpoints(config_file.parent):
+        exit_code = run_until_done(plan.config, start, console)
+    if exit_code in GOES_ON and list_checkpoints(config_file.parent):
         resume = f"--config {shlex.quote(str(config_file))} --resume_from_checkpoint auto"
         console.print(f"stopped; to go on: python train.py {resume}", soft_wrap=True)
     return exit_code
 
 
-def worker_environment(config: RunConfig, machine: Machine) -> dict[str, str]:
-    """The environment of the ranks: ours, with what decides speed and the choice of device."""
-    environment = dict(os.environ)
-    bin_folder = str(Path(sys.executable).parent)  # its ninja, not one that happens to be in PATH
-    environment["PATH"] = f"{bin_folder}{os.pathsep}{environment.get('PATH', os.defpath)}"
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")])
+def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
+    """One try on this machine alone: no ssh, and the ranks share our terminal."""
+    meeting = Meeting(address="127.0.0.1", port=free_port(), interfaces={})
+    return run_jobs(
+        make_jobs(config, cluster, meeting, machine),
+        config.launch,
+        console=Console(stderr=True),
+        show_output=lambda _: None,
+        log_folder=Path(config.train.output_dir, "log"),
     )
-    environment["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(environment))
-    threads = max(1, machine.num_cores // int(config.parallel.num_processes))
-    environment.setdefault("OMP_NUM_THREADS", str(threads))
-    if machine.num_gpus == 0:
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment
-
-
-def worker_command(config: RunConfig, config_file: Path) -> list[str]:
-    """torchrun on this machine alone.
-
-    Static rendezvous: the c10d one fails where the host's own name resolves to 127.0.1.1.
-    """
-    return [
-        *(sys.executable, "-m", "hunyuan_train.launcher.agent"),
-        *("--nnodes=1", "--node_rank=0", f"--nproc_per_node={config.parallel.num_processes}"),
-        *("--master_addr=127.0.0.1", f"--master_port={free_port()}", "--max_restarts=0"),
-        *(str(REPOSITORY / "train.py"), "--config", str(config_file)),
-    ]
 
 
 def free_port() -> int:

@@ -1,5 +1,7 @@
 """Says what a run will do, before it does it."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -26,12 +28,13 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
     train, parallel = config.train, config.parallel
     is_preset = config.model.model_name_or_path in PRESETS
     stage = zero_stage(read_deepspeed_file(parallel.deepspeed))
+    device = "GPUs" if plan.machine.num_gpus else "CPU"
     lines = {
         "model": f"{config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
         f"{shape.num_active_parameters:,} of them active for a token"
         + (f"; random weights from seed {train.seed}" if is_preset else ""),
         "training": describe_method(config),
-        "processes": f"{parallel.num_processes} on {'GPUs' if plan.machine.num_gpus else 'CPU'} in "
+        "processes": f"{describe_hosts(plan.slots)} on {device} in "
         f"{'bfloat16' if train.bf16 else 'float32'}: ZeRO stage {stage}, experts split over "
         f"{parallel.expert_parallel_size}",
         "data": f"{config.data.train_data_file}: {describe_counts(data.train.summary)}",
@@ -40,7 +43,7 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
     if data.evaluation:
         source = config.data.eval_data_file or f"{config.data.eval_fraction:.0%} of it"
         lines["evaluation"] = f"{source}: {describe_counts(data.evaluation.summary)}"
-    lines["length"] = describe_length(config, data.train)
+    lines["length"] = describe_length(plan, data.train)
     lines["output"] = train.output_dir
     return lines
 
@@ -55,13 +58,21 @@ def describe_method(config: RunConfig) -> str:
     )
 
 
-def describe_length(config: RunConfig, dataset: Dataset) -> str:
+def describe_hosts(slots: Sequence[int]) -> str:
+    """How many processes, and how they are spread."""
+    if len(slots) == 1:
+        return str(slots[0])
+    spread = f"{slots[0]} each" if len(set(slots)) == 1 else " + ".join(map(str, slots))
+    return f"{sum(slots)} on {len(slots)} hosts ({spread})"
+
+
+def describe_length(plan: Plan, dataset: Dataset) -> str:
     """How many steps, and what one of them reads."""
-    train = config.train
+    config, train = plan.config, plan.config.train
     batches = BatchPlan(
         dataset,
         rows_per_rank=train.per_device_train_batch_size,
-        num_ranks=int(config.parallel.num_processes),
+        num_ranks=plan.num_ranks,
         rank=0,
         accumulation_steps=train.gradient_accumulation_steps,
         seed=train.seed,

@@ -1,6 +1,8 @@
 """Everything that can be known to be wrong before a process starts."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd
 from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import find_checkpoint
@@ -20,10 +22,22 @@ class Plan:
     config: RunConfig
     shape: ModelShape
     machine: Machine
+    slots: tuple[int, ...]  # processes on each host, that of rank 0 first
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of the whole run."""
+        return sum(self.slots)
 
 
-def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
+def make_plan(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ()) -> Plan:
     """Resolve a config on a machine and check it.
+
+    Args:
+        config: num_processes may be "auto".
+        machine: what each host offers.
+        slots: processes on each of several hosts; expert groups stay inside a host, so their size
+            divides all of these.
 
     Raises:
         ConfigError: the first rule that it breaks.
@@ -31,6 +45,8 @@ def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
     """
     name = config.model.model_name_or_path
     shape = resolve_shape(name)
+    if slots:
+        config = with_processes(config, gcd(*slots))
     config = resolve_config(config, machine=machine, num_experts=shape.num_experts)
     check_config(config, machine=machine, num_experts=shape.num_experts)
     check_output_folder(config.train)
@@ -38,4 +54,11 @@ def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
         locate_weights(Path(name), shape)
     if config.train.resume_from_checkpoint:
         find_checkpoint(config.train.resume_from_checkpoint, Path(config.train.output_dir))
-    return Plan(config=config, shape=shape, machine=machine)
+    slots = tuple(slots) or (int(config.parallel.num_processes),)
+    config = with_processes(config, slots[0])
+    return Plan(config=config, shape=shape, machine=machine, slots=slots)
+
+
+def with_processes(config: RunConfig, num_processes: int) -> RunConfig:
+    """The config for a host with so many processes."""
+    return replace(config, parallel=replace(config.parallel, num_processes=num_processes))

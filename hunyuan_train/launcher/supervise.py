@@ -34,13 +34,13 @@ def run_supervised(
     Args:
         output: a file for what it prints; default: our own stdout and stderr.
     """
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     unrelated = list_children(os.getpid())
     process = subprocess.Popen(
         command,
         env=environment,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
         stdout=output,
         stderr=output,
     )
@@ -121,9 +121,14 @@ def _forwarding_signals(
             signal.signal(number, handler)
 
 
-def _die_with_parent() -> None:
-    """In the child: end when this process is killed without a chance to clean up."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def adopt_orphans() -> None:
+    """Become the parent of every orphan below this process."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a child: get a signal when its parent is killed without a chance to clean up."""
+    _prctl(PR_SET_PDEATHSIG, number)
 
 
 def _prctl(option: int, value: int) -> None:

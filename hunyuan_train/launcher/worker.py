@@ -4,14 +4,13 @@ import os
 import sys
 import traceback
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.launcher.signs import node_folder
 
-# The launcher's folder for the last words of a failing rank; unset under a torchrun of the user's.
-FAILURES_VARIABLE = "HUNYUAN_TRAIN_FAILURES"
+LAST_WORDS = ".words"  # ending of the file in which a failing rank leaves them
 
 
 def is_worker() -> bool:
@@ -40,16 +39,11 @@ def report_failure(text: str) -> None:
     A failing rank takes others with it, whose words would hide the cause: the launcher prints only
     those that were written first, and prints them last.
     """
-    folder = os.environ.get(FAILURES_VARIABLE)
+    folder = node_folder()
     if folder and is_worker():
-        failure_file(folder, int(os.environ["LOCAL_RANK"])).write_text(text, encoding="utf-8")
+        (folder / f"{os.environ['RANK']}{LAST_WORDS}").write_text(text, encoding="utf-8")
     else:
         print(text, file=sys.stderr)  # noqa: T201 the last words, after logging has ended
-
-
-def failure_file(folder: str, local_rank: int) -> Path:
-    """Where a rank leaves its last words."""
-    return Path(folder, f"{local_rank}.txt")
 
 
 def report_crash(

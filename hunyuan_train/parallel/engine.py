@@ -1,5 +1,6 @@
 """Start the process group and wrap the model in the DeepSpeed engine."""
 
+import json
 import resource
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from torch import nn
+from torch._C import _distributed_c10d
 from torch.distributed import distributed_c10d
 from torch.optim import Optimizer
 from transformers import HunYuanMoEV1ForCausalLM
@@ -49,6 +51,20 @@ def start_process_group(timeout_minutes: float) -> None:
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
     # Before anything is allocated: collectives of objects, too, go through the current device.
     get_accelerator().set_device(deepspeed.comm.get_local_rank())
+
+
+def last_collective() -> str:
+    """The collective that this process began last, and its number, by torch's flight recorder.
+
+    May be called from any thread, also while another one hangs in a collective. (Private names; a
+    test fails when torch renames them.)
+    """
+    trace = json.loads(_distributed_c10d._dump_fr_trace_json(includeCollectives=True))
+    if not trace.get("entries"):
+        return ""
+    last = trace["entries"][-1]
+    group = last["process_group"][1] or last["process_group"][0]
+    return f"{last['record_id']} {last['profiling_name']} {last['input_sizes']} of group {group}"
 
 
 def build_split_model(

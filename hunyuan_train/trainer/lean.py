@@ -80,6 +80,7 @@ class LeanAdamW(Optimizer):
     def _update(self, flat: Tensor, group: dict[str, Any]) -> None:
         if not self.state[flat]:  # the engine may have looked, which leaves an empty one
             self.start_state(flat)
+        assert flat.grad is not None
         state = self.state[flat]
         state["step"] += 1
         numbers = step_numbers(group, state["step"]).to(flat.device)

@@ -86,6 +86,7 @@ class Trainer:
     metrics: MetricsLog | None  # rank 0 only
     keeper: Keeper
     planned_memory_gib: float  # of the fullest process, as peak_memory_gib counts
+    report_progress: Callable[[int, str], None]  # steps done, and what comes now
     batch_log: JsonLines | None = None
 
     @property
@@ -122,6 +123,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
             show(state.step, numbers)
             if state.step == measured_at:
                 compare_memory(trainer)
+            trainer.report_progress(state.step, "training")
             keeper.report()
             if state.health.num_bad_in_a_row >= config.max_bad_steps:
                 state = go_back(trainer, state)
@@ -129,6 +131,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
             if wants_save(config, state, saved_step):
                 keeper.save(state)
                 saved_step = state.step
+        trainer.report_progress(state.step, "finishing")
         is_complete = state.step >= trainer.total_steps
         if saved_step != state.step:
             keeper.save(state)

@@ -1,4 +1,4 @@
-"""Checkpoints of the lean optimizer: small, bit-equal on their layout, and readable by any other."""
+"""Checkpoints of the lean optimizer: small, bit-equal on their layout, readable by any other."""
 
 from pathlib import Path
 

@@ -1,12 +1,15 @@
+import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from hunyuan_train.launcher.agent import find_cause
+from hunyuan_train.launcher.guard import CAUSE
 from hunyuan_train.launcher.launch import free_port
-from hunyuan_train.launcher.worker import FAILURES_VARIABLE
+from hunyuan_train.launcher.signs import FOLDER_VARIABLE
 
 REPORT_FROM_RANK_1 = """
 import os, sys, time
@@ -29,7 +32,7 @@ def run_agent(repository, tmp_path, how):
         ],
         env={
             **os.environ,
-            FAILURES_VARIABLE: str(tmp_path),
+            FOLDER_VARIABLE: str(tmp_path),
             "PYTHONPATH": str(repository),
             "OMP_NUM_THREADS": "1",
         },
@@ -57,23 +60,27 @@ def test_the_failing_rank_has_the_last_word_and_the_exit_code(
 ):
     result = run_agent(repository, tmp_path, how)
     assert result.returncode == exit_code
-    assert words in result.stderr.splitlines()[-1]
+    cause = json.loads((tmp_path / CAUSE).read_text())
+    assert cause["rank"] == 1
+    assert cause["exit_code"] == exit_code
+    assert words in cause["words"].splitlines()[-1]
+    assert abs(cause["time"] - time.time()) < 60
     assert "ChildFailedError" not in result.stderr
 
 
 def test_the_first_words_are_the_cause(tmp_path):
     for rank, seconds in ((0, 20), (2, 5), (3, 10), (1, 30)):
-        file = tmp_path / f"{rank}.txt"
+        file = tmp_path / f"{rank}.words"
         file.write_text(f"rank {rank}")
         os.utime(file, (seconds, seconds))
-    assert find_cause({0: 1, 1: 1, 3: 2}, str(tmp_path)) == (3, "rank 3")
+    assert find_cause({0: 1, 1: 1, 3: 2}, tmp_path) == (3, "rank 3")
 
 
 def test_a_killed_rank_is_the_cause_whatever_the_others_say(tmp_path):
-    (tmp_path / "0.txt").write_text("connection closed by peer")
-    rank, words = find_cause({0: 1, 1: -9}, str(tmp_path))
+    (tmp_path / "0.words").write_text("connection closed by peer")
+    rank, words = find_cause({0: 1, 1: -9}, tmp_path)
     assert rank == 1
     assert words.startswith("error: rank 1 was killed (SIGKILL)")
-    assert find_cause({0: 1, 1: -15}, str(tmp_path)) == (0, "connection closed by peer")
-    assert find_cause({1: -11}, str(tmp_path))[1] == "error: rank 1 was ended by SIGSEGV"
-    assert find_cause({1: 7}, str(tmp_path))[1] == "error: rank 1 ended with exit code 7"
+    assert find_cause({0: 1, 1: -15}, tmp_path) == (0, "connection closed by peer")
+    assert find_cause({1: -11}, tmp_path)[1] == "error: rank 1 was ended by SIGSEGV"
+    assert find_cause({1: 7}, tmp_path)[1] == "error: rank 1 ended with exit code 7"

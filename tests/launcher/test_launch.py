@@ -1,20 +1,15 @@
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_config
-from hunyuan_train.config.resolve import Machine
-from hunyuan_train.launcher.launch import worker_command, worker_environment
 from hunyuan_train.launcher.machine import count_gpus, detect_machine
 from hunyuan_train.launcher.prepare import lock_output_folder, prepare_output_folder
 from hunyuan_train.launcher.worker import with_started_processes
 
 QUIET = Console(quiet=True)
-TWO_CORES = Machine(num_gpus=0, num_cores=2)
 
 
 @pytest.fixture
@@ -51,37 +46,6 @@ def test_gpus_are_those_that_torch_will_see(monkeypatch, variables, expected):
 def test_a_torch_without_cuda_sees_no_gpu(monkeypatch):
     monkeypatch.setattr("hunyuan_train.launcher.machine.is_cpu_build", lambda: True)
     assert detect_machine().num_gpus == 0
-
-
-def test_ranks_share_the_cores_and_find_this_environments_tools(monkeypatch):
-    for name in ("OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    config = load_config(["--num_processes", "2"])
-    environment = worker_environment(config, Machine(num_gpus=0, num_cores=9))
-    assert environment["OMP_NUM_THREADS"] == "4"
-    assert environment["DS_ACCELERATOR"] == "cpu"
-    assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
-    assert environment["TORCH_EXTENSIONS_DIR"] == str(Path(sys.prefix) / "torch_extensions")
-    on_gpus = worker_environment(config, Machine(num_gpus=2, num_cores=1))
-    assert on_gpus["OMP_NUM_THREADS"] == "1"
-    assert on_gpus.get("DS_ACCELERATOR") == os.environ.get("DS_ACCELERATOR")
-
-
-def test_the_users_choice_of_threads_and_folder_stays(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/somewhere")
-    environment = worker_environment(load_config(["--num_processes", "2"]), TWO_CORES)
-    assert environment["OMP_NUM_THREADS"] == "7"
-    assert environment["TORCH_EXTENSIONS_DIR"] == "/somewhere"
-
-
-def test_ranks_read_the_written_config_and_meet_on_this_machine(tmp_path, repository):
-    command = worker_command(load_config(["--num_processes", "2"]), tmp_path / "config.yaml")
-    assert command[-3:] == [str(repository / "train.py"), "--config", str(tmp_path / "config.yaml")]
-    assert "--nproc_per_node=2" in command
-    assert "--master_addr=127.0.0.1" in command
-    assert "--max_restarts=0" in command
-    assert not any("standalone" in word for word in command)
 
 
 def test_the_output_folder_holds_the_config_that_reads_back(tmp_path):

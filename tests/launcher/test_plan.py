@@ -69,6 +69,6 @@ def test_a_checkpoint_that_is_none_is_refused_before_anything_starts(tmp_path):
 
 
 def test_a_dry_run_leaves_no_trace(tmp_path, capsys):
-    assert launch(plan(tmp_path), is_dry_run=True) == 0
+    assert launch(plan(tmp_path), pytest.fail, is_dry_run=True) == 0
     assert "every check passed" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
