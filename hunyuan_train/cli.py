@@ -45,6 +45,10 @@ def run_command(arguments: Sequence[str]) -> int:
         return train(arguments[1:])
     if arguments and arguments[0] == "plan":
         return run_plan(arguments[1:])
+    if arguments and arguments[0] == "doctor":
+        from hunyuan_train.launcher.doctor.commands import run_doctor
+
+        return run_doctor(arguments[1:])
     parsed = build_parser(arguments).parse_args(arguments)
     return int(parsed.run(parsed))
 
@@ -52,7 +56,7 @@ def run_command(arguments: Sequence[str]) -> int:
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Lists every command, and knows the arguments of the one that is asked for.
 
-    Train and plan are only listed: they read their flags themselves.
+    Train, plan and doctor are only listed: they read their flags themselves.
     """
     parser = argparse.ArgumentParser(
         prog="python -m hunyuan_train", description="Fine-tune Hunyuan-A13B and what goes with it."
@@ -60,6 +64,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="fine-tune a model (train --help lists the settings)")
     commands.add_parser("plan", help="say what a run needs, and what would fit")
+    commands.add_parser("doctor", help="look at the hosts of a run before it starts")
     data = commands.add_parser("data", help="check, convert, show and measure dialogues")
     if arguments and arguments[0] == "data":
         from hunyuan_train.data.commands import add_data_commands

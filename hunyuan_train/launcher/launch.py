@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.resolve import Machine, choose_num_processes
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster import Cluster, find_cluster, with_environment
 from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
 from hunyuan_train.launcher.jobs import Meeting, make_jobs
 from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.many import ManyHosts, examine_or_refuse
 from hunyuan_train.launcher.memory import check_memory
 from hunyuan_train.launcher.outcome import Outcome
 from hunyuan_train.launcher.plan import show_plan
@@ -39,16 +39,15 @@ def start_run(config: RunConfig, *, is_dry_run: bool) -> int:
         the exit code of the rank that failed first, or 0.
     """
     config = with_environment(config, os.environ)
-    machine = detect_machine()
+    console, machine = Console(stderr=True), detect_machine()
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
     if cluster.is_alone:
         plan = make_plan(config, machine=machine, slots=cluster.slots)
         return launch(plan, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
-    raise ConfigError(
-        f"NODE_IP_LIST names {len(cluster.hosts)} hosts, which are not started yet; start torchrun "
-        'on each of them instead: see "Several machines" in README.md'
-    )
+    examination = examine_or_refuse(config, cluster, console)
+    plan = make_plan(config, machine=examination.machine(), slots=cluster.slots)
+    return launch(plan, ManyHosts(config, examination, console), is_dry_run=is_dry_run)
 
 
 def launch(plan: Plan, start: Try, *, is_dry_run: bool) -> int:

@@ -5,13 +5,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hunyuan_train.config.schema import LaunchConfig
-from hunyuan_train.launcher.exit_codes import FAILURE, HOST_LOST, RESUME, SUCCESS, TERMINATED
+from hunyuan_train.launcher.exit_codes import (
+    FAILURE,
+    HOST_LOST,
+    RESUME,
+    SUCCESS,
+    TERMINATED,
+    USER_ERROR,
+)
 from hunyuan_train.launcher.hosts import Host
 from hunyuan_train.launcher.node import Failure, Node
 from hunyuan_train.launcher.signs import Standing
 from hunyuan_train.launcher.ssh import EXIT_UNREACHABLE, explain
 
-Reason = Literal["done", "stopped", "failed", "lost", "hung"]
+Reason = Literal["done", "stopped", "failed", "lost", "hung", "unready"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,4 +165,7 @@ def write_standings(nodes: Sequence[Node]) -> str:
 
 def is_restartable(outcome: Outcome) -> bool:
     """Whether another try could end better: not after a stop, or a mistake of the user's."""
-    return outcome.reason in ("failed", "lost", "hung") and outcome.exit_code not in (2, RESUME)
+    return outcome.reason in ("failed", "lost", "hung") and outcome.exit_code not in (
+        USER_ERROR,
+        RESUME,
+    )

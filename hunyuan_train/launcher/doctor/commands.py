@@ -1,0 +1,118 @@
+"""`python -m hunyuan_train doctor`: are all hosts of a run fit for it?"""
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from hunyuan_train.config.load import load_command_line
+from hunyuan_train.config.resolve import choose_num_processes
+from hunyuan_train.config.schema import LaunchConfig, RunConfig
+from hunyuan_train.launcher.cluster import Cluster, find_cluster, with_environment
+from hunyuan_train.launcher.doctor.bandwidth import judge_bandwidth, measure_bandwidth
+from hunyuan_train.launcher.doctor.checks import Finding
+from hunyuan_train.launcher.doctor.examine import Examination, examine
+from hunyuan_train.launcher.doctor.show import describe, show_table
+from hunyuan_train.launcher.doctor.trust import collect_keys
+from hunyuan_train.launcher.exit_codes import FAILURE, SUCCESS
+from hunyuan_train.launcher.hosts import Host
+from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.ssh import ssh_command
+
+FIX_SECONDS = 10
+SWITCHES = ("trust", "fix", "bandwidth")
+HELP = """\
+usage: NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 python -m hunyuan_train doctor [--trust] [--fix]
+           [--bandwidth] [any flag of train.py]
+
+Look at all hosts of a run at once, and say for each host and check what was found, what is wanted
+and which command mends it. Answers within 5 seconds, with --bandwidth within 60. Give it the flags
+of the run, so that its model, data and output folder are looked at too.
+
+  --trust      note the ssh keys of hosts that are not known yet, and show their fingerprints
+  --fix        carry out those remedies that can do no harm
+  --bandwidth  measure what an all-reduce across the hosts carries
+
+exit code: 0 if the run may start, 1 if something has to be mended first, 2 for a wrong setting
+"""
+
+
+def run_doctor(arguments: Sequence[str]) -> int:
+    """Examine the hosts that flags and environment name."""
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP, end="")  # noqa: T201 the answer itself, for a pager or grep
+        return SUCCESS
+    asked = {name for name in SWITCHES if f"--{name}" in arguments}
+    flags = [word for word in arguments if word.removeprefix("--") not in asked]
+    config = with_environment(load_command_line(flags).config, os.environ)
+    machine = detect_machine()
+    slots = choose_num_processes(config, machine)
+    cluster = find_cluster(config, os.environ, default_slots=slots)
+    console = Console(highlight=False)
+    if "trust" in asked:
+        show_keys(cluster, config.launch, console)
+    examination = examine(config, cluster, machine)
+    if "fix" in asked and apply_fixes(examination.findings, cluster, config.launch, console):
+        examination = examine(config, cluster, machine)
+    findings = list(examination.findings)
+    if "bandwidth" in asked and not examination.failed:
+        findings += test_bandwidth(examination, config, console)
+    show_table(cluster.hosts, findings, console)
+    console.print(describe(findings), markup=False, soft_wrap=True, end="\n" if findings else "")
+    return FAILURE if any(one.verdict == "failed" for one in findings) else SUCCESS
+
+
+def show_keys(cluster: Cluster, launch: LaunchConfig, console: Console) -> None:
+    """Note new host keys, and show all of them."""
+    for key in collect_keys([host for host in cluster.hosts if host != cluster.local], launch):
+        state = "now trusted" if key.is_new else "known"
+        words = f"{key.fingerprint} ({state})" if key.fingerprint else "no key"
+        if key.trouble:
+            words += f"; {key.trouble.found}; mend it: {key.trouble.remedy}"
+        console.print(f"{key.host.address}: {words}", markup=False, soft_wrap=True)
+
+
+def apply_fixes(
+    findings: Sequence[Finding], cluster: Cluster, launch: LaunchConfig, console: Console
+) -> bool:
+    """Carry out what can do no harm; returns whether there was anything."""
+    fixable = [finding for finding in findings if finding.fix]
+    for finding in fixable:
+        command = on_host(finding.host, cluster, launch, finding.fix)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=FIX_SECONDS, check=False
+        )
+        result = "done" if done.returncode == 0 else done.stderr.strip()
+        text = f"{finding.host.address}: {' '.join(finding.fix)}: {result}"
+        console.print(text, markup=False, soft_wrap=True)
+    return bool(fixable)
+
+
+def on_host(
+    host: Host, cluster: Cluster, launch: LaunchConfig, command: Sequence[str]
+) -> list[str]:
+    """A command for one host, with ssh where that is not this machine."""
+    return list(command) if host == cluster.local else ssh_command(host, launch, command)
+
+
+def test_bandwidth(examination: Examination, config: RunConfig, console: Console) -> list[Finding]:
+    """The verdicts of an all-reduce; one failure for all hosts where it does not come about."""
+    cluster = examination.cluster
+    if len(cluster.hosts) == 1:
+        return []
+    console.print("measuring an all-reduce across the hosts, up to a minute")
+    meeting = examination.meeting(None)
+    measured = measure_bandwidth(cluster, config.launch, meeting, examination.machine())
+    if not isinstance(measured, str):
+        return judge_bandwidth(measured, cluster.hosts)
+    return [
+        Finding(
+            host=cluster.hosts[0],
+            check="bandwidth",
+            verdict="failed",
+            found=measured,
+            wanted="an all-reduce across all hosts",
+            remedy="open all ports between the hosts in the firewall",
+        )
+    ]

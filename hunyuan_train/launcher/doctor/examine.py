@@ -1,0 +1,136 @@
+"""Examines the hosts of a run: what to ask them, and what to make of the answers."""
+
+import asyncio
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hunyuan_train.config.load import REPOSITORY
+from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.sources import find_sources
+from hunyuan_train.launcher.cluster import Cluster
+from hunyuan_train.launcher.doctor.checks import Finding, Wanted, check_hosts, choose_interface
+from hunyuan_train.launcher.doctor.survey import Report, survey
+from hunyuan_train.launcher.environment import rank_environment
+from hunyuan_train.launcher.extension import extensions_folder, needed_extensions
+from hunyuan_train.launcher.hosts import Host
+from hunyuan_train.launcher.jobs import Meeting
+from hunyuan_train.model.presets import PRESETS, tokenizer_folder
+
+NCCL_PACKAGES = ("nvidia-nccl-cu12", "nvidia-nccl-cu13", "flash-attn")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examination:
+    """What came of one look at all hosts."""
+
+    cluster: Cluster
+    reports: Sequence[Report]
+    findings: Sequence[Finding]
+
+    @property
+    def failed(self) -> list[Finding]:
+        """What keeps the run from starting."""
+        return [finding for finding in self.findings if finding.verdict == "failed"]
+
+    @property
+    def failed_hosts(self) -> list[Host]:
+        """The hosts with at least one such finding, in their order."""
+        failed = {finding.host for finding in self.failed}
+        return [host for host in self.cluster.hosts if host in failed]
+
+    def meeting(self, master_port: int | None) -> Meeting:
+        """Where the ranks meet; every host has answered."""
+        chief = self.reports[0]
+        interfaces = {report.host: choose_interface(report) for report in self.reports}
+        return Meeting(
+            address=chief.host.address,
+            port=master_port or int(chief.found["free_port"]),
+            interfaces={host: name for host, name in interfaces.items() if name},
+        )
+
+    def machine(self) -> Machine:
+        """What every host offers."""
+        found = [report.found for report in self.reports if report.found]
+        return Machine(
+            num_gpus=min((len(one["gpus"]) for one in found), default=0),
+            num_cores=min((one["cores"] for one in found), default=1),
+        )
+
+
+def examine(config: RunConfig, cluster: Cluster, machine: Machine) -> Examination:
+    """Look at all hosts of a run, within five seconds.
+
+    Args:
+        config: with the environment's settings.
+        cluster: the hosts.
+        machine: this one, which says whether the run uses GPUs.
+    """
+    output_folder = Path(config.train.output_dir).absolute()
+    environment = rank_environment(os.environ, num_processes=1, num_gpus=0, num_cores=1)
+    port = config.launch.master_port
+    with token_in(output_folder) as token:
+        request = {
+            "repository": str(REPOSITORY),
+            "packages": required_packages(),
+            "paths": input_paths(config),
+            "ports": [port] if port else [],
+            "working_folder": str(Path.cwd()),
+            "output_folder": str(output_folder),
+            "token": token,
+            "extensions_folder": str(extensions_folder(environment)),
+        }
+        chief = cluster.hosts[0].address
+        reports = asyncio.run(survey(cluster, config.launch, request, chief_address=chief))
+    wanted = Wanted(
+        uses_gpus=machine.num_gpus > 0,
+        needs_compiler=bool(needed_extensions(config, num_gpus=machine.num_gpus)),
+        has_token=bool(token),
+        master_port=port,
+        output_folder=str(output_folder),
+    )
+    findings = check_hosts(reports, wanted)
+    return Examination(cluster=cluster, reports=reports, findings=findings)
+
+
+def required_packages() -> list[str]:
+    """The packages that every host needs in the same version."""
+    text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    return [*re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE), *NCCL_PACKAGES]
+
+
+def input_paths(config: RunConfig) -> list[str]:
+    """The files and folders that every rank reads."""
+    names = [config.data.train_data_file, config.data.eval_data_file]
+    paths = [source.path for name in names if name for source in find_sources(name)]
+    paths.append(tokenizer_folder(config.model))
+    if config.model.model_name_or_path not in PRESETS:
+        paths.append(Path(config.model.model_name_or_path))
+    if config.parallel.deepspeed != "auto":
+        paths.append(Path(config.parallel.deepspeed))
+    return sorted({str(path.absolute()) for path in paths})
+
+
+@contextmanager
+def token_in(output_folder: Path) -> Iterator[str]:
+    """Mark the disk of the output folder, so that hosts can say whether they share it.
+
+    Yields:
+        the path of the mark; empty where nothing can be written.
+    """
+    folder = next(one for one in (output_folder, *output_folder.parents) if one.is_dir())
+    token = folder / f".hunyuan_train-{secrets.token_hex(8)}"
+    try:
+        token.touch()
+    except OSError:
+        yield ""
+        return
+    try:
+        yield str(token)
+    finally:
+        token.unlink(missing_ok=True)
