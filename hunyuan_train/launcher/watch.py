@@ -125,8 +125,9 @@ class Watch:
         progress = [dict(node.progress) for node in self.nodes]
         if progress != self.progress:
             self.progress, self.moved_at = progress, time.monotonic()
-        has_begun = any(progress)
-        return has_begun and time.monotonic() - self.moved_at > self.launch.hang_timeout_seconds
+        # Loading and exporting take their time; collectives that wait too long end them.
+        is_training = any(one.doing == "training" for ranks in progress for one in ranks.values())
+        return is_training and time.monotonic() - self.moved_at > self.launch.hang_timeout_seconds
 
     async def _describe_hang(self, console: Console, log_folder: Path | None) -> Outcome:
         """Ask every rank where it stands, and keep the answers."""
