@@ -10,12 +10,12 @@ from rich.console import Console
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine
+from hunyuan_train.launcher.environment import rank_environment
 from hunyuan_train.launcher.extension import (
     extensions_folder,
     needed_extensions,
     prepare_extension,
 )
-from hunyuan_train.launcher.launch import worker_environment
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.log import console, log_to_screen
 
@@ -100,7 +100,12 @@ def run_selftest(arguments: argparse.Namespace) -> int:
 def prepare_environment(machine: Machine) -> None:
     """Compile what any plan may load, and set what ranks read when they import it."""
     config = build_config({"num_processes": machine.num_cores, "optimizer": "offload"})
-    environment = worker_environment(config, machine)
+    environment = rank_environment(
+        os.environ,
+        num_processes=machine.num_cores,
+        num_gpus=machine.num_gpus,
+        num_cores=machine.num_cores,
+    )
     folder = extensions_folder(environment)
     for extension in needed_extensions(config, num_gpus=machine.num_gpus):
         prepare_extension(extension, folder=folder, environment=environment, console=console)
