@@ -29,6 +29,7 @@ def plan_disk(layout: Layout) -> Disk:
     keeps_all = train.save_steps and not train.save_total_limit
     # The oldest goes once the newest is whole. Without a limit their number is not known here.
     num_kept = train.save_total_limit + 1 if train.save_steps and not keeps_all else 1
+    num_kept += 1 if train.save_best else 0
     written = trained if layout.config.lora.use_lora else parameters
     export = 2 * sum(whole_elements(one, layout) for one in written) if train.export else 0
     return Disk(sum(checkpoint_bytes(one, layout) for one in trained), num_kept, export)
@@ -45,4 +46,5 @@ def checkpoint_bytes(parameter: Parameter, layout: Layout) -> int:
     optimizer, elements = layout.config.train.optimizer, whole_elements(parameter, layout)
     kept = kept_bytes(optimizer, elements, is_exact=parameter.is_exact)
     # What is its own master is written as it is, in bfloat16.
-    return kept.total if kept.master else kept.states + layout.element_bytes * elements
+    master = kept.master or layout.element_bytes * elements
+    return master if layout.config.train.save_only_model else master + kept.states

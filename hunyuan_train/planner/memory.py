@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hunyuan_train.planner.activations import dispatch_bytes, layer_bytes, loss_bytes, saved_bytes
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
+from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.states import device_states, host_states, trained
 
@@ -113,6 +114,17 @@ def host_lines(layout: Layout, num_data_tokens: int) -> list[Component]:
     lines.append(
         Component("process", process, Phase.ALWAYS, "interpreter and libraries: an allowance")
     )
+    if layout.config.train.snapshot_gib != "auto":  # which takes of what is free only
+        copies = min(
+            int(float(layout.config.train.snapshot_gib) * 2**30),
+            plan_disk(layout).checkpoint // layout.num_ranks,
+        )
+        lines.append(
+            Component(
+                "copies for saving", copies, Phase.ALWAYS,
+                "states that are written while training goes on, up to snapshot_gib",
+            )
+        )  # fmt: skip
     if num_data_tokens:
         cached = DATA_BYTES * num_data_tokens // layout.ranks_per_node
         lines.append(

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hunyuan_train.checkpoint.state import save_checkpoint
+from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
@@ -22,7 +22,7 @@ from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import flat_masters
 from hunyuan_train.run import make_engine
-from hunyuan_train.trainer.loop import TrainerState
+from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import forward_losses, train_step
 from tests.batches import make_batch
 

@@ -1,0 +1,67 @@
+"""A run is planned before it starts, on the memory that this machine has."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.load import load_config
+from hunyuan_train.config.resolve import Machine
+from hunyuan_train.launcher.launch import launch
+from hunyuan_train.launcher.machine import host_memory
+from hunyuan_train.launcher.memory import check_memory, free_disk
+from hunyuan_train.launcher.preflight import make_plan
+from hunyuan_train.launcher.prepare import prepare_data
+
+CPU = Machine(num_gpus=0, num_cores=2, host_memory=8 * 2**30)
+
+
+def plan(tmp_path, *flags, machine=CPU):
+    arguments = ["--recipe", "tiny", "--output_dir", str(tmp_path / "run"), *flags]
+    return make_plan(load_config(arguments), machine=machine)
+
+
+def test_what_fits_is_said_in_one_line(tmp_path, capsys):
+    made = plan(tmp_path)
+    check_memory(made, prepare_data(made), Console(stderr=True))
+    said = capsys.readouterr().err
+    assert said.startswith("memory     1.")
+    assert "of disk" in said
+
+
+def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path):
+    made = plan(tmp_path, machine=replace(CPU, host_memory=2**30))
+    with pytest.raises(ConfigError, match=r"host memory would need 1.* and has 1\.1 GB: process"):
+        launch(made, is_dry_run=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_long_rows_are_refused_with_the_length_that_fits(tmp_path):
+    made = plan(tmp_path, "--max_seq_length", "262144", machine=replace(CPU, host_memory=7 * 10**9))
+    with pytest.raises(ConfigError, match="the nearest plan that fits: --max_seq_length"):
+        check_memory(made, prepare_data(made), Console(stderr=True))
+
+
+def test_force_plan_starts_it_all_the_same_and_says_why_it_should_not(tmp_path, capsys):
+    made = plan(tmp_path, "--force_plan", machine=replace(CPU, host_memory=2**30))
+    assert launch(made, is_dry_run=True) == 0
+    said = capsys.readouterr().err
+    assert "started all the same, as force_plan says: a machine's host memory would need" in said
+
+
+def test_unknown_memory_refuses_nothing(tmp_path):
+    made = plan(tmp_path, machine=replace(CPU, host_memory=0))
+    check_memory(made, prepare_data(made), Console(stderr=True))
+
+
+def test_a_container_has_no_more_memory_than_its_limit(tmp_path):
+    assert host_memory(tmp_path) > 2**30
+    (tmp_path / "memory.max").write_text("123456789\n")
+    assert host_memory(tmp_path) == 123456789
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory(tmp_path) > 2**30
+
+
+def test_free_disk_is_that_of_the_folder_to_be_made(tmp_path):
+    assert free_disk(tmp_path / "not" / "yet" / "there") > 0
