@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 import orjson
 
 ROWS_PER_CHUNK = 256
+BUFFER_BYTES = 1 << 20
 
 
 class BrokenTableError(ValueError):
@@ -31,7 +32,9 @@ def _read_batches(path: Path, raw: BinaryIO) -> Iterator[Any]:
     if path.suffix == ".parquet":
         from pyarrow import parquet  # noqa: PLC0415
 
-        yield from parquet.ParquetFile(raw).iter_batches(batch_size=ROWS_PER_CHUNK)
+        # A file may be one row group, of which each column would be read whole without a buffer.
+        file = parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES)
+        yield from file.iter_batches(batch_size=ROWS_PER_CHUNK)
         return
     from pyarrow import ipc  # noqa: PLC0415
 

@@ -1,12 +1,17 @@
 import gzip
+import io
 import json
+import os
+from pathlib import Path
 
 import orjson
+import pyarrow as pa
 import pytest
 import zstandard
 from dialogues import chat
+from pyarrow import parquet
 
-from hunyuan_train.data import readers
+from hunyuan_train.data import readers, tables
 from hunyuan_train.data.readers import read_chunks
 
 RECORDS = [chat(f"question {number}", f"answer 请 {number}") for number in range(300)]
@@ -162,3 +167,26 @@ def test_the_bytes_of_all_chunks_are_those_of_the_file(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(LINES))
     assert sum(chunk.num_bytes for chunk in read_chunks(path)) == path.stat().st_size
+
+
+class _WatchedFile(io.BytesIO):
+    """Remembers the largest read."""
+
+    largest = 0
+
+    def read(self, size=-1):
+        content = super().read(size)
+        self.largest = max(self.largest, len(content))
+        return content
+
+
+def test_a_table_of_one_large_row_group_is_read_in_pieces():
+    texts = [os.urandom(1000).hex() for _ in range(8000)]
+    file = _WatchedFile()
+    table = pa.table({"prompt": texts, "completion": texts})
+    parquet.write_table(table, file, row_group_size=len(texts), use_dictionary=False)
+    num_bytes = file.tell()
+    file.seek(0)
+    rows = [row for rows in tables.read_rows(Path("a.parquet"), file) for row in rows]
+    assert [json.loads(row)["prompt"] for row in rows] == texts
+    assert file.largest <= 2 * tables.BUFFER_BYTES < num_bytes / 8
