@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
+
+from hunyuan_train.data.tags import strip_no_think
 
 ROLES = ("system", "user", "assistant", "tool")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -66,8 +68,12 @@ def hash_messages(messages: Sequence[Message], tools: Sequence[Any] = ()) -> int
 
 
 def hash_question(messages: Sequence[Message]) -> int:
-    """64 bits of all that comes before the last answer: what an evaluation must not share."""
-    return hash_messages(messages[:-1])
+    """64 bits of all that comes before the last answer: what an evaluation must not share.
+
+    The same in either mode: a question asked fast is no other question.
+    """
+    asked = [replace(one, content=strip_no_think(one.content)) for one in messages[:-1]]
+    return hash_messages(asked)
 
 
 def seed_now(messages: Sequence[Message]) -> str:

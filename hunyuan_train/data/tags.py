@@ -39,6 +39,11 @@ def has_no_think(query: str) -> bool:
     return NO_THINK in query and _NO_THINK.match(query) is not None
 
 
+def strip_no_think(query: str) -> str:
+    """A user message without its wish for fast mode."""
+    return query.lstrip().removeprefix(NO_THINK).lstrip() if has_no_think(query) else query
+
+
 def parse_tags(text: str) -> TaggedText:
     """Thoughts and answer of a message that may carry tags as text.
 

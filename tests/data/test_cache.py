@@ -144,6 +144,13 @@ def test_questions_of_the_eval_file_are_found_in_the_training_data(prepare, writ
     assert len(prepare(path, eval_data_file=str(eval_path), data_policy="eval_overlap=drop")) == 1
 
 
+def test_a_question_asked_in_the_other_mode_is_the_same_question(prepare, write_records):
+    path = write_records([chat("c", "b", mode="fast"), chat("/no_think请", "b", mode="fast")])
+    eval_path = write_records([chat("c", "a", think="t"), chat("请", "b")], "eval.jsonl")
+    dataset = prepare(path, eval_data_file=str(eval_path))
+    assert dataset.summary.num_findings["eval_overlap"] == 2
+
+
 def test_a_question_is_never_on_both_sides_of_a_held_out_share(prepare, write_records):
     records = [chat(f"question {n % 40}", f"answer {n}") for n in range(200)]
     path = write_records(records)
