@@ -30,10 +30,8 @@ _KEPT_FIELDS = {"name", "tool_call_id", "id"}  # of the OpenAI form; the templat
 _FIELDS = {"role", "content", *_KEPT_FIELDS}
 _CALL_FIELDS = {"type", "function", "name", "arguments"}
 _ANSWER_FIELDS = {*_FIELDS, "tool_calls", "function_call", "train", "weight", *THOUGHT_FIELDS}
-MIN_WEIGHT, MAX_WEIGHT = (
-    1e-6,
-    1e6,
-)  # beyond them float32 loses the loss of this message or all others
+# Beyond these float32 loses the loss of this message, or of all others.
+MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
 
 
 def read_message(raw: object, place: str, *, as_written: bool, problems: list[Problem]) -> Message:

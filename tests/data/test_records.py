@@ -282,7 +282,7 @@ def test_a_message_of_nothing_but_calls_is_read():
     message = _answer("", tool_calls=[{"function": {"name": "get_weather", "arguments": "{}"}}])
     del message["content"]
     record = _chat_of(_user("a"), message, tools=[WEATHER])
-    assert read(record).messages[1].tool_calls == [("get_weather", "{}")]
+    assert read(record).messages[1].tool_calls == [ToolCall("get_weather", "{}")]
 
 
 def test_labels_and_calls_that_are_text_already_are_not_written_twice():
