@@ -34,7 +34,6 @@ def start_logging(output_dir: Path) -> None:
     file = logging.FileHandler(folder / f"rank{rank}.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter(FILE_FORMAT))
     log_to_screen(rank=rank, also=[file])
-    logging.captureWarnings(capture=True)
     sys.stdout = file.stream  # libraries also print; what is ours goes through the console
     for name in LIBRARIES:
         library = logging.getLogger(name)
@@ -52,6 +51,7 @@ def log_to_screen(*, rank: int = 0, also: Sequence[logging.Handler] = ()) -> Non
     if console.is_terminal:
         screen = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     prefix = "" if rank == 0 else f"rank {rank}: "
+    logging.captureWarnings(capture=True)
     screen.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
     screen.addFilter(partial(belongs_on_screen, rank=rank))
     logging.basicConfig(level=logging.INFO, handlers=[*also, screen], force=True)

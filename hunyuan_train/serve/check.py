@@ -85,6 +85,7 @@ def load_served(
 ) -> HunYuanMoEV1ForCausalLM:
     """The folder as a server sees it; with a config where its own names the vendor's class."""
     transformers_logging.disable_progress_bar()  # it would tear ours
+    transformers_logging.set_verbosity_error()  # what is wrong here, the losses show
     return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype).eval()
 
 
