@@ -59,7 +59,7 @@ def describe_release(config: RunConfig, shape: ModelShape, source: WeightSource)
     name = config.model.model_name_or_path
     dtype = trained_dtype(config)
     if isinstance(source, SafetensorsFolder):
-        dtype = DTYPES[source.locations["model.embed_tokens.weight"].dtype]
+        dtype = source.dtype
     model_folder = () if name in PRESETS else (Path(name),)
     companions = (*model_folder, tokenizer_folder(config.model))
     return Release(shape=shape, dtype=dtype, companions=companions)

@@ -18,7 +18,7 @@ from hunyuan_train.data.tokenizer import Tokenizer
 from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.model.presets import PRESETS, fit_vocabulary, resolve_shape
 from hunyuan_train.model.released_files import locate_weights
-from hunyuan_train.model.safetensors_files import read_range
+from hunyuan_train.model.safetensors_files import DTYPES, read_range
 from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.shape import ModelShape
 
@@ -62,6 +62,11 @@ class SafetensorsFolder:
             ConfigError: see `locate_weights`.
         """
         return cls(locate_weights(folder, shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights; routers may be wider."""
+        return DTYPES[self.locations["model.embed_tokens.weight"].dtype]
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, in the stored dtype.

@@ -82,7 +82,7 @@ def load_model(
     model = AutoModelForCausalLM.from_pretrained(
         model_folder,
         config=HunYuanMoEV1Config(**native_config_dict(shape)),
-        dtype=weights.locations["model.embed_tokens.weight"].dtype,
+        dtype=weights.dtype,
         device_map="auto" if torch.cuda.is_available() else None,
     )
     if is_adapter:
