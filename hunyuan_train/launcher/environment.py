@@ -52,7 +52,6 @@ def rank_environment(
     ours["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = SHUTDOWN_SECONDS
     ours.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
     ours.setdefault("TORCH_FR_BUFFER_SIZE", FLIGHT_RECORDER_ENTRIES)
-    ours.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", FLIGHT_RECORDER_ENTRIES)
     if num_gpus == 0:
         ours["DS_ACCELERATOR"] = "cpu"
     return ours

@@ -106,6 +106,11 @@ def describe_loss(node: Node, launch: LaunchConfig) -> str:
     if node.is_over and not node.has_started:
         trouble = explain("\n".join(node.tail), node.host, launch)
         return f"{node.host.address} cannot be reached: {trouble.found}; {trouble.remedy}"
+    if node.is_over:
+        return (
+            f"{node.host.address} broke off the connection: it was shut down, or its sshd or guard "
+            "was killed"
+        )
     return (
         f"{node.host.address} does not answer any more: it crashed or the network to it is cut. "
         f"If it lives, it ends its part of the run within {launch.host_timeout_seconds:g} s of the "

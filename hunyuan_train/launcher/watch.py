@@ -64,7 +64,7 @@ class Watch:
                     hang = await self._describe_hang(console, log_folder)
                 await asyncio.sleep(POLL_SECONDS)
             if hang is None and len(self.signals) < 2:
-                await asyncio.wait(tasks, timeout=SETTLE_SECONDS)
+                await self._wait(tasks, SETTLE_SECONDS)
             await self._end(tasks)
         return self._judge(hang)
 
@@ -145,11 +145,18 @@ class Watch:
             console.print(text, markup=False, soft_wrap=True)
         return describe_hang(self.nodes, self.launch.hang_timeout_seconds)
 
+    async def _wait(self, tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
+        """Wait for the nodes that still answer."""
+        pairs = zip(self.nodes, tasks, strict=True)
+        answering = [task for node, task in pairs if not self._is_silent(node)]
+        if answering:
+            await asyncio.wait(answering, timeout=seconds)
+
     async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """End what still runs; a node that does not answer ends itself when its lease is over."""
         for node in self.nodes:
             node.send("kill")
-        await asyncio.wait(tasks, timeout=KILL_SECONDS)
+        await self._wait(tasks, KILL_SECONDS)
         for node, task in zip(self.nodes, tasks, strict=True):
             if not task.done():
                 node.abandon()
