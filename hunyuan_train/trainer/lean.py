@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
 from hunyuan_train.parallel.blockwise import (
+    SLICE_BLOCKS,
     BlockwiseState,
     block_slices,
     decode,
@@ -47,6 +48,14 @@ class LeanAdamW(Optimizer):
         super().__init__(params, defaults)
         self.num_rounded = 0  # bfloat16 weights updated since `take_moved`
         self.moved: Tensor | None = None  # how many of them changed: int64, on their device
+        self.update_whole = update_blocks  # slices of full size
+
+    def compile_update(self) -> None:
+        """Let torch fuse the update into a few kernels, which it makes at the first step.
+
+        Slices of other sizes stay as they are: each would have to be compiled by itself.
+        """
+        self.update_whole = torch.compile(update_blocks, dynamic=False)
 
     def start_state(self, flat: Tensor, step: int = 0) -> None:
         """Give a flat parameter its state, of zeros, after a number of steps."""
@@ -92,7 +101,9 @@ class LeanAdamW(Optimizer):
             last_block = first_block + len(weights)
             scales = [moment.scales[first_block:last_block] for moment in moments]
             bits = random_bits(weights.shape, seed, first_block * LEAN_BLOCK, flat.device)
-            moved = update_blocks(weights, gradients, codes, scales, bits, numbers)
+            is_whole = weights.shape == (SLICE_BLOCKS, LEAN_BLOCK)
+            update = self.update_whole if is_whole else update_blocks
+            moved = update(weights, gradients, codes, scales, bits, numbers)
             if weights.dtype == torch.bfloat16:
                 self.moved = moved if self.moved is None else self.moved + moved
                 self.num_rounded += weights.numel()
