@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.phases import OPTIMIZER, PhaseClock, watch_phases
-from hunyuan_train.config.deepspeed_config import build_deepspeed_config, choose_file
+from hunyuan_train.config.deepspeed_config import choose_file
 from hunyuan_train.config.schema import (
     DataConfig,
     ModelConfig,
@@ -36,19 +36,13 @@ from hunyuan_train.config.schema import (
     TrainConfig,
 )
 from hunyuan_train.data.loader import Batch
-from hunyuan_train.model.attention import choose_attention
 from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.model.presets import A13B
 from hunyuan_train.model.shape import ModelShape
-from hunyuan_train.parallel.engine import (
-    build_split_model,
-    peak_memory_gib,
-    start_engine,
-    start_process_group,
-)
+from hunyuan_train.parallel.engine import peak_memory_gib, start_process_group
 from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import GPUS, Hardware
-from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.step import train_step
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -150,16 +144,9 @@ def most_layers(config: RunConfig) -> int:
 def start_slice(config: RunConfig, shape: ModelShape):
     """The engine, built as a run builds it, on weights out of nowhere."""
     start_process_group(timeout_minutes=10)
-    settings = build_deepspeed_config(config, world_size=1, is_bf16=True)
-    attention = choose_attention("auto", is_bf16=True)
-    model = build_split_model(shape, settings, attention=attention, attention_dropout=0.0)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
     generator = torch.Generator().manual_seed(0)
     tile = torch.randn(TILE, generator=generator).mul(A13B.initializer_range).bfloat16()
-    factory = optimizer_factory(config.train, offload=False)
-    engine = start_engine(
-        model, settings, TiledWeights(tile), factory, lora=config.lora, seed=config.train.seed
-    )
+    engine = make_engine(config, shape, TiledWeights(tile))
     engine.train()
     return engine
 

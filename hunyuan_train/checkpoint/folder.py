@@ -2,10 +2,10 @@
 
     runs/tiny/checkpoints/step-000120/
         manifest.json              where the run stood, what each file holds, sizes and checksums
-        rank-00000.safetensors     float32 weights and optimizer states of rank 0's ranges
+        rank-00000.safetensors     master weights and optimizer states of rank 0's ranges
 
 It is written as `step-000120.incomplete` and renamed when every file is on disk, so a folder with
-the final name is whole. Tensors are float32 ranges of released tensors in disguise (see
+the final name is whole. Tensors are ranges of released tensors in disguise (see
 `model/layout.py`), which any other split of the model can read. Nothing in it is pickled.
 """
 

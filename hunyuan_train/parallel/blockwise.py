@@ -101,6 +101,7 @@ def decode(codes: Tensor, scales: Tensor) -> Tensor:
     return code_values(codes.dtype, codes.device).index_select(0, indices).view_as(codes) * scales
 
 
+@torch.compiler.assume_constant_result
 @cache
 def code_values(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The value of each code, from the lowest (-128 or 0) up, at scale 1: [256], float32.
