@@ -61,6 +61,7 @@ from hunyuan_train.trainer.generate import generate_split
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.trainer.router_guardian import RouterGuardian, profile_batches
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
 
@@ -106,12 +107,14 @@ def run(config: RunConfig) -> int:
         config=config.train,
         metrics=metrics,
         keeper=make_saver(config, engine, routers, {**made_of, "data": data}, metrics),
+        guardian=make_guardian(config, engine, routers, metrics),
         batch_log=make_batch_log(config),
         planned_memory_gib=planned_memory_gib(config, shape, dataset),
         report_progress=report_progress,
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
+    trainer.guardian.start(state.step, profile_batches(batches))
     ending = train(trainer, state, started=started)
     answers: list[Answer] = []
     if ending.is_complete:
@@ -236,6 +239,18 @@ def make_metrics(config: RunConfig, checkpoint: Checkpoint | None) -> MetricsLog
         settings=asdict(config),
         notes=checkpoint[1]["notes"] if checkpoint else {},
     )
+
+
+def make_guardian(
+    config: RunConfig,
+    engine: deepspeed.DeepSpeedEngine,
+    routers: RouterTerms,
+    metrics: MetricsLog | None,
+) -> RouterGuardian:
+    """What sees routers go astray; rank 0 tells the tracker."""
+    alert = metrics.alert if metrics else lambda title, text: None
+    folder = Path(config.train.output_dir)
+    return RouterGuardian(engine, routers, config.guardian, folder, alert)
 
 
 def make_batch_log(config: RunConfig) -> JsonLines | None:

@@ -62,7 +62,7 @@ def describe_run(
         shape: of the model that is trained.
         rows_per_step: of all processes, where known; how they are dealt out changes nothing.
     """
-    sections = (config.model, config.train, config.lora)
+    sections = (config.model, config.train, config.guardian, config.lora)
     settings = {
         name: value
         for section in sections

@@ -6,7 +6,12 @@ what lies on disk are in `inputs.py`.
 
 from importlib.util import find_spec
 
-from hunyuan_train.config.adapters import adapts_experts, check_expert_adapters, check_targets
+from hunyuan_train.config.adapters import (
+    adapts_experts,
+    check_expert_adapters,
+    check_targets,
+    target_names,
+)
 from hunyuan_train.config.deepspeed_config import (
     build_deepspeed_config,
     has_bf16_masters,
@@ -35,6 +40,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_evaluation(config.train, config.data)
     check_activations(config.train)
     check_lora(config)
+    check_guardian(config)
     check_flash_attn(config, machine)
     check_tracker(config.train.report_to)
     check_processes_fit(num_processes, machine)
@@ -149,6 +155,19 @@ def check_lean(config: RunConfig) -> None:
         raise ConfigError(
             f"optimizer is lean, but {path} offloads the weights (zero_optimization.offload_param) "
             "that it updates in place: use --deepspeed auto, or --optimizer offload"
+        )
+
+
+def check_guardian(config: RunConfig) -> None:
+    """Refuse a guardian that would freeze what is frozen."""
+    model, lora = config.model, config.lora
+    trains_routers = not (model.freeze_router or model.train_attention_params_only)
+    if lora.use_lora:
+        trains_routers = "router" in target_names(lora)
+    if config.guardian.router_guardian == "freeze_router" and not trains_routers:
+        raise ConfigError(
+            "router_guardian is freeze_router, but this run does not train the routers; use "
+            "--router_guardian warn, aux_loss or stop"
         )
 
 

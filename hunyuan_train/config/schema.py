@@ -249,6 +249,52 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardianConfig:
+    """What is done when routers go astray: tokens of a layer crowd on few experts, or drift."""
+
+    router_guardian: Literal["off", "warn", "freeze_router", "aux_loss", "stop"] = setting(
+        "warn",
+        "on an alarm: warn; freeze_router (the routers are trained no further); aux_loss (turn the "
+        "load-balancing loss on); stop (end the run, its last checkpoint intact); off: no alarms",
+    )
+    router_check_steps: int = setting(1, "look at the routers every N steps", low=1)
+    router_entropy_fall: float = setting(
+        0.2,
+        "alarm when the entropy of a layer's load (1: all experts get as much) is this far below "
+        "the base model's",
+        low=0,
+        high=1,
+    )
+    router_dead_share: float = setting(
+        0.2,
+        "alarm when more than this share of a layer's experts, alive in the base model, get nearly "
+        "no tokens",
+        low=0,
+        high=1,
+    )
+    router_violation_rise: float = setting(
+        0.75,
+        "alarm when the busiest expert of a layer has come this far from where the base model had "
+        "it towards getting every token",
+        low=0,
+        high=1,
+    )
+    router_drift_limit: float = setting(
+        0.5,
+        "alarm when the routing of a layer is this far from the base model's (Jensen-Shannon "
+        "divergence, 0 to 1)",
+        low=0,
+        high=1,
+    )
+    router_alarm_aux_coef: float = setting(
+        0.01, "weight of the load-balancing loss that the policy aux_loss turns on", low=0
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:
     """Low-rank adapters instead of full-parameter training."""
 
@@ -365,6 +411,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guardian: GuardianConfig = field(default_factory=GuardianConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -7,6 +7,7 @@ from typing import Any
 
 from hunyuan_train.config.schema import (
     DataConfig,
+    GuardianConfig,
     LaunchConfig,
     LoraConfig,
     ModelConfig,
@@ -19,6 +20,7 @@ SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
     "train": TrainConfig,
+    "guardian": GuardianConfig,
     "lora": LoraConfig,
     "parallel": ParallelConfig,
     "launch": LaunchConfig,

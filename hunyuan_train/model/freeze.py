@@ -8,7 +8,14 @@ from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
 
 ROUTERS = "*.mlp.gate.wg.weight"
+SPLIT_ROUTERS = "*.mlp.router.gate.*"  # under expert parallelism; adapters on them included
+ADAPTED_ROUTERS = "*.mlp.gate.wg.*"
 ATTENTION = "*.self_attn.*"
+
+
+def is_router(name: str) -> bool:
+    """Whether a parameter belongs to a router, in any form that a model takes here."""
+    return fnmatchcase(name, SPLIT_ROUTERS) or fnmatchcase(name, ADAPTED_ROUTERS)
 
 
 def freeze_parameters(model: nn.Module, config: ModelConfig) -> None:

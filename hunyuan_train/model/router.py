@@ -110,9 +110,3 @@ def z_loss(logits_TE: list[Tensor], num_tokens: int | float) -> Tensor:
     """
     squares = [layer_TE.float().logsumexp(dim=-1).square().sum() for layer_TE in logits_TE]
     return torch.stack(squares).mean() / num_tokens
-
-
-def imbalance(load_LE: Tensor) -> float:
-    """How much the busiest expert of any layer gets beyond an equal share: 0 is balanced."""
-    mean_L = load_LE.double().mean(dim=1).clamp(min=1e-9)
-    return float((load_LE.amax(dim=1) / mean_L).max()) - 1.0

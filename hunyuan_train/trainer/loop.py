@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 import deepspeed
-import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.loader import Batch, BatchPlan
 from hunyuan_train.log import console
-from hunyuan_train.model.router import imbalance
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.trainer.evaluate import evaluate
 from hunyuan_train.trainer.guardian import (
@@ -31,6 +29,7 @@ from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
 from hunyuan_train.trainer.loss_groups import WHOLE
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
 from hunyuan_train.trainer.optim import share_of_weights_moved
+from hunyuan_train.trainer.router_guardian import RouterGuardian
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
@@ -87,6 +86,7 @@ class Trainer:
     keeper: Keeper
     planned_memory_gib: float  # of the fullest process, as peak_memory_gib counts
     report_progress: Callable[[int, str], None]  # steps done, and what comes now
+    guardian: RouterGuardian
     batch_log: JsonLines | None = None
 
     @property
@@ -148,6 +148,7 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
         state.step, total_steps=trainer.total_steps, config=trainer.config
     )
     state, result = do_step(trainer, state, learning_rate)
+    trainer.guardian.check(state.step)
     seconds = time.perf_counter() - began
     config, is_last = trainer.config, state.step == trainer.total_steps
     numbers = step_numbers(trainer, state, result, learning_rate, seconds)
@@ -156,6 +157,8 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
         numbers["eval_loss"] = losses.pop(WHOLE)
         numbers |= {f"eval_loss_{name}": loss for name, loss in losses.items()}
         state = note_evaluation(state, numbers["eval_loss"])
+    if is_last or "eval_loss" in numbers:
+        trainer.guardian.keep_load(state.step)
     is_logged = is_due(state.step, config.logging_steps, is_last)
     if is_logged or "eval_loss" in numbers or result.fault:
         numbers |= measure_ranks(trainer)
@@ -222,6 +225,7 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
     for log in (trainer.metrics, trainer.batch_log):
         if log:
             log.forget_after(restored.step)
+    trainer.guardian.go_back_to(restored.step)
     health = replace(restored.health, num_bad_in_a_row=0, num_returns=num_returns + 1)
     return replace(restored, position=state.position, health=health)
 
@@ -293,9 +297,7 @@ def step_numbers(
 
 def measure_ranks(trainer: Trainer) -> Numbers:
     """What a logged step reports of all ranks together; every rank takes part."""
-    load_LE = trainer.routers.watch.take_load()
-    dist.all_reduce(load_LE)
-    numbers: Numbers = {"expert_imbalance": imbalance(load_LE), "memory_gib": peak_memory_gib()}
+    numbers: Numbers = {**trainer.guardian.measure(), "memory_gib": peak_memory_gib()}
     moved = share_of_weights_moved(trainer.engine)
     return numbers if moved is None else numbers | {"weights_moved": moved}
 

@@ -47,6 +47,10 @@ class WandbTracker:
         """Record numbers of one step."""
         self.run.log({"step": step, **numbers})
 
+    def alert(self, title: str, text: str) -> None:
+        """Let the tracker send a message to whoever follows the run."""
+        self.run.alert(title=title, text=text)
+
     def finish(self) -> None:
         """Flush and close."""
         self.run.finish()
@@ -89,6 +93,11 @@ class MetricsLog:
         self.lines.append({"step": step, **known})
         if self.tracker:
             self.tracker.log(numbers, step)
+
+    def alert(self, title: str, text: str) -> None:
+        """Pass a warning on; it is in the log already."""
+        if self.tracker:
+            self.tracker.alert(title, text)
 
     def finish(self) -> None:
         """Close the tracker."""

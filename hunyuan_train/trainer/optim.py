@@ -10,18 +10,43 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.model.freeze import is_router
 from hunyuan_train.parallel.engine import OptimizerFactory, sum_over_ranks
 from hunyuan_train.parallel.zero import MASTER, flat_masters, num_dimensions
 from hunyuan_train.trainer.lean import LeanAdamW
 
+ROUTERS = "is_router"  # marks a group that the guardian may hold
+HELD = "is_held"
+
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices, which decay, and vectors (norms, biases), which never do."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    vectors = [parameter for parameter in trained if num_dimensions(parameter) < 2]
-    matrices = [parameter for parameter in trained if num_dimensions(parameter) >= 2]
-    groups = ((matrices, weight_decay), (vectors, 0.0))
-    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+    """Parameter groups: matrices, which decay; vectors, which never do; routers, apart from both.
+
+    Routers are matrices too; the guardian may hold them.
+    """
+    named = [pair for pair in model.named_parameters() if pair[1].requires_grad]
+    routers = [parameter for name, parameter in named if is_router(name)]
+    others = [parameter for name, parameter in named if not is_router(name)]
+    vectors = [parameter for parameter in others if num_dimensions(parameter) < 2]
+    matrices = [parameter for parameter in others if num_dimensions(parameter) >= 2]
+    groups = ((matrices, weight_decay), (vectors, 0.0), (routers, weight_decay))
+    return [
+        {"params": members, "weight_decay": decay, ROUTERS: members is routers}
+        for members, decay in groups
+        if members
+    ]
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Set the rate of the next step; held groups have none and stay as they are, bit for bit."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 if group.get(HELD) else learning_rate
+
+
+def hold_routers(optimizer: Optimizer, *, is_held: bool = True) -> None:
+    """Train the routers no further, or again."""
+    for group in optimizer.param_groups:
+        group[HELD] = is_held and group[ROUTERS]
 
 
 def lean_groups(model: nn.Module, weight_decay: float, seed: int) -> list[dict[str, Any]]:
@@ -40,6 +65,7 @@ def lean_groups(model: nn.Module, weight_decay: float, seed: int) -> list[dict[s
             "params": [parameter],
             "weight_decay": weight_decay if num_dimensions(parameter) >= 2 else 0.0,
             "key": f"{seed}:{dist.get_rank()}:{name}",
+            ROUTERS: is_router(name),
         }
         for name, parameter in model.named_parameters()
         if parameter.requires_grad

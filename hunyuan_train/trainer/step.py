@@ -17,6 +17,7 @@ from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import dropping_gradients
 from hunyuan_train.trainer.loss_groups import GROUPS, WHOLE, group_masks, group_means, group_weights
+from hunyuan_train.trainer.optim import set_learning_rate
 
 
 class NonFiniteLossError(RuntimeError):
@@ -64,9 +65,9 @@ def update_at_once() -> None:
     """Nothing to wait for before an update."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RouterTerms:
-    """What the routers add to the loss."""
+    """What the routers add to the loss; the guardian may raise the coefficient."""
 
     watch: RouterWatch
     top_k: int
@@ -195,8 +196,7 @@ def update_weights(
 
     Gradients whose norm is not finite the engine drops by itself, on all ranks.
     """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+    set_learning_rate(engine.optimizer, learning_rate)
     with dropping_gradients() if is_withheld else nullcontext():
         engine.step()
     grad_norm = float(engine.get_global_grad_norm())

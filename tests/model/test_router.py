@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hunyuan_train.model.router import Float32Linear, RouterWatch, balance_loss, imbalance, z_loss
+from hunyuan_train.model.router import Float32Linear, RouterWatch, balance_loss, z_loss
 
 
 def test_balance_loss_is_one_when_balanced_and_the_number_of_experts_when_collapsed() -> None:
@@ -33,11 +33,6 @@ def test_z_loss_is_the_mean_square_of_the_log_partition() -> None:
     logits = torch.log(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
     expected = (torch.log(torch.tensor([2.0, 4.0])) ** 2).mean()
     assert torch.allclose(z_loss([logits, logits], 2), expected)
-
-
-def test_imbalance_is_that_of_the_worst_layer() -> None:
-    assert imbalance(torch.tensor([[5, 5, 5, 5], [14, 2, 2, 2]])) == pytest.approx(1.8)
-    assert imbalance(torch.full((2, 4), 3)) == pytest.approx(0.0)
 
 
 def test_watch_counts_only_what_it_records() -> None:
