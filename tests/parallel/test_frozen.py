@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import read_manifest
-from hunyuan_train.checkpoint.state import save_checkpoint
+from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.parallel.engine import build_split_model
-from hunyuan_train.trainer.loop import TrainerState
 from hunyuan_train.trainer.optim import decay_groups
+from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests import engines
 from tests.batches import global_batch, plain_loss, plain_model, released_state
