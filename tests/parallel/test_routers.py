@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.model.router import balance_loss, z_loss
-from hunyuan_train.trainer.step import train_step
+from hunyuan_train.trainer.step import forward_losses, train_step
 from tests.batches import SHAPE, global_batch, plain_loss, plain_model, released_state
 from tests.engines import kept_weights, my_share, router_terms, small_engine
 from tests.ranks import run_ranks
@@ -68,3 +68,49 @@ def test_router_losses_and_load_are_those_of_one_process(expert_size: int) -> No
             expected = expected_weights[name][start : start + len(values)]
             assert (values - expected).abs().max() < 1e-6, name
     assert torch.equal(sum(load for _, load, _ in ranks), expected_load)
+
+
+def vendor_routing(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """`topkgating` of the vendor's modeling_hunyuan.py, without what drops tokens at capacity.
+
+    Weights of the chosen experts: their probabilities among all, over the sum of the chosen ones.
+    """
+    gates_TE = torch.softmax(logits_TE.float(), dim=1)
+    _, experts_TK = torch.topk(gates_TE, top_k)
+    chosen_TKE = torch.nn.functional.one_hot(experts_TK, logits_TE.shape[1]).float()
+    sums_T = (chosen_TKE @ gates_TE.unsqueeze(-1)).sum(dim=1)
+    probabilities_TE = gates_TE / sums_T.clamp(min=torch.finfo(gates_TE.dtype).eps)
+    return probabilities_TE.gather(1, experts_TK), experts_TK
+
+
+def route(expert_size: int, is_bf16: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What each layer's router is given, and the weights and experts that it chooses."""
+    engine = small_engine(stage=3, expert_size=expert_size, is_bf16=is_bf16)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def see(_: object, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        weights, experts = output[:2] if expert_size else output[1:3]
+        seen.append((inputs[0].flatten(0, -2).clone(), weights.clone(), experts.clone()))
+
+    for layer in engine.module.model.layers:
+        (layer.mlp.router if expert_size else layer.mlp.gate).register_forward_hook(see)
+    with torch.no_grad():
+        forward_losses(engine, my_share(global_batch(0, 2))[0])
+    return seen
+
+
+@pytest.mark.parametrize(("expert_size", "is_bf16"), [(0, False), (2, False), (2, True), (0, True)])
+def test_tokens_are_routed_by_the_vendors_formula_without_its_capacity(
+    expert_size: int, is_bf16: bool
+) -> None:
+    released = plain_model().model.layers
+    for rank in run_ranks(route, 2, expert_size, is_bf16):
+        for layer, (hidden_TD, weights_TK, experts_TK) in zip(released, rank, strict=True):
+            assert hidden_TD.dtype == (torch.bfloat16 if is_bf16 else torch.float32)
+            logits_TE = torch.nn.functional.linear(hidden_TD.float(), layer.mlp.gate.wg.weight)
+            expected_TK, expected_ids_TK = vendor_routing(logits_TE, SHAPE.moe_topk)
+            assert weights_TK.dtype == torch.float32
+            weights_TE = torch.zeros_like(logits_TE).scatter(1, experts_TK, weights_TK)
+            expected_TE = torch.zeros_like(logits_TE).scatter(1, expected_ids_TK, expected_TK)
+            assert torch.equal(weights_TE > 0, expected_TE > 0), "other experts were chosen"
+            assert (weights_TE - expected_TE).abs().max() < 1e-6
