@@ -14,6 +14,7 @@ from hunyuan_train.config.adapters import ATTENTION_NAMES, EXPERTS, target_names
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.parameters import adapted_linears, is_trained
 
+RANDOM_STATE = 5056  # of the CPU's generator, which a recomputed layer starts from again
 ROW_ALIGNMENT = 8  # rows of each local expert are padded by up to this (ep_kernels.py)
 
 
@@ -129,30 +130,64 @@ def layer_bytes(layout: Layout, *, imbalance: float) -> int:
 
 
 def boundary_bytes(layout: Layout) -> int:
-    """All that one layer saves when it is recomputed: its input."""
+    """What one layer keeps when it is recomputed in full: its input."""
     return layout.num_tokens * layout.shape.hidden_size * layout.element_bytes
 
 
-def ends_bytes(layout: Layout) -> int:
-    """Before the first layer and after the last: token ids, rotations, the final norm, labels."""
+def selected_bytes(layout: Layout) -> int:
+    """What selective recomputation keeps of one layer beside its input (model/activations.py).
+
+    Results of the products of attention, the shared expert and the router, and of attention itself.
+    """
+    shape = layout.shape
+    query = shape.num_attention_heads * shape.head_dim
+    key = shape.num_key_value_heads * shape.head_dim
+    products = 2 * query + 2 * key + 2 * shape.intermediate_size + 2 * shape.hidden_size
+    float32 = shape.num_attention_heads + shape.num_experts  # sums of softmax, router logits
+    return layout.num_tokens * (layout.element_bytes * products + 4 * float32)
+
+
+def ends_bytes(layout: Layout, num_labels: int) -> int:
+    """Before the first layer and after the last: ids, positions, rotations, final norm, loss.
+
+    Only positions with a label go through the output layer. It saves their hidden states, indices,
+    labels, weights, two masks, and the maximum and the sum of their softmax
+    (deepspeed/sequence/linear_cross_entropy.py).
+    """
     shape, saving = layout.shape, describe_saving(layout)
     tokens, size = saving.tokens, saving.size
     rotations = 2 * size * shape.head_dim
-    head_input = size * shape.hidden_size if saving.attention else 0
-    return tokens * (8 + rotations + head_input + 8 + 4) + norm_bytes(
-        tokens, shape.hidden_size, saving
-    )
+    label = size * shape.hidden_size + 8 + 8 + 4 + 2 + 8
+    before = tokens * (8 + 8 + rotations)
+    return before + norm_bytes(tokens, shape.hidden_size, saving) + num_labels * label
 
 
-def saved_bytes(layout: Layout, *, imbalance: float = 1.0) -> int:
-    """What forward leaves for backward, without the loss."""
+def kept_on_host_bytes(layout: Layout) -> int:
+    """Layers' inputs that lie in host memory instead of the device's."""
+    if not (layout.is_on_gpu and layout.config.train.activation_offload):
+        return 0
+    return layout.shape.num_hidden_layers * boundary_bytes(layout)
+
+
+def saved_bytes(layout: Layout, *, imbalance: float = 1.0, num_labels: int | None = None) -> int:
+    """What forward leaves on the device for backward, that of the loss included.
+
+    Args:
+        layout: of the run.
+        imbalance: rows that this rank's experts see over an equal share.
+        num_labels: positions with a loss; default: all of them.
+    """
     layers, hidden = layout.shape.num_hidden_layers, layout.shape.hidden_size
-    if layout.config.train.gradient_checkpointing:
-        return layers * boundary_bytes(layout) + ends_bytes(layout)
+    ends = ends_bytes(layout, layout.num_tokens if num_labels is None else num_labels)
+    recomputed = layout.config.train.gradient_checkpointing
+    if recomputed:
+        selected = layers * selected_bytes(layout) if recomputed == "selective" else 0
+        inputs = layers * (boundary_bytes(layout) + RANDOM_STATE)
+        return inputs + selected + ends - kept_on_host_bytes(layout)
     inside = layers * layer_bytes(layout, imbalance=imbalance)
     if layout.config.lora.use_lora:  # nothing before the first adapter needs a gradient
         inside -= norm_bytes(layout.num_tokens, hidden, describe_saving(layout))
-    return inside + ends_bytes(layout)
+    return inside + ends
 
 
 def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:
@@ -167,11 +202,14 @@ def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:
     return shape.hidden_size * (size * exchanged + 4 * slots)
 
 
-def loss_bytes(layout: Layout) -> tuple[int, int]:
-    """Saved until backward, and in all at the fullest moment, for the loss over the vocabulary.
+def loss_bytes(layout: Layout) -> int:
+    """What the loss takes while it is computed, beside what it saves.
 
-    Logits in the training dtype, their float32 copy, and the logarithm of softmax, which alone is
-    saved; backward makes as much again.
+    Logits exist for some tokens and all words, or for all tokens and some words, in float32 and the
+    training dtype, in blocks about as large as the hidden states; the gradient of the hidden states
+    is summed in float32.
     """
-    elements = layout.num_tokens * layout.shape.vocab_size
-    return 4 * elements, (8 + 2 * layout.element_bytes) * elements
+    shape, tokens = layout.shape, layout.num_tokens
+    num_blocks = ceil(shape.vocab_size / shape.hidden_size)
+    block = tokens * ceil(shape.vocab_size / num_blocks)
+    return (4 + layout.element_bytes) * (block + tokens * shape.hidden_size)

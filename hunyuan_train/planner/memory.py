@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from hunyuan_train.planner.activations import dispatch_bytes, layer_bytes, loss_bytes, saved_bytes
+from hunyuan_train.planner.activations import (
+    dispatch_bytes,
+    kept_on_host_bytes,
+    layer_bytes,
+    loss_bytes,
+    saved_bytes,
+)
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.layout import Layout
@@ -64,16 +70,17 @@ def plan_memory(
 def device_work(layout: Layout, imbalance: float) -> list[Component]:
     """Lines for what the micro-step itself takes."""
     is_recomputed = layout.config.train.gradient_checkpointing
-    saved, fullest = loss_bytes(layout)
     how = "each layer's input" if is_recomputed else "all that the layers save"
+    if is_recomputed == "selective":
+        how = "each layer's input and the results of dense products"
     lines = [
         Component(
             "activations", saved_bytes(layout, imbalance=imbalance), Phase.BACKWARD,
             f"{how} for backward, tensor by tensor (planner/activations.py)",
         ),
         Component(
-            "logits and loss", max(saved, fullest), Phase.LOSS,
-            "scores of the vocabulary around the loss (model/loss.py)",
+            "logits and loss", loss_bytes(layout), Phase.LOSS,
+            "blocks of logits, and the gradient of hidden states (model/loss.py)",
         ),
     ]  # fmt: skip
     if is_recomputed:
@@ -111,6 +118,13 @@ def host_lines(layout: Layout, num_data_tokens: int) -> list[Component]:
     """Lines of host memory beside the device; without a GPU the device is host memory as well."""
     process = GPU_PROCESS if layout.is_on_gpu else CPU_PROCESS
     lines = list(host_states(layout))
+    if kept_on_host_bytes(layout):
+        lines.append(
+            Component(
+                "layers' inputs, pinned", kept_on_host_bytes(layout), Phase.BACKWARD,
+                "activation_offload: what gradient checkpointing keeps (model/activations.py)",
+            )
+        )  # fmt: skip
     lines.append(
         Component("process", process, Phase.ALWAYS, "interpreter and libraries: an allowance")
     )

@@ -102,7 +102,7 @@ def combine_changes(config: RunConfig, hardware: Hardware) -> Iterator[tuple[Cha
 def working_choices(config: RunConfig) -> list[Change]:
     """Less work at a time: the same result, in more time."""
     train, settings = config.train, {}
-    if not train.gradient_checkpointing:
+    if train.gradient_checkpointing is not True:
         settings["gradient_checkpointing"] = True
     choices = [NO_CHANGE, Change(1.0, settings)] if settings else [NO_CHANGE]
     if train.per_device_train_batch_size > 1:

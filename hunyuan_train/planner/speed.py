@@ -87,21 +87,22 @@ def plan_speed(layout: Layout, hardware: Hardware) -> Speed:
 def micro_step_flops(layout: Layout) -> float:
     """Operations of one rank: two for each weight and token, for each product it takes part in.
 
-    Forward is one product, its repetition under gradient checkpointing another; backward has one
-    for the gradient of the input, and one for that of the weight where it is trained. Attention is
-    causal: a token sees half of its row on average.
+    Forward is one product; backward has one for the gradient of the input, and one for that of the
+    weight where it is trained. Recomputation repeats forward: all layers in full, or selectively
+    the routed experts alone. Attention is causal: a token sees half of its row on average, in two
+    products forward and four backward.
     """
-    shape, tokens = layout.shape, layout.num_tokens
-    forwards = 2 if layout.config.train.gradient_checkpointing else 1
-    is_full = not layout.config.lora.use_lora
-    products = forwards + 1 + (1 if is_full else 0)
+    shape, recomputed = layout.shape, layout.config.train.gradient_checkpointing
+    embedding = shape.vocab_size * shape.hidden_size
     # An embedding is looked up, not multiplied; where it is tied, its weight is that of the head.
-    looked_up = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
-    weights = shape.num_active_parameters - looked_up
+    weights = shape.num_active_parameters - (0 if shape.tie_word_embeddings else embedding)
+    experts = shape.num_hidden_layers * shape.moe_topk * shape.num_expert_parameters
+    repeated = {False: 0, True: weights - embedding, "selective": experts}[recomputed]
+    products = 2 if layout.config.lora.use_lora else 3
     query = shape.num_attention_heads * shape.head_dim
-    row = layout.config.data.max_seq_length
-    attention = shape.num_hidden_layers * 2 * query * row / 2
-    return 2.0 * tokens * (products * weights + (forwards + 2) * attention)
+    seen = layout.config.data.max_seq_length / 2
+    attention = shape.num_hidden_layers * 2 * query * seen * (4 if recomputed is True else 3)
+    return 2.0 * layout.num_tokens * (products * weights + repeated + attention)
 
 
 def plan_traffic(layout: Layout) -> Traffic:

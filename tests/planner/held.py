@@ -1,5 +1,6 @@
 """What the processes of a real engine hold: bytes of live tensors, by what they are for."""
 
+import gc
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -108,18 +109,32 @@ def run_forward_and_backward(
 ) -> int:
     """Bytes that forward saves for backward; what was held before is not counted again."""
     saved, kept = Storages(), []  # kept, so that no storage's place is taken by the next one
+    earlier = held.sizes.keys() | {address(tensor) for tensor in live_tensors()}
 
     def pack(tensor: Tensor) -> Tensor:
-        gathered = {one.data.untyped_storage().data_ptr() for one in engine.module.parameters()}
-        if tensor.untyped_storage().data_ptr() not in gathered | held.sizes.keys():
+        gathered = {address(one.data) for one in engine.module.parameters()}
+        if address(tensor) not in gathered | held.sizes.keys():
             saved.add([tensor])
             kept.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = forward_losses(engine, batch).sum()
+    # Selective recomputation keeps what it selects in a table of its own.
+    gathered = {address(one.data) for one in engine.module.parameters()}
+    saved.add(one for one in live_tensors() if address(one) not in earlier | gathered)
     engine.backward(loss)
     return sum(saved.sizes.values())
+
+
+def live_tensors() -> list[Tensor]:
+    """Every tensor that Python knows of."""
+    return [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
+
+
+def address(tensor: Tensor) -> int:
+    """Where a tensor's storage lies."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def count_checkpoint(engine: deepspeed.DeepSpeedEngine) -> int:

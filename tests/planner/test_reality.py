@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hunyuan_train.model.presets import TINY
-from hunyuan_train.planner.activations import loss_bytes, saved_bytes
+from hunyuan_train.planner.activations import saved_bytes
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.layout import Layout, make_layout
 from hunyuan_train.planner.states import (
@@ -21,12 +21,15 @@ from tests.ranks import run_ranks
 
 SHAPE = replace(TINY, vocab_size=700, hidden_size=192, num_hidden_layers=2)
 LENGTHS = [100, 41]  # no two sizes of tensors are alike by chance
+NUM_LABELS = sum(length - length // 3 - 1 for length in LENGTHS)  # tests/batches.py
 TOLERANCE = 0.03
 ZERO2 = "--expert_parallel_size 1 --deepspeed ds_configs/zero2.json"
 
 RUNS = {
     "experts split over 2, bf16": (2, "--bf16 true --no_gradient_checkpointing"),
     "gradient checkpointing": (2, "--bf16 true --gradient_checkpointing"),
+    "selective recomputation": (2, "--bf16 true --gradient_checkpointing selective"),
+    "activations in host memory": (2, "--bf16 true --activation_offload"),
     "float32": (2, "--bf16 false --no_gradient_checkpointing"),
     "stage 3 without the expert layer": (
         2,
@@ -64,7 +67,7 @@ def planned(layout: Layout) -> Bytes:
         "gradients": gradient_bytes(layout),
         "optimizer": optimizer_bytes(layout),
         "float32 gradients": host["float32 gradients, pinned"] if is_offloaded(layout) else 0,
-        "activations": saved_bytes(layout) + loss_bytes(layout)[0],
+        "activations": saved_bytes(layout, num_labels=NUM_LABELS),
         "checkpoint": plan_disk(layout).checkpoint,
     }
 
