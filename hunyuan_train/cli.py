@@ -23,6 +23,7 @@ from hunyuan_train.planner.command import run_plan
 from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.verify_resume import add_verify_resume
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,6 +74,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     add_checkpoint_commands(commands)
     add_selftest_command(commands)
     add_chat_command(commands)
+    add_verify_resume(commands)
     return parser
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -144,6 +145,7 @@ def check_gpus() -> None:
 def seed_generators(seed: int) -> None:
     """Seed what dropout draws from, otherwise on each rank; resuming sets the saved states."""
     random.seed(seed + dist.get_rank())
+    np.random.seed(seed + dist.get_rank())
     torch.manual_seed(seed + dist.get_rank())
 
 

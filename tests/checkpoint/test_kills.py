@@ -1,0 +1,124 @@
+"""Killed at any moment, a run goes on from its newest good checkpoint to the very same end."""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hunyuan_train.checkpoint.folder import list_checkpoints
+from hunyuan_train.checkpoint.verify import verify_checkpoint
+from hunyuan_train.config.load import load_config
+from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.preflight import make_plan
+from hunyuan_train.run import run
+from tests.ranks import PRELOADED
+
+NUM_RANKS = 2
+NUM_STEPS = 8
+SETTINGS = (
+    *("--recipe", "tiny", "--num_processes", str(NUM_RANKS), "--no_export", "--eval_data_file"),
+    *(
+        "none",
+        "--eval_steps",
+        "0",
+        "--max_seq_length",
+        "256",
+        "--overlong",
+        "drop",
+        "--max_steps",
+        str(NUM_STEPS),
+    ),
+    *("--save_steps", "1", "--save_total_limit", "2", "--resume_from_checkpoint", "auto"),
+)
+
+
+def start(output_dir: Path) -> list[BaseProcess]:
+    """Start all ranks of a run, as torchrun does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = []
+    for rank in range(NUM_RANKS):
+        process = context.Process(target=be_rank, args=(rank, port, output_dir), daemon=True)
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def be_rank(rank: int, port: int, output_dir: Path) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    values = (rank, rank, NUM_RANKS, NUM_RANKS)
+    os.environ |= dict(zip(names, map(str, values), strict=True))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    config = load_config([*SETTINGS, "--output_dir", str(output_dir)])
+    os._exit(run(make_plan(config, machine=detect_machine()).config))
+
+
+def finish(output_dir: Path) -> float:
+    """Run to the end; returns how long that took."""
+    began = time.monotonic()
+    processes = start(output_dir)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * NUM_RANKS
+    return time.monotonic() - began
+
+
+def kill_once(output_dir: Path, seconds: float) -> bool:
+    """Start, and kill all ranks after a while; False if the run was complete before."""
+    processes = start(output_dir)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(one.is_alive() for one in processes):
+        time.sleep(0.005)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    codes = {process.exitcode for process in processes}
+    assert codes <= {0, -signal.SIGKILL}, "a killed run must not fail by itself when it resumes"
+    return codes != {0}
+
+
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(10, id="10"), pytest.param(200, id="200", marks=pytest.mark.slow)]
+)
+def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, num_kills: int) -> None:
+    whole = tmp_path / "whole"
+    finish(whole)
+    seconds = finish(tmp_path / "timed")  # now that the fork server is up
+    moments = random.Random(0)
+    num_killed = num_unfinished = num_rounds = 0
+    while num_killed < num_kills:
+        output_dir = tmp_path / f"killed-{num_rounds}"
+        num_rounds += 1
+        is_killed = True
+        while is_killed and num_killed < num_kills:
+            is_killed = kill_once(output_dir, moments.uniform(0.2, 1.1) * seconds)
+            num_killed += is_killed
+            num_unfinished += any(output_dir.glob("checkpoints/*.incomplete"))
+            for folder in list_checkpoints(output_dir):
+                verify_checkpoint(folder)  # whatever bears the name is whole
+        finish(output_dir)
+        compare(whole, output_dir)
+    assert num_unfinished > num_killed / 20, "some of the kills must have come during saves"
+
+
+def compare(whole: Path, killed: Path) -> None:
+    """The last checkpoints and all that was logged are the same."""
+    names = [folder.name for folder in list_checkpoints(whole)]
+    assert [folder.name for folder in list_checkpoints(killed)] == names
+    for rank in range(NUM_RANKS):
+        file = Path("checkpoints", names[-1], f"rank-{rank:05d}.safetensors")
+        ours, theirs = load_file(killed / file), load_file(whole / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)

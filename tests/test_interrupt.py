@@ -1,0 +1,113 @@
+"""Stopping a run on purpose: it finishes the step, saves, and says that it is to be resumed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.checkpoint.folder import list_checkpoints, read_manifest
+from hunyuan_train.checkpoint.verify import verify_checkpoint
+from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.supervise import list_children
+from tests.conftest import REPOSITORY
+
+SETTINGS = ("--recipe", "tiny", "--logging_steps", "1", "--eval_steps", "0", "--no_export")
+DEADLINE_SECONDS = 300
+
+
+def start(output_dir: Path, *settings: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(REPOSITORY / "train.py"), *SETTINGS, *settings]
+    return subprocess.Popen(
+        [*command, "--output_dir", str(output_dir)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=output_dir.parent,
+    )
+
+
+def wait_for_step(output_dir: Path, step: int) -> None:
+    metrics, deadline = output_dir / "metrics.jsonl", time.monotonic() + DEADLINE_SECONDS
+    while not (metrics.exists() and f'{{"step": {step}, ' in metrics.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def find_ranks(process_id: int) -> Iterator[int]:
+    """The processes below one that are ranks."""
+    for child in list_children(process_id):
+        if b"RANK=" in Path(f"/proc/{child}/environ").read_bytes():
+            yield child
+        yield from find_ranks(child)
+
+
+def last_step(output_dir: Path) -> int:
+    return int(json.loads((output_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=DEADLINE_SECONDS)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone"),
+    [(signal.SIGTERM, True), (signal.SIGUSR1, False)],
+    ids=["SIGTERM to all ranks", "SIGUSR1 to one rank"],
+)
+def test_a_signal_saves_and_asks_to_be_resumed(
+    tmp_path: Path, number: signal.Signals, everyone: bool
+) -> None:
+    output_dir = tmp_path / "run"
+    process = start(output_dir)
+    wait_for_step(output_dir, 2)
+    ranks = sorted(find_ranks(process.pid))
+    assert len(ranks) == 2
+    for rank in ranks if everyone else ranks[1:]:
+        os.kill(rank, number)
+    exit_code, said = finish(process)
+    assert exit_code == RESUME, said
+    assert "--resume_from_checkpoint auto" in said
+    assert "Traceback" not in said
+    [checkpoint] = list_checkpoints(output_dir)
+    assert read_manifest(checkpoint)["state"]["step"] == last_step(output_dir)
+    verify_checkpoint(checkpoint)
+
+
+def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+    process = start(output_dir)
+    wait_for_step(output_dir, 2)
+    process.send_signal(signal.SIGINT)
+    exit_code, said = finish(process)
+    assert exit_code == 128 + signal.SIGINT, said
+    [first] = list_checkpoints(output_dir)
+    verify_checkpoint(first)
+    stopped_at = last_step(output_dir)
+
+    process = start(output_dir, "--resume_from_checkpoint", "auto")
+    wait_for_step(output_dir, stopped_at + 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    exit_code, _ = finish(process)
+    assert exit_code == 128 + signal.SIGINT
+    assert first in list_checkpoints(output_dir)
+    for checkpoint in list_checkpoints(output_dir):
+        verify_checkpoint(checkpoint)
+
+
+def test_the_time_that_a_run_is_given_is_kept(tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+    began = time.monotonic()
+    exit_code, said = finish(start(output_dir, "--max_hours", str(60 / 3600)))
+    assert exit_code == RESUME, said
+    assert time.monotonic() - began < 60 + 60  # the launcher's own start does not count
+    assert last_step(output_dir) == read_manifest(list_checkpoints(output_dir)[-1])["state"]["step"]
+    shutil.rmtree(output_dir)
