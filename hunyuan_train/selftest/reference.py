@@ -25,6 +25,7 @@ from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.model.lora import adapter_scaling, add_linear_adapters, draw_adapter
 from hunyuan_train.model.shape import ModelShape, native_config_dict
+from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
 from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
 
@@ -71,7 +72,7 @@ class ExpertAdapter(nn.Module):
 
 def build_reference(config: RunConfig, shape: ModelShape) -> HunYuanMoEV1ForCausalLM:
     """The plain model in float64, with its adapters and what is frozen."""
-    model = plain_model(shape)
+    model = plain_model(shape, WEIGHTS)
     freeze_parameters(model, config.model)
     if config.lora.use_lora:
         model.requires_grad_(requires_grad=False)
@@ -81,15 +82,17 @@ def build_reference(config: RunConfig, shape: ModelShape) -> HunYuanMoEV1ForCaus
     return model.double()
 
 
-def plain_model(shape: ModelShape) -> HunYuanMoEV1ForCausalLM:
-    """Transformers' model as it comes, in float32, with the self-test's weights."""
+def plain_model(
+    shape: ModelShape, source: WeightSource, *, attention: str = "eager", experts: str = "eager"
+) -> HunYuanMoEV1ForCausalLM:
+    """Transformers' model as it comes, in float32."""
     plain = HunYuanMoEV1Config(**native_config_dict(shape), use_cache=False)
-    plain._attn_implementation = plain._experts_implementation = "eager"
+    plain._attn_implementation, plain._experts_implementation = attention, experts
     model = HunYuanMoEV1ForCausalLM(plain)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             tensors = stored_tensors(name, tuple(parameter.shape))
-            values = torch.cat([WEIGHTS.read(tensor, 0, tensor.numel) for tensor in tensors])
+            values = torch.cat([source.read(tensor, 0, tensor.numel) for tensor in tensors])
             parameter.copy_(values.view(parameter.shape))
     return model
 

@@ -1,0 +1,226 @@
+"""What a training step costs beside plain Transformers, and the loss beside the plain one.
+
+    python -m benchmarks.step [--tokens 2048] [--report]
+
+Each row is a process of its own. Time is processor time of one thread, the best of three steps, so
+that other load on the machine disturbs it little; memory is the peak of a step beside what the
+process held before the model was built. Ratios are to the row that says 1.00.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hunyuan_train.config.load import build_config
+from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.data.loader import Batch
+from hunyuan_train.model.loss import LossHead
+from hunyuan_train.model.presets import TINY
+from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.parallel.engine import start_process_group
+from hunyuan_train.run import make_engine, make_router_terms
+from hunyuan_train.selftest.reference import plain_model
+from hunyuan_train.trainer.step import train_step
+from tests.batches import make_batch
+from tests.measured import watch_memory
+from tests.ranks import run_ranks
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+NUM_STEPS = 3
+DOCUMENTS = 4
+
+# Widths in the proportions of the released model, every eighth of its experts at work as there.
+SHAPE = replace(
+    TINY,
+    vocab_size=16384,
+    hidden_size=512,
+    intermediate_size=384,
+    num_hidden_layers=3,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    head_dim=32,
+    num_experts=64,
+    moe_topk=8,
+)
+VOCABULARY, HEAD_HIDDEN = 128167, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one step."""
+
+    seconds: float  # of the processor
+    peak: int  # bytes
+    loss: float
+
+
+def measure_steps(prepare: Callable[[], Callable[[], float]]) -> Cost:
+    """Build, and take some steps."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with watch_memory() as memory:
+        step = prepare()
+        seconds, losses = [], []
+        for _ in range(NUM_STEPS):
+            began = time.process_time()
+            losses.append(step())
+            seconds.append(time.process_time() - began)
+    return Cost(min(seconds), memory.rise, losses[0])
+
+
+def make_row(num_tokens: int) -> Batch:
+    """One packed row of documents of equal length."""
+    return make_batch(np.random.default_rng(0), [num_tokens // DOCUMENTS] * DOCUMENTS)
+
+
+def prepare_plain(experts: str, *, is_checkpointed: bool, num_tokens: int) -> Callable[[], float]:
+    """Transformers' model, its own loss and torch's AdamW."""
+    source = SeededWeights(0, SHAPE.initializer_range)
+    model = plain_model(SHAPE, source, attention="sdpa", experts=experts).train()
+    if is_checkpointed:
+        model._set_gradient_checkpointing(
+            enable=True, gradient_checkpointing_func=partial(checkpoint, use_reentrant=False)
+        )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    batch = make_row(num_tokens)
+    ids, positions = (
+        torch.from_numpy(part)[None] for part in (batch.input_ids, batch.position_ids)
+    )
+    labels = torch.from_numpy(batch.labels)[None]
+
+    def step() -> float:
+        # Transformers tells documents apart by positions that start again at 0.
+        loss = model(input_ids=ids, position_ids=positions, labels=labels, shift_labels=labels).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def prepare_ours(settings: dict[str, object], *, num_tokens: int) -> Callable[[], float]:
+    """The step of a run, with one process."""
+    start_process_group(timeout_minutes=2)
+    flags = {"num_processes": 1, "bf16": False, "optimizer": "adamw", **settings}
+    config = resolve_config(
+        build_config(flags), machine=Machine(num_gpus=0, num_cores=1), num_experts=SHAPE.num_experts
+    )
+    engine = make_engine(config, SHAPE, SeededWeights(0, SHAPE.initializer_range))
+    engine.train()
+    routers, batch = make_router_terms(config, engine), make_row(num_tokens)
+    return lambda: train_step(engine, [batch], learning_rate=1e-4, routers=routers).loss
+
+
+def measure_training(num_tokens: int) -> list[tuple[str, Cost]]:
+    """Plain Transformers and ours, each in a process of its own."""
+    split = {"deepspeed": "ds_configs/zero3_ep.json", "expert_parallel_size": 1}
+    plain = partial(prepare_plain, is_checkpointed=False, num_tokens=num_tokens)
+    rows = {
+        "plain Transformers, grouped_mm experts": partial(plain, "grouped_mm"),
+        "the same, gradient checkpointing": partial(plain, "grouped_mm", is_checkpointed=True),
+        "plain Transformers, eager experts": partial(plain, "eager"),
+    }
+    for name, mode in {"nothing": False, "selectively": "selective", "in full": True}.items():
+        settings = {**split, "gradient_checkpointing": mode}
+        rows[f"ours, recomputed {name}"] = partial(prepare_ours, settings, num_tokens=num_tokens)
+    return [(name, run_ranks(measure_steps, 1, prepare)[0]) for name, prepare in rows.items()]
+
+
+def prepare_loss(kind: str, *, num_tokens: int, label_share: float) -> Callable[[], float]:
+    """Forward and backward of the output layer and the loss."""
+    head = nn.Linear(HEAD_HIDDEN, VOCABULARY, bias=False)
+    hidden = torch.randn(num_tokens, HEAD_HIDDEN, requires_grad=True)
+    labels = torch.randint(0, VOCABULARY, (num_tokens,))
+    labels[: round((1 - label_share) * num_tokens)] = -100
+    LossHead.install(head)
+
+    def plain(hidden: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(head(hidden).float(), labels, reduction="sum")
+
+    def step() -> float:
+        if kind == "plain":
+            loss = plain(hidden, labels)
+        elif kind == "checkpointed":
+            parts = zip(hidden.split(256), labels.split(256), strict=True)
+            losses = [checkpoint(plain, *part, use_reentrant=False) for part in parts]
+            loss = torch.stack(losses).sum()
+        else:
+            positions = (labels >= 0).nonzero().flatten()
+            with head.given(labels[positions]):
+                loss = head(hidden[positions][None]).sum()
+        loss.backward()
+        head.weight.grad = hidden.grad = None
+        return loss.item()
+
+    return step
+
+
+def measure_losses(num_tokens: int) -> list[tuple[str, Cost]]:
+    """The plain loss, chunks under torch's checkpoint, and ours."""
+    rows = {
+        "plain": ("plain", 1.0),
+        "chunks of 256 tokens, checkpointed": ("checkpointed", 1.0),
+        "ours": ("ours", 1.0),
+        "ours, a third of the tokens with labels": ("ours", 1 / 3),
+    }
+    costs = []
+    for name, (kind, share) in rows.items():
+        prepare = partial(prepare_loss, kind, num_tokens=num_tokens, label_share=share)
+        costs.append((name, run_ranks(measure_steps, 1, prepare)[0]))
+    return costs
+
+
+def table(heading: str, costs: list[tuple[str, Cost]], num_tokens: int) -> list[str]:
+    """Rows as Markdown; the first is the measure."""
+    first = costs[0][1]
+    lines = [f"| {heading} | tokens/s | time | memory | of it | loss |", "|---" + "|---:" * 5 + "|"]
+    for name, cost in costs:
+        lines.append(
+            f"| {name} | {num_tokens / cost.seconds:,.0f} | {cost.seconds / first.seconds:.2f} | "
+            f"{cost.peak / 1e9:.2f} GB | {cost.peak / first.peak:.2f} | {cost.loss:,.5f} |"
+        )
+    return [*lines, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=2048, help="of a step")
+    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    arguments = parser.parse_args()
+    lines = [
+        f"## Step and loss: {date.today()}",
+        "",
+        f"`{' '.join(['python -m benchmarks.step', *sys.argv[1:]])}` on {platform.machine()}, "
+        f"{len(os.sched_getaffinity(0))} cores, shared and noisy, torch {version('torch')}, "
+        f"float32, one thread. {SHAPE.num_parameters / 1e6:.0f} M parameters, a row of "
+        f"{arguments.tokens} tokens in {DOCUMENTS} documents.",
+        "",
+        *table("step", measure_training(arguments.tokens), arguments.tokens),
+        f"Output layer and loss alone, {VOCABULARY:,} words, hidden size {HEAD_HIDDEN}:",
+        "",
+        *table("loss", measure_losses(arguments.tokens), arguments.tokens),
+    ]
+    text = "\n".join(lines)
+    print(text)
+    if arguments.report:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
