@@ -175,7 +175,6 @@ REFUSED_TOGETHER = {
         "hub_private_repo",
         "hub_revision",
     ),
-    "a checkpoint always holds what an exact resume needs": ("save_only_model",),
     "say --gradient_checkpointing true, selective or false, and --activation_offload": (
         "gradient_checkpointing_kwargs",
         "activation_checkpointing",
