@@ -11,6 +11,7 @@ from torch import Tensor
 from hunyuan_train.checkpoint import release
 from hunyuan_train.checkpoint.adapter import export_adapter
 from hunyuan_train.checkpoint.export import export_model, read_prompts
+from hunyuan_train.checkpoint.merge import merge_adapter
 from hunyuan_train.checkpoint.release import Release, describe_release, split_into_files
 from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
@@ -149,11 +150,11 @@ MODULES_OF_PRESET = {
         ("all", 2),
     ],
 )
-def test_adapter_of_a_run_loads_in_plain_peft(
+def test_adapter_of_a_run_loads_in_plain_peft_and_merges(
     tmp_path: Path, targets: str, expert_size: int
 ) -> None:
     base, live = tmp_path / "base", tmp_path / "live"
-    write_released(base)
+    write_released(base, dtype=torch.float32)
     lora = LoraConfig(use_lora=True, lora_rank=8, lora_alpha=16.0, lora_target_modules=targets)
     checkpoint = make_run(tmp_path / "run", base, lora)
     [losses, _] = run_ranks(train_and_export_adapter, 2, base, checkpoint, live, lora, expert_size)
@@ -170,5 +171,8 @@ def test_adapter_of_a_run_loads_in_plain_peft(
     model = load_source(SHAPE, SafetensorsFolder.open(base, SHAPE))
     model = PeftModel.from_pretrained(model, live)
     assert (losses_of_prompts(model, make_prompts(SHAPE)) - losses).abs().max() < 2e-5
+    merge_adapter(base, live, tmp_path / "merged")
+    merged = load_source(SHAPE, SafetensorsFolder.open(tmp_path / "merged", SHAPE))
+    assert (losses_of_prompts(merged, make_prompts(SHAPE)) - losses).abs().max() < 2e-5
     export_stopped_run(open_stopped_run(checkpoint, {}), tmp_path / "later")
     assert (tmp_path / "later/SHA256SUMS").read_text() == (live / "SHA256SUMS").read_text()
