@@ -176,7 +176,7 @@ def make_engine(
 def planned_memory_gib(config: RunConfig, shape: ModelShape, dataset: Dataset) -> float:
     """What the plan says of one process: its GPU's memory, or the host's where it has none."""
     is_on_gpu = torch.cuda.is_available()
-    num_nodes = dist.get_world_size() // int(config.parallel.num_processes)
+    num_nodes = max(1, dist.get_world_size() // int(config.parallel.num_processes))
     layout = make_layout(config, shape, num_nodes=num_nodes, is_on_gpu=is_on_gpu)
     memory = plan_memory(layout, num_data_tokens=dataset.summary.num_tokens)
     return (memory.allocated_peak if is_on_gpu else memory.process_peak) / 2**30

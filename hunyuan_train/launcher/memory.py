@@ -15,7 +15,7 @@ from hunyuan_train.planner.text import describe_nearest, describe_shortage, giga
 
 
 def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
-    """Say what memory a run will take, and refuse it where this machine has less.
+    """Say what memory a run will take, and refuse it where its hosts have less.
 
     Raises:
         ConfigError: with the arithmetic and the nearest plan that fits, unless force_plan is set.
@@ -40,10 +40,10 @@ def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
 
 
 def describe_hardware(plan: Plan) -> Hardware:
-    """What this machine has of each thing that a run may use up."""
+    """What each host has of everything that a run may use up."""
     machine = plan.machine
     return Hardware(
-        num_nodes=1,
+        num_nodes=max(1, plan.num_ranks // plan.slots[0]),  # hosts as large as the first
         gpus_per_node=machine.num_gpus,
         gpu_memory=machine.gpu_memory,
         host_memory=machine.host_memory,

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-from hunyuan_train.config.check import check_deepspeed_file, check_experts_divide, check_lora
+from hunyuan_train.config.check import (
+    check_activations,
+    check_deepspeed_file,
+    check_experts_divide,
+    check_lean,
+    check_lora,
+)
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
@@ -100,8 +106,10 @@ def resolve_for(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Run
         num_experts=shape.num_experts,
         num_processes=num_processes,
     )
+    check_activations(resolved.train)
     check_lora(resolved)
     check_deepspeed_file(resolved)
+    check_lean(resolved)
     build_deepspeed_config(
         resolved, world_size=num_processes * hardware.num_nodes, is_bf16=resolved.train.bf16 is True
     )

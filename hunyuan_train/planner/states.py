@@ -204,9 +204,11 @@ def device_states(layout: Layout) -> Iterator[Component]:
         "gradients in flight", gradients_in_flight_bytes(layout), Phase.BACKWARD,
         "the largest gradient and the copy it is reduced from (reduce_scatter_coalesced)",
     )  # fmt: skip
+    is_lean = layout.config.train.optimizer == "lean"
     yield Component(
         "update", update_bytes(layout), Phase.STEP,
-        "gradients of the largest sub-group (sub_group_size) joined, and in float32 "
+        "float32 temporaries of the elements worked on at once (trainer/lean.py)" if is_lean
+        else "gradients of the largest sub-group (sub_group_size) joined, and in float32 "
         "(stage3.py _prepare_fp32_grad_for_sub_group)",
     )  # fmt: skip
 

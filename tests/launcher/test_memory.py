@@ -10,7 +10,7 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.launcher.launch import launch
 from hunyuan_train.launcher.machine import host_memory
-from hunyuan_train.launcher.memory import check_memory, free_disk
+from hunyuan_train.launcher.memory import check_memory, describe_hardware, free_disk
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.prepare import prepare_data
 
@@ -33,7 +33,7 @@ def test_what_fits_is_said_in_one_line(tmp_path, capsys):
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path):
     made = plan(tmp_path, machine=replace(CPU, host_memory=2**30))
     with pytest.raises(ConfigError, match=r"host memory would need 1.* and has 1\.1 GB: process"):
-        launch(made, is_dry_run=False)
+        launch(made, pytest.fail, is_dry_run=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -45,9 +45,15 @@ def test_long_rows_are_refused_with_the_length_that_fits(tmp_path):
 
 def test_force_plan_starts_it_all_the_same_and_says_why_it_should_not(tmp_path, capsys):
     made = plan(tmp_path, "--force_plan", machine=replace(CPU, host_memory=2**30))
-    assert launch(made, is_dry_run=True) == 0
+    assert launch(made, pytest.fail, is_dry_run=True) == 0
     said = capsys.readouterr().err
     assert "started all the same, as force_plan says: a machine's host memory would need" in said
+
+
+def test_several_hosts_share_the_states(tmp_path):
+    config = load_config(["--recipe", "tiny", "--output_dir", str(tmp_path / "run")])
+    made = make_plan(config, machine=CPU, slots=[2, 2, 2])
+    assert describe_hardware(made).num_nodes == 3
 
 
 def test_unknown_memory_refuses_nothing(tmp_path):
