@@ -4,7 +4,7 @@ Every change has a price: what costs only time is cheap, what changes what is le
 are tried in the order of their price, so the first that fits is the nearest.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -52,24 +52,38 @@ def find_nearest(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Ne
         shape: of the model.
         hardware: as asked; more of its machines may be suggested.
     """
-    combinations = sorted(
-        combine_changes(config, hardware), key=lambda changes: sum(one.price for one in changes)
-    )
+    kinds = list_choices(config, hardware)
+    most_frugal = estimate_with(tuple(kind[-1] for kind in kinds), config, shape, hardware)
+    if most_frugal and not most_frugal.fits:
+        return None
+    combinations = sorted(product(*kinds), key=lambda changes: sum(one.price for one in changes))
     for changes in combinations:
-        settings = {name: value for one in changes for name, value in one.settings.items()}
-        num_nodes = max([hardware.num_nodes, *(one.num_nodes for one in changes)])
-        larger = replace(hardware, num_nodes=num_nodes)
-        changed = with_settings(config, settings)
-        try:
-            estimate = estimate_run(resolve_for(changed, shape, larger), shape, larger)
-        except ConfigError:  # these changes do not go together
-            continue
-        if estimate.fits:
+        estimate = estimate_with(changes, config, shape, hardware)
+        if estimate and estimate.fits:
+            settings = merged_settings(changes)
             flags = [f"--{name} {as_flag(value)}" for name, value in settings.items()]
-            if num_nodes != hardware.num_nodes:
-                flags.append(f"--nodes {num_nodes}")
-            return Nearest(changed, estimate, flags)
+            if estimate.hardware != hardware:
+                flags.append(f"--nodes {estimate.hardware.num_nodes}")
+            return Nearest(with_settings(config, settings), estimate, flags)
     return None
+
+
+def estimate_with(
+    changes: Sequence[Change], config: RunConfig, shape: ModelShape, hardware: Hardware
+) -> Estimate | None:
+    """The plan of a run with some changes; None where they do not go together."""
+    num_nodes = max([hardware.num_nodes, *(one.num_nodes for one in changes)])
+    larger = replace(hardware, num_nodes=num_nodes)
+    try:
+        changed = with_settings(config, merged_settings(changes))
+        return estimate_run(resolve_for(changed, shape, larger), shape, larger)
+    except ConfigError:
+        return None
+
+
+def merged_settings(changes: Sequence[Change]) -> dict[str, Any]:
+    """All settings of some changes."""
+    return {name: value for one in changes for name, value in one.settings.items()}
 
 
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -86,17 +100,16 @@ def as_flag(value: Any) -> str:  # noqa: ANN401 of any setting
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
-def combine_changes(config: RunConfig, hardware: Hardware) -> Iterator[tuple[Change, ...]]:
-    """Every combination of one choice of each kind, no change included."""
-    kinds = (
+def list_choices(config: RunConfig, hardware: Hardware) -> list[list[Change]]:
+    """The choices of each kind: the first changes nothing, the last saves most."""
+    return [
         working_choices(config),
         expert_choices(config),
         method_choices(config),
         row_choices(config),
         disk_choices(config) if hardware.disk else [NO_CHANGE],
         node_choices(hardware),
-    )
-    return product(*kinds)
+    ]
 
 
 def working_choices(config: RunConfig) -> list[Change]:

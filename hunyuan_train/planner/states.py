@@ -5,7 +5,8 @@ sums with the storages of real engines.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.layout import Layout
@@ -83,7 +84,9 @@ def overlapping_elements(layout: Layout, rank: int) -> int:
     """Elements of the trained parameters that a rank's range of all matrices or vectors touches."""
     touched = 0
     for is_vector in (False, True):
-        members = [one for one in in_model_order(layout) if is_vector_like(one) == is_vector]
+        members = [
+            one for one in in_model_order(trained(layout)) if is_vector_like(one) == is_vector
+        ]
         share = -(-sum(one.numel for one in members) // layout.num_ranks)
         start = 0
         for one in members:
@@ -93,13 +96,12 @@ def overlapping_elements(layout: Layout, rank: int) -> int:
     return touched
 
 
-def in_model_order(layout: Layout) -> list[Parameter]:
-    """Trained parameters one by one: those before the layers, layer after layer, those behind."""
-    members = trained(layout)
+def in_model_order(members: Sequence[Parameter]) -> list[Parameter]:
+    """Parameters one by one: those before the layers, layer after layer, those behind."""
     before = [one for one in members if one.name == "model.embed_tokens.weight"]
     behind = [one for one in members if one.name in ("model.norm.weight", "lm_head.weight")]
     inside = [one for one in members if one not in before and one not in behind]
-    layers = range(layout.shape.num_hidden_layers)
+    layers = range(max((one.count for one in inside), default=0))
     return [*before, *(one for layer in layers for one in inside if layer < one.count), *behind]
 
 
@@ -140,23 +142,27 @@ def gradients_in_flight_bytes(layout: Layout) -> int:
     return (largest + max(largest, bucket)) * layout.element_bytes
 
 
-def sub_groups(layout: Layout) -> list[int]:
-    """Elements of each piece that the optimizer is given at once, as stage 3 cuts them.
-
-    A piece is closed by the parameter that makes it reach sub_group_size
-    (stage3.py _create_fp16_sub_groups). Matrices and vectors, and parameters that other ranks
-    share, are never in one piece.
-    """
+def sub_groups(layout: Layout) -> tuple[int, ...]:
+    """Elements of each piece that the optimizer is given at once."""
     if layout.stage < 3:
-        return [updated_elements(layout)]
+        return (updated_elements(layout),)
+    return cut_sub_groups(tuple(trained(layout)), layout.engine_number("sub_group_size"))
+
+
+@lru_cache(maxsize=64)
+def cut_sub_groups(members: tuple[Parameter, ...], limit: int) -> tuple[int, ...]:
+    """Cut parameters into pieces as stage 3 does (stage3.py _create_fp16_sub_groups).
+
+    A piece is closed by the parameter that makes it reach the limit. Matrices and vectors, and
+    parameters that other ranks share, are never in one piece.
+    """
     groups: dict[tuple[bool, int], list[int]] = defaultdict(lambda: [0])
-    limit = layout.engine_number("sub_group_size")
-    for one in in_model_order(layout):
+    for one in in_model_order(members):
         pieces = groups[is_vector_like(one), one.num_partitions]
         if pieces[-1] >= limit:
             pieces.append(0)
         pieces[-1] += one.partition
-    return [piece for pieces in groups.values() for piece in pieces]
+    return tuple(piece for pieces in groups.values() for piece in pieces)
 
 
 def update_bytes(layout: Layout) -> int:
