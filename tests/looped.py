@@ -1,5 +1,6 @@
 """The training loop around a small engine, on batches of our own making."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,5 +73,5 @@ def run_loop(
         keeper=keeper,
         batch_log=JsonLines(output_dir / f"batches-rank{rank}.jsonl"),
     )
-    ending = train(trainer, state, started=0.0 if config.max_hours else 1e12)
+    ending = train(trainer, state, started=time.monotonic())
     return Looped(ending, kept_weights(engine.module), rows.seen, keeper.stalled_seconds)

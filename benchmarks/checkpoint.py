@@ -1,0 +1,193 @@
+"""What a checkpoint costs: bytes, seconds, and how long training waits.
+
+    python -m benchmarks.checkpoint [--experts 16] [--folder DIR] [--report]
+
+Two ranks train a model of the released layout with AdamW (12 bytes a parameter on disk), experts
+split over both. Each figure is given beside the plain thing, measured in the same run: a save that
+training waits for, and the same bytes written to the same disk and synced by nothing but `write`.
+Steps take several seconds here, as they do at the released size.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+import torch.distributed as dist
+
+from hunyuan_train.checkpoint.background import Saver
+from hunyuan_train.checkpoint.folder import checkpoint_folder
+from hunyuan_train.checkpoint.resume import choose_checkpoint
+from hunyuan_train.checkpoint.state import load_checkpoint
+from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.data.loader import Batch
+from hunyuan_train.trainer.interrupt import StopRequest, agree_to_stop
+from hunyuan_train.trainer.state import TrainerState
+from hunyuan_train.trainer.step import train_step
+from tests import ranks as processes
+from tests.batches import make_batch, np
+from tests.engines import small_engine
+from tests.measured import Repeated, shape_of_size
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+NUM_RANKS = 2
+NUM_SAVES = 3
+BLOCK_BYTES = 2**24
+
+
+@dataclass
+class Measured:
+    """Seconds of one rank, of each save."""
+
+    num_bytes: int
+    step: list[float]  # without a save anywhere near
+    sync: list[float]  # of a save that training waits for
+    background: list[float]  # of a save beside training, until it has its name
+    stall: list[float]  # that training waited for it
+    longer: list[float]  # by which the step beside it took longer
+    raw: list[float]  # of writing the same bytes and syncing them
+    verify_and_load: float
+    agree: float  # of agreeing to go on, a step
+
+
+def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str) -> Measured:
+    """Train and save, both ways; called by every rank."""
+    shape = replace(shape_of_size(0.0), num_experts=num_experts)
+    engine = small_engine(stage=3, expert_size=NUM_RANKS, shape=shape, source=Repeated())
+    config = TrainConfig(output_dir=str(folder), snapshot_gib=budget, save_total_limit=1)
+    saver = Saver(engine, None, config, {}, {}, ranks_per_host=NUM_RANKS)
+    generator = np.random.default_rng(dist.get_rank())
+    batches = [make_batch(generator, [num_tokens // 2] * 2)]
+    measured = Measured(0, [], [], [], [], [], [], 0.0, 0.0)
+    step(engine, batches, saver)
+    for number in range(NUM_SAVES):
+        measured.step.append(step(engine, batches, saver))
+        dist.barrier()
+        began = time.perf_counter()
+        saver.save(TrainerState(2 * number + 1))
+        saver.finish()
+        measured.sync.append(time.perf_counter() - began)
+        dist.barrier()
+        saver.stalled_seconds = 0.0
+        began = time.perf_counter()
+        saver.save(TrainerState(2 * number + 2))
+        beside = [step(engine, batches, saver)]
+        measured.stall.append(saver.stalled_seconds)
+        while saver.pending and not saver.pending.outcome.done():
+            beside.append(step(engine, batches, saver))
+        saver.finish()
+        measured.background.append(time.perf_counter() - began)
+        measured.longer.append(sum(beside) - len(beside) * measured.step[-1])
+        path = checkpoint_folder(folder, 2 * number + 2) / f"rank-{dist.get_rank():05d}.safetensors"
+        measured.num_bytes = path.stat().st_size
+        dist.barrier()
+        measured.raw.append(write_raw(folder / f"raw-{dist.get_rank()}", measured.num_bytes))
+    began = time.perf_counter()
+    found = choose_checkpoint("auto", folder)
+    assert found
+    load_checkpoint(engine, *found)
+    measured.verify_and_load = time.perf_counter() - began
+    measured.agree = time_agreement(engine.device)
+    return measured
+
+
+def step(engine: torch.nn.Module, batches: list[Batch], saver: Saver) -> float:
+    began = time.perf_counter()
+    train_step(engine, batches, learning_rate=1e-5, wait_before_update=saver.wait_before_update)
+    return time.perf_counter() - began
+
+
+def write_raw(path: Path, num_bytes: int) -> float:
+    """Seconds to write bytes and wait until they are on disk; both ranks at once."""
+    block = os.urandom(BLOCK_BYTES)
+    began = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for _ in range(-(-num_bytes // BLOCK_BYTES)):
+            file.write(block)
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - began
+    path.unlink()
+    dist.barrier()
+    return seconds
+
+
+def time_agreement(device: torch.device) -> float:
+    """Seconds that a step spends on agreeing whether to stop."""
+    request = StopRequest(0.0, 0.0)
+    began = time.perf_counter()
+    for _ in range(100):
+        agree_to_stop(request, 0.0, device)
+    return (time.perf_counter() - began) / 100
+
+
+def describe(name: str, ranks: list[Measured]) -> list[str]:
+    """The figures of one way to save: the median over saves, of the worst rank."""
+
+    def worst(field: str) -> float:
+        return max(statistics.median(vars(rank)[field]) for rank in ranks)
+
+    size = sum(rank.num_bytes for rank in ranks)
+    sync, raw = worst("sync"), worst("raw")
+    resume = max(rank.verify_and_load for rank in ranks)
+    return [
+        f"| {name}: {size / 1e9:.2f} GB, steps of {worst('step'):.1f} s | seconds "
+        "| by a save waited for | by the raw disk |",
+        "|---|---:|---:|---:|",
+        f"| raw write and sync | {raw:.2f} | {raw / sync:.2f} | 1 |",
+        f"| save that training waits for | {sync:.2f} | 1 | {sync / raw:.2f} |",
+        f"| save beside training, until published | {worst('background'):.2f} | "
+        f"{worst('background') / sync:.2f} | {worst('background') / raw:.2f} |",
+        f"| **training waits** | {worst('stall'):.3f} | **{worst('stall') / sync:.3f}** | "
+        f"{worst('stall') / raw:.3f} |",
+        f"| steps beside it take longer by (shared cores) | {worst('longer'):.2f} | "
+        f"{worst('longer') / sync:.2f} | {worst('longer') / raw:.2f} |",
+        f"| resume: verify every byte and load | {resume:.2f} | {resume / sync:.2f} | "
+        f"{resume / raw:.2f} |",
+        f"| agreeing whether to stop, every step | {max(one.agree for one in ranks):.5f} | | |",
+        "",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--experts", type=int, default=16, help="0.06 GB of a checkpoint each")
+    parser.add_argument("--tokens", type=int, default=2048, help="of each rank and step")
+    parser.add_argument("--folder", type=Path, help="where to work")
+    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    arguments = parser.parse_args()
+    processes.TIMEOUT_SECONDS = 3600
+    command = " ".join(["python -m benchmarks.checkpoint", *sys.argv[1:]])
+    lines = [
+        f"## Checkpoints: {date.today()}",
+        "",
+        f"`{command}` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores (shared and "
+        f"noisy), torch {version('torch')}, deepspeed {version('deepspeed')}; {NUM_RANKS} ranks, "
+        f"experts split over them; median of {NUM_SAVES} saves, worst rank.",
+        "",
+    ]
+    budgets = {"copies in memory": "auto", "no memory for copies": 0.0}
+    for name, budget in budgets.items():
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            ranks = processes.run_ranks(
+                measure, NUM_RANKS, Path(folder), arguments.experts, arguments.tokens, budget
+            )
+            lines += describe(name, ranks)
+            rmtree(folder, ignore_errors=True)
+    text = "\n".join(lines)
+    print(text)
+    if arguments.report:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
