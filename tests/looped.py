@@ -72,6 +72,7 @@ def run_loop(
         metrics=MetricsLog(output_dir / "metrics.jsonl", None) if rank == 0 else None,
         keeper=keeper,
         batch_log=JsonLines(output_dir / f"batches-rank{rank}.jsonl"),
+        planned_memory_gib=1.0,
     )
     ending = train(trainer, state, started=time.monotonic())
     return Looped(ending, kept_weights(engine.module), rows.seen, keeper.stalled_seconds)
