@@ -40,8 +40,9 @@ from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.model.presets import A13B
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.parallel.engine import peak_memory_gib, start_process_group
-from hunyuan_train.planner.estimate import estimate_run
-from hunyuan_train.planner.machine import GPUS, Hardware
+from hunyuan_train.planner.layout import make_layout
+from hunyuan_train.planner.machine import GPUS
+from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.step import train_step
 
@@ -121,10 +122,11 @@ def slice_config(num_tokens: int, accumulation: int) -> RunConfig:
 
 
 def planned_peak(config: RunConfig, shape: ModelShape) -> int:
-    """The plan's peak of torch's allocator for this very run, in bytes."""
-    gpus = int(torch.cuda.is_available())
-    memory = estimate_run(config, shape, Hardware(num_nodes=1, gpus_per_node=gpus)).memory
-    return memory.allocated_peak if gpus else memory.process_peak
+    """The plan's peak of torch's allocator for this very run, its experts alike busy, in bytes."""
+    has_gpu = torch.cuda.is_available()
+    layout = make_layout(config, shape, num_nodes=1, is_on_gpu=has_gpu)
+    memory = plan_memory(layout, imbalance=1.0)
+    return memory.allocated_peak if has_gpu else memory.process_peak
 
 
 def most_layers(config: RunConfig) -> int:

@@ -1,0 +1,94 @@
+"""What is left of AdamW's update when weights are bfloat16: rounded to the nearest, and by lean.
+
+    python -m benchmarks.lean [--report]
+
+Sixty steps at a fine-tuning rate on gradients of a fixed direction, noise and uneven magnitudes;
+then 300 steps of a small model with AdamW and with lean (tests/trainer/test_lean_training.py).
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.trainer import test_lean, test_lean_training
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+NUM_STEPS = 60
+
+
+def survival_rows() -> Iterator[str]:
+    """Share of the float32 change that arrives, and in how far its direction does."""
+    for standard_deviation in (0.02, 0.08):
+        start = test_lean.first_weights(standard_deviation)
+        exact = test_lean.train(test_lean.adamw(start.float()), NUM_STEPS) - start.float()
+        lean = test_lean.lean_optimizer(start.clone())
+        ends = {
+            "AdamW, rounded to the nearest": test_lean.train(
+                test_lean.adamw(start.clone()), NUM_STEPS
+            ),
+            "lean": test_lean.train(lean, NUM_STEPS),
+        }
+        moved, updated = lean.take_moved()
+        for name, end in ends.items():
+            share, cosine = compare(end.float() - start.float(), exact)
+            each_step = f"{moved / updated:.1%}" if name == "lean" else ""
+            cells = (f"{standard_deviation} | {name}", f"{share:.1%}", f"{cosine:.2f}", each_step)
+            yield f"| {' | '.join(cells)} |"
+
+
+def compare(change: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Projection of a change on the exact one, and the cosine between them."""
+    product = float(change @ exact)
+    return product / float(exact @ exact), product / float(change.norm() * exact.norm())
+
+
+def training_rows() -> Iterator[str]:
+    """Loss of the last steps, and the time of all."""
+    for name, is_lean in (("AdamW, float32", False), ("lean, bfloat16", True)):
+        started = time.process_time()
+        losses = test_lean_training.train(is_lean=is_lean)
+        last = losses[-test_lean_training.LAST_STEPS :]
+        seconds = time.process_time() - started
+        yield f"| {name} | {losses[0]:.4f} | {sum(last) / len(last):.4f} | {seconds:.0f} s |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    command = " ".join(["python -m benchmarks.lean", *sys.argv[1:]])
+    text = "\n".join(
+        [
+            f"## Lean: {date.today()}",
+            "",
+            f"`{command}` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores, shared "
+            f"and noisy, torch {version('torch')}",
+            "",
+            f"| weights' std | {NUM_STEPS} steps at 2e-5 | survives | cosine | move in a step |",
+            "|---|---|---:|---:|---:|",
+            *survival_rows(),
+            "",
+            "| 300 steps of a small model | first loss | mean of the last 20 | process time |",
+            "|---|---:|---:|---:|",
+            *training_rows(),
+            "",
+        ]
+    )
+    print(text)
+    if arguments.report:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(f"\n{text}")
+
+
+if __name__ == "__main__":
+    main()
