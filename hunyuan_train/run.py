@@ -58,6 +58,7 @@ from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.generate import Sampling, generate, load_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
+from hunyuan_train.trainer.answers import ANSWERS_FILE, AnswerCheck, choose_questions
 from hunyuan_train.trainer.generate import generate_split
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
@@ -65,6 +66,7 @@ from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.router_guardian import RouterGuardian, profile_batches
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
+from hunyuan_train.trainer.throughput import Throughput, find_peak_flops
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,8 @@ def run(config: RunConfig) -> int:
         metrics=metrics,
         keeper=make_saver(config, engine, routers, {**made_of, "data": data}, metrics),
         guardian=make_guardian(config, engine, routers, metrics),
+        answers=make_answer_check(config, engine, tokenizer, metrics),
+        throughput=make_throughput(config, shape),
         batch_log=make_batch_log(config),
         planned_memory_gib=planned_memory_gib(config, shape, dataset),
         report_progress=report_progress,
@@ -116,6 +120,8 @@ def run(config: RunConfig) -> int:
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
     trainer.guardian.start(state.step, profile_batches(batches))
+    if trainer.answers and not state.step:
+        trainer.answers.run(0)  # before training, for comparison
     ending = train(trainer, state, started=started)
     answers: list[Answer] = []
     if ending.is_complete:
@@ -255,6 +261,43 @@ def make_guardian(
     return RouterGuardian(engine, routers, config.guardian, folder, alert)
 
 
+def make_answer_check(
+    config: RunConfig,
+    engine: deepspeed.DeepSpeedEngine,
+    tokenizer: Tokenizer,
+    metrics: MetricsLog | None,
+) -> AnswerCheck | None:
+    """Questions of the held-out data, where answers are to be judged."""
+    if not config.train.eval_generate:
+        return None
+    dataset = prepare_dataset(config.data, tokenizer, split="eval")
+    questions = choose_questions(dataset, tokenizer, config.train.eval_generate)
+    if not questions:
+        raise ConfigError(
+            f"eval_generate is {config.train.eval_generate}, but the evaluation data has no fast "
+            "or slow answer; set --eval_generate 0, or give records with a mode"
+        )
+    return AnswerCheck(
+        engine,
+        questions,
+        tokenizer,
+        JsonLines(Path(config.train.output_dir, ANSWERS_FILE)) if metrics else None,
+        metrics.log_table if metrics else None,
+        max_new_tokens=config.train.eval_max_new_tokens,
+    )
+
+
+def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
+    """What rates are measured by."""
+    return Throughput(
+        shape=shape,
+        num_ranks=dist.get_world_size(),
+        row_length=config.data.max_seq_length,
+        trains_all=not config.lora.use_lora,
+        peak_flops=find_peak_flops(),
+    )
+
+
 def make_batch_log(config: RunConfig) -> JsonLines | None:
     """Each rank keeps its own list of batches, where that is asked for."""
     if not config.train.record_batches:
@@ -305,7 +348,8 @@ def start_state(
         if not is_same:
             logger.warning("the data is not what the checkpoint saw: it is read from its start")
             state = replace(state, position=Position(state.position.epoch))
-    for log in (trainer.metrics, trainer.batch_log):
+    answer_log = trainer.answers.log if trainer.answers else None
+    for log in (trainer.metrics, trainer.batch_log, answer_log):
         if log:
             log.forget_after(state.step)
     return state

@@ -28,6 +28,11 @@ from hunyuan_train.config.schema import DataConfig, LoraConfig, RunConfig, Train
 SCHEDULES_WITH_MIN_LR = ("cosine_with_min_lr", "wsd")
 
 
+TRACKERS = ("wandb", "tensorboard")
+LOSS_METRICS = ("eval_loss", "eval_perplexity")
+ANSWER_METRICS = ("eval_valid_format", "eval_mode_leak", "eval_exact_match", "eval_set_f1")
+
+
 def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> None:
     """Run every rule that needs no disk but the DeepSpeed file.
 
@@ -86,11 +91,35 @@ def check_learning_rate(train: TrainConfig) -> None:
 
 
 def check_evaluation(train: TrainConfig, data: DataConfig) -> None:
-    """Refuse to evaluate on nothing."""
-    if train.eval_steps and not (data.eval_data_file or data.eval_fraction):
+    """Refuse to evaluate on nothing, and to go by a number that no evaluation gives."""
+    wanting = {
+        "eval_steps": train.eval_steps,
+        "eval_generate": train.eval_generate,
+        "save_best": train.save_best,
+        "early_stopping_patience": train.early_stopping_patience,
+    }
+    for name, value in wanting.items():
+        if value and not (data.eval_data_file or data.eval_fraction):
+            raise ConfigError(
+                f"{name} is {value}, but there is nothing to evaluate on; set "
+                "--eval_data_file, or hold out a share with --eval_fraction 0.05"
+            )
+    if train.early_stopping_patience and not train.eval_steps:
         raise ConfigError(
-            f"eval_steps is {train.eval_steps}, but there is nothing to evaluate on; set "
-            "--eval_data_file, or hold out a share with --eval_fraction 0.05"
+            f"early_stopping_patience is {train.early_stopping_patience} and eval_steps 0, so "
+            "there is one evaluation only, at the end; set --eval_steps"
+        )
+    metric = train.metric_for_best_model
+    needs_answers = metric.startswith(ANSWER_METRICS)
+    if not needs_answers and not metric.startswith(LOSS_METRICS):
+        raise ConfigError(
+            f"metric_for_best_model is {metric}; it must begin with one of "
+            f"{', '.join(LOSS_METRICS + ANSWER_METRICS)}"
+        )
+    if needs_answers and not train.eval_generate:
+        raise ConfigError(
+            f"metric_for_best_model is {metric}, which answers are judged by; let the model answer "
+            "with --eval_generate 64"
         )
 
 
@@ -189,12 +218,24 @@ def check_flash_attn(config: RunConfig, machine: Machine) -> None:
         )
 
 
+def tracker_names(report_to: str) -> list[str]:
+    """The trackers of `--report_to`."""
+    names = [name.strip() for name in report_to.split(",")]
+    return list(TRACKERS) if names == ["all"] else [name for name in names if name != "none"]
+
+
 def check_tracker(report_to: str) -> None:
-    """Refuse a tracker that is not installed."""
-    if report_to != "none" and find_spec(report_to) is None:
-        raise ConfigError(
-            f"report_to is {report_to}, which is not installed: `pip install {report_to}`"
-        )
+    """Refuse a tracker that is not known or not installed."""
+    for name in tracker_names(report_to):
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"report_to is {report_to}; give {', '.join(TRACKERS)}, several of them "
+                "comma-separated, or none"
+            )
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"report_to names {name}, which is not installed: `pip install {name}`"
+            )
 
 
 def check_processes_fit(num_processes: int, machine: Machine) -> None:

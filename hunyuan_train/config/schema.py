@@ -190,7 +190,8 @@ class TrainConfig:
     save_steps: int = setting(0, "checkpoint every N steps; 0: only at the end", low=0)
     save_total_limit: int = setting(0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0)
     save_best: bool = setting(
-        False, "also save whenever eval_loss is the lowest so far, and keep that checkpoint"
+        False,
+        "also save whenever metric_for_best_model is at its best, and keep that checkpoint",
     )
     save_keep_every: int = setting(
         0, "never delete the checkpoints of every N-th step; 0: no exception", low=0
@@ -227,7 +228,27 @@ class TrainConfig:
     eval_steps: int = setting(
         0, "evaluate every N steps; 0: only at the end, if there is eval data", low=0
     )
-    report_to: Literal["none", "wandb"] = setting("none", "tracker beside metrics.jsonl")
+    eval_generate: int = setting(
+        0,
+        "let the model answer N held-out prompts before the first step and at each evaluation: "
+        "format, mode, exact match and set F1 are judged, the answers kept in answers.jsonl",
+        low=0,
+    )
+    eval_max_new_tokens: int = setting(512, "tokens of such an answer at most", low=1)
+    metric_for_best_model: str = setting(
+        "eval_loss",
+        "which number of an evaluation save_best and early stopping go by, such as "
+        "eval_loss_answer, eval_set_f1 or eval_exact_match_fast; losses and leaks are better low",
+    )
+    early_stopping_patience: int = setting(
+        0,
+        "end training, as if complete, after so many evaluations in a row without a better "
+        "metric_for_best_model; 0: never",
+        low=0,
+    )
+    report_to: str = setting(
+        "none", "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none"
+    )
     run_name: str | None = setting(None, "name of the run in trackers; default: output_dir's name")
     export: bool = setting(True, "write an HF-format model folder at the end")
     sample_answers: bool | Auto = setting(

@@ -138,7 +138,6 @@ REFUSED_TOGETHER = {
         "eval_delay",
         "eval_on_start",
         "load_best_model_at_end",
-        "metric_for_best_model",
         "greater_is_better",
     ),
     "say --timeout_minutes": ("ddp_timeout",),

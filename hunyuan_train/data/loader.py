@@ -91,6 +91,11 @@ class BatchPlan:
         following = Position(position.epoch + 1, 0) if is_last else Position(position.epoch, end)
         return batches, following
 
+    def step_rows(self, position: Position) -> list[Integers]:
+        """The samples of each row that all ranks together read in the step that starts there."""
+        numbers = self._row_order(position.epoch)[position.row : position.row + self.rows_per_step]
+        return [self.rows[number] for number in numbers.tolist()]
+
     def origins(self, batches: Sequence[Batch]) -> list[str]:
         """The `file:line` of every sample in some batches."""
         ids = [sample for batch in batches for sample in batch.sample_ids.tolist() if sample >= 0]

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -13,11 +13,14 @@ from typing import Protocol
 import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.loader import Batch, BatchPlan
 from hunyuan_train.log import console
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
-from hunyuan_train.trainer.evaluate import evaluate
+from hunyuan_train.trainer.answers import AnswerCheck
+from hunyuan_train.trainer.clock import StepClock
+from hunyuan_train.trainer.evaluate import evaluate, name_losses
 from hunyuan_train.trainer.guardian import (
     MAX_RETURNS,
     QUARANTINE,
@@ -26,13 +29,18 @@ from hunyuan_train.trainer.guardian import (
     remember,
 )
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
-from hunyuan_train.trainer.loss_groups import WHOLE
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
 from hunyuan_train.trainer.optim import share_of_weights_moved
 from hunyuan_train.trainer.router_guardian import RouterGuardian
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
-from hunyuan_train.trainer.state import TrainerState
+from hunyuan_train.trainer.state import TrainerState, add_counts
 from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
+from hunyuan_train.trainer.throughput import (
+    StepContent,
+    Throughput,
+    measure_memory,
+    read_content,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +95,9 @@ class Trainer:
     planned_memory_gib: float  # of the fullest process, as peak_memory_gib counts
     report_progress: Callable[[int, str], None]  # steps done, and what comes now
     guardian: RouterGuardian
+    answers: AnswerCheck | None
+    throughput: Throughput
+    clock: StepClock = field(default_factory=StepClock)
     batch_log: JsonLines | None = None
 
     @property
@@ -114,7 +125,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
         heeding_signals(started, config.max_hours) as request,
         progress_bar(trainer, state) as show,
     ):
-        while state.step < trainer.total_steps:
+        while state.step < trainer.total_steps and not has_stalled(config, state):
             if agree_to_stop(request, seconds + keeper.seconds_of_last, trainer.engine.device):
                 break
             began = time.perf_counter()
@@ -132,10 +143,18 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
                 keeper.save(state)
                 saved_step = state.step
         trainer.report_progress(state.step, "finishing")
-        is_complete = state.step >= trainer.total_steps
+        is_complete = state.step >= trainer.total_steps or has_stalled(config, state)
         if saved_step != state.step:
             keeper.save(state)
         is_saved = keeper.finish()
+    if has_stalled(config, state):
+        logger.info(
+            "%d evaluations without a better %s than %.4g of step %s: ending here",
+            state.num_worse,
+            config.metric_for_best_model,
+            state.best_value,
+            state.best_step,
+        )
     if not is_complete:
         logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
     return Ending(is_complete=is_complete, is_saved=is_saved)
@@ -147,16 +166,16 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
     learning_rate = learning_rate_at(
         state.step, total_steps=trainer.total_steps, config=trainer.config
     )
-    state, result = do_step(trainer, state, learning_rate)
+    content = read_content(trainer.batches, state.position)
+    state, result = do_step(trainer, state, learning_rate, content)
     trainer.guardian.check(state.step)
     seconds = time.perf_counter() - began
     config, is_last = trainer.config, state.step == trainer.total_steps
     numbers = step_numbers(trainer, state, result, learning_rate, seconds)
+    numbers |= trainer.throughput.measure(content, seconds) | trainer.clock.take()
     if trainer.eval_batches and is_due(state.step, config.eval_steps, is_last):
-        losses = evaluate(trainer.engine, trainer.eval_batches)
-        numbers["eval_loss"] = losses.pop(WHOLE)
-        numbers |= {f"eval_loss_{name}": loss for name, loss in losses.items()}
-        state = note_evaluation(state, numbers["eval_loss"])
+        numbers |= evaluate_all(trainer, state.step)
+        state = note_evaluation(config, state, numbers)
     if is_last or "eval_loss" in numbers:
         trainer.guardian.keep_load(state.step)
     is_logged = is_due(state.step, config.logging_steps, is_last)
@@ -167,14 +186,15 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
 
 
 def do_step(
-    trainer: Trainer, state: TrainerState, learning_rate: float
+    trainer: Trainer, state: TrainerState, learning_rate: float, content: StepContent
 ) -> tuple[TrainerState, StepResult]:
     """Train on the next batch, or find it bad.
 
     Raises:
         NonFiniteLossError: it is, and the run is not to go on by itself.
     """
-    micro_batches, next_position = trainer.batches.step_batches(state.position)
+    with trainer.clock.part("data"):
+        micro_batches, next_position = trainer.batches.step_batches(state.position)
     if trainer.batch_log:
         record_batches(trainer.batch_log, micro_batches, state.step + 1)
     result = train_step(
@@ -184,6 +204,7 @@ def do_step(
         routers=trainer.routers,
         judge=partial(find_fault, health=state.health, config=trainer.config),
         wait_before_update=trainer.keeper.wait_before_update,
+        clock=trainer.clock,
     )
     if result.fault:
         output_dir = Path(trainer.config.output_dir)
@@ -199,6 +220,8 @@ def do_step(
         step=state.step + 1,
         position=next_position,
         tokens_seen=state.tokens_seen + result.num_tokens,
+        samples_seen=add_counts(state.samples_seen, content.samples_by_source),
+        tokens_by_source=add_counts(state.tokens_by_source, content.tokens_by_source),
         health=remember(state.health, result),
     )
     return following, result
@@ -222,7 +245,8 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
             )
             + f"; lower the learning rate, or look at the samples in {QUARANTINE}"
         )
-    for log in (trainer.metrics, trainer.batch_log):
+    answer_log = trainer.answers.log if trainer.answers else None
+    for log in (trainer.metrics, trainer.batch_log, answer_log):
         if log:
             log.forget_after(restored.step)
     trainer.guardian.go_back_to(restored.step)
@@ -230,11 +254,33 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
     return replace(restored, position=state.position, health=health)
 
 
-def note_evaluation(state: TrainerState, eval_loss: float) -> TrainerState:
-    """Remember the step of the lowest eval loss."""
-    if state.best_eval_loss is not None and state.best_eval_loss <= eval_loss:
-        return state
-    return replace(state, best_eval_loss=eval_loss, best_step=state.step)
+def evaluate_all(trainer: Trainer, step: int) -> Numbers:
+    """Losses and perplexities of the held-out data, and what the model answers to it."""
+    numbers = name_losses(evaluate(trainer.engine, trainer.eval_batches))
+    return numbers | trainer.answers.run(step) if trainer.answers else numbers
+
+
+def note_evaluation(config: TrainConfig, state: TrainerState, numbers: Numbers) -> TrainerState:
+    """Remember the best evaluation, and how many have followed it.
+
+    Raises:
+        ConfigError: it gave no such number as is to be gone by.
+    """
+    name = config.metric_for_best_model
+    if name not in numbers:
+        found = ", ".join(sorted(one for one in numbers if one.startswith("eval_")))
+        raise ConfigError(f"metric_for_best_model is {name}; this data gives {found}")
+    value = numbers[name]
+    is_low_better = any(word in name for word in ("loss", "perplexity", "leak"))
+    best = state.best_value
+    if best is not None and (value >= best if is_low_better else value <= best):
+        return replace(state, num_worse=state.num_worse + 1)
+    return replace(state, best_value=value, best_step=state.step, num_worse=0)
+
+
+def has_stalled(config: TrainConfig, state: TrainerState) -> bool:
+    """Whether early stopping ends the run here."""
+    return 0 < config.early_stopping_patience <= state.num_worse
 
 
 def wants_save(config: TrainConfig, state: TrainerState, saved_step: int) -> bool:
@@ -290,6 +336,8 @@ def step_numbers(
         "tokens_per_second": result.num_tokens / seconds,
         "label_tokens": result.num_label_tokens,
         "tokens_seen": state.tokens_seen,
+        **{f"samples_seen_{name}": number for name, number in state.samples_seen.items()},
+        **{f"tokens_seen_{name}": number for name, number in state.tokens_by_source.items()},
         "epoch": state.step / trainer.batches.steps_per_epoch,
         "step_seconds": seconds,
     }
@@ -297,16 +345,15 @@ def step_numbers(
 
 def measure_ranks(trainer: Trainer) -> Numbers:
     """What a logged step reports of all ranks together; every rank takes part."""
-    numbers: Numbers = {**trainer.guardian.measure(), "memory_gib": peak_memory_gib()}
+    numbers = trainer.guardian.measure() | measure_memory()
     moved = share_of_weights_moved(trainer.engine)
     return numbers if moved is None else numbers | {"weights_moved": moved}
 
 
 def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
-    """One line for people, one object for programs."""
+    """One line for people, a second one for an evaluation, one object for programs."""
     logger.info(
-        "step %d/%d  loss %.4f  lr %.2e  grad norm %.3f  %.0f tokens/s  %.1f GiB  imbalance %.2f"
-        "%s%s",
+        "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %.0f tokens/s  %.1f GiB  imbalance %.2f%s",
         step,
         trainer.total_steps,
         numbers["loss"],
@@ -316,10 +363,24 @@ def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
         numbers["memory_gib"],
         numbers["expert_imbalance"],
         f"  moved {numbers['weights_moved']:.1%}" if "weights_moved" in numbers else "",
-        f"  eval loss {numbers['eval_loss']:.4f}" if "eval_loss" in numbers else "",
     )
+    if "eval_loss" in numbers:
+        logger.info("step %d  %s", step, describe_evaluation(numbers))
     if trainer.metrics:
         trainer.metrics.log(numbers, step)
+
+
+def describe_evaluation(numbers: Numbers) -> str:
+    """What an evaluation gave, in a line."""
+    parts = [f"eval loss {numbers['eval_loss']:.4f}"]
+    if "eval_answers" in numbers:
+        parts += [
+            f"of {numbers['eval_answers']} answers",
+            f"{numbers['eval_valid_format']:.0%} well-formed",
+            f"{numbers['eval_exact_match']:.0%} exact",
+            f"set F1 {numbers['eval_set_f1']:.2f}",
+        ]
+    return "  ".join(parts)
 
 
 @contextmanager

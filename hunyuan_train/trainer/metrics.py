@@ -1,18 +1,51 @@
-"""Where numbers go: metrics.jsonl always, wandb when asked.
+"""Where numbers go: metrics.jsonl always, wandb and TensorBoard when asked.
 
 Only rank 0 owns a `MetricsLog`; a resumed run continues the same file from the step it resumes at.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from matplotlib import image
+
+from hunyuan_train.config.check import tracker_names
 
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | int]
+WANDB_RUN_ID = "wandb_run_id"
+
+
+class Tracker(Protocol):
+    """An experiment tracker."""
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        """Record numbers of one step."""
+        ...
+
+    def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Record a table; all rows have the same keys."""
+        ...
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Record a PNG file."""
+        ...
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a message to whoever follows the run."""
+        ...
+
+    def finish(self) -> None:
+        """Flush and close."""
+        ...
+
+    def notes(self) -> dict[str, str]:
+        """What a later process needs to go on with the same run."""
+        ...
 
 
 class WandbTracker:
@@ -23,6 +56,7 @@ class WandbTracker:
     ) -> None:
         import wandb  # noqa: PLC0415  (optional package: rule 14)
 
+        self.wandb = wandb
         options: dict[str, Any] = {
             "name": run_name,
             "dir": folder,
@@ -38,22 +72,66 @@ class WandbTracker:
         # count is left alone, and ours is a number that charts are drawn over.
         self.run.define_metric("*", step_metric="step")
 
-    @property
-    def run_id(self) -> str:
-        """By which a later process continues the same run."""
-        return str(self.run.id)
-
     def log(self, numbers: Numbers, step: int) -> None:
         """Record numbers of one step."""
         self.run.log({"step": step, **numbers})
 
+    def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Record a table; all rows have the same keys."""
+        table = self.wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self.run.log({"step": step, name: table})
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Record a PNG file."""
+        self.run.log({"step": step, name: self.wandb.Image(str(path))})
+
     def alert(self, title: str, text: str) -> None:
-        """Let the tracker send a message to whoever follows the run."""
+        """Send a message to whoever follows the run."""
         self.run.alert(title=title, text=text)
 
     def finish(self) -> None:
         """Flush and close."""
         self.run.finish()
+
+    def notes(self) -> dict[str, str]:
+        """By which id a later process continues the same run."""
+        return {WANDB_RUN_ID: str(self.run.id)}
+
+
+class TensorBoardTracker:
+    """Event files in the run's folder: `tensorboard --logdir runs`."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (optional package)
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.writer.add_text("settings", f"```\n{json.dumps(settings, indent=1, default=str)}\n```")
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        """Record numbers of one step."""
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+
+    def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Record a table as text."""
+        text = "\n\n".join(json.dumps(row, ensure_ascii=False, indent=1) for row in rows)
+        self.writer.add_text(name, f"```\n{text}\n```", step)
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Record a PNG file: [height, width, 4] once it is read."""
+        self.writer.add_image(name, image.imread(path), step, dataformats="HWC")
+
+    def alert(self, title: str, text: str) -> None:
+        """Record it as text: nobody can be told."""
+        self.writer.add_text(title, text)
+
+    def finish(self) -> None:
+        """Flush and close."""
+        self.writer.close()
+
+    def notes(self) -> dict[str, str]:
+        """Nothing: files of several processes are read as one run."""
+        return {}
 
 
 class JsonLines:
@@ -77,11 +155,11 @@ class JsonLines:
 
 
 class MetricsLog:
-    """Appends one JSON object per logged step and passes it on to the tracker."""
+    """Appends one JSON object per logged step and passes it on to the trackers."""
 
-    def __init__(self, path: Path, tracker: WandbTracker | None) -> None:
+    def __init__(self, path: Path, trackers: Sequence[Tracker]) -> None:
         self.lines = JsonLines(path)
-        self.tracker = tracker
+        self.trackers = trackers
 
     def forget_after(self, step: int) -> None:
         """Drop what is past the step a run resumes at."""
@@ -91,22 +169,35 @@ class MetricsLog:
         """Record numbers of one step; null stands for NaN and infinity, which JSON lacks."""
         known = {name: value if isfinite(value) else None for name, value in numbers.items()}
         self.lines.append({"step": step, **known})
-        if self.tracker:
-            self.tracker.log(numbers, step)
+        for tracker in self.trackers:
+            tracker.log(numbers, step)
+
+    def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Pass a table on; its rows are kept elsewhere."""
+        for tracker in self.trackers:
+            tracker.log_table(name, rows, step)
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        """Pass an image on."""
+        for tracker in self.trackers:
+            tracker.log_image(name, path, step)
 
     def alert(self, title: str, text: str) -> None:
         """Pass a warning on; it is in the log already."""
-        if self.tracker:
-            self.tracker.alert(title, text)
+        for tracker in self.trackers:
+            tracker.alert(title, text)
 
     def finish(self) -> None:
-        """Close the tracker."""
-        if self.tracker:
-            self.tracker.finish()
+        """Close the trackers."""
+        for tracker in self.trackers:
+            tracker.finish()
 
     def notes(self) -> dict[str, str]:
-        """What a later process needs to go on with the same run of the tracker."""
-        return {"wandb_run_id": self.tracker.run_id} if self.tracker else {}
+        """What a later process needs to go on with the same runs of the trackers."""
+        notes: dict[str, str] = {}
+        for tracker in self.trackers:
+            notes |= tracker.notes()
+        return notes
 
 
 def open_metrics(
@@ -117,19 +208,22 @@ def open_metrics(
     settings: dict[str, Any],
     notes: Mapping[str, str],
 ) -> MetricsLog:
-    """Open metrics.jsonl in the run's folder and the tracker of `--report_to`.
+    """Open metrics.jsonl in the run's folder and the trackers of `--report_to`.
 
     Args:
         output_dir: of the run.
-        report_to: which tracker.
-        run_name: in the tracker.
+        report_to: which trackers, comma-separated.
+        run_name: in the trackers.
         settings: shown there.
         notes: those of an earlier process of the same run, if there was one.
     """
-    tracker = None
-    if report_to == "wandb":
-        run_id = notes.get("wandb_run_id")
-        tracker = WandbTracker(
-            run_name=run_name, folder=output_dir, settings=settings, run_id=run_id
+    names = tracker_names(report_to)
+    trackers: list[Tracker] = []
+    if "wandb" in names:
+        run_id = notes.get(WANDB_RUN_ID)
+        trackers.append(
+            WandbTracker(run_name=run_name, folder=output_dir, settings=settings, run_id=run_id)
         )
-    return MetricsLog(output_dir / "metrics.jsonl", tracker)
+    if "tensorboard" in names:
+        trackers.append(TensorBoardTracker(output_dir, settings))
+    return MetricsLog(output_dir / "metrics.jsonl", trackers)

@@ -14,6 +14,11 @@ class Health:
     num_returns: int = 0  # how often the run went back to a checkpoint
 
 
+def add_counts(total: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    """Sums by name."""
+    return total | {name: total.get(name, 0) + count for name, count in more.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerState:
     """Where a run stands between two steps; a checkpoint holds exactly this beside the tensors."""
@@ -21,8 +26,11 @@ class TrainerState:
     step: int = 0  # optimizer steps done, skipped ones included
     position: Position = field(default_factory=Position)  # where the next step starts in the data
     tokens_seen: int = 0
-    best_eval_loss: float | None = None
-    best_step: int | None = None  # the step of the best eval loss
+    best_value: float | None = None  # of metric_for_best_model
+    best_step: int | None = None  # its step
+    num_worse: int = 0  # evaluations since
+    samples_seen: dict[str, int] = field(default_factory=dict)  # by source
+    tokens_by_source: dict[str, int] = field(default_factory=dict)
     health: Health = field(default_factory=Health)
 
 

@@ -16,6 +16,7 @@ from hunyuan_train.model.router import RouterWatch, balance_loss, z_loss
 from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import dropping_gradients
+from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.loss_groups import GROUPS, WHOLE, group_masks, group_means, group_weights
 from hunyuan_train.trainer.optim import set_learning_rate
 
@@ -124,6 +125,7 @@ def train_step(
     routers: RouterTerms | None = None,
     judge: Callable[[float], Fault | None] = judge_finite,
     wait_before_update: Callable[[], None] = update_at_once,
+    clock: StepClock | None = None,
 ) -> StepResult:
     """Accumulate gradients over the micro-batches and update the weights once.
 
@@ -134,13 +136,15 @@ def train_step(
         routers: what they add to the loss.
         judge: finds fault with the loss of all ranks, on every rank alike.
         wait_before_update: returns when weights and states may change.
+        clock: told what takes how long.
     """
-    losses = accumulate_gradients(engine, micro_batches, routers=routers)
+    clock = clock or StepClock()
+    losses = accumulate_gradients(engine, micro_batches, routers=routers, clock=clock)
     fault = judge(losses.loss + losses.router_loss)
     wait_before_update()
-    grad_norm = update_weights(
-        engine, learning_rate, is_withheld=fault is not None and fault.is_withheld
-    )
+    is_withheld = fault is not None and fault.is_withheld
+    with clock.part("optimizer"):
+        grad_norm = update_weights(engine, learning_rate, is_withheld=is_withheld)
     if not fault and not isfinite(grad_norm):
         fault = Fault(f"the gradient norm is {grad_norm}", is_withheld=True)
     return StepResult(**asdict(losses), grad_norm=grad_norm, fault=fault)
@@ -151,6 +155,7 @@ def accumulate_gradients(
     micro_batches: list[Batch],
     *,
     routers: RouterTerms | None = None,
+    clock: StepClock | None = None,
 ) -> BatchLosses:
     """Forward and backward over the micro-batches of one optimizer step.
 
@@ -166,17 +171,19 @@ def accumulate_gradients(
         ],
         engine.device,
     )
+    clock = clock or StepClock()
     weight = max(weights[0], 1e-12)
     sums = torch.zeros(1 + len(GROUPS), dtype=torch.float64, device=engine.device)
     for index, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-        with routers.watch.recording() if routers else nullcontext():
+        with clock.part("forward"), routers.watch.recording() if routers else nullcontext():
             losses = forward_losses(engine, batch)
         token_loss = losses.sum() / weight
         router_term = routers.loss() / len(micro_batches) if routers else token_loss.new_zeros(())
         masks = torch.from_numpy(group_masks(batch)).to(engine.device)
         sums += torch.cat([router_term.detach()[None], masks @ losses.detach()])
-        engine.backward((token_loss + router_term) * engine.world_size, scale_wrt_gas=False)
+        with clock.part("backward"):
+            engine.backward((token_loss + router_term) * engine.world_size, scale_wrt_gas=False)
     router_loss, *sums_by_group = sum_over_ranks(sums.tolist(), engine.device)
     by_group = group_means(sums_by_group, weights)
     loss = by_group.pop(WHOLE)

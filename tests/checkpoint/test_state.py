@@ -33,7 +33,7 @@ STATE = TrainerState(
     step=SAVED_AT,
     position=Position(epoch=1, row=7),
     tokens_seen=99,
-    best_eval_loss=1 / 3,
+    best_value=1 / 3,
     best_step=2,
     health=Health(recent_losses=(0.1, 2 / 3), num_bad_in_a_row=1, num_returns=2),
 )
