@@ -3,9 +3,11 @@
 import gc
 
 import pytest
+import torch
+from deepspeed.runtime.zero import stage3
 from torch import Tensor
 
-from hunyuan_train.config.optimizer_memory import lean_bytes
+from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, lean_bytes
 from hunyuan_train.parallel.masters import exact_parameters, flat_weights
 from hunyuan_train.parallel.routers import pinned_routers
 from hunyuan_train.parallel.zero import flat_masters
@@ -72,6 +74,12 @@ def test_a_rank_holds_the_bytes_that_plans_count_with(expert_size: int) -> None:
 def test_at_the_released_size_a_parameter_takes_six_bytes() -> None:
     experts_of_a_layer = 8 * 4096 * 3072
     assert lean_bytes(experts_of_a_layer).total / experts_of_a_layer == 6 + 8 / 2048
+
+
+def test_the_engine_uses_gradients_of_one_parameter_where_they_lie() -> None:
+    """Its flat gradient of a group is made with this, and `lean_groups` has one parameter each."""
+    gradient = torch.ones(LEAN_BLOCK, dtype=torch.bfloat16)
+    assert stage3._flatten_dense_tensors([gradient]).data_ptr() == gradient.data_ptr()
 
 
 def train_lean(stage: int, expert_size: int) -> tuple[Steps, float | None, list[str]]:
