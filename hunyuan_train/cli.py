@@ -20,6 +20,7 @@ from hunyuan_train.launcher.worker import (
     with_started_processes,
 )
 from hunyuan_train.planner.command import run_plan
+from hunyuan_train.report.commands import add_report_command
 from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
@@ -74,6 +75,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     add_checkpoint_commands(commands)
     add_selftest_command(commands)
     add_chat_command(commands)
+    add_report_command(commands)
     add_verify_resume(commands)
     return parser
 

@@ -26,9 +26,10 @@ from hunyuan_train.checkpoint.release import describe_release, trained_dtype
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.checkpoint.state import load_checkpoint
+from hunyuan_train.config import run_files
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.errors import ConfigError
-from hunyuan_train.config.load import dump_config
+from hunyuan_train.config.load import REPOSITORY, dump_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
@@ -55,15 +56,17 @@ from hunyuan_train.parallel.engine import (
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.memory import plan_memory
+from hunyuan_train.report.commands import make_report
 from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.generate import Sampling, generate, load_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
-from hunyuan_train.trainer.answers import ANSWERS_FILE, AnswerCheck, choose_questions
+from hunyuan_train.trainer.answers import AnswerCheck, choose_questions
 from hunyuan_train.trainer.generate import generate_split
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.router_guardian import RouterGuardian, profile_batches
+from hunyuan_train.trainer.starts import describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
 from hunyuan_train.trainer.throughput import Throughput, find_peak_flops
@@ -97,11 +100,13 @@ def run(config: RunConfig) -> int:
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
     engine = make_engine(config, shape, source)
     checkpoint = find_start(config)
-    metrics = make_metrics(config, checkpoint)
     routers = make_router_terms(config, engine)
     batches = make_batches(config, dataset)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
+    planned = planned_memory_gib(config, shape, dataset)
+    start = describe_start(made_of, data, repository=REPOSITORY, planned_memory_gib=planned)
+    metrics = make_metrics(config, checkpoint, start)
     trainer = Trainer(
         engine=engine,
         routers=routers,
@@ -114,11 +119,13 @@ def run(config: RunConfig) -> int:
         answers=make_answer_check(config, engine, tokenizer, metrics),
         throughput=make_throughput(config, shape),
         batch_log=make_batch_log(config),
-        planned_memory_gib=planned_memory_gib(config, shape, dataset),
+        planned_memory_gib=planned,
         report_progress=report_progress,
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
+    if metrics:
+        JsonLines(output_dir / run_files.STARTS).append({"step": state.step, **start})
     trainer.guardian.start(state.step, profile_batches(batches))
     if trainer.answers and not state.step:
         trainer.answers.run(0)  # before training, for comparison
@@ -235,7 +242,9 @@ def find_start(config: RunConfig) -> Checkpoint | None:
     return checkpoint
 
 
-def make_metrics(config: RunConfig, checkpoint: Checkpoint | None) -> MetricsLog | None:
+def make_metrics(
+    config: RunConfig, checkpoint: Checkpoint | None, start: dict[str, Any]
+) -> MetricsLog | None:
     """Rank 0 keeps the numbers."""
     if dist.get_rank():
         return None
@@ -244,7 +253,7 @@ def make_metrics(config: RunConfig, checkpoint: Checkpoint | None) -> MetricsLog
         output_dir,
         report_to=config.train.report_to,
         run_name=config.train.run_name or output_dir.name,
-        settings=asdict(config),
+        settings=asdict(config) | {"start": start},
         notes=checkpoint[1]["notes"] if checkpoint else {},
     )
 
@@ -256,9 +265,12 @@ def make_guardian(
     metrics: MetricsLog | None,
 ) -> RouterGuardian:
     """What sees routers go astray; rank 0 tells the tracker."""
-    alert = metrics.alert if metrics else lambda title, text: None
     folder = Path(config.train.output_dir)
-    return RouterGuardian(engine, routers, config.guardian, folder, alert)
+    if not metrics:
+        return RouterGuardian(engine, routers, config.guardian, folder, lambda title, text: None)
+    return RouterGuardian(
+        engine, routers, config.guardian, folder, metrics.alert, metrics.show_load
+    )
 
 
 def make_answer_check(
@@ -281,7 +293,7 @@ def make_answer_check(
         engine,
         questions,
         tokenizer,
-        JsonLines(Path(config.train.output_dir, ANSWERS_FILE)) if metrics else None,
+        JsonLines(Path(config.train.output_dir, run_files.ANSWERS)) if metrics else None,
         metrics.log_table if metrics else None,
         max_new_tokens=config.train.eval_max_new_tokens,
     )
@@ -414,6 +426,7 @@ def close(
         answers = sample_answers(folder, trainer.batches.dataset, tokenizer)
     for answer in answers:
         show_answer(answer, console)
+    make_report([Path(config.train.output_dir)], Path(config.train.output_dir, run_files.REPORT))
     show_closing_table(closing_rows(config), console)
 
 
@@ -467,7 +480,8 @@ def closing_rows(config: RunConfig) -> list[tuple[str, str | Path]]:
     checkpoints = list_checkpoints(output_dir)
     rows: list[tuple[str, str | Path]] = [
         ("settings", output_dir / "config.yaml"),
-        ("metrics", output_dir / "metrics.jsonl"),
+        ("metrics", output_dir / run_files.METRICS),
+        ("report", output_dir / run_files.REPORT),
         ("checkpoint", checkpoints[-1] if checkpoints else "none"),
     ]
     if config.train.export:

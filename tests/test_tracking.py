@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
-from hunyuan_train.trainer.router_guardian import LOAD_FILE
+from hunyuan_train.config.run_files import ROUTER_LOAD
 from tests.conftest import start_train
+from tests.wandb_files import read_runs
 
 SETTINGS = (
     *("--recipe", "tiny", "--logging_steps", "1", "--eval_steps", "2", "--save_steps", "2"),
@@ -36,32 +35,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def read_wandb(folder: Path) -> tuple[set[str], dict[str, list[float]]]:
-    """Ids of the runs in a folder, and every value logged under each name."""
-    ids, values = set(), {}
-    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            if record.HasField("run"):
-                ids.add(record.run.run_id)
-            for item in record.history.item:
-                name = item.key or ".".join(item.nested_key)
-                values.setdefault(name, []).append(json.loads(item.value_json))
-    return ids, values
-
-
 def test_wandb_holds_every_number_and_a_resumed_run_goes_on_in_the_same_one(folder: Path) -> None:
-    ids, values = read_wandb(folder)
+    ids, values = read_runs(folder)
     assert len(ids) == 1
     lines = read_lines(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
-    for name in set().union(*lines):
+    for name in set().union(*lines) - {"step"}:  # which tables and images carry too
         logged = [line[name] for line in lines if name in line]
         assert [value for value in values[name] if value in logged] == logged, name
-    assert "answers" in values
+    assert any(name.startswith("answers") for name in values)
+    assert any(name.startswith("router_load") for name in values)
 
 
 def test_tensorboard_holds_every_number(folder: Path) -> None:
@@ -92,5 +75,20 @@ def test_answers_are_kept_from_before_the_first_step_on(folder: Path) -> None:
     answers = read_lines(folder / "answers.jsonl")
     assert [answer["step"] for answer in answers] == [0] * 3 + [2] * 3 + [3] * 3
     assert {answer["mode"] for answer in answers} == {"fast", "slow"}
-    kinds = [(line["step"], line["kind"]) for line in read_lines(folder / LOAD_FILE)]
+    kinds = [(line["step"], line["kind"]) for line in read_lines(folder / ROUTER_LOAD)]
     assert kinds == [(0, "profile"), (2, "load"), (3, "load")]
+
+
+def test_each_start_says_what_the_run_is_made_of(folder: Path) -> None:
+    first, second = read_lines(folder / "starts.jsonl")
+    assert (first["step"], second["step"]) == (0, 2)
+    assert first["data"]["samples"] == second["data"]["samples"]
+    assert {"torch", "deepspeed", "transformers", "hunyuan_train"} <= first["versions"].keys()
+    assert first["planned_memory_gib"] > 0
+    assert first["num_processes"] == 2
+
+
+def test_a_run_ends_with_its_report(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    for text in ("held-out loss by mode", "load before training", "tiny_train.jsonl", "start 2"):
+        assert text in page

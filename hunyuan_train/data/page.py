@@ -3,40 +3,23 @@
 from collections.abc import Mapping
 from html import escape
 
+from hunyuan_train.data.html import write_advice, write_document, write_table
 from hunyuan_train.data.stats import DataStats, TokenStats
-
-# Bars are boxes and no drawing: text keeps its size, and lines break, on a screen of any width.
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 720px; margin: 2em auto; padding: 0 1em;
-       color: #222; background: #fff }
-h1 { font-size: 1.4em; overflow-wrap: anywhere } h2 { font-size: 1.1em }
-table { border-collapse: collapse } td { padding: .1em 1em .1em 0; vertical-align: top }
-.bars { display: grid; grid-template-columns: fit-content(45%) 1fr max-content; gap: .1em .7em;
-        align-items: center; overflow-wrap: anywhere }
-.bar { background: #4a7ebb; height: .9em; min-width: 1px } .beyond { background: #c2473d }
-.advice { border-left: 4px solid #d9a400; padding-left: .8em }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #1b1b1b } }
-"""
 
 
 def write_page(stats: DataStats, title: str) -> str:
     """A page with tables and plots."""
-    parts = [f"<h1>{escape(title)}</h1>"]
-    parts += [f'<p class="advice">{escape(advice)}</p>' for advice in stats.advice]
+    parts = [write_advice(advice) for advice in stats.advice]
     records = {"records": f"{stats.num_records:,}", "refused": f"{stats.num_refused:,}"}
-    parts.append(_table(records | _token_table(stats.tokens)))
+    table = records | _token_table(stats.tokens)
+    parts.append(write_table({name: [value] for name, value in table.items()}))
     if stats.tokens:
         parts += ["<h2>Tokens per sample</h2>", _length_bars(stats.tokens)]
     for heading, numbers in _plots(stats).items():
         parts += [f"<h2>{heading}</h2>", _bars(numbers)] if numbers else []
     for action, kinds in stats.findings.items():
         parts += [f"<h2>Findings: {action}</h2>", _bars(kinds)]
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n<body>\n{body}\n</body></html>\n"
-    )
+    return write_document(title, parts)
 
 
 def _plots(stats: DataStats) -> dict[str, Mapping[str, int]]:
@@ -62,11 +45,6 @@ def _token_table(tokens: TokenStats | None) -> dict[str, str]:
         "packed": rows,
         "longer than max_seq_length": f"{tokens.num_overlong:,}",
     }
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    cells = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows.items())
-    return f"<table>{cells}</table>"
 
 
 def _length_bars(tokens: TokenStats) -> str:

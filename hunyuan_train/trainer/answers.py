@@ -26,7 +26,6 @@ from hunyuan_train.trainer.metrics import JsonLines, Numbers
 
 logger = logging.getLogger(__name__)
 
-ANSWERS_FILE = "answers.jsonl"
 JUDGED_MODES = ("fast", "slow")
 _SEPARATORS = re.compile("[\n,;|\uff0c\uff1b\u3001]")  # of a set: also the full-width ones
 

@@ -14,6 +14,7 @@ from statistics import median
 
 import torch.distributed as dist
 
+from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.loader import Batch, BatchPlan
 from hunyuan_train.trainer.state import Health, TrainerState
@@ -21,7 +22,6 @@ from hunyuan_train.trainer.step import Fault, StepResult, judge_finite
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE = "quarantine.jsonl"
 MAX_RECENT = 64  # losses that a new one is compared with
 MIN_RECENT = 16  # below, nothing is called a spike
 MIN_RISE = 1.5  # a spike is this many times the median, however quiet the losses were

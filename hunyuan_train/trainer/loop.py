@@ -14,6 +14,7 @@ import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.loader import Batch, BatchPlan
 from hunyuan_train.log import console
@@ -23,7 +24,6 @@ from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.evaluate import evaluate, name_losses
 from hunyuan_train.trainer.guardian import (
     MAX_RETURNS,
-    QUARANTINE,
     find_fault,
     quarantine,
     remember,

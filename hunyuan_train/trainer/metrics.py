@@ -13,11 +13,14 @@ from typing import Any, Protocol
 from matplotlib import image
 
 from hunyuan_train.config.check import tracker_names
+from hunyuan_train.config.run_files import METRICS
+from hunyuan_train.trainer.heat_map import draw_heat_map
 
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | int]
 WANDB_RUN_ID = "wandb_run_id"
+HEAT_MAP = "router_load.png"
 
 
 class Tracker(Protocol):
@@ -182,6 +185,13 @@ class MetricsLog:
         for tracker in self.trackers:
             tracker.log_image(name, path, step)
 
+    def show_load(self, shares: list[list[float]], step: int) -> None:
+        """Pass the load of experts on as a picture, where there is a tracker to look at it."""
+        if self.trackers:
+            path = self.lines.path.with_name(HEAT_MAP)
+            draw_heat_map(path, shares, step=step)
+            self.log_image("router_load", path, step)
+
     def alert(self, title: str, text: str) -> None:
         """Pass a warning on; it is in the log already."""
         for tracker in self.trackers:
@@ -226,4 +236,4 @@ def open_metrics(
         )
     if "tensorboard" in names:
         trackers.append(TensorBoardTracker(output_dir, settings))
-    return MetricsLog(output_dir / "metrics.jsonl", trackers)
+    return MetricsLog(output_dir / METRICS, trackers)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
 from hunyuan_train.data.loader import Batch, BatchPlan, Position
 from hunyuan_train.model.router_load import describe_load, divergence, to_shares
@@ -28,7 +29,6 @@ from hunyuan_train.trainer.step import RouterTerms, forward_losses
 
 logger = logging.getLogger(__name__)
 
-LOAD_FILE = "router_load.jsonl"
 PROFILE, LOAD, ACTION = "profile", "load", "action"  # kinds of its lines
 PROFILE_BATCHES = 8  # of each rank, forward only: the time of about two steps
 # Below so many token slots for an expert of equal share, chance moves a load as far as a limit.
@@ -118,12 +118,14 @@ class RouterGuardian:
         config: GuardianConfig,
         output_dir: Path,
         alert: Callable[[str, str], None],
+        show_load: Callable[[list[list[float]], int], None] = lambda shares, step: None,
     ) -> None:
         self.engine = engine
         self.routers = routers
         self.config = config
-        self.log = JsonLines(output_dir / LOAD_FILE)
+        self.log = JsonLines(output_dir / ROUTER_LOAD)
         self.alert = alert  # title and text, to the tracker
+        self.show_load = show_load  # shares of a step, to the tracker; called on rank 0
         self.usual_coefficient = routers.balance_coefficient
         self.profile_LE: Tensor | None = None
         self.load_LE: Tensor | None = None  # of the last check
@@ -143,7 +145,7 @@ class RouterGuardian:
             self.profile_LE = torch.tensor(known[0], dtype=torch.float64)
         else:
             if step:
-                logger.warning("%s holds no profile: drift counts from step %d", LOAD_FILE, step)
+                logger.warning("%s holds no profile: drift counts from step %d", ROUTER_LOAD, step)
             shares = _round_shares(self._count_load(batches))
             self.profile_LE = torch.tensor(shares, dtype=torch.float64)  # as it will be read again
             self._write(step, PROFILE, load=shares)
@@ -184,9 +186,13 @@ class RouterGuardian:
         return measure_load(self.load_LE, self.profile_LE)
 
     def keep_load(self, step: int) -> None:
-        """Note the load of the last check, for the heat map."""
-        if self.load_LE is not None:
-            self._write(step, LOAD, load=_round_shares(self.load_LE))
+        """Note the load of the last check, and show it."""
+        if self.load_LE is None:
+            return
+        shares = _round_shares(self.load_LE)
+        self._write(step, LOAD, load=shares)
+        if dist.get_rank() == 0:
+            self.show_load(shares, step)
 
     def _is_news(self, alarm: Alarm, step: int) -> bool:
         last = self.last_seen.get((alarm.kind, alarm.layer))

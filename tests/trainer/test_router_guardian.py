@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
 from hunyuan_train.model.freeze import is_router
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import MASTER, publish_weights, trained_shards, write_state
 from hunyuan_train.trainer.router_guardian import (
-    LOAD_FILE,
     RouterCollapseError,
     RouterGuardian,
     find_alarms,
@@ -63,7 +63,7 @@ def train_and_collapse(
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / LOAD_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / ROUTER_LOAD).read_text().splitlines()]
 
 
 @pytest.mark.parametrize("expert_size", [2, 0])

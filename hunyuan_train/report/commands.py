@@ -1,0 +1,51 @@
+"""`python -m hunyuan_train report`: one page about a run, or about several side by side."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.run_files import REPORT
+from hunyuan_train.log import log_to_screen
+from hunyuan_train.report.page import write_report
+from hunyuan_train.report.record import read_run
+
+logger = logging.getLogger(__name__)
+
+
+def add_report_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command; it sets `run`, which takes the parsed arguments."""
+    report = subparsers.add_parser("report", help="write one HTML page about a run, or several")
+    report.description = (
+        "Write curves, expert load, throughput and memory against the plan, data, settings, "
+        "answers and warnings of a run as one HTML page; of several runs side by side. A run that "
+        "is going on can be looked at too."
+    )
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run")
+    report.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: report.html in the (first) RUN"
+    )
+    report.set_defaults(run=run_report)
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Write the page."""
+    log_to_screen()
+    make_report(arguments.runs, arguments.output or arguments.runs[0] / REPORT)
+    return 0
+
+
+def make_report(folders: list[Path], output: Path) -> None:
+    """Write a page about the runs in some folders.
+
+    Raises:
+        ConfigError: one of them holds no run, or the page cannot be written.
+    """
+    page = write_report([read_run(folder) for folder in folders])
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"the report cannot be written to {output} ({error.strerror}); say where with --output"
+        ) from error
+    logger.info("report: %s", output)

@@ -1,0 +1,276 @@
+"""The report of one run, or of several side by side, as one HTML page."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from hunyuan_train.data.html import write_advice, write_document, write_table
+from hunyuan_train.report.charts import Curve, draw_chart, draw_heat_map, short
+from hunyuan_train.report.record import Row, RunRecord
+
+STYLE = """
+body { max-width: 1080px }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr));
+        gap: 1.2em }
+figure { margin: 0 } figcaption { font-weight: 600 } svg { width: 100%; height: auto }
+svg text { font-size: 10px; fill: currentColor } .grid line.grid { stroke: currentColor;
+        stroke-opacity: .15 } polyline { fill: none; stroke-width: 1.5 }
+.legend { display: flex; flex-wrap: wrap; gap: 0 1em; font-size: 12px }
+.legend .key { width: 24px; height: 8px; margin-right: .4em }
+.c0 { stroke: #2f7ed8 } .c1 { stroke: #d9822b } .c2 { stroke: #2e9e5b } .c3 { stroke: #c2473d }
+.c4 { stroke: #8e63c7 } .c5 { stroke: #8a8a2c } line { stroke-width: 1.5 } circle { fill: none }
+.heat rect { fill: #c2473d } .heat { background: rgba(128, 128, 128, .12) }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2em 0; font-size: 13px }
+.answer { border-top: 1px solid rgba(128, 128, 128, .4); padding: .4em 0 } .dim { opacity: .65 }
+details { margin: .6em 0 } .wide { overflow-x: auto }
+"""
+
+NONE = "none"
+
+# Title, and the numbers in it with their labels.
+CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("loss", {"loss": "training", "eval_loss": "held out"}),
+    ("loss by mode", {"loss_fast": "fast", "loss_slow": "slow"}),
+    (
+        "loss by span",
+        {"loss_think": "think", "loss_answer": "answer", "loss_markers": "markers"},
+    ),
+    (
+        "held-out loss by mode and span",
+        {
+            "eval_loss_fast": "fast",
+            "eval_loss_slow": "slow",
+            "eval_loss_think": "think",
+            "eval_loss_answer": "answer",
+        },
+    ),
+    (
+        "answers to held-out questions",
+        {
+            "eval_valid_format": "well-formed",
+            "eval_exact_match": "exact",
+            "eval_set_f1": "set F1",
+            "eval_mode_leak_fast": "fast that think",
+            "eval_mode_leak_slow": "slow that do not",
+        },
+    ),
+    ("learning rate", {"learning_rate": "learning rate"}),
+    ("gradient norm, before clipping", {"grad_norm": "norm"}),
+    ("tokens per second", {"tokens_per_second": "all", "tokens_per_second_per_gpu": "per process"}),
+    ("TFLOP/s per process", {"tflops_per_gpu": "model operations"}),
+    ("share of the GPU's peak (MFU)", {"mfu": "MFU"}),
+    (
+        "seconds of a step",
+        {
+            "step_seconds": "whole",
+            "seconds_data": "data",
+            "seconds_forward": "forward",
+            "seconds_backward": "backward",
+            "seconds_optimizer": "optimizer",
+        },
+    ),
+    ("router load", {"router_entropy": "entropy, mean", "router_entropy_min": "entropy, lowest"}),
+    ("busiest expert beyond an equal share", {"expert_imbalance": "largest violation"}),
+    ("dead experts", {"dead_experts": "of all layers"}),
+    ("routing's distance from the base model", {"router_drift": "largest drift"}),
+)
+
+SUMMARY: dict[str, Callable[[float], str]] = {
+    "step": lambda value: f"{value:,.0f}",
+    "loss": lambda value: f"{value:.4f}",
+    "eval_loss": lambda value: f"{value:.4f}",
+    "eval_perplexity": lambda value: f"{value:,.2f}",
+    "eval_valid_format": lambda value: f"{value:.1%}",
+    "eval_exact_match": lambda value: f"{value:.1%}",
+    "eval_set_f1": lambda value: f"{value:.3f}",
+    "tokens_seen": lambda value: f"{value:,.0f}",
+    "tokens_per_second": lambda value: f"{value:,.0f}",
+    "mfu": lambda value: f"{value:.1%}",
+    "packing_efficiency": lambda value: f"{value:.1%}",
+}
+
+
+def write_report(runs: Sequence[RunRecord]) -> str:
+    """One page for one run or several, which share charts: colours tell numbers, dashes runs."""
+    title = " and ".join(run.name for run in runs)
+    parts = [write_summary(runs), *write_warnings(runs)]
+    parts += ["<h2>Curves</h2>", write_charts(runs)]
+    parts += (
+        ["<h2>Experts</h2>", _grid(write_heat_maps(runs))] if _have(runs, "router_loads") else []
+    )
+    parts += ["<h2>Answers</h2>", write_answers(runs)] if _have(runs, "answers") else []
+    parts += ["<h2>Data</h2>", write_data(runs)]
+    parts += ["<h2>Settings</h2>", write_settings(runs)]
+    parts += ["<h2>Starts</h2>", write_starts(runs)] if _have(runs, "starts") else []
+    return write_document(f"Run {title}", [part for part in parts if part], style=STYLE)
+
+
+def _have(runs: Sequence[RunRecord], part: str) -> bool:
+    parts = {"router_loads": [run.router_loads for run in runs]}
+    parts |= {"answers": [run.answers for run in runs], "starts": [run.starts for run in runs]}
+    return any(parts[part])
+
+
+def _grid(figures: Sequence[str]) -> str:
+    return f'<div class="grid">{"".join(figures)}</div>'
+
+
+def _table(rows: dict[str, list[str]], runs: Sequence[RunRecord]) -> str:
+    heads = [run.name for run in runs] if len(runs) > 1 else []
+    return f'<div class="wide">{write_table(rows, heads=heads)}</div>'
+
+
+def write_summary(runs: Sequence[RunRecord]) -> str:
+    """The last value of what matters most, and memory and speed against the plan."""
+    rows = {}
+    for name, form in SUMMARY.items():
+        values = [run.last(name) for run in runs]
+        if any(value is not None for value in values):
+            shown = [form(value) if value is not None else NONE for value in values]
+            rows[name.replace("_", " ")] = shown
+    rows["memory, fullest process"] = [describe_memory(run) for run in runs]
+    return _table(rows, runs)
+
+
+def describe_memory(run: RunRecord) -> str:
+    """Peak against plan."""
+    peak = max((value for _, value in run.series("memory_gib")), default=None)
+    planned = run.starts[-1].get("planned_memory_gib") if run.starts else None
+    if peak is None:
+        return NONE
+    text = f"{peak:.2f} GiB"
+    return text + (f" of {planned:.2f} planned ({peak / planned - 1:+.0%})" if planned else "")
+
+
+def write_warnings(runs: Sequence[RunRecord]) -> list[str]:
+    """What went wrong, or nearly."""
+    texts = []
+    for run in runs:
+        label = f"{run.name}: " if len(runs) > 1 else ""
+        skipped = sum(bool(row.get("is_skipped")) for row in run.quarantine)
+        if run.quarantine:
+            texts.append(f"{label}{len(run.quarantine)} bad steps, {skipped} of them left out")
+        for text, count in run.warnings.items():
+            texts.append(f"{label}{text}" + (f" ({count} times)" if count > 1 else ""))
+    return [write_advice(text) for text in texts]
+
+
+def write_charts(runs: Sequence[RunRecord]) -> str:
+    """Every chart that some run has numbers for."""
+    figures = []
+    for title, names in CHARTS:
+        curves = [
+            Curve(_label(label, run, runs), run.series(name), colour, index)
+            for index, run in enumerate(runs)
+            for colour, (name, label) in enumerate(names.items())
+        ]
+        figures.append(draw_chart(title, curves))
+    figures.append(draw_chart("memory against plan, GiB", memory_curves(runs)))
+    return _grid([figure for figure in figures if figure])
+
+
+def memory_curves(runs: Sequence[RunRecord]) -> list[Curve]:
+    """What processes held, and what the plan said."""
+    curves = []
+    for index, run in enumerate(runs):
+        held = run.series("memory_gib")
+        curves.append(Curve(_label("peak", run, runs), held, 0, index))
+        planned = run.starts[-1].get("planned_memory_gib") if run.starts else None
+        if planned and held:
+            points = [(held[0][0], planned), (held[-1][0], planned)]
+            curves.append(Curve(_label("planned", run, runs), points, 3, index))
+        host = run.series("host_memory_gib")
+        curves.append(Curve(_label("host, rank 0", run, runs), host, 1, index))
+    return curves
+
+
+def _label(label: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    return f"{run.name}: {label}" if len(runs) > 1 else label
+
+
+def write_heat_maps(runs: Sequence[RunRecord]) -> list[str]:
+    """Expert load of the base model and at the end, of each run."""
+    figures = []
+    for run in runs:
+        loads = [row for row in run.router_loads if "load" in row]
+        chosen = [loads[0], loads[-1]] if len(loads) > 1 else loads
+        for row in chosen:
+            what = "before training" if row["kind"] == "profile" else f"at step {row['step']}"
+            figures.append(draw_heat_map(_label(f"load {what}", run, runs), row["load"]))
+    return figures
+
+
+def write_answers(runs: Sequence[RunRecord]) -> str:
+    """Each held-out question with the first and the last answer to it, of every run."""
+    parts: dict[str, list[str]] = {}
+    for run in runs:
+        for question, answers in _by_question(run.answers).items():
+            cells = parts.setdefault(question, [])
+            if not cells:
+                cells.append(f"<pre>{escape(question)}</pre>")
+                reference = escape(str(answers[0]["reference"]))
+                cells.append(f'<div class="dim">data<pre>{reference}</pre></div>')
+            for row in [answers[0], answers[-1]] if len(answers) > 1 else answers:
+                cells.append(_write_answer(row, run, runs))
+    return "".join(
+        f'<div class="answer">{"".join(cells[:2])}{_grid(cells[2:])}</div>'
+        for cells in parts.values()
+    )
+
+
+def _by_question(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    questions: dict[str, list[Row]] = {}
+    for row in rows:
+        questions.setdefault(f"{row['prompt']}", []).append(row)
+    return questions
+
+
+def _write_answer(row: Row, run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    when = "before training" if row["step"] == 0 else f"step {row['step']}"
+    marks = ["exact" if row["is_exact"] else f"set F1 {row['set_f1']:.2f}"]
+    marks += [] if row["is_well_formed"] else ["not well-formed"]
+    marks += ["wrong mode"] if row["is_leaking"] else []
+    head = f"{_label(when, run, runs)} ({row['mode']}; {', '.join(marks)})"
+    return f"<div><b>{escape(head)}</b><pre>{escape(str(row['output']))}</pre></div>"
+
+
+def write_data(runs: Sequence[RunRecord]) -> str:
+    """Samples and tokens by source, and what the data is."""
+    rows: dict[str, list[str]] = {}
+    for index, run in enumerate(runs):
+        seen: dict[str, Any] = run.metrics[-1]
+        for name, value in seen.items():
+            for prefix in ("samples_seen_", "tokens_seen_"):
+                if name.startswith(prefix):
+                    label = f"{prefix.split('_')[0]} of {name.removeprefix(prefix)}"
+                    rows.setdefault(label, [NONE] * len(runs))[index] = f"{value:,}"
+        data = run.starts[-1].get("data", {}) if run.starts else {}
+        if data:
+            rows.setdefault("fingerprint", [NONE] * len(runs))[index] = str(data["samples"])[:16]
+    return _table(rows, runs)
+
+
+def write_settings(runs: Sequence[RunRecord]) -> str:
+    """All settings, folded; where runs differ, that first."""
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    values = {name: [str(run.settings.get(name, NONE)) for run in runs] for name in names}
+    differing = {name: row for name, row in values.items() if len(set(row)) > 1}
+    first = _table(differing, runs) if differing else ""
+    return f"{first}<details><summary>all settings</summary>{_table(values, runs)}</details>"
+
+
+def write_starts(runs: Sequence[RunRecord]) -> str:
+    """When each process of a run began, and with what code."""
+    rows = {}
+    for run in runs:
+        for number, start in enumerate(run.starts, start=1):
+            git = start.get("git") or {}
+            commit = str(git.get("commit", "no git"))[:10] + (
+                " changed" if git.get("is_dirty") else ""
+            )
+            versions = ", ".join(f"{name} {value}" for name, value in start["versions"].items())
+            where = f"{start['num_processes']} on {start['device']}"
+            rows[_label(f"start {number}", run, runs)] = [
+                f"{start['time']}, from step {short(start['step'])}, {where}, {commit}; {versions}"
+            ]
+    return f'<div class="wide">{write_table(rows)}</div>'

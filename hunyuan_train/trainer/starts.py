@@ -1,0 +1,50 @@
+"""What a run is made of, noted each time that it starts: code, versions, data, machine, plan."""
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+GIT_TIMEOUT_SECONDS = 10
+
+
+def describe_start(
+    made_of: dict[str, Any], data: dict[str, Any], *, repository: Path, planned_memory_gib: float
+) -> dict[str, Any]:
+    """One line of `starts.jsonl`, and what trackers show beside the settings.
+
+    Args:
+        made_of: the model and the versions of all that decides a run's numbers.
+        data: identity of the training data.
+        repository: where this code lies.
+        planned_memory_gib: of the fullest process.
+    """
+    is_on_gpu = torch.cuda.is_available()
+    return {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "num_processes": dist.get_world_size(),
+        "device": torch.cuda.get_device_name() if is_on_gpu else "CPU",
+        "versions": made_of["code"],
+        "git": read_git_state(repository),
+        "data": data,
+        "planned_memory_gib": planned_memory_gib,
+    }
+
+
+def read_git_state(repository: Path) -> dict[str, Any] | None:
+    """Commit, and whether files differ from it; None where there is no repository or no git."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(repository), *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "is_dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,195 @@
+"""The page about a run: what it shows, and that a browser draws it in both colour schemes."""
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from hunyuan_train import cli
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.report.charts import Curve, draw_chart, draw_heat_map, short, thin_out
+from hunyuan_train.report.commands import make_report
+from hunyuan_train.report.record import read_run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+WIDTHS = (390, 1200)  # a phone and a desk
+KINDS = {0: "profile", 1000: "load"}  # of router loads, by step
+SCHEMES = {"dark": 0, "light": 1}  # Chromium's numbers
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def answer(step: int, output: str, *, is_exact: bool) -> dict:
+    return {
+        "step": step,
+        "mode": "slow",
+        "prompt": "<|startoftext|>Why <b>?<|extra_0|>",
+        "reference": "<think>\nr\n</think>\n<answer>\nA\n</answer>",
+        "output": output,
+        "is_well_formed": is_exact,
+        "is_leaking": not is_exact,
+        "is_exact": is_exact,
+        "set_f1": float(is_exact),
+    }
+
+
+def make_run(folder: Path, *, rate: float = 1e-5) -> Path:
+    """A run folder with known numbers."""
+    (folder / "log").mkdir(parents=True)
+    steps = range(10, 1010, 10)
+    metrics = [
+        {
+            "step": step,
+            "loss": 2.0 + 1.0 / step,
+            "loss_fast": 1.5,
+            "loss_slow": 2.5,
+            "learning_rate": rate,
+            "grad_norm": None if step == 20 else 1.0,
+            "tokens_per_second": 1000.0 + step,
+            "memory_gib": 60.0 + step / 1000,
+            "samples_seen_a.jsonl": 8 * step,
+            "router_entropy": 0.9,
+        }
+        for step in steps
+    ]
+    write_lines(folder / "metrics.jsonl", metrics)
+    load = [[0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]]
+    write_lines(
+        folder / "router_load.jsonl",
+        [
+            {"step": 0, "kind": "profile", "load": load},
+            {"step": 1000, "kind": "load", "load": load},
+        ],
+    )
+    write_lines(
+        folder / "answers.jsonl",
+        [answer(0, "<script>alert(1)</script>", is_exact=False), answer(9, "A", is_exact=True)],
+    )
+    start = {"step": 0, "time": "now", "num_processes": 8, "device": "CPU", "versions": {"t": "1"}}
+    write_lines(folder / "starts.jsonl", [{**start, "git": None, "planned_memory_gib": 64.0}])
+    (folder / "config.yaml").write_text(yaml.safe_dump({"train": {"learning_rate": rate}}))
+    (folder / "log" / "rank0.txt").write_text(
+        "2026-03-02 10:00:00,000 WARNING hunyuan_train.x: the disk is nearly full\n" * 3
+        + "2026-03-02 10:00:00,000 INFO hunyuan_train.x: all is well\n"
+        + "2026-03-02 10:00:00,000 WARNING py.warnings: deprecated\n"
+    )
+    return folder
+
+
+class Balance(HTMLParser):
+    """Notes elements that are opened and not closed, or the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.problems: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag not in ("meta", "html", "body"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("html", "body"):
+            return
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(tag)
+
+
+def test_a_report_shows_numbers_against_the_plan_and_what_went_wrong(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    assert cli.main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    balance = Balance()
+    balance.feed(page)
+    assert (balance.open, balance.problems) == ([], [])
+    assert "61.00 GiB of 64.00 planned (-5%)" in page
+    assert "the disk is nearly full (3 times)" in page
+    assert "all is well" not in page
+    assert "deprecated" not in page
+    assert "8,000" in page  # samples of a.jsonl
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.index("before training (slow") < page.index("step 9 (slow; exact)")
+    assert "http" not in page  # nothing is fetched
+
+
+def test_several_runs_stand_side_by_side_and_what_differs_comes_first(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / "one"), make_run(tmp_path / "two", rate=3e-5)]
+    output = tmp_path / "both.html"
+    assert cli.main(["report", *map(str, folders), "--output", str(output)]) == 0
+    page = output.read_text()
+    assert "one: training" in page
+    assert "two: training" in page
+    differing = page[page.index("Settings</h2>") : page.index("<details>")]
+    assert "<td>1e-05</td><td>3e-05</td>" in differing
+
+
+def test_a_run_that_has_only_begun_can_be_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    make_report([tmp_path], tmp_path / "page.html")
+    assert "<circle" in (tmp_path / "page.html").read_text()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="so there is nothing to report"):
+        read_run(tmp_path)
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    points = [(float(step), 2.0 * step) for step in range(1000)]
+    thinned = thin_out(points)
+    assert len(thinned) <= 300
+    assert thinned[0] == (1.5, 3.0)
+    assert thin_out(points[:7]) == points[:7]
+
+
+def test_charts_and_maps_have_a_name_for_those_who_cannot_see_them() -> None:
+    assert 'aria-label="loss"' in draw_chart("loss", [Curve("training", [(1, 2.0), (2, 1.0)], 0)])
+    assert draw_chart("nothing", [Curve("training", [], 0)]) == ""
+    drawn = draw_heat_map("load", [[0.5, 0.5], [1.0, 0.0]])
+    assert drawn.count("<rect") == 4
+    assert "expert 0: 2.00 equal shares" in drawn
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234567, "1.23M"), (0.00012, "1.2e-4"), (12.345, "12.3"), (-4500, "-4.5k")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert short(value) == text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_browser_draws_it_without_complaint_in_both_schemes(tmp_path: Path, width: int) -> None:
+    assert CHROMIUM
+    make_run(tmp_path / "one")
+    page = tmp_path / "page.html"
+    make_report([tmp_path / "one"], page)
+    brightness = {}
+    for name, number in SCHEMES.items():
+        picture = tmp_path / f"{name}.png"
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += ["--enable-logging=stderr", f"--blink-settings=preferredColorScheme={number}"]
+        command += [f"--window-size={width},3000", f"--screenshot={picture}", page.as_uri()]
+        finished = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path
+        )
+        assert "CONSOLE" not in finished.stderr
+        pixels = imread(picture)[:, :, :3]
+        brightness[name] = float(np.median(pixels))
+        # Curves and maps are there in their own colours: some pixels are far from grey.
+        colourful = (pixels.max(axis=2) - pixels.min(axis=2)) > 0.25
+        assert colourful.mean() > 0.002
+    assert brightness["dark"] < 0.2 < 0.9 < brightness["light"]
