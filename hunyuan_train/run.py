@@ -33,7 +33,6 @@ from hunyuan_train.config.load import REPOSITORY, dump_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
-from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.identity import Identity, identify_data
 from hunyuan_train.data.loader import Batch, BatchPlan, Position, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
@@ -58,14 +57,18 @@ from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.report.commands import make_report
 from hunyuan_train.serve.check import check_adapter, check_model
-from hunyuan_train.serve.generate import Sampling, generate, load_model
 from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
 from hunyuan_train.trainer.answers import AnswerCheck, choose_questions
-from hunyuan_train.trainer.generate import generate_split
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.router_guardian import RouterGuardian, profile_batches
+from hunyuan_train.trainer.samples import (
+    answer_split,
+    is_loaded_whole,
+    sample_answers,
+    wants_sample_answers,
+)
 from hunyuan_train.trainer.starts import describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
@@ -74,8 +77,6 @@ from hunyuan_train.trainer.throughput import Throughput, find_peak_flops
 logger = logging.getLogger(__name__)
 
 EXPORT_FOLDER = "export"
-MAX_SAMPLED_PARAMETERS = 2 * 10**9  # 4 GB in bf16: one process holds it beside the run
-MAX_SAMPLED_TOKENS = 256
 
 
 def run(config: RunConfig) -> int:
@@ -124,17 +125,13 @@ def run(config: RunConfig) -> int:
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
-    if metrics:
-        JsonLines(output_dir / run_files.STARTS).append({"step": state.step, **start})
-    trainer.guardian.start(state.step, profile_batches(batches))
-    if trainer.answers and not state.step:
-        trainer.answers.run(0)  # before training, for comparison
+    look_before_training(trainer, state, start)
     ending = train(trainer, state, started=started)
     answers: list[Answer] = []
     if ending.is_complete:
         if config.train.export:
             export(config, engine, shape, source)
-        answers = answer_split(config, trainer, tokenizer, shape)
+        answers = answer_split(config, engine, dataset, tokenizer, shape)
     close(config, trainer, tokenizer, shape, ending, answers)
     if ending.is_complete and not ending.is_saved:
         raise CheckpointError("the run is complete, but its last checkpoint could not be written")
@@ -367,6 +364,16 @@ def start_state(
     return state
 
 
+def look_before_training(trainer: Trainer, state: TrainerState, start: dict[str, Any]) -> None:
+    """Note the start, the base model's routing and, for comparison, its answers."""
+    if trainer.metrics:
+        path = Path(trainer.config.output_dir, run_files.STARTS)
+        JsonLines(path).append({"step": state.step, **start})
+    trainer.guardian.start(state.step, profile_batches(trainer.batches))
+    if trainer.answers and not state.step:
+        trainer.answers.run(0)
+
+
 def export(
     config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape, source: WeightSource
 ) -> None:
@@ -381,29 +388,6 @@ def export(
         release = describe_release(config, shape, source)
         trained = read_prompts(engine, shape, written_dtype=release.dtype)
         export_model(engine, folder, release, source, check=partial(check_model, trained))
-
-
-def answer_split(
-    config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, shape: ModelShape
-) -> list[Answer]:
-    """Sample answers of a model that no process loads as a whole; every rank takes part.
-
-    Adapters' models are such, and large ones, where answers are asked for.
-    """
-    if not wants_sample_answers(config, shape) or is_loaded_whole(config, shape):
-        return []
-    prompts = sample_prompts(trainer.batches.dataset)
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    mine = generate_split(
-        trainer.engine,
-        [ids for _, ids in prompts[rank::num_ranks]],
-        stop_ids=tokenizer.stop_ids,
-        max_new_tokens=MAX_SAMPLED_TOKENS,
-    )
-    ranks: list[list[list[int]]] = [[]] * num_ranks
-    dist.all_gather_object(ranks, mine)
-    outputs = [ranks[index % num_ranks][index // num_ranks] for index in range(len(prompts))]
-    return decode_answers(prompts, outputs, tokenizer)
 
 
 def close(
@@ -428,50 +412,6 @@ def close(
         show_answer(answer, console)
     make_report([Path(config.train.output_dir)], Path(config.train.output_dir, run_files.REPORT))
     show_closing_table(closing_rows(config), console)
-
-
-def wants_sample_answers(config: RunConfig, shape: ModelShape) -> bool:
-    """Whether they are asked for, or take but a moment."""
-    if config.train.sample_answers == "auto":
-        return is_loaded_whole(config, shape)
-    return config.train.sample_answers
-
-
-def is_loaded_whole(config: RunConfig, shape: ModelShape) -> bool:
-    """Whether the export is a whole model, and one that a single process can hold."""
-    is_whole = config.train.export and not config.lora.use_lora
-    return is_whole and shape.num_parameters < MAX_SAMPLED_PARAMETERS
-
-
-def sample_answers(folder: Path, dataset: Dataset, tokenizer: Tokenizer) -> list[Answer]:
-    """Answers of an exported model to the first fast and the first slow training prompt."""
-    prompts = sample_prompts(dataset)
-    served = load_model(folder)
-    sampling = Sampling(max_new_tokens=MAX_SAMPLED_TOKENS, temperature=0)
-    outputs = [generate(served, ids, sampling)[0] for _, ids in prompts]
-    return decode_answers(prompts, outputs, tokenizer)
-
-
-def sample_prompts(dataset: Dataset) -> list[tuple[str, list[int]]]:
-    """The first fast and the first slow prompt of the training data, each with its mode."""
-    modes = dataset.samples["mode"].tolist()
-    prompts = []
-    for mode in ("fast", "slow"):
-        if MODES.index(mode) in modes:
-            sample = dataset.sample(modes.index(MODES.index(mode)))
-            first_label = int((sample.spans != 0).argmax())
-            prompts.append((mode, sample.tokens[:first_label].tolist()))
-    return prompts
-
-
-def decode_answers(
-    prompts: list[tuple[str, list[int]]], outputs: list[list[int]], tokenizer: Tokenizer
-) -> list[Answer]:
-    """Prompts and what the model made of them, as text."""
-    return [
-        Answer(mode, tokenizer.decode(ids), tokenizer.decode(output))
-        for (mode, ids), output in zip(prompts, outputs, strict=True)
-    ]
 
 
 def closing_rows(config: RunConfig) -> list[tuple[str, str | Path]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import deepspeed
 import numpy as np
-import torch.distributed as dist
 
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.dialogue import MODES
@@ -21,7 +20,7 @@ from hunyuan_train.data.tags import THINK_CLOSE, THINK_OPEN
 from hunyuan_train.data.tokenizer import EOS, Tokenizer
 from hunyuan_train.data.tools_prompt import ASSISTANT_LABEL, TOOL_CALLS_OPEN
 from hunyuan_train.serve.parse_output import ParsedOutput, parse_output
-from hunyuan_train.trainer.generate import generate_split
+from hunyuan_train.trainer.generate import generate_dealt_out
 from hunyuan_train.trainer.metrics import JsonLines, Numbers
 
 logger = logging.getLogger(__name__)
@@ -173,19 +172,13 @@ class AnswerCheck:
         return score(judged)
 
     def _ask(self) -> list[str]:
-        rank, num_ranks = dist.get_rank(), dist.get_world_size()
-        mine = generate_split(
+        outputs = generate_dealt_out(
             self.engine,
-            [question.prompt for question in self.questions[rank::num_ranks]],
+            [question.prompt for question in self.questions],
             stop_ids=self.tokenizer.stop_ids,
             max_new_tokens=self.max_new_tokens,
         )
-        ranks: list[list[list[int]]] = [[]] * num_ranks
-        dist.all_gather_object(ranks, mine)
-        return [
-            self.tokenizer.decode(ranks[index % num_ranks][index // num_ranks])
-            for index in range(len(self.questions))
-        ]
+        return [self.tokenizer.decode(output) for output in outputs]
 
     def _describe(self, question: Question, output: str, judged: Judgement) -> dict[str, Any]:
         parsed = parse_output(output, has_tools=question.has_tools)

@@ -51,3 +51,23 @@ def generate_split(
     engine.train()
     model.set_attn_implementation(usual)
     return answers
+
+
+def generate_dealt_out(
+    engine: deepspeed.DeepSpeedEngine,
+    prompts: Sequence[list[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Greedy answers to prompts that every rank knows, each answered by one of them.
+
+    Called by every rank alike; every rank gets all answers, in order.
+    """
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    mine = generate_split(
+        engine, prompts[rank::num_ranks], stop_ids=stop_ids, max_new_tokens=max_new_tokens
+    )
+    ranks: list[list[list[int]]] = [[]] * num_ranks
+    dist.all_gather_object(ranks, mine)
+    return [ranks[index % num_ranks][index // num_ranks] for index in range(len(prompts))]
