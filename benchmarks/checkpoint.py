@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -34,7 +35,7 @@ from hunyuan_train.trainer.interrupt import StopRequest, agree_to_stop
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests import ranks as processes
-from tests.batches import make_batch, np
+from tests.batches import make_batch
 from tests.engines import small_engine
 from tests.measured import Repeated, shape_of_size
 

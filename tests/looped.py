@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.background import Saver
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import GuardianConfig, TrainConfig
 from hunyuan_train.data.loader import Batch, Position
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog
+from hunyuan_train.trainer.router_guardian import RouterGuardian
 from hunyuan_train.trainer.state import TrainerState
 from tests.batches import global_batch
 from tests.engines import kept_weights, my_share, resume, router_terms, small_engine
@@ -73,6 +74,10 @@ def run_loop(
         keeper=keeper,
         batch_log=JsonLines(output_dir / f"batches-rank{rank}.jsonl"),
         planned_memory_gib=1.0,
+        report_progress=lambda step, what: None,
+        guardian=RouterGuardian(
+            engine, routers, GuardianConfig(router_guardian="off"), output_dir, lambda *_: None
+        ),
     )
     ending = train(trainer, state, started=time.monotonic())
     return Looped(ending, kept_weights(engine.module), rows.seen, keeper.stalled_seconds)

@@ -20,14 +20,14 @@ from hunyuan_train.data.loader import Batch, BatchPlan
 from hunyuan_train.log import console
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.trainer.answers import AnswerCheck
-from hunyuan_train.trainer.clock import StepClock
-from hunyuan_train.trainer.evaluate import evaluate, name_losses
-from hunyuan_train.trainer.guardian import (
+from hunyuan_train.trainer.bad_steps import (
     MAX_RETURNS,
     find_fault,
     quarantine,
     remember,
 )
+from hunyuan_train.trainer.clock import StepClock
+from hunyuan_train.trainer.evaluate import evaluate, name_losses
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
 from hunyuan_train.trainer.optim import share_of_weights_moved

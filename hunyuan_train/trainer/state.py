@@ -7,7 +7,7 @@ from hunyuan_train.data.loader import Position
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the guardian remembers of the steps so far."""
+    """What is remembered of the steps so far, to tell bad ones."""
 
     recent_losses: tuple[float, ...] = ()  # of good steps, oldest first
     num_bad_in_a_row: int = 0

@@ -1,10 +1,8 @@
 """Killed at any moment, a run goes on from its newest good checkpoint to the very same end."""
 
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +17,7 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.run import run
-from tests.ranks import PRELOADED
+from tests.ranks import start_ranks
 
 NUM_RANKS = 2
 NUM_STEPS = 8
@@ -40,28 +38,14 @@ SETTINGS = (
 )
 
 
-def start(output_dir: Path) -> list[BaseProcess]:
-    """Start all ranks of a run, as torchrun does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    processes = []
-    for rank in range(NUM_RANKS):
-        process = context.Process(target=be_rank, args=(rank, port, output_dir), daemon=True)
-        process.start()
-        processes.append(process)
-    return processes
-
-
-def be_rank(rank: int, port: int, output_dir: Path) -> None:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    values = (rank, rank, NUM_RANKS, NUM_RANKS)
-    os.environ |= dict(zip(names, map(str, values), strict=True))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def train_as_rank(output_dir: Path) -> None:
     config = load_config([*SETTINGS, "--output_dir", str(output_dir)])
     os._exit(run(make_plan(config, machine=detect_machine()).config))
+
+
+def start(output_dir: Path) -> list[BaseProcess]:
+    """Start all ranks of a run, as torchrun does."""
+    return [process for process, _ in start_ranks(train_as_rank, NUM_RANKS, output_dir)]
 
 
 def finish(output_dir: Path) -> float:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.trainer.guardian import MIN_RECENT, find_fault, remember
+from hunyuan_train.launcher.ranks import RanksError
+from hunyuan_train.trainer.bad_steps import MIN_RECENT, find_fault, remember
 from hunyuan_train.trainer.state import Health
 from hunyuan_train.trainer.step import Fault, StepResult, train_step
 from tests.batches import global_batch
@@ -138,5 +139,5 @@ def test_a_run_resumed_amid_bad_steps_is_the_same_run(
 def test_a_run_that_cannot_go_on_says_why(
     tmp_path: Path, settings: dict[str, object], poisoned: tuple[int, ...], message: str
 ) -> None:
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises(RanksError, match=message):
         run_ranks(run_loop, 2, tmp_path / "run", {"max_steps": 5, **settings}, poisoned, None)
