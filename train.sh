@@ -9,6 +9,11 @@
 # TRAIN_FILE      dialogues to train on           EVAL_FILE       held-out dialogues
 # OUTPUT_DIR      folder of the run               NUM_PROCESSES   processes (HOST_GPU_NUM works too)
 #
+# Many hosts, from any one of them (`python -m hunyuan_train doctor` looks at them first):
+#   NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 SSH_PORT=36005 bash train.sh
+# NODE_IP_LIST    hosts with their processes      HOSTFILE        or a file of them, see hostfiles/
+# SSH_PORT SSH_USER SSH_CONFIG  how to reach them CHIEF_IP LOCAL_IP  rank 0's host, and this one
+#
 # Any flag of train.py may follow; `bash train.sh --help` lists them.
 set -euo pipefail
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -32,10 +37,5 @@ add_flag --eval_data_file "${EVAL_FILE:-}"
 add_flag --output_dir "${OUTPUT_DIR:-}"
 add_flag --num_processes "${NUM_PROCESSES:-${HOST_GPU_NUM:-}}"
 
-if [[ ${NODE_IP_LIST:-} == *,* || ${NODES:-1} != 1 ]]; then
-  echo "error: NODE_IP_LIST or NODES asks for several machines, which train.sh does not start yet;" \
-    "start torchrun on each of them instead: see \"Several machines\" in README.md" >&2
-  exit 2
-fi
 prepare_venv requirements.txt
 exec "$python" "$repository/train.py" "${arguments[@]}" "$@"

@@ -15,6 +15,7 @@ from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.worker import (
     is_worker,
+    mark_done,
     report_crash,
     report_failure,
     with_started_processes,
@@ -89,9 +90,12 @@ def train(arguments: Sequence[str]) -> int:
     if not is_worker():
         from hunyuan_train.launcher.launch import start_run
 
-        return start_run(command.config, is_dry_run=command.is_dry_run)
+        return start_run(command, arguments)
     sys.excepthook = report_crash
     plan = make_plan(with_started_processes(command.config), machine=detect_machine())
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
-    return SUCCESS if command.is_dry_run else run(plan.config)
+    exit_code = SUCCESS if command.is_dry_run else run(plan.config)
+    if exit_code == SUCCESS:
+        mark_done()
+    return exit_code

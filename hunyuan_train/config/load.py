@@ -14,7 +14,14 @@ import yaml
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.flags import read_flags
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.config.settings import COMMAND_FLAGS, FIELDS, SECTION_OF, SECTIONS, suggest
+from hunyuan_train.config.settings import (
+    COMMAND_FLAGS,
+    COMMAND_SWITCHES,
+    FIELDS,
+    SECTION_OF,
+    SECTIONS,
+    suggest,
+)
 from hunyuan_train.config.values import parse_value
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,10 +33,12 @@ SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path",
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommandLine:
-    """What `train.py` was asked: the run, and whether only to check it."""
+    """What `train.py` was asked: the run, and what to do instead of starting it."""
 
     config: RunConfig
-    is_dry_run: bool
+    is_dry_run: bool = False
+    prints_torchrun: bool = False
+    prints_slurm: bool = False
 
 
 def load_config(arguments: Sequence[str]) -> RunConfig:
@@ -49,9 +58,15 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
         raise ConfigError("--recipe and --config both name a file of settings; give one of them")
     source = command.get("recipe") or command.get("config")
     settings = read_yaml(find_recipe(source)) if source else {}
+    asked = {name: parse_value(name, bool, command.get(name, False)) for name in COMMAND_SWITCHES}
+    if sum(asked.values()) > 1:
+        given = " and ".join(f"--{name}" for name in COMMAND_SWITCHES if asked[name])
+        raise ConfigError(f"{given} are given together; give one of them")
     return CommandLine(
         config=build_config({**settings, **flags}),
-        is_dry_run=parse_value("dry_run", bool, command.get("dry_run", False)),
+        is_dry_run=asked["dry_run"],
+        prints_torchrun=asked["print_torchrun"],
+        prints_slurm=asked["print_slurm"],
     )
 
 

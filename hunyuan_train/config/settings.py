@@ -35,12 +35,15 @@ COMMAND_FLAGS = {
     "recipe": "tiny, lora, full, or the path of a YAML file of settings; flags win over it",
     "config": "the config.yaml of an earlier run, to repeat it",
     "dry_run": "run every check, print the plan, start nothing",
+    "print_torchrun": "print the plain torchrun command of each host, start nothing",
+    "print_slurm": "print a script for sbatch that does the same under Slurm, start nothing",
 }
+COMMAND_SWITCHES = ("dry_run", "print_torchrun", "print_slurm")
 
 
 def is_switch(name: str) -> bool:
     """Whether a flag may stand without a value."""
-    return name == "dry_run" or (name in FIELDS and bool in alternatives(FIELDS[name].type))
+    return name in COMMAND_SWITCHES or (name in FIELDS and bool in alternatives(FIELDS[name].type))
 
 
 def suggest(name: object, known: Iterable[str], *, prefix: str = "") -> str:

@@ -7,7 +7,6 @@ that rank said to the node's guard instead of printing a traceback of the agent.
 
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from torch.distributed.run import parse_args, run
 
 from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.guard import CAUSE
-from hunyuan_train.launcher.signs import FOLDER_VARIABLE
+from hunyuan_train.launcher.signs import node_folder
 from hunyuan_train.launcher.worker import LAST_WORDS
 
 
@@ -33,14 +32,20 @@ def main(arguments: Sequence[str]) -> int:
         exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         if RESUME in exit_codes.values():  # all stopped as one; the agent may have ended the last
             return RESUME
-        return leave_cause(exit_codes, Path(os.environ[FOLDER_VARIABLE]))
+        return leave_cause(exit_codes, node_folder())
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
 
 
-def leave_cause(exit_codes: Mapping[int, int], folder: Path) -> int:
-    """Tell the guard which rank failed first, and return its exit code as a shell would."""
+def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
+    """Tell the guard which rank failed first, and return its exit code as a shell would.
+
+    Without a guard, as under Slurm, the ranks have said their last words themselves.
+    """
+    if folder is None:
+        number = exit_codes[min(exit_codes)]
+        return number if number > 0 else 128 - number
     rank, words = find_cause(exit_codes, folder)
     number = exit_codes[rank]
     exit_code = number if number > 0 else 128 - number

@@ -104,8 +104,17 @@ def find_cluster(
     if not hosts:
         alone = Host("127.0.0.1", default_slots)
         return Cluster(hosts=(alone,), local=alone)
-    hosts = with_slots(chief_first(hosts, launch.chief_ip), default_slots)
-    return Cluster(hosts=hosts, local=find_local(hosts, launch.local_ip))
+    hosts = chief_first(hosts, launch.chief_ip)
+    local = find_local(hosts, launch.local_ip)
+    open_hosts = [host for host in hosts if host.slots is None]
+    if local is None and open_hosts and config.parallel.num_processes == "auto":
+        raise ConfigError(
+            f"NODE_IP_LIST names no slots for {open_hosts[0]}, and this machine is none of the "
+            f"hosts, so it cannot tell how many they have: write {open_hosts[0]}:8, or set "
+            "HOST_GPU_NUM"
+        )
+    hosts = with_slots(hosts, default_slots)
+    return Cluster(hosts=hosts, local=with_slots([local], default_slots)[0] if local else None)
 
 
 def find_local(hosts: Sequence[Host], local_ip: str | None) -> Host | None:

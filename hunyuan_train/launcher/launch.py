@@ -3,15 +3,19 @@
 import os
 import shlex
 import socket
+import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
+from hunyuan_train.config.load import CommandLine
 from hunyuan_train.config.resolve import Machine, choose_num_processes
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster import Cluster, find_cluster, with_environment
+from hunyuan_train.launcher.deepspeed_launcher import try_deepspeed
 from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
 from hunyuan_train.launcher.jobs import Meeting, make_jobs
 from hunyuan_train.launcher.machine import detect_machine
@@ -27,27 +31,48 @@ from hunyuan_train.launcher.prepare import (
     prepare_output_folder,
 )
 from hunyuan_train.launcher.restart import Try, run_until_done
+from hunyuan_train.launcher.scripts import write_slurm, write_torchrun
+from hunyuan_train.launcher.sync import sync_hosts
 from hunyuan_train.launcher.watch import run_jobs
 
 GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
 
 
-def start_run(config: RunConfig, *, is_dry_run: bool) -> int:
-    """Check a run and start it on the hosts that it names, or here.
+def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
+    """Check a run and start it on the hosts that it names, or here; or do what was asked instead.
+
+    Args:
+        command: what `train.py` was asked.
+        arguments: the same as words.
 
     Returns:
         the exit code of the rank that failed first, or 0.
     """
-    config = with_environment(config, os.environ)
+    config = with_environment(command.config, os.environ)
     console, machine = Console(stderr=True), detect_machine()
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
+    if command.prints_torchrun or command.prints_slurm:
+        plan = make_plan(config, machine=machine, slots=cluster.slots)
+        is_torchrun = command.prints_torchrun
+        text = (
+            write_torchrun(plan, cluster, arguments)
+            if is_torchrun
+            else write_slurm(plan, arguments)
+        )
+        sys.stdout.write(text)
+        return SUCCESS
+    is_dry_run = command.is_dry_run
     if cluster.is_alone:
         plan = make_plan(config, machine=machine, slots=cluster.slots)
         return launch(plan, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
+    if config.launch.sync:
+        sync_hosts(config, cluster, console)
     examination = examine_or_refuse(config, cluster, console)
-    plan = make_plan(config, machine=examination.machine(), slots=cluster.slots)
-    return launch(plan, ManyHosts(config, examination, console), is_dry_run=is_dry_run)
+    plan = make_plan(config, machine=examination.machine, slots=cluster.slots)
+    many = ManyHosts(config, examination, console)
+    start = partial(try_deepspeed, many) if config.launch.launcher == "deepspeed" else many
+    return launch(plan, start, is_dry_run=is_dry_run)
 
 
 def launch(plan: Plan, start: Try, *, is_dry_run: bool) -> int:

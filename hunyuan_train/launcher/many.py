@@ -13,7 +13,6 @@ from hunyuan_train.launcher.doctor.examine import Examination, examine
 from hunyuan_train.launcher.doctor.show import describe
 from hunyuan_train.launcher.exit_codes import HOST_LOST
 from hunyuan_train.launcher.jobs import make_jobs
-from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.outcome import Outcome
 from hunyuan_train.launcher.output import HostOutput
 from hunyuan_train.launcher.preflight import make_plan
@@ -30,7 +29,7 @@ def examine_or_refuse(config: RunConfig, cluster: Cluster, console: Console) -> 
     """
     began = time.monotonic()
     with console.status(f"looking at {len(cluster.hosts)} hosts"):
-        examination = examine(config, cluster, detect_machine())
+        examination = examine(config, cluster)
     if examination.failed:
         raise ConfigError(
             f"{len(examination.failed_hosts)} of {len(cluster.hosts)} hosts are not fit for the "
@@ -71,7 +70,7 @@ class ManyHosts:
         train = self.asked.train
         resume = config.train.resume_from_checkpoint
         asked = replace(self.asked, train=replace(train, resume_from_checkpoint=resume))
-        machine = examination.machine()
+        machine = examination.machine
         plan = make_plan(asked, machine=machine, slots=self.cluster.slots)
         log_folder = Path(config.train.output_dir, "log")
         log_folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,7 @@ class ManyHosts:
         deadline = time.monotonic() + self.asked.launch.wait_for_hosts_seconds
         said = ""
         while True:
-            examination = examine(self.asked, self.cluster, detect_machine())
+            examination = examine(self.asked, self.cluster)
             if not examination.failed:
                 return examination
             words = describe(examination.failed)
@@ -112,7 +111,7 @@ class ManyHosts:
             return None
         names = ", ".join(host.address for host in examination.failed_hosts)
         self.console.print(f"going on without {names}, on {len(left.hosts)} hosts")
-        smaller = examine(self.asked, left, detect_machine())
+        smaller = examine(self.asked, left)
         return None if smaller.failed else smaller
 
     def _give_up(self) -> Outcome:

@@ -43,7 +43,7 @@ def describe_hardware(plan: Plan) -> Hardware:
     """What each host has of everything that a run may use up."""
     machine = plan.machine
     return Hardware(
-        num_nodes=max(1, plan.num_ranks // plan.slots[0]),  # hosts as large as the first
+        num_nodes=len(plan.slots),
         gpus_per_node=machine.num_gpus,
         gpu_memory=machine.gpu_memory,
         host_memory=machine.host_memory,

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 
 from hunyuan_train.config.errors import ConfigError
@@ -11,6 +12,8 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.signs import node_folder
 
 LAST_WORDS = ".words"  # ending of the file in which a failing rank leaves them
+# A folder in which each rank leaves a mark at its end, where the launcher's word cannot be trusted.
+MARKS_VARIABLE = "HUNYUAN_TRAIN_MARKS"
 
 
 def is_worker() -> bool:
@@ -44,6 +47,18 @@ def report_failure(text: str) -> None:
         (folder / f"{os.environ['RANK']}{LAST_WORDS}").write_text(text, encoding="utf-8")
     else:
         print(text, file=sys.stderr)  # noqa: T201 the last words, after logging has ended
+
+
+def mark_done() -> None:
+    """Say that this rank has come to its end, where somebody counts."""
+    folder = os.environ.get(MARKS_VARIABLE)
+    if folder:
+        Path(folder, f"rank-{os.environ['RANK']}.done").touch()
+
+
+def count_marks(folder: Path) -> int:
+    """Ranks that have come to their end."""
+    return len(list(folder.glob("rank-*.done")))
 
 
 def report_crash(

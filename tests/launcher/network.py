@@ -79,6 +79,11 @@ class Network:
         """The namespace in which the cables end."""
         return f"ht{os.getpid()}-switch"
 
+    @property
+    def small_disk(self) -> Path:
+        """A folder with room for 4 MiB, which all hosts share."""
+        return self.root / "small_disk"
+
     def namespace(self, host: int) -> str:
         """The network namespace of a host."""
         return f"ht{os.getpid()}-{self.names[host]}"
@@ -95,6 +100,8 @@ class Network:
         """Make everything."""
         self.names = [f"host{letter}" for letter in "abcdefgh"[: self.num_hosts]]
         self._write_files()
+        self.small_disk.mkdir()
+        mount("-t", "tmpfs", "-o", "size=4m", "none", str(self.small_disk))
         ip("netns", "add", self.switch)
         ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
         ip("-n", self.switch, "link", "set", "br0", "up")
@@ -124,6 +131,7 @@ class Network:
                     break
                 time.sleep(0.05)
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        subprocess.run(["umount", str(self.small_disk)], capture_output=True, check=False)
 
     def command(self, host: int, words: Sequence[str]) -> list[str]:
         """A command line that runs words inside a host."""
@@ -271,6 +279,11 @@ def ip(*words: str) -> None:
     """Run iproute2's ip."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+
+
+def mount(*words: str) -> None:
+    """Mount something on this machine, for all hosts that start afterwards."""
+    subprocess.run(["mount", *words], check=True)
 
 
 def make_key(path: Path) -> None:

@@ -15,20 +15,31 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-NUM_BYTES = 2**23
+TRIAL_BYTES, MAX_BYTES = 2**20, 2**28
+TARGET_SECONDS = 1.0  # that one all-reduce is to take, between the two
 REPEATS = 3
 TIMEOUT = timedelta(seconds=45)
 
 
-def measure_all_reduce(device: torch.device) -> float:
-    """Seconds that an all-reduce of NUM_BYTES of float32 takes, the best of a few."""
-    values = torch.ones(NUM_BYTES // 4, device=device)
+def choose_size(device: torch.device) -> int:
+    """As many bytes as the network moves in about a second; the same on every rank."""
+    values = torch.ones(TRIAL_BYTES // 4, device=device)
+    time_it(lambda: dist.all_reduce(values), device)  # makes the connections
+    seconds = time_it(lambda: dist.all_reduce(values), device)
+    wanted = torch.tensor([TRIAL_BYTES * TARGET_SECONDS / seconds], device=device)
+    dist.broadcast(wanted, 0)
+    return int(min(MAX_BYTES, max(TRIAL_BYTES, float(wanted)))) // 4 * 4
+
+
+def measure_all_reduce(num_bytes: int, device: torch.device) -> float:
+    """Seconds that an all-reduce of so many bytes of float32 takes, the best of a few."""
+    values = torch.ones(num_bytes // 4, device=device)
     return min(time_it(lambda: dist.all_reduce(values), device) for _ in range(REPEATS))
 
 
-def measure_pairs(device: torch.device) -> list[float]:
-    """Seconds for NUM_BYTES from each rank to the next one and back, pair after pair."""
-    values = torch.ones(NUM_BYTES // 4, device=device)
+def measure_pairs(num_bytes: int, device: torch.device) -> list[float]:
+    """Seconds for so many bytes from each rank to the next one and back, pair after pair."""
+    values = torch.ones(num_bytes // 4, device=device)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     seconds = torch.zeros(world_size, dtype=torch.float64, device=device)
     for first in range(world_size if world_size > 2 else 1):
@@ -71,10 +82,11 @@ def main() -> None:
     if uses_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if uses_gpu else "gloo", timeout=TIMEOUT)
+    num_bytes = choose_size(device)
     result = {
-        "num_bytes": NUM_BYTES,
-        "all_reduce_seconds": measure_all_reduce(device),
-        "pair_seconds": measure_pairs(device),
+        "num_bytes": num_bytes,
+        "all_reduce_seconds": measure_all_reduce(num_bytes, device),
+        "pair_seconds": measure_pairs(num_bytes, device),
     }
     if dist.get_rank() == 0:
         sys.stdout.write(json.dumps(result) + "\n")

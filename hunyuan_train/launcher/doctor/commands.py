@@ -46,15 +46,14 @@ def run_doctor(arguments: Sequence[str]) -> int:
     asked = {name for name in SWITCHES if f"--{name}" in arguments}
     flags = [word for word in arguments if word.removeprefix("--") not in asked]
     config = with_environment(load_command_line(flags).config, os.environ)
-    machine = detect_machine()
-    slots = choose_num_processes(config, machine)
+    slots = choose_num_processes(config, detect_machine())
     cluster = find_cluster(config, os.environ, default_slots=slots)
     console = Console(highlight=False)
     if "trust" in asked:
         show_keys(cluster, config.launch, console)
-    examination = examine(config, cluster, machine)
+    examination = examine(config, cluster)
     if "fix" in asked and apply_fixes(examination.findings, cluster, config.launch, console):
-        examination = examine(config, cluster, machine)
+        examination = examine(config, cluster)
     findings = list(examination.findings)
     if "bandwidth" in asked and not examination.failed:
         findings += test_bandwidth(examination, config, console)
@@ -103,7 +102,7 @@ def test_bandwidth(examination: Examination, config: RunConfig, console: Console
         return []
     console.print("measuring an all-reduce across the hosts, up to a minute")
     meeting = examination.meeting(None)
-    measured = measure_bandwidth(cluster, config.launch, meeting, examination.machine())
+    measured = measure_bandwidth(cluster, config.launch, meeting, examination.machine)
     if not isinstance(measured, str):
         return judge_bandwidth(measured, cluster.hosts)
     return [

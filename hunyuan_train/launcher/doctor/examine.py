@@ -54,22 +54,34 @@ class Examination:
             interfaces={host: name for host, name in interfaces.items() if name},
         )
 
+    @property
     def machine(self) -> Machine:
         """What every host offers."""
-        found = [report.found for report in self.reports if report.found]
-        return Machine(
-            num_gpus=min((len(one["gpus"]) for one in found), default=0),
-            num_cores=min((one["cores"] for one in found), default=1),
-        )
+        return least_machine(self.reports)
 
 
-def examine(config: RunConfig, cluster: Cluster, machine: Machine) -> Examination:
+def least_machine(reports: Sequence[Report]) -> Machine:
+    """What every host offers to a run: the least of each thing."""
+    found = [report.found for report in reports if report.found]
+    cpu_only = os.environ.get("DS_ACCELERATOR", "cuda") != "cuda" or any(
+        one["packages"]["torch"].endswith("+cpu") for one in found
+    )
+    num_gpus = 0 if cpu_only else min((len(one["gpus"]) for one in found), default=0)
+    sizes = [gpu["mib"] * 2**20 for one in found for gpu in one["gpus"]]
+    return Machine(
+        num_gpus=num_gpus,
+        num_cores=min((one["cores"] for one in found), default=1),
+        gpu_memory=min(sizes, default=0) if num_gpus else 0,
+        host_memory=min((one["total_memory"] for one in found), default=0),
+    )
+
+
+def examine(config: RunConfig, cluster: Cluster) -> Examination:
     """Look at all hosts of a run, within five seconds.
 
     Args:
         config: with the environment's settings.
         cluster: the hosts.
-        machine: this one, which says whether the run uses GPUs.
     """
     output_folder = Path(config.train.output_dir).absolute()
     environment = rank_environment(os.environ, num_processes=1, num_gpus=0, num_cores=1)
@@ -87,9 +99,10 @@ def examine(config: RunConfig, cluster: Cluster, machine: Machine) -> Examinatio
         }
         chief = cluster.hosts[0].address
         reports = asyncio.run(survey(cluster, config.launch, request, chief_address=chief))
+    num_gpus = least_machine(reports).num_gpus
     wanted = Wanted(
-        uses_gpus=machine.num_gpus > 0,
-        needs_compiler=bool(needed_extensions(config, num_gpus=machine.num_gpus)),
+        uses_gpus=num_gpus > 0,
+        needs_compiler=bool(needed_extensions(config, num_gpus=num_gpus)),
         has_token=bool(token),
         master_port=port,
         output_folder=str(output_folder),

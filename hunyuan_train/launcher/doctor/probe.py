@@ -49,6 +49,7 @@ def look_around(request: dict[str, Any]) -> dict[str, Any]:
         "sees_token": os.path.exists(request["token"]),
         "cores": len(os.sched_getaffinity(0)),
         "memory": read_memory(),
+        "total_memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "disk": read_disk(request["output_folder"]),
         "temporary_disk": read_disk(tempfile.gettempdir()),
         "shm": read_disk("/dev/shm"),

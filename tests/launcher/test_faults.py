@@ -1,0 +1,278 @@
+"""Real training on several hosts: what breaks it, when that is noticed, and how it goes on.
+
+`docs/faults.md` is the table of what these print with `-s`.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from tests.launcher.network import Network, environment_of
+from tests.launcher.test_watch import wait_until_empty
+
+LIMIT_SECONDS = 30  # from a fault to the end of the run everywhere
+HANG_SECONDS = 15
+SETTINGS = (
+    *("--recipe", "tiny", "--eval_data_file", "none", "--eval_steps", "0", "--no_export"),
+    *("--logging_steps", "1", "--expert_parallel_size", "1"),
+)
+STEPS = 24
+RUN = (*SETTINGS, "--max_steps", str(STEPS), "--save_steps", "4")
+
+
+@dataclass
+class Training:
+    """A `train.sh` on the first host, and what it says with the time of each line."""
+
+    network: Network
+    folder: Path
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(self.text())
+
+    def end(self) -> int:
+        self.lines += self.process.stdout.readlines()
+        return self.process.wait()
+
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def find(self, host: int, words: str) -> int:
+        found = [one for one, line in self.network.processes(host).items() if words in line]
+        assert found, self.network.processes(host)
+        return max(found)
+
+    def rank(self, host: int) -> int:
+        return self.find(host, "train.py --config /tmp/hunyuan_train_")
+
+
+def start(network, folder, *flags, hosts=(0, 1), **variables):
+    nodes = ",".join(f"{network.address(host)}:1" for host in hosts)
+    process = subprocess.Popen(
+        network.command(0, ["bash", str(REPOSITORY / "train.sh"), *flags]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment_of(network, NODE_IP_LIST=nodes, OUTPUT_DIR=str(folder), **variables),
+    )
+    return Training(network, folder, process)
+
+
+@pytest.fixture
+def training(network, tmp_path):
+    """Starts training on hosts; ends whatever is left of it."""
+    started = []
+
+    def begin(*flags, folder="run", **settings):
+        started.append(start(network, tmp_path / folder, *flags, **settings))
+        return started[-1]
+
+    yield begin
+    network.clear()
+    for one in started:
+        one.process.send_signal(signal.SIGCONT)
+        one.process.stdout.close()
+        one.process.wait(timeout=20)
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All that the last checkpoint holds, of both ranks."""
+    last = folder / f"checkpoints/step-{STEPS:06d}"
+    return {
+        f"{file.stem} {name}": tensor
+        for file in sorted(last.glob("rank-*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(network, tmp_path_factory) -> Path:
+    """The same run on the same two hosts, left alone."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    made = start(network, folder, *RUN)
+    assert made.end() == 0, made.text()
+    wait_until_empty(network, 0, 1)
+    return folder
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    ours, theirs = tensors(folder), tensors(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses(folder) == losses(other)
+
+
+def tell(fault: str, seconds: float, training: Training, words: str) -> None:
+    """One row of the table, for whoever reads along."""
+    message = next(line for line in training.lines if words in line).strip()
+    sys.stdout.write(f"| {fault} | {seconds:.0f} s | `{message[:230]}` |\n")
+
+
+def test_many_hosts_train_as_one_machine_does_and_a_killed_rank_costs_nothing(
+    network, training, undisturbed, tmp_path
+):
+    alone = tmp_path / "alone"
+    done = subprocess.run(
+        ["bash", str(REPOSITORY / "train.sh"), *RUN],
+        env={**os.environ, "NUM_PROCESSES": "2", "OUTPUT_DIR": str(alone)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert losses(undisturbed) == losses(alone)
+    run = training(*RUN, "--max_restarts", "1")
+    run.wait_for(r"step 9/")
+    os.kill(run.rank(1), signal.SIGKILL)
+    began = time.monotonic()
+    run.wait_for("rank 1 was killed")
+    tell("worker killed", time.monotonic() - began, run, "rank 1 was killed")
+    assert time.monotonic() - began < LIMIT_SECONDS
+    run.wait_for("restart 1 of 1 from step-000008")
+    assert run.end() == 0, run.text()
+    assert_same_run(run.folder, undisturbed)
+    wait_until_empty(network, 0, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [("crash", "host crashed"), ("cut", "cable cut"), ("silence", "switch silent")],
+)
+def test_a_lost_host_is_waited_for_and_the_run_goes_on_bit_for_bit(
+    network, training, undisturbed, fault, name
+):
+    run = training(*RUN, "--max_restarts", "1")
+    run.wait_for(r"step 9/")
+    began = time.monotonic()
+    getattr(network, fault)(1)
+    try:
+        run.wait_for(f"error: host {network.address(1)} ")
+        seconds = time.monotonic() - began
+        tell(name, seconds, run, f"error: host {network.address(1)} ")
+        assert seconds < LIMIT_SECONDS
+        run.wait_for("waiting for hosts")
+        wait_until_empty(network, 1, timeout=LIMIT_SECONDS)
+    finally:
+        if fault == "crash":
+            network.boot(1)
+        network.heal(1)
+    assert run.end() == 0, run.text()
+    assert "restart 1 of 1 from step-000008" in run.text()
+    assert_same_run(run.folder, undisturbed)
+    wait_until_empty(network, 0, 1)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_hosts_where_that_is_allowed(network, training):
+    flags = ("--max_restarts", "1", "--min_hosts", "1", "--wait_for_hosts_seconds", "1")
+    run = training(*RUN, *flags, hosts=(0, 1, 2))
+    run.wait_for(r"step 9/")
+    network.crash(2)
+    try:
+        run.wait_for(f"going on without {network.address(2)}, on 2 hosts")
+        assert run.end() == 0, run.text()
+    finally:
+        network.boot(2)
+    assert len(list((run.folder / f"checkpoints/step-{STEPS:06d}").glob("rank-*"))) == 2
+    assert losses(run.folder)[-1] < losses(run.folder)[0]
+
+
+@pytest.mark.slow
+def test_a_hang_is_ended_with_the_rank_at_fault_and_the_stacks_of_all(network, training):
+    run = training(*RUN, "--hang_timeout_seconds", str(HANG_SECONDS))
+    run.wait_for(r"step 9/")
+    os.kill(run.rank(1), signal.SIGSTOP)
+    began = time.monotonic()
+    assert run.end() == 1
+    seconds = time.monotonic() - began
+    tell(f"hang (SIGSTOP), limit {HANG_SECONDS} s", seconds, run, "no step ended for")
+    assert seconds < HANG_SECONDS + 15
+    assert f"rank 1 on {network.address(1)} is stopped" in run.text()
+    (file,) = (run.folder / "log").glob("hang-*.txt")
+    text = file.read_text()
+    assert re.search(r"rank 0 on .*\nlast collective: \d+ gloo:\w+", text)
+    assert "train_step" in text
+    wait_until_empty(network, 0, 1)
+
+
+@pytest.mark.slow
+def test_the_same_step_failing_twice_is_not_tried_again(network, training):
+    run = training(*RUN, "--max_restarts", "5")
+    for _ in range(2):
+        run.wait_for(r"step 9/")
+        os.kill(run.rank(1), signal.SIGKILL)
+    assert run.end() == 137
+    assert re.search(r"not restarted: the run failed twice after step (9|10)", run.text())
+    assert "restart 2" not in run.text()
+
+
+@pytest.mark.slow
+def test_the_users_stop_saves_and_is_not_restarted(network, training, undisturbed):
+    run = training(*RUN, "--max_restarts", "5")
+    run.wait_for(r"step 9/")
+    os.kill(run.find(0, "train.py --recipe"), signal.SIGINT)
+    assert run.end() == 130
+    assert "restart" not in run.text()
+    wait_until_empty(network, 0, 1)
+    resumed = training(*RUN, "--resume_from_checkpoint", "auto")
+    assert resumed.end() == 0, resumed.text()
+    assert_same_run(run.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_two_runs_on_the_same_hosts_do_not_touch_each_other(network, training, undisturbed):
+    other = training(*RUN, folder="other")
+    other.wait_for(r"step 1/")
+    run = training(*RUN)
+    run.wait_for(r"step 1/")
+    launchers = [
+        one
+        for one, line in network.processes(0).items()
+        if "train.py --recipe" in line and f"{run.folder} " in line
+    ]
+    os.kill(max(launchers), signal.SIGINT)
+    assert run.end() == 130
+    assert other.end() == 0, other.text()
+    assert_same_run(other.folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_failing_rank_has_its_traceback_shown_with_the_host(network, training, tmp_path):
+    broken = (REPOSITORY / "hunyuan_train/trainer/step.py").read_text()
+    broken = broken.replace("    refresh_routers(engine)\n", "    raise ValueError('a bug')\n")
+    file = tmp_path / "step.py"
+    file.write_text(broken)
+    target = REPOSITORY / "hunyuan_train/trainer/step.py"
+    run = training(*RUN)
+    run.wait_for("hosts are fit")
+    network.run(1, "mount", "--bind", str(file), str(target))
+    try:
+        assert run.end() == 1
+    finally:
+        network.run(1, "umount", str(target))
+    assert f"host {network.address(1)}: rank 1 failed:" in run.text()
+    assert run.lines[-1].strip() == "ValueError: a bug"
