@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from transformers import HunYuanMoEV1ForCausalLM
 
 from hunyuan_train.data.loader import Batch
-from hunyuan_train.model.build import build_model
-from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.selftest import reference
 
 SHAPE = replace(TINY, vocab_size=512)
 WEIGHTS = SeededWeights(seed=1, standard_deviation=SHAPE.initializer_range)
@@ -54,13 +53,7 @@ def global_batch(step: int, num_batches: int) -> list[Batch]:
 
 def plain_model() -> HunYuanMoEV1ForCausalLM:
     """Transformers' own model with the test weights, no engine anywhere."""
-    model = build_model(SHAPE, attention="eager", attention_dropout=0.0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            tensors = stored_tensors(name, tuple(parameter.shape))
-            values = torch.cat([WEIGHTS.read(tensor, 0, tensor.numel) for tensor in tensors])
-            parameter.copy_(values.view(parameter.shape))
-    return model
+    return reference.plain_model(SHAPE, WEIGHTS, experts="grouped_mm")
 
 
 def plain_loss(model: nn.Module, batches: list[Batch]) -> Tensor:
@@ -76,9 +69,5 @@ def plain_loss(model: nn.Module, batches: list[Batch]) -> Tensor:
 
 def released_state(model: nn.Module) -> dict[str, Tensor]:
     """A plain model's weights by released names."""
-    state = {}
-    for name, parameter in model.named_parameters():
-        tensors = stored_tensors(name, tuple(parameter.shape))
-        parts = parameter.detach().flatten().split([tensor.numel for tensor in tensors])
-        state |= {tensor.name: part.clone() for tensor, part in zip(tensors, parts, strict=True)}
-    return state
+    kept = reference.kept_parameters(model)
+    return {name: torch.from_numpy(values) for (name, _), values in kept.items()}

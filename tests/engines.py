@@ -4,26 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import LoraConfig, TrainConfig
-from hunyuan_train.data.loader import Batch
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
-from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
 from hunyuan_train.parallel.routers import watch_routers
-from hunyuan_train.parallel.zero import weight_shards, weight_values
+from hunyuan_train.selftest.training import kept_weights, my_share
 from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
 from tests.batches import SHAPE, WEIGHTS
+
+__all__ = ["kept_weights", "my_share", "resume", "router_terms", "small_engine"]
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3, "lean": 1e-3}
 LEAN_SETTINGS = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
@@ -78,20 +75,3 @@ def resume(engine: deepspeed.DeepSpeedEngine, folder: Path) -> TrainerState:
     manifest = read_manifest(folder)
     load_checkpoint(engine, folder, manifest)
     return read_state(manifest["state"])
-
-
-def my_share(batches: list[Batch]) -> list[Batch]:
-    """This rank's consecutive share of a global batch."""
-    size = len(batches) // dist.get_world_size()
-    return batches[dist.get_rank() * size : (dist.get_rank() + 1) * size]
-
-
-def kept_weights(model: torch.nn.Module) -> dict[tuple[str, int], Tensor]:
-    """This rank's weights: ranges of released tensors, keyed by name and first element."""
-    kept = {}
-    for shard in weight_shards(model):
-        values = weight_values(shard).detach()
-        for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
-            part = values[piece.offset : piece.offset + piece.stop - piece.start]
-            kept[piece.tensor.name, piece.start] = part.clone()
-    return kept

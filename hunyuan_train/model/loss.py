@@ -13,6 +13,8 @@ from deepspeed.sequence.linear_cross_entropy import vocab_parallel_linear_cross_
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hunyuan_train.model.chunks import tokens_per_chunk
+
 
 class LossHead(nn.Linear):
     """An output layer: logits, as ever; or, while it has labels, their losses instead.
@@ -49,5 +51,9 @@ class LossHead(nn.Linear):
         if self.labels is None:
             return functional.linear(hidden_states, self.weight)
         return vocab_parallel_linear_cross_entropy(
-            hidden_states, self.weight, self.labels[None], reduction="none"
+            hidden_states,
+            self.weight,
+            self.labels[None],
+            reduction="none",
+            chunk_size=tokens_per_chunk(len(self.labels)),
         )

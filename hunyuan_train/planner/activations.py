@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from hunyuan_train.config.adapters import ATTENTION_NAMES, EXPERTS, target_names
+from hunyuan_train.model.chunks import tokens_per_chunk
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.parameters import adapted_linears, is_trained
 
@@ -205,11 +206,10 @@ def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:
 def loss_bytes(layout: Layout) -> int:
     """What the loss takes while it is computed, beside what it saves.
 
-    Logits exist for some tokens and all words, or for all tokens and some words, in float32 and the
-    training dtype, in blocks about as large as the hidden states; the gradient of the hidden states
-    is summed in float32.
+    Logits exist for some tokens and all words, or for all tokens and some words, in blocks of as
+    many elements (model/chunks.py), in float32 and the training dtype; the gradient of the hidden
+    states is summed in float32.
     """
     shape, tokens = layout.shape, layout.num_tokens
-    num_blocks = ceil(shape.vocab_size / shape.hidden_size)
-    block = tokens * ceil(shape.vocab_size / num_blocks)
+    block = tokens_per_chunk(tokens) * shape.vocab_size
     return (4 + layout.element_bytes) * (block + tokens * shape.hidden_size)

@@ -30,14 +30,17 @@ class Errors:
 def compare(reference: Record, ranks: Sequence[Record], train: TrainConfig) -> Errors:
     """Compare every number of every rank with the reference.
 
+    In bfloat16 gradients and weights are compared as wholes (root mean square): of the many values
+    that are rounded there, the worst says nothing.
+
     Raises:
         ValueError: the ranks together keep other tensors than the reference, or not all of each.
     """
     moved = {key: reference.end[key] - reference.start[key] for key in reference.end}
-    scales = _scales(moved)
-    weights = [_worst(reference.end, [rank.end for rank in ranks], scales)]
+    error = _whole_error if train.bf16 is True else _worst_error
+    weights = [error(reference.end, [rank.end for rank in ranks], moved)]
     gradients = [
-        _worst(expected, [rank.gradients[step] for rank in ranks], _scales(expected))
+        error(expected, [rank.gradients[step] for rank in ranks], expected)
         for step, expected in enumerate(reference.gradients)
     ]
     losses = [
@@ -79,9 +82,23 @@ def _scales(tensors: Parts) -> dict[str, float]:
     return {name: max(value, floor) for name, value in largest.items()}
 
 
-def _worst(expected: Parts, ranks: Sequence[Parts], scales: dict[str, float]) -> float:
+def _worst_error(expected: Parts, ranks: Sequence[Parts], measures: Parts) -> float:
+    """The worst value, relative to the largest that its tensor has among the measures."""
+    scales = _scales(measures)
+    differences = _differences(expected, ranks)
+    return _largest([float(np.abs(part).max()) / scales[name] for name, part in differences])
+
+
+def _whole_error(expected: Parts, ranks: Sequence[Parts], measures: Parts) -> float:
+    """All values together, relative to all measures, by their squares."""
+    squares = sum(float(np.square(part).sum()) for _, part in _differences(expected, ranks))
+    return float((squares / sum(float(np.square(one).sum()) for one in measures.values())) ** 0.5)
+
+
+def _differences(expected: Parts, ranks: Sequence[Parts]) -> list[tuple[str, Floats]]:
+    """What each part that a rank keeps is off by, with the name of its tensor."""
     covered = {name: np.zeros(len(values), bool) for (name, _), values in expected.items()}
-    errors = []
+    differences: list[tuple[str, Floats]] = []
     for parts in ranks:
         for (name, start), values in parts.items():
             if not len(values):
@@ -90,15 +107,11 @@ def _worst(expected: Parts, ranks: Sequence[Parts], scales: dict[str, float]) ->
                 raise ValueError(f"a rank has {name}, which the plain model has not")
             stop = start + len(values)
             covered[name][start:stop] = True
-            errors.append(_distance(expected[name, 0][start:stop], values) / scales[name])
+            differences.append((name, values - expected[name, 0][start:stop]))
     missing = [name for name, mask in covered.items() if not mask.all()]
     if missing:
         raise ValueError(f"no rank keeps all of {len(missing)} tensors, such as {missing[0]}")
-    return _largest(errors)
-
-
-def _distance(expected: Floats, found: Floats) -> float:
-    return float(np.abs(found - expected).max())
+    return differences
 
 
 def _largest(errors: Sequence[float]) -> float:

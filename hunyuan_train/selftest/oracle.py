@@ -50,7 +50,7 @@ class References:
             *(plan.shape, plan.num_batches, config.model, config.lora),
             *(train.optimizer == "sgd", train.learning_rate, train.weight_decay),
             *(train.adam_beta1, train.adam_beta2, train.adam_epsilon),
-            *(train.max_grad_norm, train.seed),
+            *(train.max_grad_norm, train.seed, train.bf16),
             0 if is_sum_over_tokens else plan.num_processes,
         )
         if key not in self._known:

@@ -1,7 +1,7 @@
 """The plans that are checked: every way of splitting and saving memory that the project offers.
 
 A plan is settings of a run. They pass through the checks and the assembly of a real one; only model
-and data are those of `samples.py`, and everything is float32.
+and data are those of `samples.py`, and all but a few are float32, where differences show.
 """
 
 from dataclasses import dataclass, replace
@@ -32,8 +32,11 @@ SPLIT: Settings = {"deepspeed": str(DS_CONFIGS / "zero3_ep.json")}
 LORA: Settings = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
 
-# Of float32 against float64, with a margin of ten over what was measured.
-TOLERANCE = Errors(loss=1e-5, gradients=1e-4, clip=1e-5, weights=1e-4)
+# Of float32 against float64: three times to a hundred times what was measured.
+TOLERANCE = Errors(loss=1e-5, gradients=1e-4, clip=1e-5, weights=3e-4)
+# Of bfloat16, as a whole: about twice what was measured, lean and AdamW with float32 masters alike.
+# Steps of a few tokens have gradients of one digit there, and ties of routers fall otherwise.
+BFLOAT16_TOLERANCE = Errors(loss=3e-2, gradients=0.5, clip=0.1, weights=0.4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,11 @@ class Plan:
     name: str
     config: RunConfig  # resolved
     shape: ModelShape = SHAPE
-    tolerance: Errors = TOLERANCE
+
+    @property
+    def tolerance(self) -> Errors:
+        """The largest errors that are right."""
+        return BFLOAT16_TOLERANCE if self.config.train.bf16 is True else TOLERANCE
 
     @property
     def num_processes(self) -> int:
@@ -85,6 +92,8 @@ ON_ONE = (
 )
 ON_TWO = (
     _entry("AdamW in host memory", 1, ADAMW, {"optimizer": "offload"}),
+    _entry("bfloat16", 1, ADAMW, {"bf16": True}),
+    _entry("lean", 1, ADAMW, {"bf16": True, "optimizer": "lean"}),
     _entry("one sample a row", 1, SGD, {"packing": False}),
     _entry("no clipping", 1, SGD, {"max_grad_norm": 0.0, "learning_rate": 0.05}),
     _entry("nothing recomputed", 1, SGD, {"gradient_checkpointing": False}),
@@ -100,6 +109,7 @@ ON_TWO = (
 ON_FOUR = (
     _entry("experts split twice", 2, SGD),
     _entry("experts split twice, AdamW", 2, ADAMW),
+    _entry("lean, experts split twice", 2, ADAMW, {"bf16": True, "optimizer": "lean"}),
     _entry("experts split twice, selective", 2, SGD, {"gradient_checkpointing": "selective"}),
     _entry("adapters on experts, split twice", 2, SGD, LORA, {"lora_target_modules": "experts"}),
 )
@@ -116,7 +126,12 @@ def list_plans(num_processes: int, *, num_gpus: int) -> list[Plan]:
 
 def _make_plan(entry: Entry, num_processes: int, num_gpus: int) -> Plan:
     expert_size = num_processes // entry.num_groups if entry.num_groups else 1
-    settings = {"max_grad_norm": MAX_NORM, "expert_parallel_size": expert_size, **entry.settings}
+    settings = {
+        "bf16": False,
+        "max_grad_norm": MAX_NORM,
+        "expert_parallel_size": expert_size,
+        **entry.settings,
+    }
     shape = replace(SHAPE, tie_word_embeddings=entry.is_tied)
     config = _scale_down(build_config(settings), num_processes, num_gpus)
     return Plan(entry.name, config, shape)
@@ -134,6 +149,7 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
     rates = SGD if is_sgd else ADAMW
     train = replace(
         train,
+        bf16=train.optimizer == "lean",
         learning_rate=rates["learning_rate"],
         adam_epsilon=ADAMW["adam_epsilon"],
         max_grad_norm=MAX_NORM if train.max_grad_norm else 0.0,
@@ -149,10 +165,9 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
 
 
 def _scale_down(config: RunConfig, num_processes: int, num_gpus: int) -> RunConfig:
-    """Float32 on some processes, resolved as a run's settings are."""
+    """On some processes, resolved as a run's settings are."""
     config = replace(
         config,
-        train=replace(config.train, bf16=False),
         parallel=replace(config.parallel, num_processes=num_processes, timeout_minutes=2.0),
     )
     machine = Machine(num_gpus=num_gpus, num_cores=num_processes)

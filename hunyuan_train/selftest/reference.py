@@ -6,6 +6,7 @@ plain cross entropy, torch's clipping and optimizers. Labels are taken from the 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.encode import SampleTokens
 from hunyuan_train.data.template import SPANS
-from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.freeze import ROUTERS, freeze_parameters
 from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.model.lora import adapter_scaling, add_linear_adapters, draw_adapter
 from hunyuan_train.model.shape import ModelShape, native_config_dict
@@ -71,8 +72,15 @@ class ExpertAdapter(nn.Module):
 
 
 def build_reference(config: RunConfig, shape: ModelShape) -> HunYuanMoEV1ForCausalLM:
-    """The plain model in float64, with its adapters and what is frozen."""
+    """The plain model in float64, with its adapters and what is frozen.
+
+    A bfloat16 run starts from rounded weights, its routers apart.
+    """
     model = plain_model(shape, WEIGHTS)
+    if config.train.bf16 is True:
+        for name, parameter in model.named_parameters():
+            if not fnmatchcase(name, ROUTERS):
+                parameter.data = parameter.data.bfloat16().float()
     freeze_parameters(model, config.model)
     if config.lora.use_lora:
         model.requires_grad_(requires_grad=False)

@@ -4,8 +4,8 @@ import io
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
@@ -32,19 +32,19 @@ def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Recor
     engine = make_engine(config, shape, WEIGHTS)
     routers = make_router_terms(config, engine)
     engine.train()
-    record = Record(start=kept_weights(engine.module))
+    record = Record(start=as_arrays(kept_weights(engine.module)))
     for step in steps:
         batches = my_share(lay_batches(step, packing=config.data.packing))
         losses = accumulate_gradients(engine, batches, routers=routers)
         numbers = flatten_numbers(losses.loss, losses.loss_by_group, losses.router_loss)
         record.numbers.append(numbers)
-        record.gradients.append(kept_gradients(engine.module))
+        record.gradients.append(as_arrays(kept_gradients(engine.module)))
         rate = config.train.learning_rate
         record.grad_norms.append(update_weights(engine, rate, is_withheld=False))
     batches = my_share(lay_batches(steps[0], packing=config.data.packing))
     by_group = evaluate(engine, batches)
     record.numbers.append(flatten_numbers(by_group.pop(WHOLE), by_group))
-    record.end = kept_weights(engine.module)
+    record.end = as_arrays(kept_weights(engine.module))
     return record
 
 
@@ -61,15 +61,20 @@ def my_share(batches: list[Batch]) -> list[Batch]:
     return batches[dist.get_rank() * size : (dist.get_rank() + 1) * size]
 
 
-def kept_weights(model: nn.Module) -> Parts:
-    """This rank's weights."""
-    return _join([_cut(shard, weight_values(shard)) for shard in weight_shards(model)])
+def kept_weights(model: nn.Module) -> dict[tuple[str, int], Tensor]:
+    """This rank's weights: copied ranges of released tensors, keyed by name and first element."""
+    return _cut(weight_shards(model), lambda shard: weight_values(shard).detach())
 
 
-def kept_gradients(model: nn.Module) -> Parts:
+def kept_gradients(model: nn.Module) -> dict[tuple[str, int], Tensor]:
     """This rank's accumulated gradients of what is trained; every rank takes part."""
-    trained = [shard for shard in weight_shards(model) if shard.parameter.requires_grad]
-    return _join([_cut(shard, _gradient(shard)) for shard in trained])
+    trained = (shard for shard in weight_shards(model) if shard.parameter.requires_grad)
+    return _cut(trained, _gradient)
+
+
+def as_arrays(kept: dict[tuple[str, int], Tensor]) -> Parts:
+    """The same for a record."""
+    return {key: values.to("cpu", torch.float32).numpy() for key, values in kept.items()}
 
 
 def _gradient(shard: Shard) -> Tensor:
@@ -78,16 +83,11 @@ def _gradient(shard: Shard) -> Tensor:
     return safe_get_full_grad(shard.parameter).flatten()[shard.start : shard.stop]
 
 
-def _cut(shard: Shard, values: Tensor) -> Parts:
-    """A shard's values as parts of released tensors."""
-    flat = values.detach().to("cpu", torch.float32, copy=True).numpy()
-    return {
-        (piece.tensor.name, piece.start): flat[
-            piece.offset : piece.offset + piece.stop - piece.start
-        ]
-        for piece in pieces_of_range(shard.stored, shard.start, shard.stop)
-    }
-
-
-def _join(parts: list[Parts]) -> dict[tuple[str, int], np.ndarray]:
-    return {key: values for part in parts for key, values in part.items()}
+def _cut(shards: Iterable[Shard], read: Callable[[Shard], Tensor]) -> dict[tuple[str, int], Tensor]:
+    kept = {}
+    for shard in shards:
+        values = read(shard)
+        for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+            part = values[piece.offset : piece.offset + piece.stop - piece.start]
+            kept[piece.tensor.name, piece.start] = part.clone()
+    return kept

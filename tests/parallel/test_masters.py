@@ -11,14 +11,16 @@ from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, lean_bytes
 from hunyuan_train.parallel.masters import exact_parameters, flat_weights
 from hunyuan_train.parallel.routers import pinned_routers
 from hunyuan_train.parallel.zero import flat_masters
-from hunyuan_train.trainer.optim import share_of_weights_moved
+from hunyuan_train.trainer.optim import decay_groups, share_of_weights_moved
 from hunyuan_train.trainer.step import train_step
-from tests.batches import global_batch, plain_model
-from tests.engines import LEARNING_RATES, MAX_GRAD_NORM, my_share, small_engine
-from tests.parallel.test_parity import Steps, train_plain
+from tests.batches import global_batch, plain_loss, plain_model
+from tests.engines import LEARNING_RATES, MAX_GRAD_NORM, WEIGHT_DECAY, my_share, small_engine
 from tests.ranks import run_ranks
 
 NUM_STEPS, BATCHES_PER_STEP = 6, 4
+
+Steps = list[tuple[float, float]]  # loss and gradient norm of each step
+
 SLACK_BYTES = 4096  # tables of the 8-bit codes, rope's frequencies, scalars
 SPLITS = [
     pytest.param(3, 2, id="ZeRO-3, experts split"),
@@ -97,10 +99,25 @@ def train_lean(stage: int, expert_size: int) -> tuple[Steps, float | None, list[
     return steps, share_of_weights_moved(engine), kinds
 
 
+def train_plain() -> Steps:
+    """AdamW in one process, without engine, ranks, packing or recomputation."""
+    model = plain_model()
+    groups = decay_groups(model, WEIGHT_DECAY)
+    stepper = torch.optim.AdamW(groups, lr=LEARNING_RATES["adamw"], betas=(0.9, 0.95))
+    steps = []
+    for step in range(NUM_STEPS):
+        loss = plain_loss(model, global_batch(step, BATCHES_PER_STEP))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        stepper.step()
+        stepper.zero_grad()
+        steps.append((loss.item(), norm.item()))
+    return steps
+
+
 @pytest.fixture(scope="module")
 def plain_adamw() -> Steps:
-    steps, _ = train_plain("adamw", MAX_GRAD_NORM)
-    return steps
+    return train_plain()
 
 
 @pytest.mark.parametrize(("stage", "expert_size"), SPLITS)
