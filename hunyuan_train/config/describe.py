@@ -24,6 +24,8 @@ examples:
   adapters on the released model, on all GPUs of this machine:
     python train.py --recipe lora --model_name_or_path /models/Hunyuan-A13B-Instruct \\
       --train_data_file my.jsonl --output_dir runs/mine
+  the same on two machines with eight GPUs each (python -m hunyuan_train doctor looks at them):
+    NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 python train.py --recipe lora ...
   check a run without starting it; go on with one that was stopped:
     python train.py --recipe full --model_name_or_path /models/Hunyuan-A13B-Instruct --dry_run
     python train.py --config runs/mine/config.yaml --resume_from_checkpoint auto

@@ -4,7 +4,10 @@ set -e
 folder=$1 port=$2
 mount --make-rprivate /
 hostname "$(basename "$folder")"
+mkdir -p "$folder/cgroup"
+mount --rbind /sys/fs/cgroup "$folder/cgroup"
 mount -t sysfs sysfs /sys # shows this host's interfaces only
+mount --rbind "$folder/cgroup" /sys/fs/cgroup # Slurm wants to see some
 mount -t tmpfs -o size=2g,mode=1777 shm /dev/shm
 mount --bind "$folder/../hosts" /etc/hosts
 if [ -e "$folder/../shadow" ]; then mount --bind "$folder/../shadow" /etc/shadow; fi

@@ -27,15 +27,14 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
-NodeName=hosta NodeAddr={first} CPUs=2 State=UNKNOWN
-NodeName=hostb NodeAddr={second} CPUs=2 State=UNKNOWN
+NodeName=hosta NodeAddr={first} CPUs=1 State=UNKNOWN
+NodeName=hostb NodeAddr={second} CPUs=1 State=UNKNOWN
 PartitionName=all Nodes=hosta,hostb Default=YES MaxTime=INFINITE State=UP
 """
 START_MUNGE = """
 set -e
 mkdir -p /run/munge && mount -t tmpfs -o mode=755 none /run/munge
 mount -t tmpfs none /var/log/munge && mount -t tmpfs none /var/lib/munge
-mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup || true
 munged --force --key-file=$1/munge.key
 """
 
