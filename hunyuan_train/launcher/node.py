@@ -52,6 +52,7 @@ class Node:
     exit_code: int | None = None
     failure: Failure | None = None
     is_over: bool = False
+    is_silent: bool = False  # it was not waited for in the end
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
     sent_at: dict[int, float] = field(default_factory=dict)
     shortest_echo: float = float("inf")

@@ -93,7 +93,8 @@ def last_step(nodes: Sequence[Node]) -> int:
 
 def is_lost(node: Node) -> bool:
     """Whether a node stopped answering, or never answered."""
-    return not node.is_over or (node.exit_code == EXIT_UNREACHABLE and node.failure is None)
+    is_cut_off = node.exit_code == EXIT_UNREACHABLE and node.failure is None
+    return node.is_silent or not node.is_over or is_cut_off
 
 
 def name_host(node: Node, words: str, nodes: Sequence[Node]) -> str:
@@ -106,15 +107,11 @@ def describe_loss(node: Node, launch: LaunchConfig) -> str:
     if node.is_over and not node.has_started:
         trouble = explain("\n".join(node.tail), node.host, launch)
         return f"{node.host.address} cannot be reached: {trouble.found}; {trouble.remedy}"
-    if node.is_over:
-        return (
-            f"{node.host.address} broke off the connection: it was shut down, or its sshd or guard "
-            "was killed"
-        )
+    words = f" ({node.tail[-1].rstrip('.')})" if node.is_over and node.tail else ""
     return (
-        f"{node.host.address} does not answer any more: it crashed or the network to it is cut. "
-        f"If it lives, it ends its part of the run within {launch.host_timeout_seconds:g} s of the "
-        "last contact"
+        f"{node.host.address} does not answer any more{words}: it crashed, the network to it is "
+        "cut, or its sshd or guard was killed. If it lives, it ends its part of the run within "
+        f"{launch.host_timeout_seconds:g} s of the last contact"
     )
 
 

@@ -159,6 +159,7 @@ class Watch:
         await self._wait(tasks, KILL_SECONDS)
         for node, task in zip(self.nodes, tasks, strict=True):
             if not task.done():
+                node.is_silent = True
                 node.abandon()
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
