@@ -27,6 +27,7 @@ from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
+from hunyuan_train.config.check import profiled_steps
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import REPOSITORY, dump_config
@@ -62,6 +63,7 @@ from hunyuan_train.trainer.answers import AnswerCheck, choose_questions
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.trainer.profiler import StepProfiler
 from hunyuan_train.trainer.router_guardian import RouterGuardian, profile_batches
 from hunyuan_train.trainer.samples import (
     answer_split,
@@ -119,6 +121,7 @@ def run(config: RunConfig) -> int:
         guardian=make_guardian(config, engine, routers, metrics),
         answers=make_answer_check(config, engine, tokenizer, metrics),
         throughput=make_throughput(config, shape),
+        profiler=make_profiler(config),
         batch_log=make_batch_log(config),
         planned_memory_gib=planned,
         report_progress=report_progress,
@@ -305,6 +308,12 @@ def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
         trains_all=not config.lora.use_lora,
         peak_flops=find_peak_flops(),
     )
+
+
+def make_profiler(config: RunConfig) -> StepProfiler | None:
+    """What traces steps, where that is asked for."""
+    steps = profiled_steps(config.train.profile)
+    return StepProfiler(*steps, Path(config.train.output_dir)) if steps else None
 
 
 def make_batch_log(config: RunConfig) -> JsonLines | None:

@@ -29,6 +29,7 @@ from hunyuan_train.checkpoint.folder import (
 )
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.load import REPOSITORY, dump_config, load_config
+from hunyuan_train.config.run_files import is_clocked
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.supervise import list_children
 from hunyuan_train.log import console
@@ -37,8 +38,6 @@ Arguments = argparse.Namespace
 DEFAULT_STEPS, DEFAULT_SAVES = 6, 2
 POLL_SECONDS = 0.05
 BLOCK_BYTES = 2**24
-# What a run says of how long it took; everything else of its metrics must be the same.
-CLOCKED = {"tokens_per_second", "step_seconds", "memory_gib"}
 
 
 @dataclass(slots=True)
@@ -265,7 +264,7 @@ def compare_lines(path: Path, other: Path, certificate: Certificate) -> int:
 def read_lines(path: Path) -> list[dict[str, object]]:
     """The objects of a file, without what a clock says."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKED} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not is_clocked(k)} for line in lines]
 
 
 def show(certificate: Certificate, path: Path) -> None:

@@ -42,6 +42,7 @@ FREE_SETTINGS = {
     "metric_for_best_model",
     "early_stopping_patience",
     "report_to",
+    "profile",
     "run_name",
     "export",
     "sample_answers",

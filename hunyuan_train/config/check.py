@@ -4,6 +4,7 @@ They see a resolved config, so no setting that divides the model is "auto" any m
 what lies on disk are in `inputs.py`.
 """
 
+import re
 from importlib.util import find_spec
 
 from hunyuan_train.config.adapters import (
@@ -48,6 +49,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_guardian(config)
     check_flash_attn(config, machine)
     check_tracker(config.train.report_to)
+    profiled_steps(config.train.profile)
     check_processes_fit(num_processes, machine)
     check_experts_divide(
         int(config.parallel.expert_parallel_size),
@@ -236,6 +238,21 @@ def check_tracker(report_to: str) -> None:
             raise ConfigError(
                 f"report_to names {name}, which is not installed: `pip install {name}`"
             )
+
+
+def profiled_steps(profile: str | None) -> tuple[int, int] | None:
+    """First and last step of `--profile`.
+
+    Raises:
+        ConfigError: it names no steps.
+    """
+    if profile is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", profile)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise ConfigError(f"profile is {profile}; name a step or several in a row, such as 10-12")
+    return first, last
 
 
 def check_processes_fit(num_processes: int, machine: Machine) -> None:

@@ -8,3 +8,21 @@ ROUTER_LOAD = "router_load.jsonl"
 QUARANTINE = "quarantine.jsonl"
 LOG = "log/rank0.txt"
 REPORT = "report.html"
+
+# How the numbers in METRICS begin that depend on the machine and the moment. All others are the same
+# to the last digit in a resumed run.
+CLOCKED = (
+    "tokens_per_second",
+    "step_seconds",
+    "seconds_",
+    "tflops_",
+    "mfu",
+    "memory_",
+    "host_memory_",
+    "gpu_memory_",
+)
+
+
+def is_clocked(name: str) -> bool:
+    """Whether a number would differ if the same step were done again."""
+    return name.startswith(CLOCKED)

@@ -249,6 +249,11 @@ class TrainConfig:
     report_to: str = setting(
         "none", "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none"
     )
+    profile: str | None = setting(
+        None,
+        "trace these steps on every process, such as 10-12, to output_dir/profile: a trace for "
+        "chrome://tracing or Perfetto, and a table of the heaviest operations",
+    )
     run_name: str | None = setting(None, "name of the run in trackers; default: output_dir's name")
     export: bool = setting(True, "write an HF-format model folder at the end")
     sample_answers: bool | Auto = setting(

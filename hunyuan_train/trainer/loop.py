@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from hunyuan_train.trainer.evaluate import evaluate, name_losses
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
 from hunyuan_train.trainer.optim import share_of_weights_moved
+from hunyuan_train.trainer.profiler import StepProfiler
 from hunyuan_train.trainer.router_guardian import RouterGuardian
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
@@ -98,6 +99,7 @@ class Trainer:
     answers: AnswerCheck | None
     throughput: Throughput
     clock: StepClock = field(default_factory=StepClock)
+    profiler: StepProfiler | None = None
     batch_log: JsonLines | None = None
 
     @property
@@ -197,15 +199,16 @@ def do_step(
         micro_batches, next_position = trainer.batches.step_batches(state.position)
     if trainer.batch_log:
         record_batches(trainer.batch_log, micro_batches, state.step + 1)
-    result = train_step(
-        trainer.engine,
-        micro_batches,
-        learning_rate=learning_rate,
-        routers=trainer.routers,
-        judge=partial(find_fault, health=state.health, config=trainer.config),
-        wait_before_update=trainer.keeper.wait_before_update,
-        clock=trainer.clock,
-    )
+    with trainer.profiler.step(state.step + 1) if trainer.profiler else nullcontext():
+        result = train_step(
+            trainer.engine,
+            micro_batches,
+            learning_rate=learning_rate,
+            routers=trainer.routers,
+            judge=partial(find_fault, health=state.health, config=trainer.config),
+            wait_before_update=trainer.keeper.wait_before_update,
+            clock=trainer.clock,
+        )
     if result.fault:
         output_dir = Path(trainer.config.output_dir)
         samples = quarantine(output_dir, trainer.batches, micro_batches, result, state)
