@@ -4,12 +4,12 @@ import random
 import time
 
 import pytest
-from dialogues import chat
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data import build, cache
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.findings import DataError
+from tests.data.dialogues import chat
 
 
 @pytest.fixture

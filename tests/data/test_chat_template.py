@@ -4,13 +4,13 @@ import datetime
 import json
 
 import pytest
-from dialogues import NOW, WEATHER, call, chat, read, records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hunyuan_train.data.chat_template import CHAT_TEMPLATE
 from hunyuan_train.data.template import render
 from hunyuan_train.data.tokenizer import to_nfc
+from tests.data.dialogues import NOW, WEATHER, call, chat, read, records
 
 chat_templates = pytest.importorskip("transformers.utils.chat_template_utils")
 

@@ -2,10 +2,10 @@ import argparse
 import json
 
 import pytest
-from dialogues import NOW, WEATHER, call, chat
 
 from hunyuan_train.data.commands import add_data_commands
 from hunyuan_train.data.findings import DataError
+from tests.data.dialogues import NOW, WEATHER, call, chat
 
 
 @pytest.fixture

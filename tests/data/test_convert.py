@@ -3,11 +3,11 @@ import json
 
 import pytest
 import zstandard
-from dialogues import WEATHER, call, chat, hard_text, kinds_of, read, records
 from hypothesis import given, settings
 
 from hunyuan_train.data.convert import open_output, to_record
 from hunyuan_train.data.template import render
+from tests.data.dialogues import WEATHER, call, chat, hard_text, kinds_of, read, records
 
 
 def _rendered(record):

@@ -1,7 +1,7 @@
 import pytest
-from dialogues import chat
 
 from hunyuan_train.data.describe import describe_counts, describe_dataset, describe_findings
+from tests.data.dialogues import chat
 
 
 def test_findings_say_what_became_of_them(prepare, write_records):

@@ -1,11 +1,11 @@
 import numpy as np
-from dialogues import HARD_PIECES, chat, hard_text, read, records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hunyuan_train.data.encode import encode_prompt, encode_renderings, encode_segments
 from hunyuan_train.data.template import SPANS, render
 from hunyuan_train.data.tokenizer import MARKS
+from tests.data.dialogues import HARD_PIECES, chat, hard_text, read, records
 
 
 def _encode(record, tokenizer, **layout):

@@ -1,7 +1,7 @@
 import pytest
-from dialogues import chat, kinds_of, problems_of, read
 
 from hunyuan_train.data.dialogue import ToolCall
+from tests.data.dialogues import chat, kinds_of, problems_of, read
 
 TURNS = [("user", "Q"), ("assistant", "A")]
 

@@ -8,12 +8,12 @@ import zlib
 
 import pytest
 import zstandard
-from dialogues import HARD_PIECES, NOW, WEATHER, call, chat
 
 from hunyuan_train.data.compile import CompileSettings, compile_chunk
 from hunyuan_train.data.lint import LintOptions, lint_sources
 from hunyuan_train.data.readers import Chunk, read_chunks
 from hunyuan_train.data.sources import find_sources
+from tests.data.dialogues import HARD_PIECES, NOW, WEATHER, call, chat
 
 SLOW = {"role": "assistant", "content": "d", "reasoning_content": "r"}
 SEEDS = [

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from dialogues import kinds_of, problems_of, read
 
 from hunyuan_train.data.encode import encode_renderings
 from hunyuan_train.data.findings import build_policies
 from hunyuan_train.data.template import render
+from tests.data.dialogues import kinds_of, problems_of, read
 
 DEFAULT_NOW = "2025-06-26 16:21:57"
 

@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from dialogues import chat
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.identity import identify_data, list_differences
+from tests.data.dialogues import chat
 
 
 @pytest.fixture

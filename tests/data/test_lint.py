@@ -1,7 +1,5 @@
 import numpy as np
 import pytest
-from dialogues import chat
-from test_records import CASES, GOOD
 
 from hunyuan_train.data.compile import CompileSettings
 from hunyuan_train.data.findings import DataError
@@ -9,6 +7,8 @@ from hunyuan_train.data.lint import LintOptions, lint_sources
 from hunyuan_train.data.repeats import SeenHashes
 from hunyuan_train.data.sources import find_sources
 from hunyuan_train.data.stats import summarise
+from tests.data.dialogues import chat
+from tests.data.test_records import CASES, GOOD
 
 TAGGED = "<think>\nr\n</think>\n<answer>\nA\n</answer>"
 

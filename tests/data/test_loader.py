@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from dialogues import chat
 
 from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.loader import IGNORED, BatchPlan, Position, eval_batches, make_batch
+from tests.data.dialogues import chat
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import pytest
-from dialogues import chat, kinds_of, read
+
+from tests.data.dialogues import chat, kinds_of, read
 
 
 def _tagged(thoughts, answer):

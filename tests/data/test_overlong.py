@@ -1,8 +1,8 @@
 import pytest
-from dialogues import chat
 
 from hunyuan_train.data.compile import CompileSettings, compile_chunk
 from hunyuan_train.data.readers import read_chunks
+from tests.data.dialogues import chat
 
 TURN = "word " * 20
 

@@ -8,11 +8,11 @@ import orjson
 import pyarrow as pa
 import pytest
 import zstandard
-from dialogues import chat
 from pyarrow import parquet
 
 from hunyuan_train.data import readers, tables
 from hunyuan_train.data.readers import read_chunks
+from tests.data.dialogues import chat
 
 RECORDS = [chat(f"question {number}", f"answer 请 {number}") for number in range(300)]
 LINES = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in RECORDS).encode()

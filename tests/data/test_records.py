@@ -1,11 +1,11 @@
 """The bad inputs that real files hold, and what is done about each."""
 
 import pytest
-from dialogues import NOW, WEATHER, call, chat, kinds_of, problems_of, read
 
 from hunyuan_train.data.dialogue import ToolCall
 from hunyuan_train.data.findings import DataError, build_policies
 from hunyuan_train.data.tools_prompt import ASSISTANT_LABEL, USER_LABEL
+from tests.data.dialogues import NOW, WEATHER, call, chat, kinds_of, problems_of, read
 
 DECIDE = build_policies().decide
 

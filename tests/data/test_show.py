@@ -1,12 +1,12 @@
 import io
 
 import pytest
-from dialogues import chat, read
 from rich.console import Console
 
 from hunyuan_train.data.encode import encode_renderings
 from hunyuan_train.data.show import TOKEN_BORDER, show_samples, write_sample, write_token
 from hunyuan_train.data.template import render
+from tests.data.dialogues import chat, read
 
 RECORD = chat("question", "[bold]answer[/bold] 请", mode="fast")
 

@@ -1,5 +1,4 @@
 import pytest
-from dialogues import plain_text
 from hypothesis import given
 
 from hunyuan_train.data.tags import (
@@ -11,6 +10,7 @@ from hunyuan_train.data.tags import (
     parse_tags,
 )
 from hunyuan_train.serve.parse_output import parse_output
+from tests.data.dialogues import plain_text
 
 
 @given(thoughts=plain_text, answer=plain_text)

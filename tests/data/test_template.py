@@ -1,13 +1,13 @@
 import re
 
 import pytest
-from dialogues import NOW, WEATHER, call, chat, hard_text, read, records
 from hypothesis import given, settings
 
 from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.template import SPANS, render, render_prompt
 from hunyuan_train.data.tools_prompt import ASSISTANT_LABEL, USER_LABEL
 from hunyuan_train.serve.parse_output import parse_output
+from tests.data.dialogues import NOW, WEATHER, call, chat, hard_text, read, records
 
 
 def _texts(record, **layout):

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dialogues import chat, read
 
 from hunyuan_train.data.encode import encode_renderings
 from hunyuan_train.data.loader import IGNORED, BatchPlan, Position
 from hunyuan_train.data.template import render
+from tests.data.dialogues import chat, read
 
 torch = pytest.importorskip("torch")
 

@@ -2,11 +2,11 @@ import base64
 import json
 
 import pytest
-from dialogues import hard_text
 from hypothesis import given
 
 from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, to_nfc
+from tests.data.dialogues import hard_text
 
 
 def test_ids_of_the_vendor_vocabulary(vendor_tokenizer):
