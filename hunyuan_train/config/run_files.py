@@ -9,7 +9,7 @@ QUARANTINE = "quarantine.jsonl"
 LOG = "log/rank0.txt"
 REPORT = "report.html"
 
-# How the numbers in METRICS begin that depend on the machine and the moment. All others are the same
+# How the numbers in METRICS begin that depend on the machine and the moment. All others are equal
 # to the last digit in a resumed run.
 CLOCKED = (
     "tokens_per_second",
