@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hunyuan_train.launcher.extension import extensions_folder
 from hunyuan_train.launcher.machine import count_gpus
@@ -20,6 +21,10 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(dict(os.environ))))
 if count_gpus() == 0:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# On a busy machine an example may take any time, and is no less right for it.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -49,7 +49,7 @@ def _as_a_client_sends(record):
     return {"messages": messages} | ({"tools": record["tools"]} if "tools" in record else {})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(record=records(text=st.text(max_size=8)))
 def test_records_as_written_render_as_the_vendors_template_does(vendor_template, record):
     record = _as_a_client_sends(record)
