@@ -58,7 +58,7 @@ def plain_model() -> HunYuanMoEV1ForCausalLM:
 
 def plain_loss(model: nn.Module, batches: list[Batch]) -> Tensor:
     """Mean loss over the label tokens of all batches, each document run alone."""
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float64)
     for batch in batches:
         for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
             logits = model(input_ids=torch.from_numpy(batch.input_ids[start:stop])[None]).logits[0]

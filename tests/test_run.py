@@ -47,6 +47,9 @@ def test_a_run_leaves_what_the_readme_names(whole_run: tuple[Path, Finished]) ->
     assert {"loss", "learning_rate", "grad_norm", "tokens_per_second"} <= read_metrics(folder)[
         0
     ].keys()
+    names = {name for numbers in read_metrics(folder) for name in numbers}
+    groups = ("fast", "slow", "think", "answer", "markers")
+    assert {f"{kind}_{group}" for kind in ("loss", "eval_loss") for group in groups} <= names
     assert "eval_loss" in read_metrics(folder)[2]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "step-000003",
