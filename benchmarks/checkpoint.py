@@ -79,14 +79,13 @@ def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str
         measured.sync.append(time.perf_counter() - began)
         dist.barrier()
         saver.stalled_seconds = 0.0
-        began = time.perf_counter()
         saver.save(TrainerState(2 * number + 2))
         beside = [step(engine, batches, saver)]
         measured.stall.append(saver.stalled_seconds)
         while saver.pending and not saver.pending.outcome.done():
             beside.append(step(engine, batches, saver))
         saver.finish()
-        measured.background.append(time.perf_counter() - began)
+        measured.background.append(saver.seconds_of_last)
         measured.longer.append(sum(beside) - len(beside) * measured.step[-1])
         path = checkpoint_folder(folder, 2 * number + 2) / f"rank-{dist.get_rank():05d}.safetensors"
         measured.num_bytes = path.stat().st_size

@@ -43,7 +43,7 @@ class Pending:
     """A checkpoint that is being written."""
 
     job: Job
-    outcome: Future[str | None]  # None, or what went wrong
+    outcome: Future[tuple[str | None, float]]  # what went wrong, if anything, and the seconds
     detached: threading.Event  # set when the live states may change
     started: float
 
@@ -107,8 +107,7 @@ class Saver:
         if self.pending is None or not self.pending.outcome.done():
             return True
         pending, self.pending = self.pending, None
-        fault = pending.outcome.result()
-        self.seconds_of_last = time.monotonic() - pending.started
+        fault, self.seconds_of_last = pending.outcome.result()
         folder = pending.job.folder
         if fault is None:
             logger.info("saved %s (%.1f s, beside training)", folder, self.seconds_of_last)
@@ -203,7 +202,8 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
 def _fulfil(pending: Pending, work: Callable[[], str | None]) -> None:
     """Run in the thread: whatever happens, the outcome is known and the optimizer is let go."""
     try:
-        pending.outcome.set_result(work())
+        fault = work()
+        pending.outcome.set_result((fault, time.monotonic() - pending.started))
     except BaseException as error:  # noqa: BLE001  it is raised where the outcome is asked for
         pending.outcome.set_exception(error)
     finally:

@@ -123,6 +123,11 @@ def check_evaluation(train: TrainConfig, data: DataConfig) -> None:
             f"metric_for_best_model is {metric}, which answers are judged by; let the model answer "
             "with --eval_generate 64"
         )
+    if train.save_best and not train.eval_steps:
+        raise ConfigError(
+            "save_best is true, but eval_steps is 0, so no checkpoint is known to be better than "
+            "another; set --eval_steps"
+        )
 
 
 def check_activations(train: TrainConfig) -> None:

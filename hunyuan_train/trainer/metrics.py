@@ -154,7 +154,9 @@ class JsonLines:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        shortened = self.path.with_suffix(".shortened")
+        shortened.write_text("".join(kept), encoding="utf-8")
+        shortened.replace(self.path)  # killed before this, all of it is still there
 
 
 class MetricsLog:

@@ -1,0 +1,63 @@
+"""Metrics go on where a resumed run does, in the file and in the tracker."""
+
+import json
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
+
+
+def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", None)
+    for step in (1, 2, 3, 4):
+        log.log({"loss": float(step)}, step)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # cut off by a kill
+    log.forget_after(2)
+    log.log({"loss": 9.0}, 3)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 9.0},
+    ]
+    assert list(tmp_path.iterdir()) == [tmp_path / "metrics.jsonl"]
+
+
+def test_what_json_lacks_is_null(tmp_path: Path) -> None:
+    MetricsLog(tmp_path / "metrics.jsonl", None).log({"loss": nan, "grad_norm": inf, "a": 1}, 1)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 1, "loss": null, "grad_norm": null, "a": 1}\n'
+
+
+def test_a_file_that_is_not_there_has_nothing_to_forget(tmp_path: Path) -> None:
+    JsonLines(tmp_path / "none.jsonl").forget_after(3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_goes_on_with_the_same_wandb_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    notes: dict[str, str] = {}
+    known = []
+    for first_step in (1, 3):  # the second process starts before the first one's last step
+        metrics = open_metrics(
+            tmp_path, report_to="wandb", run_name="run", settings={"a": 1}, notes=notes
+        )
+        for step in (first_step, first_step + 1, first_step + 2):
+            metrics.log({"loss": 1.0}, step)
+        notes = metrics.notes()
+        metrics.finish()
+        known.append(notes["wandb_run_id"])
+    assert known[0] == known[1]
+    folders = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert folders
+    assert all(folder.name.endswith(known[0]) for folder in folders)
+    assert open_metrics(
+        tmp_path, report_to="none", run_name="run", settings={}, notes={}
+    ).notes() == {}  # fmt: skip
