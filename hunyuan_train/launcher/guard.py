@@ -28,7 +28,7 @@ from typing import Any
 from hunyuan_train.launcher.exit_codes import HOST_LOST, KILLED, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.signs import (
     FOLDER_VARIABLE,
-    asking_where_ranks_stand,
+    ask_where_ranks_stand,
     read_process_ids,
     read_progress,
     read_standings,
@@ -107,13 +107,14 @@ class Guard:
             preexec_fn=die_with_parent,
         )
         try:
-            while self.process.poll() is None and not self._is_overdue():
+            while (exit_code := self.process.poll()) is None and not self._is_overdue():
                 self._obey()
                 self._tell_progress()
         finally:
-            kill_descendants()
+            kill_descendants()  # it also collects the command, whose own exit code is then unknown
             self.process.wait()
-        exit_code = self.process.returncode
+        if exit_code is None:
+            return KILLED
         return exit_code if exit_code >= 0 else 128 - exit_code
 
     def _is_overdue(self) -> bool:
@@ -130,8 +131,8 @@ class Guard:
         elif name == "stop":
             self._stop()
         elif name == "ask":
-            with asking_where_ranks_stand(self.folder):
-                time.sleep(ANSWER_SECONDS)
+            ask_where_ranks_stand(self.folder)
+            time.sleep(ANSWER_SECONDS)
             tell("standings", ranks=[asdict(one) for one in read_standings(self.folder)])
         else:  # kill, or the launcher is gone
             self.is_lost = name == "lost"

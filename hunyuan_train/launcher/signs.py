@@ -10,8 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -101,8 +100,7 @@ def read_process_ids(folder: Path) -> dict[int, int]:
     return {int(file.stem): int(file.read_text()) for file in folder.glob("*.pid")}
 
 
-@contextmanager
-def asking_where_ranks_stand(folder: Path) -> Iterator[None]:
+def ask_where_ranks_stand(folder: Path) -> None:
     """Ask every rank of a node; `read_standings` a few seconds later finds the answers."""
     (folder / ASKED).touch()
     for process_id in read_process_ids(folder).values():
@@ -110,7 +108,6 @@ def asking_where_ranks_stand(folder: Path) -> Iterator[None]:
             os.kill(process_id, STACKS_SIGNAL)
         except ProcessLookupError:
             continue  # it has ended meanwhile
-    yield
 
 
 def read_standings(folder: Path) -> list[Standing]:
