@@ -107,9 +107,8 @@ def describe_loss(node: Node, launch: LaunchConfig) -> str:
     if node.is_over and not node.has_started:
         trouble = explain("\n".join(node.tail), node.host, launch)
         return f"{node.host.address} cannot be reached: {trouble.found}; {trouble.remedy}"
-    words = f" ({node.tail[-1].rstrip('.')})" if node.is_over and node.tail else ""
     return (
-        f"{node.host.address} does not answer any more{words}: it crashed, the network to it is "
+        f"{node.host.address} does not answer any more: it crashed, the network to it is "
         "cut, or its sshd or guard was killed. If it lives, it ends its part of the run within "
         f"{launch.host_timeout_seconds:g} s of the last contact"
     )

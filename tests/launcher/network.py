@@ -17,7 +17,7 @@ from pathlib import Path
 INIT = Path(__file__).with_name("host_init.sh")
 SSHD = "/usr/sbin/sshd"
 PORT = 36005
-NETWORK = "10.91.7"
+NETWORK, NETWORK_6 = "10.91.7", "fd91:7:"
 SSHD_CONFIG = """\
 HostKey {folder}/hostkey
 PidFile none
@@ -92,6 +92,10 @@ class Network:
         """A host's address."""
         return f"{NETWORK}.{11 + host}"
 
+    def address_6(self, host: int) -> str:
+        """A host's IPv6 address."""
+        return f"{NETWORK_6}:{11 + host}"
+
     def node_list(self, slots: int = 1) -> str:
         """All hosts in the form of NODE_IP_LIST."""
         return ",".join(f"{self.address(host)}:{slots}" for host in range(self.num_hosts))
@@ -112,6 +116,7 @@ class Network:
             ip("-n", self.switch, "link", "add", f"p{host}", *peer)
             ip("-n", self.switch, "link", "set", f"p{host}", "master", "br0", "up")
             ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            ip("-n", name, "addr", "add", f"{self.address_6(host)}/64", "dev", "eth0", "nodad")
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "set", "eth0", "up")
             self._start(host)
@@ -228,7 +233,9 @@ class Network:
             make_key(folder / "hostkey")
             (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=folder, root=root))
             key = " ".join((folder / "hostkey.pub").read_text().split()[:2])
-            known.append(f"[{self.address(host)}]:{PORT},[{name}]:{PORT} {key}\n")
+            addresses = (self.address(host), self.address_6(host), name)
+            names = ",".join(f"[{address}]:{PORT}" for address in addresses)
+            known.append(f"{names} {key}\n")
         (root / "known_hosts").write_text("".join(known))
         (root / "ssh_config").write_text(SSH_CONFIG.format(root=root))
         shadow = Path("/etc/shadow").read_text()

@@ -29,10 +29,13 @@ time.sleep(1000)
 class FanOut:
     """A launcher on the first host, with what it has said."""
 
-    def __init__(self, network: Network, code: str, folder, hosts=(0, 1), **launch) -> None:
+    def __init__(
+        self, network: Network, code: str, folder, hosts=(0, 1), address=None, **launch
+    ) -> None:
         self.network, self.hosts = network, hosts
+        address = address or network.address
         settings = {
-            "hosts": [network.address(host) for host in hosts],
+            "hosts": [address(host) for host in hosts],
             "code": code,
             "ssh_config": str(network.root / "ssh_config"),
             "log_folder": str(folder),
@@ -113,6 +116,14 @@ def test_all_hosts_end_well_and_their_lines_say_where_they_come_from(fan_out, ne
         log = tmp_path / f"host-{network.address(host)}.txt"
         assert log.read_text() == f"hello from {host}\n"
     wait_until_empty(network, 0, 1, 2)
+
+
+@pytest.mark.parametrize("kind", ["names", "IPv6"])
+def test_hosts_may_be_names_and_ipv6_addresses(fan_out, network, kind):
+    address = network.address_6 if kind == "IPv6" else network.names.__getitem__
+    job = fan_out("print('hello')", address=address)
+    assert job.outcome()["reason"] == "done", job.lines
+    assert f"{address(1)}| hello\n" in job.lines
 
 
 def test_the_environment_arrives_and_is_on_no_command_line(fan_out, network):

@@ -68,7 +68,9 @@ def _reach(report: Report) -> Finding:
         check=trouble.check,
         verdict="failed",
         found=trouble.found,
-        wanted="a login without a question",
+        wanted="the same Python at the same path"
+        if trouble.check == "python"
+        else "a login without a question",
         remedy=trouble.remedy,
     )
 

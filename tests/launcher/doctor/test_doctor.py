@@ -1,4 +1,7 @@
-"""Each fault of a host is found before a run starts: within five seconds, with the host's name."""
+"""Each fault of a host is found before a run starts: within five seconds, with the host's name.
+
+`docs/faults.md` keeps what these print with `-s`.
+"""
 
 import os
 import subprocess
@@ -45,7 +48,9 @@ def assert_refused(network, flags, *words, host=1, check, **variables):
     lines = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
     assert lines, result.stderr
     assert all(f"host {network.address(host)}: " in line for line in lines), lines
-    assert any(f": {check}: " in line for line in lines), lines
+    line = next((line for line in lines if f": {check}: " in line), None)
+    assert line, lines
+    sys.stdout.write(f"| {check} | {seconds:.1f} s | `{line}` |\n")
     assert "mend it: " in result.stderr
     assert "Traceback" not in result.stderr
     for word in words:
@@ -214,10 +219,12 @@ def test_a_full_disk(network, flags):
     output_dir = str(network.small_disk / "run")
     arguments = [*flags[:2], "--output_dir", output_dir]
     script = str(Path(__file__).parents[3] / "train.py")
-    result, _ = start(network, script, *arguments)
+    result, seconds = start(network, script, *arguments)
     assert result.returncode == 2
+    assert seconds < SECONDS + SLACK
     for host in range(3):
         assert f"host {network.address(host)}: disk: 0.00 GiB free" in result.stderr
+    sys.stdout.write(f"| disk full | {seconds:.1f} s |\n")
 
 
 def test_an_output_folder_that_is_not_shared(network, tmp_path):
