@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +25,7 @@ from hunyuan_train.data.page import write_page
 from hunyuan_train.data.readers import Chunk, read_chunks
 from hunyuan_train.data.records import Reading
 from hunyuan_train.data.show import show_samples, write_legend
-from hunyuan_train.data.sources import Source, find_sources
+from hunyuan_train.data.sources import Source, find_sources, is_text_file
 from hunyuan_train.data.stats import summarise
 from hunyuan_train.data.template import render
 from hunyuan_train.data.tokenizer import load_tokenizer
@@ -59,7 +58,7 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
 
     show = subparsers.add_parser("show", help="show a record as the model is taught it")
     show.add_argument("file")
-    show.add_argument("--row", type=int, default=0, help="number of the record; 0 is the first")
+    show.add_argument("--row", type=_count, default=0, help="number of the record; 0 is the first")
     show.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken")
     show.add_argument("--tokens", action="store_true", help="show where each token ends")
     _add_reading(show)
@@ -74,25 +73,56 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     encode.add_argument("file")
     encode.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
     encode.add_argument(
-        "--loss", choices=("all", "last"), default="all", help="with --history keep"
+        "--loss", choices=("all", "last"), default="all", help="every answer, or the last one only"
     )
     encode.add_argument("--json", action="store_true", help="row, input_ids, loss_mask per line")
     _add_reading(encode)
     encode.set_defaults(run=run_encode)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return int(text)
+
+
+def _length(text: str) -> int:
+    if not _count(text):
+        raise argparse.ArgumentTypeError("0 leaves no room; give 1 or more")
+    return int(text)
+
+
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mode", choices=("auto", "fast", "slow"), default="auto")
-    parser.add_argument("--history", choices=("strip", "keep"), default="strip")
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "fast", "slow"),
+        default="auto",
+        help="of records that state none; auto reads it off their tags and thoughts",
+    )
+    parser.add_argument(
+        "--history",
+        choices=("strip", "keep"),
+        default="strip",
+        help="strip (default): a sample for each answer, earlier answers bare, as clients send "
+        "them; a dialogue without tags is bare anyway and stays one sample. keep: one sample, its "
+        "answers as they are",
+    )
     parser.add_argument("--now", default="", help='time in tools prompts, "2026-03-02 09:15:00"')
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="files or folders, in any form")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="for lengths and loss shares")
-    parser.add_argument("--max_seq_length", type=int, default=4096)
-    parser.add_argument("--overlong", choices=("error", "drop", "drop_turns"), default="error")
-    parser.add_argument("--num_workers", type=int, default=0, help="0 means one per core")
+    parser.add_argument(
+        "--max_seq_length", type=_length, default=4096, help="tokens of a row; needs --tokenizer"
+    )
+    parser.add_argument(
+        "--overlong",
+        choices=("error", "drop", "drop_turns"),
+        default="error",
+        help="samples that no row holds: refused, left out, or shortened by their oldest turns",
+    )
+    parser.add_argument("--num_workers", type=_count, default=0, help="0 means one per core")
     _add_reading(parser)
 
 
@@ -112,9 +142,14 @@ def _find_all(names: Sequence[str]) -> list[Source]:
     return [source for name in names for source in find_sources(name)]
 
 
-def _refuse_overwriting(output: Path | None, sources: Sequence[Source]) -> None:
-    """What is not written, such as refused records, must not be lost."""
-    if output and output.exists() and any(source.path.samefile(output) for source in sources):
+def _check_output(output: Path, sources: Sequence[Source]) -> None:
+    """Refuse a name that could not be read again, and to lose records that are not written."""
+    if not is_text_file(output):
+        raise DataError(
+            f"{output} does not end like a file of JSON lines, which is what is written; end it in "
+            ".jsonl, .jsonl.gz or .jsonl.zst"
+        )
+    if output.exists() and any(source.path.samefile(output) for source in sources):
         raise DataError(f"{output} is one of the files that are read; give another name to write")
 
 
@@ -136,7 +171,8 @@ def run_check(arguments: Arguments) -> int:
         mendable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
         policy = mendable | policy
     sources = _find_all(arguments.files)
-    _refuse_overwriting(arguments.fix, sources)
+    if arguments.fix:
+        _check_output(arguments.fix, sources)
     with ExitStack() as stack:
         changes = records = None
         if arguments.fix:
@@ -192,7 +228,7 @@ def run_convert(arguments: Arguments) -> int:
         policy=parse_policies(",".join(arguments.policy)),
     )
     sources = find_sources(arguments.input)
-    _refuse_overwriting(arguments.output, sources)
+    _check_output(arguments.output, sources)
     with open_output(arguments.output) as file:
         report = lint_sources(
             sources,
@@ -213,10 +249,7 @@ def run_show(arguments: Arguments) -> int:
     if arguments.tokens and tokenizer is None:
         raise DataError("--tokens needs --tokenizer DIR, a folder with hy.tiktoken")
     console = Console()
-    rows = islice(_read_rows(arguments.file, reading), arguments.row, None)
-    record, findings = next(rows, (None, []))
-    if record is None and not findings:
-        raise DataError(f"{arguments.file} has no row {arguments.row}; the first is 0")
+    record, findings = _find_row(arguments.file, arguments.row, reading)
     for finding in findings:
         console.print(str(finding), markup=False, soft_wrap=True)
     if record is None:
@@ -226,6 +259,15 @@ def run_show(arguments: Arguments) -> int:
         console.print(panel)
     console.print(write_legend())
     return 0
+
+
+def _find_row(name: str, row: int, reading: Reading) -> tuple[Record | None, list[Finding]]:
+    num_rows = 0
+    for found in _read_rows(name, reading):
+        if num_rows == row:
+            return found
+        num_rows += 1
+    raise DataError(f"{name} has no row {row}; it has {num_rows:,}, and the first is 0")
 
 
 def _read_rows(name: str, reading: Reading) -> Iterator[tuple[Record | None, list[Finding]]]:

@@ -11,6 +11,7 @@ from typing import IO, Any
 import zstandard
 
 from hunyuan_train.data.dialogue import Dialogue, Message
+from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.tags import ANSWER_CLOSE, NO_THINK_PREFIX, THINK_CLOSE, THINK_OPEN
 
 Record = dict[str, Any]
@@ -64,10 +65,23 @@ def _to_message(message: Message, mode: str) -> Record:
 
 @contextmanager
 def open_output(path: Path) -> Iterator[IO[str]]:
-    """Write a file whole or not at all, compressed where its name says so."""
+    """Write a file whole or not at all, compressed where its name says so.
+
+    Raises:
+        DataError: it cannot be made there.
+    """
+    if path.exists() and not path.is_file():  # a folder, or a device that a file would replace
+        raise DataError(f"{path} is no ordinary file; give the name of a file to write")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _open_text(temporary, path.suffix) as file:
+        file = _open_text(temporary, path.suffix)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); give a file in a folder that exists and "
+            "can be written"
+        ) from error
+    try:
+        with file:
             yield file
         os.replace(temporary, path)
     finally:

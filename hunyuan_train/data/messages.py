@@ -196,23 +196,31 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
     if not as_written and dump_json(name) != f'"{name}"':
         reason = f"the function name {name!r} breaks the JSON of the call"
         problems.append(Problem("tools", field, reason, "leave quotes and backslashes out"))
+    field = f"{field}.arguments"
     arguments = function.get("arguments", {})
-    if as_written and isinstance(arguments, str):
-        return ToolCall(name, arguments)
-    if isinstance(arguments, str):  # the OpenAI form; a client parses it before the template
-        arguments = parse_json(arguments) if arguments.strip() else {}
-    if not isinstance(arguments, dict):
-        reason = "arguments that are not a JSON object"
-        problems.append(Problem("tools", f"{field}.arguments", reason, "mend the JSON"))
-        return ToolCall(name, "{}")
-    written = dump_json(arguments)
-    if TOOL_CALLS_CLOSE in written:
+    if as_written:
+        written = arguments if isinstance(arguments, str) else dump_json(arguments)
+    else:
+        written = dump_json(_parse_arguments(arguments, field, problems))
+    if TOOL_CALLS_CLOSE in written and not as_written:
         reason = f"a server would cut this call: its arguments hold {TOOL_CALLS_CLOSE}"
-        problems.append(Problem("tools", f"{field}.arguments", reason, "reword them"))
+        problems.append(Problem("tools", field, reason, "reword them"))
     if has_blank_run(written):
-        problems.append(Problem("size", f"{field}.arguments", "too many blanks", "shorten them"))
+        problems.append(Problem("size", field, "too many blanks", "shorten them"))
     kept = ((key, value) for key, value in call.items() if key not in _CALL_FIELDS)
     return ToolCall(name, written, tuple(kept))
+
+
+def _parse_arguments(arguments: object, field: str, problems: list[Problem]) -> dict[str, Any]:
+    if arguments is None:  # how a table fills those of a function that takes none
+        return {}
+    if isinstance(arguments, str):  # the OpenAI form; a client parses it before the template
+        arguments = parse_json(arguments) if arguments.strip() else {}
+    if isinstance(arguments, dict):
+        return arguments
+    reason = "arguments that are not a JSON object"
+    problems.append(Problem("tools", field, reason, "mend the JSON"))
+    return {}
 
 
 def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> None:

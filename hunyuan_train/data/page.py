@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
+from itertools import pairwise
 
 from hunyuan_train.data.html import write_advice, write_document, write_table
 from hunyuan_train.data.stats import DataStats, TokenStats
@@ -15,6 +16,7 @@ def write_page(stats: DataStats, title: str) -> str:
     parts.append(write_table({name: [value] for name, value in table.items()}))
     if stats.tokens:
         parts += ["<h2>Tokens per sample</h2>", _length_bars(stats.tokens)]
+        parts += ["<h2>How full the packed rows are</h2>", _row_bars(stats.tokens)]
     for heading, numbers in _plots(stats).items():
         parts += [f"<h2>{heading}</h2>", _bars(numbers)] if numbers else []
     for action, kinds in stats.findings.items():
@@ -52,6 +54,13 @@ def _length_bars(tokens: TokenStats) -> str:
     bars = {f"up to {end:,}": number for end, number in tokens.bins}
     first_beyond = sum(end <= tokens.max_seq_length for end, _ in tokens.bins)
     return _bars(bars, num_plain=first_beyond if tokens.num_overlong else len(bars))
+
+
+def _row_bars(tokens: TokenStats) -> str:
+    """Rows by how full they are."""
+    starts, numbers = zip(*tokens.row_bins, strict=True)
+    names = ["full", *(f"{low:.0%} to {high:.0%}" for high, low in pairwise(starts))]
+    return _bars(dict(zip(names, numbers, strict=True)))
 
 
 def _bars(numbers: Mapping[str, int], *, num_plain: int | None = None) -> str:

@@ -143,7 +143,7 @@ def _read_tools(
     if has_blank_run(dump_json(dialogue.tools)):
         problems.append(Problem("size", "tools", "too many blanks", "shorten them"))
     for index, tool in enumerate(dialogue.tools):
-        if not _tool_name(tool):
+        if not (_tool_name(tool) or reading.is_as_written):
             field = f"tools[{index}]"
             problems.append(Problem("tools", field, "a tool without a function name", "give one"))
 

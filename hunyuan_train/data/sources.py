@@ -89,9 +89,18 @@ def _refuse_several_splits(folder: Path, files: list[Path]) -> None:
 
 def is_data_file(path: Path) -> bool:
     """Whether a file is read as data, by its name."""
+    return is_text_file(path) or _has_ending(path, TABLE_SUFFIXES)
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether a file is read as JSON, by its name."""
+    return _has_ending(path, TEXT_SUFFIXES)
+
+
+def _has_ending(path: Path, endings: tuple[str, ...]) -> bool:
     if path.name in _NO_RECORDS or path.name.startswith("."):
         return False
     suffixes = path.suffixes[-2:]
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes = suffixes[:-1]
-    return bool(suffixes) and suffixes[-1] in (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
+    return bool(suffixes) and suffixes[-1] in endings

@@ -16,6 +16,7 @@ _BOILERPLATE_SHARE = 0.5  # beyond it the loss says more about tags than about a
 _MIN_FILL = 0.95
 _MIN_ROWS = 50  # the last row of a few says nothing
 _NUM_BINS = 24
+_ROW_FILLS = (1.0, 0.99, 0.95, 0.9, 0.75, 0.5, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class TokenStats:
     bins: list[tuple[int, int]]  # upper end in tokens, samples; ends double every second bin
     num_rows: int  # packed to max_seq_length
     fill: float  # share of the rows' room that is tokens
+    row_bins: list[tuple[float, int]]  # lower end of how full a row is, rows; the fullest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,14 @@ def _summarise_tokens(report: LintReport) -> TokenStats:
         bins=_bin_lengths(all_lengths),
         num_rows=len(rows),
         fill=measure_fill(lengths, rows, max_length),
+        row_bins=_bin_rows(np.add.reduceat(lengths[rows.samples], rows.bounds[:-1]) / max_length),
     )
+
+
+def _bin_rows(fills: npt.NDArray[np.float64]) -> list[tuple[float, int]]:
+    """Rows by how full they are."""
+    numbers = np.bincount(np.digitize(fills, _ROW_FILLS), minlength=len(_ROW_FILLS))
+    return list(zip(_ROW_FILLS, numbers.tolist(), strict=True))
 
 
 def _bin_lengths(lengths: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

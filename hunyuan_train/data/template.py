@@ -68,14 +68,15 @@ def render(dialogue: Dialogue, *, history: str = "strip", loss: str = "all") -> 
     Args:
         history: "strip": one sample per trained answer, earlier answers bare, loss on that answer;
             "keep": one sample, every answer as a target.
-        loss: with "keep", "last" leaves loss on the last answer only.
+        loss: "last" leaves loss on the last answer only.
     """
     answers = [message for message in dialogue.messages if message.role == "assistant"]
     # Where no answer has tags a bare answer is the target itself, so one sample teaches the same
     # as one for each: the prefixes are equal and attention never looks ahead.
     if history == "keep" or all(answer.mode == "plain" for answer in answers):
         return _render_whole(dialogue, answers if loss == "all" else answers[-1:])
-    return _render_turns(dialogue)
+    rendering = _render_turns(dialogue)
+    return rendering if loss == "all" else Rendering(rendering.history, rendering.targets[-1:])
 
 
 def _render_whole(dialogue: Dialogue, trained: Sequence[Message]) -> Rendering:

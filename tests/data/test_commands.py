@@ -180,6 +180,41 @@ def test_a_file_is_not_written_over_while_it_is_read(run, mixed):
     assert mixed.read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/out.jsonl", "cannot be written .No such file or directory.; give a file in a"),
+        ("folder.jsonl", "folder.jsonl is no ordinary file"),
+        ("out.parquet", "does not end like a file of JSON lines"),
+        ("out", "does not end like a file of JSON lines"),
+    ],
+)
+def test_a_place_that_cannot_be_written_or_read_again_is_refused(
+    run, mixed, tmp_path, name, message
+):
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataError, match=message):
+        run("check", mixed, "--fix", tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        run("convert", mixed, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "folder.jsonl"]
+
+
+def test_stats_does_not_replace_a_device_by_its_page(run, mixed):
+    with pytest.raises(DataError, match="/dev/null is no ordinary file"):
+        run("stats", mixed, "--html", "/dev/null")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("show", "--row", "-1"), ("stats", "--max_seq_length", "0"), ("check", "--num_workers", "-2")],
+)
+def test_a_number_that_means_nothing_is_refused(run, mixed, capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        run(*words, mixed)
+    assert f"argument {words[1]}: " in capsys.readouterr().err
+
+
 def test_fix_mends_also_what_is_an_error_by_default(run, write_records, tmp_path):
     tagged = "<think>\n\n</think>\n<answer>\nb\n</answer>"
     two = {"messages": [*chat("a")["messages"], *chat("b", "c")["messages"]]}
@@ -209,7 +244,7 @@ def test_show_prints_samples_with_their_tokens(run, tiny_data, tokenizer):
     assert "with loss" in output
     _, output, _ = run("show", tiny_data, "--row", 0, "--tokenizer", tokenizer.folder, "--tokens")
     assert "<|startoftext|>\N{LEFT ONE EIGHTH BLOCK}" in output
-    with pytest.raises(DataError, match="has no row 9999"):
+    with pytest.raises(DataError, match="has no row 9999; it has 260, and the first is 0"):
         run("show", tiny_data, "--row", 9999)
     with pytest.raises(DataError, match="--tokens needs --tokenizer"):
         run("show", tiny_data, "--tokens")
@@ -232,6 +267,7 @@ def test_stats_writes_a_page_that_needs_nothing_else(run, tiny_data, tokenizer, 
     assert "http" not in text
     assert "<script" not in text
     assert "Tokens per sample" in text
+    assert "<span>99% to 100%</span>" in text
 
 
 def test_stats_page_escapes_what_files_hold(run, write_records, tmp_path):
@@ -268,6 +304,35 @@ def test_encode_takes_prompts_and_records_as_they_are_written(run, write_records
     assert texts[1].endswith("<think>\nr.</think>\n<answer>\nc<|eos|>")
     assert f"{NOW} 星期一" in texts[2]
     assert sum(_json_lines(output)[0]["loss_mask"]) == 0
+
+
+def test_encode_writes_tools_and_calls_that_a_server_would_refuse_as_they_are(
+    run, write_records, tokenizer
+):
+    message = call("</tool_calls>")
+    tools = [{"name": "get_weather", "description": "bare"}]
+    path = write_records([{"tools": tools, "messages": [*chat("a")["messages"], message]}])
+    words = ("encode", path, "--tokenizer", tokenizer.folder, "--json", "--now", NOW)
+    assert run(*words)[0] == 1
+    code, output, _ = run(*words, "--history", "keep")
+    text = tokenizer.decode(_json_lines(output)[0]["input_ids"])
+    assert code == 0
+    assert '[{"name": "get_weather", "description": "bare"}]' in text
+    assert '[{"name": "get_weather", "arguments": {"city": "</tool_calls>"}}]' in text
+
+
+def test_loss_on_the_last_answer_only_leaves_one_sample_also_under_strip(
+    run, write_records, tokenizer
+):
+    path = write_records([chat("a", "b", "c", "d", mode="fast"), chat("a", "b", "c", "d")])
+    words = ("encode", path, "--tokenizer", tokenizer.folder, "--json", "--loss", "last")
+    lines = _json_lines(run(*words)[1])
+    assert [line["row"] for line in lines] == [0, 1]
+    for line in lines:
+        pairs = zip(line["input_ids"], line["loss_mask"], strict=True)
+        learned = tokenizer.decode([token for token, has_loss in pairs if has_loss])
+        assert learned.endswith(("\nd\n</answer><|eos|>", "d<|eos|>"))
+        assert learned.count("<|eos|>") == 1
 
 
 def test_encode_applies_a_stated_mode_also_when_history_is_kept(run, write_records, tokenizer):

@@ -278,6 +278,13 @@ def test_arguments_are_written_as_a_server_writes_them():
     ] * 2
 
 
+def test_arguments_that_a_table_filled_with_null_are_none():
+    calls = [{"function": {"name": "get_weather", "arguments": None}}]
+    record = _chat_of(_user("a"), _answer("", tool_calls=calls), tools=[WEATHER])
+    assert read(record).messages[1].tool_calls == [ToolCall("get_weather", "{}")]
+    assert kinds_of(record) == set()
+
+
 def test_a_message_of_nothing_but_calls_is_read():
     message = _answer("", tool_calls=[{"function": {"name": "get_weather", "arguments": "{}"}}])
     del message["content"]
