@@ -10,9 +10,11 @@ from hunyuan_train.config.check import check_config
 from hunyuan_train.config.inputs import check_output_folder
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.frozen import check_freezing
 from hunyuan_train.model.presets import PRESETS, resolve_shape
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.planner.parameters import parameter_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,7 @@ def make_plan(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ())
         config = with_processes(config, gcd(*slots))
     config = resolve_config(config, machine=machine, num_experts=shape.num_experts)
     check_config(config, machine=machine, num_experts=shape.num_experts)
+    check_freezing(parameter_names(shape), config.model)
     check_output_folder(config.train)
     if name not in PRESETS:
         locate_weights(Path(name), shape)

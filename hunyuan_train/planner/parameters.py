@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from hunyuan_train.config.adapters import EXPERTS, LINEAR_PRESETS, target_names
 from hunyuan_train.config.schema import LoraConfig, ModelConfig
+from hunyuan_train.model.frozen import is_frozen
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.planner.layout import Layout
-
-# As in model/freeze.py, which needs torch.
-ROUTERS = "*.mlp.gate.wg.weight"
-ATTENTION = "*.self_attn.*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +59,9 @@ def _list(
         for suffix in parts:
             name = f"model.layers.{layer}.{suffix}"
             found.setdefault((suffix, is_trained(name, model, lora)), []).append(name)
-    whole = {"model.embed_tokens.weight": shape.vocab_size * shape.hidden_size}
-    whole["model.norm.weight"] = shape.hidden_size
-    if not shape.tie_word_embeddings:
-        whole["lm_head.weight"] = shape.vocab_size * shape.hidden_size
     parameters = [
         Parameter(name, 1, size, num_ranks, is_trained(name, model, lora), is_exact(name))
-        for name, size in whole.items()
+        for name, size in outer_parts(shape).items()
     ]
     for (suffix, trained), names in found.items():
         ranks = num_ranks // expert_size if is_expert(suffix) and expert_size else num_ranks
@@ -78,6 +70,22 @@ def _list(
             for numel in local_sizes(suffix, parts[suffix], shape, expert_size)
         ]
     return (*parameters, *list_adapters(shape, lora, num_ranks, expert_size))
+
+
+def parameter_names(shape: ModelShape) -> list[str]:
+    """The names of all parameters of Transformers' model."""
+    layers, parts = range(shape.num_hidden_layers), layer_parts(shape)
+    inner = [f"model.layers.{layer}.{suffix}" for layer in layers for suffix in parts]
+    return [*outer_parts(shape), *inner]
+
+
+def outer_parts(shape: ModelShape) -> dict[str, int]:
+    """Elements of each parameter outside of the layers, by its name."""
+    parts = {"model.embed_tokens.weight": shape.vocab_size * shape.hidden_size}
+    parts["model.norm.weight"] = shape.hidden_size
+    if not shape.tie_word_embeddings:
+        parts["lm_head.weight"] = shape.vocab_size * shape.hidden_size
+    return parts
 
 
 def layer_parts(shape: ModelShape) -> dict[str, int]:
@@ -118,13 +126,8 @@ def local_sizes(suffix: str, numel: int, shape: ModelShape, expert_size: int) ->
 
 
 def is_trained(name: str, model: ModelConfig, lora: LoraConfig) -> bool:
-    """Whether a parameter of the base model is trained (the rules of model/freeze.py)."""
-    if lora.use_lora or (model.train_attention_params_only and not fnmatchcase(name, ATTENTION)):
-        return False
-    patterns = [pattern.strip() for pattern in (model.freeze or "").split(",") if pattern.strip()]
-    if model.freeze_router:
-        patterns.append(ROUTERS)
-    return not any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a parameter of the base model is trained."""
+    return not lora.use_lora and not is_frozen(name, model)
 
 
 def list_adapters(

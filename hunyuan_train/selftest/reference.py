@@ -22,7 +22,8 @@ from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.encode import SampleTokens
 from hunyuan_train.data.template import SPANS
-from hunyuan_train.model.freeze import ROUTERS, freeze_parameters
+from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.frozen import ROUTERS
 from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.model.lora import adapter_scaling, add_linear_adapters, draw_adapter
 from hunyuan_train.model.shape import ModelShape, native_config_dict

@@ -1,6 +1,7 @@
 import pytest
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.data.findings import DataError
@@ -66,6 +67,17 @@ def test_the_policy_of_a_run_decides_what_is_refused(tmp_path):
 def test_a_checkpoint_that_is_none_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(CheckpointError, match="which holds no manifest"):
         plan(tmp_path, "--resume_from_checkpoint", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("*.expert.*", "which matches no parameter"), ("*", "leaves nothing to train")],
+)
+def test_freezing_nothing_or_everything_is_refused_before_anything_starts(
+    tmp_path, pattern, message
+):
+    with pytest.raises(ConfigError, match=message):
+        plan(tmp_path, "--freeze", pattern)
 
 
 def test_a_dry_run_leaves_no_trace(tmp_path, capsys):

@@ -5,7 +5,8 @@ import pytest
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.model.freeze import freeze_parameters
-from tests.batches import plain_model
+from hunyuan_train.planner.parameters import parameter_names
+from tests.batches import SHAPE, plain_model
 
 
 def trained_names(**settings: object) -> set[str]:
@@ -26,6 +27,11 @@ def test_patterns_freeze_what_they_match_and_nothing_else() -> None:
 def test_router_and_attention_switches() -> None:
     assert not any(".gate." in name for name in trained_names(freeze_router=True))
     assert all(".self_attn." in name for name in trained_names(train_attention_params_only=True))
+
+
+def test_names_known_without_torch_are_those_of_the_model() -> None:
+    names = [name for name, _ in plain_model().named_parameters()]
+    assert sorted(parameter_names(SHAPE)) == sorted(names)
 
 
 def test_pattern_that_matches_nothing_is_refused() -> None:
