@@ -11,12 +11,13 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.config.schema import GuardianConfig, TrainConfig
-from hunyuan_train.data.loader import Batch, Position
+from hunyuan_train.data.loader import Batch, Position, StepContent
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog
 from hunyuan_train.trainer.router_guardian import RouterGuardian
 from hunyuan_train.trainer.state import TrainerState
-from tests.batches import global_batch
+from hunyuan_train.trainer.throughput import Throughput
+from tests.batches import SHAPE, global_batch
 from tests.engines import kept_weights, my_share, resume, router_terms, small_engine
 
 
@@ -35,6 +36,17 @@ class Rows:
             weights = np.full_like(batches[0].loss_weights, np.nan)
             batches[0] = replace(batches[0], loss_weights=weights)
         return batches, Position(0, position.row + 1)
+
+    def step_content(self, position: Position) -> StepContent:
+        lengths = [np.diff(batch.cu_seqlens) for batch in global_batch(position.row, 4)]
+        num_tokens = int(np.concatenate(lengths).sum())
+        return StepContent(
+            num_rows=4,
+            num_tokens=num_tokens,
+            sum_of_squares=int((np.concatenate(lengths) ** 2).sum()),
+            samples_by_source={"rows.jsonl": sum(map(len, lengths))},
+            tokens_by_source={"rows.jsonl": num_tokens},
+        )
 
     def origins(self, batches: Sequence[Batch]) -> list[str]:
         return [f"rows.jsonl:{self.seen[-1]}"]
@@ -70,13 +82,17 @@ def run_loop(
         batches=rows,
         eval_batches=my_share(global_batch(999, 4)) if config.eval_steps else [],
         config=config,
-        metrics=MetricsLog(output_dir / "metrics.jsonl", None) if rank == 0 else None,
+        metrics=MetricsLog(output_dir / "metrics.jsonl", []) if rank == 0 else None,
         keeper=keeper,
         batch_log=JsonLines(output_dir / f"batches-rank{rank}.jsonl"),
         planned_memory_gib=1.0,
         report_progress=lambda step, what: None,
         guardian=RouterGuardian(
             engine, routers, GuardianConfig(router_guardian="off"), output_dir, lambda *_: None
+        ),
+        answers=None,
+        throughput=Throughput(
+            shape=SHAPE, num_ranks=2, row_length=120, trains_all=True, peak_flops=None
         ),
     )
     ending = train(trainer, state, started=time.monotonic())

@@ -9,8 +9,8 @@ QUARANTINE = "quarantine.jsonl"
 LOG = "log/rank0.txt"
 REPORT = "report.html"
 
-# How the numbers in METRICS begin that depend on the machine and the moment. All others are equal
-# to the last digit in a resumed run.
+# How the numbers in METRICS begin that depend on the machine and the moment. A resumed run repeats
+# all others to the last digit.
 CLOCKED = (
     "tokens_per_second",
     "step_seconds",

@@ -6,6 +6,7 @@ next rows of all ranks and micro-batches, whoever computes which.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,17 @@ class Position:
 
     epoch: int = 0
     row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepContent:
+    """What one optimizer step reads, of all ranks."""
+
+    num_rows: int
+    num_tokens: int
+    sum_of_squares: int  # of the samples' lengths
+    samples_by_source: dict[str, int]
+    tokens_by_source: dict[str, int]
 
 
 class BatchPlan:
@@ -91,10 +103,22 @@ class BatchPlan:
         following = Position(position.epoch + 1, 0) if is_last else Position(position.epoch, end)
         return batches, following
 
-    def step_rows(self, position: Position) -> list[Integers]:
-        """The samples of each row that all ranks together read in the step that starts there."""
+    def step_content(self, position: Position) -> StepContent:
+        """What all ranks together read in the step that starts there."""
         numbers = self._row_order(position.epoch)[position.row : position.row + self.rows_per_step]
-        return [self.rows[number] for number in numbers.tolist()]
+        samples = np.concatenate([self.rows[number] for number in numbers.tolist()])
+        lengths = self.dataset.lengths[samples]
+        sources = self.dataset.records["source"][self.dataset.samples["record"][samples]]
+        names = [Path(path).name for path in self.dataset.paths]
+        counts = np.bincount(sources, minlength=len(names))
+        tokens = np.bincount(sources, weights=lengths, minlength=len(names))
+        return StepContent(
+            num_rows=len(numbers),
+            num_tokens=int(lengths.sum()),
+            sum_of_squares=int((lengths.astype(np.int64) ** 2).sum()),
+            samples_by_source=_add_up(names, counts.tolist()),
+            tokens_by_source=_add_up(names, tokens.tolist()),
+        )
 
     def origins(self, batches: Sequence[Batch]) -> list[str]:
         """The `file:line` of every sample in some batches."""
@@ -110,6 +134,14 @@ class BatchPlan:
                 order = group_by_length(self.dataset.lengths[self.rows.samples], generator)
             self._order = (epoch, order)
         return self._order[1]
+
+
+def _add_up(names: list[str], counts: list[float]) -> dict[str, int]:
+    """Counts by name; files of one name in several folders count as one source."""
+    sums: dict[str, int] = {}
+    for name, count in zip(names, counts, strict=True):
+        sums[name] = sums.get(name, 0) + int(count)
+    return sums
 
 
 def eval_batches(

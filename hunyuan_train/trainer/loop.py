@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.data.loader import Batch, BatchPlan
+from hunyuan_train.data.loader import Batch, BatchPlan, StepContent
 from hunyuan_train.log import console
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.trainer.answers import AnswerCheck
@@ -37,10 +37,8 @@ from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
 from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
 from hunyuan_train.trainer.throughput import (
-    StepContent,
     Throughput,
     measure_memory,
-    read_content,
 )
 
 logger = logging.getLogger(__name__)
@@ -168,7 +166,7 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
     learning_rate = learning_rate_at(
         state.step, total_steps=trainer.total_steps, config=trainer.config
     )
-    content = read_content(trainer.batches, state.position)
+    content = trainer.batches.step_content(state.position)
     state, result = do_step(trainer, state, learning_rate, content)
     trainer.guardian.check(state.step)
     seconds = time.perf_counter() - began

@@ -5,28 +5,15 @@ ones do not count, and the share of the GPU's peak that they reach is the model 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 
-from hunyuan_train.data.loader import BatchPlan, Position
+from hunyuan_train.data.loader import StepContent
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.parallel.engine import peak_memory_gib
 from hunyuan_train.planner.machine import GPUS
 from hunyuan_train.trainer.metrics import Numbers
-
-
-@dataclass(frozen=True, slots=True)
-class StepContent:
-    """What one optimizer step reads, of all ranks."""
-
-    num_rows: int
-    num_tokens: int
-    sum_of_squares: int  # of the samples' lengths
-    samples_by_source: dict[str, int]
-    tokens_by_source: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,33 +38,6 @@ class Throughput:
         if self.peak_flops:
             numbers["mfu"] = rate / self.peak_flops
         return numbers
-
-
-def read_content(batches: BatchPlan, position: Position) -> StepContent:
-    """What all ranks together read in the step that starts there."""
-    dataset = batches.dataset
-    rows = batches.step_rows(position)
-    samples = np.concatenate(rows)
-    lengths = dataset.lengths[samples]
-    sources = dataset.records["source"][dataset.samples["record"][samples]]
-    names = [Path(path).name for path in dataset.paths]
-    counts = np.bincount(sources, minlength=len(names))
-    tokens = np.bincount(sources, weights=lengths, minlength=len(names))
-    return StepContent(
-        num_rows=len(rows),
-        num_tokens=int(lengths.sum()),
-        sum_of_squares=int((lengths.astype(np.int64) ** 2).sum()),
-        samples_by_source=_add_up(names, counts.tolist()),
-        tokens_by_source=_add_up(names, tokens.tolist()),
-    )
-
-
-def _add_up(names: list[str], counts: list[float]) -> dict[str, int]:
-    """Counts by name; files of one name in several folders count as one source."""
-    sums: dict[str, int] = {}
-    for name, count in zip(names, counts, strict=True):
-        sums[name] = sums.get(name, 0) + int(count)
-    return sums
 
 
 def training_flops(shape: ModelShape, content: StepContent, *, trains_all: bool) -> float:
