@@ -81,9 +81,11 @@ def run_export(arguments: Arguments) -> int:
     check_stopped_run(arguments.checkpoint, moved)
     log_to_screen()
     import torch
+    from transformers.utils.logging import set_verbosity_error
 
     from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
 
+    set_verbosity_error()  # it warns of the released RoPE's alpha, which it knows and uses
     torch.set_num_threads(1)  # the work is dealt out in threads of our own
     dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     run = open_stopped_run(arguments.checkpoint, moved)
@@ -114,9 +116,11 @@ def run_merge(arguments: Arguments) -> int:
     open_merge(arguments.base, arguments.adapter)
     log_to_screen()
     import torch
+    from transformers.utils.logging import set_verbosity_error
 
     from hunyuan_train.checkpoint.merge import merge_adapter
 
+    set_verbosity_error()  # as in run_export
     torch.set_num_threads(1)  # the work is dealt out in threads of our own
     merge_adapter(arguments.base, arguments.adapter, output)
     return 0

@@ -114,6 +114,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         peft_type = settings.get("peft_type")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(
+            f"{folder} holds no {DESCRIPTION}; give the folder of a PEFT adapter, as RUN/export of "
+            "a run with adapters is"
+        ) from error
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); give the folder of a PEFT adapter"

@@ -237,6 +237,12 @@ def test_adapter_that_cannot_be_merged_is_refused(
     assert not list(tmp_path.glob("*.incomplete"))
 
 
+def test_folder_without_an_adapter_is_named(tmp_path: Path, base: Path) -> None:
+    for folder in (base, tmp_path / "missing", base / "config.json"):
+        with pytest.raises(CheckpointError, match=f"{folder} holds no adapter_config.json; give"):
+            merge_adapter(base, folder, tmp_path / "merged")
+
+
 def test_adapter_that_no_loss_shows_is_an_error(tmp_path: Path) -> None:
     base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
     write_released(base, dtype=torch.float32)
