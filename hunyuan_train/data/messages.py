@@ -193,6 +193,9 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
     if not isinstance(function, dict) or not isinstance(name, str) or not name:
         problems.append(Problem("tools", field, "a call without a function name", "give one"))
         return ToolCall("", "{}")
+    if has_blank_run(name):
+        problems.append(Problem("size", f"{field}.name", "too many blanks", "shorten it"))
+        return ToolCall("", "{}")
     if not as_written and dump_json(name) != f'"{name}"':
         reason = f"the function name {name!r} breaks the JSON of the call"
         problems.append(Problem("tools", field, reason, "leave quotes and backslashes out"))

@@ -1,9 +1,12 @@
 """The bad inputs that real files hold, and what is done about each."""
 
+import json
+
 import pytest
 
 from hunyuan_train.data.dialogue import ToolCall
 from hunyuan_train.data.findings import DataError, build_policies
+from hunyuan_train.data.messages import MAX_BLANK_RUN
 from hunyuan_train.data.tools_prompt import ASSISTANT_LABEL, USER_LABEL
 from tests.data.dialogues import NOW, WEATHER, call, chat, kinds_of, problems_of, read
 
@@ -283,6 +286,23 @@ def test_arguments_that_a_table_filled_with_null_are_none():
     record = _chat_of(_user("a"), _answer("", tool_calls=calls), tools=[WEATHER])
     assert read(record).messages[1].tool_calls == [ToolCall("get_weather", "{}")]
     assert kinds_of(record) == set()
+
+
+@pytest.mark.parametrize("is_as_written", [True, False])
+@pytest.mark.parametrize("place", ["name", "arguments", "arguments_text", "tools"])
+def test_blanks_that_the_tokenizer_cannot_split_are_found_in_calls_too(place, is_as_written):
+    blanks = " " * MAX_BLANK_RUN
+    function = {"name": "get_weather", "arguments": {}}
+    tools = [WEATHER]
+    if place == "tools":
+        tools = [{**WEATHER, "description": blanks}]
+    elif place == "name":
+        function["name"] += blanks
+    else:
+        arguments = {"a": blanks}
+        function["arguments"] = json.dumps(arguments) if place != "arguments" else arguments
+    record = _chat_of(_user("a"), _answer("", tool_calls=[{"function": function}]), tools=tools)
+    assert kinds_of(record, is_as_written=is_as_written) == {"size"}
 
 
 def test_a_message_of_nothing_but_calls_is_read():
