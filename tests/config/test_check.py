@@ -48,7 +48,7 @@ def test_experts_may_be_split_over_any_divisor_of_their_number_and_the_processes
         ),
         ("--max_steps 10 --warmup_steps 10", "warmup_steps is 10 and max_steps 10"),
         ("--eval_steps 5", "eval_steps is 5, but there is nothing to evaluate on"),
-        ("--save_best", "save_best is true, but eval_steps is 0"),
+        ("--save_best --eval_fraction 0.1", "save_best is true, but eval_steps is 0"),
         ("--lora_rank 8", "lora settings are given but use_lora is false"),
         ("--use_flash_attn", "use_flash_attn is true, but there is no GPU"),
         ("--num_processes 3", "num_processes is 3, but this machine has 2 cores"),

@@ -1,6 +1,7 @@
 """Bad steps leave no trace in the weights, on any rank, and repeated ones lead back."""
 
 import json
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
@@ -56,10 +57,12 @@ def test_the_first_losses_are_no_spikes() -> None:
 
 
 def test_skipped_losses_are_not_remembered() -> None:
-    result = StepResult(2.2, 0.1, 1.0, 5, 5)
+    result = StepResult(
+        loss=2.2, loss_by_group={}, router_loss=0.1, num_tokens=5, num_label_tokens=5, grad_norm=1.0
+    )
     health = remember(Health(recent_losses=(1.0,), num_bad_in_a_row=2), result)
     assert health == Health(recent_losses=(1.0, 2.2 + 0.1), num_bad_in_a_row=0)
-    bad = StepResult(nan, 0.0, inf, 5, 5, Fault("the loss is nan", is_withheld=True))
+    bad = replace(result, loss=nan, fault=Fault("the loss is nan", is_withheld=True))
     assert remember(health, bad) == Health(health.recent_losses, num_bad_in_a_row=1)
 
 

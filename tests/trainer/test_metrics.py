@@ -10,7 +10,7 @@ from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
 
 
 def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", None)
+    log = MetricsLog(tmp_path / "metrics.jsonl", [])
     for step in (1, 2, 3, 4):
         log.log({"loss": float(step)}, step)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -27,7 +27,7 @@ def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
 
 
 def test_what_json_lacks_is_null(tmp_path: Path) -> None:
-    MetricsLog(tmp_path / "metrics.jsonl", None).log({"loss": nan, "grad_norm": inf, "a": 1}, 1)
+    MetricsLog(tmp_path / "metrics.jsonl", []).log({"loss": nan, "grad_norm": inf, "a": 1}, 1)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == '{"step": 1, "loss": null, "grad_norm": null, "a": 1}\n'
 
