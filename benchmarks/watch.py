@@ -83,7 +83,7 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
         with watch.part("guardian, every step"):
             guardian.check(step)
         with watch.part("guardian, a logged step"):
-            guardian.measure()
+            guardian.measure(step)
         for name, log in logs.items():
             with watch.part(name):
                 log.log(numbers, step)

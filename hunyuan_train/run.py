@@ -369,7 +369,7 @@ def start_state(
     answer_log = trainer.answers.log if trainer.answers else None
     for log in (trainer.metrics, trainer.batch_log, answer_log):
         if log:
-            log.forget_after(state.step)
+            log.forget_after(state.step or -1)  # a run from the start owes nothing to another
     return state
 
 

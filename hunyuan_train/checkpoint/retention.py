@@ -20,7 +20,7 @@ def superfluous_steps(
     Args:
         steps: of all checkpoints, oldest first.
         config: how many are kept, and which for ever.
-        best_step: the one of lowest eval loss so far, if that is kept.
+        best_step: the one of the best evaluation so far, if that is kept.
     """
     if not config.save_total_limit:
         return []

@@ -241,7 +241,7 @@ def check_tracker(report_to: str) -> None:
             )
         if find_spec(name) is None:
             raise ConfigError(
-                f"report_to names {name}, which is not installed: `pip install {name}`"
+                f"report_to is {report_to}, and {name} is not installed: `pip install {name}`"
             )
 
 

@@ -180,7 +180,7 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
         trainer.guardian.keep_load(state.step)
     is_logged = is_due(state.step, config.logging_steps, is_last)
     if is_logged or "eval_loss" in numbers or result.fault:
-        numbers |= measure_ranks(trainer)
+        numbers |= measure_ranks(trainer, state)
         log_numbers(trainer, numbers, state.step)
     return state, numbers
 
@@ -345,17 +345,18 @@ def step_numbers(
     }
 
 
-def measure_ranks(trainer: Trainer) -> Numbers:
+def measure_ranks(trainer: Trainer, state: TrainerState) -> Numbers:
     """What a logged step reports of all ranks together; every rank takes part."""
-    numbers = trainer.guardian.measure() | measure_memory()
+    numbers = trainer.guardian.measure(state.step) | measure_memory()
     moved = share_of_weights_moved(trainer.engine)
     return numbers if moved is None else numbers | {"weights_moved": moved}
 
 
 def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
     """One line for people, a second one for an evaluation, one object for programs."""
+    rest = {"expert_imbalance": "imbalance {:.2f}", "weights_moved": "moved {:.1%}"}
     logger.info(
-        "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %.0f tokens/s  %.1f GiB  imbalance %.2f%s",
+        "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %.0f tokens/s  %.1f GiB%s",
         step,
         trainer.total_steps,
         numbers["loss"],
@@ -363,8 +364,7 @@ def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
         numbers["grad_norm"],
         numbers["tokens_per_second"],
         numbers["memory_gib"],
-        numbers["expert_imbalance"],
-        f"  moved {numbers['weights_moved']:.1%}" if "weights_moved" in numbers else "",
+        "".join(f"  {form.format(numbers[one])}" for one, form in rest.items() if one in numbers),
     )
     if "eval_loss" in numbers:
         logger.info("step %d  %s", step, describe_evaluation(numbers))

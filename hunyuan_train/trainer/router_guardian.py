@@ -129,6 +129,7 @@ class RouterGuardian:
         self.usual_coefficient = routers.balance_coefficient
         self.profile_LE: Tensor | None = None
         self.load_LE: Tensor | None = None  # of the last check
+        self.checked_step = -1
         self.last_seen: dict[tuple[str, int], int] = {}  # step of each alarm's latest sign
         self.has_acted = False
 
@@ -139,7 +140,7 @@ class RouterGuardian:
             step: optimizer steps done so far.
             batches: of this rank, to take the profile on; every rank brings as many.
         """
-        entries = self._read_entries(step)
+        entries = self._read_entries(step or -1)  # a run from the start owes nothing to another
         known = [entry["load"] for entry in entries if entry["kind"] == PROFILE]
         if known:
             self.profile_LE = torch.tensor(known[0], dtype=torch.float64)
@@ -169,7 +170,7 @@ class RouterGuardian:
             return
         load_LE = self.routers.watch.take_load()
         dist.all_reduce(load_LE)
-        self.load_LE = load_LE.cpu()
+        self.load_LE, self.checked_step = load_LE.cpu(), step
         if self.config.router_guardian == "off" or self.profile_LE is None:
             return
         top_k = self.routers.top_k
@@ -179,9 +180,9 @@ class RouterGuardian:
         if fresh:
             self._sound(step, fresh)
 
-    def measure(self) -> Numbers:
-        """What is logged of the last check."""
-        if self.load_LE is None:
+    def measure(self, step: int) -> Numbers:
+        """What is logged of this step's check; nothing where it had none."""
+        if self.load_LE is None or self.checked_step != step:
             return {}
         return measure_load(self.load_LE, self.profile_LE)
 

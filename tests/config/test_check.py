@@ -98,7 +98,7 @@ def test_missing_kernels_and_trackers_say_how_to_install_them(monkeypatch):
     with pytest.raises(ConfigError, match="flash-attn is not installed; install it with `pip"):
         check_flags("--use_flash_attn", EIGHT_GPUS)
     with pytest.raises(
-        ConfigError, match="report_to is wandb, which is not installed: `pip install"
+        ConfigError, match="report_to is wandb, and wandb is not installed: `pip install"
     ):
         check_flags("--report_to wandb")
 
@@ -170,3 +170,27 @@ def test_lean_with_what_contradicts_it_in_the_file_is_refused(tmp_path):
     flags = file_with(tmp_path, zero={"offload_param": {"device": "cpu"}})
     with pytest.raises(ConfigError, match="offloads the weights"):
         check_flags(f"{flags} --bf16 --optimizer lean")
+
+
+EVALUATED = "--eval_data_file data/tiny_eval.jsonl --eval_steps 5 "
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--report_to wandb,neptune", "report_to is wandb,neptune; give wandb, tensorboard"),
+        ("--eval_generate 8", "eval_generate is 8, but there is nothing to evaluate on"),
+        ("--save_best", "save_best is True, but there is nothing to evaluate on"),
+        (
+            "--eval_data_file data/tiny_eval.jsonl --early_stopping_patience 2",
+            "there is one evaluation only, at the end; set --eval_steps",
+        ),
+        (EVALUATED + "--metric_for_best_model loss", "it must begin with one of eval_loss"),
+        (EVALUATED + "--metric_for_best_model eval_set_f1", "with --eval_generate 64"),
+        ("--freeze_router --router_guardian freeze_router", "use --router_guardian warn"),
+        ("--profile 9-3", "profile is 9-3; name a step or several in a row, such as 10-12"),
+    ],
+)
+def test_what_is_to_be_seen_of_a_run_is_checked_before_it(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        check_flags(flags)

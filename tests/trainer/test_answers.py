@@ -1,13 +1,17 @@
 """Answers are judged by what a server would return of them; values by hand."""
 
+from pathlib import Path
+
 import pytest
 
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.trainer.answers import Judgement, Question, is_thinking, judge, score
 from hunyuan_train.trainer.evaluate import name_losses
-from hunyuan_train.trainer.loop import has_stalled, note_evaluation
+from hunyuan_train.trainer.loop import Ending, has_stalled, note_evaluation
 from hunyuan_train.trainer.state import TrainerState
+from tests.looped import run_loop
+from tests.ranks import run_ranks
 
 CALL = '<tool_calls>[{"name": "f", "arguments": {"b": 1, "a": 2}}]</tool_calls>'
 SAME_CALL = '<tool_calls>[{"arguments": {"a": 2, "b": 1}, "name": "f"}]</tool_calls>'
@@ -105,3 +109,19 @@ def test_a_number_that_the_data_does_not_give_is_named() -> None:
     config = TrainConfig(metric_for_best_model="eval_loss_slow")
     with pytest.raises(ConfigError, match="this data gives eval_loss, eval_loss_fast"):
         note_evaluation(config, TrainerState(), {"eval_loss": 1.0, "eval_loss_fast": 1.0})
+
+
+def test_a_stalled_run_is_complete_and_saved(tmp_path: Path) -> None:
+    """Every batch is bad, so no weight moves and no evaluation is better than the first."""
+    settings = {
+        "max_steps": 9,
+        "eval_steps": 1,
+        "early_stopping_patience": 2,
+        "max_bad_steps": 99,
+        "save_best": True,
+    }
+    results = run_ranks(run_loop, 2, tmp_path, settings, range(9), None)
+    for looped in results:
+        assert looped.ending == Ending(is_complete=True, is_saved=True)
+        assert looped.seen == [0, 1, 2]
+    assert (tmp_path / "checkpoints" / "step-000003").exists()

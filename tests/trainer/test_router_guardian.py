@@ -54,7 +54,7 @@ def train_and_collapse(
         except RouterCollapseError:
             seen["stopped"] = step
             break
-        seen["numbers"].append(guardian.measure())
+        seen["numbers"].append(guardian.measure(step))
         seen["weights"].append(kept_weights(engine.module))
         if is_collapsing and step == COLLAPSE_AFTER:
             zero_routers(engine)
