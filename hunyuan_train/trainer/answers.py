@@ -59,25 +59,26 @@ def choose_questions(dataset: Dataset, tokenizer: Tokenizer, number: int) -> lis
     """Questions of both modes, half each where there are so many, spread evenly over the file."""
     modes = dataset.samples["mode"]
     by_mode = [np.flatnonzero(modes == MODES.index(mode)).tolist() for mode in JUDGED_MODES]
-    half = number // 2
-    fewer = min(len(by_mode[0]), len(by_mode[1]), half)
-    shares = (
-        [number - fewer, fewer] if len(by_mode[0]) > len(by_mode[1]) else [fewer, number - fewer]
-    )
+    num_fast, num_slow = map(len, by_mode)
+    fewer = min(num_fast, num_slow, number // 2)
+    shares = (number - fewer, fewer) if num_fast > num_slow else (fewer, number - fewer)
     questions = []
     for mode, samples, share in zip(JUDGED_MODES, by_mode, shares, strict=True):
         taken = min(share, len(samples))
-        for index in range(taken):
-            sample = dataset.sample(samples[index * len(samples) // taken])
-            labelled = np.flatnonzero(sample.spans)
-            # The last target of a sample that trains several.
-            breaks = np.flatnonzero(np.diff(labelled) > 1)
-            first = int(labelled[breaks[-1] + 1] if len(breaks) else labelled[0])
-            last = int(labelled[-1])
-            reference = tokenizer.decode(sample.tokens[first : last + 1].tolist())
-            prompt = sample.tokens[:first].tolist()
-            questions.append(Question(mode, prompt, reference.removesuffix(EOS)))
+        chosen = [samples[index * len(samples) // taken] for index in range(taken)]
+        questions += [make_question(dataset, tokenizer, mode, sample) for sample in chosen]
     return questions
+
+
+def make_question(dataset: Dataset, tokenizer: Tokenizer, mode: str, sample_id: int) -> Question:
+    """A sample as a question: its last target is the answer, all before it the prompt."""
+    sample = dataset.sample(sample_id)
+    labelled = np.flatnonzero(sample.spans)
+    breaks = np.flatnonzero(np.diff(labelled) > 1)  # a sample may train several answers
+    first = int(labelled[breaks[-1] + 1] if len(breaks) else labelled[0])
+    target, prompt = sample.tokens[first : labelled[-1] + 1], sample.tokens[:first]
+    reference = tokenizer.decode(target.tolist()).removesuffix(EOS)
+    return Question(mode, prompt.tolist(), reference)
 
 
 def judge(question: Question, output: str) -> Judgement:

@@ -1,15 +1,27 @@
 """Answers are judged by what a server would return of them; values by hand."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from hunyuan_train.config.errors import ConfigError
-from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.trainer.answers import Judgement, Question, is_thinking, judge, score
+from hunyuan_train.config.schema import DataConfig, TrainConfig
+from hunyuan_train.data.cache import prepare_dataset
+from hunyuan_train.data.tokenizer import load_tokenizer
+from hunyuan_train.model.presets import TINY_TOKENIZER
+from hunyuan_train.trainer.answers import (
+    Judgement,
+    Question,
+    choose_questions,
+    is_thinking,
+    judge,
+    score,
+)
 from hunyuan_train.trainer.evaluate import name_losses
 from hunyuan_train.trainer.loop import Ending, has_stalled, note_evaluation
 from hunyuan_train.trainer.state import TrainerState
+from tests.conftest import REPOSITORY
 from tests.looped import run_loop
 from tests.ranks import run_ranks
 
@@ -47,6 +59,28 @@ def test_an_answer_is_judged(
     judged = judge(Question(mode, [], reference), output)
     is_well_formed, is_leaking, is_exact, set_f1 = expected
     assert judged == Judgement(mode, is_well_formed, is_leaking, is_exact, pytest.approx(set_f1))
+
+
+@pytest.mark.parametrize(
+    ("number", "num_fast", "num_slow"), [(2, 1, 1), (5, 2, 3), (8, 4, 4), (99, None, None)]
+)
+def test_questions_of_both_modes_are_the_datas_own(
+    tmp_path: Path, number: int, num_fast: int | None, num_slow: int | None
+) -> None:
+    tokenizer = load_tokenizer(TINY_TOKENIZER)
+    path = str(REPOSITORY / "data" / "tiny_eval.jsonl")
+    config = DataConfig(train_data_file=path, cache_dir=str(tmp_path), max_seq_length=1024)
+    dataset = prepare_dataset(config, tokenizer)
+    questions = choose_questions(dataset, tokenizer, number)
+    by_mode = Counter(question.mode for question in questions)
+    summary = dataset.summary
+    expected = (num_fast or summary.num_fast, num_slow or summary.num_slow)
+    assert (by_mode["fast"], by_mode["slow"]) == expected
+    for question in questions:
+        assert judge(question, question.reference) == Judgement(
+            question.mode, is_well_formed=True, is_leaking=False, is_exact=True, set_f1=1.0
+        )
+        assert tokenizer.decode(question.prompt).endswith("<|extra_0|>")
 
 
 @pytest.mark.parametrize(
