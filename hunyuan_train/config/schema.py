@@ -181,7 +181,7 @@ class TrainConfig:
     gradient_checkpointing: bool | Literal["selective"] = setting(
         True,
         "recompute each layer in the backward pass: true, all of it; selective, all but attention "
-        "and dense projections, faster for about six times the memory of true; false, nothing",
+        "and dense projections, whose results are kept at seven times the memory; false, nothing",
     )
     activation_offload: bool = setting(
         False, "keep what gradient checkpointing keeps in host memory (on GPUs: pinned)"

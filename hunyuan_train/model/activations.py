@@ -46,8 +46,8 @@ def recompute_layers(
         function = partial(checkpoint_on_host, function)
     # The public method is deprecated in one supported version of Transformers and new in another.
     model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
-    # Frozen embeddings (adapters) would otherwise leave the first layer's input without gradient,
-    # on which the engine hangs the release of that layer's weights.
+    # As Transformers' own method does: below frozen embeddings (adapters) the first layer's input
+    # would have no gradient, and the engine's hooks follow that of a layer's input.
     model.enable_input_require_grads()
 
 

@@ -2,7 +2,7 @@
 
 At the released size, 4096 tokens have 2.1 GB of float32 logits, and as much again of their
 gradient. The output layer here is told the labels and computes their losses itself, in chunks of
-tokens forward and of words backward (DeepSpeed's function; `benchmarks/loss.py` compares). It does
+tokens forward and of words backward (DeepSpeed's function; `benchmarks/step.py` compares). It does
 so inside of its own module, where ZeRO-3 gathers the weight, which embeddings may share.
 """
 
