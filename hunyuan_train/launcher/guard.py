@@ -40,7 +40,7 @@ ANSWER_SECONDS = 2.0  # for ranks to say where they stand
 GRACE_SECONDS = 3.0  # for the main thread to end everything, once the launcher is gone
 FOLDER = "{folder}"  # in a command: the folder of this node
 CAUSE = "cause.json"  # where the agent leaves which rank failed first
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

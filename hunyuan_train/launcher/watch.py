@@ -30,7 +30,7 @@ START_SECONDS = 30.0  # for ssh to connect and Python to start
 SETTLE_SECONDS = 2.0  # for other nodes to notice a failure, and to say which of them had it first
 KILL_SECONDS = 8.0  # for a guard to end its part
 ANSWER_SECONDS = 6.0  # for ranks to say where they stand
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Watch:

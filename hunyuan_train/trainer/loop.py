@@ -213,9 +213,9 @@ def do_step(
         if result.fault.is_withheld and trainer.config.bad_steps != "act":
             raise NonFiniteLossError(
                 f"{result.fault.reason} at step {state.step + 1}; its samples: "
-                f"{', '.join(samples)}. The last checkpoint is intact: resume with --bad_steps act, "
-                "which leaves such batches out, or with a lower --learning_rate and "
-                "--ignore_settings_change"
+                f"{', '.join(samples)}. The last checkpoint is intact: resume with "
+                "--bad_steps act, which leaves such batches out, or with a lower --learning_rate "
+                "and --ignore_settings_change"
             )
     following = replace(
         state,
