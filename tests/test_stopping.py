@@ -56,20 +56,19 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "everyone"),
-    [(signal.SIGTERM, True), (signal.SIGUSR1, False)],
-    ids=["SIGTERM to all ranks", "SIGUSR1 to one rank"],
+    ("number", "to_launcher"),
+    [(signal.SIGTERM, False), (signal.SIGUSR1, True)],
+    ids=["SIGTERM to one rank", "SIGUSR1 to the launcher"],
 )
 def test_a_signal_saves_and_asks_to_be_resumed(
-    tmp_path: Path, number: signal.Signals, everyone: bool
+    tmp_path: Path, number: signal.Signals, to_launcher: bool
 ) -> None:
     output_dir = tmp_path / "run"
     process = start(output_dir)
     wait_for_step(output_dir, 2)
     ranks = sorted(find_ranks(process.pid))
     assert len(ranks) == 2
-    for rank in ranks if everyone else ranks[1:]:
-        os.kill(rank, number)
+    os.kill(process.pid if to_launcher else ranks[1], number)
     exit_code, said = finish(process)
     assert exit_code == RESUME, said
     assert "--resume_from_checkpoint auto" in said
