@@ -54,6 +54,7 @@ class ManyHosts:
     def __init__(self, asked: RunConfig, examination: Examination, console: Console) -> None:
         self.asked = asked  # as the user gave it: what is "auto" may change with the hosts
         self.cluster = examination.cluster
+        self.has_shrunk = False  # hosts that did not come back are left out
         self.examination: Examination | None = examination  # of the try that comes
         self.console = console
 
@@ -67,9 +68,13 @@ class ManyHosts:
         return self._run(config, examination)
 
     def _run(self, config: RunConfig, examination: Examination) -> Outcome:
-        train = self.asked.train
-        resume = config.train.resume_from_checkpoint
-        asked = replace(self.asked, train=replace(train, resume_from_checkpoint=resume))
+        train = replace(
+            self.asked.train,
+            resume_from_checkpoint=config.train.resume_from_checkpoint,
+            # Fewer hosts take fewer rows a step, as --min_hosts allows; nothing else has changed.
+            ignore_settings_change=self.asked.train.ignore_settings_change or self.has_shrunk,
+        )
+        asked = replace(self.asked, train=train)
         machine = examination.machine
         plan = make_plan(asked, machine=machine, slots=self.cluster.slots)
         log_folder = Path(config.train.output_dir, "log")
@@ -112,6 +117,7 @@ class ManyHosts:
         names = ", ".join(host.address for host in examination.failed_hosts)
         self.console.print(f"going on without {names}, on {len(left.hosts)} hosts")
         smaller = examine(self.asked, left)
+        self.has_shrunk = True
         return None if smaller.failed else smaller
 
     def _give_up(self) -> Outcome:

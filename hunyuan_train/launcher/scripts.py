@@ -36,6 +36,7 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT
 
 is_stopping=0
+# shellcheck disable=SC2016 # each node puts its own number in
 srun --kill-on-bad-exit=1 bash -c 'export PET_NODE_RANK="$SLURM_NODEID"; exec "$@"' torchrun \\
   {agent} --nnodes={num_hosts} --nproc_per_node={slots} \\
   --max_restarts=0 --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \\

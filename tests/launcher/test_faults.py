@@ -276,3 +276,25 @@ def test_a_failing_rank_has_its_traceback_shown_with_the_host(network, training,
         network.run(1, "umount", str(target))
     assert f"host {network.address(1)}: rank 1 failed:" in run.text()
     assert run.lines[-1].strip() == "ValueError: a bug"
+
+
+@pytest.mark.slow
+def test_unequal_hosts_started_from_a_machine_beside_them_train_the_same(
+    network, training, tmp_path
+):
+    flags = (*SETTINGS, "--max_steps", "4")
+    equal = training(*flags, folder="equal", hosts=(0, 1, 2))
+    assert equal.end() == 0, equal.text()
+    command = ["bash", str(REPOSITORY / "train.sh"), *flags]
+    nodes = f"{network.address(0)}:2,{network.address(1)}:1"
+    folder = tmp_path / "unequal"
+    unequal = subprocess.run(
+        network.command(2, command),
+        env=environment_of(network, NODE_IP_LIST=nodes, OUTPUT_DIR=str(folder)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert unequal.returncode == 0, unequal.stderr
+    assert "3 on 2 hosts (2 + 1)" in unequal.stderr
+    assert losses(folder) == losses(equal.folder)
