@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hunyuan_train.config.errors import ConfigError
@@ -120,6 +120,7 @@ def test_the_message_says_what_is_wrong(text, message):
         parse_node_list(text)
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.text(max_size=40))
 def test_whatever_passes_is_harmless_to_a_shell_and_to_ssh(text):
     try:
@@ -150,11 +151,13 @@ hosts_with_slots = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(hosts=hosts_with_slots)
 def test_a_list_that_is_written_reads_back(hosts):
     assert parse_node_list(",".join(map(str, hosts))) == tuple(hosts)
 
 
+@settings(deadline=None)
 @given(hosts=hosts_with_slots)
 def test_a_hostfile_that_is_written_reads_back(hosts, tmp_path_factory):
     path = tmp_path_factory.mktemp("hosts") / "file"
