@@ -108,7 +108,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(network, tmp_path_factory) -> Path:
     """The same run on the same two hosts, left alone."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -234,7 +234,7 @@ def test_the_same_step_failing_twice_is_not_tried_again(network, training):
 def test_the_users_stop_saves_and_is_not_restarted(network, training, undisturbed):
     run = training(*RUN, "--max_restarts", "5")
     run.wait_for(r"step 9/")
-    os.kill(run.find(0, "train.py --recipe"), signal.SIGINT)
+    os.kill(run.find(0, "train.py --output_dir"), signal.SIGINT)
     assert run.end() == 130
     assert "restart" not in run.text()
     wait_until_empty(network, 0, 1)
@@ -252,7 +252,7 @@ def test_two_runs_on_the_same_hosts_do_not_touch_each_other(network, training, u
     launchers = [
         one
         for one, line in network.processes(0).items()
-        if "train.py --recipe" in line and f"{run.folder} " in line
+        if "train.py --output_dir" in line and f"{run.folder} " in line
     ]
     os.kill(max(launchers), signal.SIGINT)
     assert run.end() == 130

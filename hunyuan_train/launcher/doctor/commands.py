@@ -56,7 +56,7 @@ def run_doctor(arguments: Sequence[str]) -> int:
         examination = examine(config, cluster)
     findings = list(examination.findings)
     if "bandwidth" in asked and not examination.failed:
-        findings += test_bandwidth(examination, config, console)
+        findings += try_bandwidth(examination, config, console)
     show_table(cluster.hosts, findings, console)
     console.print(describe(findings), markup=False, soft_wrap=True, end="\n" if findings else "")
     return FAILURE if any(one.verdict == "failed" for one in findings) else SUCCESS
@@ -95,7 +95,7 @@ def on_host(
     return list(command) if host == cluster.local else ssh_command(host, launch, command)
 
 
-def test_bandwidth(examination: Examination, config: RunConfig, console: Console) -> list[Finding]:
+def try_bandwidth(examination: Examination, config: RunConfig, console: Console) -> list[Finding]:
     """The verdicts of an all-reduce; one failure for all hosts where it does not come about."""
     cluster = examination.cluster
     if len(cluster.hosts) == 1:
