@@ -271,6 +271,16 @@ class Network:
             time.sleep(0.05)
 
 
+def wait_until_empty(network: Network, *hosts: int, timeout: float = 15) -> float:
+    """Seconds until nothing runs on the hosts any more."""
+    began = time.monotonic()
+    while any(network.processes(host) for host in hosts):
+        left = {host: network.processes(host) for host in hosts}
+        assert time.monotonic() - began < timeout, left
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
 def environment_of(network: Network, **variables: str) -> Mapping[str, str]:
     """What a user would set for a run on all hosts."""
     return {

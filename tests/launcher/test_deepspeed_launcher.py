@@ -17,7 +17,7 @@ from hunyuan_train.launcher.deepspeed_launcher import (
 )
 from hunyuan_train.launcher.hosts import Host
 from hunyuan_train.launcher.jobs import Meeting
-from tests.launcher.test_faults import RUN, losses, training, undisturbed  # noqa: F401 fixtures
+from tests.launcher.training import RUN, losses
 
 CLUSTER = Cluster(hosts=(Host("a", 2), Host("b", 2)), local=None)
 
@@ -58,8 +58,8 @@ def test_what_it_cannot_do_is_refused(monkeypatch):
 @pytest.mark.slow
 def test_it_trains_the_same_and_a_killed_rank_is_no_success(
     network,
-    training,  # noqa: F811
-    undisturbed,  # noqa: F811
+    training,
+    undisturbed,
 ):
     if shutil.which("pdsh") is None:
         pytest.skip("pdsh is missing: apt-get install pdsh")

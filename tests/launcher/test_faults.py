@@ -3,14 +3,12 @@
 `docs/faults.md` is the table of what these print with `-s`.
 """
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,84 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
-from tests.launcher.network import Network, environment_of
-from tests.launcher.test_watch import wait_until_empty
+from tests.launcher.network import environment_of, wait_until_empty
+from tests.launcher.training import RUN, SETTINGS, STEPS, Training, losses
 
 LIMIT_SECONDS = 30  # from a fault to the end of the run everywhere
 HANG_SECONDS = 15
-SETTINGS = (
-    *("--recipe", "tiny", "--eval_data_file", "none", "--eval_steps", "0", "--no_export"),
-    *("--logging_steps", "1", "--expert_parallel_size", "1"),
-)
-STEPS = 24
-RUN = (*SETTINGS, "--max_steps", str(STEPS), "--save_steps", "4")
-
-
-@dataclass
-class Training:
-    """A `train.sh` on the first host, and what it says with the time of each line."""
-
-    network: Network
-    folder: Path
-    process: subprocess.Popen[str]
-    lines: list[str] = field(default_factory=list)
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if match := re.search(pattern, line):
-                return match
-        raise AssertionError(self.text())
-
-    def end(self) -> int:
-        self.lines += self.process.stdout.readlines()
-        return self.process.wait()
-
-    def text(self) -> str:
-        return "".join(self.lines)
-
-    def find(self, host: int, words: str) -> int:
-        found = [one for one, line in self.network.processes(host).items() if words in line]
-        assert found, self.network.processes(host)
-        return max(found)
-
-    def rank(self, host: int) -> int:
-        return self.find(host, "train.py --config /tmp/hunyuan_train_")
-
-
-def start(network, folder, *flags, hosts=(0, 1), **variables):
-    nodes = ",".join(f"{network.address(host)}:1" for host in hosts)
-    process = subprocess.Popen(
-        network.command(0, ["bash", str(REPOSITORY / "train.sh"), *flags]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment_of(network, NODE_IP_LIST=nodes, OUTPUT_DIR=str(folder), **variables),
-    )
-    return Training(network, folder, process)
-
-
-@pytest.fixture
-def training(network, tmp_path):
-    """Starts training on hosts; ends whatever is left of it."""
-    started = []
-
-    def begin(*flags, folder="run", **settings):
-        started.append(start(network, tmp_path / folder, *flags, **settings))
-        return started[-1]
-
-    yield begin
-    network.clear()
-    for one in started:
-        one.process.send_signal(signal.SIGCONT)
-        one.process.stdout.close()
-        one.process.wait(timeout=20)
-
-
-def losses(folder: Path) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -106,16 +31,6 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
         for file in sorted(last.glob("rank-*.safetensors"))
         for name, tensor in load_file(file).items()
     }
-
-
-@pytest.fixture(scope="session")
-def undisturbed(network, tmp_path_factory) -> Path:
-    """The same run on the same two hosts, left alone."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    made = start(network, folder, *RUN)
-    assert made.end() == 0, made.text()
-    wait_until_empty(network, 0, 1)
-    return folder
 
 
 def assert_same_run(folder: Path, other: Path) -> None:

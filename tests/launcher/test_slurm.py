@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.launcher.test_faults import RUN, losses, undisturbed  # noqa: F401 a fixture
+from tests.launcher.training import RUN, losses
 
 CONF = """\
 ClusterName=test
@@ -118,7 +118,7 @@ def test_a_job_trains_like_any_other_and_is_requeued_before_its_time_is_over(
     slurm,
     network,
     tmp_path,
-    undisturbed,  # noqa: F811
+    undisturbed,
 ):
     folder = tmp_path / "run"
     script = write_script(network, tmp_path, *RUN, "--output_dir", str(folder))

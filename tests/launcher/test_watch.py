@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from tests.launcher.network import PORT, Network
+from tests.launcher.network import PORT, Network, wait_until_empty
 
 HOST_TIMEOUT = 4.0
 # Two processes below the command, one of them in a session of its own, as torchrun's ranks are.
@@ -76,16 +76,6 @@ class FanOut:
 
     def launcher(self) -> int:
         return self.find(0, "tests.launcher.fan_out")
-
-
-def wait_until_empty(network: Network, *hosts: int, timeout: float = 15) -> float:
-    """Seconds until nothing runs on the hosts any more."""
-    began = time.monotonic()
-    while any(network.processes(host) for host in hosts):
-        left = {host: network.processes(host) for host in hosts}
-        assert time.monotonic() - began < timeout, left
-        time.sleep(0.1)
-    return time.monotonic() - began
 
 
 @pytest.fixture
