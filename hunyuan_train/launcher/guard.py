@@ -75,7 +75,7 @@ class Guard:
                 "missing on this host; start from one that all hosts have",
                 file=sys.stderr,
             )
-            tell("ended", exit_code=USER_ERROR, failure=None)
+            tell("ended", exit_code=USER_ERROR, failure=None, was_told_to=False)
             return USER_ERROR
         exit_code = SUCCESS
         for command in self.spec.commands:
@@ -86,7 +86,7 @@ class Guard:
             return HOST_LOST
         cause = self.folder / CAUSE
         failure = json.loads(cause.read_text(encoding="utf-8")) if cause.exists() else None
-        tell("ended", exit_code=exit_code, failure=failure)
+        tell("ended", exit_code=exit_code, failure=failure, was_told_to=self.is_stopping)
         return exit_code
 
     @property

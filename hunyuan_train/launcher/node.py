@@ -51,6 +51,7 @@ class Node:
     standings: list[Standing] = field(default_factory=list)
     exit_code: int | None = None
     failure: Failure | None = None
+    was_told_to_end: bool = False
     is_over: bool = False
     is_silent: bool = False  # it was not waited for in the end
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
@@ -121,6 +122,7 @@ class Node:
             ]
         elif name == "ended":
             self.exit_code = event["exit_code"]
+            self.was_told_to_end = event["was_told_to"]
             if event["failure"]:
                 self.failure = Failure(**event["failure"])
 

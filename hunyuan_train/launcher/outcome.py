@@ -60,7 +60,8 @@ def conclude(nodes: Sequence[Node], *, launch: LaunchConfig) -> Outcome:
             lost=lost,
             step=step,
         )
-    node = next(node for node in nodes if node.exit_code != SUCCESS)
+    failed = [node for node in nodes if node.exit_code != SUCCESS]
+    node = min(failed, key=lambda node: node.was_told_to_end)  # those were ended for another's sake
     return Outcome(
         reason="failed",
         exit_code=node.exit_code or FAILURE,

@@ -76,7 +76,7 @@ def test_commands_run_one_after_the_other_in_a_folder_of_their_own(guard, tmp_pa
     )
     process = guard(first, second, WORD="hello")
     told = events(process)
-    assert told["ended"] == {"exit_code": 0, "failure": None}
+    assert told["ended"] == {"exit_code": 0, "failure": None, "was_told_to": False}
     *words, folder = process.stderr.read().split()
     assert words == ["hello", "read", "me"]
     assert not Path(folder).exists()

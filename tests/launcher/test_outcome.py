@@ -68,10 +68,12 @@ def test_an_unreachable_host_is_said_in_the_words_of_ssh():
     )
 
 
-def test_a_silent_end_shows_the_last_lines():
-    outcome = ended(node("a", 143), node("b", 0), node("c", 97, tail=["sh: no such folder"]))
-    assert outcome.host == Host("a", 1)
-    assert ended(node("c", 97, tail=["sh: no such folder"])).words.endswith("sh: no such folder")
+def test_a_silent_end_shows_the_last_lines_and_is_not_that_of_a_host_that_was_ended():
+    told = node("a", 137)
+    told.was_told_to_end = True
+    outcome = ended(told, node("b", 0), node("c", 97, tail=["sh: no such folder"]))
+    assert outcome.host == Host("c", 1)
+    assert outcome.words.endswith("sh: no such folder")
 
 
 def test_one_host_alone_is_not_named():
