@@ -42,8 +42,8 @@ srun --kill-on-bad-exit=1 bash -c 'export PET_NODE_RANK="$SLURM_NODEID"; exec "$
   --max_restarts=0 --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \\
   {script} &
 step=$!
-# srun passes it on to torchrun on every node, and torchrun to the ranks.
-trap 'is_stopping=1; kill -TERM "$step"' USR1
+# To torchrun and the ranks on every node; srun itself would end them at once.
+trap 'is_stopping=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
 status=0
 wait "$step" || status=$?
 if ((is_stopping)); then # the signal has ended the first wait
