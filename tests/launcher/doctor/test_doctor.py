@@ -291,6 +291,7 @@ def test_a_slow_cable_is_measured(network, flags):
     assert result.returncode == 1
     assert seconds < 60 + SLACK
     slow = [line for line in result.stdout.splitlines() if line.startswith("failed: ")]
+    sys.stdout.write(f"| slow cable | {seconds:.0f} s | `{slow[0]}` |\n")
     assert [line.partition(": bandwidth: ")[0] for line in slow] == [
         f"failed: host {network.address(1)}"
     ]
