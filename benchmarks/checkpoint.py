@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from benchmarks.results import add_report_flag, show
 from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.checkpoint.resume import choose_checkpoint
@@ -39,7 +40,6 @@ from tests.batches import make_batch
 from tests.engines import small_engine
 from tests.measured import Repeated, shape_of_size
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 NUM_RANKS = 2
 NUM_SAVES = 3
 BLOCK_BYTES = 2**24
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=16, help="0.06 GB of a checkpoint each")
     parser.add_argument("--tokens", type=int, default=2048, help="of each rank and step")
     parser.add_argument("--folder", type=Path, help="where to work")
-    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    add_report_flag(parser)
     arguments = parser.parse_args()
     processes.TIMEOUT_SECONDS = 3600
     command = " ".join(["python -m benchmarks.checkpoint", *sys.argv[1:]])
@@ -183,10 +183,7 @@ def main() -> None:
             lines += describe(name, ranks)
             rmtree(folder, ignore_errors=True)
     text = "\n".join(lines)
-    print(text)
-    if arguments.report:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text}")
+    show(text, is_kept=arguments.report)
 
 
 if __name__ == "__main__":

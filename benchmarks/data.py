@@ -1,6 +1,6 @@
 """How fast data becomes batches, how full rows are, and how much memory a large file takes.
 
-    python benchmarks/data.py --tokenizer FOLDER [--report]
+    python -m benchmarks.data --tokenizer FOLDER [--report]
 
 Throughput counts tokens by seconds of processor time of one process, so that other load on the
 machine disturbs it little; each number is the best of a few rounds over the same mix of chats.
@@ -28,6 +28,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.chat_template import CHAT_TEMPLATE
@@ -41,7 +42,6 @@ from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.data.workers import map_in_order
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
 TOKENIZER_SCRIPT = REPOSITORY / "data" / "train_tokenizer.py"
 ROUNDS = 3
 LONG_ROW = 32768  # for throughput: nothing is left out, every token counts
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=REPOSITORY / "data" / "tokenizer_tiny")
     parser.add_argument("--megabytes", type=float, default=100, help="size of the mix")
     parser.add_argument("--memory_gigabytes", type=float, default=2, help="0 leaves it out")
-    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    add_report_flag(parser)
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.tokenizer)
     with tempfile.TemporaryDirectory() as name:
@@ -323,10 +323,7 @@ def main() -> None:
                 for row in measure_memory(path, gigabytes, folder, tokenizer)
             ]
     text = report(sections)
-    print(text)
-    if arguments.report:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text}")
+    show(text, is_kept=arguments.report)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.phases import OPTIMIZER, PhaseClock, watch_phases
+from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.deepspeed_config import choose_file
 from hunyuan_train.config.schema import (
     DataConfig,
@@ -46,7 +46,6 @@ from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.step import train_step
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 NUM_RANKS = 8
 LEARNING_RATE = 1e-5
 WARM_UP_STEPS = 3
@@ -288,7 +287,7 @@ def main() -> None:
     parser.add_argument("--accumulation", type=int, default=1, help="micro-steps in a step")
     parser.add_argument("--small", action="store_true", help="tiny widths, for a CPU")
     parser.add_argument("--compile_optimizer", action="store_true", help="its update by torch")
-    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    add_report_flag(parser)
     arguments = parser.parse_args()
     if not dist.is_torchelastic_launched():
         parser.error("start it with `torchrun --standalone -m benchmarks.gpu_rank_slice`")
@@ -308,10 +307,7 @@ def main() -> None:
     measured = measure(engine, batches, arguments.steps)
     dist.destroy_process_group()
     text = "\n".join(report(config, shape, measured, arguments.accumulation))
-    print(text)
-    if arguments.report:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text}")
+    show(text, is_kept=arguments.report)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.results import add_report_flag, show
 from tests.trainer import test_lean, test_lean_training
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 NUM_STEPS = 60
 
 
@@ -63,7 +62,7 @@ def training_rows() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    add_report_flag(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     command = " ".join(["python -m benchmarks.lean", *sys.argv[1:]])
@@ -84,10 +83,7 @@ def main() -> None:
             "",
         ]
     )
-    print(text)
-    if arguments.report:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text}")
+    show(text, is_kept=arguments.report)
 
 
 if __name__ == "__main__":

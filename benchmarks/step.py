@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file
 from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine, resolve_config
@@ -42,7 +43,6 @@ from hunyuan_train.trainer.step import train_step
 from tests.batches import make_batch
 from tests.measured import watch_memory
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 NUM_STEPS = 3
 TIMEOUT_SECONDS = 1800.0
 DOCUMENTS = 4
@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, default=4096, help="of a step")
     parser.add_argument("--loss_tokens", type=int, default=1024, help="of the loss alone")
-    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    add_report_flag(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         steps = measure_training(arguments.tokens, folder)
@@ -242,10 +242,7 @@ def main() -> None:
         *table("loss", measure_losses(arguments.loss_tokens), arguments.loss_tokens),
     ]
     text = "\n".join(lines)
-    print(text)
-    if arguments.report:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text}")
+    show(text, is_kept=arguments.report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What watching a run costs: the router guardian, and each place that numbers go to.
 
-    python benchmarks/watch.py [--steps N] [--report]
+    python -m benchmarks.watch [--steps N] [--report]
 
 Two processes train the tiny model with split experts on rows of 1,024 tokens. Each part is timed in
 the same steps as the training it watches, and stands beside the median step. The guardian's work
@@ -12,7 +12,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -21,25 +20,22 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from hunyuan_train.config.schema import GuardianConfig  # noqa: E402
-from hunyuan_train.trainer.metrics import MetricsLog, open_metrics  # noqa: E402
-from hunyuan_train.trainer.router_guardian import (  # noqa: E402
+from benchmarks.results import add_report_flag, show
+from hunyuan_train.config.schema import GuardianConfig
+from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
+from hunyuan_train.trainer.router_guardian import (
     RouterGuardian,
     find_alarms,
     measure_load,
 )
-from hunyuan_train.trainer.step import train_step  # noqa: E402
-from tests.batches import make_batch  # noqa: E402
-from tests.engines import router_terms, small_engine  # noqa: E402
-from tests.ranks import run_ranks  # noqa: E402
+from hunyuan_train.trainer.step import train_step
+from tests.batches import make_batch
+from tests.engines import router_terms, small_engine
+from tests.ranks import run_ranks
 
-RESULTS = REPOSITORY / "benchmarks" / "RESULTS.md"
 ROW = [400, 300, 324]  # tokens of the samples in a row
 NUM_NUMBERS = 60  # of a logged step
 WARM_UP = 3
@@ -131,19 +127,14 @@ def write_table(seconds: dict[str, float], large: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--report", action="store_true", help="append to benchmarks/RESULTS.md")
+    add_report_flag(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seconds = run_ranks(watch_training, 2, arguments.steps, Path(folder))[0]
     table = write_table(seconds, time_large_load())
-    print(table)
-    if arguments.report:
-        machine = f"{platform.machine()}, 2 CPU cores, shared and noisy"
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(
-                f"\n## Watching: {date.today()}\n\n`python benchmarks/watch.py --report` on "
-                f"{machine}\n\n{table}\n"
-            )
+    machine = f"{platform.machine()}, 2 CPU cores, shared and noisy"
+    head = f"## Watching: {date.today()}\n\n`python -m benchmarks.watch` on {machine}"
+    show(f"{head}\n\n{table}\n", is_kept=arguments.report)
 
 
 if __name__ == "__main__":

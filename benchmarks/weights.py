@@ -23,6 +23,7 @@ from shutil import rmtree
 
 import torch
 
+from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.schema import LoraConfig
 from tests import ranks
 from tests.measured import (
@@ -39,7 +40,6 @@ from tests.measured import (
 from tests.ranks import run_ranks
 from tests.released import make_run, write_checkpoint
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 SPLITS = ((2, 2), (2, 1), (4, 4), (4, 2))  # ranks, expert-parallel size
 RANK_OF_ADAPTER = 16
 ADAPTERS = {"attention": "attention", "attention and every expert": "attention,experts"}
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to work; six times the size written is needed"
     )
-    parser.add_argument("--report", action="store_true", help=f"append to {RESULTS.name}")
+    add_report_flag(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ranks.TIMEOUT_SECONDS = 3600
@@ -187,10 +187,7 @@ def main() -> None:
     head = ("command", "written", "time", "cp", "speed / cp", "memory taken", "memory in all")
     lines += table(head, copies)
     text = "\n".join(lines)
-    print(text)
-    if arguments.report:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n{text}")
+    show(text, is_kept=arguments.report)
 
 
 if __name__ == "__main__":
