@@ -29,8 +29,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.results import add_report_flag, show
-from hunyuan_train.config.schema import DataConfig
-from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.chat_template import CHAT_TEMPLATE
 from hunyuan_train.data.compile import CompileSettings, compile_chunk
 from hunyuan_train.data.decode import decode_record
@@ -212,31 +210,10 @@ def measure_packing(path: Path, tokenizer: Tokenizer) -> Rows:
     return [(name, f"{pack(lengths, MAX_SEQ_LENGTH):.2%} full", f"{seconds:.2f} s")]
 
 
-def measure_start(path: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
-    """Seconds of a first start with one process and with two, and of a second from the cache."""
-
-    def start(num_workers: int) -> float:
-        config = DataConfig(
-            train_data_file=str(path),
-            cache_dir=str(folder / f"cache-{num_workers}"),
-            max_seq_length=MAX_SEQ_LENGTH,
-            overlong="drop",
-            preprocessing_num_workers=num_workers,
-        )
-        started = time.perf_counter()
-        prepare_dataset(config, tokenizer)
-        return time.perf_counter() - started
-
-    one, two, again = start(1), start(2), start(2)
-    return [
-        ("first start, 1 process", f"{one:.2f} s", "1.00"),
-        ("first start, 2 processes", f"{two:.2f} s", f"{one / two:.2f} times as fast"),
-        ("second start, from the cache", f"{again:.2f} s", ""),
-    ]
-
-
-MEMORY_PROBE = """
-import re, resource, sys
+# In a process of its own: workers import its script again, which must cost them what it costs
+# the workers of a training run, and its memory must not hold what this benchmark holds.
+PROBE = """
+import re, resource, sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from hunyuan_train.config.schema import DataConfig
@@ -247,16 +224,49 @@ from hunyuan_train.data.sources import Source
 from hunyuan_train.data.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
-    work, path, folder, tokenizer = sys.argv[2:]
+    work, path, folder, tokenizer, num_workers = sys.argv[2:]
+    settings = {"max_seq_length": 4096, "overlong": "drop"}
+    started = time.perf_counter()
     if work == "check":
-        lint_sources([Source(Path(path))], CompileSettings(max_seq_length=4096), LintOptions())
+        lint_sources([Source(Path(path))], CompileSettings(**settings), LintOptions())
     else:
-        config = DataConfig(train_data_file=path, cache_dir=folder, overlong="drop")
+        config = DataConfig(
+            train_data_file=path,
+            cache_dir=folder,
+            preprocessing_num_workers=int(num_workers),
+            **settings,
+        )
         prepare_dataset(config, load_tokenizer(Path(tokenizer)))
+    seconds = time.perf_counter() - started
     # Not ru_maxrss for ourselves: it starts at what the benchmark held when it forked.
     own = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
-    print(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    print(seconds, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
+
+
+def run_probe(
+    work: str, path: Path, folder: Path, tokenizer: Tokenizer, num_workers: int = 0
+) -> list[float]:
+    """Seconds, peak KiB of the process and of its largest worker; 0 workers: the default number."""
+    arguments = (REPOSITORY, work, path, folder, tokenizer.folder, num_workers)
+    command = [sys.executable, "-c", PROBE, *map(str, arguments)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [float(number) for number in output.split()]
+
+
+def measure_start(path: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
+    """Seconds of a first start with one process and with two, and of a second from the cache."""
+
+    def start(num_workers: int) -> float:
+        cache = folder / f"cache-{num_workers}"
+        return run_probe("prepare", path, cache, tokenizer, num_workers)[0]
+
+    one, two, again = start(1), start(2), start(2)
+    return [
+        ("first start, 1 process", f"{one:.2f} s", "1.00"),
+        ("first start, 2 processes", f"{two:.2f} s", f"{one / two:.2f} times as fast"),
+        ("second start, from the cache", f"{again:.2f} s", ""),
+    ]
 
 
 def write_large(mix: Path, gigabytes: float, path: Path) -> None:
@@ -273,14 +283,10 @@ def measure_memory(mix: Path, gigabytes: float, folder: Path, tokenizer: Tokeniz
     """Peak memory of the main process and of the largest worker over a large file."""
     path = folder / "large.jsonl"
     write_large(mix, gigabytes, path)
-    probe = folder / "probe.py"
-    probe.write_text(MEMORY_PROBE)
     rows = []
     for work in ("check", "prepare"):
-        paths = (str(one) for one in (path, folder / work, tokenizer.folder))
-        command = [sys.executable, str(probe), str(REPOSITORY), work, *paths]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        main, worker = (int(kibibytes) / 1e3 for kibibytes in output.split())
+        _, *peaks = run_probe(work, path, folder / work, tokenizer)
+        main, worker = (kibibytes / 1e3 for kibibytes in peaks)
         rows.append((f"{work} {gigabytes:.1f} GB", f"{main:,.0f} MB", f"{worker:,.0f} MB a worker"))
         shutil.rmtree(folder / work, ignore_errors=True)
     return rows
