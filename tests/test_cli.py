@@ -106,7 +106,7 @@ def test_export_and_merge_refuse_what_they_are_given_without_torch(repository, t
     (tmp_path / "config.json").write_text("{}")
     for arguments, message in [
         (["export", "no/run", "out"], "no/run is no complete checkpoint"),
-        (["merge", "no/base", "no/adapter", "out"], "no/base, which holds no config.json"),
+        (["merge", "no/base", "no/adapter", "out"], "no/base is no model folder"),
         (["merge", str(tmp_path), "no/adapter", "out"], "has model_type None"),
         (["export", "no/run", str(tmp_path)], "exists; give another folder"),
     ]:

@@ -157,8 +157,8 @@ def read_shape(model_folder: Path) -> ModelShape:
             raise ValueError("it holds no object")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"model_name_or_path is {model_folder}, which holds no config.json; point it at a "
-            "downloaded Hugging Face model folder"
+            f"{model_folder} is no model folder: it holds no config.json; give the path of a "
+            "downloaded Hugging Face model"
         ) from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); download it again") from error

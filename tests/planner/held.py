@@ -139,13 +139,16 @@ def address(tensor: Tensor) -> int:
 
 def count_checkpoint(engine: deepspeed.DeepSpeedEngine) -> int:
     """Bytes of a checkpoint's tensors, of all ranks, without the states of random generators."""
-    folders = [tempfile.mkdtemp() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(folders)
-    folder = Path(folders[0], "step-000001")
-    save_checkpoint(engine, TrainerState(), folder, fingerprints={})
-    return sum(
-        location.num_bytes
-        for file in folder.glob("*.safetensors")
-        for name, location in read_header(file).items()
-        if not name.startswith("random_state")
-    )
+    with tempfile.TemporaryDirectory() as name:
+        names = [name]
+        dist.broadcast_object_list(names)
+        folder = Path(names[0], "step-000001")  # of rank 0, for all
+        save_checkpoint(engine, TrainerState(), folder, fingerprints={})
+        num_bytes = sum(
+            location.num_bytes
+            for file in folder.glob("*.safetensors")
+            for name, location in read_header(file).items()
+            if not name.startswith("random_state")
+        )
+        dist.barrier()
+    return num_bytes
