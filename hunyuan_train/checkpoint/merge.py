@@ -13,8 +13,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import isfinite
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -110,17 +112,23 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
 def merge_files(
     locations: dict[str, TensorLocation], changes: dict[str, Change], folder: Path
 ) -> dict[str, Difference]:
-    """Merge every weight file of the base, several at a time."""
+    """Merge every weight file of the base, several at a time; a failure or Ctrl-C ends all."""
     files = sorted({location.file for location in locations.values()})
+    is_ended = Event()
     with show_progress("merging", sum(file.stat().st_size for file in files)) as advance:
 
         def merge(file: Path) -> Difference:
-            segments = cut_file(file, locations, changes)
+            segments = takewhile(
+                lambda _: not is_ended.is_set(), cut_file(file, locations, changes)
+            )
             return merge_file(file, folder / file.name, segments, changes, advance)
 
         with ThreadPoolExecutor(min(num_threads(), num_files_in_memory(changes))) as pool:
             names = [file.name for file in files]
-            return dict(zip(names, pool.map(merge, files), strict=True))
+            try:
+                return dict(zip(names, pool.map(merge, files), strict=True))
+            finally:
+                is_ended.set()  # all is done, or nobody waits for the rest
 
 
 def num_files_in_memory(changes: dict[str, Change]) -> int:

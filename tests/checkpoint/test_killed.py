@@ -5,6 +5,8 @@ import multiprocessing
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -79,6 +81,22 @@ def start(function: Callable[..., None], *arguments: Path) -> multiprocessing.pr
     process = context.Process(target=function, args=arguments)
     process.start()
     return process
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_ctrl_c_ends_it_and_leaves_nothing_behind(
+    inputs: Path, tmp_path: Path, command: str
+) -> None:
+    output = tmp_path / "out"
+    sources = {"export": ["run"], "merge": ["base", "adapter"]}[command]
+    arguments = [command, *(str(inputs / name) for name in sources), str(output)]
+    process = subprocess.Popen([sys.executable, "-m", "hunyuan_train", *arguments])
+    while not list(tmp_path.glob("out.incomplete/*.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 128 + signal.SIGINT
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["export", "merge"])
