@@ -4,12 +4,15 @@ import argparse
 import json
 import logging
 import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import build_config
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolve import Machine, choose_num_processes
+from hunyuan_train.launcher.cluster import find_cluster, with_environment
 from hunyuan_train.launcher.environment import rank_environment
 from hunyuan_train.launcher.extension import (
     extensions_folder,
@@ -17,7 +20,13 @@ from hunyuan_train.launcher.extension import (
     prepare_extension,
 )
 from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.many import examine_or_refuse
 from hunyuan_train.log import console, log_to_screen
+
+if TYPE_CHECKING:  # they import torch, which must read the environment that is prepared here
+    from hunyuan_train.selftest.compare import Errors
+    from hunyuan_train.selftest.oracle import Verdict
+    from hunyuan_train.selftest.plans import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +36,7 @@ Trains a tiny model of the real architecture under every way of splitting it tha
 offers, and in one plain process in float64 without any of them, and compares losses, every
 gradient, the clip coefficient and the weights after several steps. The steps hold what has gone
 wrong elsewhere: experts without tokens, uneven ranks, ranks without labels or without data.
+With NODE_IP_LIST or HOSTFILE, as for train.sh, on all hosts at once.
 Exit code 1: something is out of tolerance.
 """
 
@@ -57,30 +67,51 @@ def add_selftest_command(
 
 
 def run_selftest(arguments: argparse.Namespace) -> int:
-    """Check the plans that are asked for and show what came of them."""
+    """Check the plans that are asked for, here or on all hosts, and show what came of them."""
     machine = detect_machine()
-    counts = choose_processes(arguments.processes, machine)
+    config = with_environment(build_config({}), os.environ)
+    slots = choose_num_processes(config, machine)
+    cluster = find_cluster(config, os.environ, default_slots=slots)
+    if not cluster.is_alone and arguments.processes:
+        raise ConfigError(
+            f"processes is {arguments.processes}, but on several hosts all of their slots take "
+            "part; leave it out, or write fewer slots into NODE_IP_LIST"
+        )
     log_to_screen()
     prepare_environment(machine)
     # torch and DeepSpeed, which read the environment
-    from hunyuan_train.selftest.oracle import check_plans
-    from hunyuan_train.selftest.plans import list_plans, recipe_plan
-    from hunyuan_train.selftest.report import as_data, last_line, make_table
+    from hunyuan_train.selftest.hosts import RanksOnHosts
+    from hunyuan_train.selftest.oracle import RanksHere
+    from hunyuan_train.selftest.plans import choose_plans
 
+    check: Callable[[Plan], Errors]
+    if cluster.is_alone:
+        counts, num_gpus = choose_processes(arguments.processes, machine), machine.num_gpus
+        check = RanksHere()
+    else:
+        examination = examine_or_refuse(config, cluster, console)
+        check = RanksOnHosts(examination, config.launch, arguments.recipe)
+        counts, num_gpus = [check.num_processes], check.num_gpus
     plans = [
         plan
         for count in counts
-        for plan in (
-            [recipe_plan(arguments.recipe, count, num_gpus=machine.num_gpus)]
-            if arguments.recipe
-            else list_plans(count, num_gpus=machine.num_gpus)
-        )
+        for plan in choose_plans(count, arguments.recipe, num_gpus=num_gpus)
         if (arguments.only or "") in plan.name
     ]
     if not plans:
         raise ConfigError(f"only is {arguments.only!r}, which is in no plan's name; leave it out")
+    verdicts = check_and_tell(plans, check)
+    show(verdicts, is_json=arguments.json)
+    return int(any(verdict.wrong for verdict in verdicts))
+
+
+def check_and_tell(plans: Sequence["Plan"], check: Callable[["Plan"], "Errors"]) -> list["Verdict"]:
+    """Check the plans one after the other, and log what comes of each."""
+    from hunyuan_train.selftest.oracle import check_plans
+    from hunyuan_train.selftest.report import last_line
+
     verdicts = []
-    for number, verdict in enumerate(check_plans(plans), start=1):
+    for number, verdict in enumerate(check_plans(plans, check), start=1):
         verdicts.append(verdict)
         if verdict.failure:
             logger.warning("%s", verdict.failure)
@@ -90,11 +121,17 @@ def run_selftest(arguments: argparse.Namespace) -> int:
             last_line(verdict.failure) or ", ".join(verdict.wrong) or "equal",
             verdict.seconds,
         )
-    if arguments.json:
+    return verdicts
+
+
+def show(verdicts: Sequence["Verdict"], *, is_json: bool) -> None:
+    """Print a table for people, or a list for programs."""
+    from hunyuan_train.selftest.report import as_data, make_table
+
+    if is_json:
         print(json.dumps(as_data(verdicts), indent=1))  # noqa: T201 the answer itself
     else:
         Console().print(make_table(verdicts))
-    return int(any(verdict.wrong for verdict in verdicts))
 
 
 def prepare_environment(machine: Machine) -> None:

@@ -59,31 +59,41 @@ class References:
         return self._known[key]
 
 
-def check_plans(
-    plans: Sequence[Plan], *, train: Callable[..., Record] = train_plan
-) -> Iterator[Verdict]:
+class RanksHere:
+    """Trains plans on processes of this machine, and compares them with their references."""
+
+    def __init__(self, train: Callable[..., Record] = train_plan) -> None:
+        self.train = train  # what each rank runs; tests plant faults here
+        self.references = References()
+
+    def __call__(self, plan: Plan) -> Errors:
+        """Train a plan and compare it.
+
+        Raises:
+            RanksError: a rank failed.
+        """
+        records = run_ranks(
+            self.train,
+            plan.num_processes,
+            *(plan.config, plan.shape, make_steps(plan.num_batches)),
+            preload=PRELOADED,
+            timeout_seconds=TIMEOUT_SECONDS,
+        )
+        return compare(self.references.of(plan), records, plan.config.train)
+
+
+def check_plans(plans: Sequence[Plan], check: Callable[[Plan], Errors]) -> Iterator[Verdict]:
     """Check each plan as it is asked for.
 
     Args:
         plans: in this order.
-        train: what each rank runs; tests plant faults here.
+        check: trains one and compares it.
     """
-    references = References()
     for plan in plans:
         started = time.perf_counter()
         errors, failure = None, ""
         try:
-            errors = compare(references.of(plan), _run(plan, train), plan.config.train)
+            errors = check(plan)
         except (RanksError, ValueError) as error:
             failure = str(error).strip()
         yield Verdict(plan, errors, failure, time.perf_counter() - started)
-
-
-def _run(plan: Plan, train: Callable[..., Record]) -> list[Record]:
-    return run_ranks(
-        train,
-        plan.num_processes,
-        *(plan.config, plan.shape, make_steps(plan.num_batches)),
-        preload=PRELOADED,
-        timeout_seconds=TIMEOUT_SECONDS,
-    )

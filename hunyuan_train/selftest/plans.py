@@ -115,6 +115,17 @@ ON_FOUR = (
 )
 
 
+def choose_plans(num_processes: int, recipe: str | None, *, num_gpus: int) -> list[Plan]:
+    """All plans for this number of processes, or that of one recipe.
+
+    Raises:
+        ConfigError: see `recipe_plan`.
+    """
+    if recipe:
+        return [recipe_plan(recipe, num_processes, num_gpus=num_gpus)]
+    return list_plans(num_processes, num_gpus=num_gpus)
+
+
 def list_plans(num_processes: int, *, num_gpus: int) -> list[Plan]:
     """Every plan that is checked on this number of processes."""
     entries = [*ON_ANY]
@@ -125,7 +136,8 @@ def list_plans(num_processes: int, *, num_gpus: int) -> list[Plan]:
 
 
 def _make_plan(entry: Entry, num_processes: int, num_gpus: int) -> Plan:
-    expert_size = num_processes // entry.num_groups if entry.num_groups else 1
+    group = num_processes // entry.num_groups if entry.num_groups else 1
+    expert_size = gcd(group, SHAPE.num_experts)
     settings = {
         "bf16": False,
         "max_grad_norm": MAX_NORM,

@@ -17,7 +17,7 @@ def run_with_fault(
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[int, list[dict]]:
     train = partial(faults.train_with_fault, fault)
-    monkeypatch.setattr(oracle, "check_plans", partial(oracle.check_plans, train=train))
+    monkeypatch.setattr(oracle, "RanksHere", partial(oracle.RanksHere, train))
     exit_code = main(["selftest", "--processes", "2", "--only", "experts split, SGD", "--json"])
     return exit_code, json.loads(capsys.readouterr().out)
 

@@ -1,0 +1,76 @@
+"""Checks a plan on the hosts of a run: one job on all of them, through the guards of a run."""
+
+import json
+
+from rich.console import Console
+
+from hunyuan_train.config.load import build_config
+from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.launcher.doctor.examine import Examination
+from hunyuan_train.launcher.jobs import (
+    host_environment,
+    make_job,
+    prepare_commands,
+    torchrun_command,
+)
+from hunyuan_train.launcher.output import split_mark
+from hunyuan_train.launcher.ranks import RanksError
+from hunyuan_train.launcher.watch import run_jobs
+from hunyuan_train.selftest.compare import Errors
+from hunyuan_train.selftest.plans import Plan
+
+MODULE = "hunyuan_train.selftest.rank"
+
+
+class RanksOnHosts:
+    """Trains plans on the slots of all hosts; rank 0 trains the reference and compares."""
+
+    def __init__(self, examination: Examination, launch: LaunchConfig, recipe: str | None) -> None:
+        self.examination = examination
+        self.launch = launch
+        self.recipe = [recipe] if recipe else []
+
+    @property
+    def num_processes(self) -> int:
+        """Slots of all hosts."""
+        return sum(self.examination.cluster.slots)
+
+    @property
+    def num_gpus(self) -> int:
+        """One for each process, or none."""
+        return self.num_processes if self.examination.machine.num_gpus else 0
+
+    def __call__(self, plan: Plan) -> Errors:
+        """Train a plan and compare it.
+
+        Raises:
+            RanksError: a rank or a host failed.
+        """
+        cluster, machine = self.examination.cluster, self.examination.machine
+        meeting = self.examination.meeting(self.launch.master_port)
+        words = (plan.name, str(self.num_processes), str(self.num_gpus), *self.recipe)
+        compiled = build_config({"optimizer": "offload"})  # what any plan may load
+        jobs = [
+            make_job(
+                host,
+                cluster,
+                self.launch,
+                commands=[
+                    *prepare_commands(compiled, machine),
+                    torchrun_command(cluster, host, meeting, ["-m", MODULE, *words]),
+                ],
+                files={},
+                environment=host_environment(host, cluster, meeting, machine),
+            )
+            for host in cluster.hosts
+        ]
+        lines: list[str] = []
+        outcome = run_jobs(
+            jobs, self.launch, console=Console(quiet=True), show_output=lambda _: lines.append
+        )
+        if outcome.reason == "stopped":
+            raise KeyboardInterrupt
+        answers = [text for _, text in map(split_mark, lines) if text.startswith('{"loss"')]
+        if outcome.reason != "done" or not answers:
+            raise RanksError(outcome.words or "\n".join(["the ranks said nothing", *lines]))
+        return Errors(**json.loads(answers[-1]))

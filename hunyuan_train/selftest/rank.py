@@ -1,0 +1,39 @@
+"""One rank of a plan across hosts, as torchrun starts it; rank 0 prints what it found.
+
+python -m hunyuan_train.selftest.rank PLAN NUM_PROCESSES NUM_GPUS [RECIPE]
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch.distributed as dist
+
+from hunyuan_train.selftest.compare import compare
+from hunyuan_train.selftest.oracle import References
+from hunyuan_train.selftest.plans import choose_plans
+from hunyuan_train.selftest.record import Record
+from hunyuan_train.selftest.samples import make_steps
+from hunyuan_train.selftest.training import train_plan
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train this rank's part of the plan; on rank 0, compare all parts with the reference."""
+    screen = sys.stdout  # the training hides it from the libraries
+    name, num_processes, num_gpus, *recipe = arguments
+    plans = choose_plans(int(num_processes), recipe[0] if recipe else None, num_gpus=int(num_gpus))
+    [plan] = [plan for plan in plans if plan.name == name]
+    record = train_plan(plan.config, plan.shape, make_steps(plan.num_batches))
+    is_first = dist.get_rank() == 0
+    records: list[Record] | None = [record] * dist.get_world_size() if is_first else None
+    dist.gather_object(record, records)
+    if records:
+        errors = compare(References().of(plan), records, plan.config.train)
+        screen.write(json.dumps(asdict(errors)) + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
