@@ -10,7 +10,6 @@ import argparse
 import os
 import platform
 import sys
-import time
 from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
@@ -51,13 +50,11 @@ def compare(change: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def training_rows() -> Iterator[str]:
-    """Loss of the last steps, and the time of all."""
-    for name, is_lean in (("AdamW, float32", False), ("lean, bfloat16", True)):
-        started = time.process_time()
-        losses = test_lean_training.train(is_lean=is_lean)
+    """Loss of the first and the last steps under the engine, experts split over two ranks."""
+    for name, optimizer in (("AdamW, float32", "adamw"), ("lean, bfloat16", "lean")):
+        losses = test_lean_training.losses_of(optimizer)
         last = losses[-test_lean_training.LAST_STEPS :]
-        seconds = time.process_time() - started
-        yield f"| {name} | {losses[0]:.4f} | {sum(last) / len(last):.4f} | {seconds:.0f} s |"
+        yield f"| {name} | {losses[0]:.4f} | {sum(last) / len(last):.4f} |"
 
 
 def main() -> None:
@@ -77,8 +74,8 @@ def main() -> None:
             "|---|---|---:|---:|---:|",
             *survival_rows(),
             "",
-            "| 300 steps of a small model | first loss | mean of the last 20 | process time |",
-            "|---|---:|---:|---:|",
+            "| 300 steps of a small model, ZeRO-3, EP 2 | first loss | mean of the last 20 |",
+            "|---|---:|---:|",
             *training_rows(),
             "",
         ]

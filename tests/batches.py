@@ -17,16 +17,22 @@ WEIGHTS = SeededWeights(seed=1, standard_deviation=SHAPE.initializer_range)
 
 
 def make_batch(generator: np.random.Generator, lengths: list[int]) -> Batch:
-    """One row of documents; the last two thirds of each carry loss."""
-    tokens = [generator.integers(0, SHAPE.vocab_size, length) for length in lengths]
+    """One row of random documents; the last two thirds of each carry loss."""
+    documents = [generator.integers(0, SHAPE.vocab_size, length) for length in lengths]
+    return batch_of(documents, [length // 3 for length in lengths])
+
+
+def batch_of(documents: list[np.ndarray], prompt_lengths: list[int]) -> Batch:
+    """One row of documents; what is behind the prompt in each carries loss."""
+    lengths = [len(document) for document in documents]
     labels = []
-    for document in tokens:
+    for document, prompt_length in zip(documents, prompt_lengths, strict=True):
         shifted = np.append(document[1:], -100)
-        shifted[: len(document) // 3] = -100
+        shifted[:prompt_length] = -100
         labels.append(shifted)
     label_row = np.concatenate(labels).astype(np.int64)
     return Batch(
-        input_ids=np.concatenate(tokens).astype(np.int64),
+        input_ids=np.concatenate(documents).astype(np.int64),
         position_ids=np.concatenate([np.arange(length) for length in lengths]).astype(np.int64),
         labels=label_row,
         loss_weights=(label_row >= 0).astype(np.float32),
