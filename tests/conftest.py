@@ -18,7 +18,7 @@ from hunyuan_train.launcher.machine import count_gpus
 # Its ninja comes first, as in the launcher: another one would compile everything again.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder(dict(os.environ))))
+os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(os.environ))
 if count_gpus() == 0:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

@@ -5,6 +5,7 @@ that was killed leaves a lock file for which every later start waits for ever, w
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import sys
@@ -72,10 +73,15 @@ def main(names: Sequence[str]) -> int:
 
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
-    """Where they are kept: one folder per environment, as two DeepSpeed versions overwrite each
-    other's files in torch's default cache.
+    """Where they are kept: one folder per environment, also below one that the user names.
+
+    Environments that share a folder compile over each other's files, in the middle of their runs:
+    ninja takes the other's paths for a change. Asking again from inside of a run changes nothing.
     """
-    return Path(environment.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix, "torch_extensions")))
+    own = Path(sys.prefix, "torch_extensions")
+    given = Path(environment.get("TORCH_EXTENSIONS_DIR") or own)
+    name = f"environment-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]}"
+    return given if given == own or given.name == name else given / name
 
 
 def prepare_extension(

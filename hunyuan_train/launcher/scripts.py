@@ -1,5 +1,6 @@
 """The same run in the words of other launchers: plain torchrun commands, or a script for sbatch."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.settings import COMMAND_SWITCHES
 from hunyuan_train.launcher.cluster import Cluster
 from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.extension import extensions_folder
 from hunyuan_train.launcher.preflight import Plan
 
 DEFAULT_PORT = 29500
@@ -29,7 +31,7 @@ SLURM = """\
 set -euo pipefail
 cd {folder}
 export PATH={bin_folder}:"$PATH" PYTHONPATH={repository}"${{PYTHONPATH:+:$PYTHONPATH}}"
-export TORCH_EXTENSIONS_DIR="${{TORCH_EXTENSIONS_DIR:-{extensions}}}"
+export TORCH_EXTENSIONS_DIR={extensions}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={stop_seconds}
 {device}MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
@@ -104,7 +106,7 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
         folder=shlex.quote(str(Path.cwd())),
         bin_folder=shlex.quote(str(Path(sys.executable).parent)),
         repository=shlex.quote(str(REPOSITORY)),
-        extensions=Path(sys.prefix, "torch_extensions"),
+        extensions=shlex.quote(str(extensions_folder(os.environ))),
         device="" if plan.machine.num_gpus else "export DS_ACCELERATOR=cpu\n",
         agent=shlex.join([sys.executable, "-u", "-m", "hunyuan_train.launcher.agent"]),
         script=script,

@@ -1,6 +1,8 @@
 import os
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -51,9 +53,21 @@ def test_only_what_a_run_loads_is_compiled(optimizer, num_gpus, expected):
     assert needed_extensions(config, num_gpus=num_gpus) == expected
 
 
-def test_the_folder_belongs_to_the_environment_unless_the_user_names_one():
-    assert extensions_folder({"TORCH_EXTENSIONS_DIR": "/x"}).as_posix() == "/x"
-    assert extensions_folder({}).name == "torch_extensions"
+def test_the_folder_belongs_to_the_environment():
+    assert extensions_folder({}) == Path(sys.prefix, "torch_extensions")
+    assert extensions_folder({"TORCH_EXTENSIONS_DIR": str(extensions_folder({}))}).name == (
+        "torch_extensions"
+    )
+
+
+def test_environments_that_share_a_folder_do_not_share_their_builds(monkeypatch):
+    ours = extensions_folder({"TORCH_EXTENSIONS_DIR": "/x"})
+    assert ours.parent == Path("/x")
+    assert extensions_folder({"TORCH_EXTENSIONS_DIR": str(ours)}) == ours
+    monkeypatch.setattr(sys, "prefix", "/other")
+    theirs = extensions_folder({"TORCH_EXTENSIONS_DIR": "/x"})
+    assert theirs.parent == Path("/x")
+    assert theirs != ours
 
 
 def test_an_extension_is_compiled_once(tmp_path, compiled):

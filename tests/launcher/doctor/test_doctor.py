@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 
+from hunyuan_train.launcher.extension import extensions_folder
 from tests.launcher.network import PORT, environment_of
 
 SITE_PACKAGES = Path(tiktoken.__file__).parents[1]
@@ -243,11 +244,11 @@ def test_small_shared_memory(network, flags):
 
 
 def test_a_stale_lock_is_warned_of_and_fixed(network, flags, tmp_path):
-    lock = tmp_path / "extensions/deepspeed_shm_comm/lock"
+    settings = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    lock = extensions_folder(settings) / "deepspeed_shm_comm/lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
     os.utime(lock, (0, 0))
-    settings = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     result, _ = doctor(network, *flags, **settings)
     assert result.returncode == 0
     assert f"mend it: rm -f {lock}" in result.stdout
