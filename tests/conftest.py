@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +43,22 @@ def start_train(*arguments: str, cwd: Path, timeout: float = 600) -> Finished:
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[[float], Path]]:
+    """Makes a disk of so many megabytes; skips where that is not allowed."""
+    disk = tmp_path / "disk"
+
+    def make(megabytes: float) -> Path:
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "none", disk]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a tmpfs is not permitted here")
+        return disk
+
+    yield make
+    subprocess.run(["umount", "-l", disk], capture_output=True, check=False)
 
 
 @pytest.fixture

@@ -118,6 +118,8 @@ def _begin(folder: Path, num_bytes: int) -> str | None:
         begin_folder(folder)
     except OSError as error:
         return _describe(error, folder.parent)
+    except CheckpointError as error:
+        return str(error)
     return None
 
 

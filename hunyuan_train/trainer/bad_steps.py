@@ -110,8 +110,12 @@ def _number_or_none(value: float) -> float | None:
 
 
 def _append_once(path: Path, entry: dict[str, object]) -> None:
-    """A step that is done again after a resume is not noted again."""
+    """A step that is done again after a resume is not noted again; a full disk ends no run."""
     line = json.dumps(entry) + "\n"
-    if not path.exists() or line not in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
+    try:
+        known = path.read_text(encoding="utf-8") if path.exists() else ""
+        if line not in known.splitlines(keepends=True):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+    except OSError as error:
+        logger.warning("%s cannot be written: %s; it lacks %s", path, error.strerror, line.strip())

@@ -5,7 +5,9 @@ Only rank 0 owns a `MetricsLog`; a resumed run continues the same file from the 
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,25 +140,41 @@ class TensorBoardTracker:
 
 
 class JsonLines:
-    """A file of one JSON object per step."""
+    """A file of one JSON object per step. A disk that takes no more does not end a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.unwritten: list[str] = []  # lines that wait for room
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write one object, which has a `step`."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Write one object, which has a `step`, after those that could not be written before."""
+        self.unwritten.append(json.dumps(entry) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(self.unwritten))
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, size)  # no half of a line stays
+            if len(self.unwritten) == 1:
+                logger.warning(
+                    "%s cannot be written: %s; its lines are kept in memory until it can be",
+                    *(self.path, error.strerror),
+                )
+        else:
+            self.unwritten.clear()
 
     def forget_after(self, step: int) -> None:
         """Drop lines past the step a run resumes at: those steps are about to be done again."""
+        self.unwritten = [line for line in self.unwritten if json.loads(line)["step"] <= step]
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        shortened = self.path.with_suffix(".shortened")
-        shortened.write_text("".join(kept), encoding="utf-8")
-        shortened.replace(self.path)  # killed before this, all of it is still there
+        kept = 0  # bytes; steps only rise, so what goes is the end
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+        os.truncate(self.path, kept)
 
 
 class MetricsLog:

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,12 @@ def train_and_save(
         saver.report()
         if step == 1 and spoil == "full after all":  # room was there when it was looked for
             save.shutil.disk_usage = lambda _: DiskUsage(0, 0, 10**12)
+        if step == 1 and spoil == "read-only":
+            saver.finish()
+            dist.barrier()
+            if dist.get_rank() == 0:
+                subprocess.run(["mount", "-o", "remount,ro", output_dir], check=True)
+            dist.barrier()
         saver.save(TrainerState(step + 1))
         content = collect_content(engine, None)
         states.append({name: values.clone() for name, values in content.states.items()})
@@ -81,22 +87,6 @@ def test_a_save_beside_training_holds_the_state_of_its_step(
             locations = read_header(folder / f"rank-{rank:05d}.safetensors")
             for name, values in states[step - 1].items():
                 assert torch.equal(read_range(locations[name], 0, len(values)), values), name
-
-
-@pytest.fixture
-def make_disk(tmp_path: Path) -> Iterator[Callable[[float], Path]]:
-    """Makes a disk of so many megabytes; skips where that is not allowed."""
-    disk = tmp_path / "disk"
-
-    def make(megabytes: float) -> Path:
-        disk.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1024)}k", "none", disk]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a tmpfs is not permitted here")
-        return disk
-
-    yield make
-    subprocess.run(["umount", "-l", disk], capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +120,17 @@ def test_a_disk_that_cannot_be_written_to_does_not_end_the_run(
     (warnings, _), _ = run_ranks(train_and_save, 2, disk, 2, {}, "")
     assert len(warnings) == 2
     assert "cannot be written: Read-only file system" in warnings[0]
+
+
+def test_a_disk_that_turns_read_only_leaves_the_old_checkpoint_and_the_run(
+    make_disk: Callable[[float], Path],
+) -> None:
+    disk = make_disk(100)
+    (warnings, _), (others, _) = run_ranks(train_and_save, 2, disk, 3, {}, "read-only")
+    assert len(warnings) == 2
+    assert all("cannot be made (Read-only file system)" in text for text in warnings)
+    assert others == []
+    verify_checkpoint(checkpoint_folder(disk, 1))
 
 
 def test_a_weights_only_checkpoint_is_a_third(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Metrics go on where a resumed run does, in the file and in the tracker."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from math import inf, nan
 from pathlib import Path
 
@@ -24,6 +26,27 @@ def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
         {"step": 3, "loss": 9.0},
     ]
     assert list(tmp_path.iterdir()) == [tmp_path / "metrics.jsonl"]
+
+
+def test_a_full_disk_ends_nothing_and_loses_no_line(
+    make_disk: Callable[[float], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = make_disk(0.1)
+    log = JsonLines(disk / "metrics.jsonl")
+    log.append({"step": 1})
+    with suppress(OSError):
+        (disk / "other").write_bytes(bytes(10**6))
+    for step in range(2, 1000):  # fill the file's own last block, too
+        log.append({"step": step, "loss": 1 / 3})
+    assert caplog.text.count("metrics.jsonl cannot be written: No space left on device") == 1
+    written = (disk / "metrics.jsonl").read_text()
+    assert written.endswith("}\n"), "no line is written in half"
+    assert len(written.splitlines()) < 999
+    log.forget_after(998)
+    (disk / "other").unlink()
+    log.append({"step": 999, "loss": 0.5})
+    lines = [json.loads(line) for line in (disk / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 1000))
 
 
 def test_what_json_lacks_is_null(tmp_path: Path) -> None:
