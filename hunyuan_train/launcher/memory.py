@@ -5,7 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.launcher.preflight import Plan
 from hunyuan_train.launcher.prepare import PreparedData
 from hunyuan_train.planner.estimate import estimate_run
@@ -47,11 +49,19 @@ def describe_hardware(plan: Plan) -> Hardware:
         gpus_per_node=machine.num_gpus,
         gpu_memory=machine.gpu_memory,
         host_memory=machine.host_memory,
-        disk=free_disk(Path(plan.config.train.output_dir)),
+        disk=free_disk(Path(plan.config.train.output_dir)) + replaced_bytes(plan.config.train),
     )
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that are free where a folder is, or will be made."""
+    """Bytes that are free where a folder is, or will be made; 1 where none are: 0 is no limit."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return max(1, shutil.disk_usage(existing).free)
+
+
+def replaced_bytes(train: TrainConfig) -> int:
+    """Bytes of the checkpoints that a resumed run deletes as it writes newer ones."""
+    if train.resume_from_checkpoint is None or not train.save_total_limit:
+        return 0
+    replaced = list_checkpoints(Path(train.output_dir))[-train.save_total_limit :]
+    return sum(file.stat().st_size for folder in replaced for file in folder.iterdir())

@@ -84,7 +84,7 @@ def lock_output_folder(config: RunConfig) -> Iterator[None]:
     Raises:
         ConfigError: another run is in it, or the folder cannot be made.
     """
-    folder = Path(config.train.output_dir).absolute()
+    folder = Path(config.train.output_dir).resolve()  # by whatever name it is given
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}.lock").open("w")

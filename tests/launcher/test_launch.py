@@ -77,12 +77,15 @@ def test_a_run_without_a_checkpoint_does_not_push_out_one_that_has_one(tmp_path)
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
     config = load_config(["--output_dir", str(tmp_path / "run")])
-    with (
-        lock_output_folder(config),
-        pytest.raises(ConfigError, match="another run is going on"),
-        lock_output_folder(config),
-    ):
-        pass
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    by_another_name = load_config(["--output_dir", str(tmp_path / "link")])
+    for other in (config, by_another_name):
+        with (
+            lock_output_folder(config),
+            pytest.raises(ConfigError, match="another run is going on"),
+            lock_output_folder(other),
+        ):
+            pass
     with lock_output_folder(config):
         pass
 

@@ -5,12 +5,18 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.launcher.launch import launch
 from hunyuan_train.launcher.machine import host_memory
-from hunyuan_train.launcher.memory import check_memory, describe_hardware, free_disk
+from hunyuan_train.launcher.memory import (
+    check_memory,
+    describe_hardware,
+    free_disk,
+    replaced_bytes,
+)
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.prepare import prepare_data
 
@@ -71,3 +77,18 @@ def test_a_container_has_no_more_memory_than_its_limit(tmp_path):
 
 def test_free_disk_is_that_of_the_folder_to_be_made(tmp_path):
     assert free_disk(tmp_path / "not" / "yet" / "there") > 0
+
+
+def test_a_resumed_run_counts_the_room_of_checkpoints_that_newer_ones_replace(tmp_path):
+    for step in (1, 2, 3):
+        folder = checkpoint_folder(tmp_path / "run", step)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_bytes(bytes(10 * step))
+
+    def replaced(*flags):
+        return replaced_bytes(load_config(["--output_dir", str(tmp_path / "run"), *flags]).train)
+
+    resume = ("--resume_from_checkpoint", "auto")
+    assert replaced(*resume, "--save_total_limit", "2") == 20 + 30
+    assert replaced(*resume) == 0, "all are kept"
+    assert replaced("--save_total_limit", "2") == 0, "nothing of an earlier run is deleted"
