@@ -61,7 +61,11 @@ def find_nearest(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Ne
         estimate = estimate_with(changes, config, shape, hardware)
         if estimate and estimate.fits:
             settings = merged_settings(changes)
-            flags = [f"--{name} {as_flag(value)}" for name, value in settings.items()]
+            flags = [
+                f"--{name} {as_flag(value)}"
+                for name, value in settings.items()
+                if with_settings(config, {name: value}) != config
+            ]
             if estimate.hardware != hardware:
                 flags.append(f"--nodes {estimate.hardware.num_nodes}")
             return Nearest(with_settings(config, settings), estimate, flags)
@@ -126,8 +130,8 @@ def working_choices(config: RunConfig) -> list[Change]:
 
 
 def expert_choices(config: RunConfig) -> list[Change]:
-    """Experts split over as many ranks as can be."""
-    if config.parallel.expert_parallel_size == "auto":
+    """Experts split over as many ranks as can be, by a DeepSpeed file of ours."""
+    if config.parallel.expert_parallel_size == config.parallel.deepspeed == "auto":
         return [NO_CHANGE]
     return [NO_CHANGE, Change(1.5, {"expert_parallel_size": "auto", "deepspeed": "auto"})]
 

@@ -38,6 +38,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     train, lora = layout.config.train, layout.config.lora
     method = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
     device = "GPUs" if layout.is_on_gpu else "processes"
+    recomputed = {True: "on", False: "off"}.get(train.gradient_checkpointing, "selective")
     yield (
         f"{layout.config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
         f"{shape.num_active_parameters:,} active"
@@ -45,7 +46,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     yield (
         f"{method if lora.use_lora else 'every parameter'}, optimizer {train.optimizer}, rows of "
         f"{layout.config.data.max_seq_length:,} tokens, {train.per_device_train_batch_size} at a "
-        f"time, gradient checkpointing {'on' if train.gradient_checkpointing else 'off'}"
+        f"time, gradient checkpointing {recomputed}"
     )
     yield (
         f"{layout.num_ranks} {device} on {layout.num_nodes} machine(s), ZeRO stage {layout.stage}, "

@@ -18,7 +18,7 @@ def nearest(*flags: str, hardware: Hardware = EIGHT_80GB):
 def test_states_that_do_not_fit_lead_to_the_lean_optimizer():
     found = nearest("--optimizer", "adamw")
     assert found.estimate.fits
-    assert "--optimizer lean" in found.flags
+    assert found.flags == ["--optimizer lean"]
     assert found.config.train.optimizer == "lean"
 
 
@@ -31,6 +31,11 @@ def test_many_rows_at_a_time_lead_to_accumulation_of_the_same_global_batch():
     found = nearest("--optimizer", "lean", "--per_device_train_batch_size", "8")
     assert "--per_device_train_batch_size 1" in found.flags
     assert "--gradient_accumulation_steps 64" in found.flags
+
+
+def test_a_deepspeed_file_that_splits_too_little_leads_to_ours():
+    found = nearest("--optimizer", "lean", "--deepspeed", "ds_configs/zero2.json")
+    assert found.flags == ["--deepspeed auto"]
 
 
 def test_long_rows_lead_to_shorter_ones_or_other_states():
