@@ -10,7 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.checkpoint.changes import check_changes, describe_run
-from hunyuan_train.checkpoint.folder import find_checkpoint, list_checkpoints, read_manifest
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import (
+    checkpoint_step,
+    find_checkpoint,
+    list_checkpoints,
+    read_manifest,
+)
 from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import dump_config
@@ -64,17 +70,36 @@ def check_resume(config: RunConfig, data: PreparedData) -> None:
     """Refuse to go on from a checkpoint of another run, before anything of that one changes.
 
     Raises:
-        CheckpointError: it is of other data, settings or code, or damaged.
+        CheckpointError: it is of other data, settings or code, or damaged, or not the newest.
     """
     train = config.train
     if train.resume_from_checkpoint is None:
         return
     folder = find_checkpoint(train.resume_from_checkpoint, Path(train.output_dir))
     if folder:
+        manifest = read_manifest(folder)
+        if train.resume_from_checkpoint != "auto":
+            check_newest(folder, manifest["state"]["step"], Path(train.output_dir))
         current = identify_data(data.train, config.data, seed=train.seed)
         check_same_data(folder, current, ignores_change=train.ignore_data_change)
-        saved = read_manifest(folder)["fingerprints"]
-        check_changes(saved, describe_run(config, data.shape), folder, config=config)
+        check_changes(
+            manifest["fingerprints"], describe_run(config, data.shape), folder, config=config
+        )
+
+
+def check_newest(folder: Path, step: int, output_dir: Path) -> None:
+    """Refuse to go on from an earlier point of a run beside what came of it the first time.
+
+    Raises:
+        CheckpointError: a later start by "auto" would take those checkpoints for this run's.
+    """
+    newest = list_checkpoints(output_dir)[-1:]
+    if newest and checkpoint_step(newest[0]) > step:
+        raise CheckpointError(
+            f"resume_from_checkpoint is {folder}, of step {step}, and {output_dir} goes on to "
+            f"{newest[0].name}, which a later start would take for this run's; give another "
+            "--output_dir, or delete the checkpoints that are newer"
+        )
 
 
 @contextmanager

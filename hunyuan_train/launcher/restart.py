@@ -39,7 +39,8 @@ def run_until_done(config: RunConfig, start: Try, console: Console) -> int:
         the exit code of the last try.
     """
     output_dir = Path(config.train.output_dir)
-    history = History(newest=newest_checkpoint(output_dir))
+    before = newest_checkpoint(output_dir)
+    history = History(newest=before)
     number = 1
     while True:
         outcome = start(config)
@@ -53,8 +54,9 @@ def run_until_done(config: RunConfig, start: Try, console: Console) -> int:
             if refusal:
                 console.print(refusal, markup=False, highlight=False, soft_wrap=True)
             return outcome.exit_code
+        if config.train.resume_from_checkpoint is None or history.newest != before:
+            config = replace(config, train=replace(config.train, resume_from_checkpoint="auto"))
         wait_and_say(config, history, console)
-        config = replace(config, train=replace(config.train, resume_from_checkpoint="auto"))
         number += 1
 
 
@@ -92,6 +94,8 @@ def wait_and_say(config: RunConfig, history: History, console: Console) -> None:
     """Say from where the run goes on, and leave whatever failed a moment to recover."""
     seconds = min(BACK_OFF_SECONDS * 2 ** (history.num_restarts - 1), MAX_BACK_OFF_SECONDS)
     where = history.newest.name if history.newest else "the beginning: there is no checkpoint yet"
+    if config.train.resume_from_checkpoint != "auto":  # nothing newer than what was asked for
+        where = str(config.train.resume_from_checkpoint)
     console.print(
         f"restart {history.num_restarts} of {config.launch.max_restarts} from {where}, in "
         f"{seconds:g} s",

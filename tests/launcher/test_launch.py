@@ -3,10 +3,16 @@ import os
 import pytest
 from rich.console import Console
 
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.launcher.machine import count_gpus, detect_machine
-from hunyuan_train.launcher.prepare import lock_output_folder, prepare_output_folder
+from hunyuan_train.launcher.prepare import (
+    check_newest,
+    lock_output_folder,
+    prepare_output_folder,
+)
 from hunyuan_train.launcher.worker import with_started_processes
 
 QUIET = Console(quiet=True)
@@ -88,6 +94,17 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
             pass
     with lock_output_folder(config):
         pass
+
+
+def test_an_earlier_checkpoint_is_not_gone_on_from_beside_later_ones(tmp_path):
+    for step in (3, 6):
+        folder = checkpoint_folder(tmp_path, step)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+    check_newest(checkpoint_folder(tmp_path, 6), 6, tmp_path)
+    check_newest(checkpoint_folder(tmp_path, 3), 3, tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"of step 3, and .* goes on to step-000006"):
+        check_newest(checkpoint_folder(tmp_path, 3), 3, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

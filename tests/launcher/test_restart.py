@@ -21,7 +21,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(restart.time, "sleep", lambda _: None)
     console = Console(record=True, width=300)
 
-    def start(*outcomes, max_restarts=2):
+    def start(*outcomes, max_restarts=2, resume=()):
         left, seen = list(outcomes), []
 
         def attempt(config):
@@ -32,7 +32,7 @@ def run(tmp_path, monkeypatch):
                 (folder / "manifest.json").touch()
             return left.pop(0)
 
-        flags = ["--output_dir", str(tmp_path), "--max_restarts", str(max_restarts)]
+        flags = ["--output_dir", str(tmp_path), "--max_restarts", str(max_restarts), *resume]
         exit_code = run_until_done(load_config(flags), attempt, console)
         return exit_code, seen, console.export_text()
 
@@ -46,6 +46,14 @@ def test_a_failed_run_goes_on_from_the_newest_checkpoint(run, tmp_path):
     assert "error: a crash" in said
     assert "restart 1 of 2 from step-000004" in said
     assert '"exit_code": 1' in (tmp_path / "log/failure-1.json").read_text()
+
+
+def test_a_run_from_a_given_checkpoint_starts_there_again_until_it_has_its_own(run):
+    resume = ("--resume_from_checkpoint", "other/checkpoints/step-000003")
+    _, seen, said = run(LOST, 4, CRASH, DONE, resume=resume)
+    assert seen == [resume[1], resume[1], "auto"]
+    assert f"restart 1 of 2 from {resume[1]}" in said
+    assert "restart 1 of 2 from step-000004" in said
 
 
 def test_without_max_restarts_nothing_is_tried_again(run):
