@@ -15,7 +15,8 @@ from tests.wandb_files import read_runs
 SETTINGS = (
     *("--recipe", "tiny", "--logging_steps", "1", "--eval_steps", "2", "--save_steps", "2"),
     *("--eval_generate", "3", "--eval_max_new_tokens", "8", "--export", "false"),
-    *("--report_to", "wandb,tensorboard"),
+    *("--report_to", "wandb,tensorboard", "--lr_scheduler_type", "constant"),
+    *("--warmup_ratio", "0"),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.schema import RunConfig, TrainConfig
 from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.model.shape import ModelShape
 
@@ -28,8 +28,6 @@ FREE_SETTINGS = {
     "ignore_data_change",
     "ignore_code_change",
     "ignore_settings_change",
-    "max_steps",
-    "num_train_epochs",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
@@ -53,6 +51,7 @@ FREE_SETTINGS = {
     "record_batches",
 }
 FREE_PREFIXES = ("save_", "snapshot_")
+LENGTHS = ("max_steps", "num_train_epochs")  # free as well where no learning rate follows from them
 REMEDIES = {
     "model": "the tensors of one do not fit the other: give the model it was trained from",
     "code": "go back to it, or go on with --ignore_code_change: steps may then differ in the last "
@@ -78,6 +77,8 @@ def describe_run(
         for name, value in asdict(section).items()
         if name not in FREE_SETTINGS and not name.startswith(FREE_PREFIXES)
     }
+    if has_endless_rate(config.train):
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
     if rows_per_step:
         settings["rows per step"] = rows_per_step
     return {
@@ -85,6 +86,12 @@ def describe_run(
         "code": describe_code(),
         "settings": settings,
     }
+
+
+def has_endless_rate(train: TrainConfig) -> bool:
+    """Whether the learning rate of a step is the same however many steps follow."""
+    is_constant = train.lr_scheduler_type in ("constant", "constant_with_warmup")
+    return is_constant and (train.warmup_steps > 0 or not train.warmup_ratio)
 
 
 def identify_weights(model_name_or_path: str) -> str:

@@ -30,7 +30,7 @@ def test_the_same_run_goes_on() -> None:
     "flags",
     [
         ["--output_dir", "elsewhere", "--save_steps", "7", "--logging_steps", "2"],
-        ["--max_steps", "99", "--max_hours", "2", "--save_total_limit", "3"],
+        ["--max_hours", "2", "--save_total_limit", "3"],
         ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"],
         ["--expert_parallel_size", "4", "--num_processes", "4", "--deepspeed", "other.json"],
     ],
@@ -54,6 +54,17 @@ def test_other_settings_are_refused_unless_told_otherwise(flags: list[str], mess
         check_changes(SAVED, describe(config), FOLDER, config=config)
     config = load_config([*flags, "--ignore_settings_change"])
     check_changes(SAVED, describe(config), FOLDER, config=config)
+
+
+def test_another_length_is_another_run_where_the_learning_rate_follows_from_it() -> None:
+    longer = load_config(["--max_steps", "99"])
+    with pytest.raises(CheckpointError, match=r"other settings: max_steps \(-1, now 99\)"):
+        check_changes(SAVED, describe(longer), FOLDER, config=longer)
+    constant = ["--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
+    saved, longer = load_config(constant), load_config([*constant, "--max_steps", "99"])
+    check_changes(describe(saved), describe(longer), FOLDER, config=longer)
+    warmed_up = load_config([*constant[:2], "--warmup_ratio", "0.1"])
+    assert "max_steps" in describe(warmed_up)["settings"]
 
 
 def test_another_global_batch_is_another_run() -> None:
