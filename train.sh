@@ -4,7 +4,7 @@
 #   bash train.sh
 #   MODEL_PATH=/models/Hunyuan-A13B-Instruct TRAIN_FILE=my.jsonl bash train.sh --learning_rate 5e-5
 #
-# RECIPE          tiny, lora, full or a YAML file; default: lora with a model, tiny without
+# RECIPE          tiny, lora, full, long or a YAML file; default: lora with a model, tiny without
 # MODEL_PATH      folder of the model             TOKENIZER_PATH  folder with hy.tiktoken
 # TRAIN_FILE      dialogues to train on           EVAL_FILE       held-out dialogues
 # OUTPUT_DIR      folder of the run               NUM_PROCESSES   processes (HOST_GPU_NUM works too)

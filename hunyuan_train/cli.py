@@ -14,6 +14,7 @@ from hunyuan_train.launcher.exit_codes import INTERRUPTED, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.worker import (
+    count_started,
     is_worker,
     mark_done,
     report_crash,
@@ -92,7 +93,8 @@ def train(arguments: Sequence[str]) -> int:
 
         return start_run(command, arguments)
     sys.excepthook = report_crash
-    plan = make_plan(with_started_processes(command.config), machine=detect_machine())
+    config = with_started_processes(command.config)
+    plan = make_plan(config, machine=detect_machine(), num_ranks=count_started())
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
     exit_code = SUCCESS if command.is_dry_run else run(plan.config)

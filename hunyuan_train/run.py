@@ -35,7 +35,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.identity import Identity, identify_data
-from hunyuan_train.data.loader import Batch, BatchPlan, Position, eval_batches
+from hunyuan_train.data.loader import Batch, BatchPlan, Position, Share, eval_batches
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
@@ -44,6 +44,7 @@ from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
 from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.moe_chunks import chunk_experts
 from hunyuan_train.model.presets import PRESETS, tokenizer_folder
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource, find_model
@@ -54,6 +55,7 @@ from hunyuan_train.parallel.engine import (
     start_process_group,
 )
 from hunyuan_train.parallel.routers import watch_routers
+from hunyuan_train.parallel.sequence import share_sequences
 from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.report.commands import make_report
@@ -174,6 +176,7 @@ def make_engine(
         config.model.use_flash_attn, is_bf16=config.train.bf16 is True, dropout=dropout
     )
     logger.info("attention: %s", describe_attention(attention))
+    share_sequences(attention, config.parallel.sequence_parallel_size)
     model = build_split_model(shape, settings, attention=attention, attention_dropout=dropout)
     freeze_parameters(model, config.model)
     if config.train.gradient_checkpointing:
@@ -183,7 +186,10 @@ def make_engine(
             is_offloaded=config.train.activation_offload,
         )
     factory = optimizer_factory(config.train, offload=config.train.optimizer == "offload")
-    return start_engine(model, settings, source, factory, lora=config.lora, seed=config.train.seed)
+    seed = config.train.seed
+    engine = start_engine(model, settings, source, factory, lora=config.lora, seed=seed)
+    chunk_experts(engine.module, config.train.moe_chunks)
+    return engine
 
 
 def planned_memory_gib(config: RunConfig, shape: ModelShape, dataset: Dataset) -> float:
@@ -209,9 +215,7 @@ def make_batches(config: RunConfig, dataset: Dataset) -> BatchPlan:
     """This rank's share of the training data."""
     return BatchPlan(
         dataset,
-        rows_per_rank=config.train.per_device_train_batch_size,
-        num_ranks=dist.get_world_size(),
-        rank=dist.get_rank(),
+        make_share(config, rows=config.train.per_device_train_batch_size),
         accumulation_steps=config.train.gradient_accumulation_steps,
         seed=config.train.seed,
         packing=config.data.packing,
@@ -224,10 +228,18 @@ def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
         return []
     return eval_batches(
         prepare_dataset(config.data, tokenizer, split="eval"),
-        rows_per_rank=config.train.per_device_eval_batch_size,
+        make_share(config, rows=config.train.per_device_eval_batch_size),
+        packing=config.data.packing,
+    )
+
+
+def make_share(config: RunConfig, *, rows: int) -> Share:
+    """Which rows this rank reads, and which part of each."""
+    return Share(
+        rows=rows,
         num_ranks=dist.get_world_size(),
         rank=dist.get_rank(),
-        packing=config.data.packing,
+        sequence_size=config.parallel.sequence_parallel_size,
     )
 
 

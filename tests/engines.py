@@ -10,10 +10,12 @@ from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import LoraConfig, TrainConfig
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
+from hunyuan_train.model.moe_chunks import chunk_experts
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
 from hunyuan_train.parallel.routers import watch_routers
+from hunyuan_train.parallel.sequence import share_sequences
 from hunyuan_train.selftest.training import kept_weights, my_share
 from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.state import TrainerState, read_state
@@ -28,7 +30,7 @@ MAX_GRAD_NORM = 1.0
 WEIGHT_DECAY = 0.01
 
 
-def small_engine(
+def small_engine(  # noqa: PLR0913 all that tests vary
     *,
     stage: int,
     expert_size: int,
@@ -38,9 +40,14 @@ def small_engine(
     is_bf16: bool = False,
     shape: ModelShape = SHAPE,
     source: WeightSource = WEIGHTS,
+    sequence_size: int = 1,
+    moe_chunks: int = 1,
+    is_recomputed: bool = True,
+    adam_epsilon: float = 1e-8,
 ) -> deepspeed.DeepSpeedEngine:
     """Start an engine on this rank; `expert_size` 0 leaves expert parallelism off."""
     start_process_group(timeout_minutes=2)
+    share_sequences(PER_DOCUMENT, sequence_size)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": max_grad_norm,
@@ -54,10 +61,12 @@ def small_engine(
             "autoep_size": expert_size,
         }
     model = build_split_model(shape, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
-    recompute_layers(model, is_selective=False, is_offloaded=False)
-    config = TrainConfig(optimizer=optimizer, weight_decay=WEIGHT_DECAY)
+    if is_recomputed:
+        recompute_layers(model, is_selective=False, is_offloaded=False)
+    config = TrainConfig(optimizer=optimizer, weight_decay=WEIGHT_DECAY, adam_epsilon=adam_epsilon)
     factory = optimizer_factory(config, offload=False)
     engine = start_engine(model, settings, source, factory, lora=lora or LoraConfig(), seed=0)
+    chunk_experts(engine.module, moe_chunks)
     engine.train()
     return engine
 

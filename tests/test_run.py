@@ -102,6 +102,36 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_run_goes_on_with_rows_shared_and_experts_in_chunks(
+    whole_run: tuple[Path, Finished], tmp_path: Path
+) -> None:
+    whole, _ = whole_run
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000006")
+    shutil.rmtree(folder / "export")
+    flags = (*SETTINGS, "--output_dir", str(folder), "--resume_from_checkpoint", "auto")
+    sharing = ("--sequence_parallel_size", "2", "--moe_chunks", "2")
+    refused = start_train(*flags, *sharing, cwd=tmp_path)
+    assert "rows per step (2, now 1)" in refused.stderr
+    questions = ("--eval_generate", "2", "--eval_max_new_tokens", "4")
+    finished = start_train(
+        *flags, *sharing, *questions, "--gradient_accumulation_steps", "2", cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "experts split over 2, each row shared by 2" in finished.stderr
+    assert "train = serve: the largest difference" in finished.stderr
+    ours, theirs = read_metrics(folder), read_metrics(whole)
+    for name in ("loss", "eval_loss", "eval_loss_slow", "grad_norm", "expert_imbalance"):
+        expected = [numbers[name] for numbers in theirs if name in numbers]
+        found = [numbers[name] for numbers in ours if name in numbers]
+        assert found == pytest.approx(expected, rel=1e-4), name
+    assert [numbers["tokens_seen"] for numbers in ours] == [
+        numbers["tokens_seen"] for numbers in theirs
+    ]
+    assert ours[-1]["eval_answers"] == 2
+
+
 def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ FREE_SETTINGS = {
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "activation_offload",
+    "moe_chunks",
     "bad_steps",
     "max_bad_steps",
     "spike_deviations",

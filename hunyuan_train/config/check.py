@@ -25,6 +25,7 @@ from hunyuan_train.config.deepspeed_config import (
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.config.schema import DataConfig, LoraConfig, RunConfig, TrainConfig
+from hunyuan_train.config.sequences import check_sequences
 
 SCHEDULES_WITH_MIN_LR = ("cosine_with_min_lr", "wsd")
 
@@ -57,6 +58,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
         num_processes=num_processes,
     )
     check_deepspeed_file(config)
+    check_sequences(config)
     check_lean(config)
     build_deepspeed_config(config, world_size=num_processes, is_bf16=config.train.bf16 is True)
 

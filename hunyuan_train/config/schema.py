@@ -140,8 +140,10 @@ class TrainConfig:
     seed: int = setting(42, "seed of data order, dropout and preset weights", low=0)
     max_steps: int = setting(-1, "optimizer steps; -1 means num_train_epochs decides", low=-1)
     num_train_epochs: float = setting(1.0, "passes over the data when max_steps is -1", low=0)
-    per_device_train_batch_size: int = setting(1, "rows per process and micro-step", low=1)
-    per_device_eval_batch_size: int = setting(1, "rows per process in an evaluation step", low=1)
+    per_device_train_batch_size: int = setting(
+        1, "rows per process (or per group of sequence_parallel_size) and micro-step", low=1
+    )
+    per_device_eval_batch_size: int = setting(1, "the same in an evaluation step", low=1)
     gradient_accumulation_steps: int = setting(1, "micro-steps per optimizer step", low=1)
     learning_rate: float = setting(1e-5, "highest learning rate", low=0)
     min_lr: float = setting(
@@ -185,6 +187,13 @@ class TrainConfig:
     )
     activation_offload: bool = setting(
         False, "keep what gradient checkpointing keeps in host memory (on GPUs: pinned)"
+    )
+    moe_chunks: int = setting(
+        1,
+        "compute the routed experts of a layer on so many parts of the tokens, one after the other "
+        "and in the backward pass again: N-fold less memory for them, also where the routers send "
+        "many tokens to one process, for up to a third forward pass of the experts",
+        low=1,
     )
     logging_steps: int = setting(1, "log every N steps", low=1)
     save_steps: int = setting(0, "checkpoint every N steps; 0: only at the end", low=0)
@@ -350,6 +359,12 @@ class ParallelConfig:
     expert_parallel_size: int | Auto = setting(
         "auto",
         "processes that share one full set of routed experts; auto: as many as divide both",
+        low=1,
+    )
+    sequence_parallel_size: int = setting(
+        1,
+        "processes that share each row, an equal part of its tokens on each: for rows too long for "
+        "one; it divides the processes of all machines and the model's attention heads",
         low=1,
     )
     deepspeed: str = setting(

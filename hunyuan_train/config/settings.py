@@ -32,7 +32,7 @@ FIELDS: dict[str, Field[Any]] = {
 }
 # Flags of the command itself, which are no settings of a run.
 COMMAND_FLAGS = {
-    "recipe": "tiny, lora, full, or the path of a YAML file of settings; flags win over it",
+    "recipe": "tiny, lora, full, long, or the path of a YAML file of settings; flags win over it",
     "config": "the config.yaml of an earlier run, to repeat it",
     "dry_run": "run every check, print the plan, start nothing",
     "print_torchrun": "print the plain torchrun command of each host, start nothing",

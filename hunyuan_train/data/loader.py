@@ -1,11 +1,12 @@
 """Batches for the training loop, each a pure function of a position: nothing to save but that.
 
 A batch is one flat run of samples without padding. Rows of an epoch are numbered; a step takes the
-next rows of all ranks and micro-batches, whoever computes which.
+next rows of all ranks and micro-batches, whoever computes which. Ranks may share rows: each of them
+then keeps a part of the tokens, cut from the whole row, whose labels are those of the whole row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ IGNORED = -100  # label of a position that carries no loss
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """S samples end to end, T tokens. A label is the token that follows in the same sample."""
+    """S samples end to end, T tokens. A label is the token that follows in the same sample.
+
+    Where ranks share the row, T are this rank's tokens, and samples are those of the whole row.
+    """
 
     input_ids: npt.NDArray[np.int64]  # [T]
     position_ids: npt.NDArray[np.int64]  # [T], from 0 in each sample
@@ -30,7 +34,39 @@ class Batch:
     spans: npt.NDArray[np.uint8]  # [T], of the label: 0 none, 1 think, 2 answer, 3 marker
     modes: npt.NDArray[np.uint8]  # [S], 0 plain, 1 fast, 2 slow
     cu_seqlens: npt.NDArray[np.int32]  # [S + 1], where samples start, and the end
-    sample_ids: npt.NDArray[np.int64]  # [S], -1 in a batch that only keeps ranks in step
+    sample_ids: npt.NDArray[np.int64]  # [S], -1 of what only keeps ranks in step
+    part_lengths: tuple[int, ...] = ()  # tokens of each rank that shares the row; none: not shared
+    first_token: int = 0  # place of the first of the T tokens in the row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Which rows a rank reads, and which part of each."""
+
+    rows: int  # in a micro-step, of each group that shares its rows
+    num_ranks: int
+    rank: int
+    sequence_size: int = 1  # consecutive ranks of a group; 1: every rank has rows of its own
+
+    @property
+    def num_groups(self) -> int:
+        """Groups with rows of their own."""
+        return self.num_ranks // self.sequence_size
+
+    @property
+    def group(self) -> int:
+        """This rank's group."""
+        return self.rank // self.sequence_size
+
+    @property
+    def part(self) -> int:
+        """This rank's place in its group."""
+        return self.rank % self.sequence_size
+
+    def rows_after(self, start: int) -> slice:
+        """This rank's rows of those that all ranks take from `start` on."""
+        first = start + self.group * self.rows
+        return slice(first, first + self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +92,10 @@ class BatchPlan:
     """Which rows each step of each epoch trains on, for one rank."""
 
     def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        rows_per_rank: int,
-        num_ranks: int,
-        rank: int,
-        accumulation_steps: int,
-        seed: int,
-        packing: bool,
+        self, dataset: Dataset, share: Share, *, accumulation_steps: int, seed: int, packing: bool
     ) -> None:
         self.dataset = dataset
-        self.rows_per_rank = rows_per_rank
-        self.num_ranks = num_ranks
-        self.rank = rank
+        self.share = share
         self.accumulation_steps = accumulation_steps
         self.seed = seed
         self.packing = packing
@@ -79,7 +105,7 @@ class BatchPlan:
     @property
     def rows_per_step(self) -> int:
         """Rows of all ranks in one optimizer step."""
-        return self.rows_per_rank * self.num_ranks * self.accumulation_steps
+        return self.share.rows * self.share.num_groups * self.accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,12 +118,11 @@ class BatchPlan:
         Each rank gets `accumulation_steps` batches, in a last step that is short of rows too.
         """
         order = self._row_order(position.epoch)
-        rows_per_micro_batch = self.rows_per_rank * self.num_ranks
+        rows_per_micro_batch = self.share.rows * self.share.num_groups
         batches = []
         for step in range(self.accumulation_steps):
-            start = position.row + step * rows_per_micro_batch + self.rank * self.rows_per_rank
-            numbers = order[start : start + self.rows_per_rank]
-            batches.append(_gather(self.dataset, self.rows, numbers))
+            mine = self.share.rows_after(position.row + step * rows_per_micro_batch)
+            batches.append(_gather(self.dataset, self.rows, order[mine], self.share))
         end = position.row + self.rows_per_step
         is_last = end >= len(self.rows)
         following = Position(position.epoch + 1, 0) if is_last else Position(position.epoch, end)
@@ -144,22 +169,20 @@ def _add_up(names: list[str], counts: list[float]) -> dict[str, int]:
     return sums
 
 
-def eval_batches(
-    dataset: Dataset, *, rows_per_rank: int, num_ranks: int, rank: int, packing: bool
-) -> list[Batch]:
+def eval_batches(dataset: Dataset, share: Share, *, packing: bool) -> list[Batch]:
     """All samples once, in file order or packed; every rank gets the same number of batches."""
     rows = _lay_rows(dataset, np.arange(len(dataset)), packing=packing)
     numbers = np.arange(len(rows))
-    rows_per_batch = rows_per_rank * num_ranks
-    first = rank * rows_per_rank
     return [
-        _gather(dataset, rows, numbers[start + first : start + first + rows_per_rank])
-        for start in range(0, len(rows), rows_per_batch)
+        _gather(dataset, rows, numbers[share.rows_after(start)], share)
+        for start in range(0, len(rows), share.rows * share.num_groups)
     ]
 
 
-def _gather(dataset: Dataset, rows: Rows, numbers: Integers) -> Batch:
-    return make_batch(dataset, [rows[number] for number in numbers.tolist()])
+def _gather(dataset: Dataset, rows: Rows, numbers: Integers, share: Share) -> Batch:
+    chosen = [rows[number] for number in numbers.tolist()]
+    batch = make_batch(dataset, chosen, min_tokens=share.sequence_size)
+    return cut_batch(batch, share.part, share.sequence_size)
 
 
 def choose_samples(dataset: Dataset, seed: int) -> Integers:
@@ -178,26 +201,65 @@ def choose_samples(dataset: Dataset, seed: int) -> Integers:
     return generator.permutation(order)
 
 
-def make_batch(dataset: Dataset, rows: Sequence[Integers]) -> Batch:
-    """The samples of some rows end to end; one pad token without loss where there are none."""
+def make_batch(dataset: Dataset, rows: Sequence[Integers], *, min_tokens: int = 1) -> Batch:
+    """The samples of some rows end to end; see `join_samples`."""
     ids = [sample for row in rows for sample in row.tolist()]
-    if not ids:
-        return empty_batch(dataset.pad_id)
-    samples = [dataset.sample(sample) for sample in ids]
-    return join_samples(samples, modes=dataset.samples["mode"][ids], sample_ids=ids)
+    return join_samples(
+        [dataset.sample(sample) for sample in ids],
+        modes=dataset.samples["mode"][ids].tolist(),
+        sample_ids=ids,
+        pad_id=dataset.pad_id,
+        min_tokens=min_tokens,
+    )
 
 
-def empty_batch(pad_id: int) -> Batch:
-    """What a rank without data trains on, to keep step with the others: a token without loss."""
-    no_loss = np.zeros(1, np.uint8)
-    filler = SampleTokens(np.array([pad_id], np.uint32), no_loss, no_loss.astype(np.float32))
-    return join_samples([filler], modes=[0], sample_ids=[-1])
+def cut_batch(batch: Batch, part: int, num_parts: int) -> Batch:
+    """One rank's part of a row that several share: as many tokens as any other's, or one more.
+
+    Args:
+        batch: the whole row, with as many tokens as there are parts or more.
+        part: which one.
+        num_parts: ranks that share the row; 1 leaves it whole.
+    """
+    if num_parts == 1:
+        return batch
+    num_tokens = len(batch.input_ids)
+    assert num_tokens >= num_parts, f"a row of {num_tokens} tokens has no {num_parts} parts"
+    bounds = [index * num_tokens // num_parts for index in range(num_parts + 1)]
+    mine = slice(bounds[part], bounds[part + 1])
+    return replace(
+        batch,
+        input_ids=batch.input_ids[mine],
+        position_ids=batch.position_ids[mine],
+        labels=batch.labels[mine],
+        loss_weights=batch.loss_weights[mine],
+        spans=batch.spans[mine],
+        part_lengths=tuple(np.diff(bounds).tolist()),
+        first_token=bounds[part],
+    )
 
 
 def join_samples(
-    samples: Sequence[SampleTokens], *, modes: npt.ArrayLike, sample_ids: Sequence[int]
+    samples: Sequence[SampleTokens],
+    *,
+    modes: Sequence[int],
+    sample_ids: Sequence[int],
+    pad_id: int = 0,
+    min_tokens: int = 1,
 ) -> Batch:
-    """Samples end to end, with their modes by number and their ids."""
+    """Samples end to end, as one batch.
+
+    Args:
+        samples: none is what a rank without data trains on, to keep step with the others.
+        modes: of each sample, by number.
+        sample_ids: of each sample.
+        pad_id: token of a last document without loss that is put where there are too few tokens.
+        min_tokens: ranks that share the row: none can do without a token.
+    """
+    num_missing = min_tokens - sum(len(sample.tokens) for sample in samples)
+    if num_missing > 0:
+        samples, modes = [*samples, _filler(pad_id, num_missing)], [*modes, 0]
+        sample_ids = [*sample_ids, -1]
     lengths = [len(sample.tokens) for sample in samples]
     following = [_shift(sample) for sample in samples]
     return Batch(
@@ -210,6 +272,12 @@ def join_samples(
         cu_seqlens=np.cumsum([0, *lengths]).astype(np.int32),
         sample_ids=np.array(sample_ids, np.int64),
     )
+
+
+def _filler(pad_id: int, num_tokens: int) -> SampleTokens:
+    no_loss = np.zeros(num_tokens, np.uint8)
+    tokens = np.full(num_tokens, pad_id, np.uint32)
+    return SampleTokens(tokens, no_loss, no_loss.astype(np.float32))
 
 
 def _shift(

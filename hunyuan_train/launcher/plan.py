@@ -9,7 +9,7 @@ from hunyuan_train.config.deepspeed_config import read_deepspeed_file, zero_stag
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.describe import describe_counts, describe_dataset
-from hunyuan_train.data.loader import BatchPlan
+from hunyuan_train.data.loader import BatchPlan, Share
 from hunyuan_train.launcher.preflight import Plan
 from hunyuan_train.launcher.prepare import PreparedData
 from hunyuan_train.model.presets import PRESETS
@@ -36,7 +36,7 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
         "training": describe_method(config),
         "processes": f"{describe_hosts(plan.slots)} on {device} in "
         f"{'bfloat16' if train.bf16 else 'float32'}: ZeRO stage {stage}, experts split over "
-        f"{parallel.expert_parallel_size}",
+        f"{parallel.expert_parallel_size}{describe_sharing(parallel.sequence_parallel_size)}",
         "data": f"{config.data.train_data_file}: {describe_counts(data.train.summary)}",
     }
     lines |= describe_dataset(data.train, config.data.history, data.tokenizer)
@@ -58,6 +58,11 @@ def describe_method(config: RunConfig) -> str:
     )
 
 
+def describe_sharing(sequence_size: int) -> str:
+    """How rows are divided; nothing where they are not."""
+    return f", each row shared by {sequence_size}" if sequence_size > 1 else ""
+
+
 def describe_hosts(slots: Sequence[int]) -> str:
     """How many processes, and how they are spread."""
     if len(slots) == 1:
@@ -69,11 +74,15 @@ def describe_hosts(slots: Sequence[int]) -> str:
 def describe_length(plan: Plan, dataset: Dataset) -> str:
     """How many steps, and what one of them reads."""
     config, train = plan.config, plan.config.train
-    batches = BatchPlan(
-        dataset,
-        rows_per_rank=train.per_device_train_batch_size,
+    share = Share(
+        rows=train.per_device_train_batch_size,
         num_ranks=plan.num_ranks,
         rank=0,
+        sequence_size=config.parallel.sequence_parallel_size,
+    )
+    batches = BatchPlan(
+        dataset,
+        share,
         accumulation_steps=train.gradient_accumulation_steps,
         seed=train.seed,
         packing=config.data.packing,

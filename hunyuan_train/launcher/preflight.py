@@ -10,6 +10,7 @@ from hunyuan_train.config.check import check_config
 from hunyuan_train.config.inputs import check_output_folder
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.sequences import check_sequence_size
 from hunyuan_train.model.frozen import check_freezing
 from hunyuan_train.model.presets import PRESETS, resolve_shape
 from hunyuan_train.model.released_files import locate_weights
@@ -32,7 +33,9 @@ class Plan:
         return sum(self.slots)
 
 
-def make_plan(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ()) -> Plan:
+def make_plan(
+    config: RunConfig, *, machine: Machine, slots: Sequence[int] = (), num_ranks: int = 0
+) -> Plan:
     """Resolve a config on a machine and check it.
 
     Args:
@@ -40,6 +43,7 @@ def make_plan(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ())
         machine: what each host offers.
         slots: processes on each of several hosts; expert groups stay inside a host, so their size
             divides all of these.
+        num_ranks: processes on all hosts, where a rank knows no more than that.
 
     Raises:
         ConfigError: the first rule that it breaks.
@@ -58,6 +62,12 @@ def make_plan(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ())
     if config.train.resume_from_checkpoint:
         find_checkpoint(config.train.resume_from_checkpoint, Path(config.train.output_dir))
     slots = tuple(slots) or (int(config.parallel.num_processes),)
+    check_sequence_size(
+        config,
+        num_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        num_ranks=num_ranks or sum(slots),
+    )
     config = with_processes(config, slots[0])
     return Plan(config=config, shape=shape, machine=machine, slots=slots)
 

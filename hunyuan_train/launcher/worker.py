@@ -36,6 +36,11 @@ def with_started_processes(config: RunConfig) -> RunConfig:
     return replace(config, parallel=replace(config.parallel, num_processes=started))
 
 
+def count_started() -> int:
+    """Processes that torchrun started on all machines."""
+    return int(os.environ["WORLD_SIZE"])
+
+
 def report_failure(text: str) -> None:
     """Leave this rank's last words to the launcher, or say them where there is none.
 

@@ -45,13 +45,14 @@ class RouterWatch:
     def __init__(self, *, num_layers: int, num_experts: int, device: torch.device) -> None:
         self.load_LE = torch.zeros(num_layers, num_experts, dtype=torch.int64, device=device)
         self.counts_LE = torch.zeros_like(self.load_LE)  # of the last recorded pass
-        self.logits_TE: list[Tensor] = []  # of the last recorded pass, a layer each
+        # Of the last recorded pass: a layer's tokens may come in several chunks.
+        self.logits_TE: list[list[Tensor]] = [[] for _ in range(num_layers)]
         self.is_recording = False
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record one forward pass."""
-        self.logits_TE = []
+        self.logits_TE = [[] for _ in self.logits_TE]
         self.counts_LE.zero_()
         self.is_recording = True
         try:
@@ -60,10 +61,14 @@ class RouterWatch:
             self.is_recording = False
             self.load_LE += self.counts_LE
 
-    def see_logits(self, logits_TE: Tensor) -> None:
-        """Take the logits of the next layer: [tokens, experts], float32."""
+    def see_logits(self, layer: int, logits_TE: Tensor) -> None:
+        """Take the logits of the next tokens of a layer: [tokens, experts], float32."""
         if self.is_recording:
-            self.logits_TE.append(logits_TE)
+            self.logits_TE[layer].append(logits_TE)
+
+    def layer_logits(self) -> list[Tensor]:
+        """Logits of all tokens of the last recorded pass: of each layer, [tokens, experts]."""
+        return [torch.cat(chunks) for chunks in self.logits_TE]
 
     def see_choice(self, layer: int, counts_E: Tensor) -> None:
         """Take how many token slots a layer sent to each expert: [experts]."""

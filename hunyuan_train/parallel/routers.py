@@ -73,15 +73,17 @@ def watch_routers(model: HunYuanMoEV1ForCausalLM, device: torch.device) -> Route
     )
     for index, layer in enumerate(model.model.layers):
         if isinstance(layer.mlp, AutoEPMoELayer):
-            layer.mlp.router.gate.register_forward_hook(partial(_see_logits, watch))
+            layer.mlp.router.gate.register_forward_hook(partial(_see_logits, watch, index))
             layer.mlp.router.register_forward_hook(partial(_see_split_choice, watch, index))
         else:
             layer.mlp.gate.register_forward_hook(partial(_see_choice, watch, index))
     return watch
 
 
-def _see_logits(watch: RouterWatch, _: nn.Module, __: tuple[Tensor], logits_TE: Tensor) -> None:
-    watch.see_logits(logits_TE)
+def _see_logits(
+    watch: RouterWatch, layer: int, _: nn.Module, __: tuple[Tensor], logits_TE: Tensor
+) -> None:
+    watch.see_logits(layer, logits_TE)
 
 
 def _see_split_choice(
@@ -95,5 +97,5 @@ def _see_choice(
     watch: RouterWatch, layer: int, _: nn.Module, __: tuple[Tensor], output: tuple[Tensor, ...]
 ) -> None:
     logits_TE, _weights, experts_TK = output
-    watch.see_logits(logits_TE)
+    watch.see_logits(layer, logits_TE)
     watch.see_choice(layer, torch.bincount(experts_TK.flatten(), minlength=logits_TE.shape[1]))

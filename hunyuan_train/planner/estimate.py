@@ -12,6 +12,7 @@ from hunyuan_train.config.check import (
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.sequences import check_sequence_size, check_sequences
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.disk import Disk, plan_disk
@@ -106,6 +107,13 @@ def resolve_for(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Run
         num_experts=shape.num_experts,
         num_processes=num_processes,
     )
+    check_sequence_size(
+        resolved,
+        num_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        num_ranks=num_processes * hardware.num_nodes,
+    )
+    check_sequences(resolved)
     check_activations(resolved.train)
     check_lora(resolved)
     check_deepspeed_file(resolved)

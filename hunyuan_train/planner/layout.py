@@ -44,6 +44,11 @@ class Layout:
         return int(self.config.parallel.expert_parallel_size)
 
     @property
+    def sequence_size(self) -> int:
+        """Ranks that share each row."""
+        return self.config.parallel.sequence_parallel_size
+
+    @property
     def element_bytes(self) -> int:
         """Bytes of a weight or an activation."""
         return 2 if self.config.train.bf16 is True else 4
@@ -51,7 +56,8 @@ class Layout:
     @property
     def num_tokens(self) -> int:
         """Tokens of one rank in one micro-step, at most: rows are packed."""
-        return self.config.train.per_device_train_batch_size * self.config.data.max_seq_length
+        row = self.config.train.per_device_train_batch_size * self.config.data.max_seq_length
+        return -(-row // self.sequence_size)
 
     def engine_number(self, name: str) -> int:
         """A number of the DeepSpeed file, or the engine's default."""

@@ -12,6 +12,7 @@ from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.machine import (
     BANDWIDTH_SHARE,
     HOST_MEMORY_BANDWIDTH,
+    GpuModel,
     Hardware,
 )
 from hunyuan_train.planner.parameters import list_parameters
@@ -27,6 +28,7 @@ class Traffic:
     """Bytes that one rank sends in one optimizer step."""
 
     tokens: int  # all-to-alls of expert parallelism
+    heads: int  # all-to-alls around attention, of sequence parallelism
     gathers: int  # weights of ZeRO-3
     reduction: int  # gradients
     host: int  # to and from host memory, of an offloaded optimizer
@@ -34,7 +36,7 @@ class Traffic:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.tokens + self.gathers + self.reduction + self.host
+        return self.tokens + self.heads + self.gathers + self.reduction + self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +72,32 @@ def plan_speed(layout: Layout, hardware: Hardware) -> Speed:
     passes = TOUCHES_OF_SAVED + (2 if layout.config.train.gradient_checkpointing else 0)
     compute = flops / (gpu.bf16_flops * hardware.matmul_share)
     compute += steps * passes * saved / (gpu.memory_bandwidth * BANDWIDTH_SHARE)
-    in_node = layout.expert_size <= layout.ranks_per_node
-    token_link = gpu.node_bandwidth if in_node else gpu.network_bandwidth
     weight_link = gpu.node_bandwidth if layout.num_nodes == 1 else gpu.network_bandwidth
+    exchange_seconds = (
+        traffic.tokens / link_bandwidth(layout, gpu, layout.expert_size)
+        + traffic.heads / link_bandwidth(layout, gpu, layout.sequence_size)
+    )  # fmt: skip
     return Speed(
         traffic=traffic,
         flops=flops,
         compute_seconds=compute,
-        token_seconds=traffic.tokens / (token_link * BANDWIDTH_SHARE),
+        token_seconds=exchange_seconds / BANDWIDTH_SHARE,
         weight_seconds=(traffic.gathers + traffic.reduction) / (weight_link * BANDWIDTH_SHARE),
         update_seconds=update_seconds(layout, hardware, traffic),
         tokens=steps * layout.num_tokens * layout.num_ranks,
     )
+
+
+def link_bandwidth(layout: Layout, gpu: GpuModel, group_size: int) -> float:
+    """Of the links between the ranks of a group, which lies in one machine where it can."""
+    in_node = group_size <= layout.ranks_per_node
+    return gpu.node_bandwidth if in_node else gpu.network_bandwidth
+
+
+def extra_passes(layout: Layout) -> float:
+    """Forward passes of the MoE blocks beyond those of the rest (model/moe_chunks.py)."""
+    chunks = layout.config.train.moe_chunks
+    return (chunks - 1) / chunks
 
 
 def micro_step_flops(layout: Layout) -> float:
@@ -89,8 +105,8 @@ def micro_step_flops(layout: Layout) -> float:
 
     Forward is one product; backward has one for the gradient of the input, and one for that of the
     weight where it is trained. Recomputation repeats forward: all layers in full, or selectively
-    the routed experts alone. Attention is causal: a token sees half of its row on average, in two
-    products forward and four backward.
+    the routed experts alone; experts in chunks a second time. Attention is causal: a token sees
+    half of its row on average, in two products forward and four backward.
     """
     shape, recomputed = layout.shape, layout.config.train.gradient_checkpointing
     embedding = shape.vocab_size * shape.hidden_size
@@ -98,6 +114,8 @@ def micro_step_flops(layout: Layout) -> float:
     weights = shape.num_active_parameters - (0 if shape.tie_word_embeddings else embedding)
     experts = shape.num_hidden_layers * shape.moe_topk * shape.num_expert_parameters
     repeated = {False: 0, True: weights - embedding, "selective": experts}[recomputed]
+    chunked = shape.num_hidden_layers * (shape.moe_topk + 1) * shape.num_expert_parameters
+    repeated += round(extra_passes(layout) * chunked)
     products = 2 if layout.config.lora.use_lora else 3
     query = shape.num_attention_heads * shape.head_dim
     seen = layout.config.data.max_seq_length / 2
@@ -109,14 +127,6 @@ def plan_traffic(layout: Layout) -> Traffic:
     """Bytes one rank sends in one optimizer step."""
     train = layout.config.train
     steps, size = train.gradient_accumulation_steps, layout.element_bytes
-    forwards = 2 if train.gradient_checkpointing else 1
-    tokens = 0
-    if layout.splits_experts and layout.expert_size > 1:
-        # Out and back, forward and as often as it is repeated, and their gradients backward.
-        rows = layout.num_tokens * layout.shape.moe_topk * (layout.expert_size - 1)
-        row = layout.shape.hidden_size * size
-        exchanges = 2 * (forwards + 1) * layout.shape.num_hidden_layers
-        tokens = steps * exchanges * rows // layout.expert_size * row
     gathers = reduction = 0
     for one in list_parameters(layout):
         if one.num_partitions > 1:
@@ -124,7 +134,36 @@ def plan_traffic(layout: Layout) -> Traffic:
             gathers += 2 * steps * others * size if layout.stage == 3 else others * size
             reduction += steps * others * size if one.is_trained else 0
     host = 2 * updated_elements(layout) * size if is_offloaded(layout) else 0
-    return Traffic(tokens, gathers, reduction, host)
+    return Traffic(
+        steps * token_bytes(layout), steps * head_bytes(layout), gathers, reduction, host
+    )
+
+
+def token_bytes(layout: Layout) -> int:
+    """Rows that a rank sends to other ranks' experts and back in a micro-step, with gradients."""
+    if not layout.splits_experts:
+        return 0
+    rows = layout.num_tokens * layout.shape.moe_topk * (layout.expert_size - 1)
+    row = layout.shape.hidden_size * layout.element_bytes
+    # Out and back, forward and as often as it is repeated, and their gradients backward.
+    exchanges = 2 * (num_forwards(layout) + extra_passes(layout) + 1)
+    return int(exchanges * layout.shape.num_hidden_layers * (rows // layout.expert_size) * row)
+
+
+def head_bytes(layout: Layout) -> int:
+    """What a rank sends around attention in a micro-step, with gradients (parallel/sequence.py)."""
+    shape, size = layout.shape, layout.sequence_size
+    key_heads = max(shape.num_key_value_heads, size)
+    # Queries and results; keys and values, repeated where there are fewer heads than ranks.
+    heads = 2 * shape.num_attention_heads + 2 * key_heads
+    token = heads * shape.head_dim * layout.element_bytes
+    exchanges = shape.num_hidden_layers * (num_forwards(layout) + 1)
+    return exchanges * layout.num_tokens * token * (size - 1) // size
+
+
+def num_forwards(layout: Layout) -> int:
+    """Forward passes of a layer in a micro-step."""
+    return 2 if layout.config.train.gradient_checkpointing else 1
 
 
 def update_seconds(layout: Layout, hardware: Hardware, traffic: Traffic) -> float:

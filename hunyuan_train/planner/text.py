@@ -51,6 +51,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     yield (
         f"{layout.num_ranks} {device} on {layout.num_nodes} machine(s), ZeRO stage {layout.stage}, "
         f"experts split over {layout.expert_size}"
+        + (f", each row shared by {layout.sequence_size}" if layout.sequence_size > 1 else "")
     )
 
 
@@ -89,6 +90,7 @@ def describe_speed(estimate: Estimate) -> Iterator[str]:
     traffic, gpu = speed.traffic, hardware.gpu
     sent = {
         "tokens to experts": traffic.tokens,
+        "heads for tokens": traffic.heads,
         "weights gathered": traffic.gathers,
         "gradients reduced": traffic.reduction,
         "to and from the host": traffic.host,
@@ -167,6 +169,7 @@ def as_json(estimate: Estimate, nearest: Nearest | None) -> dict[str, Any]:
         traffic = speed.traffic
         content["sent_per_step"] = {
             "tokens": traffic.tokens,
+            "heads": traffic.heads,
             "weights": traffic.gathers,
             "gradients": traffic.reduction,
             "host": traffic.host,

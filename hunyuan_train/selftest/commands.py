@@ -54,7 +54,7 @@ def add_selftest_command(
     command.add_argument(
         "--recipe",
         metavar="R",
-        help="check this recipe's methods instead of all plans: tiny, lora, full or a YAML file",
+        help="check this recipe's methods instead of all plans: tiny, lora, full, long or a file",
     )
     command.add_argument(
         "--processes",

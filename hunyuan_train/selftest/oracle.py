@@ -51,11 +51,11 @@ class References:
             *(train.optimizer == "sgd", train.learning_rate, train.weight_decay),
             *(train.adam_beta1, train.adam_beta2, train.adam_epsilon),
             *(train.max_grad_norm, train.seed, train.bf16),
-            0 if is_sum_over_tokens else plan.num_processes,
+            0 if is_sum_over_tokens else plan.num_groups,
         )
         if key not in self._known:
             steps = make_steps(plan.num_batches)
-            self._known[key] = train_reference(config, plan.shape, steps, plan.num_processes)
+            self._known[key] = train_reference(config, plan.shape, steps, plan.num_groups)
         return self._known[key]
 
 

@@ -29,7 +29,10 @@ ADAMW: Settings = {
 }
 ZERO_2: Settings = {"deepspeed": str(DS_CONFIGS / "zero2.json")}
 SPLIT: Settings = {"deepspeed": str(DS_CONFIGS / "zero3_ep.json")}
+SHARED: Settings = {"sequence_parallel_size": 2}
 LORA: Settings = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
+LORA_IN_CHUNKS: Settings = LORA | {"lora_target_modules": "all", "moe_chunks": 3}
+KEPT: Settings = {"gradient_checkpointing": False}
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
 
 # Of float32 against float64: three times to a hundred times what was measured.
@@ -56,6 +59,11 @@ class Plan:
     def num_processes(self) -> int:
         """Processes that train."""
         return int(self.config.parallel.num_processes)
+
+    @property
+    def num_groups(self) -> int:
+        """Processes, or groups of them that share rows."""
+        return self.num_processes // self.config.parallel.sequence_parallel_size
 
     @property
     def num_batches(self) -> int:
@@ -88,7 +96,7 @@ ON_ONE = (
     _entry("AdamW, ZeRO-2", 0, ADAMW, ZERO_2),
     _entry("AdamW in host memory", 0, ADAMW, {"optimizer": "offload"}),
     _entry("adapters on attention", 0, SGD, LORA),
-    _entry("nothing recomputed", 0, SGD, {"gradient_checkpointing": False}),
+    _entry("nothing recomputed", 0, SGD, KEPT),
 )
 ON_TWO = (
     _entry("AdamW in host memory", 1, ADAMW, {"optimizer": "offload"}),
@@ -96,13 +104,17 @@ ON_TWO = (
     _entry("lean", 1, ADAMW, {"bf16": True, "optimizer": "lean"}),
     _entry("one sample a row", 1, SGD, {"packing": False}),
     _entry("no clipping", 1, SGD, {"max_grad_norm": 0.0, "learning_rate": 0.05}),
-    _entry("nothing recomputed", 1, SGD, {"gradient_checkpointing": False}),
+    _entry("nothing recomputed", 1, SGD, KEPT),
     _entry("selective recomputation", 1, SGD, {"gradient_checkpointing": "selective"}),
     _entry("activations in host memory", 1, SGD, {"activation_offload": True}),
     _entry("router losses", 1, SGD, {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01}),
     _entry("experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}),
     _entry("adapters on attention", 1, SGD, LORA),
     _entry("adapters everywhere", 1, SGD, LORA, {"lora_target_modules": "all"}),
+    _entry("experts in chunks", 1, SGD, {"moe_chunks": 3}),
+    _entry("rows shared", 1, SGD, SHARED),
+    _entry("rows shared, AdamW, nothing recomputed", 0, ADAMW, SHARED, KEPT),
+    _entry("rows shared, adapters everywhere, experts in chunks", 1, SGD, SHARED, LORA_IN_CHUNKS),
     _entry("output layer of its own, ZeRO-3", 0, SGD, is_tied=False),
     _entry("output layer of its own", 1, SGD, is_tied=False),
 )
@@ -111,6 +123,8 @@ ON_FOUR = (
     _entry("experts split twice, AdamW", 2, ADAMW),
     _entry("lean, experts split twice", 2, ADAMW, {"bf16": True, "optimizer": "lean"}),
     _entry("experts split twice, selective", 2, SGD, {"gradient_checkpointing": "selective"}),
+    _entry("rows shared by two", 1, SGD, SHARED),
+    _entry("rows shared by four, experts split twice", 2, SGD, {"sequence_parallel_size": 4}),
     _entry("adapters on experts, split twice", 2, SGD, LORA, {"lora_target_modules": "experts"}),
 )
 
@@ -172,6 +186,8 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
     size = parallel.expert_parallel_size
     if size != "auto":
         parallel = replace(parallel, expert_parallel_size=gcd(int(size), num_processes))
+    sharing = gcd(parallel.sequence_parallel_size, num_processes, SHAPE.num_attention_heads)
+    parallel = replace(parallel, sequence_parallel_size=sharing)
     config = replace(config, model=model, train=train, lora=lora, parallel=parallel)
     return Plan(recipe, _scale_down(config, num_processes, num_gpus))
 

@@ -199,7 +199,7 @@ class RouterTap:
 
 
 def train_reference(
-    config: RunConfig, shape: ModelShape, steps: list[Step], world_size: int
+    config: RunConfig, shape: ModelShape, steps: list[Step], num_groups: int
 ) -> Record:
     """Train on all micro-batches of each step.
 
@@ -207,8 +207,9 @@ def train_reference(
         config: of the plan that is checked; what splits the model is not read.
         shape: of the model.
         steps: samples.
-        world_size: ranks of the plan. It decides which micro-batches run at the same time, and so
-            the balance loss, which is no sum over tokens; everything else is the same for any.
+        num_groups: ranks of the plan, or groups of them that share rows. It decides which
+            micro-batches run at the same time, and so the balance loss, which is no sum over
+            tokens; everything else is the same for any.
     """
     record = Record()
     with InFloat64():
@@ -218,7 +219,7 @@ def train_reference(
         record.start = kept_parameters(model)
         for step in steps:
             with parametrize.cached():
-                loss, numbers = step_loss(model, tap, step, config, world_size)
+                loss, numbers = step_loss(model, tap, step, config, num_groups)
                 loss.backward()
             record.numbers.append(numbers)
             record.gradients.append(trained_gradients(model))
@@ -228,17 +229,17 @@ def train_reference(
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad(), parametrize.cached():
-            _, numbers = step_loss(model, tap, steps[0], config, world_size)
+            _, numbers = step_loss(model, tap, steps[0], config, num_groups)
         record.numbers.append(numbers | {"router loss": 0.0})  # as in an evaluation
         record.end = kept_parameters(model)
     return record
 
 
 def step_loss(
-    model: nn.Module, tap: RouterTap, step: Step, config: RunConfig, world_size: int
+    model: nn.Module, tap: RouterTap, step: Step, config: RunConfig, num_groups: int
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean loss of a step and router losses, with the numbers that a run would report."""
-    num_micro_steps = len(step) // world_size
+    num_micro_steps = len(step) // num_groups
     router_loss = torch.zeros((), dtype=torch.float64)
     parts = []
     for micro_step in range(num_micro_steps):

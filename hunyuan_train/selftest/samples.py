@@ -11,7 +11,7 @@ import numpy as np
 
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.encode import SampleTokens
-from hunyuan_train.data.loader import Batch, empty_batch, join_samples
+from hunyuan_train.data.loader import Batch, join_samples
 from hunyuan_train.data.template import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
@@ -77,24 +77,31 @@ def _sample(random: np.random.Generator, length: int, *, has_labels: bool) -> Sa
     return Sample(SampleTokens(tokens, spans, weights.astype(np.float32)), int(mode))
 
 
-def lay_batches(micro_batches: Step, *, packing: bool) -> list[Batch]:
+def lay_batches(micro_batches: Step, *, packing: bool, min_tokens: int = 1) -> list[Batch]:
     """Micro-batches as the loader makes them: packed, or one sample in each.
 
     Without packing all micro-batches become as many, because ranks must keep step.
+
+    Args:
+        micro_batches: of a step.
+        packing: whether samples of a micro-batch share a row.
+        min_tokens: ranks that share a row.
     """
     if packing:
-        return [_join(samples) for samples in micro_batches]
+        return [_join(samples, min_tokens) for samples in micro_batches]
     longest = max(len(samples) for samples in micro_batches)
     return [
-        _join(samples[index : index + 1]) for samples in micro_batches for index in range(longest)
+        _join(samples[index : index + 1], min_tokens)
+        for samples in micro_batches
+        for index in range(longest)
     ]
 
 
-def _join(samples: list[Sample]) -> Batch:
-    if not samples:
-        return empty_batch(PAD_ID)
+def _join(samples: list[Sample], min_tokens: int) -> Batch:
     return join_samples(
         [sample.tokens for sample in samples],
         modes=[sample.mode for sample in samples],
         sample_ids=range(len(samples)),
+        pad_id=PAD_ID,
+        min_tokens=min_tokens,
     )

@@ -12,7 +12,7 @@ from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
 from torch import Tensor, nn
 
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.loader import Batch, cut_batch
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.parallel.engine import start_process_group
@@ -34,15 +34,14 @@ def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Recor
     engine.train()
     record = Record(start=as_arrays(kept_weights(engine.module)))
     for step in steps:
-        batches = my_share(lay_batches(step, packing=config.data.packing))
+        batches = step_batches(config, step)
         losses = accumulate_gradients(engine, batches, routers=routers)
         numbers = flatten_numbers(losses.loss, losses.loss_by_group, losses.router_loss)
         record.numbers.append(numbers)
         record.gradients.append(as_arrays(kept_gradients(engine.module)))
         rate = config.train.learning_rate
         record.grad_norms.append(update_weights(engine, rate, is_withheld=False))
-    batches = my_share(lay_batches(steps[0], packing=config.data.packing))
-    by_group = evaluate(engine, batches)
+    by_group = evaluate(engine, step_batches(config, steps[0]))
     record.numbers.append(flatten_numbers(by_group.pop(WHOLE), by_group))
     record.end = as_arrays(kept_weights(engine.module))
     return record
@@ -55,10 +54,18 @@ def _silence_libraries() -> None:
     sys.stdout = io.StringIO()
 
 
-def my_share(batches: list[Batch]) -> list[Batch]:
-    """This rank's consecutive share of a global batch."""
-    size = len(batches) // dist.get_world_size()
-    return batches[dist.get_rank() * size : (dist.get_rank() + 1) * size]
+def step_batches(config: RunConfig, step: Step) -> list[Batch]:
+    """This rank's micro-batches of a step."""
+    size = config.parallel.sequence_parallel_size
+    return my_share(lay_batches(step, packing=config.data.packing, min_tokens=size), size)
+
+
+def my_share(batches: list[Batch], sequence_size: int = 1) -> list[Batch]:
+    """This rank's consecutive share of a global batch, and of each row, where ranks share rows."""
+    group, part = divmod(dist.get_rank(), sequence_size)
+    size = len(batches) * sequence_size // dist.get_world_size()
+    mine = batches[group * size : (group + 1) * size]
+    return [cut_batch(batch, part, sequence_size) for batch in mine]
 
 
 def kept_weights(model: nn.Module) -> dict[tuple[str, int], Tensor]:

@@ -18,7 +18,8 @@ GROUPS = (WHOLE, "fast", "slow", "think", "answer", "markers")
 
 def group_masks(batch: Batch) -> npt.NDArray[np.float32]:
     """Which tokens belong to each group, 1 or 0: [G, T]; those without a label do not matter."""
-    modes = np.repeat(batch.modes, np.diff(batch.cu_seqlens))
+    of_row = np.repeat(batch.modes, np.diff(batch.cu_seqlens))
+    modes = of_row[batch.first_token : batch.first_token + len(batch.input_ids)]
     masks = [
         np.ones_like(modes),
         modes == MODES.index("fast"),

@@ -86,7 +86,7 @@ class RouterTerms:
         if dist.is_initialized():
             dist.all_reduce(counts_LE)
         num_tokens = int(counts_LE[0].sum()) / self.top_k
-        logits = self.watch.logits_TE
+        logits = self.watch.layer_logits()
         balance = balance_loss(logits, counts_LE, num_tokens)
         return self.balance_coefficient * balance + self.z_coefficient * z_loss(logits, num_tokens)
 
@@ -94,7 +94,9 @@ class RouterTerms:
 def forward_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Tensor:
     """Weighted loss of each token of a batch: [tokens], float32, 0 where there is no label.
 
-    Only positions with a label go through the output layer.
+    Only positions with a label go through the output layer. Ranks that share a row call it
+    together, each with its part; the documents' bounds are those of the whole row, because
+    attention sees all of it (`parallel/sequence.py`).
     """
     device = engine.device
     bounds = torch.from_numpy(batch.cu_seqlens).to(device)
@@ -110,6 +112,7 @@ def forward_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Tensor:
             max_length_q=max(lengths),
             max_length_k=max(lengths),
             document_lengths=lengths,
+            part_lengths=batch.part_lengths,
             use_cache=False,
         )
     weights = torch.from_numpy(batch.loss_weights).to(device)

@@ -79,7 +79,7 @@ def test_dry_run_is_no_setting():
         (["--seed", "1", "--seed", "2"], "seed is given twice, as 1 and as 2"),
         (["--seed", "1", "--seed=one"], "seed is given twice"),
         (["--packing", "--no_packing"], "packing is given twice, as true and as false"),
-        (["--recipe", "huge"], r"huge is neither a recipe of ours \(full, lora, tiny\)"),
+        (["--recipe", "huge"], r"huge is neither a recipe of ours \(full, long, lora, tiny\)"),
         (["--recipe", "tiny", "--config", "a.yaml"], "--recipe and --config both name a file"),
         (["--max_steps", "0"], "max_steps is 0; set a number of steps, or -1"),
         (["--num_train_epochs", "0"], "num_train_epochs is 0 and max_steps is -1"),

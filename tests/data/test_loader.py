@@ -1,8 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hunyuan_train.data.findings import DataError
-from hunyuan_train.data.loader import IGNORED, BatchPlan, Position, eval_batches, make_batch
+from hunyuan_train.data.loader import (
+    IGNORED,
+    Batch,
+    BatchPlan,
+    Position,
+    Share,
+    cut_batch,
+    eval_batches,
+    make_batch,
+)
 from tests.data.dialogues import chat
 
 
@@ -15,9 +26,7 @@ def _plans(dataset, num_ranks, accumulation_steps=2, rows_per_rank=2, packing=Tr
     return [
         BatchPlan(
             dataset,
-            rows_per_rank=rows_per_rank,
-            num_ranks=num_ranks,
-            rank=rank,
+            Share(rows=rows_per_rank, num_ranks=num_ranks, rank=rank),
             accumulation_steps=accumulation_steps,
             seed=seed,
             packing=packing,
@@ -134,7 +143,11 @@ def test_a_batch_is_its_samples_end_to_end(dataset):
 
 def test_dtypes_are_those_that_the_model_takes(dataset):
     batch = make_batch(dataset, [np.array([0])])
-    dtypes = {name: getattr(batch, name).dtype.name for name in batch.__slots__}
+    dtypes = {
+        name: value.dtype.name
+        for name in batch.__slots__
+        if isinstance(value := getattr(batch, name), np.ndarray)
+    }
     assert dtypes == {
         "input_ids": "int64",
         "position_ids": "int64",
@@ -157,12 +170,64 @@ def test_packed_rows_fit_and_hold_labels(dataset):
 @pytest.mark.parametrize("packing", [True, False])
 def test_evaluation_shows_everything_once_and_every_rank_as_many_batches(dataset, packing):
     batches = [
-        eval_batches(dataset, rows_per_rank=2, num_ranks=3, rank=rank, packing=packing)
+        eval_batches(dataset, Share(rows=2, num_ranks=3, rank=rank), packing=packing)
         for rank in range(3)
     ]
     assert len({len(own) for own in batches}) == 1
     ids = [sample for own in batches for b in own for sample in b.sample_ids.tolist()]
     assert sorted(sample for sample in ids if sample >= 0) == list(range(len(dataset)))
+
+
+def _join(parts: list[Batch], name: str) -> list[int]:
+    return np.concatenate([getattr(part, name) for part in parts]).tolist()
+
+
+@pytest.mark.parametrize("sequence_size", [2, 3, 6])
+def test_ranks_that_share_a_row_have_all_of_it_between_them(dataset, sequence_size):
+    num_ranks, options = 6, {"accumulation_steps": 2, "seed": 3, "packing": True}
+    shares = [Share(rows=1, num_ranks=num_ranks, rank=rank) for rank in range(num_ranks)]
+    shared = [replace(share, sequence_size=sequence_size) for share in shares]
+    num_groups = num_ranks // sequence_size
+    wholes = [
+        BatchPlan(dataset, replace(share, num_ranks=num_groups), **options)
+        for share in shares[:num_groups]
+    ]
+    parts = [BatchPlan(dataset, share, **options) for share in shared]
+    assert {plan.rows_per_step for plan in (*wholes, *parts)} == {2 * num_groups}
+    for group, whole in enumerate(wholes):
+        members = parts[group * sequence_size :][:sequence_size]
+        expected, following = whole.step_batches(Position())
+        steps = [member.step_batches(Position()) for member in members]
+        assert {after for _, after in steps} == {following}
+        for batch, *cut in zip(expected, *(batches for batches, _ in steps), strict=True):
+            for name in ("input_ids", "position_ids", "labels", "loss_weights", "spans"):
+                assert _join(cut, name) == getattr(batch, name).tolist()
+            for place, part in enumerate(cut):
+                assert part.part_lengths == tuple(len(one.input_ids) for one in cut)
+                assert part.first_token == sum(part.part_lengths[:place])
+                assert np.array_equal(part.cu_seqlens, batch.cu_seqlens)
+            assert max(cut[0].part_lengths) - min(cut[0].part_lengths) <= 1
+
+
+def test_a_row_shorter_than_its_ranks_is_filled_up(dataset):
+    share = Share(rows=1, num_ranks=2048, rank=2047, sequence_size=2048)
+    plan = BatchPlan(dataset, share, accumulation_steps=1, seed=3, packing=True)
+    [batch], _ = plan.step_batches(Position())
+    assert batch.part_lengths == (1,) * 2048
+    assert batch.input_ids.tolist() == [dataset.pad_id]
+    assert batch.labels.tolist() == [IGNORED]
+    assert batch.sample_ids[-1] == -1
+    assert batch.cu_seqlens[-1] == 2048
+
+
+def test_evaluation_parts_are_of_the_same_rows(dataset):
+    [whole, *_] = eval_batches(dataset, Share(rows=2, num_ranks=1, rank=0), packing=True)
+    parts = [
+        eval_batches(dataset, Share(rows=2, num_ranks=2, rank=rank, sequence_size=2), packing=True)
+        for rank in range(2)
+    ]
+    assert _join([part[0] for part in parts], "labels") == whole.labels.tolist()
+    assert cut_batch(whole, 0, 1) is whole
 
 
 def test_origins_name_file_and_line(prepare, write_records):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hunyuan_train.data.encode import encode_renderings
-from hunyuan_train.data.loader import IGNORED, BatchPlan, Position
+from hunyuan_train.data.loader import IGNORED, BatchPlan, Position, Share
 from hunyuan_train.data.template import render
 from tests.data.dialogues import chat, read
 
@@ -48,9 +48,7 @@ def test_a_sample_has_the_loss_it_has_alone(prepare, tiny_data, models, packing)
     plain, packed = models
     plan = BatchPlan(
         dataset,
-        rows_per_rank=2 if packing else 6,
-        num_ranks=1,
-        rank=0,
+        Share(rows=2 if packing else 6, num_ranks=1, rank=0),
         accumulation_steps=1,
         seed=0,
         packing=packing,

@@ -29,11 +29,22 @@ def adapters(targets: str, **settings: object) -> LoraConfig:
 
 
 def train_adapters(
-    folder: Path, lora: LoraConfig, expert_size: int, num_steps: int, is_resumed: bool
+    folder: Path,
+    lora: LoraConfig,
+    expert_size: int,
+    num_steps: int,
+    is_resumed: bool,
+    sequence_size: int = 1,
 ) -> list[float]:
     """Train with SGD, whose steps show a wrong gradient scale; export before or after."""
     engine = small_engine(
-        stage=3, expert_size=expert_size, optimizer="sgd", max_grad_norm=0.0, lora=lora
+        stage=3,
+        expert_size=expert_size,
+        optimizer="sgd",
+        max_grad_norm=0.0,
+        lora=lora,
+        sequence_size=sequence_size,
+        moe_chunks=sequence_size,
     )
     state = TrainerState()
     checkpoint = folder / "step-000003"
@@ -46,7 +57,8 @@ def train_adapters(
         if step == 3 and not is_resumed:
             state = TrainerState(3, Position(), 0)
             save_checkpoint(engine, state, checkpoint, fingerprints={})
-        losses.append(train_step(engine, my_share(global_batch(step, 4)), learning_rate=RATE).loss)
+        batches = my_share(global_batch(step, 4), sequence_size)
+        losses.append(train_step(engine, batches, learning_rate=RATE).loss)
     export_adapter(engine, folder / "after", lora, base_model="tiny")
     return losses
 
@@ -66,22 +78,26 @@ def train_plain(folder: Path) -> tuple[list[float], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("targets", "expert_size", "settings"),
+    ("targets", "expert_size", "sequence_size", "settings"),
     [
-        ("attention", 2, {}),
-        ("experts", 2, {}),
-        ("experts", 1, {}),
-        ("all", 2, {"use_rslora": True}),
-        ("shared_mlp,router,q_proj", 0, {}),
-        ("attention", 2, {"use_dora": True}),
+        ("attention", 2, 1, {}),
+        ("experts", 2, 1, {}),
+        ("experts", 1, 1, {}),
+        ("all", 2, 1, {"use_rslora": True}),
+        ("all", 2, 2, {}),
+        ("shared_mlp,router,q_proj", 0, 1, {}),
+        ("attention", 2, 1, {"use_dora": True}),
+        ("attention", 0, 2, {"use_dora": True}),
     ],
 )
 def test_adapters_train_as_in_plain_peft(
-    tmp_path: Path, targets: str, expert_size: int, settings: dict[str, bool]
+    tmp_path: Path, targets: str, expert_size: int, sequence_size: int, settings: dict[str, bool]
 ) -> None:
     lora = adapters(targets, **settings)
     run_ranks(train_adapters, 2, tmp_path, lora, expert_size, 0, False)
-    [losses, _] = run_ranks(train_adapters, 2, tmp_path, lora, expert_size, NUM_STEPS, False)
+    [losses, _] = run_ranks(
+        train_adapters, 2, tmp_path, lora, expert_size, NUM_STEPS, False, sequence_size
+    )
     expected_losses, expected = train_plain(tmp_path / "before")
     assert losses == pytest.approx(expected_losses, abs=2e-6)
     trained = peft.load_peft_weights(tmp_path / "after", device="cpu")

@@ -17,9 +17,13 @@ PROMISED = {
         *("ZeRO-2", "ZeRO-3", "experts split, SGD", "one sample a row", "no clipping"),
         *("nothing recomputed", "selective recomputation", "activations in host memory"),
         *("router losses", "adapters on attention", "adapters everywhere"),
-        *("AdamW in host memory", "output layer of its own"),
+        *("AdamW in host memory", "output layer of its own", "experts in chunks", "rows shared"),
+        "rows shared, adapters everywhere, experts in chunks",
     },
-    4: {"ZeRO-3", "experts split, SGD", "experts split twice", "adapters on experts, split twice"},
+    4: {
+        *("ZeRO-3", "experts split, SGD", "experts split twice", "rows shared by two"),
+        *("rows shared by four, experts split twice", "adapters on experts, split twice"),
+    },
 }
 
 

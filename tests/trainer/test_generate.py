@@ -28,24 +28,31 @@ def answer_plainly(prompts: list[list[int]], stop_ids: list[int]) -> list[list[i
 
 
 def answer_split(
-    expert_size: int, prompts: list[list[list[int]]], stop_ids: list[int]
+    expert_size: int, sequence_size: int, prompts: list[list[list[int]]], stop_ids: list[int]
 ) -> list[list[list[int]]]:
     """Answer this rank's prompts twice, before and after what training does."""
-    engine = small_engine(stage=3, expert_size=expert_size)
+    engine = small_engine(
+        stage=3, expert_size=expert_size, sequence_size=sequence_size, moe_chunks=sequence_size
+    )
     mine = prompts[torch.distributed.get_rank()]
     before = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
-    train_step(engine, my_share(global_batch(0, 4)), learning_rate=0.0)
+    train_step(engine, my_share(global_batch(0, 4), sequence_size), learning_rate=0.0)
     after = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
     assert engine.module.training
     return [before, after]
 
 
-@pytest.mark.parametrize(("world_size", "expert_size"), [(2, 2), (4, 2), (4, 4), (2, 0)])
-def test_answers_are_those_of_one_process(world_size: int, expert_size: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "expert_size", "sequence_size"),
+    [(2, 2, 1), (4, 2, 1), (4, 4, 1), (2, 0, 1), (2, 2, 2), (4, 2, 4)],
+)
+def test_answers_are_those_of_one_process(
+    world_size: int, expert_size: int, sequence_size: int
+) -> None:
     prompts = [PROMPTS[0], *PROMPTS[4 - world_size + 1 :]]
     first = answer_plainly([PROMPTS[0][0]], [-1])[0]
     stop_ids = [first[4]]  # so that some answer ends early while others go on
-    ranks = run_ranks(answer_split, world_size, expert_size, prompts, stop_ids)
+    ranks = run_ranks(answer_split, world_size, expert_size, sequence_size, prompts, stop_ids)
     for mine, (before, after) in zip(prompts, ranks, strict=True):
         assert before == after == answer_plainly(mine, stop_ids)
     assert len(ranks[0][0][0]) < NUM_TOKENS

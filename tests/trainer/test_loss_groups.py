@@ -5,7 +5,7 @@ import pytest
 
 from hunyuan_train.data.dialogue import MODES
 from hunyuan_train.data.encode import SampleTokens
-from hunyuan_train.data.loader import empty_batch, join_samples
+from hunyuan_train.data.loader import cut_batch, join_samples
 from hunyuan_train.trainer.loss_groups import GROUPS, group_masks, group_means, group_weights
 
 
@@ -48,5 +48,12 @@ def test_means_are_by_weight_and_leave_out_groups_without_labels() -> None:
             "markers": (2 + 0.5 * 7) / 1.5,
         }
     )
-    empty = [empty_batch(0)]
+    empty = [join_samples([], modes=[], sample_ids=[])]
     assert group_means([0.0] * len(GROUPS), group_weights(empty)) == {"all": 0.0}
+
+
+def test_groups_of_the_parts_of_a_row_are_those_of_the_row() -> None:
+    parts = [cut_batch(BATCH, part, 4) for part in range(4)]
+    whole = group_masks(BATCH)
+    assert np.array_equal(np.concatenate([group_masks(part) for part in parts], axis=1), whole)
+    assert group_weights(parts) == pytest.approx(group_weights([BATCH]))

@@ -1,0 +1,42 @@
+"""Routed experts of a layer on a part of the tokens after the other, so that few exist at a time.
+
+A token takes eight rows on its way through the experts, so they hold most of what a layer does, and
+a rank that the routers favour holds that many times more. In chunks, each computed again when its
+gradient is due, only one chunk's rows exist at a time. The layer is computed again as a whole, too:
+all chunks but the last then run a third time (torch stops where nothing more is to be saved).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import HunYuanMoEV1ForCausalLM
+
+
+def chunk_experts(model: HunYuanMoEV1ForCausalLM, num_chunks: int) -> None:
+    """Let every MoE block compute its tokens in chunks; 1 leaves it as it is.
+
+    Args:
+        model: after the engine has split its experts, where it does.
+        num_chunks: of a row's tokens, however few they are: every rank must run as many, because
+            each exchanges tokens with the others. Some may be empty.
+    """
+    if num_chunks == 1:
+        return
+    for layer in model.model.layers:
+        layer.mlp.forward = partial(run_chunks, layer.mlp.forward, num_chunks)
+
+
+def run_chunks(
+    forward: Callable[[Tensor], Tensor], num_chunks: int, hidden_states: Tensor
+) -> Tensor:
+    """Apply a function of single tokens to chunks of them: [1, tokens, hidden], and so its result.
+
+    `torch.chunk` may give fewer chunks than asked for; `tensor_split` never does.
+    """
+    chunks = hidden_states.tensor_split(num_chunks, dim=1)
+    if not torch.is_grad_enabled():
+        return torch.cat([forward(chunk) for chunk in chunks], dim=1)
+    return torch.cat([checkpoint(forward, chunk, use_reentrant=False) for chunk in chunks], dim=1)
