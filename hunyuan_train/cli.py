@@ -26,6 +26,7 @@ from hunyuan_train.report.commands import add_report_command
 from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.serve.evaluate import add_evaluate_command
 from hunyuan_train.verify_resume import add_verify_resume
 
 
@@ -77,6 +78,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     add_checkpoint_commands(commands)
     add_selftest_command(commands)
     add_chat_command(commands)
+    add_evaluate_command(commands)
     add_report_command(commands)
     add_verify_resume(commands)
     return parser

@@ -1,14 +1,13 @@
 """Where log lines go: rank 0's to the screen, every rank's to a file of its own.
 
-Call sites never ask for their rank: rank 0 informs, every rank warns. The libraries below us warn
-on the screen and tell the rest to the file only.
+Call sites never ask for their rank: rank 0 informs, every rank warns, of the same thing once. The
+libraries below us warn on the screen and tell the rest to the file only, unless asked for.
 """
 
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,17 +22,21 @@ LIBRARIES = ("DeepSpeed", "transformers", "accelerate", "datasets", "peft")
 console = Console(stderr=True)
 
 
-def start_logging(output_dir: Path) -> None:
+def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
     """Send log lines to the screen and to `output_dir/log/rank{N}.txt`.
 
     Call it once the libraries are imported: it replaces their handlers.
+
+    Args:
+        output_dir: of the run.
+        is_verbose: rank 0 shows all that the libraries say.
     """
     rank = int(os.environ.get("RANK", "0"))
     folder = output_dir / "log"
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / f"rank{rank}.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter(FILE_FORMAT))
-    log_to_screen(rank=rank, also=[file])
+    log_to_screen(rank=rank, is_verbose=is_verbose, also=[file])
     sys.stdout = file.stream  # libraries also print; what is ours goes through the console
     for name in LIBRARIES:
         library = logging.getLogger(name)
@@ -42,7 +45,9 @@ def start_logging(output_dir: Path) -> None:
         library.setLevel(logging.INFO)
 
 
-def log_to_screen(*, rank: int = 0, also: Sequence[logging.Handler] = ()) -> None:
+def log_to_screen(
+    *, rank: int = 0, is_verbose: bool = False, also: Sequence[logging.Handler] = ()
+) -> None:
     """Send log lines to the screen; enough for a command that is no run.
 
     A terminal shares its lines with progress bars; in a file or a pipe each line is one line.
@@ -53,13 +58,28 @@ def log_to_screen(*, rank: int = 0, also: Sequence[logging.Handler] = ()) -> Non
     prefix = "" if rank == 0 else f"rank {rank}: "
     logging.captureWarnings(capture=True)
     screen.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
-    screen.addFilter(partial(belongs_on_screen, rank=rank))
+    screen.addFilter(ScreenFilter(rank, is_verbose=is_verbose))
     logging.basicConfig(level=logging.INFO, handlers=[*also, screen], force=True)
 
 
-def belongs_on_screen(record: logging.LogRecord, *, rank: int) -> bool:
-    """Warnings of every rank and what our own code says on rank 0; Python's warnings never do."""
-    if record.name == "py.warnings":
-        return False
-    is_ours = record.name.partition(".")[0] == OURS
-    return record.levelno >= logging.WARNING or (is_ours and rank == 0)
+class ScreenFilter(logging.Filter):
+    """Lets through warnings of every rank, each once, and what our own code says on rank 0."""
+
+    def __init__(self, rank: int, *, is_verbose: bool) -> None:
+        super().__init__()
+        self.rank = rank
+        self.is_verbose = is_verbose
+        self.warnings: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide about one line; Python's own warnings belong to the file."""
+        if self.is_verbose and self.rank == 0:
+            return True
+        if record.name == "py.warnings":
+            return False
+        if record.levelno < logging.WARNING:
+            return self.rank == 0 and record.name.partition(".")[0] == OURS
+        text = record.getMessage()
+        is_new = text not in self.warnings
+        self.warnings.add(text)
+        return is_new

@@ -21,7 +21,6 @@ from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.checkpoint.changes import check_changes, describe_run
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.export import export_model, read_prompts
-from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.checkpoint.release import describe_release, trained_dtype
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.same_data import check_same_data
@@ -45,7 +44,7 @@ from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
 from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.moe_chunks import chunk_experts
-from hunyuan_train.model.presets import PRESETS, tokenizer_folder
+from hunyuan_train.model.presets import tokenizer_folder
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.parallel.engine import (
@@ -56,31 +55,31 @@ from hunyuan_train.parallel.engine import (
 )
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.parallel.sequence import share_sequences
-from hunyuan_train.planner.layout import make_layout
-from hunyuan_train.planner.memory import plan_memory
+from hunyuan_train.report.closing import show_closing
 from hunyuan_train.report.commands import make_report
 from hunyuan_train.serve.check import check_adapter, check_model
-from hunyuan_train.serve.result import Answer, show_answer, show_closing_table
-from hunyuan_train.trainer.answers import AnswerCheck, choose_questions
-from hunyuan_train.trainer.loop import Ending, Trainer, train
+from hunyuan_train.serve.judge import choose_questions
+from hunyuan_train.serve.result import Answer, show_answer
+from hunyuan_train.trainer.answers import AnswerCheck
+from hunyuan_train.trainer.loop import (
+    Ending,
+    Trainer,
+    describe_evaluation,
+    evaluate_all,
+    train,
+)
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
 from hunyuan_train.trainer.optim import optimizer_factory
+from hunyuan_train.trainer.planned import find_gpu, plan_here
 from hunyuan_train.trainer.profiler import StepProfiler
 from hunyuan_train.trainer.router_guardian import RouterGuardian, profile_batches
-from hunyuan_train.trainer.samples import (
-    answer_split,
-    is_loaded_whole,
-    sample_answers,
-    wants_sample_answers,
-)
-from hunyuan_train.trainer.starts import describe_start
+from hunyuan_train.trainer.samples import sample_answers, wants_sample_answers
+from hunyuan_train.trainer.starts import count_starts, describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
-from hunyuan_train.trainer.throughput import Throughput, find_peak_flops
+from hunyuan_train.trainer.throughput import Throughput
 
 logger = logging.getLogger(__name__)
-
-EXPORT_FOLDER = "export"
 
 
 def run(config: RunConfig) -> int:
@@ -94,7 +93,7 @@ def run(config: RunConfig) -> int:
     """
     started = time.monotonic()
     output_dir = Path(config.train.output_dir)
-    start_logging(output_dir)
+    start_logging(output_dir, is_verbose=config.train.verbose)
     announce_rank(last_collective)
     start_process_group(config.parallel.timeout_minutes)
     check_gpus()
@@ -109,8 +108,8 @@ def run(config: RunConfig) -> int:
     batches = make_batches(config, dataset)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
-    planned = planned_memory_gib(config, shape, dataset)
-    start = describe_start(made_of, data, repository=REPOSITORY, planned_memory_gib=planned)
+    planned = plan_here(config, shape, num_data_tokens=dataset.summary.num_tokens)
+    start = describe_start(made_of, data, repository=REPOSITORY, plan=planned.to_json())
     metrics = make_metrics(config, checkpoint, start)
     trainer = Trainer(
         engine=engine,
@@ -125,7 +124,8 @@ def run(config: RunConfig) -> int:
         throughput=make_throughput(config, shape),
         profiler=make_profiler(config),
         batch_log=make_batch_log(config),
-        planned_memory_gib=planned,
+        planned=planned,
+        num_restarts=count_starts(output_dir),
         report_progress=report_progress,
     )
     seed_generators(config.train.seed)
@@ -136,8 +136,9 @@ def run(config: RunConfig) -> int:
     if ending.is_complete:
         if config.train.export:
             export(config, engine, shape, source)
-        answers = answer_split(config, engine, dataset, tokenizer, shape)
-    close(config, trainer, tokenizer, shape, ending, answers)
+        if wants_sample_answers(config.train, shape):
+            answers = sample_answers(engine, dataset, tokenizer)
+    close(config, trainer, ending, answers)
     if ending.is_complete and not ending.is_saved:
         raise CheckpointError("the run is complete, but its last checkpoint could not be written")
     return SUCCESS if ending.is_complete else RESUME
@@ -190,15 +191,6 @@ def make_engine(
     engine = start_engine(model, settings, source, factory, lora=config.lora, seed=seed)
     chunk_experts(engine.module, config.train.moe_chunks)
     return engine
-
-
-def planned_memory_gib(config: RunConfig, shape: ModelShape, dataset: Dataset) -> float:
-    """What the plan says of one process: its GPU's memory, or the host's where it has none."""
-    is_on_gpu = torch.cuda.is_available()
-    num_nodes = max(1, dist.get_world_size() // int(config.parallel.num_processes))
-    layout = make_layout(config, shape, num_nodes=num_nodes, is_on_gpu=is_on_gpu)
-    memory = plan_memory(layout, num_data_tokens=dataset.summary.num_tokens)
-    return (memory.allocated_peak if is_on_gpu else memory.process_peak) / 2**30
 
 
 def make_router_terms(config: RunConfig, engine: deepspeed.DeepSpeedEngine) -> RouterTerms:
@@ -313,12 +305,13 @@ def make_answer_check(
 
 def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
     """What rates are measured by."""
+    gpu = find_gpu()
     return Throughput(
         shape=shape,
         num_ranks=dist.get_world_size(),
         row_length=config.data.max_seq_length,
         trains_all=not config.lora.use_lora,
-        peak_flops=find_peak_flops(),
+        peak_flops=gpu.bf16_flops if gpu else None,
     )
 
 
@@ -392,14 +385,17 @@ def look_before_training(trainer: Trainer, state: TrainerState, start: dict[str,
         JsonLines(path).append({"step": state.step, **start})
     trainer.guardian.start(state.step, profile_batches(trainer.batches))
     if trainer.answers and not state.step:
-        trainer.answers.run(0)
+        numbers = evaluate_all(trainer, 0)
+        logger.info("before training  %s", describe_evaluation(numbers))
+        if trainer.metrics:
+            trainer.metrics.log(numbers, 0)
 
 
 def export(
     config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape, source: WeightSource
 ) -> None:
     """Write the model, or its adapters, in the form that servers load; check what they compute."""
-    folder = Path(config.train.output_dir) / EXPORT_FOLDER
+    folder = Path(config.train.output_dir, run_files.EXPORT)
     if config.lora.use_lora:
         trained = read_prompts(engine, shape, written_dtype=trained_dtype(config))
         name = config.model.model_name_or_path
@@ -411,14 +407,7 @@ def export(
         export_model(engine, folder, release, source, check=partial(check_model, trained))
 
 
-def close(
-    config: RunConfig,
-    trainer: Trainer,
-    tokenizer: Tokenizer,
-    shape: ModelShape,
-    ending: Ending,
-    answers: list[Answer],
-) -> None:
+def close(config: RunConfig, trainer: Trainer, ending: Ending, answers: list[Answer]) -> None:
     """Leave the process group; on rank 0, show what the run has led to."""
     if trainer.metrics:
         trainer.metrics.finish()  # before any rank ends: torchrun then stops the others
@@ -426,34 +415,7 @@ def close(
     dist.destroy_process_group()
     if trainer.metrics is None or not ending.is_complete:
         return
-    if wants_sample_answers(config, shape) and is_loaded_whole(config, shape):
-        folder = Path(config.train.output_dir) / EXPORT_FOLDER
-        answers = sample_answers(folder, trainer.batches.dataset, tokenizer)
     for answer in answers:
         show_answer(answer, console)
     make_report([Path(config.train.output_dir)], Path(config.train.output_dir, run_files.REPORT))
-    show_closing_table(closing_rows(config), console)
-
-
-def closing_rows(config: RunConfig) -> list[tuple[str, str | Path]]:
-    """What the run wrote, and the next command to try."""
-    output_dir = Path(config.train.output_dir)
-    checkpoints = list_checkpoints(output_dir)
-    rows: list[tuple[str, str | Path]] = [
-        ("settings", output_dir / "config.yaml"),
-        ("metrics", output_dir / run_files.METRICS),
-        ("report", output_dir / run_files.REPORT),
-        ("checkpoint", checkpoints[-1] if checkpoints else "none"),
-    ]
-    if config.train.export:
-        kind = "adapter" if config.lora.use_lora else "model"
-        rows.append((kind, output_dir / EXPORT_FOLDER))
-        if not (config.lora.use_lora and config.model.model_name_or_path in PRESETS):
-            rows.append(
-                ("talk to it", f"python -m hunyuan_train chat {output_dir / EXPORT_FOLDER}")
-            )
-    if config.model.model_name_or_path in PRESETS:
-        rows.append(("next", "MODEL_PATH=... TRAIN_FILE=my.jsonl bash train.sh"))
-    else:
-        rows.append(("next", f"vllm serve {output_dir / EXPORT_FOLDER}"))
-    return rows
+    show_closing(config, console)

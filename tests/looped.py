@@ -14,6 +14,7 @@ from hunyuan_train.config.schema import GuardianConfig, TrainConfig
 from hunyuan_train.data.loader import Batch, Position, StepContent
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog
+from hunyuan_train.trainer.planned import Planned
 from hunyuan_train.trainer.router_guardian import RouterGuardian
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.throughput import Throughput
@@ -85,7 +86,8 @@ def run_loop(
         metrics=MetricsLog(output_dir / "metrics.jsonl", []) if rank == 0 else None,
         keeper=keeper,
         batch_log=JsonLines(output_dir / f"batches-rank{rank}.jsonl"),
-        planned_memory_gib=1.0,
+        planned=Planned(1.0, {}),
+        num_restarts=0,
         report_progress=lambda step, what: None,
         guardian=RouterGuardian(
             engine, routers, GuardianConfig(router_guardian="off"), output_dir, lambda *_: None

@@ -19,6 +19,22 @@ SETTINGS = (
     *("--warmup_ratio", "0"),
 )
 
+GROUPS = ("fast", "slow", "think", "answer", "markers")
+SOURCE = "tiny_train.jsonl"
+# What a run is to tell; mfu and GPU memory join them where there is a GPU.
+NAMES = {
+    *("loss", "learning_rate", "grad_norm", "epoch", "tokens_seen", "packing_efficiency"),
+    *(f"{kind}_{group}" for kind in ("loss", "eval_loss", "eval_perplexity") for group in GROUPS),
+    *("tokens_per_second", "tokens_per_second_per_gpu", "tflops_per_gpu", "step_seconds"),
+    *(f"seconds_{part}" for part in ("data", "forward", "backward", "optimizer", "communication")),
+    *("memory_gib", "host_memory_gib", "host_memory_used"),
+    *(f"samples_seen_{SOURCE}", f"tokens_seen_{SOURCE}"),
+    *("checkpoint_step", "checkpoint_seconds", "checkpoint_stall_seconds", "checkpoint_failures"),
+    *("restarts", "expert_imbalance", "router_entropy", "router_entropy_min", "dead_experts"),
+    *("router_drift", "eval_valid_format", "eval_exact_match", "eval_set_f1"),
+    *("eval_mode_leak_fast", "eval_mode_leak_slow"),
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,11 +52,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_run_tells_all_that_is_promised(folder: Path) -> None:
+    lines = read_lines(folder / "metrics.jsonl")
+    assert set().union(*lines) >= NAMES
+    _, values = read_runs(folder)
+    assert values.keys() >= NAMES
+    assert [line["restarts"] for line in lines[1:]] == [0, 0, 1]
+    assert [line.get("checkpoint_step") for line in lines] == [None, None, 2, 3]
+    for line in lines[1:]:
+        assert 0 < line["seconds_communication"] < line["step_seconds"]
+
+
 def test_wandb_holds_every_number_and_a_resumed_run_goes_on_in_the_same_one(folder: Path) -> None:
     ids, values = read_runs(folder)
     assert len(ids) == 1
     lines = read_lines(folder / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]  # answers are judged before training
     for name in set().union(*lines) - {"step"}:  # which tables and images carry too
         logged = [line[name] for line in lines if name in line]
         assert [value for value in values[name] if value in logged] == logged, name
@@ -58,13 +85,13 @@ def test_tensorboard_holds_every_number(folder: Path) -> None:
 
 
 def test_losses_by_mode_make_up_the_loss(folder: Path) -> None:
-    for line in read_lines(folder / "metrics.jsonl"):
+    for line in read_lines(folder / "metrics.jsonl")[1:]:
         low, high = sorted((line["loss_fast"], line["loss_slow"]))
         assert low <= line["loss"] <= high
 
 
 def test_samples_and_tokens_of_each_source_are_counted_on_over_a_resume(folder: Path) -> None:
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")[1:]
     seen = [line["samples_seen_tiny_train.jsonl"] for line in lines]
     assert seen == sorted(seen)
     assert len(set(seen)) == 3
@@ -85,7 +112,8 @@ def test_each_start_says_what_the_run_is_made_of(folder: Path) -> None:
     assert (first["step"], second["step"]) == (0, 2)
     assert first["data"]["samples"] == second["data"]["samples"]
     assert {"torch", "deepspeed", "transformers", "hunyuan_train"} <= first["versions"].keys()
-    assert first["planned_memory_gib"] > 0
+    assert first["plan"]["memory_gib"] > 0
+    assert {"device", "host", "disk"} <= first["plan"].keys()
     assert first["num_processes"] == 2
 
 

@@ -71,6 +71,8 @@ class Saver:
         self.pending: Pending | None = None
         self.stalled_seconds = 0.0  # how long training waited for saves
         self.seconds_of_last = 0.0  # that a save took, from its start to its name
+        self.saved_step: int | None = None  # of the newest checkpoint that was published
+        self.num_failures = 0
 
     def save(self, state: TrainerState) -> None:
         """Begin to save; waits for an earlier save to end. Every rank calls it at the same step."""
@@ -110,15 +112,30 @@ class Saver:
         fault, self.seconds_of_last = pending.outcome.result()
         folder = pending.job.folder
         if fault is None:
+            self.saved_step = pending.job.state.step
             logger.info("saved %s (%.1f s, beside training)", folder, self.seconds_of_last)
-        elif dist.get_rank() == 0:
+            return True
+        self.num_failures += 1
+        if dist.get_rank() == 0:
             logger.warning(
                 "NOT SAVED: %s: %s. Training goes on and earlier checkpoints are as they were; "
                 "make room or mend the disk before the next save",
                 folder,
                 fault,
             )
-        return fault is None
+        return False
+
+    def numbers(self) -> dict[str, float | int]:
+        """What is logged of the saves so far; nothing before the first has ended."""
+        if self.saved_step is None and not self.num_failures:
+            return {}
+        newest = {} if self.saved_step is None else {"checkpoint_step": self.saved_step}
+        return {
+            **newest,
+            "checkpoint_seconds": self.seconds_of_last,
+            "checkpoint_stall_seconds": self.stalled_seconds,
+            "checkpoint_failures": self.num_failures,
+        }
 
     def finish(self) -> bool:
         """Wait until nothing is being written; False if that save failed."""

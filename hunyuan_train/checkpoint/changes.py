@@ -47,6 +47,7 @@ FREE_SETTINGS = {
     "report_to",
     "profile",
     "run_name",
+    "verbose",
     "export",
     "sample_answers",
     "record_batches",

@@ -8,6 +8,7 @@ ROUTER_LOAD = "router_load.jsonl"
 QUARANTINE = "quarantine.jsonl"
 LOG = "log/rank0.txt"
 REPORT = "report.html"
+EXPORT = "export"  # a folder: the model, or the adapter
 
 # How the numbers in METRICS begin that depend on the machine and the moment. A resumed run repeats
 # all others to the last digit.
@@ -20,6 +21,8 @@ CLOCKED = (
     "memory_",
     "host_memory_",
     "gpu_memory_",
+    "checkpoint_",
+    "restarts",
 )
 
 

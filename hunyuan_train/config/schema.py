@@ -263,11 +263,14 @@ class TrainConfig:
         "trace these steps on every process, such as 10-12, to output_dir/profile: a trace for "
         "chrome://tracing or Perfetto, and a table of the heaviest operations",
     )
+    verbose: bool = setting(
+        False, "show what the libraries say on the screen too; log/rank0.txt always has it"
+    )
     run_name: str | None = setting(None, "name of the run in trackers; default: output_dir's name")
     export: bool = setting(True, "write an HF-format model folder at the end")
     sample_answers: bool | Auto = setting(
         "auto",
-        "let the model answer two training prompts; auto: where a whole one under 4 GB is exported",
+        "let the model answer two training prompts at the end; auto: if it is smaller than 4 GB",
     )
 
     def __post_init__(self) -> None:

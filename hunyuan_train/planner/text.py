@@ -38,7 +38,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     train, lora = layout.config.train, layout.config.lora
     method = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
     device = "GPUs" if layout.is_on_gpu else "processes"
-    recomputed = {True: "on", False: "off"}.get(train.gradient_checkpointing, "selective")
+    recomputed = {True: "on", False: "off", "selective": "selective"}[train.gradient_checkpointing]
     yield (
         f"{layout.config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
         f"{shape.num_active_parameters:,} active"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from html import escape
+from statistics import median
 from typing import Any
 
 from hunyuan_train.data.html import write_advice, write_document, write_table
@@ -56,7 +57,6 @@ CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
     ),
     ("learning rate", {"learning_rate": "learning rate"}),
     ("gradient norm, before clipping", {"grad_norm": "norm"}),
-    ("tokens per second", {"tokens_per_second": "all", "tokens_per_second_per_gpu": "per process"}),
     ("TFLOP/s per process", {"tflops_per_gpu": "model operations"}),
     ("share of the GPU's peak (MFU)", {"mfu": "MFU"}),
     (
@@ -67,6 +67,14 @@ CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
             "seconds_forward": "forward",
             "seconds_backward": "backward",
             "seconds_optimizer": "optimizer",
+            "seconds_communication": "collectives, within these",
+        },
+    ),
+    (
+        "seconds of saving",
+        {
+            "checkpoint_seconds": "last save, beside training",
+            "checkpoint_stall_seconds": "training waited, in all",
         },
     ),
     ("router load", {"router_entropy": "entropy, mean", "router_entropy_min": "entropy, lowest"}),
@@ -74,6 +82,10 @@ CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("dead experts", {"dead_experts": "of all layers"}),
     ("routing's distance from the base model", {"router_drift": "largest drift"}),
 )
+
+# Numbers that are drawn with the one that was planned.
+SPEED = {"tokens_per_second": "all", "tokens_per_second_per_gpu": "per process"}
+MEMORY = {"memory_gib": "fullest process, peak", "host_memory_gib": "host"}
 
 SUMMARY: dict[str, Callable[[float], str]] = {
     "step": lambda value: f"{value:,.0f}",
@@ -84,9 +96,11 @@ SUMMARY: dict[str, Callable[[float], str]] = {
     "eval_exact_match": lambda value: f"{value:.1%}",
     "eval_set_f1": lambda value: f"{value:.3f}",
     "tokens_seen": lambda value: f"{value:,.0f}",
-    "tokens_per_second": lambda value: f"{value:,.0f}",
     "mfu": lambda value: f"{value:.1%}",
     "packing_efficiency": lambda value: f"{value:.1%}",
+    "checkpoint_step": lambda value: f"{value:,.0f}",
+    "checkpoint_failures": lambda value: f"{value:,.0f}",
+    "restarts": lambda value: f"{value:,.0f}",
 }
 
 
@@ -128,18 +142,31 @@ def write_summary(runs: Sequence[RunRecord]) -> str:
         if any(value is not None for value in values):
             shown = [form(value) if value is not None else NONE for value in values]
             rows[name.replace("_", " ")] = shown
+    rows["tokens per second, median"] = [describe_speed(run) for run in runs]
     rows["memory, fullest process"] = [describe_memory(run) for run in runs]
     return _table(rows, runs)
+
+
+def describe_speed(run: RunRecord) -> str:
+    """Measured against plan."""
+    values = [value for _, value in run.series("tokens_per_second")]
+    if not values:
+        return NONE
+    measured, planned = median(values), run.plan.get("tokens_per_second")
+    return f"{measured:,.0f}" + _against(measured, planned, f"{planned or 0:,.0f}")
 
 
 def describe_memory(run: RunRecord) -> str:
     """Peak against plan."""
     peak = max((value for _, value in run.series("memory_gib")), default=None)
-    planned = run.starts[-1].get("planned_memory_gib") if run.starts else None
     if peak is None:
         return NONE
-    text = f"{peak:.2f} GiB"
-    return text + (f" of {planned:.2f} planned ({peak / planned - 1:+.0%})" if planned else "")
+    planned = run.plan.get("memory_gib")
+    return f"{peak:.2f} GiB" + _against(peak, planned, f"{planned or 0:.2f}")
+
+
+def _against(measured: float, planned: float | None, shown: str) -> str:
+    return f" of {shown} planned ({measured / planned - 1:+.0%})" if planned else ""
 
 
 def write_warnings(runs: Sequence[RunRecord]) -> list[str]:
@@ -165,22 +192,24 @@ def write_charts(runs: Sequence[RunRecord]) -> str:
             for colour, (name, label) in enumerate(names.items())
         ]
         figures.append(draw_chart(title, curves))
-    figures.append(draw_chart("memory against plan, GiB", memory_curves(runs)))
+    figures.append(
+        draw_chart("tokens per second", planned_curves(runs, SPEED, "tokens_per_second"))
+    )
+    figures.append(draw_chart("memory, GiB", planned_curves(runs, MEMORY, "memory_gib")))
     return _grid([figure for figure in figures if figure])
 
 
-def memory_curves(runs: Sequence[RunRecord]) -> list[Curve]:
-    """What processes held, and what the plan said."""
+def planned_curves(runs: Sequence[RunRecord], names: dict[str, str], planned: str) -> list[Curve]:
+    """Numbers as they were measured, and the one that the plan foresaw."""
     curves = []
     for index, run in enumerate(runs):
-        held = run.series("memory_gib")
-        curves.append(Curve(_label("peak", run, runs), held, 0, index))
-        planned = run.starts[-1].get("planned_memory_gib") if run.starts else None
-        if planned and held:
-            points = [(held[0][0], planned), (held[-1][0], planned)]
+        measured = [run.series(name) for name in names]
+        for colour, (label, series) in enumerate(zip(names.values(), measured, strict=True)):
+            curves.append(Curve(_label(label, run, runs), series, colour, index))
+        if planned in run.plan and measured[0]:
+            value = float(run.plan[planned])
+            points = [(measured[0][0][0], value), (measured[0][-1][0], value)]
             curves.append(Curve(_label("planned", run, runs), points, 3, index))
-        host = run.series("host_memory_gib")
-        curves.append(Curve(_label("host, rank 0", run, runs), host, 1, index))
     return curves
 
 

@@ -28,6 +28,12 @@ class RunRecord:
     quarantine: list[Row]
     warnings: dict[str, int]  # and how often each was given
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What was foreseen at the last start; empty where that is not known."""
+        plan: dict[str, Any] = self.starts[-1].get("plan", {}) if self.starts else {}
+        return plan
+
     def series(self, name: str) -> list[tuple[int, float]]:
         """A number by step, where it was logged."""
         rows = [row for row in self.metrics if row.get(name) is not None]

@@ -1,13 +1,10 @@
-"""The end of a run on the screen: what its model answers, what was written, what to do next."""
+"""An answer on the screen, taken apart."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import shorten
 
 from rich.console import Console, Group
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from hunyuan_train.serve.parse_output import parse_output
@@ -36,11 +33,3 @@ def show_answer(answer: Answer, console: Console) -> None:
         lines.append(Text(f"think   {parsed.reasoning_content}", style="dim"))
     lines.append(Text(f"answer  {content}"))
     console.print(Panel(Group(*lines), title=f"{answer.mode} mode", title_align="left"))
-
-
-def show_closing_table(rows: Sequence[tuple[str, str | Path]], console: Console) -> None:
-    """Print what lies where, and the next command to try."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        table.add_row(Text(name, style="bold"), Text(str(value)))
-    console.print(table)

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
-PARTS = ("data", "forward", "backward", "optimizer")
+# The last lies within the others: see parallel/collectives.py.
+PARTS = ("data", "forward", "backward", "optimizer", "communication")
 
 
 class StepClock:

@@ -18,6 +18,7 @@ from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.loader import Batch, BatchPlan, StepContent
 from hunyuan_train.log import console
+from hunyuan_train.parallel.collectives import timing_collectives
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.trainer.answers import AnswerCheck
 from hunyuan_train.trainer.bad_steps import (
@@ -31,6 +32,7 @@ from hunyuan_train.trainer.evaluate import evaluate, name_losses
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
 from hunyuan_train.trainer.optim import share_of_weights_moved
+from hunyuan_train.trainer.planned import Planned
 from hunyuan_train.trainer.profiler import StepProfiler
 from hunyuan_train.trainer.router_guardian import RouterGuardian
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
@@ -71,6 +73,10 @@ class Keeper(Protocol):
         """Restore the newest good checkpoint; None where there is none."""
         ...
 
+    def numbers(self) -> Numbers:
+        """What is logged of the saves so far."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -91,7 +97,8 @@ class Trainer:
     config: TrainConfig
     metrics: MetricsLog | None  # rank 0 only
     keeper: Keeper
-    planned_memory_gib: float  # of the fullest process, as peak_memory_gib counts
+    planned: Planned
+    num_restarts: int  # how often the run was started again; rank 0 knows
     report_progress: Callable[[int, str], None]  # steps done, and what comes now
     guardian: RouterGuardian
     answers: AnswerCheck | None
@@ -147,6 +154,8 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
         if saved_step != state.step:
             keeper.save(state)
         is_saved = keeper.finish()
+    if trainer.metrics:
+        trainer.metrics.amend(keeper.numbers(), state.step)  # the last save ends after its step
     if has_stalled(config, state):
         logger.info(
             "%d evaluations without a better %s than %.4g of step %s: ending here",
@@ -197,7 +206,10 @@ def do_step(
         micro_batches, next_position = trainer.batches.step_batches(state.position)
     if trainer.batch_log:
         record_batches(trainer.batch_log, micro_batches, state.step + 1)
-    with trainer.profiler.step(state.step + 1) if trainer.profiler else nullcontext():
+    with (
+        trainer.profiler.step(state.step + 1) if trainer.profiler else nullcontext(),
+        timing_collectives(partial(trainer.clock.part, "communication")),
+    ):
         result = train_step(
             trainer.engine,
             micro_batches,
@@ -306,7 +318,7 @@ def record_batches(log: JsonLines, micro_batches: Sequence[Batch], step: int) ->
 def compare_memory(trainer: Trainer) -> None:
     """Log the memory that the plan predicted beside what the fullest process has held."""
     (measured,) = max_over_ranks([peak_memory_gib()], trainer.engine.device)
-    planned = trainer.planned_memory_gib
+    planned = trainer.planned.memory_gib
     logger.info(
         "memory after %d steps: %.2f GiB at the peak of a process, %.2f planned (%+.0f %%)",
         STEPS_BEFORE_MEMORY,
@@ -341,13 +353,15 @@ def step_numbers(
         **{f"samples_seen_{name}": number for name, number in state.samples_seen.items()},
         **{f"tokens_seen_{name}": number for name, number in state.tokens_by_source.items()},
         "epoch": state.step / trainer.batches.steps_per_epoch,
+        "restarts": trainer.num_restarts,
         "step_seconds": seconds,
     }
 
 
 def measure_ranks(trainer: Trainer, state: TrainerState) -> Numbers:
     """What a logged step reports of all ranks together; every rank takes part."""
-    numbers = trainer.guardian.measure(state.step) | measure_memory()
+    numbers = trainer.guardian.measure(state.step) | measure_memory(trainer.engine.device)
+    numbers |= trainer.keeper.numbers()
     moved = share_of_weights_moved(trainer.engine)
     return numbers if moved is None else numbers | {"weights_moved": moved}
 

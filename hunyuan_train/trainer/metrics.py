@@ -164,6 +164,17 @@ class JsonLines:
         else:
             self.unwritten.clear()
 
+    def amend(self, entry: dict[str, Any]) -> None:
+        """Let one object join the last line, if that is of the same step and the disk has room."""
+        lines = self.unwritten or self._read()
+        last = json.loads(lines[-1]) if lines else {}
+        if last.get("step") != entry["step"]:
+            return
+        lines[-1] = json.dumps(last | entry) + "\n"
+        if not self.unwritten:
+            with suppress(OSError):
+                self._replace(lines)
+
     def forget_after(self, step: int) -> None:
         """Drop lines past the step a run resumes at: those steps are about to be done again."""
         self.unwritten = [line for line in self.unwritten if json.loads(line)["step"] <= step]
@@ -175,6 +186,18 @@ class JsonLines:
                 break
             kept += len(line)
         os.truncate(self.path, kept)
+
+    def _read(self) -> list[str]:
+        """Its lines; one that a kill has cut off is none."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("\n")]
+
+    def _replace(self, lines: Sequence[str]) -> None:
+        other = self.path.with_suffix(".amended")
+        other.write_text("".join(lines), encoding="utf-8")
+        other.replace(self.path)  # killed before this, all of it is still there
 
 
 class MetricsLog:
@@ -192,6 +215,14 @@ class MetricsLog:
         """Record numbers of one step; null stands for NaN and infinity, which JSON lacks."""
         known = {name: value if isfinite(value) else None for name, value in numbers.items()}
         self.lines.append({"step": step, **known})
+        self._pass_on(numbers, step)
+
+    def amend(self, numbers: Numbers, step: int) -> None:
+        """Record numbers of the last step that were known only later."""
+        self.lines.amend({"step": step, **numbers})
+        self._pass_on(numbers, step)
+
+    def _pass_on(self, numbers: Numbers, step: int) -> None:
         for tracker in self.trackers:
             tracker.log(numbers, step)
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hunyuan_train.config.run_files import STARTS
+
 GIT_TIMEOUT_SECONDS = 10
 
 
 def describe_start(
-    made_of: dict[str, Any], data: dict[str, Any], *, repository: Path, planned_memory_gib: float
+    made_of: dict[str, Any], data: dict[str, Any], *, repository: Path, plan: dict[str, Any]
 ) -> dict[str, Any]:
     """One line of `starts.jsonl`, and what trackers show beside the settings.
 
@@ -20,7 +22,7 @@ def describe_start(
         made_of: the model and the versions of all that decides a run's numbers.
         data: identity of the training data.
         repository: where this code lies.
-        planned_memory_gib: of the fullest process.
+        plan: bytes, and seconds of a step where they are known.
     """
     is_on_gpu = torch.cuda.is_available()
     return {
@@ -30,8 +32,14 @@ def describe_start(
         "versions": made_of["code"],
         "git": read_git_state(repository),
         "data": data,
-        "planned_memory_gib": planned_memory_gib,
+        "plan": plan,
     }
+
+
+def count_starts(output_dir: Path) -> int:
+    """How often a run has been started so far."""
+    path = output_dir / STARTS
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def read_git_state(repository: Path) -> dict[str, Any] | None:

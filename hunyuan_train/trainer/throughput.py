@@ -11,8 +11,7 @@ import torch
 
 from hunyuan_train.data.loader import StepContent
 from hunyuan_train.model.shape import ModelShape
-from hunyuan_train.parallel.engine import peak_memory_gib
-from hunyuan_train.planner.machine import GPUS
+from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.trainer.metrics import Numbers
 
 
@@ -57,16 +56,8 @@ def training_flops(shape: ModelShape, content: StepContent, *, trains_all: bool)
     return products * 2.0 * weights * content.num_tokens + 3 * attention
 
 
-def find_peak_flops() -> float | None:
-    """Dense bfloat16 operations a second of this process's GPU, from its data sheet."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name().lower()
-    return next((gpu.bf16_flops for model, gpu in GPUS.items() if model in name), None)
-
-
-def measure_memory() -> Numbers:
-    """Memory of this process and of its machine, in GiB."""
+def measure_memory(device: torch.device) -> Numbers:
+    """Memory of the fullest process, in GiB, and of its machine; every rank takes part."""
     memory = psutil.virtual_memory()
     numbers: Numbers = {
         "memory_gib": peak_memory_gib(),
@@ -75,4 +66,5 @@ def measure_memory() -> Numbers:
     }
     if torch.cuda.is_available():
         numbers["gpu_memory_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
-    return numbers
+    fullest = max_over_ranks(list(map(float, numbers.values())), device)
+    return dict(zip(numbers, fullest, strict=True))

@@ -20,6 +20,7 @@ from hunyuan_train.report.record import read_run
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (390, 1200)  # a phone and a desk
 KINDS = {0: "profile", 1000: "load"}  # of router loads, by step
+PLAN = {"memory_gib": 64.0, "tokens_per_second": 2000.0}
 SCHEMES = {"dark": 0, "light": 1}  # Chromium's numbers
 
 
@@ -74,7 +75,7 @@ def make_run(folder: Path, *, rate: float = 1e-5) -> Path:
         [answer(0, "<script>alert(1)</script>", is_exact=False), answer(9, "A", is_exact=True)],
     )
     start = {"step": 0, "time": "now", "num_processes": 8, "device": "CPU", "versions": {"t": "1"}}
-    write_lines(folder / "starts.jsonl", [{**start, "git": None, "planned_memory_gib": 64.0}])
+    write_lines(folder / "starts.jsonl", [{**start, "git": None, "plan": PLAN}])
     (folder / "config.yaml").write_text(yaml.safe_dump({"train": {"learning_rate": rate}}))
     (folder / "log" / "rank0.txt").write_text(
         "2026-03-02 10:00:00,000 WARNING hunyuan_train.x: the disk is nearly full\n" * 3
@@ -114,6 +115,7 @@ def test_a_report_shows_numbers_against_the_plan_and_what_went_wrong(tmp_path: P
     balance.feed(page)
     assert (balance.open, balance.problems) == ([], [])
     assert "61.00 GiB of 64.00 planned (-5%)" in page
+    assert "1,505 of 2,000 planned (-25%)" in page  # the median of 1,010 to 2,000 tokens a second
     assert "the disk is nearly full (3 times)" in page
     assert "all is well" not in page
     assert "deprecated" not in page

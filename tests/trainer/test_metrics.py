@@ -49,6 +49,20 @@ def test_a_full_disk_ends_nothing_and_loses_no_line(
     assert [line["step"] for line in lines] == list(range(1, 1000))
 
 
+def test_what_is_known_late_joins_the_line_of_its_step(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", [])
+    log.amend({"checkpoint_step": 1}, 1)  # there is no line yet
+    log.log({"loss": 2.0}, 2)
+    log.amend({"checkpoint_step": 1}, 1)  # that step was not logged
+    log.log({"loss": 3.0}, 4)
+    log.amend({"checkpoint_step": 4}, 4)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 2, "loss": 2.0},
+        {"step": 4, "loss": 3.0, "checkpoint_step": 4},
+    ]
+
+
 def test_what_json_lacks_is_null(tmp_path: Path) -> None:
     MetricsLog(tmp_path / "metrics.jsonl", []).log({"loss": nan, "grad_norm": inf, "a": 1}, 1)
     text = (tmp_path / "metrics.jsonl").read_text()

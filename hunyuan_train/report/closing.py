@@ -1,0 +1,46 @@
+"""The end of a run on the screen: what lies where, and what to try next."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hunyuan_train.checkpoint.folder import list_checkpoints
+from hunyuan_train.config import run_files
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.presets import PRESETS
+
+
+def show_closing(config: RunConfig, console: Console) -> None:
+    """Print one line for each thing that the run wrote, and the next commands to try."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in closing_rows(config).items():
+        table.add_row(Text(name, style="bold"), Text(str(value)))
+    console.print(table)
+
+
+def closing_rows(config: RunConfig) -> dict[str, str | Path]:
+    """What the run wrote, and the next commands to try."""
+    output_dir = Path(config.train.output_dir)
+    export = output_dir / run_files.EXPORT
+    checkpoints = list_checkpoints(output_dir)
+    is_preset = config.model.model_name_or_path in PRESETS
+    rows: dict[str, str | Path] = {
+        "settings": output_dir / run_files.CONFIG,
+        "metrics": output_dir / run_files.METRICS,
+        "report": output_dir / run_files.REPORT,
+        "checkpoint": checkpoints[-1] if checkpoints else "none",
+    }
+    if config.train.export:
+        rows["adapter" if config.lora.use_lora else "model"] = export
+        if not (config.lora.use_lora and is_preset):
+            rows["talk to it"] = f"python -m hunyuan_train chat {export}"
+    if is_preset:
+        rows["next"] = "MODEL_PATH=... TRAIN_FILE=my.jsonl bash train.sh"
+    elif config.train.export and config.lora.use_lora:
+        base = config.model.model_name_or_path
+        rows["next"] = f"python -m hunyuan_train merge {base} {export} {output_dir / 'merged'}"
+    elif config.train.export:
+        rows["next"] = f"vllm serve {export}"
+    return rows

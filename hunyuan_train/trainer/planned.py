@@ -1,0 +1,54 @@
+"""The plan of a run that is going on: to be recorded, and to be compared with what is measured."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.planner.estimate import estimate_run
+from hunyuan_train.planner.machine import GPUS, GpuModel, Hardware
+from hunyuan_train.planner.text import as_json
+
+SPEEDS = ("sent_per_step", "step_seconds", "tokens_per_second")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What was foreseen."""
+
+    memory_gib: float  # of the fullest process, as `peak_memory_gib` counts
+    content: dict[str, Any]  # all of it, as `plan --json` writes it; speeds where the GPU is known
+
+    def to_json(self) -> dict[str, Any]:
+        """How it is recorded."""
+        return {"memory_gib": self.memory_gib, **self.content}
+
+
+def find_gpu() -> GpuModel | None:
+    """Data-sheet speeds of this process's GPU; None where they are not known, as on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name().lower()
+    return next((gpu for model, gpu in GPUS.items() if model in name), None)
+
+
+def plan_here(config: RunConfig, shape: ModelShape, *, num_data_tokens: int) -> Planned:
+    """Plan this run on the processes that it has."""
+    is_on_gpu, gpu = torch.cuda.is_available(), find_gpu()
+    per_node = int(config.parallel.num_processes)
+    hardware = Hardware(
+        num_nodes=max(1, dist.get_world_size() // per_node),
+        gpus_per_node=per_node if is_on_gpu else 0,
+        gpu=gpu or GPUS["h100"],
+    )
+    estimate = estimate_run(config, shape, hardware, num_data_tokens=num_data_tokens)
+    memory = estimate.memory
+    peak = memory.allocated_peak if is_on_gpu else memory.process_peak
+    content = as_json(estimate, None)
+    unknown = () if gpu else SPEEDS
+    unknown = ("fits", "shortages", "nearest", *unknown)  # limits were judged before the start
+    known = {name: value for name, value in content.items() if name not in unknown}
+    return Planned(peak / 2**30, known)

@@ -1,0 +1,78 @@
+"""A model on disk is judged by the questions of a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train import cli
+from tests.taught import CALL, FAST, SLOW, write_taught_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_taught_model(tmp_path_factory.mktemp("taught"))
+
+
+def write_file(path: Path, *records: dict) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def with_answer(record: dict, content: str) -> dict:
+    *before, last = record["messages"]
+    return {**record, "messages": [*before, {**last, "content": content}]}
+
+
+def test_what_was_taught_is_answered(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    # Of {Eight legs., tails} the model says one: 2 * 1 / (1 + 2).
+    file = write_file(tmp_path / "q.jsonl", FAST, with_answer(SLOW, "Eight \u817f.; tails"), CALL)
+    asked = ["evaluate", str(folder), file, "--max_new_tokens", "80"]
+    assert cli.main([*asked, "--json", "--answers", str(answers)]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert numbers["eval_answers"] == len(rows) == 5  # two turns of FAST, one of SLOW, two of CALL
+    assert numbers["eval_exact_match_fast"] == numbers["eval_valid_format"] == 1
+    assert numbers["eval_mode_leak_fast"] == numbers["eval_mode_leak_slow"] == 0
+    assert numbers["eval_exact_match_slow"] == 0
+    assert numbers["eval_set_f1_slow"] == pytest.approx(2 / 3)
+    assert numbers["eval_set_f1"] == pytest.approx((4 + 2 / 3) / 5)
+    assert {row["mode"] for row in rows} == {"fast", "slow"}
+    assert cli.main([*asked, "--number", "2"]) == 0
+    table = capsys.readouterr().out
+    assert "2 answers" in table
+    assert "0.667" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--number", "0"], "set it to 1 or more"),
+        (["--max_new_tokens", "0"], "set it to 1 or more"),
+        (["--answers", "/nowhere/a.jsonl", "--number", "1", "--max_new_tokens", "1"], "/nowhere"),
+    ],
+)
+def test_mistakes_are_named(
+    folder: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    remedy: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write_file(tmp_path / "q.jsonl", SLOW)
+    assert cli.main(["evaluate", str(folder), file, *arguments]) == 2
+    assert remedy in capsys.readouterr().err
+
+
+def test_a_file_without_modes_and_a_folder_without_a_model_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    file = write_file(tmp_path / "q.jsonl", plain)
+    assert cli.main(["evaluate", str(folder), file]) == 2
+    assert "records with a mode" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path), file]) == 2
+    assert "no model and no adapter" in capsys.readouterr().err

@@ -1,0 +1,32 @@
+"""What reaches the screen."""
+
+import logging
+
+import pytest
+
+from hunyuan_train.log import ScreenFilter
+
+
+def line(level: int, name: str, text: str) -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, text, (), None)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_warning_is_shown_once_on_each_rank(rank: int) -> None:
+    screen = ScreenFilter(rank, is_verbose=False)
+    warning = line(logging.WARNING, "transformers.x", "beware")
+    assert [screen.filter(warning) for _ in range(3)] == [True, False, False]
+    assert screen.filter(line(logging.WARNING, "transformers.x", "beware again"))
+
+
+def test_libraries_inform_only_where_it_is_asked_for() -> None:
+    theirs = line(logging.INFO, "DeepSpeed", "hello")
+    ours = line(logging.INFO, "hunyuan_train.run", "hello")
+    python = line(logging.WARNING, "py.warnings", "deprecated")
+    quiet = [ScreenFilter(rank, is_verbose=False) for rank in (0, 1)]
+    assert [screen.filter(ours) for screen in quiet] == [True, False]
+    assert [screen.filter(theirs) for screen in quiet] == [False, False]
+    assert [screen.filter(python) for screen in quiet] == [False, False]
+    verbose = [ScreenFilter(rank, is_verbose=True) for rank in (0, 1)]
+    for record in (theirs, python):
+        assert [screen.filter(record) for screen in verbose] == [True, False]

@@ -1,0 +1,67 @@
+"""Held-out losses and answers decide what is kept and when a run ends."""
+
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.trainer.evaluate import name_losses
+from hunyuan_train.trainer.loop import Ending, has_stalled, note_evaluation
+from hunyuan_train.trainer.state import TrainerState
+from tests.looped import run_loop
+from tests.ranks import run_ranks
+
+
+def test_perplexity_is_the_exponential_of_the_loss() -> None:
+    numbers = name_losses({"all": 0.0, "fast": 1.0})
+    assert numbers["eval_loss_fast"] == 1.0
+    assert numbers["eval_perplexity"] == 1.0
+    assert numbers["eval_perplexity_fast"] == pytest.approx(2.718281828)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best_step", "stops_at"),
+    [
+        ("eval_loss", [3.0, 2.0, 2.5, 2.0, 1.0], 2, 4),
+        ("eval_set_f1", [0.1, 0.4, 0.4, 0.3], 2, 4),
+        ("eval_mode_leak_fast", [0.5, 0.2, 0.1], 3, None),
+    ],
+)
+def test_training_ends_after_evaluations_without_a_better_one(
+    metric: str, values: list[float], best_step: int, stops_at: int | None
+) -> None:
+    config = TrainConfig(metric_for_best_model=metric, early_stopping_patience=2)
+    state, stopped = TrainerState(), None
+    for step, value in enumerate(values, start=1):
+        state = note_evaluation(config, TrainerState(step, *rest_of(state)), {metric: value})
+        if has_stalled(config, state):
+            stopped = step
+            break
+    assert (state.best_step, stopped) == (best_step, stops_at)
+
+
+def rest_of(state: TrainerState) -> tuple:
+    return state.position, state.tokens_seen, state.best_value, state.best_step, state.num_worse
+
+
+def test_a_number_that_the_data_does_not_give_is_named() -> None:
+    config = TrainConfig(metric_for_best_model="eval_loss_slow")
+    with pytest.raises(ConfigError, match="this data gives eval_loss, eval_loss_fast"):
+        note_evaluation(config, TrainerState(), {"eval_loss": 1.0, "eval_loss_fast": 1.0})
+
+
+def test_a_stalled_run_is_complete_and_saved(tmp_path: Path) -> None:
+    """Every batch is bad, so no weight moves and no evaluation is better than the first."""
+    settings = {
+        "max_steps": 9,
+        "eval_steps": 1,
+        "early_stopping_patience": 2,
+        "max_bad_steps": 99,
+        "save_best": True,
+    }
+    results = run_ranks(run_loop, 2, tmp_path, settings, range(9), None)
+    for looped in results:
+        assert looped.ending == Ending(is_complete=True, is_saved=True)
+        assert looped.seen == [0, 1, 2]
+    assert (tmp_path / "checkpoints" / "step-000003").exists()
