@@ -10,7 +10,7 @@ from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.data.findings import DataError
-from hunyuan_train.launcher.exit_codes import INTERRUPTED, SUCCESS, USER_ERROR
+from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.worker import (
@@ -27,19 +27,24 @@ from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.evaluate import add_evaluate_command
+from hunyuan_train.trainer.errors import TrainingError
 from hunyuan_train.verify_resume import add_verify_resume
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code.
 
-    A mistake of the user's ends as one paragraph, Ctrl-C without a word.
+    A mistake of the user's, and a training that cannot go on, end as one paragraph; Ctrl-C without
+    a word.
     """
     try:
         return run_command(arguments)
     except (ConfigError, DataError, CheckpointError, ServeError) as error:
         report_failure(f"error: {error}")
         return USER_ERROR
+    except TrainingError as error:
+        report_failure(f"error: {error}")
+        return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -10,6 +10,7 @@ from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import RECIPES
 from hunyuan_train.config.settings import SECTION_OF
 from hunyuan_train.data.findings import DataError
+from hunyuan_train.trainer.errors import TrainingError
 
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "pandas")
 
@@ -33,13 +34,16 @@ def test_the_data_commands_are_reached(capsys):
     assert "convert" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [ConfigError, DataError, CheckpointError])
-def test_a_users_mistake_is_one_paragraph_and_exit_code_2(error, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(ConfigError, 2), (DataError, 2), (CheckpointError, 2), (TrainingError, 1)],
+)
+def test_what_a_user_can_mend_is_one_paragraph(error, exit_code, capsys, monkeypatch):
     def fail(arguments):
         raise error("data.jsonl:3 is broken; mend it")
 
     monkeypatch.setattr(cli, "train", fail)
-    assert cli.main(["train"]) == 2
+    assert cli.main(["train"]) == exit_code
     assert capsys.readouterr().err == "error: data.jsonl:3 is broken; mend it\n"
 
 

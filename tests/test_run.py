@@ -132,6 +132,33 @@ def test_a_run_goes_on_with_rows_shared_and_experts_in_chunks(
     assert ours[-1]["eval_answers"] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("--num_processes", "1", "--per_device_train_batch_size", "2"),
+        ("--expert_parallel_size", "1"),
+        ("--deepspeed", "ds_configs/zero2.json"),
+    ],
+    ids=" ".join,
+)
+def test_a_run_goes_on_in_another_layout(
+    whole_run: tuple[Path, Finished], tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    whole, _ = whole_run
+    resumed = tmp_path / "run"
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-000006")
+    flags = ("--output_dir", str(resumed), "--resume_from_checkpoint", "auto", "--no_export")
+    finished = start_train(*SETTINGS, *flags, *layout, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "resumed from" in finished.stderr
+    for ours, theirs in zip(read_metrics(resumed), read_metrics(whole), strict=True):
+        for name in theirs:
+            if "loss" in name or name in ("grad_norm", "tokens_seen", "epoch"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-6), (theirs["step"], name)
+
+
 def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:

@@ -151,7 +151,8 @@ class Saver:
             return None
         folder, manifest = found
         load_checkpoint(self.engine, folder, manifest, self.watch)
-        logger.warning("went back to %s", folder)
+        if dist.get_rank() == 0:
+            logger.warning("went back to %s", folder)
         return read_state(manifest["state"])
 
     def _write(

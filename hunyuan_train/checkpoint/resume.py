@@ -35,7 +35,8 @@ def choose_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Checkpoi
         if not faults:
             return folder, manifest
         all_faults += faults
-        logger.warning("skipping %s: %s", folder, "; ".join(faults))
+        if dist.get_rank() == 0:
+            logger.warning("skipping %s: %s", folder, "; ".join(faults))
     refuse_all(all_faults, output_dir)
     return None
 

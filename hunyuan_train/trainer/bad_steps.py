@@ -79,15 +79,15 @@ def quarantine(
     ranks: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(ranks, batches.origins(micro_batches))
     samples = list(dict.fromkeys(origin for rank in ranks for origin in rank))
-    logger.warning(
-        "step %d is bad: %s; %s; its %d samples are in %s",
-        state.step + 1,
-        result.fault.reason,
-        "the update is left out" if result.fault.is_withheld else "the update was made",
-        len(samples),
-        QUARANTINE,
-    )
     if dist.get_rank() == 0:
+        logger.warning(
+            "step %d is bad: %s; %s; its %d samples are in %s",
+            state.step + 1,
+            result.fault.reason,
+            "the update is left out" if result.fault.is_withheld else "the update was made",
+            len(samples),
+            QUARANTINE,
+        )
         _append_once(
             output_dir / QUARANTINE,
             {

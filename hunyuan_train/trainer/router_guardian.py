@@ -23,6 +23,7 @@ from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
 from hunyuan_train.data.loader import Batch, BatchPlan, Position
 from hunyuan_train.model.router_load import describe_load, divergence, to_shares
+from hunyuan_train.trainer.errors import TrainingError
 from hunyuan_train.trainer.metrics import JsonLines, Numbers
 from hunyuan_train.trainer.optim import hold_routers
 from hunyuan_train.trainer.step import RouterTerms, forward_losses
@@ -44,7 +45,7 @@ MEANINGS = {
 }
 
 
-class RouterCollapseError(RuntimeError):
+class RouterCollapseError(TrainingError):
     """Routers went astray, and the run was asked to stop then."""
 
 

@@ -17,11 +17,12 @@ from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import dropping_gradients
 from hunyuan_train.trainer.clock import StepClock
+from hunyuan_train.trainer.errors import TrainingError
 from hunyuan_train.trainer.loss_groups import GROUPS, WHOLE, group_masks, group_means, group_weights
 from hunyuan_train.trainer.optim import set_learning_rate
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(TrainingError):
     """Loss or gradients became NaN or infinite, and the run is not to go on by itself."""
 
 
