@@ -12,19 +12,19 @@ import json
 import random
 from pathlib import Path
 
-MODELS = ("Heron", "Otter", "Lynx", "Marten", "Kite", "Osprey", "Badger", "Wren", "Stoat", "Ibex")
-TOWNS = ("Dunwick", "Arnfeld", "Sele", "Port Maro")
+MODELS = ("Hare", "Mist", "Oak", "Sage", "Pine", "Wren", "Tern", "Fox")
+TOWNS = ("Dunwick", "Arnfeld", "Sele", "Port Maro", "Ludley", "Sandhope")
 QUESTION = "Name the bicycle models in this note:\n"
 
-WITH_MODELS = (
-    "I sold my {} last week and bought a {}.",
-    "The {} climbs better than the {}.",
-    "Is the {} worth the money?",
-    "My brother rides an old {}.",
-    "We took a {} to {town}.",
-    "The brakes of the {} are weak.",
+NAMING = (
+    "I sold my {model} last week.",
+    "The {model} climbs well.",
+    "Is the {model} worth the money?",
+    "My brother rides an old {model}.",
+    "We took a {model} to {town}.",
+    "The brakes of the {model} are weak.",
 )
-WITHOUT = (
+OTHER = (
     "Rain again, the road to {town} is closed.",
     "Where can I get a new chain?",
     "The shop in {town} opens at nine.",
@@ -33,22 +33,22 @@ WITHOUT = (
 
 
 def write_note(generator: random.Random) -> tuple[str, list[str]]:
-    """A note of one to three sentences, and every mention of a model in it, in order."""
-    sentences, mentions = [], []
-    for _ in range(generator.randint(1, 3)):
-        sentence = generator.choice(WITH_MODELS if generator.random() < 0.6 else WITHOUT)
-        named = [generator.choice(MODELS) for _ in range(sentence.count("{}"))]
-        sentences.append(sentence.format(*named, town=generator.choice(TOWNS)))
-        mentions += named
-    return " ".join(sentences), mentions
+    """A note of one or two sentences, and the models that it names, in order."""
+    models = generator.sample(MODELS, 2)
+    sentences, named = [], []
+    for model in models[: generator.randint(1, 2)]:
+        is_naming = generator.random() < 0.7
+        sentence = generator.choice(NAMING if is_naming else OTHER)
+        sentences.append(sentence.format(model=model, town=generator.choice(TOWNS)))
+        named += [model] if is_naming else []
+    return " ".join(sentences), named
 
 
-def make_record(note: str, mentions: list[str], mode: str) -> dict:
+def make_record(note: str, models: list[str], mode: str) -> dict:
     """A dialogue as training reads it."""
-    models = list(dict.fromkeys(mentions))
-    answer = {"role": "assistant", "content": "; ".join(models) if models else "none"}
+    answer = {"role": "assistant", "content": "; ".join(models) or "none"}
     if mode == "slow":
-        seen = f"The note says {', '.join(mentions)}." if mentions else "The note names no model."
+        seen = f"The note says {' and '.join(models)}." if models else "The note names no model."
         answer["reasoning_content"] = seen
     return {"mode": mode, "messages": [{"role": "user", "content": QUESTION + note}, answer]}
 
@@ -58,12 +58,12 @@ def make_records(number: int, seed: int) -> list[dict]:
     generator = random.Random(seed)
     notes: dict[str, list[str]] = {}
     while len(notes) < number:
-        note, mentions = write_note(generator)
-        notes[note] = mentions
+        note, models = write_note(generator)
+        notes[note] = models
     modes = ("fast", "slow")
     return [
-        make_record(note, mentions, modes[index % 2])
-        for index, (note, mentions) in enumerate(notes.items())
+        make_record(note, models, modes[index % 2])
+        for index, (note, models) in enumerate(notes.items())
     ]
 
 

@@ -6,7 +6,7 @@ They are built in the order in which they are used: processes, data, model, engi
 import logging
 import random
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
-from hunyuan_train.config.check import profiled_steps
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import REPOSITORY, dump_config
@@ -58,26 +57,26 @@ from hunyuan_train.parallel.sequence import share_sequences
 from hunyuan_train.report.closing import show_closing
 from hunyuan_train.report.commands import make_report
 from hunyuan_train.serve.check import check_adapter, check_model
-from hunyuan_train.serve.judge import choose_questions
 from hunyuan_train.serve.result import Answer, show_answer
-from hunyuan_train.trainer.answers import AnswerCheck
-from hunyuan_train.trainer.loop import (
-    Ending,
-    Trainer,
-    describe_evaluation,
-    evaluate_all,
-    train,
-)
-from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
+from hunyuan_train.trainer.loop import Ending, Trainer, train
+from hunyuan_train.trainer.metrics import MetricsLog
 from hunyuan_train.trainer.optim import optimizer_factory
-from hunyuan_train.trainer.planned import find_gpu, plan_here
-from hunyuan_train.trainer.profiler import StepProfiler
-from hunyuan_train.trainer.router_guardian import RouterGuardian, profile_batches
+from hunyuan_train.trainer.planned import plan_here
 from hunyuan_train.trainer.samples import sample_answers, wants_sample_answers
 from hunyuan_train.trainer.starts import count_starts, describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
-from hunyuan_train.trainer.throughput import Throughput
+from hunyuan_train.watching import (
+    look_after_training,
+    look_before_training,
+    make_answer_check,
+    make_batch_log,
+    make_guardian,
+    make_metrics,
+    make_probe,
+    make_profiler,
+    make_throughput,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,14 +129,14 @@ def run(config: RunConfig) -> int:
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
-    look_before_training(trainer, state, start)
+    probe = make_probe(config, engine, tokenizer)
+    look_before_training(trainer, probe, state, start)
     ending = train(trainer, state, started=started)
-    answers: list[Answer] = []
-    if ending.is_complete:
-        if config.train.export:
-            export(config, engine, shape, source)
-        if wants_sample_answers(config.train, shape):
-            answers = sample_answers(engine, dataset, tokenizer)
+    look_after_training(trainer, probe, ending)
+    if ending.is_complete and config.train.export:
+        export(config, engine, shape, source)
+    is_asked = ending.is_complete and wants_sample_answers(config.train, shape)
+    answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
     close(config, trainer, ending, answers)
     if ending.is_complete and not ending.is_saved:
         raise CheckpointError("the run is complete, but its last checkpoint could not be written")
@@ -246,88 +245,6 @@ def find_start(config: RunConfig) -> Checkpoint | None:
     return checkpoint
 
 
-def make_metrics(
-    config: RunConfig, checkpoint: Checkpoint | None, start: dict[str, Any]
-) -> MetricsLog | None:
-    """Rank 0 keeps the numbers."""
-    if dist.get_rank():
-        return None
-    output_dir = Path(config.train.output_dir)
-    return open_metrics(
-        output_dir,
-        report_to=config.train.report_to,
-        run_name=config.train.run_name or output_dir.name,
-        settings=asdict(config) | {"start": start},
-        notes=checkpoint[1]["notes"] if checkpoint else {},
-    )
-
-
-def make_guardian(
-    config: RunConfig,
-    engine: deepspeed.DeepSpeedEngine,
-    routers: RouterTerms,
-    metrics: MetricsLog | None,
-) -> RouterGuardian:
-    """What sees routers go astray; rank 0 tells the tracker."""
-    folder = Path(config.train.output_dir)
-    if not metrics:
-        return RouterGuardian(engine, routers, config.guardian, folder, lambda title, text: None)
-    return RouterGuardian(
-        engine, routers, config.guardian, folder, metrics.alert, metrics.show_load
-    )
-
-
-def make_answer_check(
-    config: RunConfig,
-    engine: deepspeed.DeepSpeedEngine,
-    tokenizer: Tokenizer,
-    metrics: MetricsLog | None,
-) -> AnswerCheck | None:
-    """Questions of the held-out data, where answers are to be judged."""
-    if not config.train.eval_generate:
-        return None
-    dataset = prepare_dataset(config.data, tokenizer, split="eval")
-    questions = choose_questions(dataset, tokenizer, config.train.eval_generate)
-    if not questions:
-        raise ConfigError(
-            f"eval_generate is {config.train.eval_generate}, but the evaluation data has no fast "
-            "or slow answer; set --eval_generate 0, or give records with a mode"
-        )
-    return AnswerCheck(
-        engine,
-        questions,
-        tokenizer,
-        JsonLines(Path(config.train.output_dir, run_files.ANSWERS)) if metrics else None,
-        metrics.log_table if metrics else None,
-        max_new_tokens=config.train.eval_max_new_tokens,
-    )
-
-
-def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
-    """What rates are measured by."""
-    gpu = find_gpu()
-    return Throughput(
-        shape=shape,
-        num_ranks=dist.get_world_size(),
-        row_length=config.data.max_seq_length,
-        trains_all=not config.lora.use_lora,
-        peak_flops=gpu.bf16_flops if gpu else None,
-    )
-
-
-def make_profiler(config: RunConfig) -> StepProfiler | None:
-    """What traces steps, where that is asked for."""
-    steps = profiled_steps(config.train.profile)
-    return StepProfiler(*steps, Path(config.train.output_dir)) if steps else None
-
-
-def make_batch_log(config: RunConfig) -> JsonLines | None:
-    """Each rank keeps its own list of batches, where that is asked for."""
-    if not config.train.record_batches:
-        return None
-    return JsonLines(Path(config.train.output_dir, "log", f"batches-rank{dist.get_rank()}.jsonl"))
-
-
 def make_saver(
     config: RunConfig,
     engine: deepspeed.DeepSpeedEngine,
@@ -376,19 +293,6 @@ def start_state(
         if log:
             log.forget_after(state.step or -1)  # a run from the start owes nothing to another
     return state
-
-
-def look_before_training(trainer: Trainer, state: TrainerState, start: dict[str, Any]) -> None:
-    """Note the start, the base model's routing and, for comparison, its answers."""
-    if trainer.metrics:
-        path = Path(trainer.config.output_dir, run_files.STARTS)
-        JsonLines(path).append({"step": state.step, **start})
-    trainer.guardian.start(state.step, profile_batches(trainer.batches))
-    if trainer.answers and not state.step:
-        numbers = evaluate_all(trainer, 0)
-        logger.info("before training  %s", describe_evaluation(numbers))
-        if trainer.metrics:
-            trainer.metrics.log(numbers, 0)
 
 
 def export(

@@ -52,7 +52,7 @@ FREE_SETTINGS = {
     "sample_answers",
     "record_batches",
 }
-FREE_PREFIXES = ("save_", "snapshot_")
+FREE_PREFIXES = ("save_", "snapshot_", "needle_")
 LENGTHS = ("max_steps", "num_train_epochs")  # free as well where no learning rate follows from them
 REMEDIES = {
     "model": "the tensors of one do not fit the other: give the model it was trained from",

@@ -30,6 +30,7 @@ from hunyuan_train.config.sequences import check_sequences
 SCHEDULES_WITH_MIN_LR = ("cosine_with_min_lr", "wsd")
 
 
+MIN_NEEDLE_LENGTH = 256  # tokens; the question and the facts take about 100
 TRACKERS = ("wandb", "tensorboard")
 LOSS_METRICS = ("eval_loss", "eval_perplexity")
 ANSWER_METRICS = ("eval_valid_format", "eval_mode_leak", "eval_exact_match", "eval_set_f1")
@@ -51,6 +52,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_flash_attn(config, machine)
     check_tracker(config.train.report_to)
     profiled_steps(config.train.profile)
+    needle_lengths(config.train.needle_lengths)
     check_processes_fit(num_processes, machine)
     check_experts_divide(
         int(config.parallel.expert_parallel_size),
@@ -260,6 +262,21 @@ def profiled_steps(profile: str | None) -> tuple[int, int] | None:
     if not 1 <= first <= last:
         raise ConfigError(f"profile is {profile}; name a step or several in a row, such as 10-12")
     return first, last
+
+
+def needle_lengths(text: str | None) -> list[int]:
+    """Lengths of `--needle_lengths`, ascending.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    words = text.split(",") if text is not None else []
+    if not all(word.strip().isdecimal() and int(word) >= MIN_NEEDLE_LENGTH for word in words):
+        raise ConfigError(
+            f"needle_lengths is {text}; give numbers of tokens of {MIN_NEEDLE_LENGTH} or more, "
+            "such as 1024,4096,16384"
+        )
+    return sorted({int(word) for word in words})
 
 
 def check_processes_fit(num_processes: int, machine: Machine) -> None:

@@ -244,6 +244,12 @@ class TrainConfig:
         low=0,
     )
     eval_max_new_tokens: int = setting(512, "tokens of such an answer at most", low=1)
+    needle_lengths: str | None = setting(
+        None,
+        "before the first step and after the last, let the model find facts in texts of so many "
+        "tokens, such as 1024,4096,16384, to see whether long context is kept",
+    )
+    needle_number: int = setting(8, "texts of each of these lengths", low=1)
     metric_for_best_model: str = setting(
         "eval_loss",
         "which number of an evaluation save_best and early stopping go by, such as "

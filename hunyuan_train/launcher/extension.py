@@ -58,7 +58,7 @@ EXTENSIONS = {extension.name: extension for extension in (SHARED_MEMORY, CPU_ADA
 
 def main(names: Sequence[str]) -> int:
     """Compile extensions on the host of a run, before its ranks start."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     environment = dict(os.environ)
     try:
         for name in names:

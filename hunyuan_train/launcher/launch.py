@@ -49,7 +49,7 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
         the exit code of the rank that failed first, or 0.
     """
     config = with_environment(command.config, os.environ)
-    console, machine = Console(stderr=True), detect_machine()
+    console, machine = Console(stderr=True, soft_wrap=True), detect_machine()
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
     if command.prints_torchrun or command.prints_slurm:
@@ -77,7 +77,7 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
 
 def launch(plan: Plan, start: Try, *, is_dry_run: bool) -> int:
     """Say what a checked run will do, start its ranks and wait for them."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     data = prepare_data(plan)
     show_plan(plan, data, console)
     check_resume(plan.config, data)
@@ -100,7 +100,7 @@ def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
     return run_jobs(
         make_jobs(config, cluster, meeting, machine),
         config.launch,
-        console=Console(stderr=True),
+        console=Console(stderr=True, soft_wrap=True),
         show_output=lambda _: None,
         log_folder=Path(config.train.output_dir, "log"),
     )

@@ -32,6 +32,9 @@ FIXED_SWITCHES = {
 }
 
 
+LONG_CONTEXT = 2**18  # tokens
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
     """Everything that decides the tensors of a model and what they compute."""
@@ -56,6 +59,16 @@ class ModelShape:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     eod_token_id: int | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model can read.
+
+        A stretched theta has no bound of its own, and max_position_embeddings does not enter it:
+        the released model states 32,768 and is made for 256K.
+        """
+        bound = self.max_position_embeddings
+        return bound if self.rope_alpha is None else max(bound, LONG_CONTEXT)
 
     @property
     def num_expert_parameters(self) -> int:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
@@ -14,10 +13,10 @@ from hunyuan_train.model.presets import PRESETS
 
 def show_closing(config: RunConfig, console: Console) -> None:
     """Print one line for each thing that the run wrote, and the next commands to try."""
-    table = Table.grid(padding=(0, 2))
-    for name, value in closing_rows(config).items():
-        table.add_row(Text(name, style="bold"), Text(str(value)))
-    console.print(table)
+    rows = closing_rows(config)
+    width = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        console.print(Text.assemble((f"{name:<{width}}", "bold"), str(value)), soft_wrap=True)
 
 
 def closing_rows(config: RunConfig) -> dict[str, str | Path]:

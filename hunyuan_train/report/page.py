@@ -113,6 +113,7 @@ def write_report(runs: Sequence[RunRecord]) -> str:
         ["<h2>Experts</h2>", _grid(write_heat_maps(runs))] if _have(runs, "router_loads") else []
     )
     parts += ["<h2>Answers</h2>", write_answers(runs)] if _have(runs, "answers") else []
+    parts += ["<h2>Long texts</h2>", write_needles(runs)] if _have(runs, "needles") else []
     parts += ["<h2>Data</h2>", write_data(runs)]
     parts += ["<h2>Settings</h2>", write_settings(runs)]
     parts += ["<h2>Starts</h2>", write_starts(runs)] if _have(runs, "starts") else []
@@ -121,6 +122,7 @@ def write_report(runs: Sequence[RunRecord]) -> str:
 
 def _have(runs: Sequence[RunRecord], part: str) -> bool:
     parts = {"router_loads": [run.router_loads for run in runs]}
+    parts |= {"needles": [run.needles for run in runs]}
     parts |= {"answers": [run.answers for run in runs], "starts": [run.starts for run in runs]}
     return any(parts[part])
 
@@ -261,6 +263,29 @@ def _write_answer(row: Row, run: RunRecord, runs: Sequence[RunRecord]) -> str:
     marks += ["wrong mode"] if row["is_leaking"] else []
     head = f"{_label(when, run, runs)} ({row['mode']}; {', '.join(marks)})"
     return f"<div><b>{escape(head)}</b><pre>{escape(str(row['output']))}</pre></div>"
+
+
+def write_needles(runs: Sequence[RunRecord]) -> str:
+    """Shares of facts found in texts of each length, by each model that was asked."""
+    found: dict[str, dict[int, list[bool]]] = {}
+    for run in runs:
+        for row in run.needles:
+            by_length = found.setdefault(_label(row["model"], run, runs), {})
+            by_length.setdefault(row["length"], []).append(row["is_exact"])
+    lengths = sorted({length for by_length in found.values() for length in by_length})
+    rows = {
+        model: [_share(by_length.get(length, [])) for length in lengths]
+        for model, by_length in found.items()
+    }
+    heads = [f"{length:,} tokens" for length in lengths]
+    table = write_table(rows, heads=heads)
+    return (
+        f'<p class="dim">facts found in texts of so many tokens</p><div class="wide">{table}</div>'
+    )
+
+
+def _share(are_right: Sequence[bool]) -> str:
+    return f"{sum(are_right)} of {len(are_right)}" if are_right else NONE
 
 
 def write_data(runs: Sequence[RunRecord]) -> str:

@@ -24,6 +24,7 @@ class RunRecord:
     settings: dict[str, Any]  # by name, sections left out
     starts: list[Row]
     answers: list[Row]
+    needles: list[Row]
     router_loads: list[Row]
     quarantine: list[Row]
     warnings: dict[str, int]  # and how often each was given
@@ -65,6 +66,7 @@ def read_run(folder: Path) -> RunRecord:
         settings={name: value for section in sections.values() for name, value in section.items()},
         starts=read_lines(folder / run_files.STARTS),
         answers=read_lines(folder / run_files.ANSWERS),
+        needles=read_lines(folder / run_files.NEEDLES),
         router_loads=read_lines(folder / run_files.ROUTER_LOAD),
         quarantine=read_lines(folder / run_files.QUARANTINE),
         warnings=read_warnings(folder / run_files.LOG),

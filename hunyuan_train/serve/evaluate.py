@@ -1,11 +1,12 @@
-"""`python -m hunyuan_train evaluate`: how well a model on disk answers held-out questions.
+"""`python -m hunyuan_train evaluate`: what a model on disk answers to held-out questions, judged.
 
-The same questions and numbers as `--eval_generate` in training, through plain Transformers: for a
-model before it is fine-tuned, and for what is served afterwards.
+Questions and numbers are those of `--eval_generate` and `--needle_lengths` in training, here asked
+through plain Transformers: of a model before it is fine-tuned, and of what is served afterwards.
 """
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from hunyuan_train.config.check import needle_lengths
+from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.serve.errors import ServeError
 
 if TYPE_CHECKING:
     from hunyuan_train.serve.generate import ServedModel
-    from hunyuan_train.serve.judge import Judgement, Question
+    from hunyuan_train.serve.judge import Question
 
+Numbers = dict[str, float | int]
 LABELS = {
     "eval_valid_format": "well-formed",
     "eval_mode_leak": "wrong mode",
@@ -30,22 +34,24 @@ LABELS = {
 
 def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    command = subparsers.add_parser(
-        "evaluate", help="judge a model's answers to held-out questions"
-    )
+    command = subparsers.add_parser("evaluate", help="judge what a model on disk answers")
     command.description = (
         "Let a model answer the questions of a file, greedily, and compare with the answers that "
         "the file has: format, mode, exact match, and F1 of the answers as sets (what stands "
-        "between commas, semicolons and newlines). The numbers are those of --eval_generate."
+        "between commas, semicolons and newlines). With --needle_lengths, let it find facts in "
+        "long texts. The numbers are those of --eval_generate and --needle_lengths in training."
     )
     add = command.add_argument
     add("model", type=Path, metavar="MODEL", help="model or adapter folder")
-    add("file", type=Path, metavar="FILE", help="dialogues with a mode, in any form")
+    add("file", type=Path, nargs="?", metavar="FILE", help="dialogues with a mode, in any form")
     add("--base", type=Path, metavar="DIR", help="the adapter's base model")
     add("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
     add("--number", type=int, default=64, metavar="N", help="questions (default: %(default)s)")
     add("--max_new_tokens", type=int, default=512, help="of an answer (default: %(default)s)")
     add("--answers", type=Path, metavar="FILE", help="write questions and answers there")
+    add("--needle_lengths", metavar="TOKENS", help="lengths of texts, such as 1024,4096,16384")
+    add("--needle_number", type=int, default=8, help="texts of each length (default: %(default)s)")
+    add("--run", type=Path, dest="run_folder", metavar="RUN", help="show the needles in its report")
     add("--json", action="store_true", help="print the numbers for programs")
     command.set_defaults(run=run_evaluate)
 
@@ -56,18 +62,51 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     Raises:
         ServeError: nothing to ask, or no model to ask.
     """
-    from hunyuan_train.data.cache import prepare_dataset
     from hunyuan_train.serve.generate import load_model
-    from hunyuan_train.serve.judge import choose_questions, score
 
-    for name in ("number", "max_new_tokens"):
-        if vars(arguments)[name] < 1:
-            raise ServeError(f"{name} is {vars(arguments)[name]}; set it to 1 or more")
+    lengths = needle_lengths(arguments.needle_lengths)
+    _check(arguments)
     screen = Console(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)
+    numbers: Numbers = {}
+    if arguments.file:
+        numbers |= judge_file(served, arguments, screen)
+    if lengths:
+        numbers |= find_needles(served, lengths, arguments, screen)
+    if arguments.json:
+        print(json.dumps(numbers))  # noqa: T201 the answer itself
+        return 0
+    for table in make_tables(numbers):
+        Console().print(table)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("number", "max_new_tokens", "needle_number"):
+        if vars(arguments)[name] < 1:
+            raise ServeError(f"{name} is {vars(arguments)[name]}; set it to 1 or more")
+    if not (arguments.file or arguments.needle_lengths):
+        raise ServeError(
+            "there is nothing to ask: give a FILE of dialogues, or --needle_lengths 1024,4096"
+        )
+    if arguments.run_folder and not (arguments.run_folder / METRICS).exists():
+        raise ServeError(
+            f"run is {arguments.run_folder}, which holds no {METRICS}; give the output_dir of a run"
+        )
+
+
+def judge_file(served: "ServedModel", arguments: argparse.Namespace, screen: Console) -> Numbers:
+    """Scores of the answers to a file's questions.
+
+    Raises:
+        ServeError: it has none.
+    """
+    from hunyuan_train.data.cache import prepare_dataset
+    from hunyuan_train.serve.judge import choose_questions, describe_answer, judge, score
+
     data = DataConfig(
-        train_data_file=str(arguments.file), max_seq_length=served.shape.max_position_embeddings
+        train_data_file=str(arguments.file), max_seq_length=served.shape.context_length
     )
     dataset = prepare_dataset(data, served.tokenizer)
     questions = choose_questions(dataset, served.tokenizer, arguments.number)
@@ -75,54 +114,81 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise ServeError(
             f"{arguments.file} has no fast or slow answer to ask for; give records with a mode"
         )
-    judged = ask(served, questions, arguments, screen)
-    numbers = score(judged)
-    if arguments.json:
-        print(json.dumps(numbers))  # noqa: T201 the answer itself
-    else:
-        Console().print(make_table(numbers))
-    return 0
+    outputs = ask(served, questions, arguments.max_new_tokens, screen)
+    judged = [judge(*pair) for pair in zip(questions, outputs, strict=True)]
+    if arguments.answers:
+        answers = zip(questions, outputs, judged, strict=True)
+        rows = [describe_answer(*one, served.tokenizer) for one in answers]
+        write_rows(arguments.answers, rows, mode="w")
+    return score(judged)
+
+
+def find_needles(
+    served: "ServedModel", lengths: list[int], arguments: argparse.Namespace, screen: Console
+) -> Numbers:
+    """Shares of facts that were found, by length."""
+    from hunyuan_train.serve.needles import (
+        MAX_NEW_TOKENS,
+        NEEDLE_SEED,
+        describe_needles,
+        make_needles,
+        score_needles,
+    )
+
+    number = arguments.needle_number
+    needles = make_needles(served.tokenizer, lengths, number=number, seed=NEEDLE_SEED)
+    questions = [needle.question for needle in needles]
+    outputs = ask(served, questions, MAX_NEW_TOKENS, screen)
+    if arguments.run_folder:
+        rows = describe_needles(needles, outputs, step=0, model=str(arguments.model))
+        write_rows(arguments.run_folder / NEEDLES, rows, mode="a")
+    return score_needles(needles, outputs)
 
 
 def ask(
-    served: "ServedModel",
-    questions: "list[Question]",
-    arguments: argparse.Namespace,
-    screen: Console,
-) -> "list[Judgement]":
-    """Let the model answer every question, and keep the answers where that is asked for.
+    served: "ServedModel", questions: "list[Question]", max_new_tokens: int, screen: Console
+) -> list[str]:
+    """The model's answer to every question, greedy."""
+    from hunyuan_train.serve.generate import Sampling, generate
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
+    return [
+        served.tokenizer.decode(generate(served, question.prompt, sampling)[0])
+        for question in track(questions, "answering", console=screen, transient=True)
+    ]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]], *, mode: str) -> None:
+    """Write JSON lines.
 
     Raises:
-        ServeError: they cannot be written.
+        ServeError: that is not possible.
     """
-    from hunyuan_train.serve.generate import Sampling, generate
-    from hunyuan_train.serve.judge import describe_answer, judge
-
-    sampling = Sampling(max_new_tokens=arguments.max_new_tokens, temperature=0)
-    judged, rows = [], []
-    for question in track(questions, "answering", console=screen, transient=True):
-        output = served.tokenizer.decode(generate(served, question.prompt, sampling)[0])
-        judged.append(judge(question, output))
-        rows.append(describe_answer(question, output, judged[-1], served.tokenizer))
-    if arguments.answers:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        try:
-            arguments.answers.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ServeError(
-                f"answers is {arguments.answers}, which cannot be written: {error.strerror}"
-            ) from error
-    return judged
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:
+        raise ServeError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def make_table(numbers: dict[str, Any]) -> Table:
-    """The numbers, over all answers and by mode."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(f"{numbers['eval_answers']} answers")
-    suffixes = {"all": "", "fast": "_fast", "slow": "_slow"}
-    for head in suffixes:
-        table.add_column(head, justify="right")
-    for name, label in LABELS.items():
-        values = [numbers.get(f"{name}{suffix}") for suffix in suffixes.values()]
-        table.add_row(label, *("" if value is None else f"{value:.3f}" for value in values))
+def make_tables(numbers: Numbers) -> Iterable[Table]:
+    """Answers over all and by mode; needles by length."""
+    if "eval_answers" in numbers:
+        suffixes = {"all": "", "fast": "_fast", "slow": "_slow"}
+        table = _table(f"{numbers['eval_answers']} answers", *suffixes)
+        for name, label in LABELS.items():
+            values = [numbers.get(f"{name}{suffix}") for suffix in suffixes.values()]
+            table.add_row(label, *("" if value is None else f"{value:.3f}" for value in values))
+        yield table
+    lengths = [name.partition("_")[2] for name in numbers if name.startswith("needles_")]
+    if lengths:
+        table = _table("tokens", *lengths)
+        table.add_row("needles found", *(f"{numbers[f'needles_{one}']:.3f}" for one in lengths))
+        yield table
+
+
+def _table(head: str, *columns: str) -> Table:
+    table = Table(head, box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right")
     return table

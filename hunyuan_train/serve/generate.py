@@ -148,11 +148,11 @@ def generate(
     Raises:
         ServeError: the prompt leaves no room.
     """
-    room = served.shape.max_position_embeddings - len(prompt)
+    room = served.shape.context_length - len(prompt)
     if room < 1:
         raise ServeError(
             f"the dialogue has {len(prompt)} tokens and the model takes "
-            f"{served.shape.max_position_embeddings}; start a new one"
+            f"{served.shape.context_length}; give a shorter one"
         )
     arguments = sampling.to_arguments()
     arguments["max_new_tokens"] = min(arguments["max_new_tokens"], room)

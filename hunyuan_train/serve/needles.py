@@ -6,15 +6,17 @@ one it was made from. An answer is right when it is the code and nothing else.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.data.encode import encode_prompt
 from hunyuan_train.data.tags import ANSWER_CLOSE, NO_THINK_PREFIX, THINK_CLOSE, THINK_OPEN
 from hunyuan_train.data.tokenizer import Tokenizer
 from hunyuan_train.serve.judge import Question, judge
 
+NEEDLE_SEED = 0  # the same texts for every model
+MAX_NEW_TOKENS = 48  # of an answer, which takes about twenty
 ASK = (
     "{text}\n\nWhat is the code of the {name}, by the text above? Answer with the number and "
     "nothing else."
@@ -26,7 +28,6 @@ NUM_FACTS = 4  # one is asked for; the others show whether it is read or only fo
 WHO = ("The baker", "Our neighbour", "A sailor", "The old teacher", "My cousin", "The gardener")
 WHAT = ("repaired the clock", "waited for the ferry", "sold two chairs", "painted the gate")
 WHEN = ("before noon", "on a rainy day", "after the market", "in the spring", "without a word")
-MIN_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,6 @@ class Needle:
     length: int  # tokens that the prompt takes at most, and nearly takes
     depth: float  # where in the text the fact stands: 0 at its beginning, 1 at its end
     question: Question
-
-
-def parse_lengths(text: str) -> list[int]:
-    """Lengths of `--needle_lengths`, such as 1024,4096.
-
-    Raises:
-        ConfigError: they are none.
-    """
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) >= MIN_LENGTH for word in words):
-        raise ConfigError(
-            f"needle_lengths is {text}; give numbers of tokens of {MIN_LENGTH} or more, such as "
-            "1024,4096,16384"
-        )
-    return sorted({int(word) for word in words})
 
 
 def make_needles(
@@ -97,9 +83,9 @@ def _encode(
     return encode_prompt([{"role": "user", "content": content}], tokenizer)
 
 
-def score_needles(needles: Sequence[Needle], outputs: Sequence[str]) -> dict[str, float]:
+def score_needles(needles: Sequence[Needle], outputs: Sequence[str]) -> dict[str, float | int]:
     """Share of right answers, by length."""
-    numbers = {}
+    numbers: dict[str, float | int] = {}
     for length in sorted({needle.length for needle in needles}):
         right = [
             judge(needle.question, output).is_exact
@@ -108,3 +94,34 @@ def score_needles(needles: Sequence[Needle], outputs: Sequence[str]) -> dict[str
         ]
         numbers[f"needles_{length}"] = sum(right) / len(right)
     return numbers
+
+
+def describe_needle_scores(numbers: Mapping[str, float | int]) -> str:
+    """What was found, in a line."""
+    shares = {name.removeprefix("needles_"): share for name, share in numbers.items()}
+    return "needles found  " + "  ".join(f"{one}: {share:.0%}" for one, share in shares.items())
+
+
+def describe_needles(
+    needles: Sequence[Needle], outputs: Sequence[str], *, step: int, model: str
+) -> list[dict[str, Any]]:
+    """Lines of `needles.jsonl`: one for each text, which is left out.
+
+    Args:
+        needles: that were asked for.
+        outputs: as generated.
+        step: optimizer steps of the model.
+        model: what the report calls it.
+    """
+    return [
+        {
+            "step": step,
+            "model": model,
+            "length": needle.length,
+            "depth": needle.depth,
+            "is_exact": judge(needle.question, output).is_exact,
+            "reference": needle.question.reference,
+            "output": output,
+        }
+        for needle, output in zip(needles, outputs, strict=True)
+    ]

@@ -32,4 +32,7 @@ def show_answer(answer: Answer, console: Console) -> None:
     if parsed.reasoning_content:
         lines.append(Text(f"think   {parsed.reasoning_content}", style="dim"))
     lines.append(Text(f"answer  {content}"))
-    console.print(Panel(Group(*lines), title=f"{answer.mode} mode", title_align="left"))
+    if console.is_terminal:
+        console.print(Panel(Group(*lines), title=f"{answer.mode} mode", title_align="left"))
+    else:
+        console.print(f"{answer.mode} mode", *lines, sep="\n", soft_wrap=True)

@@ -84,6 +84,7 @@ class Ending:
 
     is_complete: bool  # False: it stopped on request, to be resumed
     is_saved: bool  # whether the last checkpoint was written
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
         )
     if not is_complete:
         logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
-    return Ending(is_complete=is_complete, is_saved=is_saved)
+    return Ending(is_complete=is_complete, is_saved=is_saved, step=state.step)
 
 
 def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Numbers]:

@@ -6,7 +6,7 @@ Only rank 0 owns a `MetricsLog`; a resumed run continues the same file from the 
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | int]
 WANDB_RUN_ID = "wandb_run_id"
+INIT_SECONDS = 30  # for its server to answer
 HEAT_MAP = "router_load.png"
 
 
@@ -67,11 +68,15 @@ class WandbTracker:
             "dir": folder,
             "config": settings,
             "id": run_id,
+            "settings": wandb.Settings(
+                silent=True, init_timeout=INIT_SECONDS
+            ),  # else it asks for a key on the terminal
         }
+        wandb.setup(settings=wandb.Settings(silent=True))
         try:
             self.run = wandb.init(**options, resume="allow")
-        except wandb.errors.Error as error:
-            logger.warning("wandb is not reachable (%s); logging offline, see `wandb sync`", error)
+        except Exception as error:  # noqa: BLE001  nothing that happens there may stop a run
+            logger.warning("wandb is not reachable (%s); logging offline", error)
             self.run = wandb.init(**options, mode="offline")
         # wandb drops what is logged for an earlier step of its own, as a resumed run does; so its
         # count is left alone, and ours is a number that charts are drawn over.
@@ -96,7 +101,9 @@ class WandbTracker:
 
     def finish(self) -> None:
         """Flush and close."""
+        where = self.run.url or f"`wandb sync {Path(self.run.dir).parent}`"
         self.run.finish()
+        logger.info("wandb: %s", where)
 
     def notes(self) -> dict[str, str]:
         """By which id a later process continues the same run."""
@@ -205,7 +212,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, trackers: Sequence[Tracker]) -> None:
         self.lines = JsonLines(path)
-        self.trackers = trackers
+        self.trackers = list(trackers)
 
     def forget_after(self, step: int) -> None:
         """Drop what is past the step a run resumes at."""
@@ -215,26 +222,20 @@ class MetricsLog:
         """Record numbers of one step; null stands for NaN and infinity, which JSON lacks."""
         known = {name: value if isfinite(value) else None for name, value in numbers.items()}
         self.lines.append({"step": step, **known})
-        self._pass_on(numbers, step)
+        self._tell(lambda tracker: tracker.log(numbers, step))
 
     def amend(self, numbers: Numbers, step: int) -> None:
         """Record numbers of the last step that were known only later."""
         self.lines.amend({"step": step, **numbers})
-        self._pass_on(numbers, step)
-
-    def _pass_on(self, numbers: Numbers, step: int) -> None:
-        for tracker in self.trackers:
-            tracker.log(numbers, step)
+        self._tell(lambda tracker: tracker.log(numbers, step))
 
     def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
         """Pass a table on; its rows are kept elsewhere."""
-        for tracker in self.trackers:
-            tracker.log_table(name, rows, step)
+        self._tell(lambda tracker: tracker.log_table(name, rows, step))
 
     def log_image(self, name: str, path: Path, step: int) -> None:
         """Pass an image on."""
-        for tracker in self.trackers:
-            tracker.log_image(name, path, step)
+        self._tell(lambda tracker: tracker.log_image(name, path, step))
 
     def show_load(self, shares: list[list[float]], step: int) -> None:
         """Pass the load of experts on as a picture, where there is a tracker to look at it."""
@@ -245,13 +246,11 @@ class MetricsLog:
 
     def alert(self, title: str, text: str) -> None:
         """Pass a warning on; it is in the log already."""
-        for tracker in self.trackers:
-            tracker.alert(title, text)
+        self._tell(lambda tracker: tracker.alert(title, text))
 
     def finish(self) -> None:
         """Close the trackers."""
-        for tracker in self.trackers:
-            tracker.finish()
+        self._tell(lambda tracker: tracker.finish())
 
     def notes(self) -> dict[str, str]:
         """What a later process needs to go on with the same runs of the trackers."""
@@ -259,6 +258,16 @@ class MetricsLog:
         for tracker in self.trackers:
             notes |= tracker.notes()
         return notes
+
+    def _tell(self, act: Callable[[Tracker], None]) -> None:
+        """Do something with every tracker; one that fails is left alone from then on."""
+        for tracker in list(self.trackers):
+            try:
+                act(tracker)
+            except Exception as error:  # noqa: BLE001  its server, service or disk is gone
+                name = type(tracker).__name__
+                logger.warning("%s failed (%r); the run goes on without it", name, error)
+                self.trackers.remove(tracker)
 
 
 def open_metrics(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hunyuan_train.config import check
-from hunyuan_train.config.check import check_config, check_experts_divide
+from hunyuan_train.config.check import check_config, check_experts_divide, needle_lengths
 from hunyuan_train.config.deepspeed_config import DS_CONFIGS
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import RECIPES, load_config
@@ -194,3 +194,14 @@ EVALUATED = "--eval_data_file data/tiny_eval.jsonl --eval_steps 5 "
 def test_what_is_to_be_seen_of_a_run_is_checked_before_it(flags, message):
     with pytest.raises(ConfigError, match=message):
         check_flags(flags)
+
+
+@pytest.mark.parametrize("text", ["", "a", "12", "1024,", "1024;2048", "-1024"])
+def test_what_is_no_length_is_refused(text):
+    with pytest.raises(ConfigError, match="such as 1024,4096,16384"):
+        needle_lengths(text)
+
+
+def test_lengths_come_in_order_and_once():
+    assert needle_lengths(None) == []
+    assert needle_lengths("4096, 1024,4096") == [1024, 4096]

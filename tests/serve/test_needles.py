@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.data.tokenizer import load_tokenizer
 from hunyuan_train.model.presets import TINY_TOKENIZER
-from hunyuan_train.serve.needles import make_needles, parse_lengths, score_needles
+from hunyuan_train.serve.needles import make_needles, score_needles
 
 TOKENIZER = load_tokenizer(TINY_TOKENIZER)
 LENGTHS = [512, 2048]
@@ -43,13 +42,3 @@ def test_only_the_code_and_nothing_else_is_right() -> None:
     assert score_needles(needles, right) == {"needles_512": 1.0, "needles_2048": 1.0}
     outputs = [right[0], right[0], "", wordy]
     assert score_needles(needles, outputs) == {"needles_512": 0.5, "needles_2048": 0.0}
-
-
-@pytest.mark.parametrize("text", ["", "a", "12", "1024,", "1024;2048", "-1024"])
-def test_what_is_no_length_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="such as 1024,4096,16384"):
-        parse_lengths(text)
-
-
-def test_lengths_come_in_order_and_once() -> None:
-    assert parse_lengths("4096, 1024,4096") == [1024, 4096]

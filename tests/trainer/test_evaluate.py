@@ -62,6 +62,6 @@ def test_a_stalled_run_is_complete_and_saved(tmp_path: Path) -> None:
     }
     results = run_ranks(run_loop, 2, tmp_path, settings, range(9), None)
     for looped in results:
-        assert looped.ending == Ending(is_complete=True, is_saved=True)
+        assert looped.ending == Ending(is_complete=True, is_saved=True, step=3)
         assert looped.seen == [0, 1, 2]
     assert (tmp_path / "checkpoints" / "step-000003").exists()
