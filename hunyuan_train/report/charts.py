@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from math import ceil, floor, log10
 
 Points = Sequence[tuple[float, float]]
 
@@ -11,6 +11,7 @@ WIDTH, HEIGHT = 340, 190  # about the width of a phone, on which text keeps its 
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 22
 MAX_POINTS = 300
 NUM_TICKS = 4
+ROUND_SIZES = (1, 2, 2.5, 5, 10)
 DASHES = ("", "5 3", "1 3", "8 3 2 3")  # tell runs apart; colours tell numbers apart
 NUM_COLOURS = 6
 CELL = 6  # pixels of a heat map's expert
@@ -33,7 +34,7 @@ def draw_chart(title: str, curves: Sequence[Curve]) -> str:
         return ""
     values = [value for curve in shown for _, value in curve.points]
     steps = [step for curve in shown for step, _ in curve.points]
-    frame = _Frame(min(steps), max(steps), *_widen(min(values), max(values)))
+    frame = _Frame(min(steps), max(steps), choose_marks(min(values), max(values)))
     body = frame.draw_axes() + "".join(frame.draw_curve(curve) for curve in shown)
     legend = "".join(_describe(curve) for curve in shown)
     return (
@@ -49,24 +50,23 @@ class _Frame:
 
     first: float
     last: float
-    low: float
-    high: float
+    marks: Sequence[
+        float
+    ]  # of the grid, lowest first; the chart reaches from the first to the last
 
     def x(self, step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - self.first) / ((self.last - self.first) or 1)
 
     def y(self, value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (self.high - value) / (self.high - self.low)
+        low, high = self.marks[0], self.marks[-1]
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
 
     def draw_axes(self) -> str:
-        marks = [
-            self.low + (self.high - self.low) * tick / NUM_TICKS for tick in range(NUM_TICKS + 1)
-        ]
         lines = "".join(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(mark):.1f}" '
             f'y2="{self.y(mark):.1f}"/><text x="{LEFT - 4}" y="{self.y(mark) + 3:.1f}" '
             f'text-anchor="end">{short(mark)}</text>'
-            for mark in marks
+            for mark in self.marks
         )
         return lines + (
             f'<text x="{LEFT}" y="{HEIGHT - 6}">{short(self.first)}</text>'
@@ -107,9 +107,15 @@ def short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-")
 
 
-def _widen(low: float, high: float) -> tuple[float, float]:
-    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room if low < 0 or low > 0.3 * high else 0.0, high + room
+def choose_marks(low: float, high: float) -> list[float]:
+    """Round values, as far apart as a grid of about `NUM_TICKS` lines wants, that enclose two."""
+    if low >= 0 and low < 0.3 * high:
+        low = 0.0  # what is small beside its range is read best from zero
+    room = (high - low) or abs(high) or 1.0
+    power = 10.0 ** floor(log10(room / NUM_TICKS))
+    width = next(size * power for size in ROUND_SIZES if size * power * NUM_TICKS >= room * 0.999)
+    first, last = floor(low / width + 1e-9), ceil(high / width - 1e-9)
+    return [number * width for number in range(first, max(last, first + 1) + 1)]
 
 
 def _describe(curve: Curve) -> str:
@@ -143,5 +149,5 @@ def draw_heat_map(title: str, shares: Sequence[Sequence[float]]) -> str:
         f'<svg class="heat" viewBox="0 0 {num_experts * CELL} {num_layers * CELL}" role="img" '
         f'aria-label="{escape(title)}">{cells}</svg>'
         f'<div class="legend"><span>{num_layers} layers down, {num_experts} experts across; the '
-        f"busiest has {busiest:.1f} times an equal share</span></div></figure>"
+        f"busiest (strongest colour) has {busiest:.1f} times an equal share</span></div></figure>"
     )

@@ -1,13 +1,13 @@
 """The report of one run, or of several side by side, as one HTML page."""
 
 from collections.abc import Callable, Sequence
-from html import escape
 from statistics import median
 from typing import Any
 
 from hunyuan_train.data.html import write_advice, write_document, write_table
+from hunyuan_train.report.answers import label_of, write_answers, write_grid
 from hunyuan_train.report.charts import Curve, draw_chart, draw_heat_map, short
-from hunyuan_train.report.record import Row, RunRecord
+from hunyuan_train.report.record import RunRecord
 
 STYLE = """
 body { max-width: 1080px }
@@ -110,7 +110,9 @@ def write_report(runs: Sequence[RunRecord]) -> str:
     parts = [write_summary(runs), *write_warnings(runs)]
     parts += ["<h2>Curves</h2>", write_charts(runs)]
     parts += (
-        ["<h2>Experts</h2>", _grid(write_heat_maps(runs))] if _have(runs, "router_loads") else []
+        ["<h2>Experts</h2>", write_grid(write_heat_maps(runs))]
+        if _have(runs, "router_loads")
+        else []
     )
     parts += ["<h2>Answers</h2>", write_answers(runs)] if _have(runs, "answers") else []
     parts += ["<h2>Long texts</h2>", write_needles(runs)] if _have(runs, "needles") else []
@@ -125,10 +127,6 @@ def _have(runs: Sequence[RunRecord], part: str) -> bool:
     parts |= {"needles": [run.needles for run in runs]}
     parts |= {"answers": [run.answers for run in runs], "starts": [run.starts for run in runs]}
     return any(parts[part])
-
-
-def _grid(figures: Sequence[str]) -> str:
-    return f'<div class="grid">{"".join(figures)}</div>'
 
 
 def _table(rows: dict[str, list[str]], runs: Sequence[RunRecord]) -> str:
@@ -189,16 +187,18 @@ def write_charts(runs: Sequence[RunRecord]) -> str:
     figures = []
     for title, names in CHARTS:
         curves = [
-            Curve(_label(label, run, runs), run.series(name), colour, index)
+            Curve(label_of(label, run, runs), run.series(name), colour, index)
             for index, run in enumerate(runs)
             for colour, (name, label) in enumerate(names.items())
         ]
-        figures.append(draw_chart(title, curves))
+        is_curve = any(len(curve.points) > 1 for curve in curves)
+        if is_curve or all(len(run.metrics) == 1 for run in runs):
+            figures.append(draw_chart(title, curves))
     figures.append(
         draw_chart("tokens per second", planned_curves(runs, SPEED, "tokens_per_second"))
     )
     figures.append(draw_chart("memory, GiB", planned_curves(runs, MEMORY, "memory_gib")))
-    return _grid([figure for figure in figures if figure])
+    return write_grid([figure for figure in figures if figure])
 
 
 def planned_curves(runs: Sequence[RunRecord], names: dict[str, str], planned: str) -> list[Curve]:
@@ -207,62 +207,25 @@ def planned_curves(runs: Sequence[RunRecord], names: dict[str, str], planned: st
     for index, run in enumerate(runs):
         measured = [run.series(name) for name in names]
         for colour, (label, series) in enumerate(zip(names.values(), measured, strict=True)):
-            curves.append(Curve(_label(label, run, runs), series, colour, index))
+            curves.append(Curve(label_of(label, run, runs), series, colour, index))
         if planned in run.plan and measured[0]:
             value = float(run.plan[planned])
             points = [(measured[0][0][0], value), (measured[0][-1][0], value)]
-            curves.append(Curve(_label("planned", run, runs), points, 3, index))
+            curves.append(Curve(label_of("planned", run, runs), points, 3, index))
     return curves
 
 
-def _label(label: str, run: RunRecord, runs: Sequence[RunRecord]) -> str:
-    return f"{run.name}: {label}" if len(runs) > 1 else label
-
-
-def write_heat_maps(runs: Sequence[RunRecord]) -> list[str]:
-    """Expert load of the base model and at the end, of each run."""
-    figures = []
+def write_heat_maps(runs: Sequence[RunRecord]) -> str:
+    """Expert load of the base model and at the end, a line for each run."""
+    lines = []
     for run in runs:
         loads = [row for row in run.router_loads if "load" in row]
-        chosen = [loads[0], loads[-1]] if len(loads) > 1 else loads
-        for row in chosen:
+        figures = []
+        for row in [loads[0], loads[-1]] if len(loads) > 1 else loads:
             what = "before training" if row["kind"] == "profile" else f"at step {row['step']}"
-            figures.append(draw_heat_map(_label(f"load {what}", run, runs), row["load"]))
-    return figures
-
-
-def write_answers(runs: Sequence[RunRecord]) -> str:
-    """Each held-out question with the first and the last answer to it, of every run."""
-    parts: dict[str, list[str]] = {}
-    for run in runs:
-        for question, answers in _by_question(run.answers).items():
-            cells = parts.setdefault(question, [])
-            if not cells:
-                cells.append(f"<pre>{escape(question)}</pre>")
-                reference = escape(str(answers[0]["reference"]))
-                cells.append(f'<div class="dim">data<pre>{reference}</pre></div>')
-            for row in [answers[0], answers[-1]] if len(answers) > 1 else answers:
-                cells.append(_write_answer(row, run, runs))
-    return "".join(
-        f'<div class="answer">{"".join(cells[:2])}{_grid(cells[2:])}</div>'
-        for cells in parts.values()
-    )
-
-
-def _by_question(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    questions: dict[str, list[Row]] = {}
-    for row in rows:
-        questions.setdefault(f"{row['prompt']}", []).append(row)
-    return questions
-
-
-def _write_answer(row: Row, run: RunRecord, runs: Sequence[RunRecord]) -> str:
-    when = "before training" if row["step"] == 0 else f"step {row['step']}"
-    marks = ["exact" if row["is_exact"] else f"set F1 {row['set_f1']:.2f}"]
-    marks += [] if row["is_well_formed"] else ["not well-formed"]
-    marks += ["wrong mode"] if row["is_leaking"] else []
-    head = f"{_label(when, run, runs)} ({row['mode']}; {', '.join(marks)})"
-    return f"<div><b>{escape(head)}</b><pre>{escape(str(row['output']))}</pre></div>"
+            figures.append(draw_heat_map(label_of(f"load {what}", run, runs), row["load"]))
+        lines.append(write_grid(figures))
+    return "".join(lines)
 
 
 def write_needles(runs: Sequence[RunRecord]) -> str:
@@ -270,7 +233,7 @@ def write_needles(runs: Sequence[RunRecord]) -> str:
     found: dict[str, dict[int, list[bool]]] = {}
     for run in runs:
         for row in run.needles:
-            by_length = found.setdefault(_label(row["model"], run, runs), {})
+            by_length = found.setdefault(label_of(row["model"], run, runs), {})
             by_length.setdefault(row["length"], []).append(row["is_exact"])
     lengths = sorted({length for by_length in found.values() for length in by_length})
     rows = {
@@ -324,7 +287,7 @@ def write_starts(runs: Sequence[RunRecord]) -> str:
             )
             versions = ", ".join(f"{name} {value}" for name, value in start["versions"].items())
             where = f"{start['num_processes']} on {start['device']}"
-            rows[_label(f"start {number}", run, runs)] = [
+            rows[label_of(f"start {number}", run, runs)] = [
                 f"{start['time']}, from step {short(start['step'])}, {where}, {commit}; {versions}"
             ]
     return f'<div class="wide">{write_table(rows)}</div>'

@@ -13,7 +13,14 @@ from matplotlib.image import imread
 
 from hunyuan_train import cli
 from hunyuan_train.config.errors import ConfigError
-from hunyuan_train.report.charts import Curve, draw_chart, draw_heat_map, short, thin_out
+from hunyuan_train.report.charts import (
+    Curve,
+    choose_marks,
+    draw_chart,
+    draw_heat_map,
+    short,
+    thin_out,
+)
 from hunyuan_train.report.commands import make_report
 from hunyuan_train.report.record import read_run
 
@@ -137,6 +144,38 @@ def test_several_runs_stand_side_by_side_and_what_differs_comes_first(tmp_path: 
     assert "<td>1e-05</td><td>3e-05</td>" in differing
 
 
+def test_answers_are_shown_taken_apart_and_many_are_folded(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    told = "<think>\nwhy & how\n</think>\n<answer>\nso\n</answer>"
+    rows = [answer(0, told, is_exact=True) | {"prompt": f"question {n}?"} for n in range(9)]
+    write_lines(folder / "answers.jsonl", rows)
+    make_report([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert '<pre class="dim">why &amp; how</pre><pre>so</pre>' in page
+    shown, folded = page.split("<summary>3 more questions</summary>")
+    assert "question 5?" in shown
+    assert "question 6?" in folded
+
+
+def test_needles_found_stand_side_by_side(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    rows = [
+        {"step": 0, "model": model, "length": length, "depth": 0.5, "is_exact": is_exact}
+        for model, length, is_exact in [
+            ("before training", 1024, True),
+            ("before training", 1024, False),
+            ("before training", 4096, False),
+            ("step 9", 1024, True),
+        ]
+    ]
+    write_lines(folder / "needles.jsonl", rows)
+    make_report([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<th></th><th>1,024 tokens</th><th>4,096 tokens</th>" in page
+    assert "<td>before training</td><td>1 of 2</td><td>0 of 1</td>" in page
+    assert "<td>step 9</td><td>1 of 1</td><td>none</td>" in page
+
+
 def test_a_run_that_has_only_begun_can_be_looked_at(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     make_report([tmp_path], tmp_path / "page.html")
@@ -162,6 +201,22 @@ def test_charts_and_maps_have_a_name_for_those_who_cannot_see_them() -> None:
     drawn = draw_heat_map("load", [[0.5, 0.5], [1.0, 0.0]])
     assert drawn.count("<rect") == 4
     assert "expert 0: 2.00 equal shares" in drawn
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0.07, 3.31, [0, 1, 2, 3, 4]),
+        (2.0, 2.1, [2.0, 2.025, 2.05, 2.075, 2.1]),
+        (-3.0, 1.0, [-3, -2, -1, 0, 1]),
+        (5.0, 5.0, [4, 6]),
+        (0.0, 0.0, [0, 0.25]),
+    ],
+)
+def test_grids_lie_at_round_values_around_the_curves(
+    low: float, high: float, marks: list[float]
+) -> None:
+    assert choose_marks(low, high) == pytest.approx(marks)
 
 
 @pytest.mark.parametrize(
