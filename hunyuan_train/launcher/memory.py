@@ -8,7 +8,7 @@ from rich.console import Console
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.launcher.preflight import Plan
+from hunyuan_train.launcher.preflight import Plan, with_processes
 from hunyuan_train.launcher.prepare import PreparedData
 from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import Hardware
@@ -22,7 +22,8 @@ def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
     Raises:
         ConfigError: with the arithmetic and the nearest plan that fits, unless force_plan is set.
     """
-    config, hardware = plan.config, describe_hardware(plan)
+    # Hosts may differ: the one with most processes, on the machine that has least of each thing.
+    config, hardware = with_processes(plan.config, max(plan.slots)), describe_hardware(plan)
     num_data_tokens = data.train.summary.num_tokens
     estimate = estimate_run(config, data.shape, hardware, num_data_tokens=num_data_tokens)
     device = f"{gigabytes(estimate.memory.device_peak)} a GPU, " if hardware.gpus_per_node else ""
@@ -42,11 +43,12 @@ def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
 
 
 def describe_hardware(plan: Plan) -> Hardware:
-    """What each host has of everything that a run may use up."""
+    """What every host has, at least, of everything that a run may use up."""
     machine = plan.machine
     return Hardware(
         num_nodes=len(plan.slots),
         gpus_per_node=machine.num_gpus,
+        num_ranks=plan.num_ranks,
         gpu_memory=machine.gpu_memory,
         host_memory=machine.host_memory,
         disk=free_disk(Path(plan.config.train.output_dir)) + replaced_bytes(plan.config.train),

@@ -87,7 +87,11 @@ def estimate_run(
 ) -> Estimate:
     """Plan a resolved run."""
     layout = make_layout(
-        config, shape, num_nodes=hardware.num_nodes, is_on_gpu=hardware.gpus_per_node > 0
+        config,
+        shape,
+        num_nodes=hardware.num_nodes,
+        is_on_gpu=hardware.gpus_per_node > 0,
+        num_ranks=hardware.num_ranks,
     )
     memory = plan_memory(layout, num_data_tokens=num_data_tokens)
     return Estimate(layout, hardware, memory, plan_disk(layout))

@@ -18,11 +18,12 @@ ENGINE_DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """A resolved run of a model on a number of machines that are alike."""
+    """A resolved run of a model on a number of machines, seen from the one with most processes."""
 
     config: RunConfig
     shape: ModelShape
     num_nodes: int
+    num_ranks: int  # processes on all machines
     is_on_gpu: bool
     stage: int  # of ZeRO
     splits_experts: bool  # the engine's expert-parallel layer is used, be its size 1
@@ -30,13 +31,8 @@ class Layout:
 
     @property
     def ranks_per_node(self) -> int:
-        """Processes on each machine."""
+        """Processes on that machine."""
         return int(self.config.parallel.num_processes)
-
-    @property
-    def num_ranks(self) -> int:
-        """Processes on all machines."""
-        return self.num_nodes * self.ranks_per_node
 
     @property
     def expert_size(self) -> int:
@@ -65,13 +61,16 @@ class Layout:
         return ENGINE_DEFAULTS[name] if written == "auto" else int(float(written))
 
 
-def make_layout(config: RunConfig, shape: ModelShape, *, num_nodes: int, is_on_gpu: bool) -> Layout:
+def make_layout(
+    config: RunConfig, shape: ModelShape, *, num_nodes: int, is_on_gpu: bool, num_ranks: int = 0
+) -> Layout:
     """Read what decides the split.
 
     Args:
         config: resolved, so that nothing that divides the model is "auto".
         shape: of the model.
-        num_nodes: machines, each with `config.parallel.num_processes` processes.
+        num_nodes: machines, each with at most `config.parallel.num_processes` processes.
+        num_ranks: on all of them; 0 where each has as many.
         is_on_gpu: whether processes have a GPU each; otherwise all is host memory.
     """
     content = read_deepspeed_file(config.parallel.deepspeed)
@@ -79,6 +78,7 @@ def make_layout(config: RunConfig, shape: ModelShape, *, num_nodes: int, is_on_g
         config=config,
         shape=shape,
         num_nodes=num_nodes,
+        num_ranks=num_ranks or num_nodes * int(config.parallel.num_processes),
         is_on_gpu=is_on_gpu,
         stage=zero_stage(content),
         splits_experts=splits_experts(content),

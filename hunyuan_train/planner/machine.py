@@ -77,6 +77,7 @@ class Hardware:
 
     num_nodes: int
     gpus_per_node: int  # 0: the run is on CPU
+    num_ranks: int = 0  # processes of a run that gives machines unequal numbers; 0: equal ones
     gpu_memory: int = 0  # bytes of one GPU
     host_memory: int = 0  # bytes of one machine
     disk: int = 0  # bytes free where the run writes

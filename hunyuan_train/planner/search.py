@@ -77,7 +77,8 @@ def estimate_with(
 ) -> Estimate | None:
     """The plan of a run with some changes; None where they do not go together."""
     num_nodes = max([hardware.num_nodes, *(one.num_nodes for one in changes)])
-    larger = replace(hardware, num_nodes=num_nodes)
+    num_ranks = hardware.num_ranks * num_nodes // hardware.num_nodes
+    larger = replace(hardware, num_nodes=num_nodes, num_ranks=num_ranks)
     try:
         changed = with_settings(config, merged_settings(changes))
         return estimate_run(resolve_for(changed, shape, larger), shape, larger)

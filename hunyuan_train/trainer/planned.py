@@ -41,6 +41,7 @@ def plan_here(config: RunConfig, shape: ModelShape, *, num_data_tokens: int) -> 
     per_node = int(config.parallel.num_processes)
     hardware = Hardware(
         num_nodes=max(1, dist.get_world_size() // per_node),
+        num_ranks=dist.get_world_size(),
         gpus_per_node=per_node if is_on_gpu else 0,
         gpu=gpu or GPUS["h100"],
     )
