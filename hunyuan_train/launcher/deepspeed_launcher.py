@@ -2,28 +2,37 @@
 
 Its exit code cannot be trusted (it is 0 after a killed job), it does not notice a lost host, and
 Ctrl-C ends every DeepSpeed run of the same Python on the hosts. So a run counts as done only when
-every rank has left its mark, and nothing is restarted.
+every rank has left its mark, and nothing is restarted. Variables that it passes on stand on command
+lines, on the screen, and in double quotes before a shell: so all but a few go by a file of ours.
 """
 
+import json
 import os
+import re
 import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import REPOSITORY, dump_config
 from hunyuan_train.config.schema import LaunchConfig, RunConfig
 from hunyuan_train.launcher.cluster import Cluster
-from hunyuan_train.launcher.environment import forwarded_environment, rank_environment
 from hunyuan_train.launcher.exit_codes import FAILURE, SUCCESS
-from hunyuan_train.launcher.jobs import Meeting
+from hunyuan_train.launcher.jobs import Meeting, host_environment
 from hunyuan_train.launcher.many import ManyHosts
 from hunyuan_train.launcher.outcome import Outcome
 from hunyuan_train.launcher.supervise import run_supervised
-from hunyuan_train.launcher.worker import MARKS_VARIABLE, count_marks
+from hunyuan_train.launcher.worker import SHARED_VARIABLE, count_marks, environment_file
 
+# What its own process on each host needs before ours begins.
+EXPORTED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DS_ACCELERATOR")
+# It also exports these by itself, whatever their values are; ours go by the file.
+EXPORTED_BY_ITSELF = ("MLFLOW", "MV2", "UCX", "NCCL")
+IN_QUOTES = re.compile(r'([$`"\\])')  # what a shell heeds between double quotes
 SSH_ARGUMENTS = "-o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 
 
@@ -33,22 +42,27 @@ def try_deepspeed(many: ManyHosts, config: RunConfig) -> Outcome:
     Raises:
         ConfigError: pdsh is missing, or a setting that it cannot do.
     """
-    check_settings(config.launch)
+    check_settings(config.launch, many.cluster)
     examination, cluster = many.examination, many.cluster
     assert examination  # there is one try, right after the hosts were looked at
     folder = Path(config.train.output_dir).absolute()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".deepspeed-") as shared:
         hostfile, config_file = Path(shared, "hostfile"), Path(shared, "run.yaml")
         hostfile.write_text("".join(f"{one.address} slots={one.slots}\n" for one in cluster.hosts))
-        dump_config(config, config_file)
-        environment = rank_environment(
-            os.environ,
-            num_processes=max(cluster.slots),
-            num_gpus=examination.machine.num_gpus,
-            num_cores=examination.machine.num_cores,
-        )
-        environment |= launcher_environment(config.launch, environment, Path(shared))
+        # One file for all hosts, whose numbers of processes may differ: each takes what is started.
+        parallel = replace(config.parallel, num_processes="auto")
+        dump_config(replace(config, parallel=parallel), config_file)
         meeting = examination.meeting(config.launch.master_port)
+        ranks = [
+            {
+                **host_environment(host, cluster, meeting, examination.machine),
+                "LOCAL_WORLD_SIZE": str(host.slots),  # which DeepSpeed does not tell
+            }
+            for host in cluster.hosts
+        ]
+        for number, environment in enumerate(ranks):
+            write_privately(environment_file(Path(shared), number), json.dumps(environment))
+        environment = launcher_environment(config.launch, ranks[0], Path(shared))
         command = deepspeed_command(config.launch, hostfile, meeting, config_file)
         exit_code = run_supervised(command, environment)
         num_marks = count_marks(Path(shared))
@@ -68,8 +82,14 @@ def judge(exit_code: int, num_marks: int, cluster: Cluster) -> Outcome:
     )
 
 
-def check_settings(launch: LaunchConfig) -> None:
+def check_settings(launch: LaunchConfig, cluster: Cluster) -> None:
     """Refuse what DeepSpeed's launcher cannot do."""
+    for host in cluster.hosts:
+        if ":" in host.address:
+            raise ConfigError(
+                f"LAUNCHER is deepspeed, but pdsh takes no IPv6 address such as {host.address}: "
+                "give a name or an IPv4 address, or leave LAUNCHER out"
+            )
     if shutil.which("pdsh") is None:
         raise ConfigError(
             "LAUNCHER is deepspeed, which needs pdsh: apt-get install pdsh, or leave LAUNCHER out"
@@ -82,25 +102,31 @@ def check_settings(launch: LaunchConfig) -> None:
 
 
 def launcher_environment(
-    launch: LaunchConfig, environment: dict[str, str], folder: Path
+    launch: LaunchConfig, rank_environment: Mapping[str, str], folder: Path
 ) -> dict[str, str]:
-    """What makes pdsh ask nothing, notice a dead connection, and pass the environment on."""
-    marked = {**forwarded_environment(environment), MARKS_VARIABLE: str(folder)}
-    names = folder / "environment"
-    names.touch(mode=0o600)
-    # One line each and no quotes: the file's reader knows neither.
-    lines = [f"{name}={value}\n" for name, value in marked.items() if "\n" not in value]
-    names.write_text("".join(lines), encoding="utf-8")
+    """The launcher's own: it asks nothing, notices a dead connection, and passes little on."""
+    exported = {name: rank_environment[name] for name in EXPORTED if name in rank_environment}
+    exported[SHARED_VARIABLE] = str(folder)
+    names = folder / "exported"
+    quoted = {name: IN_QUOTES.sub(r"\\\1", value) for name, value in exported.items()}
+    write_privately(names, "".join(f"{name}={value}\n" for name, value in quoted.items()))
     arguments = SSH_ARGUMENTS
     if launch.ssh_config:
         arguments = f"-F {shlex.quote(launch.ssh_config)} {arguments}"
     if launch.ssh_user:
         arguments = f"-l {launch.ssh_user} {arguments}"
-    return {
-        "DS_ENV_FILE": str(names),
-        "PDSH_SSH_ARGS_APPEND": arguments,
-        MARKS_VARIABLE: str(folder),
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith((*EXPORTED_BY_ITSELF, "PYTHON"))
     }
+    return {**own, **exported, "DS_ENV_FILE": str(names), "PDSH_SSH_ARGS_APPEND": arguments}
+
+
+def write_privately(path: Path, text: str) -> None:
+    """Write a file that nobody else may read."""
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
 
 
 def deepspeed_command(

@@ -1,5 +1,6 @@
 """What a process knows when torchrun started it, and how it tells the launcher why it ended."""
 
+import json
 import os
 import sys
 import traceback
@@ -12,8 +13,9 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.signs import node_folder
 
 LAST_WORDS = ".words"  # ending of the file in which a failing rank leaves them
-# A folder in which each rank leaves a mark at its end, where the launcher's word cannot be trusted.
-MARKS_VARIABLE = "HUNYUAN_TRAIN_MARKS"
+# Under DeepSpeed's launcher: a folder that all hosts share. Ranks find their environment there, and
+# leave a mark at their end, because that launcher's word cannot be trusted.
+SHARED_VARIABLE = "HUNYUAN_TRAIN_SHARED"
 
 
 def is_worker() -> bool:
@@ -54,9 +56,23 @@ def report_failure(text: str) -> None:
         print(text, file=sys.stderr)  # noqa: T201 the last words, after logging has ended
 
 
+def environment_file(folder: Path, node_rank: int) -> Path:
+    """Where the ranks of a host find their environment."""
+    return folder / f"environment-{node_rank}.json"
+
+
+def take_environment() -> None:
+    """Read this rank's environment from the file of its host, where it did not come by itself."""
+    folder = os.environ.get(SHARED_VARIABLE)
+    if folder:
+        node_rank = int(os.environ["CROSS_RANK"])  # DeepSpeed's name for it
+        text = environment_file(Path(folder), node_rank).read_text(encoding="utf-8")
+        os.environ.update(json.loads(text))
+
+
 def mark_done() -> None:
     """Say that this rank has come to its end, where somebody counts."""
-    folder = os.environ.get(MARKS_VARIABLE)
+    folder = os.environ.get(SHARED_VARIABLE)
     if folder:
         Path(folder, f"rank-{os.environ['RANK']}.done").touch()
 
