@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hunyuan_train.config.resolve import Machine
+from hunyuan_train.launcher.doctor.probe import host_memory
 
 NVIDIA_SMI_SECONDS = 20  # without persistence mode the driver takes seconds to wake up
 
@@ -32,20 +33,6 @@ def smallest_gpu_memory() -> int:
         return 0
     sizes = [int(line) for line in listing.stdout.splitlines() if line.strip().isdigit()]
     return min(sizes, default=0) * 2**20
-
-
-def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of this machine's memory, or those that its container may use."""
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Version 2 and version 1 of control groups; "max" and 2^63 say that there is no limit.
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = (cgroup / name).read_text(encoding="utf-8").strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            limit = min(limit, int(text))
-    return limit
 
 
 def count_gpus() -> int:

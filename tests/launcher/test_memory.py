@@ -9,8 +9,8 @@ from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
+from hunyuan_train.launcher.doctor.probe import host_memory
 from hunyuan_train.launcher.launch import launch
-from hunyuan_train.launcher.machine import host_memory
 from hunyuan_train.launcher.memory import (
     check_memory,
     describe_hardware,
@@ -60,6 +60,20 @@ def test_several_hosts_share_the_states(tmp_path):
     config = load_config(["--recipe", "tiny", "--output_dir", str(tmp_path / "run")])
     made = make_plan(config, machine=CPU, slots=[2, 2, 2])
     assert describe_hardware(made).num_nodes == 3
+
+
+def test_unequal_hosts_are_planned_by_the_one_with_most_processes(tmp_path, capsys):
+    config = load_config(["--recipe", "tiny", "--output_dir", str(tmp_path / "run")])
+    four = replace(CPU, num_cores=4)
+    equal, unequal = (make_plan(config, machine=four, slots=slots) for slots in ([4, 4], [2, 4]))
+    assert describe_hardware(unequal).num_ranks == 6
+    said = []
+    for made in (equal, unequal):
+        check_memory(made, prepare_data(made), Console(stderr=True))
+        said.append(capsys.readouterr().err)
+    # As many processes on its fullest host, each with a sixth of the states instead of an eighth.
+    host_memory = [float(text.split()[1]) for text in said]
+    assert host_memory[0] < host_memory[1] < 1.1 * host_memory[0]
 
 
 def test_unknown_memory_refuses_nothing(tmp_path):

@@ -20,6 +20,7 @@ MIN_OUTPUT_BYTES = 2**30
 MIN_MEMORY_BYTES_PER_RANK = 2**30
 BUSY_GPU_SHARE = 0.05  # of its memory: a desktop takes less, another run more
 UNLIMITED = -1
+MAX_NAMED = 3  # files of a model, in one line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,7 @@ class Wanted:
     needs_compiler: bool
     has_token: bool  # whether the output folder could be marked, to see if all hosts share it
     master_port: int | None
+    working_folder: str
     output_folder: str
 
 
@@ -157,13 +159,28 @@ def check_paths(found: Found, first: Report, _: Report, __: Wanted) -> Iterator[
         )
 
 
+def check_model(found: Found, _: Report, __: Report, ___: Wanted) -> Iterator[Finding]:
+    """A model of which nothing is missing."""
+    faults = found["model_faults"]
+    yield verdict(
+        "model",
+        not faults,
+        found="; ".join(faults[:MAX_NAMED]) + ("; …" if len(faults) > MAX_NAMED else ""),
+        wanted="all files that its index names, each whole",
+        remedy="`hf download` into the same folder gets what is missing; or start with --sync from "
+        "a host on which it is whole",
+    )
+
+
 def check_folders(found: Found, first: Report, _: Report, wanted: Wanted) -> Iterator[Finding]:
     """The folder the run starts from, and an output folder that all hosts share."""
     yield verdict(
         "working folder",
         found["working_folder"],
+        found=f"no {wanted.working_folder}",
         wanted="the folder from which the run is started",
-        remedy="start from a folder that all hosts have",
+        remedy="start from a folder that all hosts have, or make it there: doctor --fix",
+        fix=("mkdir", "-p", "--", wanted.working_folder),
     )
     if wanted.has_token:
         yield verdict(
@@ -374,6 +391,7 @@ CHECKS: tuple[Check, ...] = (
     check_packages,
     check_code,
     check_paths,
+    check_model,
     check_folders,
     check_gpus,
     check_network,

@@ -11,7 +11,7 @@ from hunyuan_train.config.resolve import choose_num_processes
 from hunyuan_train.config.schema import LaunchConfig, RunConfig
 from hunyuan_train.launcher.cluster import Cluster, find_cluster, with_environment
 from hunyuan_train.launcher.doctor.bandwidth import judge_bandwidth, measure_bandwidth
-from hunyuan_train.launcher.doctor.checks import Finding
+from hunyuan_train.launcher.doctor.checks import Finding, choose_interface
 from hunyuan_train.launcher.doctor.examine import Examination, examine
 from hunyuan_train.launcher.doctor.show import describe, show_table
 from hunyuan_train.launcher.doctor.trust import collect_keys
@@ -58,8 +58,18 @@ def run_doctor(arguments: Sequence[str]) -> int:
     if "bandwidth" in asked and not examination.failed:
         findings += try_bandwidth(examination, config, console)
     show_table(cluster.hosts, findings, console)
+    console.print(describe_network(examination), markup=False, soft_wrap=True, end="")
     console.print(describe(findings), markup=False, soft_wrap=True, end="\n" if findings else "")
     return FAILURE if any(one.verdict == "failed" for one in findings) else SUCCESS
+
+
+def describe_network(examination: Examination) -> str:
+    """By which interfaces the hosts will talk to each other; empty where one is not known."""
+    reports = [report for report in examination.reports if report.found]
+    ways = [f"{report.host.address} by {choose_interface(report)}" for report in reports]
+    if len(reports) < max(2, len(examination.reports)) or not all(map(choose_interface, reports)):
+        return ""
+    return f"ranks will talk to each other at {', '.join(ways)}\n"
 
 
 def show_keys(cluster: Cluster, launch: LaunchConfig, console: Console) -> None:

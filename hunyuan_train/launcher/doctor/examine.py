@@ -92,6 +92,7 @@ def examine(config: RunConfig, cluster: Cluster) -> Examination:
             "packages": required_packages(),
             "paths": input_paths(config),
             "ports": [port] if port else [],
+            "model": model_folder(config),
             "working_folder": str(Path.cwd()),
             "output_folder": str(output_folder),
             "token": token,
@@ -105,6 +106,7 @@ def examine(config: RunConfig, cluster: Cluster) -> Examination:
         needs_compiler=bool(needed_extensions(config, num_gpus=num_gpus)),
         has_token=bool(token),
         master_port=port,
+        working_folder=str(Path.cwd()),
         output_folder=str(output_folder),
     )
     findings = check_hosts(reports, wanted)
@@ -122,11 +124,17 @@ def input_paths(config: RunConfig) -> list[str]:
     names = [config.data.train_data_file, config.data.eval_data_file]
     paths = [source.path for name in names if name for source in find_sources(name)]
     paths.append(tokenizer_folder(config.model))
-    if config.model.model_name_or_path not in PRESETS:
-        paths.append(Path(config.model.model_name_or_path))
+    if model := model_folder(config):
+        paths.append(Path(model))
     if config.parallel.deepspeed != "auto":
         paths.append(Path(config.parallel.deepspeed))
     return sorted({str(path.absolute()) for path in paths})
+
+
+def model_folder(config: RunConfig) -> str:
+    """The folder that the weights are read from; empty where they come from a seed."""
+    name = config.model.model_name_or_path
+    return "" if name in PRESETS else str(Path(name).absolute())
 
 
 @contextmanager

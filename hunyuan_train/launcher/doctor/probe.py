@@ -37,7 +37,7 @@ def look_around(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: what the run needs: `repository`, `packages`, `paths`, `ports`, `working_folder`,
-            `output_folder`, `token`, `extensions_folder`.
+            `output_folder`, `token`, `extensions_folder`, `model` (a folder, or empty).
     """
     report = {
         "hostname": socket.gethostname(),
@@ -45,11 +45,12 @@ def look_around(request: dict[str, Any]) -> dict[str, Any]:
         "packages": {name: read_version(name) for name in request["packages"]},
         "code": hash_code(request["repository"]),
         "paths": {path: describe_path(path) for path in request["paths"]},
+        "model_faults": find_faults(request["model"]) if request["model"] else [],
         "working_folder": os.path.isdir(request["working_folder"]),
         "sees_token": os.path.exists(request["token"]),
         "cores": len(os.sched_getaffinity(0)),
         "memory": read_memory(),
-        "total_memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "total_memory": host_memory(),
         "disk": read_disk(request["output_folder"]),
         "temporary_disk": read_disk(tempfile.gettempdir()),
         "shm": read_disk("/dev/shm"),
@@ -113,6 +114,56 @@ def hash_sampled(files: list[str]) -> str:
                 file.seek(start)
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def find_faults(folder: str) -> list[str]:
+    """What a model folder lacks: files that its index names, or the ends of files."""
+    if not os.path.isdir(folder):
+        return [f"{folder} is no folder"]
+    names = set(glob.glob("*.safetensors", root_dir=folder))
+    faults = [] if names else ["no .safetensors file"]
+    try:
+        with open(os.path.join(folder, "model.safetensors.index.json"), "rb") as file:
+            names |= set(json.load(file)["weight_map"].values())
+    except FileNotFoundError:
+        pass  # a model in one file has no index
+    except (ValueError, KeyError, AttributeError):
+        faults.append("model.safetensors.index.json is damaged")
+    for name in [*sorted(names), "config.json"]:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            faults.append(f"{name} is missing")
+        elif name.endswith(".safetensors") and not is_whole(path):
+            faults.append(f"{name} ends early")
+    return faults
+
+
+def is_whole(path: str) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    with open(path, "rb") as file:
+        length = file.read(8)
+        size = int.from_bytes(length, "little")
+        try:
+            header = json.loads(file.read(size)) if size < os.path.getsize(path) else {}
+            ends = [one["data_offsets"][1] for name, one in header.items() if name[0] != "_"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return bool(ends) and os.path.getsize(path) == 8 + size + max(ends)
+
+
+def host_memory(cgroup: str = "/sys/fs/cgroup") -> int:
+    """Bytes of this machine's memory, or those that its container may use."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Version 2 and version 1 of control groups; "max" and 2^63 say that there is no limit.
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            with open(os.path.join(cgroup, name)) as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            limit = min(limit, int(text))
+    return limit
 
 
 def read_memory() -> int:

@@ -14,16 +14,19 @@ import pytest
 import tiktoken
 
 from hunyuan_train.launcher.extension import extensions_folder
+from tests.conftest import REPOSITORY
 from tests.launcher.network import PORT, environment_of
+from tests.released import write_released
 
 SITE_PACKAGES = Path(tiktoken.__file__).parents[1]
 SECONDS = 5.0
 SLACK = 10.0  # Python's own start on a machine that does other things, too
 
 
-def start(network, *arguments, timeout=100, **variables):
+def start(network, *arguments, timeout=100, cwd=REPOSITORY, **variables):
     environment = environment_of(network, **{"NODES": "3", **variables})
-    command = network.command(0, [sys.executable, *arguments])
+    there = ["env", "-C", str(cwd), f"PYTHONPATH={REPOSITORY}"]
+    command = network.command(0, [*there, sys.executable, *arguments])
     began = time.monotonic()
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -42,7 +45,7 @@ def flags(tmp_path, repository):
 
 def assert_refused(network, flags, *words, host=1, check, **variables):
     """A run is refused with the check and the host; so says the doctor, and names no other host."""
-    script = str(Path(__file__).parents[3] / "train.py")
+    script = str(REPOSITORY / "train.py")
     result, seconds = start(network, script, *flags, **variables)
     assert result.returncode == 2, result.stderr
     assert seconds < SECONDS + SLACK
@@ -190,6 +193,37 @@ def test_other_data(network, flags, tmp_path, repository):
         assert_refused(network, flags, str(data), "--sync", check="files")
 
 
+def test_a_model_of_which_something_is_missing(network, flags, tmp_path):
+    model = tmp_path / "model"
+    tokenizer = str(REPOSITORY / "data/tokenizer_tiny")
+    write_released(model)
+    flags = [*flags, "--model_name_or_path", str(model), "--tokenizer_name_or_path", tokenizer]
+    result, _ = doctor(network, *flags)
+    assert result.returncode == 0, result.stdout
+    first, second, _ = sorted(model.glob("*.safetensors"))
+    cut = tmp_path / "cut"
+    cut.write_bytes(second.read_bytes()[:-1])
+    with mounted(network, 1, "--bind", str(cut), str(second)):
+        result, _ = doctor(network, *flags)
+    assert f"host {network.address(1)}: model: {second.name} ends early" in result.stdout
+    first.unlink()
+    result, _ = doctor(network, *flags)
+    for host in range(3):
+        assert f"host {network.address(host)}: model: {first.name} is missing" in result.stdout
+    assert result.returncode == 1
+
+
+def test_a_missing_working_folder_is_made_where_that_is_asked_for(network, flags, tmp_path):
+    folder = tmp_path / "mine/it's here"
+    folder.mkdir(parents=True)
+    with mounted(network, 1, "-t", "tmpfs", "none", str(folder.parent)):
+        refused, _ = doctor(network, *flags, cwd=folder)
+        assert f"host {network.address(1)}: working folder: no {folder}" in refused.stdout
+        mended, _ = doctor(network, "--fix", *flags, cwd=folder)
+        assert network.run(1, "test", "-d", str(folder)).returncode == 0
+    assert (refused.returncode, mended.returncode) == (1, 0), mended.stdout
+
+
 def test_missing_code(network, flags, repository):
     with mounted(network, 1, "-t", "tmpfs", "none", str(repository / "hunyuan_train")):
         assert_refused(network, flags, check="code")
@@ -219,7 +253,7 @@ def test_a_port_that_is_taken(network, flags):
 def test_a_full_disk(network, flags):
     output_dir = str(network.small_disk / "run")
     arguments = [*flags[:2], "--output_dir", output_dir]
-    script = str(Path(__file__).parents[3] / "train.py")
+    script = str(REPOSITORY / "train.py")
     result, seconds = start(network, script, *arguments)
     assert result.returncode == 2
     assert seconds < SECONDS + SLACK
@@ -265,7 +299,7 @@ def test_a_shell_is_never_reached_by_what_the_list_says(network, flags, tmp_path
         f"10.0.0.1;touch {mark}",
         "-oProxyCommand=x",
     ):
-        script = str(Path(__file__).parents[3] / "train.sh")
+        script = str(REPOSITORY / "train.sh")
         environment = environment_of(network, NODE_IP_LIST=f"{entry}:1,{network.address(1)}:1")
         result = subprocess.run(
             network.command(0, ["bash", script, *flags]),
