@@ -18,6 +18,8 @@ from hunyuan_train.launcher.ssh import ssh_options
 
 # What a run writes, and what belongs to one host only.
 LEFT_OUT = (".git/", ".venv*", "runs/", "__pycache__/", "wandb/", ".*_cache/")
+# Only in these are files deleted that we do not have: old code would be found by its imports.
+MIRRORED = ("/hunyuan_train/***", "/ds_configs/***")
 
 
 def sync_hosts(config: RunConfig, cluster: Cluster, console: Console) -> None:
@@ -74,9 +76,10 @@ def rsync_command(host: Host, path: str, launch: LaunchConfig) -> list[str]:
     is_folder = Path(path).is_dir()
     is_bare = path == str(Path.cwd()) and path != str(REPOSITORY)
     filters = [f"--exclude={pattern}" for pattern in (("*",) if is_bare else LEFT_OUT)]
-    deletes = ["--delete"] if path == str(REPOSITORY) else []
+    if path == str(REPOSITORY):  # the first filter that fits a file counts: R risks it, P protects
+        filters += ["--delete", *(f"--filter=R {pattern}" for pattern in MIRRORED), "--filter=P *"]
     return [
-        *("rsync", "--archive", "--mkpath", "--protect-args", *deletes, *filters),
+        *("rsync", "--archive", "--mkpath", "--protect-args", *filters),
         *("--rsh", shlex.join(["ssh", *ssh_options(launch)])),
         *("--", f"{path}/" if is_folder else path),
         f"{host.in_brackets}:{path}/" if is_folder else f"{host.in_brackets}:{path}",

@@ -50,6 +50,25 @@ def test_what_a_host_lacks_is_copied_to_it_before_the_start(network, tmp_path, o
     assert (REPOSITORY / "train.py").exists()
 
 
+def test_code_is_mirrored_and_what_else_lies_beside_it_stays(network, tmp_path):
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is missing: apt-get install rsync")
+    folders = [str(REPOSITORY / name) for name in ("ds_configs", "hostfiles")]
+    for folder in folders:
+        network.run(1, "mount", "-t", "tmpfs", "none", folder)
+        network.run(1, "touch", f"{folder}/of this host only")
+    try:
+        done = train(network, tmp_path, REPOSITORY / "data/tiny_train.jsonl", "--sync")
+        assert done.returncode == 0, done.stderr
+        ours = [sorted(os.listdir(folder)) for folder in folders]
+        there = [network.run(1, "ls", folder).stdout.splitlines() for folder in folders]
+    finally:
+        for folder in folders:
+            network.run(1, "umount", folder)
+    assert there[0] == ours[0]
+    assert sorted(there[1]) == sorted([*ours[1], "of this host only"])
+
+
 def test_a_host_without_rsync_is_named(network, tmp_path, own_folder):
     if shutil.which("rsync") is None:
         pytest.skip("rsync is missing: apt-get install rsync")
