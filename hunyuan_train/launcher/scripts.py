@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.settings import COMMAND_SWITCHES
 from hunyuan_train.launcher.cluster import Cluster
@@ -89,9 +90,17 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
     Args:
         plan: of the run, with as many hosts and processes on each as the job is to have.
         arguments: those of `train.py`.
+
+    Raises:
+        ConfigError: hosts with unequal slots, which one `srun` cannot start.
     """
     train = plan.config.train
     slots = plan.slots[0]
+    if len(set(plan.slots)) > 1:
+        raise ConfigError(
+            f"NODE_IP_LIST gives its hosts {', '.join(map(str, plan.slots))} slots, and a job of "
+            "Slurm's has as many processes on each node; give all hosts the same number"
+        )
     flags = run_flags(plan, arguments)
     if not any(word.startswith("--resume_from_checkpoint") for word in flags):
         flags += ["--resume_from_checkpoint", "auto"]

@@ -8,8 +8,8 @@ from hunyuan_train.config.load import load_command_line
 from tests.conftest import start_train
 
 
-def printed(tmp_path, monkeypatch, *flags):
-    monkeypatch.setenv("NODE_IP_LIST", "10.0.0.1:4,10.0.0.2:2")
+def printed(tmp_path, monkeypatch, *flags, nodes="10.0.0.1:4,10.0.0.2:2"):
+    monkeypatch.setenv("NODE_IP_LIST", nodes)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     done = start_train(
         "--recipe", "tiny", "--output_dir", str(tmp_path / "a run"), *flags, cwd=tmp_path
@@ -35,7 +35,8 @@ def test_each_host_gets_a_plain_torchrun_command(tmp_path, monkeypatch, reposito
 
 
 def test_the_script_for_slurm_is_sound_shell(tmp_path, monkeypatch):
-    done = printed(tmp_path, monkeypatch, "--print_slurm", "--run_name", "it's $(mine)")
+    flags = ("--print_slurm", "--run_name", "it's $(mine)")
+    done = printed(tmp_path, monkeypatch, *flags, nodes="a:2,b:2")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --nodes=2\n" in done.stdout
     assert "--resume_from_checkpoint auto" in done.stdout
@@ -43,6 +44,12 @@ def test_the_script_for_slurm_is_sound_shell(tmp_path, monkeypatch):
     script.write_text(done.stdout)
     checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_a_job_of_slurms_has_as_many_processes_everywhere(tmp_path, monkeypatch):
+    done = printed(tmp_path, monkeypatch, "--print_slurm")
+    assert done.returncode == 2
+    assert "NODE_IP_LIST gives its hosts 4, 2 slots" in done.stderr
 
 
 def test_only_one_thing_is_done_instead_of_a_run():
