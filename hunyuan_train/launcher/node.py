@@ -92,10 +92,11 @@ class Node:
         self.sent_at = {number: time.time()}
         self.send(f"ping {number}")
 
-    def abandon(self) -> None:
+    async def abandon(self) -> None:
         """Stop waiting for a guard that does not answer; it ends by itself when its lease ends."""
         if self.process and self.process.returncode is None:
             self.process.kill()
+            await self.process.wait()  # or asyncio complains of its end when the loop is closed
 
     async def _read_events(self) -> None:
         assert self.process

@@ -1,5 +1,7 @@
 """What the user sees of many hosts, and what is kept of each rank."""
 
+import queue
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -11,36 +13,49 @@ from hunyuan_train.launcher.hosts import Host
 from hunyuan_train.launcher.jobs import RANK_MARK
 from hunyuan_train.launcher.node import Job
 
+CLOSE_SECONDS = 10.0
+
 
 class HostOutput:
-    """Shows the lines of all hosts with their origin, and keeps those of each rank in a file."""
+    """Shows the lines of all hosts with their origin, and keeps those of each rank in a file.
+
+    By a thread of its own: a terminal that is held (Ctrl-S) or a disk that stalls must not keep the
+    launcher from its pings, or the hosts would take it for dead.
+    """
 
     def __init__(self, console: Console, log_folder: Path) -> None:
         self.console = console
         self.log_folder = log_folder
         self.files: dict[str, TextIO] = {}
+        self.lines: queue.SimpleQueue[tuple[Host, str] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._show_all, daemon=True)
+        self.thread.start()
 
     def of(self, job: Job) -> Callable[[str], None]:
         """What takes the lines of one host."""
         host = job.host
-        return lambda line: self.show(host, line)
+        return lambda line: self.lines.put((host, line))
 
-    def show(self, host: Host, line: str) -> None:
-        """Take one line of a host."""
+    def close(self) -> None:
+        """Show what is left, unless that is held up, and close the files."""
+        self.lines.put(None)
+        self.thread.join(CLOSE_SECONDS)
+
+    def _show_all(self) -> None:
+        while entry := self.lines.get():
+            self._show(*entry)
+        for file in self.files.values():
+            file.close()
+
+    def _show(self, host: Host, line: str) -> None:
         rank, text = split_mark(line)
-        origin = f"{host.address} rank {rank}" if rank else host.address
-        self.console.print(Text.assemble((f"{origin}| ", "dim"), text), soft_wrap=True)
         name = f"rank{rank}.screen.txt" if rank else f"host-{host.address}.txt"
         if name not in self.files:
             self.files[name] = (self.log_folder / name).open("a", encoding="utf-8")
         self.files[name].write(f"{text}\n")
         self.files[name].flush()
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self.files.values():
-            file.close()
-        self.files.clear()
+        origin = f"{host.address} rank {rank}" if rank else host.address
+        self.console.print(Text.assemble((f"{origin}| ", "dim"), text), soft_wrap=True)
 
 
 def split_mark(line: str) -> tuple[str, str]:
