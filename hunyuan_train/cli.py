@@ -13,12 +13,14 @@ from hunyuan_train.data.findings import DataError
 from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
+from hunyuan_train.launcher.signs import announce_rank
 from hunyuan_train.launcher.worker import (
     count_started,
     is_worker,
     mark_done,
     report_crash,
     report_failure,
+    take_environment,
     with_started_processes,
 )
 from hunyuan_train.planner.command import run_plan
@@ -100,11 +102,13 @@ def train(arguments: Sequence[str]) -> int:
 
         return start_run(command, arguments)
     sys.excepthook = report_crash
+    take_environment()
+    signs = announce_rank()
     config = with_started_processes(command.config)
     plan = make_plan(config, machine=detect_machine(), num_ranks=count_started())
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
-    exit_code = SUCCESS if command.is_dry_run else run(plan.config)
+    exit_code = SUCCESS if command.is_dry_run else run(plan.config, signs)
     if exit_code == SUCCESS:
         mark_done()
     return exit_code

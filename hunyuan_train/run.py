@@ -34,10 +34,11 @@ from hunyuan_train.data.cache import prepare_dataset
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.identity import Identity, identify_data
 from hunyuan_train.data.loader import Batch, BatchPlan, Position, Share, eval_batches
+from hunyuan_train.data.progress import listen_to_progress
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.signs import announce_rank, report_progress
+from hunyuan_train.launcher.signs import Signs
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
@@ -81,11 +82,12 @@ from hunyuan_train.watching import (
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig) -> int:
+def run(config: RunConfig, signs: Signs) -> int:
     """Train, as one of the ranks that torchrun started, and export the result.
 
     Args:
         config: checked and resolved: no "auto" is left in what decides the split.
+        signs: tell the guard of this node how far this rank is.
 
     Returns:
         the exit code: success, or that the run stopped on request and is to be resumed.
@@ -93,8 +95,10 @@ def run(config: RunConfig) -> int:
     started = time.monotonic()
     output_dir = Path(config.train.output_dir)
     start_logging(output_dir, is_verbose=config.train.verbose)
-    announce_rank(last_collective)
     start_process_group(config.parallel.timeout_minutes)
+    signs.last_collective = last_collective
+    listen_to_progress(signs.moved_on)
+    signs.report(0, "loading")
     check_gpus()
     if dist.get_rank() == 0 and not (output_dir / "config.yaml").exists():
         dump_config(config, output_dir / "config.yaml")  # under a torchrun of the user's
@@ -125,7 +129,7 @@ def run(config: RunConfig) -> int:
         batch_log=make_batch_log(config),
         planned=planned,
         num_restarts=count_starts(output_dir),
-        report_progress=report_progress,
+        report_progress=signs.report,
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
@@ -134,7 +138,9 @@ def run(config: RunConfig) -> int:
     ending = train(trainer, state, started=started)
     look_after_training(trainer, probe, ending)
     if ending.is_complete and config.train.export:
+        signs.report(ending.step, "exporting")
         export(config, engine, shape, source)
+    signs.report(ending.step, "ending")
     is_asked = ending.is_complete and wants_sample_answers(config.train, shape)
     answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
     close(config, trainer, ending, answers)

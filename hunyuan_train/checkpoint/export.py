@@ -24,6 +24,7 @@ from hunyuan_train.checkpoint.release import (
     read_locations,
     write_piece,
 )
+from hunyuan_train.data.progress import show_progress
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.safetensors_header import TensorLocation
@@ -79,16 +80,24 @@ def write_owned_ranges(
 
     The masters matter where files are wider than the weights computed with (the routers').
     """
-    for shard in trained_shards(engine.module):
-        values = read_state(engine, shard, MASTER)
-        for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
-            part = values[piece.offset : piece.offset + piece.stop - piece.start]
-            write_piece(locations, piece, part)
-    for shard in weight_shards(engine.module):
-        if shard.parameter.requires_grad or is_adapter(shard.name) or not is_primary(shard):
-            continue
-        for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
-            write_piece(locations, piece, source.read(piece.tensor, piece.start, piece.stop))
+    trained = list(trained_shards(engine.module))
+    others = [
+        shard
+        for shard in weight_shards(engine.module)
+        if not shard.parameter.requires_grad and not is_adapter(shard.name) and is_primary(shard)
+    ]
+    num_bytes = 4 * sum(shard.stop - shard.start for shard in (*trained, *others))
+    with show_progress("exporting", num_bytes, is_shown=dist.get_rank() == 0) as advance:
+        for shard in trained:
+            values = read_state(engine, shard, MASTER)
+            for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+                part = values[piece.offset : piece.offset + piece.stop - piece.start]
+                write_piece(locations, piece, part)
+                advance(4 * len(part))
+        for shard in others:
+            for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+                write_piece(locations, piece, source.read(piece.tensor, piece.start, piece.stop))
+                advance(4 * (piece.stop - piece.start))
 
 
 def seal_folder(folder: Path, check: FolderCheck | None) -> None:

@@ -30,6 +30,7 @@ from hunyuan_train.checkpoint.publish import (
 )
 from hunyuan_train.checkpoint.retention import delete_leftovers
 from hunyuan_train.checkpoint.state import RankContent, collect_content
+from hunyuan_train.data.progress import tell_progress
 from hunyuan_train.model.safetensors_files import write_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.trainer.state import TrainerState
@@ -131,6 +132,7 @@ def _write_rank_file(folder: Path, content: RankContent, order: Ordered) -> dict
         locations = read_header(path)
         for name, values in order(content):
             write_range(locations[name], 0, values)
+            tell_progress()
         for name, values in content.copies.items():
             write_range(locations[name], 0, values)
         digest = hash_file(path)

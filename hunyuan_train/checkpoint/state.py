@@ -19,6 +19,7 @@ from hunyuan_train.checkpoint.random_states import (
     read_random_states,
     restore_random_states,
 )
+from hunyuan_train.data.progress import show_progress
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.model.safetensors_files import create_file
@@ -117,17 +118,29 @@ def load_checkpoint(
             "exported, but no run can go on from it"
         )
     prepare_optimizer_states(engine, manifest["kinds"], manifest["optimizer_step_count"])
-    sources = open_tensors(folder, dict(manifest))
-    for shard in trained_shards(engine.module):
-        for kind, source in sources.items():
-            values = torch.empty(shard.stop - shard.start)
-            for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
-                part = source.read(piece.tensor, piece.start, piece.stop)
-                values[piece.offset : piece.offset + len(part)] = part
-            write_state(engine, shard, kind, values.to(engine.device))
+    load_states(engine, folder, manifest)
     restore_copies(folder, num_ranks=len(manifest["files"]), watch=watch)
     publish_weights(engine)
     refresh_routers(engine)
+
+
+def load_states(
+    engine: deepspeed.DeepSpeedEngine, folder: Path, manifest: Mapping[str, Any]
+) -> None:
+    """Read this rank's ranges of every kind of state; the bar shows those of rank 0."""
+    sources = open_tensors(folder, dict(manifest))
+    shards = list(trained_shards(engine.module))
+    num_bytes = sum(4 * (shard.stop - shard.start) * len(sources) for shard in shards)
+    is_shown = dist.get_rank() == 0
+    with show_progress(f"loading {folder.name}", num_bytes, is_shown=is_shown) as advance:
+        for shard in shards:
+            for kind, source in sources.items():
+                values = torch.empty(shard.stop - shard.start)
+                for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+                    part = source.read(piece.tensor, piece.start, piece.stop)
+                    values[piece.offset : piece.offset + len(part)] = part
+                    advance(part.nbytes)
+                write_state(engine, shard, kind, values.to(engine.device))
 
 
 def restore_copies(folder: Path, *, num_ranks: int, watch: RouterWatch | None) -> None:

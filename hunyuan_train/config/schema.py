@@ -438,7 +438,8 @@ class LaunchConfig:
     )
     hang_timeout_seconds: float = setting(
         1800.0,
-        "a run in which no step ends for so long is ended, with the stacks of all ranks",
+        "a run in which nothing moves on for so long (no step, no batch of an evaluation, no part "
+        "of a file) is ended, with the stacks of all ranks; its start has 600 s at least",
         low=1,
     )
     stop_timeout_seconds: float = setting(

@@ -20,6 +20,20 @@ logger = logging.getLogger(__name__)
 
 QUIET_SECONDS = 2.0
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
+# Who is to know that long work goes on, besides the screen: a rank tells its node's guard.
+Listener = Callable[[], None]
+_listeners: list[Listener] = []
+
+
+def listen_to_progress(listener: Listener) -> None:
+    """Have a function called, from any thread, whenever a part of long work is done."""
+    _listeners.append(listener)
+
+
+def tell_progress() -> None:
+    """Say that a part of long work is done: bytes, a batch of an evaluation, a token."""
+    for listener in _listeners:
+        listener()
 
 
 @contextmanager
@@ -48,6 +62,7 @@ def show_progress(
 
     def advance(num_done: int) -> None:
         nonlocal shown
+        tell_progress()
         bar.advance(task.id, num_done)
         now = time.monotonic()
         if not is_shown or now - started < QUIET_SECONDS:

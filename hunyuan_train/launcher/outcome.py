@@ -15,7 +15,7 @@ from hunyuan_train.launcher.exit_codes import (
 )
 from hunyuan_train.launcher.hosts import Host
 from hunyuan_train.launcher.node import Failure, Node
-from hunyuan_train.launcher.signs import Standing
+from hunyuan_train.launcher.signs import STARTING, TRAINING, Standing
 from hunyuan_train.launcher.ssh import EXIT_UNREACHABLE, explain
 
 Reason = Literal["done", "stopped", "failed", "lost", "hung", "unready"]
@@ -126,19 +126,34 @@ def describe_silent_end(node: Node) -> str:
 def describe_hang(nodes: Sequence[Node], seconds: float) -> Outcome:
     """The outcome of a job in which nothing went on for too long, with the ranks at fault."""
     standings = [(node, one) for node in nodes for one in node.standings]
-    silent = [node for node in nodes if not node.standings]
     guilty = [(node, one) for node, one in standings if is_held_up(one, standings)]
-    named = [f"rank {one.rank} on {node.host.address} is {one.state}" for node, one in guilty]
-    named += [f"no rank on {node.host.address} says where it stands" for node in silent]
+    silent = [node for node in nodes if len(node.standings) < (node.host.slots or 1)]
+    named = [
+        f"rank {one.rank} on {node.host.address} is {one.state}, {one.progress.doing}"
+        for node, one in guilty
+    ]
+    named += [
+        f"{len(node.standings)} of {node.host.slots or 1} ranks on {node.host.address} say where "
+        "they stand"
+        for node in silent
+    ]
     where = "; ".join(named) or "all ranks stand in the same collective"
     hosts = [node for node, _ in guilty] + silent
     return Outcome(
         reason="hung",
         exit_code=FAILURE,
-        words=f"error: no step ended for {seconds:g} s (--hang_timeout_seconds): {where}",
+        words=f"error: {describe_stage(nodes)} for {seconds:g} s (--hang_timeout_seconds): {where}",
         host=hosts[0].host if hosts else None,
         step=last_step(nodes),
     )
+
+
+def describe_stage(nodes: Sequence[Node]) -> str:
+    """What did not go on, by what the first rank that says so was at."""
+    doing = [one.doing for node in nodes for one in node.progress.values()]
+    if not doing or doing[0] == STARTING:
+        return "the start got no further"
+    return "no step ended" if doing[0] == TRAINING else f"nothing moved on while {doing[0]}"
 
 
 def is_held_up(one: Standing, all_of_them: Sequence[tuple[Node, Standing]]) -> bool:

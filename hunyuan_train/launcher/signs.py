@@ -21,6 +21,9 @@ FOLDER_VARIABLE = "HUNYUAN_TRAIN_NODE_FOLDER"
 STACKS_SIGNAL = signal.SIGUSR2
 ASKED = "asked_where_ranks_stand"
 POLL_SECONDS = 0.5
+TELL_SECONDS = 1.0  # between two signs of the same work
+STARTING = "starting"  # until all ranks have met
+TRAINING = "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class Progress:
     """How far a rank is."""
 
     step: int  # optimizer steps done
-    doing: str  # starting, training, finishing
+    doing: str  # starting, loading, training, evaluating, saving, exporting, ending
+    num_moves: int = 0  # grows with each part of it that is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,37 +52,60 @@ def node_folder() -> Path | None:
     return Path(folder) if folder else None
 
 
-def announce_rank(last_collective: Callable[[], str]) -> None:
+class Signs:
+    """What one rank tells its guard; nothing where there is none."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        # Describes the last collective of this process, from another thread; set when ranks meet.
+        self.last_collective: Callable[[], str] = lambda: ""
+        self.progress = Progress(0, STARTING)
+        self.told_at = 0.0
+        self.lock = threading.Lock()  # checkpoints are written by another thread
+
+    def report(self, step: int, doing: str) -> None:
+        """Say how many steps are done, and what comes now."""
+        with self.lock:
+            self._tell(step, doing)
+
+    def moved_on(self) -> None:
+        """Say that a part of the present work is done; called as often as one likes."""
+        with self.lock:
+            if time.monotonic() - self.told_at > TELL_SECONDS:
+                self._tell(self.progress.step, self.progress.doing)
+
+    def _tell(self, step: int, doing: str) -> None:
+        self.told_at = time.monotonic()
+        self.progress = Progress(step, doing, self.progress.num_moves + 1)
+        if self.folder is not None:
+            text = json.dumps(asdict(self.progress))
+            _write_whole(self.folder / f"{os.environ['RANK']}.progress", text)
+
+
+def announce_rank() -> Signs:
     """Tell the guard that this rank lives, and answer it from now on.
 
-    Args:
-        last_collective: describes the last collective of this process, from another thread.
+    Called before anything that takes long, such as importing torch, so that it can say where it
+    hangs there, too.
     """
     folder = node_folder()
+    signs = Signs(folder)
     if folder is None:
-        return
+        return signs
     die_with_parent(signal.SIGKILL)  # of the agent: without it nobody would stop this rank
     rank = int(os.environ["RANK"])
     stacks = (folder / f"{rank}.stacks").open("w")
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     _write_whole(folder / f"{rank}.pid", str(os.getpid()))
-    threading.Thread(
-        target=_answer, args=(folder, rank, last_collective), daemon=True, name="signs"
-    ).start()
+    signs.report(0, STARTING)
+    threading.Thread(target=_answer, args=(folder, rank, signs), daemon=True, name="signs").start()
+    return signs
 
 
-def _answer(folder: Path, rank: int, last_collective: Callable[[], str]) -> None:
+def _answer(folder: Path, rank: int, signs: Signs) -> None:
     while not (folder / ASKED).exists():
         time.sleep(POLL_SECONDS)
-    _write_whole(folder / f"{rank}.collective", last_collective())
-
-
-def report_progress(step: int, doing: str) -> None:
-    """Tell the guard how far this rank is; a run that says nothing new for long counts as hung."""
-    folder = node_folder()
-    if folder is not None:
-        text = json.dumps(asdict(Progress(step, doing)))
-        _write_whole(folder / f"{os.environ['RANK']}.progress", text)
+    _write_whole(folder / f"{rank}.collective", signs.last_collective())
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -116,7 +143,7 @@ def read_standings(folder: Path) -> list[Standing]:
     return [
         Standing(
             rank=rank,
-            progress=progress.get(rank, Progress(0, "starting")),
+            progress=progress.get(rank, Progress(0, STARTING)),
             state=process_state(process_id),
             collective=_read(folder / f"{rank}.collective"),
             stacks=_read(folder / f"{rank}.stacks"),

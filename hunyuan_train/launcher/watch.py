@@ -2,7 +2,7 @@
 
 One process that fails, one host that falls silent or one run that does not move on ends everything
 everywhere, within stated times: a failed process at once, a silent host after
-`host_timeout_seconds`, a hang after `hang_timeout_seconds`.
+`host_timeout_seconds`, a hang after `hang_timeout_seconds`, whatever the ranks are at.
 """
 
 import asyncio
@@ -24,9 +24,13 @@ from hunyuan_train.launcher.outcome import (
     last_step,
     write_standings,
 )
+from hunyuan_train.launcher.signs import STARTING
 
 POLL_SECONDS = 0.2
 START_SECONDS = 30.0  # for ssh to connect and Python to start
+# For extensions to be compiled, libraries to be imported and ranks to meet, of which nothing is
+# heard meanwhile: at least so long before it counts as a hang.
+MEETING_SECONDS = 600.0
 SETTLE_SECONDS = 2.0  # for other nodes to notice a failure, and to say which of them had it first
 KILL_SECONDS = 8.0  # for a guard to end its part
 ANSWER_SECONDS = 6.0  # for ranks to say where they stand
@@ -125,9 +129,15 @@ class Watch:
         progress = [dict(node.progress) for node in self.nodes]
         if progress != self.progress:
             self.progress, self.moved_at = progress, time.monotonic()
-        # Loading and exporting take their time; collectives that wait too long end them.
-        is_training = any(one.doing == "training" for ranks in progress for one in ranks.values())
-        return is_training and time.monotonic() - self.moved_at > self.launch.hang_timeout_seconds
+        return time.monotonic() - self.moved_at > self._hang_seconds()
+
+    def _hang_seconds(self) -> float:
+        """How long nothing may move on, at this stage of the run."""
+        have_met = any(
+            one.doing != STARTING for node in self.nodes for one in node.progress.values()
+        )
+        limit = self.launch.hang_timeout_seconds
+        return limit if have_met else max(limit, MEETING_SECONDS)
 
     async def _describe_hang(self, console: Console, log_folder: Path | None) -> Outcome:
         """Ask every rank where it stands, and keep the answers."""
@@ -143,7 +153,7 @@ class Watch:
             console.print(f"the stacks of all ranks are in {file}", soft_wrap=True)
         else:
             console.print(text, markup=False, soft_wrap=True)
-        return describe_hang(self.nodes, self.launch.hang_timeout_seconds)
+        return describe_hang(self.nodes, self._hang_seconds())
 
     async def _wait(self, tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
         """Wait for the nodes that still answer."""
@@ -160,9 +170,9 @@ class Watch:
         for node, task in zip(self.nodes, tasks, strict=True):
             if not task.done():
                 node.is_silent = True
-                node.abandon()
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(node.abandon() for node in self.nodes))
 
 
 def run_jobs(

@@ -6,6 +6,7 @@ import deepspeed
 import torch
 
 from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.progress import tell_progress
 from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.trainer.loss_groups import GROUPS, WHOLE, group_masks, group_means, group_weights
 from hunyuan_train.trainer.metrics import Numbers
@@ -25,6 +26,7 @@ def evaluate(engine: deepspeed.DeepSpeedEngine, batches: list[Batch]) -> dict[st
     for batch in batches:
         masks = torch.from_numpy(group_masks(batch)).to(engine.device)
         sums += masks @ forward_losses(engine, batch)
+        tell_progress()
     engine.train()
     totals = sum_over_ranks([*sums.tolist(), *group_weights(batches).tolist()], engine.device)
     return group_means(totals[: len(GROUPS)], totals[len(GROUPS) :])

@@ -5,8 +5,22 @@ from collections.abc import Sequence
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from hunyuan_train.data.progress import tell_progress
 
 ATTENTION = "sdpa"  # with a cache of keys and values, which training's has no use for
+
+
+class Progress:
+    """A streamer of Transformers' that says that the work goes on, token by token."""
+
+    def put(self, _: Tensor) -> None:
+        """Take new tokens."""
+        tell_progress()
+
+    def end(self) -> None:
+        """Take note of the end of an answer."""
 
 
 @torch.no_grad()
@@ -44,6 +58,7 @@ def generate_split(
             pad_token_id=stop_ids[0],
             use_cache=True,
             synced_gpus=True,
+            streamer=Progress(),
         )
         answer = output[0, len(prompt) :].tolist()
         if is_asked:

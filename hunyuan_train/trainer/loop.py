@@ -150,7 +150,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
             if wants_save(config, state, saved_step):
                 keeper.save(state)
                 saved_step = state.step
-        trainer.report_progress(state.step, "finishing")
+        trainer.report_progress(state.step, "saving")
         is_complete = state.step >= trainer.total_steps or has_stalled(config, state)
         if saved_step != state.step:
             keeper.save(state)
@@ -271,6 +271,7 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
 
 def evaluate_all(trainer: Trainer, step: int) -> Numbers:
     """Losses and perplexities of the held-out data, and what the model answers to it."""
+    trainer.report_progress(step, "evaluating")
     numbers = name_losses(evaluate(trainer.engine, trainer.eval_batches))
     return numbers | trainer.answers.run(step) if trainer.answers else numbers
 

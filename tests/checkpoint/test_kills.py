@@ -17,6 +17,7 @@ from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.load import load_config
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
+from hunyuan_train.launcher.signs import announce_rank
 from hunyuan_train.run import run
 from tests.ranks import run_ranks, start_ranks
 
@@ -42,7 +43,7 @@ SETTINGS = (
 def train_as_rank(output_dir: Path) -> None:
     try:
         config = load_config([*SETTINGS, "--output_dir", str(output_dir)])
-        exit_code = run(make_plan(config, machine=detect_machine()).config)
+        exit_code = run(make_plan(config, machine=detect_machine()).config, announce_rank())
     except BaseException:  # noqa: BLE001  shown with the test's output
         traceback.print_exc()
         exit_code = 1

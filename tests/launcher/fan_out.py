@@ -1,6 +1,7 @@
 """Runs a command of a test on several hosts, as a launcher on the first of them.
 
-    python -m tests.launcher.fan_out SETTINGS   a JSON object: hosts, code, ssh_config, launch
+    python -m tests.launcher.fan_out SETTINGS   a JSON object: hosts, code, ssh_config, launch,
+                                             log_folder, meeting_seconds
 
 The code is Python; each host runs it under its guard. How it ended is the last line on stdout.
 """
@@ -14,15 +15,16 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.launcher import watch
 from hunyuan_train.launcher.cluster import Cluster, find_local
 from hunyuan_train.launcher.hosts import Host
 from hunyuan_train.launcher.jobs import make_job
 from hunyuan_train.launcher.output import HostOutput
-from hunyuan_train.launcher.watch import run_jobs
 
 
 def main() -> int:
     settings = json.loads(sys.argv[1])
+    watch.MEETING_SECONDS = settings["meeting_seconds"]
     launch = LaunchConfig(ssh_config=settings["ssh_config"], **settings["launch"])
     hosts = tuple(Host(address, 1) for address in settings["hosts"])
     cluster = Cluster(hosts=hosts, local=find_local(hosts, None))
@@ -40,7 +42,9 @@ def main() -> int:
     console = Console(file=sys.stdout, width=200)
     folder = Path(settings["log_folder"])
     output = HostOutput(console, folder)
-    outcome = run_jobs(jobs, launch, console=console, show_output=output.of, log_folder=folder)
+    outcome = watch.run_jobs(
+        jobs, launch, console=console, show_output=output.of, log_folder=folder
+    )
     output.close()
     sys.stdout.write(json.dumps(asdict(outcome)) + "\n")
     return outcome.exit_code

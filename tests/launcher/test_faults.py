@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hunyuan_train.launcher.launch import free_port
 from tests.conftest import REPOSITORY
 from tests.launcher.network import environment_of, wait_until_empty
 from tests.launcher.training import RUN, SETTINGS, STEPS, Training, losses
@@ -193,13 +194,36 @@ def test_a_failing_rank_has_its_traceback_shown_with_the_host(network, training,
     assert run.lines[-1].strip() == "ValueError: a bug"
 
 
+def train_by_hand(folder: Path, *flags: str, num_hosts: int) -> list[float]:
+    """The losses of the commands of --print_torchrun for so many hosts, all started here."""
+    here = {name: value for name, value in os.environ.items() if name != "HOST_GPU_NUM"}
+    nodes = ",".join(f"host{number}:1" for number in range(num_hosts))
+    printed = subprocess.run(
+        [sys.executable, "train.py", *flags, "--output_dir", str(folder), "--print_torchrun"],
+        env={**here, "NODE_IP_LIST": nodes, "MASTER_PORT": str(free_port())},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    commands = printed.stdout.replace("--master_addr=host0", "--master_addr=127.0.0.1")
+    started = [
+        subprocess.Popen(["bash", "-c", line], stderr=subprocess.DEVNULL)
+        for line in commands.splitlines()
+        if not line.startswith("#")
+    ]
+    assert [process.wait() for process in started] == [0] * num_hosts
+    return losses(folder)
+
+
 @pytest.mark.slow
-def test_unequal_hosts_started_from_a_machine_beside_them_train_the_same(
+def test_three_hosts_and_two_unequal_ones_beside_their_launcher_train_as_one_machine(
     network, training, tmp_path
 ):
     flags = (*SETTINGS, "--max_steps", "4")
     equal = training(*flags, folder="equal", hosts=(0, 1, 2))
     assert equal.end() == 0, equal.text()
+    assert losses(equal.folder) == train_by_hand(tmp_path / "by_hand", *flags, num_hosts=3)
     command = ["bash", str(REPOSITORY / "train.sh"), *flags]
     nodes = f"{network.address(0)}:2,{network.address(1)}:1"
     folder = tmp_path / "unequal"

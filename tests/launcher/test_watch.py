@@ -17,6 +17,7 @@ import pytest
 from tests.launcher.network import PORT, Network, wait_until_empty
 
 HOST_TIMEOUT = 4.0
+MEETING = 5.0
 # Two processes below the command, one of them in a session of its own, as torchrun's ranks are.
 BUSY = """
 import subprocess, sys, time
@@ -39,6 +40,7 @@ class FanOut:
             "code": code,
             "ssh_config": str(network.root / "ssh_config"),
             "log_folder": str(folder),
+            "meeting_seconds": MEETING,
             "launch": {"ssh_port": PORT, "host_timeout_seconds": HOST_TIMEOUT, **launch},
         }
         command = [sys.executable, "-m", "tests.launcher.fan_out", json.dumps(settings)]
@@ -200,6 +202,20 @@ def test_a_short_silence_is_survived(fan_out, network):
     assert job.outcome()["reason"] == "done"
 
 
+def test_a_terminal_that_is_held_does_not_end_the_run(fan_out, network, tmp_path):
+    code = (
+        "import time\nprint('busy')\nfor number in range(60):\n    print(number, 9999 * 'x')\n"
+        "    time.sleep(0.1)\nprint('done')\n"
+    )
+    job = fan_out(code)
+    job.wait_until_busy()
+    time.sleep(2 * HOST_TIMEOUT)  # nobody reads: a pipe takes 64 KiB
+    assert job.process.poll() is None
+    assert job.outcome()["reason"] == "done"
+    for host in (0, 1):
+        assert "done\n" in (tmp_path / f"host-{network.address(host)}.txt").read_text()
+
+
 def test_ctrl_c_ends_everything_and_a_second_one_at_once(fan_out, network):
     deaf = BUSY.replace("time.sleep(1000)", "").replace(
         "import subprocess", "import signal, subprocess"
@@ -276,30 +292,66 @@ def test_a_missing_folder_is_said_with_the_host(fan_out, network):
         network.run(1, "umount", os.getcwd())
 
 
-def test_a_run_that_does_not_move_on_is_ended_with_the_stacks_of_all(fan_out, network, tmp_path):
-    code = """
+HANG = """
 import os, sys, time
 os.environ["RANK"] = sys.argv[1]
-from hunyuan_train.launcher.signs import announce_rank, report_progress
-announce_rank(lambda: f"{7 - int(sys.argv[1])} all_reduce")
+from hunyuan_train.launcher.signs import announce_rank
+signs = announce_rank()
 def the_place_where_it_hangs():
     time.sleep(1000)
+"""
+
+
+def test_a_run_that_does_not_move_on_is_ended_with_the_stacks_of_all(fan_out, network, tmp_path):
+    code = """
+signs.last_collective = lambda: f"{7 - int(sys.argv[1])} all_reduce"
 for step in range(3):
-    report_progress(step, "training")
+    signs.report(step, "training")
     time.sleep(0.3)
 print("busy")
 the_place_where_it_hangs()
 """
-    job = fan_out(code, hang_timeout_seconds=2)
+    job = fan_out(HANG + code, hang_timeout_seconds=2)
     job.wait_until_busy()
     os.kill(job.find(1, " -c "), signal.SIGSTOP)
     outcome = job.outcome()
     assert outcome["reason"] == "hung"
     assert outcome["step"] == 2
-    assert f"rank 1 on {network.address(1)} is stopped" in outcome["words"]
+    assert f"rank 1 on {network.address(1)} is stopped, training" in outcome["words"]
     (file,) = tmp_path.glob("hang-*.txt")
     text = file.read_text()
     assert "the_place_where_it_hangs" in text
     assert "last collective: 7 all_reduce" in text
     assert "no stacks: the process does not answer" in text
+    wait_until_empty(network, 0, 1)
+
+
+def test_a_hang_outside_of_training_is_ended_in_time_too(fan_out, network, tmp_path):
+    code = """
+signs.report(0, "loading")
+for _ in range(30):
+    time.sleep(0.1)
+    signs.moved_on()
+print("busy")
+the_place_where_it_hangs()
+"""
+    job = fan_out(HANG + code, hang_timeout_seconds=2)
+    job.wait_until_busy()
+    began = time.monotonic()
+    outcome = job.outcome()
+    assert 1 < time.monotonic() - began < 14
+    assert "nothing moved on while loading for 2 s" in outcome["words"]
+    (file,) = tmp_path.glob("hang-*.txt")
+    assert file.read_text().count("the_place_where_it_hangs") == 2
+    wait_until_empty(network, 0, 1)
+
+
+def test_a_start_that_gets_no_further_is_ended_and_its_host_named(fan_out, network, tmp_path):
+    code = "import sys; sys.argv[1] == '1' and __import__('time').sleep(1000)\n"
+    job = fan_out(f"{code}{HANG}the_place_where_it_hangs()", hang_timeout_seconds=2)
+    outcome = job.outcome()
+    assert f"the start got no further for {MEETING:g} s" in outcome["words"]
+    assert f"0 of 1 ranks on {network.address(1)} say where they stand" in outcome["words"]
+    (file,) = tmp_path.glob("hang-*.txt")
+    assert "the_place_where_it_hangs" in file.read_text()
     wait_until_empty(network, 0, 1)
