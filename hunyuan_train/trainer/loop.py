@@ -370,22 +370,26 @@ def measure_ranks(trainer: Trainer, state: TrainerState) -> Numbers:
 
 def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
     """One line for people, a second one for an evaluation, one object for programs."""
-    rest = {"expert_imbalance": "imbalance {:.2f}", "weights_moved": "moved {:.1%}"}
-    logger.info(
-        "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %.0f tokens/s  %.1f GiB%s",
-        step,
-        trainer.total_steps,
-        numbers["loss"],
-        numbers["learning_rate"],
-        numbers["grad_norm"],
-        numbers["tokens_per_second"],
-        numbers["memory_gib"],
-        "".join(f"  {form.format(numbers[one])}" for one, form in rest.items() if one in numbers),
-    )
+    logger.info("%s", describe_step(numbers, step, trainer.total_steps))
     if "eval_loss" in numbers:
         logger.info("step %d  %s", step, describe_evaluation(numbers))
     if trainer.metrics:
         trainer.metrics.log(numbers, step)
+
+
+def describe_step(numbers: Numbers, step: int, total_steps: int) -> str:
+    """What a step gave, in 100 columns; skew is the busiest expert beyond an equal share."""
+    parts = [
+        f"step {step}/{total_steps}",
+        f"loss {numbers['loss']:.3f}",
+        f"lr {numbers['learning_rate']:.1e}",
+        f"norm {numbers['grad_norm']:.3g}",
+        f"{numbers['tokens_per_second']:.0f} tok/s",
+        f"{numbers['memory_gib']:.1f} GiB",
+    ]
+    rest = {"expert_imbalance": "skew {:.1f}", "weights_moved": "moved {:.0%}"}
+    parts += [form.format(numbers[name]) for name, form in rest.items() if name in numbers]
+    return "  ".join(parts)
 
 
 def describe_evaluation(numbers: Numbers) -> str:
@@ -406,7 +410,7 @@ def progress_bar(trainer: Trainer, state: TrainerState) -> Iterator[Callable[[in
     """Show steps, loss, learning rate, speed and time left on rank 0's terminal."""
     columns = (
         TextColumn("training"),
-        BarColumn(),
+        BarColumn(bar_width=20),  # all fits 100 columns
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
@@ -420,7 +424,7 @@ def progress_bar(trainer: Trainer, state: TrainerState) -> Iterator[Callable[[in
         def show(step: int, numbers: Numbers) -> None:
             text = (
                 f"loss {numbers['loss']:.3f}  lr {numbers['learning_rate']:.1e}  "
-                f"{numbers['tokens_per_second']:,.0f} tokens/s"
+                f"{numbers['tokens_per_second']:,.0f} tok/s"
             )
             progress.update(task, completed=step, numbers=text)
 

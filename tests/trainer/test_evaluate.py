@@ -7,10 +7,28 @@ import pytest
 from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.trainer.evaluate import name_losses
-from hunyuan_train.trainer.loop import Ending, has_stalled, note_evaluation
+from hunyuan_train.trainer.loop import Ending, describe_step, has_stalled, note_evaluation
 from hunyuan_train.trainer.state import TrainerState
 from tests.looped import run_loop
 from tests.ranks import run_ranks
+
+
+def test_a_logged_step_fits_a_hundred_columns() -> None:
+    numbers = {
+        "loss": 11.7654,
+        "learning_rate": 1.234e-5,
+        "grad_norm": 123.456,
+        "tokens_per_second": 123456.7,
+        "memory_gib": 139.53,
+        "expert_imbalance": 12.345,
+        "weights_moved": 0.123,
+    }
+    line = describe_step(numbers, 12345, 20000)
+    assert line == (
+        "step 12345/20000  loss 11.765  lr 1.2e-05  norm 123  123457 tok/s  139.5 GiB  skew 12.3  "
+        "moved 12%"
+    )
+    assert len(line) <= 100
 
 
 def test_perplexity_is_the_exponential_of_the_loss() -> None:
