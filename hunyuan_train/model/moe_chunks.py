@@ -8,6 +8,7 @@ all chunks but the last then run a third time (torch stops where nothing more is
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,9 +35,12 @@ def run_chunks(
 ) -> Tensor:
     """Apply a function of single tokens to chunks of them: [1, tokens, hidden], and so its result.
 
-    `torch.chunk` may give fewer chunks than asked for; `tensor_split` never does.
+    `torch.chunk` may give fewer chunks than asked for. Chunks of `split` keep gradients of their
+    own size until all are there, where those of `tensor_split` would each be as large as the whole.
     """
-    chunks = hidden_states.tensor_split(num_chunks, dim=1)
+    num_tokens = hidden_states.shape[1]
+    bounds = [index * num_tokens // num_chunks for index in range(num_chunks + 1)]
+    chunks = hidden_states.split([end - start for start, end in pairwise(bounds)], dim=1)
     if not torch.is_grad_enabled():
         return torch.cat([forward(chunk) for chunk in chunks], dim=1)
     return torch.cat([checkpoint(forward, chunk, use_reentrant=False) for chunk in chunks], dim=1)

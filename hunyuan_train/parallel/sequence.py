@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed import comm
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from transformers import AttentionInterface
@@ -181,7 +182,10 @@ class Exchange(torch.autograd.Function):
 def exchange(
     rows: Tensor, group: dist.ProcessGroup, sent: list[int], received: list[int]
 ) -> Tensor:
-    """Rows from each rank of a group, [sum of received, ...]; every rank of it takes part."""
+    """Rows from each rank of a group, [sum of received, ...]; every rank of it takes part.
+
+    By way of the engine's communication, where time is measured (`parallel/collectives.py`).
+    """
     arrived = rows.new_empty(sum(received), *rows.shape[1:])
-    dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
+    comm.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
     return arrived

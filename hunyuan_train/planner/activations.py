@@ -68,10 +68,12 @@ def attention_bytes(layout: Layout, saving: Saving) -> int:
     """Input norm, projections, norms of queries and keys, and attention itself, of one layer."""
     shape, tokens, size = layout.shape, saving.tokens, saving.size
     heads, key_heads, head = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
-    query, key = heads * head, key_heads * head
+    query = heads * head
     projections = size * (shape.hidden_size + query) if saving.attention else 0
     # Queries, keys, values, the float32 sums of softmax, and the output before it is laid together.
-    attention = size * (2 * query + 2 * key) + 4 * heads
+    # Of rows that ranks share, a rank has all tokens of its heads, of which each has one or more.
+    seen_keys = max(key_heads, layout.sequence_size) * head
+    attention = size * (2 * query + 2 * seen_keys) + 4 * heads
     return (
         norm_bytes(tokens, shape.hidden_size, saving)
         + norm_bytes(tokens * heads, head, saving)
@@ -81,14 +83,14 @@ def attention_bytes(layout: Layout, saving: Saving) -> int:
 
 
 def router_bytes(layout: Layout, saving: Saving) -> int:
-    """Post-attention norm, the router's float32 input, its scores and choices, of one layer."""
+    """The router's float32 input, its scores and choices, of one layer."""
     shape, tokens = layout.shape, saving.tokens
     hidden, top_k = shape.hidden_size, shape.moe_topk
     is_pinned = saving.size == 2  # float32 beside bfloat16: its input and weight are copies
     copies = 4 * hidden * (tokens + shape.num_experts) if is_pinned and saving.router else 0
     # Softmax, the sum and the normed weights in float32; int64 indices of choice and of two sorts.
     scores = tokens * (4 * shape.num_experts + 4 + 4 * top_k + 3 * 8 * top_k)
-    return norm_bytes(tokens, hidden, saving) + copies + scores
+    return copies + scores
 
 
 def expert_rows(layout: Layout, imbalance: float) -> int:
@@ -122,12 +124,32 @@ def layer_bytes(layout: Layout, *, imbalance: float) -> int:
     """All that one layer saves when it is not recomputed."""
     saving = describe_saving(layout)
     return (
-        attention_bytes(layout, saving)
+        dense_bytes(layout, saving)
         + router_bytes(layout, saving)
         + expert_bytes(layout, saving, expert_rows(layout, imbalance))
         + shared_bytes(layout, saving)
-        + saving.tokens * saving.size * saving.adapter_rows
     )
+
+
+def dense_bytes(layout: Layout, saving: Saving) -> int:
+    """What a layer saves outside of its MoE block: attention, both norms, adapters."""
+    post_norm = norm_bytes(saving.tokens, layout.shape.hidden_size, saving)
+    adapters = saving.tokens * saving.size * saving.adapter_rows
+    return attention_bytes(layout, saving) + post_norm + adapters
+
+
+def recomputed_bytes(layout: Layout, *, imbalance: float) -> int:
+    """What a layer that is computed again holds at its fullest moment, of what it saves.
+
+    That is when the gradient comes to the experts' weighted sum. The shared expert, which ran last,
+    is done with then. Of experts in chunks one chunk has been computed a third time, and the input
+    of all is there (model/moe_chunks.py).
+    """
+    saving, num_chunks = describe_saving(layout), layout.config.train.moe_chunks
+    rows = expert_rows(layout, imbalance)
+    inside = router_bytes(layout, saving) + expert_bytes(layout, saving, rows)
+    inputs = boundary_bytes(layout) if num_chunks > 1 else 0
+    return dense_bytes(layout, saving) + inputs + ceil(inside / num_chunks)
 
 
 def boundary_bytes(layout: Layout) -> int:
@@ -148,19 +170,23 @@ def selected_bytes(layout: Layout) -> int:
     return layout.num_tokens * (layout.element_bytes * products + 4 * float32)
 
 
-def ends_bytes(layout: Layout, num_labels: int) -> int:
-    """Before the first layer and after the last: ids, positions, rotations, final norm, loss.
+def before_bytes(layout: Layout) -> int:
+    """Before the first layer: ids, positions, rotations."""
+    rotations = 2 * layout.element_bytes * layout.shape.head_dim
+    return layout.num_tokens * (8 + 8 + rotations)
 
-    Only positions with a label go through the output layer. It saves their hidden states, indices,
-    labels, weights, two masks, and the maximum and the sum of their softmax
+
+def after_bytes(layout: Layout, num_labels: int | None = None) -> int:
+    """After the last layer: final norm and loss.
+
+    Only positions with a label (default: all) go through the output layer. It saves their hidden
+    states, indices, labels, weights, two masks, and the maximum and the sum of their softmax
     (deepspeed/sequence/linear_cross_entropy.py).
     """
-    shape, saving = layout.shape, describe_saving(layout)
-    tokens, size = saving.tokens, saving.size
-    rotations = 2 * size * shape.head_dim
-    label = size * shape.hidden_size + 8 + 8 + 4 + 2 + 8
-    before = tokens * (8 + 8 + rotations)
-    return before + norm_bytes(tokens, shape.hidden_size, saving) + num_labels * label
+    saving, hidden = describe_saving(layout), layout.shape.hidden_size
+    label = saving.size * hidden + 8 + 8 + 4 + 2 + 8
+    num_labels = saving.tokens if num_labels is None else num_labels
+    return norm_bytes(saving.tokens, hidden, saving) + num_labels * label
 
 
 def kept_on_host_bytes(layout: Layout) -> int:
@@ -170,37 +196,41 @@ def kept_on_host_bytes(layout: Layout) -> int:
     return layout.shape.num_hidden_layers * boundary_bytes(layout)
 
 
-def saved_bytes(layout: Layout, *, imbalance: float = 1.0, num_labels: int | None = None) -> int:
-    """What forward leaves on the device for backward, that of the loss included.
+def saved_bytes(layout: Layout, *, imbalance: float = 1.0) -> int:
+    """What forward leaves on the device for the layers' backward; `after_bytes` come on top.
 
     Args:
         layout: of the run.
         imbalance: rows that this rank's experts see over an equal share.
-        num_labels: positions with a loss; default: all of them.
     """
-    layers, hidden = layout.shape.num_hidden_layers, layout.shape.hidden_size
-    ends = ends_bytes(layout, layout.num_tokens if num_labels is None else num_labels)
+    layers, before = layout.shape.num_hidden_layers, before_bytes(layout)
     recomputed = layout.config.train.gradient_checkpointing
     if recomputed:
         selected = layers * selected_bytes(layout) if recomputed == "selective" else 0
         inputs = layers * (boundary_bytes(layout) + RANDOM_STATE)
-        return inputs + selected + ends - kept_on_host_bytes(layout)
+        return before + inputs + selected - kept_on_host_bytes(layout)
     inside = layers * layer_bytes(layout, imbalance=imbalance)
     if layout.config.lora.use_lora:  # nothing before the first adapter needs a gradient
-        inside -= norm_bytes(layout.num_tokens, hidden, describe_saving(layout))
-    return inside + ends
+        saving = describe_saving(layout)
+        inside -= norm_bytes(layout.num_tokens, layout.shape.hidden_size, saving)
+    return before + inside
 
 
 def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:
-    """What a layer's exchange of tokens holds beside what it saves, at its fullest moment.
+    """What passes through a layer, beside what it saves, at its fullest moment.
 
-    That is the combination: the rows sent and received, the experts' outputs before and after they
-    are put back in order, and the weighted rows in float32 (auto_ep_layer.py combine_from_routed).
+    With split experts that is the gradient of the weighted sum of their outputs: two products of
+    rows in float32, and the gradient they are of (auto_ep_layer.py combine_from_routed). Of experts
+    in chunks there are those of one chunk. Beside them lie the gradients of the layer's output and
+    of its input, as far as it is known.
     """
     shape, size = layout.shape, layout.element_bytes
     slots, rows = layout.num_tokens * shape.moe_topk, expert_rows(layout, imbalance)
-    exchanged = 3 * rows + slots if layout.splits_experts else rows
-    return shape.hidden_size * (size * exchanged + 4 * slots)
+    weighing = size * rows + 4 * slots
+    if layout.splits_experts:
+        weighing = 4 * (2 * slots + layout.num_tokens)
+    inside = ceil(shape.hidden_size * weighing / layout.config.train.moe_chunks)
+    return inside + 2 * boundary_bytes(layout)
 
 
 def loss_bytes(layout: Layout) -> int:

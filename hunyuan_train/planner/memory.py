@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from hunyuan_train.planner.activations import (
+    after_bytes,
     dispatch_bytes,
     kept_on_host_bytes,
-    layer_bytes,
     loss_bytes,
+    recomputed_bytes,
     saved_bytes,
 )
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
@@ -79,21 +80,28 @@ def device_work(layout: Layout, imbalance: float) -> list[Component]:
             f"{how} for backward, tensor by tensor (planner/activations.py)",
         ),
         Component(
+            "final norm and labels", after_bytes(layout), Phase.LOSS,
+            "what lies behind the last layer, until its backward begins",
+        ),
+        Component(
             "logits and loss", loss_bytes(layout), Phase.LOSS,
             "blocks of logits, and the gradient of hidden states (model/loss.py)",
         ),
     ]  # fmt: skip
+    num_chunks = layout.config.train.moe_chunks
+    chunks = f", experts in {num_chunks} chunks" if num_chunks > 1 else ""
     if is_recomputed:
         lines.append(
             Component(
-                "recomputed layer", layer_bytes(layout, imbalance=imbalance), Phase.LAYER,
-                "all that one layer saves, while it is run a second time",
+                "recomputed layer", recomputed_bytes(layout, imbalance=imbalance), Phase.LAYER,
+                f"what one layer saves, while it is run a second time{chunks}; "
+                f"{imbalance:g} times an equal share of rows for its experts",
             )
         )  # fmt: skip
     lines.append(
         Component(
             "dispatch buffers", dispatch_bytes(layout, imbalance=imbalance), Phase.LAYER,
-            f"tokens on their way to experts and back, at {imbalance:g} times an equal share",
+            f"experts' outputs being weighed and summed, and gradients of it{chunks}",
         )
     )  # fmt: skip
     return lines

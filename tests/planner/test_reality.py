@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hunyuan_train.model.presets import TINY
-from hunyuan_train.planner.activations import saved_bytes
+from hunyuan_train.planner.activations import after_bytes, saved_bytes
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.layout import Layout, make_layout
 from hunyuan_train.planner.states import (
@@ -67,7 +67,7 @@ def planned(layout: Layout) -> Bytes:
         "gradients": gradient_bytes(layout),
         "optimizer": optimizer_bytes(layout),
         "float32 gradients": host["float32 gradients, pinned"] if is_offloaded(layout) else 0,
-        "activations": saved_bytes(layout, num_labels=NUM_LABELS),
+        "activations": saved_bytes(layout) + after_bytes(layout, NUM_LABELS),
         "checkpoint": plan_disk(layout).checkpoint,
     }
 

@@ -1,0 +1,96 @@
+"""The plan against reality: what a token more on a rank takes at the fullest moment, within 5 %."""
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch.distributed as dist
+
+from benchmarks.gpu_rank_slice import make_batch
+from hunyuan_train.data.loader import cut_batch
+from hunyuan_train.model.presets import TINY
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.parallel.engine import start_process_group
+from hunyuan_train.planner.component import Phase, total_of
+from hunyuan_train.planner.layout import make_layout
+from hunyuan_train.planner.memory import plan_memory
+from hunyuan_train.run import make_engine
+from hunyuan_train.trainer.step import forward_losses
+from tests.planner.held import resolved
+from tests.planner.live import LiveBytes
+from tests.ranks import run_ranks
+
+# In the proportions of the released model, eight experts for a token as there.
+SHAPE = replace(
+    TINY,
+    vocab_size=512,
+    hidden_size=256,
+    intermediate_size=192,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    num_hidden_layers=2,
+    moe_topk=8,
+)
+LENGTHS = (1024, 2048)
+SIZE = 2
+CHUNKS = (1, 4, 8)
+TOLERANCE = 0.05
+
+
+def flags(num_chunks: int, length: int) -> list[str]:
+    return [
+        *("--bf16", "true", "--gradient_checkpointing", "true"),
+        *("--sequence_parallel_size", str(SIZE), "--moe_chunks", str(num_chunks)),
+        *("--max_seq_length", str(length)),
+    ]
+
+
+def measure_peaks(shape: ModelShape) -> dict[int, list[int]]:
+    """Most bytes alive in forward and backward of a row of each length, by number of chunks."""
+    start_process_group(timeout_minutes=2)
+    peaks = {}
+    for num_chunks in CHUNKS:
+        config = resolved(flags(num_chunks, max(LENGTHS)), shape, SIZE)
+        engine = make_engine(config, shape, SeededWeights(1, shape.initializer_range))
+        engine.train()
+        run_row(engine, shape, LENGTHS[0])  # what is made once
+        peaks[num_chunks] = [run_row(engine, shape, length) for length in LENGTHS]
+        engine.destroy()
+    return peaks
+
+
+def run_row(engine, shape: ModelShape, length: int) -> int:
+    batch = cut_batch(make_batch(length, shape.vocab_size, seed=length), dist.get_rank(), SIZE)
+    gc.collect()
+    with LiveBytes() as live:
+        engine.backward(forward_losses(engine, batch).sum())
+    engine.step()
+    return live.peak
+
+
+def planned_peaks(num_chunks: int) -> list[int]:
+    """The same by the plan, which knows of moments before and after, too."""
+    peaks = []
+    for length in LENGTHS:
+        config = resolved(flags(num_chunks, length), SHAPE, SIZE)
+        layout = make_layout(config, SHAPE, num_nodes=1, is_on_gpu=False)
+        lines = plan_memory(layout, imbalance=1.0).device
+        peaks.append(total_of(lines, Phase.BACKWARD, Phase.LAYER))
+    return peaks
+
+
+def slope(peaks: list[int]) -> float:
+    """Bytes for one more token of a rank."""
+    return (peaks[1] - peaks[0]) / ((LENGTHS[1] - LENGTHS[0]) / SIZE)
+
+
+def test_a_token_takes_what_the_plan_says_with_any_number_of_chunks() -> None:
+    ranks = run_ranks(measure_peaks, SIZE, SHAPE)
+    found = {}
+    for num_chunks in CHUNKS:
+        # Rows are routed unevenly, but all of them are routed.
+        found[num_chunks] = sum(slope(rank[num_chunks]) for rank in ranks) / len(ranks)
+        planned = slope(planned_peaks(num_chunks))
+        assert planned == pytest.approx(found[num_chunks], rel=TOLERANCE), num_chunks
+    assert found[8] < 0.35 * found[1]
