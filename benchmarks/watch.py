@@ -15,9 +15,10 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ import torch
 
 from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.schema import GuardianConfig
+from hunyuan_train.parallel.collectives import timing_collectives
+from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
 from hunyuan_train.trainer.router_guardian import (
     RouterGuardian,
@@ -85,7 +88,29 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
                 log.log(numbers, step)
     for log in logs.values():
         log.finish()
-    return watch.medians()
+    batch = make_batch(generator, ROW)
+    step = partial(train_step, engine, [batch], learning_rate=1e-4, routers=terms)
+    return watch.medians() | {"timing a step's collectives": time_clock(step)}
+
+
+def time_clock(step: Callable[[], object]) -> float:
+    """Seconds that the clock itself takes to time all collectives of a step."""
+    num_calls = 0
+
+    @contextmanager
+    def count() -> Iterator[None]:
+        nonlocal num_calls
+        num_calls += 1
+        yield
+
+    with timing_collectives(count):
+        step()
+    clock, rounds = StepClock(), 10_000
+    began = time.perf_counter()
+    for _ in range(rounds):
+        with clock.part("communication"):
+            pass
+    return (time.perf_counter() - began) / rounds * num_calls
 
 
 def open_logs(folder: Path) -> dict[str, MetricsLog]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 OURS = "hunyuan_train"
+PYTHON_WARNINGS = "py.warnings"  # the logger of `logging.captureWarnings`
 FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # These print by handlers of their own, which they add when they are imported.
 LIBRARIES = ("DeepSpeed", "transformers", "accelerate", "datasets", "peft")
@@ -37,6 +38,8 @@ def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
     file = logging.FileHandler(folder / f"rank{rank}.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter(FILE_FORMAT))
     log_to_screen(rank=rank, is_verbose=is_verbose, also=[file])
+    # torch warns of a name at each collective, which would fill the file.
+    logging.getLogger(PYTHON_WARNINGS).addFilter(OnceFilter())
     sys.stdout = file.stream  # libraries also print; what is ours goes through the console
     for name in LIBRARIES:
         library = logging.getLogger(name)
@@ -62,6 +65,21 @@ def log_to_screen(
     logging.basicConfig(level=logging.INFO, handlers=[*also, screen], force=True)
 
 
+class OnceFilter(logging.Filter):
+    """Lets each text through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide about one line."""
+        text = record.getMessage()
+        is_new = text not in self.texts
+        self.texts.add(text)
+        return is_new
+
+
 class ScreenFilter(logging.Filter):
     """Lets through warnings of every rank, each once, and what our own code says on rank 0."""
 
@@ -69,17 +87,14 @@ class ScreenFilter(logging.Filter):
         super().__init__()
         self.rank = rank
         self.is_verbose = is_verbose
-        self.warnings: set[str] = set()
+        self.once = OnceFilter()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide about one line; Python's own warnings belong to the file."""
         if self.is_verbose and self.rank == 0:
             return True
-        if record.name == "py.warnings":
+        if record.name == PYTHON_WARNINGS:
             return False
-        if record.levelno < logging.WARNING:
-            return self.rank == 0 and record.name.partition(".")[0] == OURS
-        text = record.getMessage()
-        is_new = text not in self.warnings
-        self.warnings.add(text)
-        return is_new
+        if record.levelno >= logging.WARNING:
+            return self.once.filter(record)
+        return self.rank == 0 and record.name.partition(".")[0] == OURS

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from tests.conftest import Finished, start_train
+from tests.wandb_files import read_alerts
 
 STEPS = 6
 SETTINGS = (
     *("--recipe", "tiny", "--max_steps", str(STEPS), "--logging_steps", "1", "--eval_steps", "0"),
     *("--save_steps", "1", "--no_export", "--sample_answers", "false", "--max_seq_length", "512"),
     # Random weights at the demo's rate: their routing moves at once.
-    *("--warmup_ratio", "0", "--router_drift_limit", "0.002", "--report_to", "tensorboard"),
+    *("--warmup_ratio", "0", "--router_drift_limit", "0.002", "--report_to", "wandb"),
 )
 pytestmark = pytest.mark.slow
 
@@ -51,11 +52,17 @@ def are_same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) ->
     return all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_warning_leaves_the_run_as_it_is(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def stay_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def test_a_warning_reaches_the_tracker_and_leaves_the_run_as_it_is(tmp_path: Path) -> None:
     finished, lines, _ = run_guarded(tmp_path, "warn")
     assert finished.returncode == 0, finished.stderr
     assert len(lines) == STEPS
     assert "the routers left the base model's ways" in finished.stderr
+    assert any("the routers left" in text for text in read_alerts(tmp_path / "run"))
     assert "the routers left the base model's ways" in (tmp_path / "run/report.html").read_text()
 
 

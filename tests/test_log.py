@@ -1,10 +1,24 @@
 """What reaches the screen."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from hunyuan_train.log import ScreenFilter
+
+WARN_OFTEN = """
+import logging, sys, warnings
+from pathlib import Path
+from hunyuan_train.log import start_logging
+start_logging(Path(sys.argv[1]))
+warnings.simplefilter("always")
+for number in range(50):
+    warnings.warn("old name")
+    logging.getLogger("hunyuan_train.x").warning("step")
+"""
 
 
 def line(level: int, name: str, text: str) -> logging.LogRecord:
@@ -30,3 +44,12 @@ def test_libraries_inform_only_where_it_is_asked_for() -> None:
     verbose = [ScreenFilter(rank, is_verbose=True) for rank in (0, 1)]
     for record in (theirs, python):
         assert [screen.filter(record) for screen in verbose] == [True, False]
+
+
+def test_the_file_keeps_every_line_but_a_python_warning_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WARN_OFTEN, str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    written = (tmp_path / "log" / "rank0.txt").read_text()
+    assert written.count("old name") == 1
+    assert written.count("WARNING hunyuan_train.x: step") == 50
+    assert finished.stderr == "step\n"

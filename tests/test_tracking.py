@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hunyuan_train.config.run_files import ROUTER_LOAD
 from tests.conftest import start_train
-from tests.wandb_files import read_runs
+from tests.wandb_files import read_config, read_runs
 
 SETTINGS = (
     *("--recipe", "tiny", "--logging_steps", "1", "--eval_steps", "2", "--save_steps", "2"),
@@ -115,6 +115,10 @@ def test_each_start_says_what_the_run_is_made_of(folder: Path) -> None:
     assert first["plan"]["memory_gib"] > 0
     assert {"device", "host", "disk"} <= first["plan"].keys()
     assert first["num_processes"] == 2
+    config = read_config(folder)
+    assert config["train"]["eval_generate"] == 3
+    for name in ("data", "git", "versions", "plan"):
+        assert config["start"][name] == second[name]
 
 
 def test_a_run_ends_with_its_report(folder: Path) -> None:

@@ -51,3 +51,25 @@ def read_runs(folder: Path) -> tuple[set[str], dict[str, list[Any]]]:
                 name = item.key or ".".join(item.nested_key)
                 values.setdefault(name, []).append(json.loads(item.value_json))
     return ids, values
+
+
+def read_alerts(folder: Path) -> list[str]:
+    """Texts of the alerts that the offline runs under a folder sent."""
+    return [
+        record.alert.text
+        for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+        for record in read_records(path)
+        if record.HasField("alert")
+    ]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What the offline runs under a folder say that they are made of."""
+    return {
+        item.key: json.loads(item.value_json)
+        for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+        for record in read_records(path)
+        for update in ([record.run.config] if record.HasField("run") else [record.config])
+        for item in update.update
+        if item.key
+    }

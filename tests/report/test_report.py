@@ -1,6 +1,7 @@
 """The page about a run: what it shows, and that a browser draws it in both colour schemes."""
 
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -227,26 +228,53 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert short(value) == text
 
 
+def in_browser(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    finished = subprocess.run(
+        [*command, "--enable-logging=stderr", *flags, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=page.parent,
+    )
+    assert "CONSOLE" not in finished.stderr
+    return finished
+
+
+@pytest.fixture(params=[1, 2], ids=["one run", "two runs"])
+def page(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folders = [make_run(tmp_path / name) for name in ("one", "two")[: request.param]]
+    make_report(folders, tmp_path / "page.html")
+    return tmp_path / "page.html"
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_browser_draws_it_without_complaint_in_both_schemes(tmp_path: Path, width: int) -> None:
-    assert CHROMIUM
-    make_run(tmp_path / "one")
-    page = tmp_path / "page.html"
-    make_report([tmp_path / "one"], page)
+def test_a_browser_draws_it_without_complaint_in_both_schemes(page: Path, width: int) -> None:
     brightness = {}
     for name, number in SCHEMES.items():
-        picture = tmp_path / f"{name}.png"
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        command += ["--enable-logging=stderr", f"--blink-settings=preferredColorScheme={number}"]
-        command += [f"--window-size={width},3000", f"--screenshot={picture}", page.as_uri()]
-        finished = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path
-        )
-        assert "CONSOLE" not in finished.stderr
+        picture = page.with_name(f"{name}.png")
+        scheme = f"--blink-settings=preferredColorScheme={number}"
+        in_browser(page, scheme, f"--window-size={width},3000", f"--screenshot={picture}")
         pixels = imread(picture)[:, :, :3]
         brightness[name] = float(np.median(pixels))
         # Curves and maps are there in their own colours: some pixels are far from grey.
         colourful = (pixels.max(axis=2) - pixels.min(axis=2)) > 0.25
         assert colourful.mean() > 0.002
     assert brightness["dark"] < 0.2 < 0.9 < brightness["light"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_nothing_is_wider_than_a_phone(page: Path) -> None:
+    frame = page.with_name("frame.html")  # Chromium's own window is no narrower than 500
+    frame.write_text(
+        f"<iframe src='page.html' width={WIDTHS[0]} height=800></iframe><script>"
+        "onload = () => { const root = document.querySelector('iframe').contentDocument"
+        ".documentElement; document.title = `${root.clientWidth} ${root.scrollWidth}` }</script>"
+    )
+    dumped = in_browser(frame, "--allow-file-access-from-files", "--dump-dom").stdout
+    client, scroll = re.search(r"<title>(\d+) (\d+)</title>", dumped).groups()
+    assert client == scroll
+    assert int(client) <= WIDTHS[0]
