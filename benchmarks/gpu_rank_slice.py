@@ -129,7 +129,7 @@ def planned_peak(config: RunConfig, shape: ModelShape) -> int:
 
 
 def most_layers(config: RunConfig) -> int:
-    """As many layers as the plan says fit the GPU."""
+    """As many layers as the plan says fit the GPU, which nothing has been put on yet."""
     free, _ = torch.cuda.mem_get_info()
     room = 0.94 * free - CONTEXT_BYTES  # blocks that torch rounds up, kernels loaded later
     fitting = [
@@ -217,14 +217,16 @@ def peak_bytes() -> int:
     return int(peak_memory_gib() * 2**30)
 
 
-def model_flops(shape: ModelShape, num_tokens: int) -> float:
+def model_flops(shape: ModelShape, num_tokens: int, *, row: int = 0) -> float:
     """Operations that one micro-step must do, without what is recomputed.
+
+    The tokens are those of a row, or this rank's of a longer row that ranks share.
 
     6 for each token and active weight (2 forward, 4 backward; the embedding is counted once, as the
     output layer), and the products of attention, of which causality leaves half.
     """
     width = shape.num_attention_heads * shape.head_dim
-    attention = 12 * shape.num_hidden_layers * width * num_tokens / 2
+    attention = 12 * shape.num_hidden_layers * width * (row or num_tokens) / 2
     return num_tokens * (6 * shape.num_active_parameters + attention)
 
 
@@ -237,31 +239,38 @@ def peak_flops() -> tuple[str, float]:
     return name, known[0] if known else float("inf")
 
 
-def report(
-    config: RunConfig, shape: ModelShape, measured: Measured, accumulation: int
-) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step did, for the report."""
+
+    title: str
+    module: str  # of the benchmark
+    num_tokens: int  # of a step
+    flops: float  # of a step, without what is recomputed
+    note: str  # on the sizes, and what is stood in for
+
+
+def report(config: RunConfig, shape: ModelShape, measured: Measured, work: Work) -> Iterator[str]:
     """Markdown, line by line."""
     name, peak = peak_flops()
-    num_tokens = config.data.max_seq_length
-    flops = accumulation * model_flops(shape, num_tokens)
+    num_tokens, flops = work.num_tokens, work.flops
     seconds = measured.step_seconds
     passes = seconds - measured.optimizer_seconds
     share = A13B.num_hidden_layers / shape.num_hidden_layers
     planned = planned_peak(config, shape)
-    command = " ".join(["torchrun --standalone -m benchmarks.gpu_rank_slice", *sys.argv[1:]])
-    yield f"## One GPU of eight: {date.today()}\n"
+    command = " ".join([f"torchrun --standalone -m {work.module}", *sys.argv[1:]])
+    yield f"## {work.title}: {date.today()}\n"
     yield (
         f"`{command}` on {name}, Python {platform.python_version()}, torch {version('torch')}, "
         f"deepspeed {version('deepspeed')}. {shape.num_hidden_layers} of 32 layers, "
-        f"{shape.num_experts} local experts, {num_tokens:,} tokens, {accumulation} micro-steps a "
-        "step; all-to-alls stood in for by their local permutations.\n"
+        f"{shape.num_experts} local experts, {work.note}\n"
     )
     yield "| | |"
     yield "|---|---:|"
     yield f"| step | {seconds:.3f} s |"
     yield f"| optimizer | {measured.optimizer_seconds:.3f} s |"
-    yield f"| tokens/s | {accumulation * num_tokens / seconds:,.0f} |"
-    yield f"| tokens/s x layers / 32 | {accumulation * num_tokens / seconds / share:,.0f} |"
+    yield f"| tokens/s | {num_tokens / seconds:,.0f} |"
+    yield f"| tokens/s x layers / 32 | {num_tokens / seconds / share:,.0f} |"
     yield f"| TFLOP/s, whole step | {flops / seconds / 1e12:,.2f} |"
     yield f"| TFLOP/s, forward and backward | {flops / passes / 1e12:,.2f} |"
     if torch.cuda.is_available():
@@ -306,7 +315,15 @@ def main() -> None:
     ]
     measured = measure(engine, batches, arguments.steps)
     dist.destroy_process_group()
-    text = "\n".join(report(config, shape, measured, arguments.accumulation))
+    work = Work(
+        title="One GPU of eight",
+        module="benchmarks.gpu_rank_slice",
+        num_tokens=arguments.accumulation * arguments.tokens,
+        flops=arguments.accumulation * model_flops(shape, arguments.tokens),
+        note=f"{arguments.tokens:,} tokens, {arguments.accumulation} micro-steps a step; "
+        "all-to-alls stood in for by their local permutations.",
+    )
+    text = "\n".join(report(config, shape, measured, work))
     show(text, is_kept=arguments.report)
 
 
