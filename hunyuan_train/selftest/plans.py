@@ -29,7 +29,8 @@ ADAMW: Settings = {
 }
 ZERO_2: Settings = {"deepspeed": str(DS_CONFIGS / "zero2.json")}
 SPLIT: Settings = {"deepspeed": str(DS_CONFIGS / "zero3_ep.json")}
-SHARED: Settings = {"sequence_parallel_size": 2}
+SHARING = "sequence_parallel_size"
+SHARED: Settings = {SHARING: 2}
 LORA: Settings = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
 LORA_IN_CHUNKS: Settings = LORA | {"lora_target_modules": "all", "moe_chunks": 3}
 KEPT: Settings = {"gradient_checkpointing": False}
@@ -124,7 +125,7 @@ ON_FOUR = (
     _entry("lean, experts split twice", 2, ADAMW, {"bf16": True, "optimizer": "lean"}),
     _entry("experts split twice, selective", 2, SGD, {"gradient_checkpointing": "selective"}),
     _entry("rows shared by two", 1, SGD, SHARED),
-    _entry("rows shared by four, experts split twice", 2, SGD, {"sequence_parallel_size": 4}),
+    _entry("rows shared by four, experts split twice", 2, SGD, {SHARING: 4}),
     _entry("adapters on experts, split twice", 2, SGD, LORA, {"lora_target_modules": "experts"}),
 )
 
@@ -146,7 +147,11 @@ def list_plans(num_processes: int, *, num_gpus: int) -> list[Plan]:
     entries += {1: ON_ONE, 2: ON_TWO}.get(num_processes, ())
     if num_processes >= 4 and num_processes % 2 == 0:
         entries += ON_FOUR
-    return [_make_plan(entry, num_processes, num_gpus) for entry in entries]
+    return [
+        _make_plan(entry, num_processes, num_gpus)
+        for entry in entries
+        if num_processes % entry.settings.get(SHARING, 1) == 0
+    ]
 
 
 def _make_plan(entry: Entry, num_processes: int, num_gpus: int) -> Plan:

@@ -36,6 +36,16 @@ def test_the_plan_names_model_split_data_length_and_output(tmp_path):
     assert lines["output"] == str(tmp_path / "run")
 
 
+def test_rows_may_be_shared_across_hosts_but_not_beyond_them(tmp_path):
+    flags = ["--recipe", "tiny", "--output_dir", str(tmp_path), "--sequence_parallel_size", "4"]
+    config = load_config(flags)
+    for where in ({"slots": (2, 2)}, {"num_ranks": 4}):  # in the launcher, and in a rank
+        made = make_plan(config, machine=TWO_CORES, **where)
+        assert made.config.parallel.sequence_parallel_size == 4
+    with pytest.raises(ConfigError, match=r"sequence_parallel_size is 4; it must divide .* 1 or 2"):
+        make_plan(config, machine=TWO_CORES)
+
+
 def test_adapters_are_named_as_such(tmp_path):
     made = plan(tmp_path, "--use_lora", "--lora_rank", "4")
     lines = describe_plan(made, prepare_data(made))
