@@ -20,12 +20,15 @@ def selftest(network, *arguments):
 
 
 def test_ranks_on_all_hosts_train_as_one_plain_process(network):
-    finished = selftest(network, "--only", "experts split, SGD", "--json")
+    try:
+        finished = selftest(network, "--only", "experts split, SGD", "--json")
+        wait_until_empty(network, 0, 1)
+    finally:
+        network.clear()
     assert finished.returncode == 0, finished.stderr
     [verdict] = json.loads(finished.stdout)
     assert verdict["processes"] == 2
     assert 0 < verdict["errors"]["gradients"] < verdict["tolerance"]["gradients"]
-    wait_until_empty(network, 0, 1)
 
 
 def test_a_number_of_processes_is_refused_beside_hosts(network):

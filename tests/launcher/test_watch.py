@@ -173,7 +173,8 @@ def test_a_killed_ssh_ends_all_hosts(fan_out, network):
     wait_until_empty(network, 0, 1)
 
 
-@pytest.mark.parametrize("fault", ["crash", "cut", "silence"])
+# To all others a silent switch is a cut cable; what it does to training is in test_faults.py.
+@pytest.mark.parametrize("fault", ["crash", "cut"])
 def test_a_lost_host_ends_the_others_and_itself_in_time(fan_out, network, fault):
     job = fan_out(hosts=(0, 1, 2))
     job.wait_until_busy()
@@ -194,7 +195,7 @@ def test_a_lost_host_ends_the_others_and_itself_in_time(fan_out, network, fault)
 
 
 def test_a_short_silence_is_survived(fan_out, network):
-    job = fan_out("import time; print('busy'); time.sleep(6)")
+    job = fan_out("import time; print('busy'); time.sleep(4)")
     job.wait_until_busy()
     network.silence(1)
     time.sleep(HOST_TIMEOUT / 3)
@@ -209,7 +210,7 @@ def test_a_terminal_that_is_held_does_not_end_the_run(fan_out, network, tmp_path
     )
     job = fan_out(code)
     job.wait_until_busy()
-    time.sleep(2 * HOST_TIMEOUT)  # nobody reads: a pipe takes 64 KiB
+    time.sleep(1.5 * HOST_TIMEOUT)  # nobody reads: a pipe takes 64 KiB
     assert job.process.poll() is None
     assert job.outcome()["reason"] == "done"
     for host in (0, 1):
@@ -265,7 +266,7 @@ def test_hosts_do_not_outlive_their_launcher(fan_out, network, number):
 
 
 def test_stopping_one_job_leaves_another_on_the_same_hosts_alone(fan_out, network):
-    other = fan_out("import time; print('busy'); time.sleep(8); print('went on')")
+    other = fan_out("import time; print('busy'); time.sleep(6); print('went on')")
     other.wait_until_busy()
     others = set(network.processes(1))
     job = fan_out()
@@ -273,7 +274,7 @@ def test_stopping_one_job_leaves_another_on_the_same_hosts_alone(fan_out, networ
     launcher = min(
         one
         for one, line in network.processes(0).items()
-        if "tests.launcher.fan_out" in line and "sleep(8)" not in line
+        if "tests.launcher.fan_out" in line and "sleep(6)" not in line
     )
     os.kill(launcher, signal.SIGINT)
     assert job.outcome()["exit_code"] == 130

@@ -11,9 +11,9 @@ from tests.launcher.network import Network, environment_of
 
 SETTINGS = (
     *("--recipe", "tiny", "--eval_data_file", "none", "--eval_steps", "0", "--no_export"),
-    *("--logging_steps", "1", "--expert_parallel_size", "1"),
+    *("--logging_steps", "1", "--expert_parallel_size", "1", "--sample_answers", "false"),
 )
-STEPS = 24
+STEPS = 16
 RUN = (*SETTINGS, "--max_steps", str(STEPS), "--save_steps", "4")
 
 
