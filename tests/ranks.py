@@ -1,11 +1,15 @@
 """Runs a function on several ranks, over gloo."""
 
+import os
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from rich.console import Console
+
 from hunyuan_train.launcher import ranks
+from hunyuan_train.launcher.extension import SHARED_MEMORY, extensions_folder, prepare_extension
 
 PRELOADED = ["tests.preload"]
 TIMEOUT_SECONDS = 240
@@ -13,6 +17,7 @@ TIMEOUT_SECONDS = 240
 
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     """Call a module-level function on every rank and return what each returned."""
+    prepare()
     return ranks.run_ranks(
         function, world_size, *arguments, preload=PRELOADED, timeout_seconds=TIMEOUT_SECONDS
     )
@@ -22,4 +27,15 @@ def start_ranks(
     function: Callable[..., Any], world_size: int, *arguments: Any
 ) -> list[tuple[BaseProcess, Connection]]:
     """Start a module-level function on every rank; whoever starts them must end them."""
+    prepare()
     return ranks.start_ranks(function, world_size, *arguments, preload=PRELOADED)
+
+
+def prepare() -> None:
+    """Do for ranks what the launcher does: those of a test that killed some may have left a lock."""
+    prepare_extension(
+        SHARED_MEMORY,
+        folder=extensions_folder(os.environ),
+        environment=os.environ,
+        console=Console(stderr=True),
+    )
