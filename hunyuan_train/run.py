@@ -23,6 +23,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.export import export_model, read_prompts
 from hunyuan_train.checkpoint.release import describe_release, trained_dtype
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
+from hunyuan_train.checkpoint.retention import delete_superfluous
 from hunyuan_train.checkpoint.same_data import check_same_data
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
@@ -291,6 +292,9 @@ def start_state(
         load_checkpoint(trainer.engine, folder, manifest, trainer.routers.watch)
         logger.info("resumed from %s", folder)
         state = read_state(manifest["state"])
+        if config.train.resume_from_checkpoint == "auto" and dist.get_rank() == 0:
+            # What a kill behind the last save has left; a run at its end saves no more.
+            delete_superfluous(Path(config.train.output_dir), config.train, state)
         if not is_same:
             logger.warning("the data is not what the checkpoint saw: it is read from its start")
             state = replace(state, position=Position(state.position.epoch))

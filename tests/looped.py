@@ -67,9 +67,8 @@ def run_loop(
     output_dir: Path, settings: dict[str, object], poisoned: Sequence[int], start: Path | None
 ) -> Looped:
     """Train as a run does, from a checkpoint if one is given; called by every rank."""
-    config = TrainConfig(
-        output_dir=str(output_dir), learning_rate=1e-3, lr_scheduler_type="constant", **settings
-    )
+    usual = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    config = TrainConfig(output_dir=str(output_dir), **(usual | settings))
     engine = small_engine(stage=3, expert_size=2)
     routers = router_terms(engine, 0.0, 0.0)
     keeper = Saver(engine, routers.watch, config, {}, {}, ranks_per_host=2)

@@ -170,8 +170,7 @@ class Saver:
                 context.enter_context(torch.cuda.stream(stream))
             fault = write_checkpoint(pending.job, content, order, group=self.group)
         if fault is None and dist.get_rank() == 0:
-            best_step = pending.job.state.best_step if self.config.save_best else None
-            delete_superfluous(Path(self.config.output_dir), self.config, best_step=best_step)
+            delete_superfluous(Path(self.config.output_dir), self.config, pending.job.state)
         return fault
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.planner.component import gigabytes
 
 INCOMPLETE, REPLACED = ".incomplete", ".replaced"
 CHECKSUMS = "SHA256SUMS"
@@ -56,8 +57,8 @@ def check_room(folder: Path, num_bytes: int) -> None:
     num_free = shutil.disk_usage(there).free
     if num_bytes > num_free:
         raise CheckpointError(
-            f"{folder} needs {num_bytes / 1e9:.1f} GB and {there} has {num_free / 1e9:.1f} GB "
-            "free; make room there, or give a folder on another disk"
+            f"{folder} needs {gigabytes(num_bytes)} and {there} has {gigabytes(num_free)} free; "
+            "make room there, or give a folder on another disk"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
 from hunyuan_train.checkpoint.publish import INCOMPLETE, REPLACED, unfinished_folder
 from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.trainer.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,21 @@ def superfluous_steps(
     ]
 
 
-def delete_superfluous(output_dir: Path, config: TrainConfig, *, best_step: int | None) -> None:
-    """Delete what is too much; called once a newer checkpoint is published."""
-    folders = {checkpoint_step(folder): folder for folder in list_checkpoints(output_dir)}
+def delete_superfluous(output_dir: Path, config: TrainConfig, state: TrainerState) -> None:
+    """Delete what is too much; called once a checkpoint is published, or known to be good.
+
+    Args:
+        output_dir: of the run.
+        config: how many are kept.
+        state: of that checkpoint. Those of later steps count for nothing and stay: a run that went
+            on from an earlier one did so because they are damaged.
+    """
+    folders = {
+        checkpoint_step(folder): folder
+        for folder in list_checkpoints(output_dir)
+        if checkpoint_step(folder) <= state.step
+    }
+    best_step = state.best_step if config.save_best else None
     for step in superfluous_steps(list(folders), config, best_step=best_step):
         logger.info("deleting %s (save_total_limit %d)", folders[step], config.save_total_limit)
         doomed = unfinished_folder(folders[step])

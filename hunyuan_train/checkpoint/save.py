@@ -33,6 +33,7 @@ from hunyuan_train.checkpoint.state import RankContent, collect_content
 from hunyuan_train.data.progress import tell_progress
 from hunyuan_train.model.safetensors_files import write_range
 from hunyuan_train.model.safetensors_header import read_header
+from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.trainer.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -113,8 +114,8 @@ def _begin(folder: Path, num_bytes: int) -> str | None:
         free = shutil.disk_usage(folder.parent).free
         if num_bytes + ROOM_FOR_MANIFEST > free:
             return (
-                f"{folder.parent} has {free / 1e9:.2f} GB free, and a checkpoint takes "
-                f"{num_bytes / 1e9:.2f} GB"
+                f"{folder.parent} has {gigabytes(free)} free, and a checkpoint takes "
+                f"{gigabytes(num_bytes)}"
             )
         begin_folder(folder)
     except OSError as error:

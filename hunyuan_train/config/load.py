@@ -71,8 +71,13 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
 
 
 def dump_config(config: RunConfig, path: Path) -> None:
-    """Write a config as YAML, so that `--config` reads the same one back."""
-    path.write_text(dump_text(config), encoding="utf-8")
+    """Write a config as YAML, so that `--config` reads the same one back; whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.incomplete")
+    try:
+        unfinished.write_text(dump_text(config), encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def dump_text(config: RunConfig) -> str:

@@ -10,10 +10,11 @@ from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.launcher.preflight import Plan, with_processes
 from hunyuan_train.launcher.prepare import PreparedData
+from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.search import find_nearest
-from hunyuan_train.planner.text import describe_nearest, describe_shortage, gigabytes
+from hunyuan_train.planner.text import describe_nearest, describe_shortage
 
 
 def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:

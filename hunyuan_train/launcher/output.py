@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -45,17 +46,21 @@ class HostOutput:
         while entry := self.lines.get():
             self._show(*entry)
         for file in self.files.values():
-            file.close()
+            with suppress(OSError):
+                file.close()
 
     def _show(self, host: Host, line: str) -> None:
         rank, text = split_mark(line)
-        name = f"rank{rank}.screen.txt" if rank else f"host-{host.address}.txt"
+        with suppress(OSError):  # a full disk keeps nothing, and must not keep lines from the user
+            self._keep(f"rank{rank}.screen.txt" if rank else f"host-{host.address}.txt", text)
+        origin = f"{host.address} rank {rank}" if rank else host.address
+        self.console.print(Text.assemble((f"{origin}| ", "dim"), text), soft_wrap=True)
+
+    def _keep(self, name: str, text: str) -> None:
         if name not in self.files:
             self.files[name] = (self.log_folder / name).open("a", encoding="utf-8")
         self.files[name].write(f"{text}\n")
         self.files[name].flush()
-        origin = f"{host.address} rank {rank}" if rank else host.address
-        self.console.print(Text.assemble((f"{origin}| ", "dim"), text), soft_wrap=True)
 
 
 def split_mark(line: str) -> tuple[str, str]:

@@ -130,7 +130,11 @@ def lock_output_folder(config: RunConfig) -> Iterator[None]:
 
 
 def prepare_output_folder(config: RunConfig, console: Console) -> Path:
-    """Make the folder of a run, move an earlier run aside where asked to, write config.yaml."""
+    """Make the folder of a run, move an earlier run aside where asked to, write config.yaml.
+
+    Raises:
+        ConfigError: the disk is full, or nothing may be written there.
+    """
     folder = Path(config.train.output_dir).absolute()
     is_resumed = config.train.resume_from_checkpoint is not None
     if config.train.overwrite_output_dir and not is_resumed and (folder / "config.yaml").exists():
@@ -141,7 +145,13 @@ def prepare_output_folder(config: RunConfig, console: Console) -> Path:
             console.print(f"the earlier run in {folder} moved to {previous}")
         else:  # it reached no checkpoint, and must not push out one that did
             shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "config.yaml"
-    dump_config(config, config_file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        dump_config(config, config_file)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir is {folder}, and {config_file.name} cannot be written there "
+            f"({error.strerror}); make room, or give a folder on another disk"
+        ) from error
     return config_file

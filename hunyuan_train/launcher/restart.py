@@ -7,6 +7,7 @@ survive the loss of the first host: everything is ended everywhere, and started 
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -105,9 +106,10 @@ def wait_and_say(config: RunConfig, history: History, console: Console) -> None:
 
 
 def write_report(output_dir: Path, number: int, outcome: Outcome) -> None:
-    """Keep for programs why a try ended."""
+    """Keep for programs why a try ended, where the disk takes it: the user has been told."""
     folder = output_dir / "log"
-    folder.mkdir(parents=True, exist_ok=True)
     report = asdict(outcome) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     path = folder / f"failure-{number}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,7 +80,8 @@ class Signs:
         self.progress = Progress(step, doing, self.progress.num_moves + 1)
         if self.folder is not None:
             text = json.dumps(asdict(self.progress))
-            _write_whole(self.folder / f"{os.environ['RANK']}.progress", text)
+            with suppress(OSError):  # a full disk: the guard may take that for a hang, much later
+                _write_whole(self.folder / f"{os.environ['RANK']}.progress", text)
 
 
 def announce_rank() -> Signs:

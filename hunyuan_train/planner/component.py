@@ -41,3 +41,9 @@ def peak_bytes(components: Iterable[Component]) -> int:
         total_of(lines, Phase.START),
     )
     return total_of(lines, Phase.ALWAYS) + max(moments)
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Bytes as GB of 10^9, or as MB where there are few."""
+    amount = num_bytes / 1e9
+    return f"{amount:,.1f} GB" if amount >= 1 else f"{amount * 1000:,.1f} MB"

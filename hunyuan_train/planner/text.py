@@ -3,19 +3,13 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.component import Component, Phase, gigabytes
 from hunyuan_train.planner.estimate import Estimate, Shortage
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
 from hunyuan_train.planner.search import Nearest
 
 WIDTH = 26
 STATES = ("weights", "gradients", "optimizer")
-
-
-def gigabytes(num_bytes: float) -> str:
-    """Bytes as GB of 10^9, or as MB where there are few."""
-    amount = num_bytes / 1e9
-    return f"{amount:,.1f} GB" if amount >= 1 else f"{amount * 1000:,.1f} MB"
 
 
 def describe_estimate(estimate: Estimate) -> Iterator[str]:
@@ -140,11 +134,12 @@ def describe_nearest(nearest: Nearest | None) -> str:
     """The remedy, in one sentence."""
     if nearest is None:
         return "no plan near it fits: use a smaller model, or more and larger machines"
-    memory = nearest.estimate.memory
+    peak = nearest.estimate.memory.device_peak
+    is_on_gpu = nearest.estimate.layout.is_on_gpu
+    device = f"{gigabytes(peak)} = {peak / 2**30:,.1f} GiB a GPU, " if is_on_gpu else ""
     return (
         f"the nearest plan that fits: {' '.join(nearest.flags)} "
-        f"({gigabytes(memory.device_peak)} = {memory.device_peak / 2**30:,.1f} GiB a GPU, "
-        f"{gigabytes(nearest.estimate.host_per_node)} of host memory a machine)"
+        f"({device}{gigabytes(nearest.estimate.host_per_node)} of host memory a machine)"
     )
 
 

@@ -1,13 +1,14 @@
 """The end of a run on the screen: what lies where, and what to try next."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from hunyuan_train.checkpoint.folder import list_checkpoints
+from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints, read_manifest
 from hunyuan_train.config import run_files
-from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.schema import RunConfig, TrainConfig
 from hunyuan_train.model.presets import PRESETS
 
 
@@ -31,6 +32,10 @@ def closing_rows(config: RunConfig) -> dict[str, str | Path]:
         "report": output_dir / run_files.REPORT,
         "checkpoint": checkpoints[-1] if checkpoints else "none",
     }
+    best = find_best(config.train, checkpoints)
+    if best:
+        rows["best one"] = best
+        rows["export it"] = f"python -m hunyuan_train export {best} {output_dir / 'best'}"
     if config.train.export:
         rows["adapter" if config.lora.use_lora else "model"] = export
         if not (config.lora.use_lora and is_preset):
@@ -43,3 +48,11 @@ def closing_rows(config: RunConfig) -> dict[str, str | Path]:
     elif config.train.export:
         rows["next"] = f"vllm serve {export}"
     return rows
+
+
+def find_best(train: TrainConfig, checkpoints: Sequence[Path]) -> Path | None:
+    """The checkpoint of the best evaluation, where one is kept that is not the last."""
+    if not (train.save_best and checkpoints):
+        return None
+    step = read_manifest(checkpoints[-1])["state"]["best_step"]
+    return next((one for one in checkpoints[:-1] if checkpoint_step(one) == step), None)

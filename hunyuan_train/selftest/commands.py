@@ -78,7 +78,8 @@ def run_selftest(arguments: argparse.Namespace) -> int:
             "part; leave it out, or write fewer slots into NODE_IP_LIST"
         )
     log_to_screen()
-    prepare_environment(machine)
+    if cluster.is_alone:  # other hosts may have GPUs where this machine has none
+        prepare_environment(machine)
     # torch and DeepSpeed, which read the environment
     from hunyuan_train.selftest.hosts import RanksOnHosts
     from hunyuan_train.selftest.oracle import RanksHere

@@ -19,6 +19,7 @@ from hunyuan_train.checkpoint.publish import hash_file
 from hunyuan_train.checkpoint.retention import delete_leftovers, delete_superfluous
 from hunyuan_train.cli import main
 from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.trainer.state import TrainerState
 
 FILE = "rank-00001.safetensors"
 
@@ -143,10 +144,19 @@ def test_what_is_asked_for_is_kept(
 ) -> None:
     for step in (10, 20, 30, 40, 50):
         write_fake(tmp_path, step)
-    delete_superfluous(tmp_path, TrainConfig(**settings), best_step=best)
+    config = TrainConfig(save_best=best is not None, **settings)
+    delete_superfluous(tmp_path, config, TrainerState(step=50, best_step=best))
     names = [f"step-{step:06d}" for step in kept]
     assert [folder.name for folder in list_checkpoints(tmp_path)] == names
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
+
+
+def test_a_damaged_later_checkpoint_pushes_out_no_good_one(tmp_path: Path) -> None:
+    """A run went on from 20 because 40 is damaged, and has saved 30."""
+    for step in (20, 30, 40):
+        write_fake(tmp_path, step)
+    delete_superfluous(tmp_path, TrainConfig(save_total_limit=1), TrainerState(step=30))
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000030", "step-000040"]
 
 
 def test_what_killed_processes_left_behind_goes(tmp_path: Path) -> None:

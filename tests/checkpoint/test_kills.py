@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from multiprocessing.process import BaseProcess
@@ -101,6 +102,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, num_kills: i
                 verify_checkpoint(folder)  # whatever bears the name is whole
         finish(output_dir)
         compare(whole, output_dir)
+        sys.stdout.write(f"{num_killed} kills, {num_unfinished} of them while saving\n")
     assert num_unfinished > num_killed / 20, "some of the kills must have come during saves"
 
 

@@ -1,11 +1,20 @@
 """Held-out losses and answers decide what is kept and when a run ends."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from hunyuan_train.checkpoint.folder import (
+    checkpoint_folder,
+    checkpoint_step,
+    list_checkpoints,
+    read_manifest,
+)
+from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.errors import ConfigError
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import RunConfig, TrainConfig
+from hunyuan_train.report.closing import closing_rows
 from hunyuan_train.trainer.evaluate import name_losses
 from hunyuan_train.trainer.loop import Ending, describe_step, has_stalled, note_evaluation
 from hunyuan_train.trainer.state import TrainerState
@@ -83,3 +92,18 @@ def test_a_stalled_run_is_complete_and_saved(tmp_path: Path) -> None:
         assert looped.ending == Ending(is_complete=True, is_saved=True, step=3)
         assert looped.seen == [0, 1, 2]
     assert (tmp_path / "checkpoints" / "step-000003").exists()
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last_one(tmp_path: Path) -> None:
+    """On random data a model first learns how often words come, and then by heart."""
+    settings = {"max_steps": 8, "eval_steps": 1, "save_best": True, "save_total_limit": 1}
+    results = run_ranks(run_loop, 2, tmp_path, settings | {"learning_rate": 3e-3}, (), None)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = min(lines, key=lambda line: line["eval_loss"])["step"]
+    assert 1 < best < 8, "or this test shows nothing"
+    assert [checkpoint_step(folder) for folder in list_checkpoints(tmp_path)] == [best, 8]
+    assert read_manifest(checkpoint_folder(tmp_path, 8))["state"]["best_step"] == best
+    assert verify_checkpoint(checkpoint_folder(tmp_path, best))["state"]["step"] == best
+    config = RunConfig(train=TrainConfig(output_dir=str(tmp_path), save_best=True))
+    assert closing_rows(config)["best one"] == checkpoint_folder(tmp_path, best)
+    assert all(looped.ending.is_saved for looped in results)
