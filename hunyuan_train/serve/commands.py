@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import readline  # noqa: F401  gives input() line editing and a history
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from hunyuan_train.data.dialogue import TIME_FORMAT
 from hunyuan_train.data.tags import NO_THINK
+from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
 
 if TYPE_CHECKING:
@@ -67,8 +69,8 @@ def run_chat(arguments: Arguments) -> int:
     """Answer one prompt, or talk until Ctrl-D."""
     if arguments.json and arguments.prompt is None:
         raise ServeError("--json prints one answer; give its question with --prompt")
-    if arguments.max_new_tokens < 1:
-        raise ServeError(f"max_new_tokens is {arguments.max_new_tokens}; set it to 1 or more")
+    _check_sampling(arguments)
+    log_to_screen()  # and so keep Python's warnings off it
     tools = _read_tools(arguments.tools)
     screen = Console(stderr=True)
     with screen.status(f"loading {arguments.model}"):
@@ -80,6 +82,17 @@ def run_chat(arguments: Arguments) -> int:
     reply = dialogue.ask(question, is_fast=arguments.no_think)
     _print_reply(reply, arguments, screen)
     return 0
+
+
+def _check_sampling(arguments: Arguments) -> None:
+    if arguments.max_new_tokens < 1:
+        raise ServeError(f"max_new_tokens is {arguments.max_new_tokens}; set it to 1 or more")
+    bounds = {"temperature": (0, math.inf), "top_p": (0, 1), "top_k": (0, math.inf)}
+    for name, (low, high) in bounds.items():
+        value = vars(arguments)[name]
+        if value is not None and not low <= value <= high:
+            allowed = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
+            raise ServeError(f"{name} is {value}; set it to {allowed}")
 
 
 def _read_tools(path: Path | None) -> list[dict[str, Any]]:

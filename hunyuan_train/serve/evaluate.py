@@ -17,6 +17,7 @@ from rich.table import Table
 from hunyuan_train.config.check import needle_lengths
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
+from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     lengths = needle_lengths(arguments.needle_lengths)
     _check(arguments)
+    log_to_screen()  # and so keep Python's warnings off it
     screen = Console(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)

@@ -181,6 +181,9 @@ def test_an_adapter_answers_on_its_base(
         (["nowhere", "--json"], "give its question with --prompt"),
         (["nowhere", "--prompt", "a", "--max_new_tokens", "0"], "set it to 1 or more"),
         (["nowhere", "--prompt", "a", "--tools", "none.json"], "cannot be read as JSON"),
+        (["nowhere", "--temperature", "-1"], "temperature is -1.0; set it to 0 or more"),
+        (["nowhere", "--top_p", "3"], "top_p is 3.0; set it to a number from 0 to 1"),
+        (["nowhere", "--top_k", "-5"], "top_k is -5; set it to 0 or more"),
     ],
 )
 def test_mistakes_are_named(
