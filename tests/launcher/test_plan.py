@@ -52,6 +52,12 @@ def test_adapters_are_named_as_such(tmp_path):
     assert lines["training"].startswith("adapters of rank 4 on attention")
 
 
+def test_texts_that_the_model_cannot_read_are_refused(tmp_path):
+    plan(tmp_path, "--needle_lengths", "1024,4096")
+    with pytest.raises(ConfigError, match="tiny reads 4096 tokens; leave the longer ones out"):
+        plan(tmp_path, "--needle_lengths", "1024,16384")
+
+
 def test_data_is_checked_before_anything_starts(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"messages": [')
     made = plan(tmp_path, "--train_data_file", str(tmp_path / "broken.jsonl"))
