@@ -19,6 +19,7 @@ from hunyuan_train.planner.machine import Hardware
 SHORTEST_ROW = 1024
 ROW_HALVINGS = 3
 NODE_DOUBLINGS = 4
+MANY_CHUNKS = 8  # of experts: beyond, little is left of what they take
 # What recipes/lora.yaml says of an adapter's rates; those of full training would hardly move one.
 ADAPTER_SETTINGS = {"use_lora": True, "optimizer": "adamw", "learning_rate": 1e-4, "min_lr": 1e-5}
 
@@ -123,6 +124,9 @@ def working_choices(config: RunConfig) -> list[Change]:
     if train.gradient_checkpointing is not True:
         settings["gradient_checkpointing"] = True
     choices = [NO_CHANGE, Change(1.0, settings)] if settings else [NO_CHANGE]
+    if train.moe_chunks < MANY_CHUNKS:
+        whole = choices[-1]
+        choices.append(Change(whole.price + 0.8, {**whole.settings, "moe_chunks": MANY_CHUNKS}))
     if train.per_device_train_batch_size > 1:
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}

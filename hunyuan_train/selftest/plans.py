@@ -34,6 +34,8 @@ SHARED: Settings = {SHARING: 2}
 LORA: Settings = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
 LORA_IN_CHUNKS: Settings = LORA | {"lora_target_modules": "all", "moe_chunks": 3}
 KEPT: Settings = {"gradient_checkpointing": False}
+SELECTIVE: Settings = {"gradient_checkpointing": "selective"}
+LONG: Settings = {SHARING: 4, "moe_chunks": 3, "activation_offload": True}
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
 
 # Of float32 against float64: three times to a hundred times what was measured.
@@ -106,7 +108,7 @@ ON_TWO = (
     _entry("one sample a row", 1, SGD, {"packing": False}),
     _entry("no clipping", 1, SGD, {"max_grad_norm": 0.0, "learning_rate": 0.05}),
     _entry("nothing recomputed", 1, SGD, KEPT),
-    _entry("selective recomputation", 1, SGD, {"gradient_checkpointing": "selective"}),
+    _entry("selective recomputation", 1, SGD, SELECTIVE),
     _entry("activations in host memory", 1, SGD, {"activation_offload": True}),
     _entry("router losses", 1, SGD, {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01}),
     _entry("experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}),
@@ -123,9 +125,9 @@ ON_FOUR = (
     _entry("experts split twice", 2, SGD),
     _entry("experts split twice, AdamW", 2, ADAMW),
     _entry("lean, experts split twice", 2, ADAMW, {"bf16": True, "optimizer": "lean"}),
-    _entry("experts split twice, selective", 2, SGD, {"gradient_checkpointing": "selective"}),
-    _entry("rows shared by two", 1, SGD, SHARED),
-    _entry("rows shared by four, experts split twice", 2, SGD, {SHARING: 4}),
+    _entry("experts split twice, selective", 2, SGD, SELECTIVE),
+    _entry("rows shared by two, selective", 1, SGD, SHARED, SELECTIVE),
+    _entry("rows shared by four, experts split twice, in chunks, in host memory", 2, SGD, LONG),
     _entry("adapters on experts, split twice", 2, SGD, LORA, {"lora_target_modules": "experts"}),
 )
 

@@ -27,6 +27,11 @@ def test_activations_that_do_not_fit_lead_to_gradient_checkpointing_alone():
     assert found.flags == ["--gradient_checkpointing true"]
 
 
+def test_experts_that_do_not_fit_lead_to_chunks_of_them():
+    found = nearest("--optimizer", "lean", "--max_seq_length", "12288")
+    assert found.flags == ["--moe_chunks 8"]
+
+
 def test_many_rows_at_a_time_lead_to_accumulation_of_the_same_global_batch():
     found = nearest("--optimizer", "lean", "--per_device_train_batch_size", "8")
     assert "--per_device_train_batch_size 1" in found.flags

@@ -21,8 +21,9 @@ PROMISED = {
         "rows shared, adapters everywhere, experts in chunks",
     },
     4: {
-        *("ZeRO-3", "experts split, SGD", "experts split twice", "rows shared by two"),
-        *("rows shared by four, experts split twice", "adapters on experts, split twice"),
+        *("ZeRO-3", "experts split, SGD", "experts split twice"),
+        *("rows shared by two, selective", "adapters on experts, split twice"),
+        "rows shared by four, experts split twice, in chunks, in host memory",
     },
 }
 
