@@ -1,5 +1,7 @@
 """Faults that have been shipped elsewhere, planted in a rank before it trains."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -9,6 +11,7 @@ from transformers import AttentionInterface
 
 from hunyuan_train.data import loader
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
+from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.zero import is_split_expert
 from hunyuan_train.selftest import training
 
@@ -53,6 +56,29 @@ def predict_the_token_itself() -> None:
         return labels, sample.weights, sample.spans
 
     loader._shift = no_shift
+
+
+def lose_labels_at_bounds_of_parts() -> None:
+    """As if labels were shifted in each part of a shared row by itself."""
+    cut = training.cut_batch
+
+    def cut_first(batch, part, num_parts):
+        mine = cut(batch, part, num_parts)
+        labels, weights = mine.labels.copy(), mine.loss_weights.copy()
+        labels[-1], weights[-1] = loader.IGNORED, 0.0
+        return replace(mine, labels=labels, loss_weights=weights)
+
+    training.cut_batch = cut_first
+
+
+def attend_to_the_own_part_only() -> None:
+    """As if a shared row were several."""
+
+    def see_part(self, module, query, *arguments, part_lengths=(), document_lengths, **options):
+        lengths = [query.shape[2]] if part_lengths else document_lengths
+        return self.plain(module, query, *arguments, document_lengths=lengths, **options)
+
+    sequence.SharedAttention.__call__ = see_part
 
 
 def forget_a_micro_batch() -> None:

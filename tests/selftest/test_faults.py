@@ -15,10 +15,11 @@ def run_with_fault(
     fault: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    plan: str = "experts split, SGD",
 ) -> tuple[int, list[dict]]:
     train = partial(faults.train_with_fault, fault)
     monkeypatch.setattr(oracle, "RanksHere", partial(oracle.RanksHere, train))
-    exit_code = main(["selftest", "--processes", "2", "--only", "experts split, SGD", "--json"])
+    exit_code = main(["selftest", "--processes", "2", "--only", plan, "--json"])
     return exit_code, json.loads(capsys.readouterr().out)
 
 
@@ -43,6 +44,20 @@ def test_a_planted_fault_is_found(
     assert exit_code == 1
     assert columns <= set(verdict["wrong"])
     assert all(verdict["errors"][name] > 10 * verdict["tolerance"][name] for name in columns)
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.lose_labels_at_bounds_of_parts, faults.attend_to_the_own_part_only]
+)
+def test_a_planted_fault_of_shared_rows_is_found(
+    fault: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exit_code, [verdict] = run_with_fault(fault, monkeypatch, capsys, "rows shared, AdamW")
+    assert exit_code == 1
+    for name in ("loss", "gradients", "weights"):
+        assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
 
 
 def test_a_rank_that_dies_is_a_failed_plan_and_not_a_crash(
