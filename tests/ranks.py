@@ -32,7 +32,7 @@ def start_ranks(
 
 
 def prepare() -> None:
-    """Do for ranks what the launcher does: those of a test that killed some may have left a lock."""
+    """Do what the launcher does for ranks: a test that killed some may have left a lock."""
     prepare_extension(
         SHARED_MEMORY,
         folder=extensions_folder(os.environ),
