@@ -1,10 +1,12 @@
 """What a training step costs beside plain Transformers, and the loss beside the plain one.
 
-    python -m benchmarks.step [--tokens 4096] [--loss_tokens 1024] [--report]
+    python -m benchmarks.step [--tokens 4096] [--loss_tokens 1024] [--document_tokens 512 4096]
+        [--report]
 
 Each row is a process of its own. Time is processor time of one thread, the best of three steps, so
 that other load on the machine disturbs it little; memory is the peak of a step beside what the
-process held before the model was built. Ratios are to the row that says 1.00.
+process held before the model was built. Ratios are to the row that says 1.00. Ways to recompute
+differ by less than that, and so take turns in one process.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -33,6 +36,9 @@ from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.data.loader import Batch
 from hunyuan_train.launcher.ranks import run_ranks
+from hunyuan_train.model.activations import recompute_layers
+from hunyuan_train.model.attention import PER_DOCUMENT
+from hunyuan_train.model.build import build_model
 from hunyuan_train.model.loss import LossHead
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
@@ -61,6 +67,8 @@ SHAPE = replace(
     moe_topk=4,
 )
 VOCABULARY, HEAD_HIDDEN = 128167, 512
+RECOMPUTED = {"nothing": False, "selectively": "selective", "in full": True}
+NUM_TURNS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +164,7 @@ def measure_training(num_tokens: int, folder: str) -> list[tuple[str, Cost]]:
         "the same, gradient checkpointing": partial(plain, "grouped_mm", is_checkpointed=True),
         "plain Transformers, eager experts": partial(plain, "eager"),
     }
-    for name, mode in {"nothing": False, "selectively": "selective", "in full": True}.items():
+    for name, mode in RECOMPUTED.items():
         flags = {**split, "gradient_checkpointing": mode}
         rows[f"ours, recomputed {name}"] = partial(prepare_ours, flags, num_tokens=num_tokens)
     return [measure_row(name, prepare) for name, prepare in rows.items()]
@@ -206,6 +214,47 @@ def measure_losses(num_tokens: int) -> list[tuple[str, Cost]]:
     return costs
 
 
+def measure_turns(num_tokens: int) -> dict[str, float]:
+    """Processor seconds of forward and backward through all layers, on one document."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    models = {}
+    for name, mode in RECOMPUTED.items():
+        torch.manual_seed(0)
+        model = build_model(SHAPE, attention=PER_DOCUMENT, attention_dropout=0.0).train()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=SHAPE.initializer_range)
+        if mode:
+            recompute_layers(model, is_selective=mode == "selective", is_offloaded=False)
+        models[name] = model.model  # without the output layer
+    ids = torch.arange(num_tokens)[None]
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for name in [*models] * (NUM_TURNS + 1):
+        began = time.process_time()
+        output = models[name](
+            input_ids=ids, position_ids=ids, document_lengths=[num_tokens], use_cache=False
+        )
+        output.last_hidden_state.square().mean().backward()
+        seconds[name].append(time.process_time() - began)
+    return {name: median(turns[1:]) for name, turns in seconds.items()}
+
+
+def recomputation_table(lengths: list[int]) -> list[str]:
+    """A row for each way, a column for each length."""
+    columns = [
+        run_ranks(
+            measure_turns, 1, length, preload=["tests.preload"], timeout_seconds=TIMEOUT_SECONDS
+        )[0]
+        for length in lengths
+    ]
+    heads = " | ".join(f"{length:,} tokens | time" for length in lengths)
+    lines = [f"| recomputed | {heads} |", "|---" + "|---:|---:" * len(lengths) + "|"]
+    for name in RECOMPUTED:
+        cells = [f"{one[name]:.2f} s | {one[name] / one['in full']:.2f}" for one in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def table(heading: str, costs: list[tuple[str, Cost]], num_tokens: int) -> list[str]:
     """Rows as Markdown; the first is the measure."""
     first = costs[0][1]
@@ -222,6 +271,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, default=4096, help="of a step")
     parser.add_argument("--loss_tokens", type=int, default=1024, help="of the loss alone")
+    parser.add_argument(
+        "--document_tokens", type=int, nargs="+", default=[512, 4096], help="of recomputation"
+    )
     add_report_flag(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -240,6 +292,10 @@ def main() -> None:
         f"{arguments.loss_tokens} tokens:",
         "",
         *table("loss", measure_losses(arguments.loss_tokens), arguments.loss_tokens),
+        f"Forward and backward through the layers alone, one document, median of {NUM_TURNS} "
+        "turns:",
+        "",
+        *recomputation_table(arguments.document_tokens),
     ]
     text = "\n".join(lines)
     show(text, is_kept=arguments.report)
