@@ -204,6 +204,8 @@ def check_gpus(found: Found, first: Report, report: Report, wanted: Wanted) -> I
         wanted=f"{slots}, by the slots of the host",
         remedy="nvidia-smi -L; lower its slots, or mend its driver",
     )
+    if not gpus:
+        return
     busy = [f"GPU {n}: {gpu['used_mib']} MiB used" for n, gpu in enumerate(gpus) if is_busy(gpu)]
     yield verdict(
         "gpus free",
