@@ -6,16 +6,18 @@ it stands. Nothing here needs the rank's main thread, which may hang.
 
 import faulthandler
 import json
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hunyuan_train.launcher.supervise import die_with_parent
+
+logger = logging.getLogger(__name__)
 
 # The node's folder; unset under a torchrun of the user's, where there is nobody to tell.
 FOLDER_VARIABLE = "HUNYUAN_TRAIN_NODE_FOLDER"
@@ -80,8 +82,10 @@ class Signs:
         self.progress = Progress(step, doing, self.progress.num_moves + 1)
         if self.folder is not None:
             text = json.dumps(asdict(self.progress))
-            with suppress(OSError):  # a full disk: the guard may take that for a hang, much later
+            try:
                 _write_whole(self.folder / f"{os.environ['RANK']}.progress", text)
+            except OSError as error:  # no reason to lose the run; the next one may get through
+                logger.warning("the guard could not be told how far this rank is: %s", error)
 
 
 def announce_rank() -> Signs:
