@@ -13,6 +13,7 @@
 #   NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 SSH_PORT=36005 bash train.sh
 # NODE_IP_LIST    hosts with their processes      HOSTFILE        or a file of them, see hostfiles/
 # SSH_PORT SSH_USER SSH_CONFIG  how to reach them CHIEF_IP LOCAL_IP  rank 0's host, and this one
+# NODES HOST_GPU_NUM  where they are set, they must agree with the list
 #
 # Any flag of train.py may follow; `bash train.sh --help` lists them.
 set -euo pipefail

@@ -1,12 +1,14 @@
 import json
 import shlex
 import sys
+from itertools import pairwise
 
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.launcher.cluster import Cluster
 from hunyuan_train.launcher.hosts import Host
 from hunyuan_train.launcher.jobs import CONFIG_FILE, Meeting, make_jobs
+from hunyuan_train.launcher.ssh import ssh_command
 
 MACHINE = Machine(num_gpus=0, num_cores=8)
 A, B = Host("10.0.0.1", 2), Host("10.0.0.2", 4)
@@ -46,6 +48,15 @@ def test_nothing_secret_and_no_setting_stands_on_a_command_line(monkeypatch):
     assert "touch" not in shlex.join(there.command)
     assert there.spec.environment["WANDB_API_KEY"] == "s3cret"
     assert json.dumps(there.spec.environment)
+
+
+def test_port_user_and_configuration_reach_ssh_as_words_of_their_own():
+    flags = ("--ssh_port", "36005", "--ssh_user", "me", "--ssh_config", "/my files/config")
+    command = ssh_command(B, load_config(list(flags)).launch, ["true"])
+    pairs = list(pairwise(command))
+    assert {("-p", "36005"), ("-l", "me"), ("-F", "/my files/config"), ("--", B.address)} <= set(
+        pairs
+    )
 
 
 def test_a_run_here_uses_no_ssh_and_keeps_the_terminal(monkeypatch):
