@@ -4,7 +4,6 @@ import json
 
 from rich.console import Console
 
-from hunyuan_train.config.load import build_config
 from hunyuan_train.config.schema import LaunchConfig
 from hunyuan_train.launcher.doctor.examine import Examination
 from hunyuan_train.launcher.jobs import (
@@ -49,14 +48,13 @@ class RanksOnHosts:
         cluster, machine = self.examination.cluster, self.examination.machine
         meeting = self.examination.meeting(self.launch.master_port)
         words = (plan.name, str(self.num_processes), str(self.num_gpus), *self.recipe)
-        compiled = build_config({"optimizer": "offload"})  # what any plan may load
         jobs = [
             make_job(
                 host,
                 cluster,
                 self.launch,
                 commands=[
-                    *prepare_commands(compiled, machine),
+                    *prepare_commands(plan.config, machine),
                     torchrun_command(cluster, host, meeting, ["-m", MODULE, *words]),
                 ],
                 files={},
