@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -66,19 +68,46 @@ def finish(output_dir: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_once(output_dir: Path, seconds: float) -> bool:
-    """Start, and kill all ranks after a while; False if the run was complete before."""
+@dataclass
+class End:
+    """How a start came to its end."""
+
+    is_killed: bool  # False: the run was complete before
+    was_saving: bool  # a checkpoint was being written
+
+
+def kill_once(output_dir: Path, seconds: float, moments: random.Random) -> End:
+    """Start, and kill all ranks after a while; every other time, during one of the next saves."""
+    began = time.time()
     processes = start(output_dir)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(one.is_alive() for one in processes):
-        time.sleep(0.005)
+    deadline = time.monotonic() + moments.uniform(0.2, 1.1) * seconds
+    num_saves = moments.randrange(1, 4) if moments.random() < 0.5 else 0
+    seen: set[str] = set()
+    while any(one.is_alive() for one in processes):
+        seen |= list_unfinished(output_dir, began)
+        if len(seen) >= num_saves > 0:
+            time.sleep(moments.uniform(0, 0.05))
+            break
+        if not num_saves and time.monotonic() > deadline:
+            break
+        time.sleep(0.002)
     for process in processes:
         process.kill()
     for process in processes:
         process.join()
     codes = {process.exitcode for process in processes}
     assert codes <= {0, -signal.SIGKILL}, "a killed run must not fail by itself when it resumes"
-    return codes != {0}
+    return End(codes != {0}, bool(list_unfinished(output_dir, began)))
+
+
+def list_unfinished(output_dir: Path, began: float) -> set[str]:
+    """Checkpoints that are being written, without those that an earlier kill has left."""
+    names = set()
+    for folder in output_dir.glob("checkpoints/*.incomplete"):
+        with suppress(FileNotFoundError):  # it was finished just now
+            if folder.stat().st_mtime > began:
+                names.add(folder.name)
+    return names
 
 
 @pytest.mark.parametrize(
@@ -95,9 +124,10 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, num_kills: i
         num_rounds += 1
         is_killed = True
         while is_killed and num_killed < num_kills:
-            is_killed = kill_once(output_dir, moments.uniform(0.2, 1.1) * seconds)
+            end = kill_once(output_dir, seconds, moments)
+            is_killed = end.is_killed
             num_killed += is_killed
-            num_unfinished += any(output_dir.glob("checkpoints/*.incomplete"))
+            num_unfinished += end.was_saving
             for folder in list_checkpoints(output_dir):
                 verify_checkpoint(folder)  # whatever bears the name is whole
         finish(output_dir)
