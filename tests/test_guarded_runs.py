@@ -17,8 +17,8 @@ STEPS = 6
 SETTINGS = (
     *("--recipe", "tiny", "--max_steps", str(STEPS), "--logging_steps", "1", "--eval_steps", "0"),
     *("--save_steps", "1", "--no_export", "--sample_answers", "false"),
-    # Random weights at the demo's rate: their routing moves at once.
-    *("--warmup_ratio", "0", "--router_drift_limit", "0.002", "--report_to", "wandb"),
+    # Random weights at the demo's rate, without a warm-up: routers collapse at the second step.
+    *("--warmup_ratio", "0", "--report_to", "wandb"),
 )
 pytestmark = pytest.mark.slow
 
@@ -72,9 +72,8 @@ def test_a_stop_names_the_remedy_and_leaves_checkpoints(tmp_path: Path) -> None:
     assert finished.returncode == 1
     assert "policy: stop" in finished.stderr
     assert "freeze the routers with --freeze_router" in finished.stderr
-    assert len(lines) < STEPS
-    if step > 1:
-        assert list_checkpoints(tmp_path / "run")
+    assert step == len(lines) + 1
+    assert list_checkpoints(tmp_path / "run")
 
 
 def test_the_balance_loss_is_on_from_the_next_step(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ else works on tokens, with their places in the document (`position_ids`) and lab
 row.
 
 The engine is not told: to it, all ranks are data-parallel. Its own settings for this refuse split
-experts (engine.py `_validate_autoep`), and its attention lets packed documents see each other.
+experts (engine.py `_validate_zero3_moe_compatibility`), and its attention lets packed documents see
+each other.
 Gradients come out right because the loss is a sum over this rank's tokens by the number of all.
 """
 
