@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.load import load_config
+from hunyuan_train.launcher.extension import SHARED_MEMORY, extensions_folder
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.preflight import make_plan
 from hunyuan_train.launcher.signs import announce_rank
@@ -95,6 +96,8 @@ def kill_once(output_dir: Path, seconds: float, moments: random.Random) -> End:
         process.kill()
     for process in processes:
         process.join()
+    # Of ranks killed while they load the extension; a start would wait a minute for its owner.
+    Path(extensions_folder(os.environ), SHARED_MEMORY.name, "lock").unlink(missing_ok=True)
     codes = {process.exitcode for process in processes}
     assert codes <= {0, -signal.SIGKILL}, "a killed run must not fail by itself when it resumes"
     return End(codes != {0}, bool(list_unfinished(output_dir, began)))
@@ -119,11 +122,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, num_kills: i
     seconds = finish(whole)
     moments = random.Random(0)
     num_killed = num_unfinished = num_rounds = 0
-    while num_killed < num_kills:
+    # Go on, if need be, until some of the kills have come during saves.
+    while num_killed < num_kills or num_unfinished < num_kills / 20:
+        assert num_killed < 3 * num_kills, "hardly a kill comes during a save"
         output_dir = tmp_path / f"killed-{num_rounds}"
         num_rounds += 1
         is_killed = True
-        while is_killed and num_killed < num_kills:
+        while is_killed:
             end = kill_once(output_dir, seconds, moments)
             is_killed = end.is_killed
             num_killed += is_killed
@@ -133,7 +138,6 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, num_kills: i
         finish(output_dir)
         compare(whole, output_dir)
         sys.stdout.write(f"{num_killed} kills, {num_unfinished} of them while saving\n")
-    assert num_unfinished > num_killed / 20, "some of the kills must have come during saves"
 
 
 def compare(whole: Path, killed: Path) -> None:
