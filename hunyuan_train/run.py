@@ -95,14 +95,7 @@ def run(config: RunConfig, signs: Signs) -> int:
     """
     started = time.monotonic()
     output_dir = Path(config.train.output_dir)
-    start_logging(output_dir, is_verbose=config.train.verbose)
-    start_process_group(config.parallel.timeout_minutes)
-    signs.last_collective = last_collective
-    listen_to_progress(signs.moved_on)
-    signs.report(0, "loading")
-    check_gpus()
-    if dist.get_rank() == 0 and not (output_dir / "config.yaml").exists():
-        dump_config(config, output_dir / "config.yaml")  # under a torchrun of the user's
+    meet_others(config, signs)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
@@ -148,6 +141,19 @@ def run(config: RunConfig, signs: Signs) -> int:
     if ending.is_complete and not ending.is_saved:
         raise CheckpointError("the run is complete, but its last checkpoint could not be written")
     return SUCCESS if ending.is_complete else RESUME
+
+
+def meet_others(config: RunConfig, signs: Signs) -> None:
+    """Join the other ranks, and tell the guard from now on what this one does."""
+    output_dir = Path(config.train.output_dir)
+    start_logging(output_dir, is_verbose=config.train.verbose)
+    start_process_group(config.parallel.timeout_minutes)
+    signs.last_collective = last_collective
+    listen_to_progress(signs.moved_on)
+    signs.report(0, "loading")
+    check_gpus()
+    if dist.get_rank() == 0 and not (output_dir / "config.yaml").exists():
+        dump_config(config, output_dir / "config.yaml")  # under a torchrun of the user's
 
 
 def check_gpus() -> None:
