@@ -5,8 +5,8 @@
 
 The first compares two processes on the CPU that have rows of their own with two that share each
 row (Ulysses), experts split over both in each case, and with experts in chunks. Time is of the
-wall, the best of three steps; memory is the rise of the fuller process in a step, above what it
-holds between steps. Ratios are to rows of their own of the same length.
+wall, the best of three steps; memory is that of the tensors a step makes, at its fullest moment in
+the fuller process. Ratios are to rows of their own of the same length.
 
 The second is what one of eight GPUs computes of a row of eight times the tokens: the true widths,
 its share of the heads over the whole row, its experts' share of the tokens (gpu_rank_slice.py). The
@@ -56,7 +56,7 @@ from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.step import train_step
-from tests.measured import watch_memory
+from tests.planner.live import LiveBytes
 
 NUM_PROCESSES, NUM_STEPS = 2, 3
 TIMEOUT_SECONDS = 3600.0
@@ -79,7 +79,7 @@ class Cost:
     """Of one step, of the slower and fuller process."""
 
     tokens_per_second: float  # of both
-    rise: int  # bytes
+    peak: int  # bytes
 
 
 def measure_rank(settings: dict[str, object], length: int) -> tuple[float, int]:
@@ -95,15 +95,15 @@ def measure_rank(settings: dict[str, object], length: int) -> tuple[float, int]:
     size, rank = config.parallel.sequence_parallel_size, dist.get_rank()
     row = make_batch(length, SHAPE.vocab_size, seed=rank // size)
     batch = cut_batch(row, rank % size, size)
-    seconds, rises = [], []
+    seconds = []
     for _ in range(1 + NUM_STEPS):
         dist.barrier()
         began = time.perf_counter()
-        with watch_memory() as memory:
-            train_step(engine, [batch], learning_rate=1e-4)
+        train_step(engine, [batch], learning_rate=1e-4)
         seconds.append(time.perf_counter() - began)
-        rises.append(memory.rise)
-    return min(seconds[1:]), max(rises[1:])
+    with LiveBytes() as live:
+        train_step(engine, [batch], learning_rate=1e-4)
+    return min(seconds[1:]), live.peak
 
 
 def measure_cost(settings: dict[str, object], length: int) -> Cost:
@@ -115,9 +115,9 @@ def measure_cost(settings: dict[str, object], length: int) -> Cost:
         preload=["tests.preload"],
         timeout_seconds=TIMEOUT_SECONDS,
     )
-    seconds, rise = (max(one) for one in zip(*ranks, strict=True))
+    seconds, peak = (max(one) for one in zip(*ranks, strict=True))
     size = int(str(settings.get("sequence_parallel_size", 1)))
-    return Cost(NUM_PROCESSES // size * length / seconds, rise)
+    return Cost(NUM_PROCESSES // size * length / seconds, peak)
 
 
 def compare_lengths(lengths: list[int], folder: str) -> list[str]:
@@ -147,7 +147,7 @@ def compare_lengths(lengths: list[int], folder: str) -> list[str]:
             lines.append(
                 f"| {length:,} | {name} | {cost.tokens_per_second:,.0f} | "
                 f"{cost.tokens_per_second / first.tokens_per_second:.2f} | "
-                f"{cost.rise / 1e6:,.0f} MB | {cost.rise / first.rise:.2f} |"
+                f"{cost.peak / 1e6:,.0f} MB | {cost.peak / first.peak:.2f} |"
             )
     return lines
 

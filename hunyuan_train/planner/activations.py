@@ -220,15 +220,16 @@ def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves, at its fullest moment.
 
     With split experts that is the gradient of the weighted sum of their outputs: two products of
-    rows in float32, and the gradient they are of (auto_ep_layer.py combine_from_routed). Of experts
-    in chunks there are those of one chunk. Beside them lie the gradients of the layer's output and
-    of its input, as far as it is known.
+    rows in float32, and the gradient they are of (auto_ep_layer.py combine_from_routed); or, on a
+    rank that gets far more than an equal share, the outputs before and after they are put back in
+    order. Of experts in chunks there are those of one chunk. Beside them lie the gradients of the
+    layer's output and of its input, as far as it is known.
     """
     shape, size = layout.shape, layout.element_bytes
     slots, rows = layout.num_tokens * shape.moe_topk, expert_rows(layout, imbalance)
     weighing = size * rows + 4 * slots
     if layout.splits_experts:
-        weighing = 4 * (2 * slots + layout.num_tokens)
+        weighing = max(4 * (2 * slots + layout.num_tokens), 2 * size * rows)
     inside = ceil(shape.hidden_size * weighing / layout.config.train.moe_chunks)
     return inside + 2 * boundary_bytes(layout)
 
