@@ -28,18 +28,9 @@ from tests.ranks import run_ranks, start_ranks
 NUM_RANKS = 2
 NUM_STEPS = 5
 SETTINGS = (
-    *("--recipe", "tiny", "--num_processes", str(NUM_RANKS), "--no_export", "--eval_data_file"),
-    *(
-        "none",
-        "--eval_steps",
-        "0",
-        "--max_seq_length",
-        "256",
-        "--overlong",
-        "drop",
-        "--max_steps",
-        str(NUM_STEPS),
-    ),
+    *("--recipe", "tiny", "--num_processes", str(NUM_RANKS), "--no_export"),
+    *("--eval_data_file", "none", "--eval_steps", "0"),
+    *("--max_seq_length", "256", "--overlong", "drop", "--max_steps", str(NUM_STEPS)),
     *("--save_steps", "1", "--save_total_limit", "2", "--resume_from_checkpoint", "auto"),
 )
 
