@@ -120,7 +120,7 @@ def with_defaults(settings: Sequence[str]) -> list[str]:
     given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in settings}
     added = [f"--{name}={value}" for name, value in wanted.items() if name not in given]
     fixed = ["--record_batches", "--no_export", "--logging_steps=1", "--save_total_limit=2"]
-    return [*settings, *added, *fixed]
+    return [*settings, *added, *fixed, "--sample_answers=false"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,17 +15,10 @@ from hunyuan_train.config.run_files import is_clocked
 from tests.conftest import Finished, start_train
 
 SETTINGS = (
-    "--recipe",
-    "tiny",
-    "--max_steps",
-    "6",
-    "--save_steps",
-    "3",
-    "--eval_steps",
-    "3",
-    "--logging_steps",
-    "1",
+    *("--recipe", "tiny", "--max_steps", "6", "--save_steps", "3", "--eval_steps", "3"),
+    *("--logging_steps", "1"),
 )
+RESUMED = (*SETTINGS, "--resume_from_checkpoint", "auto", "--sample_answers", "false")
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +81,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-000006")
     shutil.rmtree(resumed / "export")
-    finished = start_train(
-        *(*SETTINGS, "--output_dir", str(resumed), "--resume_from_checkpoint", "auto"),
-        cwd=tmp_path,
-    )
+    finished = start_train(*RESUMED, "--output_dir", str(resumed), cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for ours, theirs in zip(read_metrics(resumed), read_metrics(whole), strict=True):
         assert without_clocks(ours) == without_clocks(theirs)
@@ -110,7 +100,7 @@ def test_a_run_goes_on_with_rows_shared_and_experts_in_chunks(
     shutil.copytree(whole, folder)
     shutil.rmtree(folder / "checkpoints" / "step-000006")
     shutil.rmtree(folder / "export")
-    flags = (*SETTINGS, "--output_dir", str(folder), "--resume_from_checkpoint", "auto")
+    flags = (*RESUMED, "--output_dir", str(folder))
     sharing = ("--sequence_parallel_size", "2", "--moe_chunks", "2")
     refused = start_train(*flags, *sharing, cwd=tmp_path)
     assert "rows per step (2, now 1)" in refused.stderr
@@ -149,8 +139,8 @@ def test_a_run_goes_on_in_another_layout(
     resumed = tmp_path / "run"
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-000006")
-    flags = ("--output_dir", str(resumed), "--resume_from_checkpoint", "auto", "--no_export")
-    finished = start_train(*SETTINGS, *flags, *layout, cwd=tmp_path)
+    flags = (*RESUMED, "--output_dir", str(resumed), "--no_export")
+    finished = start_train(*flags, *layout, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "resumed from" in finished.stderr
     for ours, theirs in zip(read_metrics(resumed), read_metrics(whole), strict=True):
@@ -165,7 +155,7 @@ def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
     whole, _ = whole_run
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000006")
-    flags = (*SETTINGS, "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "auto")
+    flags = (*RESUMED, "--output_dir", str(tmp_path / "run"))
     refused = start_train(*flags, "--history", "keep", cwd=tmp_path)
     assert refused.returncode == 2
     assert "other data: history was strip and is keep" in refused.stderr

@@ -16,7 +16,7 @@ SETTINGS = (
     *("--recipe", "tiny", "--logging_steps", "1", "--eval_steps", "2", "--save_steps", "2"),
     *("--eval_generate", "3", "--eval_max_new_tokens", "8", "--export", "false"),
     *("--report_to", "wandb,tensorboard", "--lr_scheduler_type", "constant"),
-    *("--min_lr", "0", "--warmup_ratio", "0"),
+    *("--min_lr", "0", "--warmup_ratio", "0", "--sample_answers", "false"),
 )
 
 GROUPS = ("fast", "slow", "think", "answer", "markers")

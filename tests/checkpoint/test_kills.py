@@ -29,7 +29,7 @@ NUM_RANKS = 2
 NUM_STEPS = 5
 SETTINGS = (
     *("--recipe", "tiny", "--num_processes", str(NUM_RANKS), "--no_export"),
-    *("--eval_data_file", "none", "--eval_steps", "0"),
+    *("--eval_data_file", "none", "--eval_steps", "0", "--sample_answers", "false"),
     *("--max_seq_length", "256", "--overlong", "drop", "--max_steps", str(NUM_STEPS)),
     *("--save_steps", "1", "--save_total_limit", "2", "--resume_from_checkpoint", "auto"),
 )
