@@ -1,5 +1,7 @@
 """A fast and a slow answer at the end of a run, of the model in the engine."""
 
+import logging
+
 import deepspeed
 
 from hunyuan_train.config.schema import TrainConfig
@@ -10,6 +12,7 @@ from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.serve.result import Answer
 from hunyuan_train.trainer.generate import generate_dealt_out
 
+logger = logging.getLogger(__name__)
 MAX_SAMPLED_PARAMETERS = 2 * 10**9  # whose answers take but a moment
 MAX_SAMPLED_TOKENS = 256
 
@@ -26,6 +29,7 @@ def sample_answers(
 ) -> list[Answer]:
     """Answers to the first fast and the first slow training prompt; every rank takes part."""
     prompts = sample_prompts(dataset)
+    logger.info("answering %d prompts of the training data", len(prompts))
     outputs = generate_dealt_out(
         engine,
         [ids for _, ids in prompts],
