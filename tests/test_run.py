@@ -69,6 +69,15 @@ def test_the_export_loads_in_plain_transformers(whole_run: tuple[Path, Finished]
     assert output.shape[1] > ids["input_ids"].shape[1]
 
 
+def cut_short(whole: Path, folder: Path) -> Path:
+    """A copy of the run as if it had ended after its first checkpoint, its numbers ahead of it."""
+    copy = folder / "run"
+    shutil.copytree(whole, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-000006")
+    shutil.rmtree(copy / "export")
+    return copy
+
+
 def without_clocks(numbers: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if not is_clocked(name)}
 
@@ -77,10 +86,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
     whole, _ = whole_run
-    resumed = tmp_path / "run"
-    shutil.copytree(whole, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "step-000006")
-    shutil.rmtree(resumed / "export")
+    resumed = cut_short(whole, tmp_path)
     finished = start_train(*RESUMED, "--output_dir", str(resumed), cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     for ours, theirs in zip(read_metrics(resumed), read_metrics(whole), strict=True):
@@ -96,10 +102,7 @@ def test_a_run_goes_on_with_rows_shared_and_experts_in_chunks(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
     whole, _ = whole_run
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    shutil.rmtree(folder / "checkpoints" / "step-000006")
-    shutil.rmtree(folder / "export")
+    folder = cut_short(whole, tmp_path)
     flags = (*RESUMED, "--output_dir", str(folder))
     sharing = ("--sequence_parallel_size", "2", "--moe_chunks", "2")
     refused = start_train(*flags, *sharing, cwd=tmp_path)
@@ -136,9 +139,7 @@ def test_a_run_goes_on_in_another_layout(
     whole_run: tuple[Path, Finished], tmp_path: Path, layout: tuple[str, ...]
 ) -> None:
     whole, _ = whole_run
-    resumed = tmp_path / "run"
-    shutil.copytree(whole, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "step-000006")
+    resumed = cut_short(whole, tmp_path)
     flags = (*RESUMED, "--output_dir", str(resumed), "--no_export")
     finished = start_train(*flags, *layout, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -153,18 +154,17 @@ def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:
     whole, _ = whole_run
-    shutil.copytree(whole, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000006")
-    flags = (*RESUMED, "--output_dir", str(tmp_path / "run"))
+    folder = cut_short(whole, tmp_path)
+    flags = (*RESUMED, "--output_dir", str(folder))
     refused = start_train(*flags, "--history", "keep", cwd=tmp_path)
     assert refused.returncode == 2
     assert "other data: history was strip and is keep" in refused.stderr
-    assert len(read_metrics(tmp_path / "run")) == 6  # nothing was touched
+    assert len(read_metrics(folder)) == 6  # nothing was touched
     flags = (*flags, "--history", "keep", "--ignore_data_change", "--no_export")
     finished = start_train(*flags, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    manifest = tmp_path / "run" / "checkpoints" / "step-000006" / "manifest.json"
+    manifest = folder / "checkpoints" / "step-000006" / "manifest.json"
     content = json.loads(manifest.read_text())
     assert content["state"]["position"] == {"epoch": 0, "row": 6}  # three steps of two rows
     assert content["fingerprints"]["data"]["settings"]["history"] == "keep"
-    assert [numbers["step"] for numbers in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    assert [numbers["step"] for numbers in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
