@@ -1,13 +1,14 @@
 """Bytes a rank sends, operations it does, and the time of a step that follows from them.
 
-The model: a micro-step computes and exchanges tokens one after the other, while weights are
-gathered and gradients reduced beside it (`overlap_comm`); what takes longer is what shows. The
-update comes after. Rates are data-sheet rates times the shares of `machine.py`.
+The model: a micro-step computes, exchanges tokens and moves layers' inputs to host memory and back
+one after the other, while weights are gathered and gradients reduced beside it (`overlap_comm`);
+what takes longer is what shows. The update comes after. Rates are data-sheet rates times the shares
+of `machine.py`.
 """
 
 from dataclasses import dataclass
 
-from hunyuan_train.planner.activations import layer_bytes
+from hunyuan_train.planner.activations import kept_on_host_bytes, layer_bytes
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.machine import (
     BANDWIDTH_SHARE,
@@ -31,12 +32,14 @@ class Traffic:
     heads: int  # all-to-alls around attention, of sequence parallelism
     gathers: int  # weights of ZeRO-3
     reduction: int  # gradients
+    inputs: int  # of layers, to host memory and back (activation_offload)
     host: int  # to and from host memory, of an offloaded optimizer
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.tokens + self.heads + self.gathers + self.reduction + self.host
+        between_ranks = self.tokens + self.heads + self.gathers + self.reduction
+        return between_ranks + self.inputs + self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,16 @@ class Speed:
     flops: float  # of one rank
     compute_seconds: float
     token_seconds: float
-    weight_seconds: float  # gathers and reduction, hidden behind the two above as far as they go
+    input_seconds: float  # of offloaded inputs of layers, copied in the computing stream
+    weight_seconds: float  # gathers and reduction, hidden behind all above as far as they go
     update_seconds: float
     tokens: int  # of all ranks
 
     @property
     def seconds(self) -> float:
         """One optimizer step."""
-        visible = max(self.compute_seconds + self.token_seconds, self.weight_seconds)
-        return visible + self.update_seconds
+        in_line = self.compute_seconds + self.token_seconds + self.input_seconds
+        return max(in_line, self.weight_seconds) + self.update_seconds
 
     @property
     def tokens_per_second(self) -> float:
@@ -82,6 +86,7 @@ def plan_speed(layout: Layout, hardware: Hardware) -> Speed:
         flops=flops,
         compute_seconds=compute,
         token_seconds=exchange_seconds / BANDWIDTH_SHARE,
+        input_seconds=traffic.inputs / (gpu.host_bandwidth * BANDWIDTH_SHARE),
         weight_seconds=(traffic.gathers + traffic.reduction) / (weight_link * BANDWIDTH_SHARE),
         update_seconds=update_seconds(layout, hardware, traffic),
         tokens=steps * layout.num_tokens * layout.num_ranks,
@@ -133,9 +138,13 @@ def plan_traffic(layout: Layout) -> Traffic:
             others = one.kept * (one.num_partitions - 1)
             gathers += 2 * steps * others * size if layout.stage == 3 else others * size
             reduction += steps * others * size if one.is_trained else 0
-    host = 2 * updated_elements(layout) * size if is_offloaded(layout) else 0
     return Traffic(
-        steps * token_bytes(layout), steps * head_bytes(layout), gathers, reduction, host
+        tokens=steps * token_bytes(layout),
+        heads=steps * head_bytes(layout),
+        gathers=gathers,
+        reduction=reduction,
+        inputs=2 * steps * kept_on_host_bytes(layout),
+        host=2 * updated_elements(layout) * size if is_offloaded(layout) else 0,
     )
 
 

@@ -87,7 +87,7 @@ def describe_speed(estimate: Estimate) -> Iterator[str]:
         "heads for tokens": traffic.heads,
         "weights gathered": traffic.gathers,
         "gradients reduced": traffic.reduction,
-        "to and from the host": traffic.host,
+        "to and from the host": traffic.inputs + traffic.host,
     }
     yield ""
     yield "sent by each GPU in an optimizer step"
@@ -98,6 +98,7 @@ def describe_speed(estimate: Estimate) -> Iterator[str]:
     for name, seconds in {
         "computing": speed.compute_seconds,
         "exchanging tokens": speed.token_seconds,
+        "layers' inputs": speed.input_seconds,
         "weights and gradients": speed.weight_seconds,
         "update": speed.update_seconds,
         "in all": speed.seconds,
@@ -167,7 +168,7 @@ def as_json(estimate: Estimate, nearest: Nearest | None) -> dict[str, Any]:
             "heads": traffic.heads,
             "weights": traffic.gathers,
             "gradients": traffic.reduction,
-            "host": traffic.host,
+            "host": traffic.inputs + traffic.host,
         }
         content["step_seconds"] = speed.seconds
         content["tokens_per_second"] = speed.tokens_per_second

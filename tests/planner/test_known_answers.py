@@ -49,6 +49,22 @@ def test_adapters_fit_with_room_for_long_rows():
     assert plan.fits
 
 
+def test_rows_of_256k_fit_four_machines_and_with_adapters_one():
+    four = replace(EIGHT_80GB, num_nodes=4)
+    full = estimate("--recipe", "long", hardware=four)
+    adapters = estimate("--recipe", "long", "--use_lora")
+    for plan, used in ((full, 50.7), (adapters, 28.7)):
+        assert plan.fits
+        assert plan.layout.num_tokens == 2**18 // 8
+        assert plan.memory.device_peak / GIB == pytest.approx(used, abs=0.5)
+        # Inputs of 32 layers, 4,096 values of two bytes a token, to host memory and back.
+        inputs = 32 * 4096 * 2 * 2**15
+        lines = {line.name: line.num_bytes for line in plan.memory.host}
+        assert lines["layers' inputs, pinned"] == inputs
+        assert plan.speed.traffic.inputs == 2 * inputs
+    assert not estimate("--recipe", "long").fits
+
+
 def test_an_offloaded_optimizer_takes_18_bytes_a_parameter_of_the_host_or_more():
     plan = estimate("--recipe", "full", "--optimizer", "offload")
     assert plan.fits
