@@ -56,8 +56,7 @@ from hunyuan_train.parallel.engine import (
 )
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.parallel.sequence import share_sequences
-from hunyuan_train.report.closing import show_closing
-from hunyuan_train.report.commands import make_report
+from hunyuan_train.report.closing import report_at_end, show_closing
 from hunyuan_train.serve.check import check_adapter, check_model
 from hunyuan_train.serve.result import Answer, show_answer
 from hunyuan_train.trainer.loop import Ending, Trainer, train
@@ -337,5 +336,5 @@ def close(config: RunConfig, trainer: Trainer, ending: Ending, answers: list[Ans
         return
     for answer in answers:
         show_answer(answer, console)
-    make_report([Path(config.train.output_dir)], Path(config.train.output_dir, run_files.REPORT))
+    report_at_end(Path(config.train.output_dir))
     show_closing(config, console)

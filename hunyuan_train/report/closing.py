@@ -1,5 +1,6 @@
 """The end of a run on the screen: what lies where, and what to try next."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +9,20 @@ from rich.text import Text
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints, read_manifest
 from hunyuan_train.config import run_files
+from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import RunConfig, TrainConfig
 from hunyuan_train.model.presets import PRESETS
+from hunyuan_train.report.commands import make_report
+
+logger = logging.getLogger(__name__)
+
+
+def report_at_end(output_dir: Path) -> None:
+    """Write the page about a run that is complete, and stays so where the disk has no room."""
+    try:
+        make_report([output_dir], output_dir / run_files.REPORT)
+    except ConfigError as error:
+        logger.warning("%s: python -m hunyuan_train report %s", error, output_dir)
 
 
 def show_closing(config: RunConfig, console: Console) -> None:

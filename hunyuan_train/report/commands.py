@@ -31,7 +31,9 @@ def add_report_command(subparsers: "argparse._SubParsersAction[argparse.Argument
 def run_report(arguments: argparse.Namespace) -> int:
     """Write the page."""
     log_to_screen()
-    make_report(arguments.runs, arguments.output or arguments.runs[0] / REPORT)
+    output = arguments.output or arguments.runs[0] / REPORT
+    make_report(arguments.runs, output)
+    logger.info("report: %s", output)
     return 0
 
 
@@ -48,4 +50,3 @@ def make_report(folders: list[Path], output: Path) -> None:
         raise ConfigError(
             f"the report cannot be written to {output} ({error.strerror}); say where with --output"
         ) from error
-    logger.info("report: %s", output)

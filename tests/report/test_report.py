@@ -22,6 +22,7 @@ from hunyuan_train.report.charts import (
     short,
     thin_out,
 )
+from hunyuan_train.report.closing import report_at_end
 from hunyuan_train.report.commands import make_report
 from hunyuan_train.report.record import read_run
 
@@ -186,6 +187,16 @@ def test_a_run_that_has_only_begun_can_be_looked_at(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="so there is nothing to report"):
         read_run(tmp_path)
+
+
+def test_a_run_whose_page_cannot_be_written_is_complete_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "report.html").mkdir()
+    report_at_end(run)
+    assert "(Is a directory)" in caplog.text
+    assert f"say where with --output: python -m hunyuan_train report {run}" in caplog.text
 
 
 def test_long_curves_are_thinned_to_means() -> None:
