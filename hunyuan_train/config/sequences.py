@@ -4,7 +4,7 @@ from typing import Any
 
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file
 from hunyuan_train.config.errors import ConfigError
-from hunyuan_train.config.schema import RunConfig, TrainConfig
+from hunyuan_train.config.schema import RunConfig
 
 # The engine's own ways to share rows: they refuse split experts, or mix packed documents.
 ENGINE_SECTIONS = ("sequence_parallel_size", "data_parallel_size")
@@ -57,8 +57,16 @@ def check_engine_sequences(content: dict[str, Any], path: str) -> None:
             )
 
 
-def check_moe_chunks(train: TrainConfig) -> None:
-    """Refuse chunks that would save nothing."""
+def check_moe_chunks(config: RunConfig) -> None:
+    """Refuse chunks that would save nothing, or that nobody could fill."""
+    train, size = config.train, config.parallel.sequence_parallel_size
+    num_tokens = train.per_device_train_batch_size * config.data.max_seq_length // size
+    if train.moe_chunks > max(1, num_tokens):
+        raise ConfigError(
+            f"moe_chunks is {train.moe_chunks} and a process has {num_tokens} tokens at most, so "
+            "that some chunks would always be empty and yet wait for all processes; 8 save most of "
+            "what chunks can: lower moe_chunks"
+        )
     if train.moe_chunks > 1 and train.gradient_checkpointing is not True:
         how = str(train.gradient_checkpointing).lower()
         raise ConfigError(
@@ -72,4 +80,4 @@ def check_sequences(config: RunConfig) -> None:
     """Run the rules that need no model."""
     path = config.parallel.deepspeed
     check_engine_sequences(read_deepspeed_file(path), path)
-    check_moe_chunks(config.train)
+    check_moe_chunks(config)

@@ -109,7 +109,7 @@ def as_flag(value: Any) -> str:  # noqa: ANN401 of any setting
 def list_choices(config: RunConfig, hardware: Hardware) -> list[list[Change]]:
     """The choices of each kind: the first changes nothing, the last saves most."""
     return [
-        working_choices(config),
+        working_choices(config, hardware),
         expert_choices(config),
         method_choices(config),
         row_choices(config),
@@ -118,7 +118,7 @@ def list_choices(config: RunConfig, hardware: Hardware) -> list[list[Change]]:
     ]
 
 
-def working_choices(config: RunConfig) -> list[Change]:
+def working_choices(config: RunConfig, hardware: Hardware) -> list[Change]:
     """Less work at a time: the same result, in more time."""
     train, settings = config.train, {}
     if train.gradient_checkpointing is not True:
@@ -131,7 +131,23 @@ def working_choices(config: RunConfig) -> list[Change]:
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
         choices += [Change(one.price + 1.0, {**one.settings, **smaller}) for one in choices]
-    return choices
+    room = hardware.gpus_per_node // config.parallel.sequence_parallel_size
+    doublings = range(1, room.bit_length())
+    return choices + [share_rows(one, number, config) for number in doublings for one in choices]
+
+
+def share_rows(change: Change, doublings: int, config: RunConfig) -> Change:
+    """A change, and rows shared by more GPUs of a machine, with as many rows in a step as before.
+
+    A size that the numbers of processes and of heads refuse is left out when it is tried.
+    """
+    asked = config.train.gradient_accumulation_steps
+    steps = change.settings.get("gradient_accumulation_steps", asked)
+    sharing = {
+        "sequence_parallel_size": config.parallel.sequence_parallel_size << doublings,
+        "gradient_accumulation_steps": steps << doublings,
+    }
+    return Change(change.price + 1.4 + 0.2 * doublings, {**change.settings, **sharing})
 
 
 def expert_choices(config: RunConfig) -> list[Change]:

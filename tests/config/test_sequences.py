@@ -52,5 +52,12 @@ def test_the_engine_may_not_share_rows_itself(tmp_path, name):
 def test_chunks_that_would_save_nothing_are_refused(how):
     flags = ["--moe_chunks", "4", "--gradient_checkpointing", how]
     with pytest.raises(ConfigError, match=f"moe_chunks is 4 and gradient_checkpointing {how}; "):
-        check_moe_chunks(load_config(flags).train)
-    check_moe_chunks(load_config(["--moe_chunks", "4"]).train)
+        check_moe_chunks(load_config(flags))
+    check_moe_chunks(load_config(["--moe_chunks", "4"]))
+
+
+def test_more_chunks_than_tokens_are_refused():
+    flags = ["--max_seq_length", "64", "--sequence_parallel_size", "2", "--moe_chunks"]
+    with pytest.raises(ConfigError, match="moe_chunks is 33 and a process has 32 tokens at most"):
+        check_moe_chunks(load_config([*flags, "33"]))
+    check_moe_chunks(load_config([*flags, "32"]))

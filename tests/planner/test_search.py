@@ -43,10 +43,18 @@ def test_a_deepspeed_file_that_splits_too_little_leads_to_ours():
     assert found.flags == ["--deepspeed auto"]
 
 
-def test_long_rows_lead_to_shorter_ones_or_other_states():
-    found = nearest("--optimizer", "lean", "--max_seq_length", "65536")
+def test_long_rows_are_shared_before_they_are_shortened_with_as_many_in_a_step():
+    found = nearest("--optimizer", "lean", "--max_seq_length", "131072")
     assert found.estimate.fits
-    assert found.estimate.layout.config.data.max_seq_length <= 65536
+    assert found.flags == [
+        *("--moe_chunks 8", "--sequence_parallel_size 8", "--gradient_accumulation_steps 64")
+    ]
+
+
+def test_rows_too_long_even_for_all_gpus_of_a_machine_are_shortened():
+    found = nearest("--optimizer", "lean", "--max_seq_length", "1048576")
+    assert found.estimate.fits
+    assert found.estimate.layout.config.data.max_seq_length < 1048576
 
 
 def test_a_full_disk_leads_to_fewer_checkpoints():
