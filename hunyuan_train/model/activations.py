@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import save_on_cpu
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
@@ -40,7 +41,7 @@ def recompute_layers(
     """
     options: dict[str, Any] = {"use_reentrant": False}
     if is_selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, choose_kept)
+        options["context_fn"] = keep_some
     function = partial(checkpoint, **options)
     if is_offloaded:
         function = partial(checkpoint_on_host, function)
@@ -59,9 +60,43 @@ def checkpoint_on_host(
         return checkpoint_layer(layer, *inputs)
 
 
+def keep_some() -> tuple[TorchDispatchMode, TorchDispatchMode]:
+    """Contexts of a layer's two runs: the first keeps results, the second takes them back."""
+    keeping, taking = create_selective_checkpoint_contexts(choose_kept)
+    return keeping, Again(taking)
+
+
+class Again(TorchDispatchMode):
+    """The second run, in which operators that are not kept may be others than in the first.
+
+    Torch's own context counts those, too, and ends a run whose counts differ. ZeRO-3 gathers and
+    frees weights inside of layers, and after an evaluation not at the same places both times.
+    """
+
+    def __init__(self, taking: TorchDispatchMode) -> None:
+        super().__init__()
+        self.taking = taking
+
+    def __torch_dispatch__(
+        self,
+        operator: torch._ops.OpOverload,
+        types: tuple[type, ...],
+        arguments: tuple[Any, ...] = (),
+        options: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 whatever the operator gives
+        """Take a kept result; run all else."""
+        if is_kept(operator):
+            return self.taking.__torch_dispatch__(operator, types, arguments, options)
+        return operator(*arguments, **(options or {}))
+
+
 def choose_kept(
     _: SelectiveCheckpointContext, operator: torch._ops.OpOverload, *__: object, **___: object
 ) -> CheckpointPolicy:
     """Whether an operator's result is kept or computed again."""
-    is_kept = any(part in operator.name() for part in KEPT_OPERATORS)
-    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if is_kept(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def is_kept(operator: torch._ops.OpOverload) -> bool:
+    """Whether its results are worth their memory."""
+    return any(part in operator.name() for part in KEPT_OPERATORS)

@@ -32,6 +32,7 @@ def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Recor
     engine = make_engine(config, shape, WEIGHTS)
     routers = make_router_terms(config, engine)
     engine.train()
+    evaluate(engine, step_batches(config, steps[0]))  # as a run looks at its routers first
     record = Record(start=as_arrays(kept_weights(engine.module)))
     for step in steps:
         batches = step_batches(config, step)
