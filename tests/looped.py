@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.config.schema import GuardianConfig, TrainConfig
-from hunyuan_train.data.loader import Batch, Position, StepContent
+from hunyuan_train.data.loader import Batch, Position, StepContent, join_samples
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.metrics import JsonLines, MetricsLog
 from hunyuan_train.trainer.planned import Planned
@@ -33,6 +33,8 @@ class Rows:
     def step_batches(self, position: Position) -> tuple[list[Batch], Position]:
         self.seen.append(position.row)
         batches = my_share(global_batch(position.row, 4))
+        # As in an epoch's last step: it keeps ranks in step, and its token is none of the data.
+        batches.append(join_samples([], modes=[], sample_ids=[]))
         if position.row in self.poisoned and torch.distributed.get_rank() == 0:
             weights = np.full_like(batches[0].loss_weights, np.nan)
             batches[0] = replace(batches[0], loss_weights=weights)

@@ -41,7 +41,6 @@ class BatchLosses:
     loss: float  # mean over the label tokens of the global batch, by weight
     loss_by_group: dict[str, float]  # the same by mode and span, of those that have labels
     router_loss: float  # load balance and z-loss, by their coefficients
-    num_tokens: int
     num_label_tokens: int
 
 
@@ -52,7 +51,6 @@ class StepResult:
     loss: float
     loss_by_group: dict[str, float]
     router_loss: float
-    num_tokens: int
     num_label_tokens: int
     grad_norm: float  # global norm before clipping; not finite where the engine dropped gradients
     fault: Fault | None = None
@@ -167,9 +165,8 @@ def accumulate_gradients(
     `local sum / global count * ranks`, because the engine averages gradients over ranks. So its
     gradient does not depend on how samples are dealt out.
     """
-    num_tokens, num_labels, *weights = sum_over_ranks(
+    num_labels, *weights = sum_over_ranks(
         [
-            float(sum(len(batch.input_ids) for batch in micro_batches)),
             float(sum(int((batch.labels >= 0).sum()) for batch in micro_batches)),
             *group_weights(micro_batches).tolist(),
         ],
@@ -195,7 +192,6 @@ def accumulate_gradients(
         loss=loss,
         loss_by_group=by_group,
         router_loss=router_loss,
-        num_tokens=int(num_tokens),
         num_label_tokens=int(num_labels),
     )
 

@@ -30,6 +30,7 @@ class Throughput:
         flops = training_flops(self.shape, content, trains_all=self.trains_all)
         rate = flops / seconds / self.num_ranks
         numbers: Numbers = {
+            "tokens_per_second": content.num_tokens / seconds,
             "tokens_per_second_per_gpu": content.num_tokens / seconds / self.num_ranks,
             "tflops_per_gpu": rate / 1e12,
             "packing_efficiency": content.num_tokens / (content.num_rows * self.row_length),

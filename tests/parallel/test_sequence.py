@@ -103,7 +103,6 @@ class Trained:
     losses: list[float]
     eval_loss: float  # of the first step's rows, after training
     weights: dict[tuple[str, int], Tensor]
-    num_tokens: list[int]
     router_losses: list[float]
 
 
@@ -132,7 +131,6 @@ def train_shared(way: Way, with_routers: bool = False) -> Trained:
         losses=[result.loss for result in results],
         eval_loss=evaluate(engine, my_share(rows(0), way.sequence_size))[WHOLE],
         weights=kept_weights(engine.module),
-        num_tokens=[result.num_tokens for result in results],
         router_losses=[result.router_loss for result in results],
     )
     engine.destroy()
@@ -158,8 +156,7 @@ def train_plain(optimizer: str, rows: str, num_batches: int) -> Trained:
     with torch.no_grad():
         eval_loss = plain_loss(model, steps[0]).item()
     weights = {(name, 0): values for name, values in released_state(model).items()}
-    num_tokens = [sum(len(batch.input_ids) for batch in batches) for batches in steps]
-    return Trained(losses, eval_loss, weights, num_tokens, [])
+    return Trained(losses, eval_loss, weights, [])
 
 
 def train_each(ways: list[Way]) -> list[Trained]:
@@ -173,7 +170,6 @@ def check_equal(way: Way, ranks: list[Trained]) -> None:
     for rank in ranks:
         assert rank.losses == pytest.approx(expected.losses, rel=LOSS_TOLERANCE)
         assert rank.eval_loss == pytest.approx(expected.eval_loss, rel=LOSS_TOLERANCE)
-        assert rank.num_tokens == expected.num_tokens
         for (name, start), values in rank.weights.items():
             theirs = expected.weights[name, 0][start : start + len(values)]
             assert (values - theirs).abs().max() < WEIGHT_TOLERANCE, name

@@ -58,7 +58,7 @@ def test_the_first_losses_are_no_spikes() -> None:
 
 def test_skipped_losses_are_not_remembered() -> None:
     result = StepResult(
-        loss=2.2, loss_by_group={}, router_loss=0.1, num_tokens=5, num_label_tokens=5, grad_norm=1.0
+        loss=2.2, loss_by_group={}, router_loss=0.1, num_label_tokens=5, grad_norm=1.0
     )
     health = remember(Health(recent_losses=(1.0,), num_bad_in_a_row=2), result)
     assert health == Health(recent_losses=(1.0, 2.2 + 0.1), num_bad_in_a_row=0)

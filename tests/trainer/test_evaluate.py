@@ -101,6 +101,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last_one(tmp_path: Path) -> None
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     best = min(lines, key=lambda line: line["eval_loss"])["step"]
     assert 1 < best < 8, "or this test shows nothing"
+    assert all(line["tokens_seen"] == line["tokens_seen_rows.jsonl"] for line in lines)
     assert [checkpoint_step(folder) for folder in list_checkpoints(tmp_path)] == [best, 8]
     assert read_manifest(checkpoint_folder(tmp_path, 8))["state"]["best_step"] == best
     assert verify_checkpoint(checkpoint_folder(tmp_path, best))["state"]["step"] == best
