@@ -177,12 +177,26 @@ def seed_generators(seed: int) -> None:
 
 
 def make_engine(
-    config: RunConfig, shape: ModelShape, source: WeightSource
+    config: RunConfig,
+    shape: ModelShape,
+    source: WeightSource,
+    *,
+    largest_gathered: int | None = None,
 ) -> deepspeed.DeepSpeedEngine:
-    """Build the model split over the ranks, with its weights and its optimizer."""
+    """Build the model split over the ranks, with its weights and its optimizer.
+
+    Args:
+        config: resolved.
+        shape: of the model.
+        source: of its weights.
+        largest_gathered: elements of a parameter that still stays whole on every rank under ZeRO-3,
+            instead of what the DeepSpeed file says.
+    """
     settings = build_deepspeed_config(
         config, world_size=dist.get_world_size(), is_bf16=config.train.bf16 is True
     )
+    if largest_gathered is not None:
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = largest_gathered
     dropout = config.model.attention_dropout
     attention = choose_attention(
         config.model.use_flash_attn, is_bf16=config.train.bf16 is True, dropout=dropout

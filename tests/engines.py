@@ -52,7 +52,13 @@ def small_engine(  # noqa: PLR0913 all that tests vary
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": max_grad_norm,
         "bf16": {"enabled": is_bf16} | (LEAN_SETTINGS if optimizer == "lean" else {}),
-        "zero_optimization": {"stage": stage, "overlap_comm": False, "reduce_bucket_size": 10**6},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": 10**6,
+            # As in the released model only norms stay whole on every rank.
+            "stage3_param_persistence_threshold": shape.hidden_size,
+        },
     }
     if expert_size:
         settings["expert_parallel"] = {

@@ -29,7 +29,8 @@ def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Recor
     """Train on this rank's share of each step, then evaluate on its share of the first."""
     _silence_libraries()
     start_process_group(config.parallel.timeout_minutes)
-    engine = make_engine(config, shape, WEIGHTS)
+    # As in the released model only norms stay whole, and matrices are gathered where they are used.
+    engine = make_engine(config, shape, WEIGHTS, largest_gathered=shape.hidden_size)
     routers = make_router_terms(config, engine)
     engine.train()
     evaluate(engine, step_batches(config, steps[0]))  # as a run looks at its routers first
