@@ -279,6 +279,24 @@ def needle_lengths(text: str | None) -> list[int]:
     return sorted({int(word) for word in words})
 
 
+def check_needles_fit(text: str | None, *, context_length: int, model: str) -> None:
+    """Refuse texts that a model was not made to read.
+
+    Args:
+        text: the value of `--needle_lengths`.
+        context_length: tokens that the model reads.
+        model: its name, for the message.
+
+    Raises:
+        ConfigError: one is longer than its context.
+    """
+    if max(needle_lengths(text), default=0) > context_length:
+        raise ConfigError(
+            f"needle_lengths is {text}, and {model} reads {context_length} tokens; leave the "
+            "longer ones out"
+        )
+
+
 def check_processes_fit(num_processes: int, machine: Machine) -> None:
     """Refuse more processes than there are GPUs or, on the CPU, cores."""
     room, kind = (machine.num_gpus, "GPU") if machine.num_gpus else (machine.num_cores, "core")

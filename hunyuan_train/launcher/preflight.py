@@ -6,8 +6,7 @@ from math import gcd
 from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import find_checkpoint
-from hunyuan_train.config.check import check_config, needle_lengths
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.config.check import check_config, check_needles_fit
 from hunyuan_train.config.inputs import check_output_folder
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
@@ -57,7 +56,7 @@ def make_plan(
     config = resolve_config(config, machine=machine, num_experts=shape.num_experts)
     check_config(config, machine=machine, num_experts=shape.num_experts)
     check_freezing(parameter_names(shape), config.model)
-    check_needles(config, shape)
+    check_needles_fit(config.train.needle_lengths, context_length=shape.context_length, model=name)
     check_output_folder(config.train)
     if name not in PRESETS:
         locate_weights(Path(name), shape)
@@ -72,21 +71,6 @@ def make_plan(
     )
     config = with_processes(config, slots[0])
     return Plan(config=config, shape=shape, machine=machine, slots=slots)
-
-
-def check_needles(config: RunConfig, shape: ModelShape) -> None:
-    """Refuse texts that the model was not made to read.
-
-    Raises:
-        ConfigError: one is longer than its context.
-    """
-    longest = max(needle_lengths(config.train.needle_lengths), default=0)
-    if longest > shape.context_length:
-        raise ConfigError(
-            f"needle_lengths is {config.train.needle_lengths}, and "
-            f"{config.model.model_name_or_path} reads {shape.context_length} tokens; leave the "
-            "longer ones out"
-        )
 
 
 def with_processes(config: RunConfig, num_processes: int) -> RunConfig:

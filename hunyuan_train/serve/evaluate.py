@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hunyuan_train.config.check import needle_lengths
+from hunyuan_train.config.check import check_needles_fit, needle_lengths
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.log import log_to_screen
@@ -71,6 +71,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     screen = Console(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)
+    check_needles_fit(
+        arguments.needle_lengths,
+        context_length=served.shape.context_length,
+        model=str(arguments.model),
+    )
     numbers: Numbers = {}
     if arguments.file:
         numbers |= judge_file(served, arguments, screen)

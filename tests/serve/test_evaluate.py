@@ -53,6 +53,7 @@ def test_what_was_taught_is_answered(
         (["--number", "0"], "set it to 1 or more"),
         (["--max_new_tokens", "0"], "set it to 1 or more"),
         (["--answers", "/nowhere/a.jsonl", "--number", "1", "--max_new_tokens", "1"], "/nowhere"),
+        (["--needle_lengths", "512,999999"], "leave the longer ones out"),
     ],
 )
 def test_mistakes_are_named(
