@@ -104,8 +104,8 @@ def slope(peaks: list[int]) -> float:
 
 def test_a_token_takes_what_the_plan_says_with_any_number_of_chunks() -> None:
     ranks = run_ranks(measure_peaks, SIZE, SHAPE)
-    found = {one: max(slope(rank[one]) for rank in ranks) for one in CHUNKS}  # of the fullest
-    for num_chunks in CHUNKS:
-        planned = slope(planned_peaks(num_chunks))
-        assert planned == pytest.approx(found[num_chunks], rel=TOLERANCE), num_chunks
-    assert found[8] < 0.35 * found[1]
+    for rank in ranks:
+        for num_chunks in CHUNKS:
+            planned = slope(planned_peaks(num_chunks))
+            assert planned == pytest.approx(slope(rank[num_chunks]), rel=TOLERANCE), num_chunks
+        assert slope(rank[8]) < 0.35 * slope(rank[1])
