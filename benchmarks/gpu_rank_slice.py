@@ -295,7 +295,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help=f"timed, after {WARM_UP_STEPS} more")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-steps in a step")
     parser.add_argument("--small", action="store_true", help="tiny widths, for a CPU")
-    parser.add_argument("--compile_optimizer", action="store_true", help="its update by torch")
     add_report_flag(parser)
     arguments = parser.parse_args()
     if not dist.is_torchelastic_launched():
@@ -307,8 +306,6 @@ def main() -> None:
     shape = slice_shape(num_layers, is_small=arguments.small)
     print(f"{num_layers} layers, {shape.num_parameters / 1e9:.2f} G parameters: starting")
     engine = start_slice(config, shape)
-    if arguments.compile_optimizer:
-        engine.optimizer.optimizer.compile_update()
     batches = [
         make_batch(arguments.tokens, shape.vocab_size, seed)
         for seed in range(arguments.accumulation)

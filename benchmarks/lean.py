@@ -3,24 +3,30 @@
     python -m benchmarks.lean [--report]
 
 Sixty steps at a fine-tuning rate on gradients of a fixed direction, noise and uneven magnitudes;
-then 300 steps of a small model with AdamW and with lean (tests/trainer/test_lean_training.py).
+then 300 steps of a small model with AdamW and with lean (tests/trainer/test_lean_training.py); then
+the time of an update, plain and compiled.
 """
 
 import argparse
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks.results import add_report_flag, show
+from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
+from hunyuan_train.parallel.blockwise import SLICE_BLOCKS
 from tests.trainer import test_lean, test_lean_training
 
 NUM_STEPS = 60
+NUM_UPDATES = 7
 
 
 def survival_rows() -> Iterator[str]:
@@ -57,6 +63,32 @@ def training_rows() -> Iterator[str]:
         yield f"| {name} | {losses[0]:.4f} | {sum(last) / len(last):.4f} |"
 
 
+def update_rows() -> Iterator[str]:
+    """Milliseconds that a million bfloat16 weights take, and their ratio."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights = torch.zeros(2 * SLICE_BLOCKS * LEAN_BLOCK, dtype=torch.bfloat16, device=device)
+    optimizer = test_lean.lean_optimizer(weights)
+    [parameter] = optimizer.param_groups[0]["params"]
+    parameter.grad = torch.randn(len(weights)).bfloat16().to(device)
+    plain = time_update(optimizer)
+    optimizer.compile_update(device)
+    for name, seconds in (("plain", plain), ("compiled", time_update(optimizer))):
+        each = seconds / len(weights) * 1e6 * 1e3
+        yield f"| {name} | {each:.3f} ms | {seconds / plain:.2f} |"
+
+
+def time_update(optimizer: torch.optim.Optimizer) -> float:
+    """Seconds of a step."""
+    times = []
+    for _ in range(NUM_UPDATES):
+        started = time.perf_counter()
+        optimizer.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_report_flag(parser)
@@ -77,6 +109,11 @@ def main() -> None:
             "| 300 steps of a small model, ZeRO-3, EP 2 | first loss | mean of the last 20 |",
             "|---|---:|---:|",
             *training_rows(),
+            "",
+            f"| update, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'} "
+            "| a million weights | of plain |",
+            "|---|---:|---:|",
+            *update_rows(),
             "",
         ]
     )

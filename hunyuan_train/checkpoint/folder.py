@@ -17,7 +17,7 @@ from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
 DIGEST = "sha256"  # of the rest of the manifest, or of a file

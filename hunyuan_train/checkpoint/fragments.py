@@ -15,9 +15,9 @@ from torch import Tensor
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
-from hunyuan_train.model.safetensors_files import read_range
+from hunyuan_train.model.safetensors_files import DTYPES, read_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
-from hunyuan_train.parallel.blockwise import decode_range, num_blocks, scales_name
+from hunyuan_train.parallel.blockwise import code_range, decode_range, num_blocks, scales_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,16 @@ class Fragment:
     stop: int
     location: TensorLocation
     offset: int  # of `start` within the location
-    scales: TensorLocation | None  # of the blocks of an 8-bit state
+    scales: TensorLocation | None  # of the blocks of a coded state
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of the released tensor: [stop - start], float32 if 8-bit."""
-        offset = self.offset + start - self.start
-        values = read_range(self.location, offset, offset + stop - start)
+        """Elements [start, stop) of the released tensor: [stop - start], float32 if coded."""
+        first, last = (self.offset + one - self.start for one in (start, stop))
         if self.scales is None:
-            return values
-        last_block = num_blocks(offset + stop - start)
-        scales = read_range(self.scales, offset // LEAN_BLOCK, last_block)
-        return decode_range(values, scales, offset)
+            return read_range(self.location, first, last)
+        codes = read_range(self.location, *code_range(DTYPES[self.location.dtype], first, last))
+        scales = read_range(self.scales, first // LEAN_BLOCK, num_blocks(last))
+        return decode_range(codes, scales, first, last)
 
 
 class CheckpointTensors:

@@ -43,7 +43,7 @@ class RankContent:
     """What one rank writes. The states are the live ones, which only the optimizer changes."""
 
     kinds: list[str]
-    states: dict[str, Tensor]  # "kind:parameter", flat views, and the scales of 8-bit ones
+    states: dict[str, Tensor]  # "kind:parameter", flat views, and the scales of coded ones
     copies: dict[str, Tensor]  # small ones, already copied
     ranges: dict[str, list[int]]  # where each parameter's states belong
     step_count: int  # of the optimizer
@@ -100,7 +100,7 @@ def load_checkpoint(
     """Restore everything a step depends on; called by every rank.
 
     The number of ranks, the expert-parallel size and the ZeRO stage may differ from those that
-    saved: weights and optimizer states are the same bit for bit, except that 8-bit states are coded
+    saved: weights and optimizer states are the same bit for bit, except that coded states are coded
     anew where the new ranges cut their blocks elsewhere.
 
     Args:

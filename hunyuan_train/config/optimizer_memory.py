@@ -7,7 +7,8 @@ torch. Sources: DeepSpeed's ZeRO buffers (`runtime/zero/stage3.py`), `trainer/le
 
 from dataclasses import dataclass
 
-LEAN_BLOCK = 2048  # elements of an 8-bit state that share one float32 scale
+LEAN_BLOCK = 2048  # elements of a state that share one float32 scale
+PACKED_GROUP = 8  # codes of seven bits that share seven bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,5 +39,10 @@ def lean_bytes(num_elements: int, *, is_exact: bool = False) -> OptimizerBytes:
         weights=2 * num_elements,
         gradients=2 * num_elements,
         master=4 * num_elements if is_exact else 0,
-        states=2 * (num_elements + 4 * num_blocks),
+        states=num_elements + packed_bytes(num_elements) + 2 * 4 * num_blocks,
     )
+
+
+def packed_bytes(num_codes: int) -> int:
+    """Bytes of codes of seven bits; the last group is filled up."""
+    return -(-num_codes // PACKED_GROUP) * (PACKED_GROUP - 1)

@@ -163,7 +163,7 @@ class TrainConfig:
     )
     optimizer: Literal["auto", "adamw", "lean", "offload", "sgd"] = setting(
         "auto",
-        "adamw; lean (AdamW at 6 bytes a parameter: bf16 weights rounded at random, no master "
+        "adamw; lean (AdamW at 5.9 bytes a parameter: bf16 weights rounded at random, no master "
         "copy, 8-bit states); offload (AdamW whose states live in host memory); sgd (no states); "
         "auto: offload where the DeepSpeed file offloads, else adamw",
     )

@@ -29,7 +29,7 @@ from hunyuan_train.data.progress import show_progress
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.weights import WeightSource
-from hunyuan_train.parallel.blockwise import BlockwiseState, num_blocks, scales_name
+from hunyuan_train.parallel.blockwise import BlockwiseState, code_range, num_blocks, scales_name
 
 # Kinds of state: the weights as the optimizer keeps them (float32, or bfloat16 where they are their
 # own master), and the optimizer's states by its own names (exp_avg, ...).
@@ -155,7 +155,7 @@ def state_kinds(engine: deepspeed.DeepSpeedEngine) -> list[str]:
 
 
 def read_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> Tensor:
-    """One kind of state of a trained shard: [stop - start], 8-bit states decoded to float32."""
+    """One kind of state of a trained shard: [stop - start], coded ones as float32."""
     blockwise = blockwise_state(engine, shard.parameter, kind)
     if blockwise is not None:
         return blockwise.decode()[: shard.stop - shard.start]
@@ -165,7 +165,7 @@ def read_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> Te
 def stored_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> dict[str, Tensor]:
     """The same in the form in which a checkpoint holds it: views by name, where they live.
 
-    An 8-bit state is its codes and, under `scales_name`, the scales of its blocks. Only the
+    A coded state is its codes and, under `scales_name`, the scales of its blocks. Only the
     optimizer's step changes them: a forward or backward pass may run meanwhile.
     """
     name, size = f"{kind}:{shard.name}", shard.stop - shard.start
@@ -173,7 +173,7 @@ def stored_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> 
     if blockwise is None:
         return {name: _plain_state(engine, shard, kind)}
     return {
-        name: blockwise.codes[:size],
+        name: blockwise.codes[: code_range(blockwise.codes.dtype, 0, size)[1]],
         scales_name(name): blockwise.scales[: num_blocks(size)],
     }
 
@@ -183,7 +183,7 @@ def write_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, valu
     parameter = shard.parameter
     blockwise = blockwise_state(engine, parameter, kind)
     if blockwise is not None:
-        padded = values.new_zeros(len(blockwise.codes))
+        padded = values.new_zeros(blockwise.num_elements)
         padded[: len(values)] = values
         blockwise.encode(padded)
         return
@@ -202,7 +202,7 @@ def write_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, valu
 def blockwise_state(
     engine: deepspeed.DeepSpeedEngine, parameter: nn.Parameter, kind: str
 ) -> BlockwiseState | None:
-    """An 8-bit state of a trained parameter; None if that kind has elements of its own.
+    """A coded state of a trained parameter; None if that kind has elements of its own.
 
     Its optimizer has one flat tensor for each parameter, so the state is that of the shard, padded.
     """

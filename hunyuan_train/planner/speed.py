@@ -21,7 +21,7 @@ from hunyuan_train.planner.states import is_offloaded, updated_elements
 
 # A layer's saved bytes are written and read forward, and read with as many gradients backward.
 TOUCHES_OF_SAVED = 4
-UPDATE_BYTES = {"adamw": 30, "offload": 30, "sgd": 14, "lean": 12}  # read and written an element
+UPDATE_BYTES = {"adamw": 30, "offload": 30, "sgd": 14, "lean": 10}  # read and written an element
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""AdamW at two bytes of state a parameter, on bfloat16 weights that are their own master copy.
+"""AdamW below two bytes of state a parameter, on bfloat16 weights that are their own master copy.
 
-- Moments are block-wise 8-bit numbers (`parallel/blockwise.py`), rounded at random.
+- Moments are block-wise numbers of 8 and 7 bits (`parallel/blockwise.py`), rounded at random.
 - Weights are rounded at random too. At fine-tuning rates a step is smaller than half the distance
   to the next bfloat16 number, and rounding to the nearest would undo nearly every update.
 - All random bits are a hash of (key, step, position), not of a generator's state: a resumed run
@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
 from hunyuan_train.parallel.blockwise import (
     SLICE_BLOCKS,
+    Blocks,
     BlockwiseState,
     block_slices,
-    decode,
     encode_at_random,
 )
 
@@ -33,7 +33,7 @@ MOMENT_DTYPES = {FIRST_MOMENT: torch.int8, SECOND_MOMENT: torch.uint8}
 class LeanAdamW(Optimizer):
     """AdamW with decoupled weight decay, for flat bfloat16 or float32 parameters.
 
-    A float32 parameter is updated exactly; its moments are 8-bit all the same.
+    A float32 parameter is updated exactly; its moments are coded all the same.
     """
 
     def __init__(
@@ -50,12 +50,22 @@ class LeanAdamW(Optimizer):
         self.moved: Tensor | None = None  # how many of them changed: int64, on their device
         self.update_whole = update_blocks  # slices of full size
 
-    def compile_update(self) -> None:
-        """Let torch fuse the update into a few kernels, which it makes at the first step.
+    def compile_update(self, device: torch.device) -> None:
+        """Let torch fuse the update of whole slices into a few kernels, compiled here and now.
 
-        Slices of other sizes stay as they are: each would have to be compiled by itself.
+        They compute the same, without some sixty temporaries. Slices of other sizes stay as they
+        are: each would have to be compiled by itself. TORCH_COMPILE_DISABLE=1 leaves all so.
+
+        Raises:
+            RuntimeError, OSError, ImportError, SubprocessError: torch, or Triton below it, cannot
+                compile here. The update then stays as it was.
         """
-        self.update_whole = torch.compile(update_blocks, dynamic=False)
+        slice_ = torch.zeros(SLICE_BLOCKS * LEAN_BLOCK, dtype=torch.bfloat16, device=device)
+        slice_.grad = torch.zeros_like(slice_)
+        trial = LeanAdamW([{"params": [slice_]}], lr=0.0, betas=(0.9, 0.95), eps=1.0)
+        trial.update_whole = torch.compile(update_blocks, dynamic=False)
+        trial.step()
+        self.update_whole = trial.update_whole
 
     def start_state(self, flat: Tensor, step: int = 0) -> None:
         """Give a flat parameter its state, of zeros, after a number of steps."""
@@ -95,15 +105,12 @@ class LeanAdamW(Optimizer):
         numbers = step_numbers(group, state["step"]).to(flat.device)
         seed = random_seed(group["key"], state["step"])
         moments = [state[name] for name in MOMENT_DTYPES]
-        for first_block, weights, gradients, *codes in block_slices(
-            flat.detach(), flat.grad.view(-1), *(moment.codes for moment in moments)
-        ):
-            last_block = first_block + len(weights)
-            scales = [moment.scales[first_block:last_block] for moment in moments]
+        for first_block, weights, gradients in block_slices(flat.detach(), flat.grad.view(-1)):
+            blocks = [moment.blocks(first_block, weights.shape) for moment in moments]
             bits = random_bits(weights.shape, seed, first_block * LEAN_BLOCK, flat.device)
             is_whole = weights.shape == (SLICE_BLOCKS, LEAN_BLOCK)
             update = self.update_whole if is_whole else update_blocks
-            moved = update(weights, gradients, codes, scales, bits, numbers)
+            moved = update(weights, gradients, blocks, bits, numbers)
             if weights.dtype == torch.bfloat16:
                 self.moved = moved if self.moved is None else self.moved + moved
                 self.num_rounded += weights.numel()
@@ -123,8 +130,7 @@ def step_numbers(group: dict[str, Any], step: int) -> Tensor:
 def update_blocks(
     weights: Tensor,
     gradients: Tensor,
-    codes: list[Tensor],
-    scales: list[Tensor],
+    moments: list[Blocks],
     bits: Tensor,
     numbers: Tensor,
 ) -> Tensor:
@@ -133,9 +139,9 @@ def update_blocks(
     Args:
         weights: bfloat16, which are rounded at random, or float32, which are not.
         gradients: of any float dtype.
-        codes: of the first and the second moment, int8 and uint8.
-        scales: of both: [blocks], float32.
-        bits: random, int32: the lower half rounds the weights, a quarter each of the moments.
+        moments: the first and the second.
+        bits: random, int32: the lower half rounds the weights, the upper half the second moment,
+            the middle the first.
         numbers: of `step_numbers`.
 
     Returns:
@@ -143,18 +149,16 @@ def update_blocks(
     """
     beta1, rest1, beta2, rest2, rate, root, decay, epsilon = numbers.unbind()
     gradients = gradients.float()
-    first = decode(codes[0], scales[0][:, None]) * beta1 + gradients * rest1
-    second = decode(codes[1], scales[1][:, None]) * beta2 + gradients.square() * rest2
+    first = moments[0].decode(weights.shape[1]) * beta1 + gradients * rest1
+    second = moments[1].decode(weights.shape[1]) * beta2 + gradients.square() * rest2
     exact = weights.float()
     exact = exact - (rate * first / (second.sqrt() / root + epsilon) + decay * exact)
     updated = exact if weights.dtype == torch.float32 else round_at_random(exact, bits)
     num_moved = (updated != weights).sum()
     weights.copy_(updated)
-    for index, (moment, shift) in enumerate(((first, 16), (second, 24))):
-        dither = ((bits >> shift) & 0xFF).float() * (1 / 256) + 1 / 512
-        new_codes, new_scales = encode_at_random(moment, codes[index].dtype, dither)
-        codes[index].copy_(new_codes)
-        scales[index].copy_(new_scales)
+    for blocks, values, shift in zip(moments, (first, second), (8, 16), strict=True):
+        dither = ((bits >> shift) & 0xFFFF).float() * 2**-16 + 2**-17
+        blocks.replace(*encode_at_random(values, blocks.codes.dtype, dither))
     return num_moved
 
 

@@ -1,5 +1,7 @@
 """Optimizers, built over the parameters that this process keeps."""
 
+import logging
+from subprocess import SubprocessError
 from typing import Any
 
 import deepspeed
@@ -14,6 +16,8 @@ from hunyuan_train.model.freeze import is_router
 from hunyuan_train.parallel.engine import OptimizerFactory, sum_over_ranks
 from hunyuan_train.parallel.zero import MASTER, flat_masters, num_dimensions
 from hunyuan_train.trainer.lean import LeanAdamW
+
+logger = logging.getLogger(__name__)
 
 ROUTERS = "is_router"  # marks a group that the guardian may hold
 HELD = "is_held"
@@ -52,7 +56,7 @@ def hold_routers(optimizer: Optimizer, *, is_held: bool = True) -> None:
 def lean_groups(model: nn.Module, weight_decay: float, seed: int) -> list[dict[str, Any]]:
     """A group for each parameter, so that the engine keeps each in a flat tensor of its own.
 
-    Blocks of 8-bit states then belong to one parameter, and its gradients are used where they lie:
+    Blocks of its states then belong to one parameter, and its gradients are used where they lie:
     the engine copies those of a tensor that holds several.
 
     Args:
@@ -85,7 +89,10 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
     def make(model: nn.Module) -> Optimizer:
         if config.optimizer == "lean":
             groups = lean_groups(model, config.weight_decay, config.seed)
-            return LeanAdamW(groups, lr=rate, betas=betas, eps=epsilon)
+            optimizer = LeanAdamW(groups, lr=rate, betas=betas, eps=epsilon)
+            if torch.cuda.is_available():
+                compile_update(optimizer, torch.device("cuda", torch.cuda.current_device()))
+            return optimizer
         groups = decay_groups(model, config.weight_decay)
         if config.optimizer == "sgd":
             return SGD(groups, lr=rate)
@@ -95,6 +102,19 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
         return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=is_fused)
 
     return make
+
+
+def compile_update(optimizer: LeanAdamW, device: torch.device) -> None:
+    """Compile its update, or say why it stays as it is, which is right but slow."""
+    logger.info("compiling the update of the optimizer")
+    try:
+        optimizer.compile_update(device)
+    except (RuntimeError, OSError, ImportError, SubprocessError) as error:
+        logger.warning(
+            "the update of --optimizer lean cannot be compiled and takes about three times as long "
+            "(is a C compiler installed, and Python's headers?): %s",
+            " ".join(str(error).split())[:300],
+        )
 
 
 def prepare_optimizer_states(

@@ -73,11 +73,14 @@ def test_a_resumed_run_without_expert_parallelism_is_bit_equal(tmp_path: Path) -
     check_bit_equal(folder, run_ranks(train_and_save, 2, folder, 2, 0, "lean"), 2, 0)
 
 
-def test_a_checkpoint_takes_four_bytes_a_parameter(lean_run: tuple[Path, list[Outcome]]) -> None:
+def test_a_checkpoint_takes_less_than_four_bytes_a_parameter(
+    lean_run: tuple[Path, list[Outcome]],
+) -> None:
     folder, _ = lean_run
     num_bytes = sum(file.stat().st_size for file in folder.glob("rank-*.safetensors"))
     num_parameters = sum(parameter.numel() for parameter in plain_model().parameters())
-    assert num_bytes < 4.1 * num_parameters  # headers and random states are much of it here
+    # Headers and random states are much of it here.
+    assert num_bytes < 4.0 * num_parameters
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_other_layouts_and_optimizers_go_on_from_it(
     expert_size: int,
     optimizer: str,
 ) -> None:
-    """Weights stay the same; moments are coded anew, to half of a code's 9.1 %."""
+    """Weights stay the same; moments are coded anew, to half of a code's 9.1 or 19 %."""
     is_lean = saved_with == "lean"
     value = request.getfixturevalue("lean_run" if is_lean else "adamw_folder")
     folder = value[0] if is_lean else value
@@ -114,7 +117,7 @@ def test_other_layouts_and_optimizers_go_on_from_it(
             if optimizer == "adamw" or (kind == "master" and is_lean):
                 assert torch.equal(values.float(), saved), key
             else:  # in another split, blocks begin elsewhere; float32 weights become bfloat16
-                most = 2**-8 if kind == "master" else 0.046
+                most = {"master": 2**-8, "exp_avg": 0.046, "exp_avg_sq": 0.096}[kind]
                 least = saved.abs().max() * 2**-15  # coarser where a block's largest is far larger
                 assert ((values - saved).abs() <= most * saved.abs() + least).all(), key
     if is_lean:

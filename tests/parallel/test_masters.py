@@ -1,6 +1,7 @@
 """The lean optimizer under the engine: what it keeps, byte for byte, and that it trains alike."""
 
 import gc
+import time
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ NUM_STEPS, BATCHES_PER_STEP = 6, 4
 
 Steps = list[tuple[float, float]]  # loss and gradient norm of each step
 
-SLACK_BYTES = 4096  # tables of the 8-bit codes, rope's frequencies, scalars
+SLACK_BYTES = 4096  # tables of the codes, rope's frequencies, scalars
 SPLITS = [
     pytest.param(3, 2, id="ZeRO-3, experts split"),
     pytest.param(3, 0, id="ZeRO-3"),
@@ -29,12 +30,12 @@ SPLITS = [
 ]
 
 
-def storages() -> dict[int, int]:
-    """Bytes of every tensor storage that is alive in this process, by address."""
+def storages() -> dict[int, torch.UntypedStorage]:
+    """Every tensor storage that is alive in this process, by address; none is reused meanwhile."""
     gc.collect()
     tensors = (found for found in gc.get_objects() if isinstance(found, Tensor))
     found = [tensor.untyped_storage() for tensor in tensors if tensor.device.type != "meta"]
-    return {storage.data_ptr(): storage.nbytes() for storage in found}
+    return {storage.data_ptr(): storage for storage in found}
 
 
 def count_bytes(expert_size: int) -> dict[str, int]:
@@ -43,12 +44,13 @@ def count_bytes(expert_size: int) -> dict[str, int]:
     engine = small_engine(stage=3, expert_size=expert_size, optimizer="lean", is_bf16=True)
     for step in range(2):
         train_step(engine, my_share(global_batch(step, 2)), learning_rate=1e-3)
-    held = {address: size for address, size in storages().items() if address not in before}
+    time.sleep(0.2)  # gloo's thread lets go of a collective's buffers after its result is there
+    held = [storage.nbytes() for at, storage in storages().items() if at not in before]
     optimizer = engine.optimizer
     exact = {id(parameter) for parameter in exact_parameters(engine.module)}
     parts = [(len(flat), id(parameter) in exact) for parameter, flat in flat_weights(engine)]
     return {
-        "held": sum(held.values()),
+        "held": sum(held),
         "lean": sum(lean_bytes(size, is_exact=is_exact).total for size, is_exact in parts),
         "parameters": sum(size for size, _ in parts),
         "exact": sum(size for size, is_exact in parts if is_exact),
@@ -68,14 +70,13 @@ def test_a_rank_holds_the_bytes_that_plans_count_with(expert_size: int) -> None:
     for rank in run_ranks(count_bytes, 2, expert_size):
         others = rank["bucket"] + rank["gathered"] + rank["routers"]
         assert 0 <= rank["held"] - others - rank["lean"] <= SLACK_BYTES
-        # Beside a float32 master of what is small, 6 bytes and the scales (of cut blocks too).
-        per_parameter = (rank["lean"] - 4 * rank["exact"]) / rank["parameters"]
-        assert 6 < per_parameter < 6.01
+        # Beside a float32 master of what is small; cut blocks have scales, too.
+        assert (rank["lean"] - 4 * rank["exact"]) / rank["parameters"] < 5.9
 
 
-def test_at_the_released_size_a_parameter_takes_six_bytes() -> None:
+def test_at_the_released_size_a_parameter_takes_less_than_six_bytes() -> None:
     experts_of_a_layer = 8 * 4096 * 3072
-    assert lean_bytes(experts_of_a_layer).total / experts_of_a_layer == 6 + 8 / 2048
+    assert lean_bytes(experts_of_a_layer).total / experts_of_a_layer == 5 + 7 / 8 + 8 / 2048
 
 
 def test_the_engine_uses_gradients_of_one_parameter_where_they_lie() -> None:

@@ -93,7 +93,7 @@ def optimizer_states(engine: deepspeed.DeepSpeedEngine) -> Iterable[Tensor]:
     for state in engine.optimizer.optimizer.state.values():
         for value in state.values():
             parts = [value] if torch.is_tensor(value) else []
-            if hasattr(value, "codes"):  # an 8-bit state and its scales
+            if hasattr(value, "codes"):  # a coded state and its scales
                 parts = [value.codes, value.scales]
             yield from (part for part in parts if part.dim())
 

@@ -28,7 +28,7 @@ def test_activations_that_do_not_fit_lead_to_gradient_checkpointing_alone():
 
 
 def test_experts_that_do_not_fit_lead_to_chunks_of_them():
-    found = nearest("--optimizer", "lean", "--max_seq_length", "12288")
+    found = nearest("--optimizer", "lean", "--max_seq_length", "13312")
     assert found.flags == ["--moe_chunks 8"]
 
 
