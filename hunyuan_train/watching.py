@@ -138,7 +138,7 @@ def look_before_training(
     if trainer.metrics:
         path = Path(trainer.config.output_dir, run_files.STARTS)
         JsonLines(path).append({"step": state.step, **start})
-    trainer.report_progress(state.step, "evaluating")
+    trainer.report_progress(state.step, "evaluating before training")
     trainer.guardian.start(state.step, profile_batches(trainer.batches))
     if probe and probe.log:
         probe.log.forget_after(state.step or -1)
@@ -160,7 +160,7 @@ def look_after_training(trainer: Trainer, probe: RetentionProbe | None, ending: 
     """Note what is found in long texts now."""
     if probe is None or not ending.is_complete:
         return
-    trainer.report_progress(ending.step, "evaluating")
+    trainer.report_progress(ending.step, "evaluating after training")
     found = probe.run(ending.step)
     logger.info("after training  %s", describe_needle_scores(found))
     if trainer.metrics:

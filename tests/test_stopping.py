@@ -41,6 +41,13 @@ def wait_for_step(output_dir: Path, step: int) -> None:
         time.sleep(0.02)
 
 
+def wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def find_ranks(process_id: int) -> Iterator[int]:
     """The processes below one that are ranks."""
     for child in list_children(process_id):
@@ -88,6 +95,7 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     exit_code, said = finish(process)
     assert exit_code == 128 + signal.SIGINT, said
+    assert "stopping after this step, to save" in said
     [first] = list_checkpoints(output_dir)
     verify_checkpoint(first)
     stopped_at = last_step(output_dir)
@@ -102,3 +110,31 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
     assert first in list_checkpoints(output_dir)
     for checkpoint in list_checkpoints(output_dir):
         verify_checkpoint(checkpoint)
+
+
+def test_before_the_first_step_nothing_is_saved_and_it_says_so(tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+    process = start(output_dir, "--eval_generate", "32", "--eval_max_new_tokens", "900")
+    wait_for_file(output_dir / "starts.jsonl")  # after it the questions are put
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    exit_code, said = finish(process)
+    assert exit_code == 128 + signal.SIGINT, said
+    assert "stopping at once: no step is under way, so nothing needs saving" in said
+    assert "to save" not in said
+    assert "before training" not in said, "the questions were all answered"
+    assert not list_checkpoints(output_dir)
+
+
+def test_in_the_middle_of_the_first_step_it_is_finished_and_saved(tmp_path: Path) -> None:
+    output_dir = tmp_path / "run"
+    process = start(output_dir, "--gradient_accumulation_steps", "48", "--record_batches")
+    wait_for_file(output_dir / "log" / "batches-rank0.jsonl")  # of step 1, before it is trained on
+    time.sleep(0.6)  # the launcher hears of it
+    process.send_signal(signal.SIGINT)
+    exit_code, said = finish(process)
+    assert exit_code == 128 + signal.SIGINT, said
+    assert "stopping after this step, to save" in said
+    [checkpoint] = list_checkpoints(output_dir)
+    assert read_manifest(checkpoint)["state"]["step"] == 1
+    verify_checkpoint(checkpoint)

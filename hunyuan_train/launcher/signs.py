@@ -27,6 +27,7 @@ POLL_SECONDS = 0.5
 TELL_SECONDS = 1.0  # between two signs of the same work
 STARTING = "starting"  # until all ranks have met
 TRAINING = "training"
+HEEDING = (TRAINING, "evaluating", "saving")  # in these a stop finishes the step, and saves
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Progress:
     """How far a rank is."""
 
     step: int  # optimizer steps done
-    doing: str  # starting, loading, training, evaluating, saving, exporting, ending
+    doing: str  # starting, loading, evaluating before training, training, exporting, ...
     num_moves: int = 0  # grows with each part of it that is done
 
 

@@ -24,7 +24,7 @@ from hunyuan_train.launcher.outcome import (
     last_step,
     write_standings,
 )
-from hunyuan_train.launcher.signs import STARTING
+from hunyuan_train.launcher.signs import HEEDING, STARTING
 
 POLL_SECONDS = 0.2
 START_SECONDS = 30.0  # for ssh to connect and Python to start
@@ -120,8 +120,11 @@ class Watch:
 
     def _stop(self, console: Console) -> None:
         self.stopped_at = time.monotonic()
-        if any(node.progress for node in self.nodes):
-            console.print("stopping after this step, to save; once more stops at once")
+        console.print(
+            "stopping after this step, to save; once more stops at once"
+            if all(map(_heeds_a_stop, self.nodes))
+            else "stopping at once: no step is under way, so nothing needs saving"
+        )
         for node in self.nodes:
             node.send("stop")
 
@@ -173,6 +176,11 @@ class Watch:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(node.abandon() for node in self.nodes))
+
+
+def _heeds_a_stop(node: Node) -> bool:
+    """Whether its ranks are in the loop of steps; before and after it, a stop ends them."""
+    return bool(node.progress) and all(one.doing in HEEDING for one in node.progress.values())
 
 
 def run_jobs(

@@ -133,6 +133,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
         heeding_signals(started, config.max_hours) as request,
         progress_bar(trainer, state) as show,
     ):
+        trainer.report_progress(state.step, "training")  # from here on a stop is heeded
         while state.step < trainer.total_steps and not has_stalled(config, state):
             if agree_to_stop(request, seconds + keeper.seconds_of_last, trainer.engine.device):
                 break
@@ -184,6 +185,7 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
     numbers = step_numbers(trainer, state, result, learning_rate, seconds)
     numbers |= trainer.throughput.measure(content, seconds) | trainer.clock.take()
     if trainer.eval_batches and is_due(state.step, config.eval_steps, is_last):
+        trainer.report_progress(state.step, "evaluating")
         numbers |= evaluate_all(trainer, state.step)
         state = note_evaluation(config, state, numbers)
     if is_last or "eval_loss" in numbers:
@@ -271,7 +273,6 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
 
 def evaluate_all(trainer: Trainer, step: int) -> Numbers:
     """Losses and perplexities of the held-out data, and what the model answers to it."""
-    trainer.report_progress(step, "evaluating")
     numbers = name_losses(evaluate(trainer.engine, trainer.eval_batches))
     return numbers | trainer.answers.run(step) if trainer.answers else numbers
 
