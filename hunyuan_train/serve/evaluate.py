@@ -18,7 +18,9 @@ from hunyuan_train.config.check import check_needles_fit, needle_lengths
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.log import log_to_screen
+from hunyuan_train.model.shape import read_shape
 from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.serve.folder import find_model_folder
 
 if TYPE_CHECKING:
     from hunyuan_train.serve.generate import ServedModel
@@ -63,19 +65,20 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     Raises:
         ServeError: nothing to ask, or no model to ask.
     """
-    from hunyuan_train.serve.generate import load_model
-
     lengths = needle_lengths(arguments.needle_lengths)
     _check(arguments)
+    shape = read_shape(find_model_folder(arguments.model, base=arguments.base))
+    check_needles_fit(
+        arguments.needle_lengths,
+        context_length=shape.context_length,
+        model=str(arguments.model),
+    )
+    from hunyuan_train.serve.generate import load_model  # torch: once nothing is known to be wrong
+
     log_to_screen()  # and so keep Python's warnings off it
     screen = Console(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)
-    check_needles_fit(
-        arguments.needle_lengths,
-        context_length=served.shape.context_length,
-        model=str(arguments.model),
-    )
     numbers: Numbers = {}
     if arguments.file:
         numbers |= judge_file(served, arguments, screen)

@@ -3,7 +3,6 @@
 Prompts are ours (`data/template.py`); everything behind them is what any user of the folder has.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,10 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
-from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.model.shape import ModelShape, native_config_dict, read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.errors import ServeError
-
-ADAPTER = "adapter_config.json"
+from hunyuan_train.serve.folder import find_model_folder, is_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +61,11 @@ def load_model(
         tokenizer: folder of the tokenizer; by default the model's.
 
     Raises:
-        ServeError: the folder is neither, or the base is not there.
+        ServeError: see `find_model_folder`.
         ConfigError: weights that do not fit their config.json.
         DataError: no tokenizer.
     """
-    is_adapter = (folder / ADAPTER).exists()
-    if not is_adapter and not (folder / "config.json").exists():
-        raise ServeError(
-            f"{folder} holds neither config.json nor {ADAPTER}, so it is no model and no adapter; "
-            "give a folder like runs/NAME/export"
-        )
-    model_folder = _find_base(folder, base) if is_adapter else folder
+    model_folder = find_model_folder(folder, base=base)
     shape = read_shape(model_folder)
     weights = SafetensorsFolder.open(model_folder, shape)  # names what is missing or damaged
     transformers_logging.disable_progress_bar()  # it would tear ours
@@ -85,26 +76,9 @@ def load_model(
         dtype=weights.dtype,
         device_map="auto" if torch.cuda.is_available() else None,
     )
-    if is_adapter:
+    if is_adapter(folder):
         model = PeftModel.from_pretrained(model, folder)
     return ServedModel(model.eval(), shape, load_tokenizer(tokenizer or model_folder))
-
-
-def _find_base(adapter: Path, base: Path | None) -> Path:
-    """The folder of an adapter's base model."""
-    name = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if base is None and name in PRESETS:
-        raise ServeError(
-            f"{adapter} was trained on the random weights of the preset {name}, which lie in no "
-            "folder; train adapters on an exported model, and give it with --base"
-        )
-    folder = base or Path(name)
-    if not (folder / "config.json").exists():
-        raise ServeError(
-            f"{adapter} belongs on the base model {folder}, where there is no config.json; say "
-            "where it lies with --base DIR"
-        )
-    return folder
 
 
 class TokenWatch(BaseStreamer):

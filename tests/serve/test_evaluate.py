@@ -1,6 +1,7 @@
 """A model on disk is judged by the questions of a file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ def test_mistakes_are_named(
     file = write_file(tmp_path / "q.jsonl", SLOW)
     assert cli.main(["evaluate", str(folder), file, *arguments]) == 2
     assert remedy in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_adapter", [False, True], ids=["model", "adapter"])
+def test_texts_that_do_not_fit_are_refused_before_weights_are_read(
+    folder: Path, tmp_path: Path, is_adapter: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"  # without weights, which would be what is complained of
+    model.mkdir()
+    shutil.copy(folder / "config.json", model)
+    asked = ["evaluate", str(model), "--needle_lengths", "512,999999"]
+    if is_adapter:
+        adapter = tmp_path / "adapter"
+        adapter.mkdir()
+        (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}')
+        asked = ["evaluate", str(adapter), "--base", str(model), "--needle_lengths", "512,999999"]
+    assert cli.main(asked) == 2
+    assert "leave the longer ones out" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_file_without_modes_and_a_folder_without_a_model_are_named(

@@ -1,0 +1,54 @@
+"""Where the model lies that a folder stands for: an exported model, or an adapter on its base.
+
+Known without torch, so that what does not fit the model is refused before anything is loaded.
+"""
+
+import json
+from pathlib import Path
+
+from hunyuan_train.model.presets import PRESETS
+from hunyuan_train.serve.errors import ServeError
+
+ADAPTER = "adapter_config.json"
+
+
+def find_model_folder(folder: Path, *, base: Path | None) -> Path:
+    """Where config.json and the weights lie: in the folder itself, or in that of its base model.
+
+    Args:
+        folder: of an exported model or adapter.
+        base: where the adapter's base model lies; by default where it lay in training.
+
+    Raises:
+        ServeError: the folder is neither, or the base is not there.
+    """
+    if is_adapter(folder):
+        return _find_base(folder, base)
+    if not (folder / "config.json").exists():
+        raise ServeError(
+            f"{folder} holds neither config.json nor {ADAPTER}, so it is no model and no adapter; "
+            "give a folder like runs/NAME/export"
+        )
+    return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether it holds an adapter, which needs its base model."""
+    return (folder / ADAPTER).exists()
+
+
+def _find_base(adapter: Path, base: Path | None) -> Path:
+    """The folder of an adapter's base model."""
+    name = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if base is None and name in PRESETS:
+        raise ServeError(
+            f"{adapter} was trained on the random weights of the preset {name}, which lie in no "
+            "folder; train adapters on an exported model, and give it with --base"
+        )
+    folder = base or Path(name)
+    if not (folder / "config.json").exists():
+        raise ServeError(
+            f"{adapter} belongs on the base model {folder}, where there is no config.json; say "
+            "where it lies with --base DIR"
+        )
+    return folder
