@@ -23,7 +23,7 @@ from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.many import examine_or_refuse
 from hunyuan_train.log import console, log_to_screen
 
-if TYPE_CHECKING:  # they import torch, which must read the environment that is prepared here
+if TYPE_CHECKING:  # they import torch, which must read the environment that is set here
     from hunyuan_train.selftest.compare import Errors
     from hunyuan_train.selftest.oracle import Verdict
     from hunyuan_train.selftest.plans import Plan
@@ -79,7 +79,7 @@ def run_selftest(arguments: argparse.Namespace) -> int:
         )
     log_to_screen()
     if cluster.is_alone:  # other hosts may have GPUs where this machine has none
-        prepare_environment(machine)
+        set_environment(machine)
     # torch and DeepSpeed, which read the environment
     from hunyuan_train.selftest.hosts import RanksOnHosts
     from hunyuan_train.selftest.oracle import RanksHere
@@ -101,6 +101,8 @@ def run_selftest(arguments: argparse.Namespace) -> int:
     ]
     if not plans:
         raise ConfigError(f"only is {arguments.only!r}, which is in no plan's name; leave it out")
+    if cluster.is_alone:
+        compile_extensions(plans, machine)
     verdicts = check_and_tell(plans, check)
     show(verdicts, is_json=arguments.json)
     return int(any(verdict.wrong for verdict in verdicts))
@@ -135,19 +137,28 @@ def show(verdicts: Sequence["Verdict"], *, is_json: bool) -> None:
         Console().print(make_table(verdicts))
 
 
-def prepare_environment(machine: Machine) -> None:
-    """Compile what any plan may load, and set what ranks read when they import it."""
-    config = build_config({"num_processes": machine.num_cores, "optimizer": "offload"})
-    environment = rank_environment(
-        os.environ,
-        num_processes=machine.num_cores,
-        num_gpus=machine.num_gpus,
-        num_cores=machine.num_cores,
+def set_environment(machine: Machine) -> None:
+    """Set what ranks, and the libraries here, read when they are imported."""
+    os.environ.update(
+        rank_environment(
+            os.environ,
+            num_processes=machine.num_cores,
+            num_gpus=machine.num_gpus,
+            num_cores=machine.num_cores,
+        )
     )
-    folder = extensions_folder(environment)
-    for extension in needed_extensions(config, num_gpus=machine.num_gpus):
-        prepare_extension(extension, folder=folder, environment=environment, console=console)
-    os.environ.update(environment)
+
+
+def compile_extensions(plans: Sequence["Plan"], machine: Machine) -> None:
+    """Compile what any of the plans loads."""
+    extensions = {
+        extension
+        for plan in plans
+        for extension in needed_extensions(plan.config, num_gpus=machine.num_gpus)
+    }
+    folder = extensions_folder(os.environ)
+    for extension in sorted(extensions, key=lambda one: one.name):
+        prepare_extension(extension, folder=folder, environment=os.environ, console=console)
 
 
 def choose_processes(given: str | None, machine: Machine) -> list[int]:

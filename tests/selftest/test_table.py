@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,10 +69,17 @@ def test_a_recipe_is_checked_scaled_down(recipe: str) -> None:
         (["--recipe", "none.yaml"], "neither a recipe of ours"),
     ],
 )
-def test_mistakes_are_explained(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_explained_before_anything_is_compiled(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    extensions = tmp_path / "extensions"
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
     assert main(["selftest", *arguments]) == 2
+    assert not extensions.exists()
     assert message in " ".join(capsys.readouterr().err.split())
 
 
