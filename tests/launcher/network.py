@@ -3,16 +3,22 @@
 Each is a set of Linux namespaces; the cables end in a bridge in a namespace of its own, so nothing
 of the machine's own network is touched. They share the machine's files. Needs root and the packages
 iproute2 and openssh-server.
+
+A process of its own removes the hosts, also where the tests are killed:
+`python -m tests.launcher.network DISK NAMESPACE...` waits for a line on stdin, or its end.
 """
 
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.conftest import REPOSITORY
 
 INIT = Path(__file__).with_name("host_init.sh")
 SSHD = "/usr/sbin/sshd"
@@ -73,6 +79,7 @@ class Network:
     num_hosts: int
     names: list[str] = field(default_factory=list)
     inits: dict[int, int] = field(default_factory=dict)  # the pid 1 of each host, seen from here
+    remover: subprocess.Popen[str] | None = None
 
     @property
     def switch(self) -> str:
@@ -103,6 +110,7 @@ class Network:
     def up(self) -> None:
         """Make everything."""
         self.names = [f"host{letter}" for letter in "abcdefgh"[: self.num_hosts]]
+        self.remover = self._start_remover()
         self._write_files()
         self.small_disk.mkdir()
         mount("-t", "tmpfs", "-o", "size=4m", "none", str(self.small_disk))
@@ -124,19 +132,9 @@ class Network:
             self._wait_for_sshd(host)
 
     def down(self) -> None:
-        """Kill all that runs in the hosts, and remove them."""
-        for name in [*(self.namespace(host) for host in range(len(self.names))), self.switch]:
-            for _ in range(20):
-                listing = subprocess.run(
-                    ["ip", "netns", "pids", name], capture_output=True, text=True
-                )
-                for process_id in listing.stdout.split():
-                    kill(int(process_id))
-                if not listing.stdout.split():
-                    break
-                time.sleep(0.05)
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-        subprocess.run(["umount", str(self.small_disk)], capture_output=True, check=False)
+        """Have everything removed, and wait for it."""
+        if self.remover:
+            self.remover.communicate("now\n")
 
     def command(self, host: int, words: Sequence[str]) -> list[str]:
         """A command line that runs words inside a host."""
@@ -219,6 +217,16 @@ class Network:
         """Take the limit away."""
         for name, device in ((self.namespace(host), "eth0"), (self.switch, f"p{host}")):
             ip("netns", "exec", name, "tc", "qdisc", "del", "dev", device, "root")
+
+    def _start_remover(self) -> "subprocess.Popen[str]":
+        names = [*map(self.namespace, range(self.num_hosts)), self.switch]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.launcher.network", str(self.small_disk), *names],
+            stdin=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            start_new_session=True,  # Ctrl-C is for the tests
+        )
 
     def _write_files(self) -> None:
         root = self.root
@@ -316,3 +324,22 @@ def kill(process_id: int) -> None:
         os.kill(process_id, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def remove(disk: str, namespaces: Sequence[str]) -> None:
+    """Kill all that runs in namespaces, and remove them and a disk."""
+    for name in namespaces:
+        for _ in range(20):
+            listing = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+            for process_id in listing.stdout.split():
+                kill(int(process_id))
+            if not listing.stdout.split():
+                break
+            time.sleep(0.05)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    subprocess.run(["umount", disk], capture_output=True, check=False)
+
+
+if __name__ == "__main__":
+    sys.stdin.readline()  # or its end: the tests are gone
+    remove(sys.argv[1], sys.argv[2:])
