@@ -94,7 +94,8 @@ def test_a_resumed_run_goes_on_with_the_same_wandb_run(
     assert known[0] == known[1]
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
     assert folders
-    assert all(folder.name.endswith(known[0]) for folder in folders)
+    # wandb numbers a second folder of the same second: offline-run-TIME-ID-1.
+    assert all(f"-{known[0]}" in folder.name for folder in folders)
     assert open_metrics(
         tmp_path, report_to="none", run_name="run", settings={}, notes={}
     ).notes() == {}  # fmt: skip
