@@ -44,10 +44,11 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     moe_chunks: int = 1,
     is_recomputed: bool = True,
     adam_epsilon: float = 1e-8,
+    attention: str = PER_DOCUMENT,
 ) -> deepspeed.DeepSpeedEngine:
     """Start an engine on this rank; `expert_size` 0 leaves expert parallelism off."""
     start_process_group(timeout_minutes=2)
-    share_sequences(PER_DOCUMENT, sequence_size)
+    share_sequences(attention, sequence_size)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": max_grad_norm,
@@ -66,7 +67,7 @@ def small_engine(  # noqa: PLR0913 all that tests vary
             "preset_model": "hunyuan_v1_moe",
             "autoep_size": expert_size,
         }
-    model = build_split_model(shape, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
+    model = build_split_model(shape, settings, attention=attention, attention_dropout=0.0)
     if is_recomputed:
         recompute_layers(model, is_selective=False, is_offloaded=False)
     config = TrainConfig(optimizer=optimizer, weight_decay=WEIGHT_DECAY, adam_epsilon=adam_epsilon)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.data.loader import Batch
+from hunyuan_train.model.attention import FLASH_2, FLASH_3, PER_DOCUMENT, VARIABLE_LENGTH
 from hunyuan_train.parallel.sequence import repeat_heads
 from hunyuan_train.trainer.evaluate import evaluate
 from hunyuan_train.trainer.loss_groups import WHOLE
@@ -30,6 +31,7 @@ from tests.engines import (
     router_terms,
     small_engine,
 )
+from tests.kernels import stand_in_for_kernels
 from tests.ranks import run_ranks
 
 LOSS_TOLERANCE = 2e-7  # relative
@@ -79,6 +81,7 @@ class Way:
     accumulation: int = 1
     optimizer: str = "sgd"
     moe_chunks: int = 1
+    attention: str = PER_DOCUMENT
 
     @property
     def num_batches(self) -> int:
@@ -92,6 +95,7 @@ class Way:
             f"accumulation {self.accumulation}",
             "recomputed" if self.is_recomputed else "kept",
             f"{self.moe_chunks} chunks",
+            self.attention,
         ]
         return ", ".join(parts)
 
@@ -115,6 +119,7 @@ def train_shared(way: Way, with_routers: bool = False) -> Trained:
         moe_chunks=way.moe_chunks,
         is_recomputed=way.is_recomputed,
         adam_epsilon=ADAM_EPSILON,
+        attention=way.attention,
     )
     routers = router_terms(engine, 0.3, 0.01) if with_routers else None
     rows = partial(ROWS[way.rows], num_batches=way.num_batches)
@@ -164,6 +169,13 @@ def train_each(ways: list[Way]) -> list[Trained]:
     return [train_shared(way) for way in ways]
 
 
+def train_with_stand_ins(ways: list[Way]) -> list[Trained]:
+    """The same where the kernels of GPUs are stood in for."""
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in_for_kernels(patch)
+        return train_each(ways)
+
+
 def check_equal(way: Way, ranks: list[Trained]) -> None:
     expected = train_plain(way.optimizer, way.rows, way.num_batches)
     num_seen = dict.fromkeys(expected.weights, 0)
@@ -191,6 +203,17 @@ def check_equal(way: Way, ranks: list[Trained]) -> None:
 )
 def test_shared_rows_train_as_whole_ones_in_one_process(way: Way) -> None:
     check_equal(way, run_ranks(train_shared, way.num_ranks, way))
+
+
+def test_every_kernel_is_given_whole_rows_and_their_documents() -> None:
+    ways = [
+        Way(2, 2, 2, rows=rows, accumulation=2, attention=attention)
+        for attention in (VARIABLE_LENGTH, FLASH_2, FLASH_3)
+        for rows in ("packed", "awkward")
+    ]
+    ranks = run_ranks(train_with_stand_ins, 2, ways)
+    for index, way in enumerate(ways):
+        check_equal(way, [trained[index] for trained in ranks])
 
 
 SPLITS = [
