@@ -105,14 +105,14 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
 
 
 def compile_update(optimizer: LeanAdamW, device: torch.device) -> None:
-    """Compile its update, or say why it stays as it is, which is right but slow."""
+    """Compile its update, or say why it stays as it is: right, but slow."""
     logger.info("compiling the update of the optimizer")
     try:
         optimizer.compile_update(device)
     except (RuntimeError, OSError, ImportError, SubprocessError) as error:
         logger.warning(
-            "the update of --optimizer lean cannot be compiled and takes about three times as long "
-            "(is a C compiler installed, and Python's headers?): %s",
+            "the update of --optimizer lean stays uncompiled and takes about three times as long "
+            "(are a C compiler and Python's headers installed?): %s",
             " ".join(str(error).split())[:300],
         )
 
