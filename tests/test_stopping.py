@@ -128,7 +128,7 @@ def test_before_the_first_step_nothing_is_saved_and_it_says_so(tmp_path: Path) -
 
 def test_in_the_middle_of_the_first_step_it_is_finished_and_saved(tmp_path: Path) -> None:
     output_dir = tmp_path / "run"
-    process = start(output_dir, "--gradient_accumulation_steps", "48", "--record_batches")
+    process = start(output_dir, "--gradient_accumulation_steps", "16", "--record_batches")
     wait_for_file(output_dir / "log" / "batches-rank0.jsonl")  # of step 1, before it is trained on
     time.sleep(0.6)  # the launcher hears of it
     process.send_signal(signal.SIGINT)
