@@ -99,6 +99,24 @@ def test_moments_are_those_of_adamw() -> None:
         assert error.norm() / expected[name].norm() < most, name
 
 
+@pytest.mark.parametrize("beta2", [0.95, 0.99])
+def test_steps_are_as_long_as_adamws_on_average(beta2: float) -> None:
+    """Roundings scatter the second moment, by a fifth to a third; its root divides the step."""
+    start, num_steps = torch.zeros(4 * LEAN_BLOCK), 400
+    lengths = {}
+    for make in (adamw, lean_optimizer):
+        optimizer = make(start.clone())
+        [group] = optimizer.param_groups
+        group["betas"] = (0.9, beta2)
+        train(optimizer, num_steps // 2)
+        [parameter] = group["params"]
+        lengths[make] = 0.0
+        for step in range(num_steps // 2, num_steps):
+            before = parameter.detach().clone()
+            lengths[make] += float((train(optimizer, 1, step) - before).abs().mean())
+    assert lengths[lean_optimizer] / lengths[adamw] == pytest.approx(1, abs=0.006)
+
+
 def test_a_state_is_fifteen_bits_an_element_and_eight_bytes_a_block() -> None:
     optimizer = lean_optimizer(first_weights(0.02))
     train(optimizer, 1)
