@@ -13,7 +13,8 @@ from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
-LEAN_WORK = 10 * 4 * 4 * 2**20  # ten float32 temporaries of the 4 M elements worked on at once
+LEAN_ELEMENTS = 4 * 2**20  # worked on at once (parallel/blockwise.py SLICE_BLOCKS)
+LEAN_TEMPORARIES = 4 * 15  # bytes of them an element, float32; compiled, a third of that
 
 
 def trained(layout: Layout) -> list[Parameter]:
@@ -171,7 +172,7 @@ def update_bytes(layout: Layout) -> int:
         return 0
     size, elements = layout.element_bytes, max(sub_groups(layout))
     if layout.config.train.optimizer == "lean":
-        return min(LEAN_WORK, 40 * elements)  # gradients are used where they lie
+        return LEAN_TEMPORARIES * min(LEAN_ELEMENTS, elements)  # gradients are used where they lie
     float32_copy = 4 if size == 2 else 0
     # AdamW that is not fused, as on CPU, makes one temporary (the root of the second moment).
     temporary = 4 if layout.config.train.optimizer == "adamw" and not layout.is_on_gpu else 0

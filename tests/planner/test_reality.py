@@ -3,12 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.planner.activations import after_bytes, saved_bytes
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.layout import Layout, make_layout
 from hunyuan_train.planner.states import (
+    LEAN_ELEMENTS,
+    LEAN_TEMPORARIES,
     gradient_bytes,
     host_states,
     is_offloaded,
@@ -16,7 +19,9 @@ from hunyuan_train.planner.states import (
     optimizer_bytes,
     weight_bytes,
 )
+from hunyuan_train.trainer.lean import LeanAdamW
 from tests.planner.held import Bytes, measure, resolved
+from tests.planner.live import LiveBytes
 from tests.ranks import run_ranks
 
 SHAPE = replace(TINY, vocab_size=700, hidden_size=192, num_hidden_layers=2)
@@ -84,3 +89,15 @@ def test_every_component_is_what_the_processes_hold(name):
         # Rows are routed unevenly, but all of them are routed; of the rest the fullest rank counts.
         found = sum(held) / num_ranks if component == "activations" else max(held)
         assert expected == pytest.approx(found, rel=TOLERANCE, abs=2000), component
+
+
+@pytest.mark.parametrize("num_elements", [LEAN_ELEMENTS // 4, LEAN_ELEMENTS, 2 * LEAN_ELEMENTS])
+def test_an_update_of_lean_takes_the_temporaries_that_plans_count_with(num_elements):
+    weights = torch.zeros(num_elements, dtype=torch.bfloat16)
+    weights.grad = torch.ones_like(weights)
+    optimizer = LeanAdamW([{"params": [weights]}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    optimizer.start_state(weights)
+    with LiveBytes() as live:
+        optimizer.step()
+    expected = LEAN_TEMPORARIES * min(num_elements, LEAN_ELEMENTS)
+    assert live.peak == pytest.approx(expected, rel=TOLERANCE)
