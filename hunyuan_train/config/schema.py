@@ -164,8 +164,8 @@ class TrainConfig:
     optimizer: Literal["auto", "adamw", "lean", "offload", "sgd"] = setting(
         "auto",
         "adamw; lean (AdamW at 5.9 bytes a parameter: bf16 weights rounded at random, no master "
-        "copy, 8-bit states); offload (AdamW whose states live in host memory); sgd (no states); "
-        "auto: offload where the DeepSpeed file offloads, else adamw",
+        "copy, states of 8 and 7 bits); offload (AdamW whose states live in host memory); sgd (no "
+        "states); auto: offload where the DeepSpeed file offloads, else adamw",
     )
     adam_beta1: float = setting(0.9, "AdamW's first moment decay", low=0, high=1)
     adam_beta2: float = setting(0.95, "AdamW's second moment decay", low=0, high=1)
