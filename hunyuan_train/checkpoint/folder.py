@@ -115,7 +115,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has checkpoint format {version}; this version reads format {FORMAT_VERSION}"
+            f"{folder} has checkpoint format {version}, and this version of hunyuan_train reads "
+            f"format {FORMAT_VERSION}; go on from it with the version that wrote it, or export it "
+            "with that version and start from the exported model"
         )
     if manifest.pop(DIGEST, None) != _digest_of(manifest):
         raise CheckpointError(f"{path} is not what was written: its checksum differs")

@@ -8,6 +8,7 @@ torch. Sources: DeepSpeed's ZeRO buffers (`runtime/zero/stage3.py`), `trainer/le
 from dataclasses import dataclass
 
 LEAN_BLOCK = 2048  # elements of a state that share one float32 scale
+SLICE_BLOCKS = 2048  # worked on at once: 4 M elements, 17 MB for each float32 temporary
 PACKED_GROUP = 8  # codes of seven bits that share seven bytes
 
 

@@ -24,7 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, PACKED_GROUP, packed_bytes
+from hunyuan_train.config.optimizer_memory import (
+    LEAN_BLOCK,
+    PACKED_GROUP,
+    SLICE_BLOCKS,
+    packed_bytes,
+)
 
 TOP = 127  # the code of the scale itself
 STEPS_PER_OCTAVE = {torch.int8: TOP / 16, torch.uint8: TOP / 32}
@@ -34,7 +39,6 @@ STEPS_PER_OCTAVE = {torch.int8: TOP / 16, torch.uint8: TOP / 32}
 # too small, because what lies too low rises faster than what lies too high falls. At the fourth
 # root both cancel.
 AVERAGED_POWER = {torch.int8: 1.0, torch.uint8: 0.25}
-SLICE_BLOCKS = 2048  # worked on at once: 4 M elements, 17 MB for each float32 temporary
 SMALLEST_SCALE = 1e-38  # stands for 0 where a block is divided by its scale
 
 

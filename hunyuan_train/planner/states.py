@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, SLICE_BLOCKS
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
-LEAN_ELEMENTS = 4 * 2**20  # worked on at once (parallel/blockwise.py SLICE_BLOCKS)
+LEAN_ELEMENTS = SLICE_BLOCKS * LEAN_BLOCK  # worked on at once (trainer/lean.py)
 LEAN_TEMPORARIES = 4 * 15  # bytes of them an element, float32; compiled, a third of that
 
 

@@ -11,10 +11,11 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, SLICE_BLOCKS
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.model.freeze import is_router
 from hunyuan_train.parallel.engine import OptimizerFactory, sum_over_ranks
-from hunyuan_train.parallel.zero import MASTER, flat_masters, num_dimensions
+from hunyuan_train.parallel.zero import MASTER, flat_masters, num_dimensions, weight_shards
 from hunyuan_train.trainer.lean import LeanAdamW
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
         if config.optimizer == "lean":
             groups = lean_groups(model, config.weight_decay, config.seed)
             optimizer = LeanAdamW(groups, lr=rate, betas=betas, eps=epsilon)
-            if torch.cuda.is_available():
-                compile_update(optimizer, torch.device("cuda", torch.cuda.current_device()))
+            if torch.cuda.is_available() and has_whole_slice(model):
+                compile_or_warn(optimizer, torch.device("cuda", torch.cuda.current_device()))
             return optimizer
         groups = decay_groups(model, config.weight_decay)
         if config.optimizer == "sgd":
@@ -104,7 +105,13 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
     return make
 
 
-def compile_update(optimizer: LeanAdamW, device: torch.device) -> None:
+def has_whole_slice(model: nn.Module) -> bool:
+    """Whether some parameter kept here is large enough for what `LeanAdamW` compiles."""
+    sizes = (shard.stop - shard.start for shard in weight_shards(model))
+    return max(sizes, default=0) >= SLICE_BLOCKS * LEAN_BLOCK
+
+
+def compile_or_warn(optimizer: LeanAdamW, device: torch.device) -> None:
     """Compile its update, or say why it stays as it is: right, but slow."""
     logger.info("compiling the update of the optimizer")
     try:

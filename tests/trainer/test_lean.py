@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hunyuan_train.config.optimizer_memory import LEAN_BLOCK
-from hunyuan_train.parallel.blockwise import SLICE_BLOCKS
+from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, SLICE_BLOCKS
 from hunyuan_train.trainer.lean import (
     MOST_THAT_DIFFER,
     LeanAdamW,
@@ -17,14 +16,14 @@ from hunyuan_train.trainer.lean import (
     update_blocks,
     wrap_int32,
 )
-from hunyuan_train.trainer.optim import compile_update
+from hunyuan_train.trainer.optim import compile_or_warn
 
 RATE, BETAS, EPSILON = 2e-5, (0.9, 0.95), 1e-8
 CPU = torch.device("cpu")
 
 
 def first_weights(standard_deviation: float) -> Tensor:
-    """Two and a half blocks more than a slice would be a large test; these are 32 and a half."""
+    """Normal ones, of 32 and a half blocks."""
     generator = torch.Generator().manual_seed(0)
     num_elements = 32 * LEAN_BLOCK + LEAN_BLOCK // 2
     return (torch.randn(num_elements, generator=generator) * standard_deviation).bfloat16()
@@ -121,13 +120,10 @@ def test_a_state_is_fifteen_bits_an_element_and_eight_bytes_a_block() -> None:
     optimizer = lean_optimizer(first_weights(0.02))
     train(optimizer, 1)
     [state] = optimizer.state.values()
-    tensors = [tensor for name in ("exp_avg", "exp_avg_sq") for tensor in unpack(state[name])]
+    moments = state["exp_avg"], state["exp_avg_sq"]
+    tensors = [tensor for moment in moments for tensor in (moment.codes, moment.scales)]
     num_elements = 32 * LEAN_BLOCK + LEAN_BLOCK // 2
     assert 8 * (sum(tensor.nbytes for tensor in tensors) - 33 * 8) == 15 * num_elements
-
-
-def unpack(state) -> tuple[Tensor, Tensor]:
-    return state.codes, state.scales
 
 
 def test_the_same_run_gives_the_same_bits_however_it_is_sliced(
@@ -148,7 +144,7 @@ def test_compiled_it_takes_the_same_steps(device: str) -> None:
     def weights_after_two_steps(*, is_compiled: bool) -> Tensor:
         optimizer = lean_optimizer(start.to(device, copy=True))
         if is_compiled:
-            compile_update(optimizer, torch.device(device))
+            compile_or_warn(optimizer, torch.device(device))
             assert optimizer.update_whole is not update_blocks
         [parameter] = optimizer.param_groups[0]["params"]
         for _ in range(2):
@@ -169,7 +165,7 @@ def test_what_compiles_to_something_else_is_not_used(
 
     monkeypatch.setattr(torch, "compile", miscompile)
     optimizer = lean_optimizer(first_weights(0.02))
-    compile_update(optimizer, CPU)
+    compile_or_warn(optimizer, CPU)
     assert optimizer.update_whole is update_blocks
     assert "of the weights another value" in caplog.text
 
@@ -181,7 +177,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
     torch.compiler.reset()
     optimizer = lean_optimizer(first_weights(0.02))
-    compile_update(optimizer, CPU)
+    compile_or_warn(optimizer, CPU)
     assert optimizer.update_whole is update_blocks
     assert "stays uncompiled and takes about three times as long" in caplog.text
     assert "/nowhere/g++" in caplog.text
