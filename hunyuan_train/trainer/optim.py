@@ -118,8 +118,8 @@ def compile_or_warn(optimizer: LeanAdamW, device: torch.device) -> None:
         optimizer.compile_update(device)
     except (RuntimeError, OSError, ImportError, SubprocessError) as error:
         logger.warning(
-            "the update of --optimizer lean stays uncompiled and takes about three times as long "
-            "(are a C compiler and Python's headers installed?): %s",
+            "the update of --optimizer lean stays uncompiled and takes about three times as long; "
+            "it needs a C compiler and Python's headers, and the compiled one must equal it: %s",
             " ".join(str(error).split())[:300],
         )
 
