@@ -33,7 +33,7 @@ from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.trainer.interrupt import StopRequest, agree_to_stop
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step

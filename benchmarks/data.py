@@ -29,15 +29,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.results import add_report_flag, show
-from hunyuan_train.data.chat_template import CHAT_TEMPLATE
-from hunyuan_train.data.compile import CompileSettings, compile_chunk
-from hunyuan_train.data.decode import decode_record
-from hunyuan_train.data.lint import LintOptions, lint_sources
-from hunyuan_train.data.packing import measure_fill, pack_rows
-from hunyuan_train.data.readers import read_chunks
-from hunyuan_train.data.sources import Source
-from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
-from hunyuan_train.data.workers import map_in_order
+from hunyuan_train.data.batches.packing import measure_fill, pack_rows
+from hunyuan_train.data.compiled.compile import CompileSettings, compile_chunk
+from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
+from hunyuan_train.data.reading.decode import decode_record
+from hunyuan_train.data.reading.readers import read_chunks
+from hunyuan_train.data.reading.sources import Source
+from hunyuan_train.data.reading.workers import map_in_order
+from hunyuan_train.data.rendering.chat_template import CHAT_TEMPLATE
+from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER_SCRIPT = REPOSITORY / "data" / "train_tokenizer.py"
@@ -217,11 +217,11 @@ import re, resource, sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from hunyuan_train.config.schema import DataConfig
-from hunyuan_train.data.cache import prepare_dataset
-from hunyuan_train.data.compile import CompileSettings
-from hunyuan_train.data.lint import LintOptions, lint_sources
-from hunyuan_train.data.sources import Source
-from hunyuan_train.data.tokenizer import load_tokenizer
+from hunyuan_train.data.compiled.cache import prepare_dataset
+from hunyuan_train.data.compiled.compile import CompileSettings
+from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
+from hunyuan_train.data.reading.sources import Source
+from hunyuan_train.data.rendering.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
     work, path, folder, tokenizer, num_workers = sys.argv[2:]

@@ -35,7 +35,7 @@ from hunyuan_train.config.schema import (
     RunConfig,
     TrainConfig,
 )
-from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.model.presets import A13B
 from hunyuan_train.model.shape import ModelShape

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import add_report_flag, show
-from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, SLICE_BLOCKS
-from tests.trainer import test_lean, test_lean_training
+from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
+from tests.optim import test_lean, test_lean_training
 
 NUM_STEPS = 60
 NUM_UPDATES = 7

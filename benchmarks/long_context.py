@@ -48,13 +48,13 @@ from hunyuan_train.config.deepspeed_config import read_deepspeed_file
 from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.loader import cut_batch
-from hunyuan_train.launcher.ranks import run_ranks
+from hunyuan_train.data.batches.loader import cut_batch
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.run import make_engine
+from hunyuan_train.selftest.local_ranks import run_ranks
 from hunyuan_train.trainer.step import train_step
 from tests.planner.live import LiveBytes
 

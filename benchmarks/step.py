@@ -34,8 +34,7 @@ from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file
 from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine, resolve_config
-from hunyuan_train.data.loader import Batch
-from hunyuan_train.launcher.ranks import run_ranks
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.build import build_model
@@ -44,6 +43,7 @@ from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.run import make_engine, make_router_terms
+from hunyuan_train.selftest.local_ranks import run_ranks
 from hunyuan_train.selftest.reference import plain_model
 from hunyuan_train.trainer.step import train_step
 from tests.batches import make_batch

@@ -26,10 +26,10 @@ import torch
 
 from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.schema import GuardianConfig
-from hunyuan_train.parallel.collectives import timing_collectives
+from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
-from hunyuan_train.trainer.router_guardian import (
+from hunyuan_train.trainer.router_monitor import (
     RouterGuardian,
     find_alarms,
     measure_load,

@@ -17,10 +17,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from hunyuan_train.data.chat_template import CHAT_TEMPLATE
-from hunyuan_train.data.records import Reading, read_dialogue
-from hunyuan_train.data.template import render
-from hunyuan_train.data.tokenizer import EOS, PAD, RANK_FILE, SPECIAL_TOKENS, SPLIT_PATTERN
+from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.data.rendering.chat_template import CHAT_TEMPLATE
+from hunyuan_train.data.rendering.template import render
+from hunyuan_train.data.rendering.tokenizer import (
+    EOS,
+    PAD,
+    RANK_FILE,
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+)
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "tiny_train.jsonl"

@@ -4,17 +4,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hunyuan_train.checkpoint.commands import add_checkpoint_commands
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.describe import describe_settings
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.data.findings import DataError
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.export.commands import add_checkpoint_commands
 from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.preflight import make_plan
-from hunyuan_train.launcher.signs import announce_rank
-from hunyuan_train.launcher.worker import (
+from hunyuan_train.launcher.rank.heartbeat import announce_rank
+from hunyuan_train.launcher.rank.worker import (
     count_started,
     is_worker,
     mark_done,
@@ -23,6 +22,7 @@ from hunyuan_train.launcher.worker import (
     take_environment,
     with_started_processes,
 )
+from hunyuan_train.launcher.start.preflight import make_plan
 from hunyuan_train.planner.command import run_plan
 from hunyuan_train.report.commands import add_report_command
 from hunyuan_train.selftest.commands import add_selftest_command
@@ -98,7 +98,7 @@ def train(arguments: Sequence[str]) -> int:
         return SUCCESS
     command = load_command_line(arguments)
     if not is_worker():
-        from hunyuan_train.launcher.launch import start_run
+        from hunyuan_train.launcher.start.launch import start_run
 
         return start_run(command, arguments)
     sys.excepthook = report_crash

@@ -16,58 +16,30 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from hunyuan_train.checkpoint.adapter import export_adapter
 from hunyuan_train.checkpoint.background import Saver
-from hunyuan_train.checkpoint.changes import check_changes, describe_run
+from hunyuan_train.checkpoint.data_fingerprint import check_same_data
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.export import export_model, read_prompts
-from hunyuan_train.checkpoint.release import describe_release, trained_dtype
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
-from hunyuan_train.checkpoint.same_data import check_same_data
+from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import REPOSITORY, dump_config
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.cache import prepare_dataset
-from hunyuan_train.data.dataset import Dataset
-from hunyuan_train.data.identity import Identity, identify_data
-from hunyuan_train.data.loader import Batch, BatchPlan, Position, Share, eval_batches
-from hunyuan_train.data.progress import listen_to_progress
-from hunyuan_train.data.tokenizer import Tokenizer, load_tokenizer
-from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
-from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.signs import Signs
-from hunyuan_train.log import console, start_logging
-from hunyuan_train.model.activations import recompute_layers
-from hunyuan_train.model.attention import choose_attention, describe_attention
-from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.model.moe_chunks import chunk_experts
-from hunyuan_train.model.presets import tokenizer_folder
-from hunyuan_train.model.shape import ModelShape
-from hunyuan_train.model.weights import WeightSource, find_model
-from hunyuan_train.parallel.engine import (
-    build_split_model,
-    last_collective,
-    start_engine,
-    start_process_group,
-)
-from hunyuan_train.parallel.routers import watch_routers
-from hunyuan_train.parallel.sequence import share_sequences
-from hunyuan_train.report.closing import report_at_end, show_closing
-from hunyuan_train.serve.check import check_adapter, check_model
-from hunyuan_train.serve.result import Answer, show_answer
-from hunyuan_train.trainer.loop import Ending, Trainer, train
-from hunyuan_train.trainer.metrics import MetricsLog
-from hunyuan_train.trainer.optim import optimizer_factory
-from hunyuan_train.trainer.planned import plan_here
-from hunyuan_train.trainer.samples import sample_answers, wants_sample_answers
-from hunyuan_train.trainer.starts import count_starts, describe_start
-from hunyuan_train.trainer.state import TrainerState, read_state
-from hunyuan_train.trainer.step import RouterTerms
-from hunyuan_train.watching import (
+from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position, Share, eval_batches
+from hunyuan_train.data.compiled.cache import prepare_dataset
+from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
+from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.evaluation.samples import sample_answers, wants_sample_answers
+from hunyuan_train.evaluation.show_answer import Answer, show_answer
+from hunyuan_train.export.adapter import export_adapter
+from hunyuan_train.export.check import check_adapter, check_model
+from hunyuan_train.export.from_engine import export_model, read_prompts
+from hunyuan_train.export.huggingface_folder import describe_release, trained_dtype
+from hunyuan_train.instrumentation import (
     look_after_training,
     look_before_training,
     make_answer_check,
@@ -78,6 +50,34 @@ from hunyuan_train.watching import (
     make_profiler,
     make_throughput,
 )
+from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
+from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.rank.heartbeat import Signs
+from hunyuan_train.log import console, start_logging
+from hunyuan_train.model.activations import recompute_layers
+from hunyuan_train.model.attention import choose_attention, describe_attention
+from hunyuan_train.model.expert_microbatches import chunk_experts
+from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.presets import tokenizer_folder
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.weights import WeightSource, find_model
+from hunyuan_train.parallel.engine import (
+    build_split_model,
+    last_collective,
+    start_engine,
+    start_process_group,
+)
+from hunyuan_train.parallel.optimizer import optimizer_factory
+from hunyuan_train.parallel.routers import watch_routers
+from hunyuan_train.parallel.sequence import share_sequences
+from hunyuan_train.progress import listen_to_progress
+from hunyuan_train.report.closing import report_at_end, show_closing
+from hunyuan_train.trainer.loop import Ending, Trainer, train
+from hunyuan_train.trainer.memory_estimate import plan_here
+from hunyuan_train.trainer.metrics import MetricsLog
+from hunyuan_train.trainer.starts import count_starts, describe_start
+from hunyuan_train.trainer.state import TrainerState, read_state
+from hunyuan_train.trainer.step import RouterTerms
 
 logger = logging.getLogger(__name__)
 

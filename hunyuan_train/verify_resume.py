@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from hunyuan_train.checkpoint.changes import describe_code
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import (
     MANIFEST,
@@ -27,11 +26,12 @@ from hunyuan_train.checkpoint.folder import (
     list_checkpoints,
     read_manifest,
 )
+from hunyuan_train.checkpoint.run_fingerprint import describe_code
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.load import REPOSITORY, dump_config, load_config
 from hunyuan_train.config.run_files import is_clocked
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.launcher.supervise import list_children
+from hunyuan_train.launcher.host.supervise import list_children
 from hunyuan_train.log import console
 
 Arguments = argparse.Namespace

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import HunYuanMoEV1ForCausalLM
 
-from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.selftest import reference

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from hunyuan_train.launcher.extension import extensions_folder
+from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.launcher.machine import count_gpus
 
 # Before torch is imported anywhere: ranks would fight over the cores, and sums of several threads

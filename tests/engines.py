@@ -10,14 +10,14 @@ from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import LoraConfig, TrainConfig
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
-from hunyuan_train.model.moe_chunks import chunk_experts
+from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel.optimizer import optimizer_factory
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.parallel.sequence import share_sequences
 from hunyuan_train.selftest.training import kept_weights, my_share
-from hunyuan_train.trainer.optim import optimizer_factory
 from hunyuan_train.trainer.state import TrainerState, read_state
 from hunyuan_train.trainer.step import RouterTerms
 from tests.batches import SHAPE, WEIGHTS

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.config.schema import GuardianConfig, TrainConfig
-from hunyuan_train.data.loader import Batch, Position, StepContent, join_samples
+from hunyuan_train.data.batches.loader import Batch, Position, StepContent, join_samples
+from hunyuan_train.json_lines import JsonLines
 from hunyuan_train.trainer.loop import Ending, Trainer, train
-from hunyuan_train.trainer.metrics import JsonLines, MetricsLog
-from hunyuan_train.trainer.planned import Planned
-from hunyuan_train.trainer.router_guardian import RouterGuardian
+from hunyuan_train.trainer.memory_estimate import Planned
+from hunyuan_train.trainer.metrics import MetricsLog
+from hunyuan_train.trainer.router_monitor import RouterGuardian
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.throughput import Throughput
 from tests.batches import SHAPE, global_batch

@@ -12,11 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hunyuan_train.checkpoint import release
-from hunyuan_train.checkpoint.merge import merge_adapter
-from hunyuan_train.checkpoint.release import Release, create_release, read_locations, write_weights
-from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.export import huggingface_folder as release
+from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
+from hunyuan_train.export.huggingface_folder import (
+    Release,
+    create_release,
+    read_locations,
+    write_weights,
+)
+from hunyuan_train.export.merge import merge_adapter
 from hunyuan_train.model import weights
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.layout import StoredTensor, released_tensors

@@ -8,8 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from hunyuan_train.launcher import ranks
-from hunyuan_train.launcher.extension import SHARED_MEMORY, extensions_folder, prepare_extension
+from hunyuan_train.launcher.host.extension import (
+    SHARED_MEMORY,
+    extensions_folder,
+    prepare_extension,
+)
+from hunyuan_train.selftest import local_ranks as ranks
 
 PRELOADED = ["tests.preload"]
 TIMEOUT_SECONDS = 240

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from hunyuan_train.data.dialogue import Dialogue
-from hunyuan_train.data.encode import encode_renderings
-from hunyuan_train.data.records import Reading, read_dialogue
-from hunyuan_train.data.template import render
-from hunyuan_train.data.tokenizer import RANK_FILE, load_tokenizer
+from hunyuan_train.data.records.dialogue import Dialogue
+from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.data.rendering.encode import encode_renderings
+from hunyuan_train.data.rendering.template import render
+from hunyuan_train.data.rendering.tokenizer import RANK_FILE, load_tokenizer
+from hunyuan_train.export.check import load_source
 from hunyuan_train.model.presets import TINY_TOKENIZER
 from hunyuan_train.model.weights import SeededWeights
-from hunyuan_train.serve.check import load_source
 from tests.released import SHAPE
 
 NUM_STEPS = 50

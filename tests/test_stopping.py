@@ -14,7 +14,7 @@ import pytest
 from hunyuan_train.checkpoint.folder import list_checkpoints, read_manifest
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.launcher.exit_codes import RESUME
-from hunyuan_train.launcher.supervise import list_children
+from hunyuan_train.launcher.host.supervise import list_children
 from tests.conftest import REPOSITORY
 
 SETTINGS = (

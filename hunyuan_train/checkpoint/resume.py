@@ -9,7 +9,7 @@ import torch.distributed as dist
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import find_candidates, read_manifest, refuse_all
 from hunyuan_train.checkpoint.verify import find_damage
-from hunyuan_train.data.progress import show_progress
+from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
 

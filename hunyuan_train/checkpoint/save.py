@@ -30,10 +30,10 @@ from hunyuan_train.checkpoint.publish import (
 )
 from hunyuan_train.checkpoint.retention import delete_leftovers
 from hunyuan_train.checkpoint.state import RankContent, collect_content
-from hunyuan_train.data.progress import tell_progress
 from hunyuan_train.model.safetensors_files import write_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.planner.component import gigabytes
+from hunyuan_train.progress import tell_progress
 from hunyuan_train.trainer.state import TrainerState
 
 logger = logging.getLogger(__name__)

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import rank_file
-from hunyuan_train.checkpoint.fragments import open_tensors
 from hunyuan_train.checkpoint.random_states import (
     GENERATORS,
     read_random_states,
     restore_random_states,
 )
-from hunyuan_train.data.progress import show_progress
+from hunyuan_train.checkpoint.resharding import open_tensors
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.model.safetensors_files import create_file
+from hunyuan_train.parallel.optimizer import prepare_optimizer_states
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
     MASTER,
@@ -33,7 +33,7 @@ from hunyuan_train.parallel.zero import (
     trained_shards,
     write_state,
 )
-from hunyuan_train.trainer.optim import prepare_optimizer_states
+from hunyuan_train.progress import show_progress
 
 ROUTER_LOAD = "router_load"  # counted since the last logged step
 

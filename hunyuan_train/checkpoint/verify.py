@@ -11,7 +11,7 @@ from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import DIGEST, MANIFEST, list_checkpoints, read_manifest
-from hunyuan_train.data.progress import show_progress
+from hunyuan_train.progress import show_progress
 
 BLOCK_BYTES = 2**24
 

@@ -1,7 +1,7 @@
 """Where adapters go, by name, and which settings go together there."""
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.errors import ConfigError
 
 LINEAR_PRESETS = ("attention", "shared_mlp", "router")
 ATTENTION_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")  # names that mean one thing only

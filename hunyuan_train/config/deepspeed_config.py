@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.errors import ConfigError
 
 DS_CONFIGS = REPOSITORY / "ds_configs"
 

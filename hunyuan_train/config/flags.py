@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, is_switch, suggest
 from hunyuan_train.config.vendor import (
     FOREIGN_NAMES,
@@ -10,6 +9,7 @@ from hunyuan_train.config.vendor import (
     describe_refusals,
     translate_flag,
 )
+from hunyuan_train.errors import ConfigError
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, str]:

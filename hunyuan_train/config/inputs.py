@@ -5,8 +5,8 @@ The model's files, the tokenizer and the data are checked by what reads them.
 
 from pathlib import Path
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.errors import ConfigError
 
 
 def check_output_folder(train: TrainConfig) -> None:

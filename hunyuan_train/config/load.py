@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.flags import read_flags
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import (
@@ -23,6 +22,7 @@ from hunyuan_train.config.settings import (
     suggest,
 )
 from hunyuan_train.config.values import parse_value
+from hunyuan_train.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = Path(__file__).parent / "recipes"

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 
 Auto = Literal["auto"]
 

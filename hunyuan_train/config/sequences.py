@@ -3,8 +3,8 @@
 from typing import Any
 
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.errors import ConfigError
 
 # The engine's own ways to share rows: they refuse split experts, or mix packed documents.
 ENGINE_SECTIONS = ("sequence_parallel_size", "data_parallel_size")

@@ -4,7 +4,7 @@ import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")

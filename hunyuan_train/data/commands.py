@@ -15,20 +15,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.data.compile import CompileSettings, Record, read_records
-from hunyuan_train.data.console import print_findings, print_stats
-from hunyuan_train.data.convert import open_output
-from hunyuan_train.data.encode import encode_renderings
+from hunyuan_train.data.compiled.compile import CompileSettings, Record, read_records
 from hunyuan_train.data.findings import POLICIES, DataError, Finding, build_policies, parse_policies
-from hunyuan_train.data.lint import InspectedChunk, LintOptions, LintReport, lint_sources
-from hunyuan_train.data.page import write_page
-from hunyuan_train.data.readers import Chunk, read_chunks
-from hunyuan_train.data.records import Reading
-from hunyuan_train.data.show import show_samples, write_legend
-from hunyuan_train.data.sources import Source, find_sources, is_text_file
-from hunyuan_train.data.stats import summarise
-from hunyuan_train.data.template import render
-from hunyuan_train.data.tokenizer import load_tokenizer
+from hunyuan_train.data.inspection.console import print_findings, print_stats
+from hunyuan_train.data.inspection.lint import InspectedChunk, LintOptions, LintReport, lint_sources
+from hunyuan_train.data.inspection.page import write_page
+from hunyuan_train.data.inspection.show import show_samples, write_legend
+from hunyuan_train.data.inspection.stats import summarise
+from hunyuan_train.data.reading.readers import Chunk, read_chunks
+from hunyuan_train.data.reading.sources import Source, find_sources, is_text_file
+from hunyuan_train.data.records.convert import open_output
+from hunyuan_train.data.records.record import Reading
+from hunyuan_train.data.rendering.encode import encode_renderings
+from hunyuan_train.data.rendering.template import render
+from hunyuan_train.data.rendering.tokenizer import load_tokenizer
 
 Arguments = argparse.Namespace
 

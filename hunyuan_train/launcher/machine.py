@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hunyuan_train.config.resolve import Machine
-from hunyuan_train.launcher.doctor.probe import host_memory
+from hunyuan_train.launcher.host.probe import host_memory
 
 NVIDIA_SMI_SECONDS = 20  # without persistence mode the driver takes seconds to wake up
 

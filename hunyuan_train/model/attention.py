@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 
 PER_DOCUMENT = "per_document_sdpa"
 VARIABLE_LENGTH = "torch_varlen"

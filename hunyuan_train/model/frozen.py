@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.errors import ConfigError
 
 ROUTERS = "*.mlp.gate.wg.weight"
 ATTENTION = "*.self_attn.*"

@@ -15,8 +15,8 @@ from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 
 from hunyuan_train.config.adapters import EXPERTS, target_names
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.layout import StoredTensor
 
 # Module names under Transformers' class and under the engine's expert-parallel layer.

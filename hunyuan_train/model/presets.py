@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.shape import ModelShape, read_shape
 
 # The released Hunyuan-A13B-Instruct: 80,393,183,232 parameters, 12,747,448,320 of them active.

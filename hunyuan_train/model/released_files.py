@@ -7,7 +7,7 @@ starts. That values are finite is seen when they are read (`weights.py`).
 import json
 from pathlib import Path
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.layout import released_tensors, stored_tensors
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.model.shape import ModelShape

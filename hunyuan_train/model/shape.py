@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 
 MODEL_TYPES = ("hunyuan", "hunyuan_v1_moe")
 

@@ -31,8 +31,8 @@ from hunyuan_train.parallel.expert import (
     register_hunyuan,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
-from hunyuan_train.parallel.masters import share_masters
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
+from hunyuan_train.parallel.shared_masters import share_masters
 from hunyuan_train.parallel.zero import fill_parameters, partitioned_construction
 
 OptimizerFactory = Callable[[nn.Module], Optimizer]

@@ -185,7 +185,7 @@ def exchange(
 ) -> Tensor:
     """Rows from each rank of a group, [sum of received, ...]; every rank of it takes part.
 
-    By way of the engine's communication, where time is measured (`parallel/collectives.py`).
+    By way of the engine's communication, where time is measured (`parallel/collective_timers.py`).
     """
     arrived = rows.new_empty(sum(received), *rows.shape[1:])
     comm.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)

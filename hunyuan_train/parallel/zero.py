@@ -25,11 +25,11 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from hunyuan_train.config.deepspeed_config import zero_stage
-from hunyuan_train.data.progress import show_progress
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.weights import WeightSource
-from hunyuan_train.parallel.blockwise import BlockwiseState, code_range, num_blocks, scales_name
+from hunyuan_train.optim.blockwise_states import BlockwiseState, code_range, num_blocks, scales_name
+from hunyuan_train.progress import show_progress
 
 # Kinds of state: the weights as the optimizer keeps them (float32, or bfloat16 where they are their
 # own master), and the optimizer's states by its own names (exp_avg, ...).

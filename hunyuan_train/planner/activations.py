@@ -143,7 +143,7 @@ def recomputed_bytes(layout: Layout, *, imbalance: float) -> int:
 
     That is when the gradient comes to the experts' weighted sum. The shared expert, which ran last,
     is done with then. Of experts in chunks one chunk has been computed a third time, and the input
-    of all is there (model/moe_chunks.py).
+    of all is there (model/expert_microbatches.py).
     """
     saving, num_chunks = describe_saving(layout), layout.config.train.moe_chunks
     rows = expert_rows(layout, imbalance)

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, replace
 
-from hunyuan_train.config.check import (
+from hunyuan_train.config.deepspeed_config import build_deepspeed_config
+from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.config.rules import (
     check_activations,
     check_deepspeed_file,
     check_experts_divide,
     check_lean,
     check_lora,
 )
-from hunyuan_train.config.deepspeed_config import build_deepspeed_config
-from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.sequences import check_sequence_size, check_sequences
 from hunyuan_train.model.shape import ModelShape

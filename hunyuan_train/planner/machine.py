@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

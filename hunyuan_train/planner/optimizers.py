@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hunyuan_train.config.optimizer_memory import lean_bytes
+from hunyuan_train.optim.lean_memory import lean_bytes
 
 
 @dataclass(frozen=True, slots=True)

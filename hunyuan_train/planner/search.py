@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import SECTION_OF
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
 from hunyuan_train.planner.machine import Hardware

@@ -100,7 +100,7 @@ def link_bandwidth(layout: Layout, gpu: GpuModel, group_size: int) -> float:
 
 
 def extra_passes(layout: Layout) -> float:
-    """Forward passes of the MoE blocks beyond those of the rest (model/moe_chunks.py)."""
+    """Forward passes of the MoE blocks beyond those of the rest (model/expert_microbatches.py)."""
     chunks = layout.config.train.moe_chunks
     return (chunks - 1) / chunks
 

@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from hunyuan_train.config.optimizer_memory import LEAN_BLOCK, SLICE_BLOCKS
+from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
-LEAN_ELEMENTS = SLICE_BLOCKS * LEAN_BLOCK  # worked on at once (trainer/lean.py)
+LEAN_ELEMENTS = SLICE_BLOCKS * LEAN_BLOCK  # worked on at once (optim/lean.py)
 LEAN_TEMPORARIES = 4 * 15  # bytes of them an element, float32; compiled, a third of that
 
 
@@ -108,7 +108,7 @@ def in_model_order(members: Sequence[Parameter]) -> list[Parameter]:
 
 
 def is_vector_like(parameter: Parameter) -> bool:
-    """Whether it is never decayed, and so is in the optimizer's other group (trainer/optim.py)."""
+    """Whether it is never decayed, and so is in the other group (parallel/optimizer.py)."""
     return parameter.is_exact and not parameter.name.endswith("wg.weight")
 
 
@@ -202,7 +202,7 @@ def device_states(layout: Layout) -> Iterator[Component]:
         )  # fmt: skip
         yield Component(
             "optimizer", optimizer_bytes(layout), Phase.ALWAYS,
-            "master weights and states (stage3.py fp32_partitioned_groups_flat; trainer/optim.py)",
+            "master weights and states (stage3.py fp32_partitioned_groups_flat)",
         )  # fmt: skip
     yield Component(
         "engine buckets", bucket_bytes(layout), Phase.ALWAYS,
@@ -215,7 +215,7 @@ def device_states(layout: Layout) -> Iterator[Component]:
     is_lean = layout.config.train.optimizer == "lean"
     yield Component(
         "update", update_bytes(layout), Phase.STEP,
-        "float32 temporaries of the elements worked on at once (trainer/lean.py)" if is_lean
+        "float32 temporaries of the elements worked on at once (optim/lean.py)" if is_lean
         else "gradients of the largest sub-group (sub_group_size) joined, and in float32 "
         "(stage3.py _prepare_fp32_grad_for_sub_group)",
     )  # fmt: skip

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
+from hunyuan_train.evaluation.output_parser import parse_output
 from hunyuan_train.report.record import Row, RunRecord
-from hunyuan_train.serve.parse_output import parse_output
 
 MAX_UNFOLDED = 6  # questions
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints, read_manifest
 from hunyuan_train.config import run_files
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import RunConfig, TrainConfig
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.report.commands import make_report
 

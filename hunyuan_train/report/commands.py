@@ -4,8 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.run_files import REPORT
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.report.page import write_report
 from hunyuan_train.report.record import read_run

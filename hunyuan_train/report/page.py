@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from hunyuan_train.data.html import write_advice, write_document, write_table
+from hunyuan_train.html_page import write_advice, write_document, write_table
 from hunyuan_train.report.answers import label_of, write_answers, write_grid
 from hunyuan_train.report.charts import Curve, draw_chart, draw_heat_map, short
 from hunyuan_train.report.record import RunRecord

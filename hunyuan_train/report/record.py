@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from hunyuan_train.config import run_files
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 
 Row = dict[str, Any]
 MAX_WARNINGS = 40

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine, choose_num_processes
-from hunyuan_train.launcher.cluster import find_cluster, with_environment
-from hunyuan_train.launcher.environment import rank_environment
-from hunyuan_train.launcher.extension import (
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.cluster.cluster import find_cluster, with_environment
+from hunyuan_train.launcher.host.extension import (
     extensions_folder,
     needed_extensions,
     prepare_extension,
 )
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.many import examine_or_refuse
+from hunyuan_train.launcher.rank.environment import rank_environment
+from hunyuan_train.launcher.start.many import examine_or_refuse
 from hunyuan_train.log import console, log_to_screen
 
 if TYPE_CHECKING:  # they import torch, which must read the environment that is set here
     from hunyuan_train.selftest.compare import Errors
     from hunyuan_train.selftest.oracle import Verdict
-    from hunyuan_train.selftest.plans import Plan
+    from hunyuan_train.selftest.parity_cases import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def run_selftest(arguments: argparse.Namespace) -> int:
     # torch and DeepSpeed, which read the environment
     from hunyuan_train.selftest.hosts import RanksOnHosts
     from hunyuan_train.selftest.oracle import RanksHere
-    from hunyuan_train.selftest.plans import choose_plans
+    from hunyuan_train.selftest.parity_cases import choose_plans
 
     check: Callable[[Plan], Errors]
     if cluster.is_alone:

@@ -6,17 +6,17 @@ from rich.console import Console
 
 from hunyuan_train.config.schema import LaunchConfig
 from hunyuan_train.launcher.doctor.examine import Examination
-from hunyuan_train.launcher.jobs import (
+from hunyuan_train.launcher.job.jobs import (
     host_environment,
     make_job,
     prepare_commands,
     torchrun_command,
 )
-from hunyuan_train.launcher.output import split_mark
-from hunyuan_train.launcher.ranks import RanksError
-from hunyuan_train.launcher.watch import run_jobs
+from hunyuan_train.launcher.job.output import split_mark
+from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.selftest.compare import Errors
-from hunyuan_train.selftest.plans import Plan
+from hunyuan_train.selftest.local_ranks import RanksError
+from hunyuan_train.selftest.parity_cases import Plan
 
 MODULE = "hunyuan_train.selftest.rank"
 

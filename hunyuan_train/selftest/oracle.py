@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hunyuan_train.launcher.ranks import RanksError, run_ranks
 from hunyuan_train.selftest.compare import Errors, compare
-from hunyuan_train.selftest.plans import Plan
+from hunyuan_train.selftest.local_ranks import RanksError, run_ranks
+from hunyuan_train.selftest.parity_cases import Plan
 from hunyuan_train.selftest.record import Record
 from hunyuan_train.selftest.reference import train_reference
 from hunyuan_train.selftest.samples import make_steps

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.selftest.compare import compare
 from hunyuan_train.selftest.oracle import References
-from hunyuan_train.selftest.plans import choose_plans
+from hunyuan_train.selftest.parity_cases import choose_plans
 from hunyuan_train.selftest.record import Record
 from hunyuan_train.selftest.samples import make_steps
 from hunyuan_train.selftest.training import train_plan

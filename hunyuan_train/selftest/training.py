@@ -12,16 +12,16 @@ from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
 from torch import Tensor, nn
 
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.loader import Batch, cut_batch
+from hunyuan_train.data.batches.loader import Batch, cut_batch
+from hunyuan_train.evaluation.losses import evaluate
 from hunyuan_train.model.layout import pieces_of_range
 from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.objectives.loss_groups import WHOLE
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import Shard, is_partitioned, weight_shards, weight_values
 from hunyuan_train.run import make_engine, make_router_terms
 from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
 from hunyuan_train.selftest.samples import WEIGHTS, Step, lay_batches
-from hunyuan_train.trainer.evaluate import evaluate
-from hunyuan_train.trainer.loss_groups import WHOLE
 from hunyuan_train.trainer.step import accumulate_gradients, update_weights
 
 

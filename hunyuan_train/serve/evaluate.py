@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hunyuan_train.config.check import check_needles_fit, needle_lengths
+from hunyuan_train.config.rules import check_needles_fit, needle_lengths
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.log import log_to_screen
@@ -23,8 +23,8 @@ from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder
 
 if TYPE_CHECKING:
+    from hunyuan_train.evaluation.scoring import Question
     from hunyuan_train.serve.generate import ServedModel
-    from hunyuan_train.serve.judge import Question
 
 Numbers = dict[str, float | int]
 LABELS = {
@@ -112,8 +112,8 @@ def judge_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
     Raises:
         ServeError: it has none.
     """
-    from hunyuan_train.data.cache import prepare_dataset
-    from hunyuan_train.serve.judge import choose_questions, describe_answer, judge, score
+    from hunyuan_train.data.compiled.cache import prepare_dataset
+    from hunyuan_train.evaluation.scoring import choose_questions, describe_answer, judge, score
 
     data = DataConfig(
         train_data_file=str(arguments.file), max_seq_length=served.shape.context_length
@@ -137,7 +137,7 @@ def find_needles(
     served: "ServedModel", lengths: list[int], arguments: argparse.Namespace, screen: Console
 ) -> Numbers:
     """Shares of facts that were found, by length."""
-    from hunyuan_train.serve.needles import (
+    from hunyuan_train.evaluation.needle_in_a_haystack import (
         MAX_NEW_TOKENS,
         NEEDLE_SEED,
         describe_needles,

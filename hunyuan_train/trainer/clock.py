@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-# The last lies within the others: see parallel/collectives.py.
+# The last lies within the others: see parallel/collective_timers.py.
 PARTS = ("data", "forward", "backward", "optimizer", "communication")
 
 

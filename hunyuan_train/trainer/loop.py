@@ -13,28 +13,29 @@ from typing import Protocol
 import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.data.loader import Batch, BatchPlan, StepContent
+from hunyuan_train.data.batches.loader import Batch, BatchPlan, StepContent
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.evaluation.answers import AnswerCheck
+from hunyuan_train.evaluation.losses import evaluate, name_losses
+from hunyuan_train.json_lines import JsonLines, Numbers
 from hunyuan_train.log import console
-from hunyuan_train.parallel.collectives import timing_collectives
+from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
-from hunyuan_train.trainer.answers import AnswerCheck
-from hunyuan_train.trainer.bad_steps import (
+from hunyuan_train.parallel.optimizer import share_of_weights_moved
+from hunyuan_train.trainer.anomalies import (
     MAX_RETURNS,
     find_fault,
     quarantine,
     remember,
 )
 from hunyuan_train.trainer.clock import StepClock
-from hunyuan_train.trainer.evaluate import evaluate, name_losses
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
-from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, Numbers
-from hunyuan_train.trainer.optim import share_of_weights_moved
-from hunyuan_train.trainer.planned import Planned
+from hunyuan_train.trainer.memory_estimate import Planned
+from hunyuan_train.trainer.metrics import MetricsLog
 from hunyuan_train.trainer.profiler import StepProfiler
-from hunyuan_train.trainer.router_guardian import RouterGuardian
+from hunyuan_train.trainer.router_monitor import RouterGuardian
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
 from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step

@@ -5,22 +5,20 @@ Only rank 0 owns a `MetricsLog`; a resumed run continues the same file from the 
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
 from matplotlib import image
 
-from hunyuan_train.config.check import tracker_names
+from hunyuan_train.config.rules import tracker_names
 from hunyuan_train.config.run_files import METRICS
+from hunyuan_train.json_lines import JsonLines, Numbers
 from hunyuan_train.trainer.heat_map import draw_heat_map
 
 logger = logging.getLogger(__name__)
 
-Numbers = dict[str, float | int]
 WANDB_RUN_ID = "wandb_run_id"
 INIT_SECONDS = 30  # for its server to answer
 HEAT_MAP = "router_load.png"
@@ -144,67 +142,6 @@ class TensorBoardTracker:
     def notes(self) -> dict[str, str]:
         """Nothing: files of several processes are read as one run."""
         return {}
-
-
-class JsonLines:
-    """A file of one JSON object per step. A disk that takes no more does not end a run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.unwritten: list[str] = []  # lines that wait for room
-
-    def append(self, entry: dict[str, Any]) -> None:
-        """Write one object, which has a `step`, after those that could not be written before."""
-        self.unwritten.append(json.dumps(entry) + "\n")
-        size = self.path.stat().st_size if self.path.exists() else 0
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(self.unwritten))
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(self.path, size)  # no half of a line stays
-            if len(self.unwritten) == 1:
-                logger.warning(
-                    "%s cannot be written: %s; its lines are kept in memory until it can be",
-                    *(self.path, error.strerror),
-                )
-        else:
-            self.unwritten.clear()
-
-    def amend(self, entry: dict[str, Any]) -> None:
-        """Let one object join the last line, if that is of the same step and the disk has room."""
-        lines = self.unwritten or self._read()
-        last = json.loads(lines[-1]) if lines else {}
-        if last.get("step") != entry["step"]:
-            return
-        lines[-1] = json.dumps(last | entry) + "\n"
-        if not self.unwritten:
-            with suppress(OSError):
-                self._replace(lines)
-
-    def forget_after(self, step: int) -> None:
-        """Drop lines past the step a run resumes at: those steps are about to be done again."""
-        self.unwritten = [line for line in self.unwritten if json.loads(line)["step"] <= step]
-        if not self.path.exists():
-            return
-        kept = 0  # bytes; steps only rise, so what goes is the end
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            kept += len(line)
-        os.truncate(self.path, kept)
-
-    def _read(self) -> list[str]:
-        """Its lines; one that a kill has cut off is none."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
-
-    def _replace(self, lines: Sequence[str]) -> None:
-        other = self.path.with_suffix(".amended")
-        other.write_text("".join(lines), encoding="utf-8")
-        other.replace(self.path)  # killed before this, all of it is still there
 
 
 class MetricsLog:

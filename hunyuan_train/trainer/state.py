@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hunyuan_train.data.loader import Position
+from hunyuan_train.data.batches.loader import Position
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.router import RouterWatch, balance_loss, z_loss
+from hunyuan_train.objectives.loss_groups import (
+    GROUPS,
+    WHOLE,
+    group_masks,
+    group_means,
+    group_weights,
+)
 from hunyuan_train.parallel.engine import sum_over_ranks
+from hunyuan_train.parallel.optimizer import set_learning_rate
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import dropping_gradients
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.errors import TrainingError
-from hunyuan_train.trainer.loss_groups import GROUPS, WHOLE, group_masks, group_means, group_weights
-from hunyuan_train.trainer.optim import set_learning_rate
 
 
 class NonFiniteLossError(TrainingError):

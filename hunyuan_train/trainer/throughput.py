@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from hunyuan_train.data.loader import StepContent
+from hunyuan_train.data.batches.loader import StepContent
+from hunyuan_train.json_lines import Numbers
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
-from hunyuan_train.trainer.metrics import Numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,10 +20,10 @@ from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import collect_content
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.launcher.ranks import RanksError
 from hunyuan_train.model.safetensors_files import read_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.parallel.engine import start_process_group
+from hunyuan_train.selftest.local_ranks import RanksError
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch

@@ -18,12 +18,17 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from hunyuan_train.checkpoint.export import export_model
-from hunyuan_train.checkpoint.merge import merge_adapter
 from hunyuan_train.checkpoint.publish import CHECKSUMS
-from hunyuan_train.checkpoint.release import Release, create_release, read_locations, write_weights
-from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
-from hunyuan_train.serve.check import MAX_PARAMETERS_BESIDE
+from hunyuan_train.export.check import MAX_PARAMETERS_BESIDE
+from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
+from hunyuan_train.export.from_engine import export_model
+from hunyuan_train.export.huggingface_folder import (
+    Release,
+    create_release,
+    read_locations,
+    write_weights,
+)
+from hunyuan_train.export.merge import merge_adapter
 from tests.engines import small_engine
 from tests.measured import Repeated
 from tests.ranks import PRELOADED, start_ranks

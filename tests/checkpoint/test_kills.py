@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.load import load_config
-from hunyuan_train.launcher.extension import SHARED_MEMORY, extensions_folder
+from hunyuan_train.launcher.host.extension import SHARED_MEMORY, extensions_folder
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.preflight import make_plan
-from hunyuan_train.launcher.signs import announce_rank
+from hunyuan_train.launcher.rank.heartbeat import announce_rank
+from hunyuan_train.launcher.start.preflight import make_plan
 from hunyuan_train.run import run
 from tests.ranks import run_ranks, start_ranks
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hunyuan_train.checkpoint.folder import read_manifest
-from hunyuan_train.checkpoint.fragments import open_tensors
+from hunyuan_train.checkpoint.resharding import open_tensors
 from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.model.layout import StoredTensor
 from tests.batches import plain_model

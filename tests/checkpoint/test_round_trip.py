@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hunyuan_train.checkpoint.export import export_model, read_prompts
-from hunyuan_train.checkpoint.release import Release
 from hunyuan_train.checkpoint.save import save_checkpoint
-from hunyuan_train.checkpoint.stopped import export_stopped_run, open_stopped_run
+from hunyuan_train.export.check import check_model
+from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
+from hunyuan_train.export.from_engine import export_model, read_prompts
+from hunyuan_train.export.huggingface_folder import Release
 from hunyuan_train.model import weights
 from hunyuan_train.model.presets import TINY_TOKENIZER
 from hunyuan_train.model.shape import read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.parallel.zero import weight_shards
-from hunyuan_train.serve.check import check_model
 from hunyuan_train.trainer.state import TrainerState
 from tests.engines import small_engine
 from tests.ranks import run_ranks

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import read_manifest
-from hunyuan_train.checkpoint.fragments import open_tensors
+from hunyuan_train.checkpoint.resharding import open_tensors
 from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
-from hunyuan_train.data.loader import Position
+from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.model.layout import StoredTensor, pieces_of_range
 from hunyuan_train.parallel.zero import (
     optimizer_step_count,

@@ -1,8 +1,8 @@
 import pytest
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.inputs import check_output_folder
 from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.errors import ConfigError
 
 
 @pytest.fixture

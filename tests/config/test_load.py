@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import (
     RECIPES,
     REPOSITORY,
@@ -14,6 +13,7 @@ from hunyuan_train.config.load import (
 )
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, SECTIONS
+from hunyuan_train.errors import ConfigError
 
 
 def write(folder: Path, text: str) -> str:

@@ -2,8 +2,8 @@ from typing import Literal
 
 import pytest
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.values import describe_type, parse_value
+from hunyuan_train.errors import ConfigError
 
 Auto = Literal["auto"]
 

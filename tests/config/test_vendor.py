@@ -3,7 +3,6 @@ import shlex
 
 import pytest
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF
 from hunyuan_train.config.vendor import (
@@ -14,6 +13,7 @@ from hunyuan_train.config.vendor import (
     RENAMED,
     TRANSLATED,
 )
+from hunyuan_train.errors import ConfigError
 
 # Flags of the vendor's training scripts for Hunyuan models, for a full and for a LoRA run.
 TAKEN = shlex.split("""

@@ -2,9 +2,9 @@
 
 from hypothesis import strategies as st
 
-from hunyuan_train.data.dialogue import Dialogue
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.records import Reading, read_dialogue
+from hunyuan_train.data.records.dialogue import Dialogue
+from hunyuan_train.data.records.record import Reading, read_dialogue
 
 WEATHER = {
     "type": "function",

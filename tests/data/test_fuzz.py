@@ -9,10 +9,10 @@ import zlib
 import pytest
 import zstandard
 
-from hunyuan_train.data.compile import CompileSettings, compile_chunk
-from hunyuan_train.data.lint import LintOptions, lint_sources
-from hunyuan_train.data.readers import Chunk, read_chunks
-from hunyuan_train.data.sources import find_sources
+from hunyuan_train.data.compiled.compile import CompileSettings, compile_chunk
+from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
+from hunyuan_train.data.reading.readers import Chunk, read_chunks
+from hunyuan_train.data.reading.sources import find_sources
 from tests.data.dialogues import HARD_PIECES, NOW, WEATHER, call, chat
 
 SLOW = {"role": "assistant", "content": "d", "reasoning_content": "r"}

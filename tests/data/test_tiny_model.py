@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hunyuan_train.data.encode import encode_renderings
-from hunyuan_train.data.loader import IGNORED, BatchPlan, Position, Share
-from hunyuan_train.data.template import render
+from hunyuan_train.data.batches.loader import IGNORED, BatchPlan, Position, Share
+from hunyuan_train.data.rendering.encode import encode_renderings
+from hunyuan_train.data.rendering.template import render
 from tests.data.dialogues import chat, read
 
 torch = pytest.importorskip("torch")

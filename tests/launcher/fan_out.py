@@ -15,11 +15,11 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.config.schema import LaunchConfig
-from hunyuan_train.launcher import watch
-from hunyuan_train.launcher.cluster import Cluster, find_local
-from hunyuan_train.launcher.hosts import Host
-from hunyuan_train.launcher.jobs import make_job
-from hunyuan_train.launcher.output import HostOutput
+from hunyuan_train.launcher.cluster.cluster import Cluster, find_local
+from hunyuan_train.launcher.cluster.hosts import Host
+from hunyuan_train.launcher.job import watch
+from hunyuan_train.launcher.job.jobs import make_job
+from hunyuan_train.launcher.job.output import HostOutput
 
 
 def main() -> int:

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import HunYuanMoEV1ForCausalLM
 
+from hunyuan_train.evaluation.losses import evaluate
 from hunyuan_train.model import activations
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.build import build_model
-from hunyuan_train.trainer.evaluate import evaluate
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_model
 from tests.engines import small_engine

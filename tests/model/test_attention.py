@@ -7,8 +7,8 @@ import torch
 from transformers import HunYuanMoEV1ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model import attention
 from hunyuan_train.model.attention import (
     FLASH_2,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hunyuan_train.config.errors import ConfigError
 from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.planner.parameters import parameter_names
 from tests.batches import SHAPE, plain_model

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.released_files import locate_weights
 from tests.released import SHAPE, write_released
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.layout import released_tensors
 from hunyuan_train.model.presets import A13B, PRESETS, TINY, resolve_shape
 from hunyuan_train.model.shape import native_config_dict, parse_shape, read_shape

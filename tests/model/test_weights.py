@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.layout import pieces_of_range, released_tensors, stored_tensors
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SafetensorsFolder, SeededWeights

@@ -12,7 +12,7 @@ from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.parallel.engine import build_split_model
-from hunyuan_train.trainer.optim import decay_groups
+from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests import engines

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import HunYuanMoEV1Config
 
+from hunyuan_train.export.check import load_served
 from hunyuan_train.model.shape import native_config_dict
 from hunyuan_train.model.weights import SafetensorsFolder
-from hunyuan_train.serve.check import load_served
-from hunyuan_train.trainer.optim import decay_groups
+from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.step import forward_losses, train_step
 from tests.batches import global_batch, plain_loss, released_state
 from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunyuan_train.checkpoint.adapter import export_adapter
 from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
-from hunyuan_train.data.loader import Position
-from hunyuan_train.trainer.optim import decay_groups
+from hunyuan_train.data.batches.loader import Position
+from hunyuan_train.export.adapter import export_adapter
+from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, plain_model

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.batches.loader import Batch
+from hunyuan_train.evaluation.losses import evaluate
 from hunyuan_train.model.attention import FLASH_2, FLASH_3, PER_DOCUMENT, VARIABLE_LENGTH
+from hunyuan_train.objectives.loss_groups import WHOLE
+from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.parallel.sequence import repeat_heads
-from hunyuan_train.trainer.evaluate import evaluate
-from hunyuan_train.trainer.loss_groups import WHOLE
-from hunyuan_train.trainer.optim import decay_groups
 from hunyuan_train.trainer.step import forward_losses, train_step
 from tests.batches import SHAPE, global_batch, make_batch, plain_loss, plain_model, released_state
 from tests.engines import (

@@ -16,7 +16,7 @@ from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.loader import Batch
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights

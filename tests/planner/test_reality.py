@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hunyuan_train.model.presets import TINY
+from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.planner.activations import after_bytes, saved_bytes
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.layout import Layout, make_layout
@@ -19,7 +20,6 @@ from hunyuan_train.planner.states import (
     optimizer_bytes,
     weight_bytes,
 )
-from hunyuan_train.trainer.lean import LeanAdamW
 from tests.planner.held import Bytes, measure, resolved
 from tests.planner.live import LiveBytes
 from tests.ranks import run_ranks

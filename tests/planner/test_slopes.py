@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.gpu_rank_slice import make_batch
-from hunyuan_train.data.loader import cut_batch
+from hunyuan_train.data.batches.loader import cut_batch
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights

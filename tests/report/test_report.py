@@ -13,7 +13,7 @@ import yaml
 from matplotlib.image import imread
 
 from hunyuan_train import cli
-from hunyuan_train.config.errors import ConfigError
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.report.charts import (
     Curve,
     choose_marks,

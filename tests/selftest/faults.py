@@ -9,7 +9,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from transformers import AttentionInterface
 
-from hunyuan_train.data import loader
+from hunyuan_train.data.batches import loader
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
 from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.zero import is_split_expert

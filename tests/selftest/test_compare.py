@@ -5,7 +5,7 @@ import pytest
 
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.selftest.compare import Errors, compare
-from hunyuan_train.selftest.plans import TOLERANCE
+from hunyuan_train.selftest.parity_cases import TOLERANCE
 from hunyuan_train.selftest.record import Record
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hunyuan_train.selftest.plans import list_plans
+from hunyuan_train.selftest.parity_cases import list_plans
 from hunyuan_train.selftest.samples import SHAPE, lay_batches, make_steps
 
 

@@ -19,12 +19,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from hunyuan_train import cli
-from hunyuan_train.data.encode import encode_prompt
-from hunyuan_train.data.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
+from hunyuan_train.data.records.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
+from hunyuan_train.data.rendering.encode import encode_prompt
+from hunyuan_train.evaluation.output_parser import Delta
 from hunyuan_train.serve import commands
 from hunyuan_train.serve.chat import Dialogue, TerminalView, answer
 from hunyuan_train.serve.generate import Sampling, ServedModel, load_model
-from hunyuan_train.serve.parse_output import Delta
 from tests.taught import FAST, SLOW, TOOLS, write_taught_model
 
 GREEDY = Sampling(max_new_tokens=80, temperature=0)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.trainer.metrics import JsonLines, MetricsLog, open_metrics
+from hunyuan_train.json_lines import JsonLines
+from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
 
 
 def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:

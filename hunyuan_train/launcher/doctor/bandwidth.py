@@ -10,12 +10,12 @@ from rich.console import Console
 
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.config.schema import LaunchConfig
-from hunyuan_train.launcher.cluster import Cluster
+from hunyuan_train.launcher.cluster.cluster import Cluster
+from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.checks import Finding
-from hunyuan_train.launcher.hosts import Host
-from hunyuan_train.launcher.jobs import Meeting, host_environment, make_job, torchrun_command
-from hunyuan_train.launcher.output import split_mark
-from hunyuan_train.launcher.watch import run_jobs
+from hunyuan_train.launcher.job.jobs import Meeting, host_environment, make_job, torchrun_command
+from hunyuan_train.launcher.job.output import split_mark
+from hunyuan_train.launcher.job.watch import run_jobs
 
 SCRIPT = Path(__file__).with_name("allreduce.py")
 MIN_MBIT = 800.0  # slower than gigabit: no training across such hosts ends

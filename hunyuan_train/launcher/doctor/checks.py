@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hunyuan_train.config.load import REPOSITORY
+from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.survey import Report
-from hunyuan_train.launcher.hosts import Host
 
 Verdict = Literal["ok", "warning", "failed"]
 

@@ -9,16 +9,16 @@ from rich.console import Console
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.config.resolve import choose_num_processes
 from hunyuan_train.config.schema import LaunchConfig, RunConfig
-from hunyuan_train.launcher.cluster import Cluster, find_cluster, with_environment
+from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
+from hunyuan_train.launcher.cluster.hosts import Host
+from hunyuan_train.launcher.cluster.ssh import ssh_command
 from hunyuan_train.launcher.doctor.bandwidth import judge_bandwidth, measure_bandwidth
 from hunyuan_train.launcher.doctor.checks import Finding, choose_interface
 from hunyuan_train.launcher.doctor.examine import Examination, examine
 from hunyuan_train.launcher.doctor.show import describe, show_table
 from hunyuan_train.launcher.doctor.trust import collect_keys
 from hunyuan_train.launcher.exit_codes import FAILURE, SUCCESS
-from hunyuan_train.launcher.hosts import Host
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.ssh import ssh_command
 
 FIX_SECONDS = 10
 SWITCHES = ("trust", "fix", "bandwidth")

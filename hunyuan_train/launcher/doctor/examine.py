@@ -12,15 +12,14 @@ from pathlib import Path
 from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.sources import find_sources
-from hunyuan_train.launcher.cluster import Cluster
+from hunyuan_train.launcher.cluster.cluster import Cluster
+from hunyuan_train.launcher.cluster.hosts import Host
+from hunyuan_train.launcher.cluster.inputs import input_paths, model_folder
 from hunyuan_train.launcher.doctor.checks import Finding, Wanted, check_hosts, choose_interface
 from hunyuan_train.launcher.doctor.survey import Report, survey
-from hunyuan_train.launcher.environment import rank_environment
-from hunyuan_train.launcher.extension import extensions_folder, needed_extensions
-from hunyuan_train.launcher.hosts import Host
-from hunyuan_train.launcher.jobs import Meeting
-from hunyuan_train.model.presets import PRESETS, tokenizer_folder
+from hunyuan_train.launcher.host.extension import extensions_folder, needed_extensions
+from hunyuan_train.launcher.job.jobs import Meeting
+from hunyuan_train.launcher.rank.environment import rank_environment
 
 NCCL_PACKAGES = ("nvidia-nccl-cu12", "nvidia-nccl-cu13", "flash-attn")
 
@@ -117,24 +116,6 @@ def required_packages() -> list[str]:
     """The packages that every host needs in the same version."""
     text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
     return [*re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE), *NCCL_PACKAGES]
-
-
-def input_paths(config: RunConfig) -> list[str]:
-    """The files and folders that every rank reads."""
-    names = [config.data.train_data_file, config.data.eval_data_file]
-    paths = [source.path for name in names if name for source in find_sources(name)]
-    paths.append(tokenizer_folder(config.model))
-    if model := model_folder(config):
-        paths.append(Path(model))
-    if config.parallel.deepspeed != "auto":
-        paths.append(Path(config.parallel.deepspeed))
-    return sorted({str(path.absolute()) for path in paths})
-
-
-def model_folder(config: RunConfig) -> str:
-    """The folder that the weights are read from; empty where they come from a seed."""
-    name = config.model.model_name_or_path
-    return "" if name in PRESETS else str(Path(name).absolute())
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.checks import Finding
-from hunyuan_train.launcher.hosts import Host
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 ORDER = tuple(STYLES)  # from good to bad

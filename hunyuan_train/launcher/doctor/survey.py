@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.config.schema import LaunchConfig
-from hunyuan_train.launcher.cluster import Cluster
-from hunyuan_train.launcher.hosts import Host
-from hunyuan_train.launcher.ssh import CONNECT_SECONDS, Trouble, explain, ssh_command
+from hunyuan_train.launcher.cluster.cluster import Cluster
+from hunyuan_train.launcher.cluster.hosts import Host
+from hunyuan_train.launcher.cluster.ssh import CONNECT_SECONDS, Trouble, explain, ssh_command
 
 SURVEY_SECONDS = 4.5  # the verdict is promised within five
 NUM_PINGS = 6  # of which the quickest tells the clocks' difference: to 0.1 ms on an idle network
 EXIT_NO_COMMAND = (126, 127)
-PROBE = Path(__file__).with_name("probe.py")
+PROBE = Path(__file__).parents[1] / "host" / "probe.py"
 RUN_PROBE = (
     "import sys\nexec(compile(sys.stdin.read(int(sys.stdin.readline())), 'probe.py', 'exec'))"
 )

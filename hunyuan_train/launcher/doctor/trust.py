@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hunyuan_train.config.schema import LaunchConfig
-from hunyuan_train.launcher.hosts import Host
-from hunyuan_train.launcher.ssh import Trouble, explain, ssh_options
+from hunyuan_train.launcher.cluster.hosts import Host
+from hunyuan_train.launcher.cluster.ssh import Trouble, explain, ssh_options
 
 TRUST_SECONDS = 15.0
 SERVER_KEY = re.compile(r"Server host key: (\S+) (SHA256:\S+)")

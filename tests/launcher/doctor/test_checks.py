@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
+from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.checks import Wanted, check_hosts
-from hunyuan_train.launcher.doctor.probe import look_around
 from hunyuan_train.launcher.doctor.survey import Report
-from hunyuan_train.launcher.hosts import Host
+from hunyuan_train.launcher.host.probe import look_around
 
 A, B = Host("10.0.0.1", 2), Host("10.0.0.2", 2)
 GPU = {"name": "NVIDIA H100 80GB HBM3", "used_mib": 4, "mib": 81559}

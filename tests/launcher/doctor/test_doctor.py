@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 
-from hunyuan_train.launcher.extension import extensions_folder
+from hunyuan_train.launcher.host.extension import extensions_folder
 from tests.conftest import REPOSITORY
 from tests.launcher.network import PORT, environment_of
 from tests.released import write_released

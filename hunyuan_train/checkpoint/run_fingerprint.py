@@ -1,0 +1,159 @@
+"""What a run is made of, and what of that has changed since a checkpoint."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.config.schema import RunConfig, TrainConfig
+from hunyuan_train.model.presets import PRESETS
+from hunyuan_train.model.shape import ModelShape
+
+PACKAGE = Path(__file__).resolve().parents[1]
+DECIDING_PARTS = (
+    "checkpoint",
+    "data",
+    "model",
+    "objectives",
+    "optim",
+    "parallel",
+    "trainer",
+)  # of the numbers of a run
+DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
+SAMPLED_BYTES = 2**16  # of each file of a model
+# What may change from one start to the next and leaves every step what it would have been.
+FREE_SETTINGS = {
+    "model_name_or_path",
+    "tokenizer_name_or_path",
+    "use_flash_attn",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "ignore_data_change",
+    "ignore_code_change",
+    "ignore_settings_change",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "activation_offload",
+    "moe_chunks",
+    "bad_steps",
+    "max_bad_steps",
+    "spike_deviations",
+    "max_hours",
+    "logging_steps",
+    "eval_steps",
+    "eval_generate",
+    "eval_max_new_tokens",
+    "metric_for_best_model",
+    "early_stopping_patience",
+    "report_to",
+    "profile",
+    "run_name",
+    "verbose",
+    "export",
+    "sample_answers",
+    "record_batches",
+}
+FREE_PREFIXES = ("save_", "snapshot_", "needle_")
+LENGTHS = ("max_steps", "num_train_epochs")  # free as well where no learning rate follows from them
+REMEDIES = {
+    "model": "the tensors of one do not fit the other: give the model it was trained from",
+    "code": "go back to it, or go on with --ignore_code_change: steps may then differ in the last "
+    "bits from those of an uninterrupted run",
+    "settings": "give the old values, or go on with the new ones by --ignore_settings_change",
+}
+
+
+def describe_run(
+    config: RunConfig, shape: ModelShape, *, rows_per_step: int | None = None
+) -> dict[str, Any]:
+    """What the steps of a run depend on besides its data: names and values, by kind.
+
+    Args:
+        config: resolved.
+        shape: of the model that is trained.
+        rows_per_step: of all processes, where known; how they are dealt out changes nothing.
+    """
+    sections = (config.model, config.train, config.guardian, config.lora)
+    settings = {
+        name: value
+        for section in sections
+        for name, value in asdict(section).items()
+        if name not in FREE_SETTINGS and not name.startswith(FREE_PREFIXES)
+    }
+    if has_endless_rate(config.train):
+        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+    if rows_per_step:
+        settings["rows per step"] = rows_per_step
+    return {
+        "model": {**asdict(shape), "weights": identify_weights(config.model.model_name_or_path)},
+        "code": describe_code(),
+        "settings": settings,
+    }
+
+
+def has_endless_rate(train: TrainConfig) -> bool:
+    """Whether the learning rate of a step is the same however many steps follow."""
+    is_constant = train.lr_scheduler_type in ("constant", "constant_with_warmup")
+    return is_constant and (train.warmup_steps > 0 or not train.warmup_ratio)
+
+
+def identify_weights(model_name_or_path: str) -> str:
+    """Tell one released model from another of the same shape by a sample of each file."""
+    if model_name_or_path in PRESETS:
+        return model_name_or_path
+    digest = hashlib.sha256()
+    for path in sorted(Path(model_name_or_path).glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(size // 2)
+            digest.update(f"{path.name} {size} ".encode() + file.read(SAMPLED_BYTES))
+    return f"files {digest.hexdigest()[:12]}"
+
+
+@cache
+def describe_code() -> dict[str, str]:
+    """Versions of the libraries, and a hash of our own source, that decide the numbers."""
+    digest = hashlib.sha256()
+    for part in DECIDING_PARTS:
+        for path in sorted((PACKAGE / part).rglob("*.py")):
+            digest.update(path.read_bytes())
+    versions = {name: version(name) for name in DECIDING_LIBRARIES}
+    return {**versions, "hunyuan_train": f"source {digest.hexdigest()[:12]}"}
+
+
+def check_changes(
+    saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path, *, config: RunConfig
+) -> None:
+    """Refuse to go on from a checkpoint of a run that was made of something else.
+
+    Args:
+        saved: the manifest's fingerprints.
+        current: `describe_run` of this run.
+
+    Raises:
+        CheckpointError: naming what differs, both values, and the remedy.
+    """
+    ignored = {
+        "code": config.train.ignore_code_change,
+        "settings": config.train.ignore_settings_change,
+    }
+    for kind, values in current.items():
+        if ignored.get(kind, False):
+            continue
+        before = saved.get(kind, {})
+        changed = [
+            f"{name} ({before.get(name)}, now {value})"
+            for name, value in values.items()
+            if before.get(name) != value
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{folder} was trained with other {kind}: {', '.join(changed)}; {REMEDIES[kind]}"
+            )

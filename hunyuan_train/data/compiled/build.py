@@ -1,0 +1,209 @@
+"""Sources to a compiled data set in a folder, chunk by chunk."""
+
+import functools
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hunyuan_train.data.compiled.compile import CompiledChunk, CompileSettings, compile_chunk
+from hunyuan_train.data.compiled.dataset import DTYPES, RECORD, DataSummary, write_summary
+from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
+from hunyuan_train.data.findings import POLICIES, DataError, Finding, FindingLog
+from hunyuan_train.data.reading.readers import Chunk, read_chunks
+from hunyuan_train.data.reading.sources import Source
+from hunyuan_train.data.reading.workers import count_workers, map_in_order
+from hunyuan_train.data.records.dialogue import MODES
+from hunyuan_train.data.rendering.encode import EncodedChunk
+from hunyuan_train.data.rendering.template import SPANS
+from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.progress import show_progress
+
+_MAX_ERRORS_SHOWN = 20
+
+
+def compile_sources(
+    sources: Sequence[Source], settings: CompileSettings, tokenizer: Tokenizer, *, num_workers: int
+) -> Iterator[tuple[int, CompiledChunk]]:
+    """Every chunk of every source, compiled, with the number of its source; in order."""
+    num_bytes = sum(source.path.stat().st_size for source in sources)
+    work = functools.partial(_compile_numbered, settings=settings, folder=tokenizer.folder)
+    chunks = (
+        (number, chunk)
+        for number, source in enumerate(sources)
+        for chunk in read_chunks(source.path)
+    )
+    results = map_in_order(work, chunks, num_workers=count_workers(num_workers, num_bytes))
+    with show_progress("tokenizing", num_bytes) as advance:
+        for number, compiled in results:
+            advance(compiled.num_bytes)
+            yield number, compiled
+
+
+def _compile_numbered(
+    item: tuple[int, Chunk], *, settings: CompileSettings, folder: Path
+) -> tuple[int, CompiledChunk]:
+    number, chunk = item
+    return number, compile_chunk(chunk, settings, load_tokenizer(folder))
+
+
+def build_dataset(
+    sources: Sequence[Source],
+    settings: CompileSettings,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    eval_questions: SeenHashes | None,
+    num_workers: int,
+) -> None:
+    """Write a data set into an empty folder.
+
+    Raises:
+        DataError: naming the findings that are errors; the folder is then of no use.
+    """
+    repeats = RepeatFinder(settings.build_policies().actions, eval_questions)
+    log = FindingLog(max_examples=_MAX_ERRORS_SHOWN)
+    counts: Counter[str] = Counter()
+    with DatasetWriter(folder) as writer:
+        compiling = compile_sources(sources, settings, tokenizer, num_workers=num_workers)
+        for number, compiled in compiling:
+            is_dropped = repeats.find(compiled)
+            samples = compiled.encoded.samples
+            compiled.encoded.samples = samples[~is_dropped[samples["record"]]]
+            log.add(compiled.findings)
+            counts.update(compiled.counts)
+            counts.update(count_samples(compiled.encoded, tokenizer.eos_id))
+            writer.add(number, compiled)
+        _refuse(log, counts)
+        fingerprint = writer.finish()
+    write_summary(folder, _summarise(fingerprint, counts, log))
+
+
+def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
+    """Samples by mode, and labels by span, of the samples that are left."""
+    samples = encoded.samples
+    counts = Counter(samples=len(samples), tokens=int(encoded.sample_lengths().sum()))
+    for number, mode in enumerate(MODES):
+        counts[f"mode_{mode}"] = int(np.count_nonzero(samples["mode"] == number))
+    edges = np.zeros(len(encoded.tokens) + 1, np.int8)
+    edges[samples["target_start"]] += 1
+    edges[samples["target_start"] + samples["target_length"]] -= 1
+    is_target = edges.cumsum()[:-1] > 0
+    target_spans = encoded.spans[is_target]
+    for number, span in enumerate(SPANS):
+        counts[f"span_{span}"] = int(np.count_nonzero(target_spans == number))
+    is_end = encoded.tokens[is_target] == eos_id
+    counts["turns"] = int(np.count_nonzero(is_end & (target_spans != 0)))
+    return counts
+
+
+def _refuse(log: FindingLog, counts: Counter[str]) -> None:
+    errors = [finding for finding in log.examples if finding.action == "error"]
+    if errors:
+        shown = "\n  ".join(str(finding) for finding in errors[:_MAX_ERRORS_SHOWN])
+        num_more = log.count("error") - min(len(errors), _MAX_ERRORS_SHOWN)
+        more = f"\n  and {num_more:,} more" if num_more else ""
+        raise DataError(
+            f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
+            f"Mend them{_suggest_policy(errors)}; "
+            "`python -m hunyuan_train data check` lists all of them and can write a mended file."
+        )
+    if not counts["samples"]:
+        raise DataError(
+            f"no sample is left of {counts['records']:,} records; "
+            f"`python -m hunyuan_train data check` says what became of them"
+        )
+
+
+def _suggest_policy(errors: Sequence[Finding]) -> str:
+    kinds = [finding.kind for finding in errors if "drop" in POLICIES[finding.kind].allowed]
+    return f", or leave such records out with --data_policy {kinds[0]}=drop" if kinds else ""
+
+
+def _summarise(fingerprint: str, counts: Counter[str], log: FindingLog) -> DataSummary:
+    by_span = {span: counts[f"span_{span}"] for span in SPANS[1:]}
+    return DataSummary(
+        fingerprint=fingerprint,
+        num_records=counts["records"],
+        num_samples=counts["samples"],
+        num_fast=counts["mode_fast"],
+        num_slow=counts["mode_slow"],
+        num_plain=counts["mode_plain"],
+        num_turns=counts["turns"],
+        num_tokens=counts["tokens"],
+        num_label_tokens=sum(by_span.values()),
+        num_label_tokens_by_span=by_span,
+        num_dropped=log.by_kind("drop"),
+        num_fixed=log.by_kind("fix"),
+        num_findings=log.by_kind(),
+        growth=counts["tokens_laid_out"] / max(counts["tokens_once"], 1),
+    )
+
+
+class DatasetWriter:
+    """Appends compiled chunks to the files of a data set, hashing as it writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = {name: (folder / f"{name}.bin").open("wb") for name in DTYPES}
+        self.hashes = {name: hashlib.sha256() for name in DTYPES}
+        self.num_tokens = 0
+        self.num_records = 0
+        self.has_weights = False
+
+    def __enter__(self) -> "DatasetWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def add(self, source: int, compiled: CompiledChunk) -> None:
+        """Append the tokens, samples and records of one chunk."""
+        encoded = compiled.encoded
+        samples = encoded.samples.copy()
+        samples["history_start"] += self.num_tokens
+        samples["target_start"] += self.num_tokens
+        samples["record"] += self.num_records
+        records = np.zeros(len(compiled.lines), RECORD)
+        records["source"], records["line"] = source, compiled.lines
+        records["hash"] = compiled.hashes
+        if len(compiled.question_hashes):
+            records["question_hash"] = compiled.question_hashes
+        self._write("tokens", encoded.tokens)
+        self._write("spans", encoded.spans)
+        self._add_weights(encoded)
+        self._write("samples", samples)
+        self._write("records", records)
+        self.num_tokens += len(encoded.tokens)
+        self.num_records += len(records)
+
+    def _add_weights(self, encoded: EncodedChunk) -> None:
+        """Weights are written from the first one on that is not 1; before it they are filled in."""
+        if encoded.weights is not None and not self.has_weights:
+            self.has_weights = True
+            self.files["spans"].flush()
+            spans = np.fromfile(self.folder / "spans.bin", DTYPES["spans"])
+            self._write("weights", (spans != 0).astype(DTYPES["weights"])[: self.num_tokens])
+        if self.has_weights:
+            self._write("weights", encoded.all_weights())
+
+    def _write(self, name: str, array: npt.NDArray[Any]) -> None:
+        content = np.ascontiguousarray(array, DTYPES[name]).data.cast("B")
+        self.hashes[name].update(content)
+        self.files[name].write(content)
+
+    def finish(self) -> str:
+        """Bring everything to the disk and return the fingerprint of it."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        if not self.has_weights:
+            (self.folder / "weights.bin").unlink()
+        whole = "".join(self.hashes[name].hexdigest() for name in DTYPES)
+        return hashlib.sha256(whole.encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""A chunk of raw records to tokens, with everything that was found on the way.
+
+This is the one path from a file to samples: training, `data check` and `data encode` all take it,
+so that what one refuses the others refuse too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hunyuan_train.data.compiled.overlong import LongSample, fit_samples
+from hunyuan_train.data.findings import Action, Finding, PolicySet, Problem, build_policies
+from hunyuan_train.data.reading.decode import decode_record
+from hunyuan_train.data.reading.readers import Chunk
+from hunyuan_train.data.records.dialogue import Dialogue, hash_messages, hash_question
+from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings
+from hunyuan_train.data.rendering.template import render
+from hunyuan_train.data.rendering.tokenizer import Tokenizer
+
+Split = Literal["all", "train", "eval"]
+
+_HASH_RANGE = 2**64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileSettings:
+    """Everything beside the data and the tokenizer that decides which tokens come out."""
+
+    max_seq_length: int
+    mode: str = "auto"  # of records that state none: auto, fast, slow
+    history: str = "strip"  # strip, keep
+    overlong: str = "error"  # error, drop, drop_turns
+    now: str = ""  # of records with tools that state none; "" for one seeded by the dialogue
+    policy: Mapping[str, str] = field(default_factory=dict)  # finding kind to action
+    split: Split = "all"
+    eval_fraction: float = 0.0
+    compares_questions: bool = False  # with those of an evaluation set
+
+    @property
+    def reading(self) -> Reading:
+        """How records are read."""
+        return Reading(mode=self.mode, now=self.now)
+
+    def build_policies(self) -> PolicySet:
+        """The action of every kind of finding."""
+        overlong = "error" if self.overlong == "error" else "drop"
+        return build_policies({"overlong": overlong, **self.policy})
+
+
+@dataclass(slots=True)
+class CompiledChunk:
+    """What became of one chunk."""
+
+    path: str
+    findings: list[Finding]
+    counts: Counter[str]  # records, used, tokens and more: what a summary adds up
+    lines: npt.NDArray[np.int64]  # [R], of the records used
+    hashes: npt.NDArray[np.uint64]  # [R], of their content
+    question_hashes: npt.NDArray[np.uint64]  # [R], or [0] where nothing is compared
+    encoded: EncodedChunk
+    num_bytes: int
+
+
+@dataclass(slots=True)
+class Record:
+    """A usable dialogue and where it came from."""
+
+    line: int
+    dialogue: Dialogue
+    content_hash: int
+    raw: bytes  # its JSON text
+    is_mended: bool  # the dialogue is not what the text says
+
+
+def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer) -> CompiledChunk:
+    """Read, check, render and tokenize the records of a chunk."""
+    counts: Counter[str] = Counter()
+    findings: list[Finding] = []
+    policies = settings.build_policies()
+    records = [
+        record
+        for record in read_records(chunk, settings.reading, policies, findings, counts)
+        if _is_in_split(record.dialogue, settings)
+    ]
+    counts["records"] -= counts["used"] - len(records)  # of this side of the split
+    counts["used"] = len(records)
+    questions = records if settings.compares_questions else []
+    encoded, _ = encode_records(records, settings, tokenizer, chunk.path, findings, counts)
+    return CompiledChunk(
+        path=chunk.path,
+        findings=findings,
+        counts=counts,
+        lines=np.array([record.line for record in records], np.int64),
+        hashes=np.array([record.content_hash for record in records], np.uint64),
+        question_hashes=np.array([hash_question(one.dialogue.messages) for one in questions], "u8"),
+        encoded=encoded,
+        num_bytes=chunk.num_bytes,
+    )
+
+
+def encode_records(
+    records: Sequence[Record],
+    settings: CompileSettings,
+    tokenizer: Tokenizer,
+    path: str,
+    findings: list[Finding],
+    counts: Counter[str],
+) -> tuple[EncodedChunk, list[int]]:
+    """The samples of some dialogues, and the lengths of those that are left out as too long."""
+    dialogues = [record.dialogue for record in records]
+    renderings = [render(dialogue, history=settings.history) for dialogue in dialogues]
+    encoded = encode_renderings(renderings, tokenizer)
+    counts["tokens_laid_out"] = int(encoded.sample_lengths().sum())
+    counts["tokens_once"] = encoded.num_tokens_once
+    encoded, long_samples = fit_samples(
+        encoded,
+        dialogues,
+        renderings,
+        tokenizer,
+        max_seq_length=settings.max_seq_length,
+        history=settings.history,
+        can_drop_turns=settings.overlong == "drop_turns",
+    )
+    action = settings.build_policies().actions["overlong"]
+    for long in long_samples:
+        findings.append(_report_long(path, records[long.record].line, long, action, settings))
+    return encoded, [long.num_tokens for long in long_samples if not long.num_turns_dropped]
+
+
+def _report_long(
+    path: str, line: int, long: LongSample, action: Action, settings: CompileSettings
+) -> Finding:
+    reason = f"{long.num_tokens:,} tokens, more than max_seq_length {settings.max_seq_length:,}"
+    if long.num_turns_dropped:
+        fix = f"its {long.num_turns_dropped} oldest turn(s) left out"
+        return Finding(path, line, "overlong", "fix", "messages", reason, fix)
+    fix = "raise max_seq_length, or set overlong to drop or drop_turns"
+    return Finding(path, line, "overlong", action, "messages", reason, fix)
+
+
+def read_records(
+    chunk: Chunk,
+    reading: Reading,
+    policies: PolicySet,
+    findings: list[Finding],
+    counts: Counter[str],
+) -> Iterator[Record]:
+    """The usable dialogues of a chunk; every problem goes to `findings`."""
+    for line, problem in chunk.problems:
+        _decide(chunk.path, line, [problem], policies, findings)
+    for index, (line, raw) in enumerate(zip(chunk.lines, chunk.records, strict=True)):
+        problems: list[Problem] = []
+        value = decode_record(raw, problems)
+        dialogue = None if value is None and problems else read_dialogue(value, reading, problems)
+        if chunk.first_element is not None:  # several may share a line
+            element = f"[{chunk.first_element + index}]"
+            problems = [one._replace(field=f"{element}.{one.field}") for one in problems]
+        num_before = len(findings)
+        is_used = _decide(chunk.path, line, problems, policies, findings)
+        counts["records"] += 1
+        if is_used and dialogue is not None:
+            counts["used"] += 1
+            content_hash = hash_messages(dialogue.messages, dialogue.tools)
+            is_mended = any([finding.action == "fix" for finding in findings[num_before:]])
+            yield Record(line, dialogue, content_hash, raw, is_mended)
+
+
+def _decide(
+    path: str,
+    line: int,
+    problems: Iterable[Problem],
+    policies: PolicySet,
+    findings: list[Finding],
+) -> bool:
+    """Turn problems into findings; whether a record with them is used."""
+    is_used = True
+    for problem in problems:
+        action = policies.decide(problem)
+        fix = problem.fix
+        if action == "error" and problem.is_repaired:
+            fix = f"mend it, or choose {problem.kind}=fix: {fix}"
+        findings.append(
+            Finding(path, line, problem.kind, action, problem.field, problem.reason, fix)
+        )
+        is_used = is_used and action not in ("error", "drop")
+    return is_used
+
+
+def _is_in_split(dialogue: Dialogue, settings: CompileSettings) -> bool:
+    """Whether a record is on this side of the held-out share; no question is on both."""
+    if settings.split == "all":
+        return True
+    is_held_out = hash_question(dialogue.messages) < settings.eval_fraction * _HASH_RANGE
+    return is_held_out == (settings.split == "eval")

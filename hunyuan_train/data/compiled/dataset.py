@@ -1,0 +1,117 @@
+"""A compiled data set as it lies on the disk, opened without reading it.
+
+Files of a folder: `tokens.bin` and `spans.bin` (one entry a token), `weights.bin` (only where some
+token with loss weighs other than 1), `samples.bin` (where each sample's tokens lie),
+`records.bin` (file and line of each record), `summary.json`.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hunyuan_train.data.rendering.encode import SAMPLE, SampleTokens, gather_sample, sample_lengths
+
+RECORD = np.dtype([("source", "<i4"), ("line", "<i8"), ("hash", "<u8"), ("question_hash", "<u8")])
+DTYPES: dict[str, np.dtype[Any]] = {
+    "tokens": np.dtype("<u4"),
+    "spans": np.dtype("u1"),
+    "weights": np.dtype("<f4"),
+    "samples": SAMPLE,
+    "records": RECORD,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSummary:
+    """What a data set holds, and what was left out of it."""
+
+    fingerprint: str  # of the compiled samples and of nothing else
+    num_records: int
+    num_samples: int
+    num_fast: int  # samples by mode
+    num_slow: int
+    num_plain: int
+    num_turns: int  # answers that carry loss
+    num_tokens: int
+    num_label_tokens: int
+    num_label_tokens_by_span: dict[str, int]  # think, answer, marker
+    num_dropped: dict[str, int]  # records and samples left out, by the kind of finding
+    num_fixed: dict[str, int]  # repairs, by the kind of finding
+    num_findings: dict[str, int]  # everything found, by kind
+    growth: float  # tokens of all samples by those of one sample per dialogue
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Samples by number; everything but their table stays on the disk."""
+
+    paths: Sequence[str]  # of the sources
+    source_weights: Sequence[float]  # how often an epoch shows the samples of each
+    source_hashes: Sequence[str]  # of the content of each
+    max_seq_length: int
+    pad_id: int
+    tokenizer_hash: str
+    summary: DataSummary
+    samples: npt.NDArray[np.void]  # [S] of SAMPLE
+    records: npt.NDArray[np.void]  # [R] of RECORD
+    tokens: npt.NDArray[np.uint32]
+    spans: npt.NDArray[np.uint8]
+    weights: npt.NDArray[np.float32] | None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """[S], tokens of each sample."""
+        return sample_lengths(self.samples)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the compiled samples and of how often each source is shown."""
+        weights = json.dumps(list(self.source_weights))
+        return hashlib.sha256(f"{self.summary.fingerprint} {weights}".encode()).hexdigest()
+
+    def origin(self, sample_id: int) -> str:
+        """Where a sample comes from, as `file:line`."""
+        record = self.records[self.samples[sample_id]["record"]]
+        return f"{self.paths[record['source']]}:{record['line']}"
+
+    def sample(self, sample_id: int) -> SampleTokens:
+        """The tokens of one sample."""
+        return gather_sample(self.samples[sample_id], self.tokens, self.spans, self.weights)
+
+
+def write_summary(folder: Path, summary: DataSummary) -> None:
+    """Write the summary, with the size of every file for `is_whole`."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.bin"))}
+    text = json.dumps({"summary": asdict(summary), "sizes": sizes}, indent=1)
+    (folder / "summary.json").write_text(text)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a complete data set."""
+    try:
+        sizes = json.loads((folder / "summary.json").read_text())["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def read_summary(folder: Path) -> DataSummary:
+    """The summary of a whole folder."""
+    return DataSummary(**json.loads((folder / "summary.json").read_text())["summary"])
+
+
+def map_array(folder: Path, name: str) -> npt.NDArray[Any]:
+    """One of the arrays of `DTYPES`, mapped from its file."""
+    path = folder / f"{name}.bin"
+    if not path.stat().st_size:  # an empty file cannot be mapped
+        return np.zeros(0, DTYPES[name])
+    return np.memmap(path, DTYPES[name], mode="r")

@@ -1,0 +1,96 @@
+"""Dialogues back to records: the canonical chat form, with thoughts in a field and no tags."""
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from hunyuan_train.data.findings import DataError
+from hunyuan_train.data.records.dialogue import Dialogue, Message
+from hunyuan_train.data.records.tags import ANSWER_CLOSE, NO_THINK_PREFIX, THINK_CLOSE, THINK_OPEN
+
+Record = dict[str, Any]
+
+
+def to_record(dialogue: Dialogue) -> Record:
+    """A record that reads back as this dialogue, whatever form it had."""
+    mode = _common_mode(dialogue)
+    record: Record = dict(dialogue.extra)
+    if mode:
+        record["mode"] = mode
+    if dialogue.tools:
+        record |= {"tools": dialogue.tools, "now": dialogue.now}
+    record["messages"] = [_to_message(message, mode) for message in dialogue.messages]
+    return record
+
+
+def _common_mode(dialogue: Dialogue) -> str:
+    """The mode to state; "" for a plain dialogue and for one whose turns differ."""
+    modes = {
+        message.mode
+        for message in dialogue.messages
+        if message.role == "assistant" and not message.is_context
+    }
+    return modes.pop() if len(modes) == 1 and modes <= {"fast", "slow"} else ""
+
+
+def _to_message(message: Message, mode: str) -> Record:
+    record: Record = {"role": message.role, "content": message.content, **(message.extra or {})}
+    if message.role == "user" and mode == "fast":
+        record["content"] = message.content.removeprefix(NO_THINK_PREFIX)
+    if message.thoughts:
+        record["reasoning_content"] = message.thoughts
+    elif message.mode == "fast" and not mode:  # beside slow turns only the tags can say so
+        record["content"] = f"{THINK_OPEN}{THINK_CLOSE}{message.content}{ANSWER_CLOSE}"
+    if message.tool_calls:
+        record["tool_calls"] = [
+            {
+                **dict(call.extra),
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.weight != 1.0:
+        record["weight"] = message.weight
+    if not message.is_trained and message.weight:
+        record["train"] = False
+    return record
+
+
+@contextmanager
+def open_output(path: Path) -> Iterator[IO[str]]:
+    """Write a file whole or not at all, compressed where its name says so.
+
+    Raises:
+        DataError: it cannot be made there.
+    """
+    if path.exists() and not path.is_file():  # a folder, or a device that a file would replace
+        raise DataError(f"{path} is no ordinary file; give the name of a file to write")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        file = _open_text(temporary, path.suffix)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); give a file in a folder that exists and "
+            "can be written"
+        ) from error
+    try:
+        with file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open_text(path: Path, suffix: str) -> IO[str]:
+    if suffix == ".gz":
+        return gzip.open(path, "wt", encoding="utf-8")
+    if suffix == ".zst":
+        return zstandard.open(path, "wt", encoding="utf-8")
+    return path.open("w", encoding="utf-8")

@@ -1,0 +1,311 @@
+"""One record to one `Dialogue`: its form, its fields, its order of turns, its tools, its mode.
+
+Whatever is wrong is added as a `Problem` and reading goes on with the best reading there is; the
+policy of each kind decides afterwards whether the dialogue is used.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import takewhile
+from typing import Any
+
+from hunyuan_train.data.findings import DataError, Problem
+from hunyuan_train.data.reading.decode import parse_json
+from hunyuan_train.data.records.dialogue import TIME_FORMAT, Dialogue, Message, seed_now
+from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
+from hunyuan_train.data.records.messages import has_blank_run, read_message, take_calls_out
+from hunyuan_train.data.records.modes import settle_modes
+from hunyuan_train.data.rendering.tools_prompt import (
+    ASSISTANT_LABEL,
+    TOOL_CALLS_OPEN,
+    USER_LABEL,
+    dump_json,
+)
+
+# Roles by their first letters: the order that needs no second look. No other order is refused for
+# that alone; tools and results have rules of their own.
+_REGULAR = re.compile("s?(?:ua)+")
+
+_TIME_FIX = "write it like 2026-03-02 09:15:00"
+_FIELDS = frozenset({"id", "mode", "tools", "now", "messages"})
+_TEMPLATE_FIELDS = ("chat_template_kwargs", "kwargs")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How records are read."""
+
+    mode: str = "auto"  # of records that state none
+    now: str = ""  # of records that state none; "" for a time seeded by the dialogue
+    # Nothing parsed or mended: what the model's own template makes of the messages. Does not hold
+    # for a record that states a mode or thoughts, which that template knows nothing of.
+    is_as_written: bool = False
+    is_prompt: bool = False  # the last message is the question to answer
+
+    def __post_init__(self) -> None:
+        if self.now and not _read_time(self.now):
+            raise DataError(f"now is {self.now!r}; {_TIME_FIX}")
+
+
+def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> Dialogue | None:
+    """The dialogue in a decoded record, or None where no form fits."""
+    record, form = to_chat_form(value, problems)
+    if record is None:
+        return None
+    if form != "messages":
+        problems.append(Problem("converted", "", f"{form} form", "read as messages"))
+    if reading.is_as_written and _states_thinking(record):
+        reading = replace(reading, is_as_written=False)
+    messages = [
+        read_message(raw, f"messages[{index}]", as_written=reading.is_as_written, problems=problems)
+        for index, raw in enumerate(record["messages"])
+    ]
+    dialogue = Dialogue(messages, form=form, now=reading.now)
+    if len(record) > 1:  # more than messages
+        _read_fields(record, dialogue, reading, problems)
+    _check_texts(messages, reading, problems)
+    is_regular = _REGULAR.fullmatch("".join([message.role[0] for message in messages]))
+    has_calls = dialogue.tools or any([message.tool_calls for message in messages])
+    if not is_regular or has_calls or not messages[0].content.strip():
+        _order(dialogue, reading, problems)
+    is_sent = reading.is_prompt and reading.mode == "auto"  # a server adds nothing to it
+    if not (reading.is_as_written or is_sent):
+        settle_modes(dialogue, reading.mode, problems)
+    if dialogue.tools:
+        _settle_now(dialogue, problems)
+    return dialogue
+
+
+def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    """Mend the order of turns and report what cannot be mended."""
+    _order_systems(dialogue, reading, problems)
+    if not reading.is_as_written:
+        _check_tool_turns(dialogue, problems)
+        _order_turns(dialogue, reading, problems)
+    _check_start(dialogue, problems)
+
+
+def _states_thinking(record: dict[str, Any]) -> bool:
+    return record.get("mode") in ("fast", "slow") or any(
+        message.get(field)
+        for message in record["messages"]
+        if isinstance(message, dict)
+        for field in THOUGHT_FIELDS
+    )
+
+
+def _read_fields(
+    record: dict[str, Any], dialogue: Dialogue, reading: Reading, problems: list[Problem]
+) -> None:
+    unused = [key for key in record if key not in _FIELDS and record[key] is not None]
+    if reading.is_as_written:
+        _read_template_fields(record, dialogue)
+        unused = [key for key in unused if key not in _TEMPLATE_FIELDS]
+    if unused:
+        problems.append(
+            Problem(
+                "unused_field",
+                ", ".join(unused),
+                "not read by training",
+                "remove it, or mend its name",
+            )
+        )
+    dialogue.extra = {key: record[key] for key in record if key in unused or key == "id"}
+    dialogue.now = record.get("now") or dialogue.now
+    if record.get("mode") is not None:
+        if record["mode"] in ("fast", "slow", "auto"):
+            dialogue.stated_mode = record["mode"]
+        else:
+            reason = f"mode is {record['mode']!r}"
+            problems.append(Problem("mode", "mode", reason, "give fast, slow or auto"))
+    if record.get("tools"):
+        _read_tools(record["tools"], dialogue, reading, problems)
+
+
+def _read_template_fields(record: dict[str, Any], dialogue: Dialogue) -> None:
+    """What a client hands the model's own template beside the messages."""
+    for field in _TEMPLATE_FIELDS:
+        if isinstance(record.get(field), dict):
+            dialogue.now = record[field].get("now", dialogue.now)
+            dialogue.is_thinking_off = record[field].get("enable_thinking") is False
+
+
+def _read_tools(
+    tools: object, dialogue: Dialogue, reading: Reading, problems: list[Problem]
+) -> None:
+    if isinstance(tools, str):
+        tools = parse_json(tools)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        problems.append(Problem("tools", "tools", "not a list of functions", "give OpenAI's form"))
+        return
+    dialogue.tools = tools if reading.is_as_written else [_wrap_tool(tool) for tool in tools]
+    if has_blank_run(dump_json(dialogue.tools)):
+        problems.append(Problem("size", "tools", "too many blanks", "shorten them"))
+    for index, tool in enumerate(dialogue.tools):
+        if not (_tool_name(tool) or reading.is_as_written):
+            field = f"tools[{index}]"
+            problems.append(Problem("tools", field, "a tool without a function name", "give one"))
+
+
+def _tool_name(tool: dict[str, Any]) -> str:
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """The form in which clients send a function to a server."""
+    return {"type": "function", "function": tool} if "function" not in tool else tool
+
+
+def _check_tool_turns(dialogue: Dialogue, problems: list[Problem]) -> None:
+    """Calls name listed tools, results follow calls, labels are not doubled."""
+    is_open = False  # whether a result may come now
+    for index, message in enumerate(dialogue.messages):
+        place = f"messages[{index}]"
+        if message.role == "tool" and not is_open:
+            reason = "a tool result that follows no call"
+            problems.append(Problem("tools", place, reason, "add the call before it"))
+        if dialogue.tools:
+            _read_labelled_text(message, place, problems)
+        if message.role == "assistant":
+            _check_calls(message, dialogue, place, problems)
+            is_open = bool(message.tool_calls) or TOOL_CALLS_OPEN in message.content
+            _count_results(dialogue.messages, index, problems)
+        elif message.role != "tool":
+            is_open = False
+
+
+def _count_results(messages: list[Message], index: int, problems: list[Problem]) -> None:
+    """Compare the calls of a message with the results behind it; none at all are still to come."""
+    num_calls = len(messages[index].tool_calls or ())
+    results = list(takewhile(lambda message: message.role == "tool", messages[index + 1 :]))
+    if num_calls and results and len(results) != num_calls:
+        field, reason = f"messages[{index + 1}]", f"{len(results)} result(s) of {num_calls} call(s)"
+        problems.append(Problem("tool_results", field, reason, "give one result for each call"))
+
+
+def _read_labelled_text(message: Message, place: str, problems: list[Problem]) -> None:
+    if message.role == "assistant":
+        message.content = message.content.removeprefix(ASSISTANT_LABEL)
+        take_calls_out(message, place, problems)
+    elif message.role == "user":
+        message.content = message.content.removeprefix(USER_LABEL)
+
+
+def _check_calls(message: Message, dialogue: Dialogue, place: str, problems: list[Problem]) -> None:
+    if not message.tool_calls:
+        return
+    field = f"{place}.tool_calls"
+    if not dialogue.tools:
+        reason = "calls in a record without tools, which the template leaves out"
+        problems.append(Problem("tools", field, reason, "add the list of tools"))
+        return
+    names = [_tool_name(tool) for tool in dialogue.tools]
+    for call in message.tool_calls:
+        if call.name and call.name not in names:
+            reason = f"calls {call.name!r}, which is not among the tools"
+            problems.append(Problem("tools", field, reason, "add it to tools, or mend the name"))
+
+
+def _check_texts(messages: list[Message], reading: Reading, problems: list[Problem]) -> None:
+    for index, message in enumerate(messages):
+        if not _is_empty(message.content, reading):
+            continue
+        field = f"messages[{index}].content"
+        if message.role == "user":
+            problems.append(Problem("empty_user", field, "a question without text", "write it"))
+        elif message.role == "assistant" and not (message.tool_calls or reading.is_as_written):
+            problems.append(Problem("empty_answer", field, "an answer without text", "write it"))
+
+
+def _is_empty(text: str, reading: Reading) -> bool:
+    """The template takes blanks for text; a reader does not."""
+    return not text or (text.isspace() and not reading.is_as_written)
+
+
+def _order_systems(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    """At most one system message, the first, with text."""
+    messages = dialogue.messages
+    places = [index for index, message in enumerate(messages) if message.role == "system"]
+    texts = [messages[index].content for index in places]
+    if places == [0] and reading.is_as_written and dialogue.tools:
+        return  # the template writes it, empty or not
+    if any(_is_empty(text, reading) for text in texts):
+        reason = "a system message without text"
+        problems.append(Problem("empty_system", "messages[0]", reason, "left out", True))
+    elif places in ([], [0]):
+        return
+    if places != [0]:
+        reason = "several system messages" if len(places) > 1 else "a system message that is late"
+        field = f"messages[{places[-1]}].role"
+        problems.append(Problem("system", field, reason, "joined at the front", True))
+    joined = "\n\n".join(text for text in texts if not _is_empty(text, reading))
+    rest = [message for message in messages if message.role != "system"]
+    dialogue.messages = [Message("system", joined), *rest] if joined else rest
+
+
+def _check_start(dialogue: Dialogue, problems: list[Problem]) -> None:
+    turns = [message for message in dialogue.messages if message.role != "system"]
+    if not turns:
+        problems.append(Problem("no_answer", "messages", "no messages", "add the dialogue"))
+    elif turns[0].role != "user":
+        reason = f"the dialogue starts with role {turns[0].role}, not with a question"
+        problems.append(Problem("order", "messages[0].role", reason, "add the question before it"))
+
+
+def _order_turns(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    """Speakers in turn, an answer last."""
+    dialogue.messages = _merge_repeats(dialogue.messages, problems)
+    if reading.is_prompt:
+        return
+    if any(message.role == "assistant" for message in dialogue.messages):
+        _drop_tail(dialogue, problems)
+    elif dialogue.messages:
+        problems.append(Problem("no_answer", "messages", "no assistant message", "add the answer"))
+
+
+def _merge_repeats(messages: list[Message], problems: list[Problem]) -> list[Message]:
+    merged: list[Message] = []
+    for index, message in enumerate(messages):
+        if not (merged and merged[-1].role == message.role != "tool"):
+            merged.append(message)
+            continue
+        last = merged[-1]
+        is_joinable = last.thoughts == message.thoughts and not (
+            last.tool_calls or message.tool_calls
+        )
+        field = f"messages[{index}].role"
+        reason = f"two {message.role} messages in a row"
+        fix = "joined by an empty line" if is_joinable else "make one of them"
+        problems.append(Problem("repeated_role", field, reason, fix, is_joinable))
+        last.content = f"{last.content}\n\n{message.content}"
+    return merged
+
+
+def _drop_tail(dialogue: Dialogue, problems: list[Problem]) -> None:
+    """Leave out what follows the last answer: nothing learns from it."""
+    messages = dialogue.messages
+    end = max(index for index, message in enumerate(messages) if message.role == "assistant") + 1
+    if end < len(messages):
+        reason = f"{len(messages) - end} message(s) after the last answer"
+        problems.append(Problem("trailing_user", f"messages[{end}]", reason, "left out", True))
+        dialogue.messages = messages[:end]
+
+
+def _settle_now(dialogue: Dialogue, problems: list[Problem]) -> None:
+    if not dialogue.now:
+        dialogue.now = seed_now(dialogue.messages)
+    elif written := _read_time(dialogue.now):
+        dialogue.now = written
+    else:
+        problems.append(Problem("now", "now", f"now is {dialogue.now!r}", _TIME_FIX))
+
+
+def _read_time(text: object) -> str:
+    """A time as the template writes it; "" where it is none."""
+    try:
+        return datetime.strptime(str(text), TIME_FORMAT).strftime(TIME_FORMAT)
+    except ValueError:
+        return ""

@@ -1,0 +1,67 @@
+"""The layout of template.py as a Jinja chat template, for servers that hold an exported model.
+
+It renders what a client sends, as the model's own template does: messages as they are, earlier
+answers bare because clients send them so, the last turn open.
+"""
+
+from hunyuan_train.data.rendering.tokenizer import EOS, START, SYSTEM_END, USER_END
+from hunyuan_train.data.rendering.tools_prompt import (
+    ASSISTANT_LABEL,
+    USER_LABEL,
+    write_tools_prompt,
+)
+
+_TOOLS_MARK = "TOOLS-GO-HERE"
+_SYSTEM_MARK = "SYSTEM-GOES-HERE"
+_NOW, _NOW_MARK = "2024-01-01 00:00:00", "2024-01-01 00:00:00 星期一"
+
+
+def _tools_prompt(system: str | None) -> str:
+    """The tools prompt with expressions where a dialogue's own text goes."""
+    prompt = write_tools_prompt([_TOOLS_MARK], _NOW, system=system)
+    prompt = prompt.replace(f'["{_TOOLS_MARK}"]', "{{ tools | tojson }}")
+    prompt = prompt.replace(_SYSTEM_MARK, "{{ messages[0].content }}")
+    return prompt.replace(_NOW_MARK, "{{ now }}")
+
+
+CHAT_TEMPLATE = f"""\
+{{%- if tools %}}
+    {{%- set weekday = '一二三四五六日'[strftime_now('%u') | int - 1] %}}
+    {{%- set now = strftime_now('%Y-%m-%d %H:%M:%S') + ' 星期' + weekday %}}
+{{%- endif %}}
+{{%- for message in messages %}}
+    {{%- set content = message.content or '' %}}
+    {{%- if tools and loop.first %}}
+        {{%- if message.role == 'system' %}}
+            {{{{- '{START}' }}}}{_tools_prompt(_SYSTEM_MARK)}{{{{ '{SYSTEM_END}' }}}}
+        {{%- else %}}
+            {{{{- '{START}' }}}}{_tools_prompt(None)}{{{{ '{SYSTEM_END}' }}}}
+        {{%- endif %}}
+    {{%- elif message.role == 'system' %}}
+        {{{{- '{START}' + content + '{SYSTEM_END}' }}}}
+    {{%- endif %}}
+    {{%- if message.role == 'user' and tools %}}
+        {{{{- '{USER_LABEL}' + content + '{USER_END}' }}}}
+    {{%- elif message.role == 'user' %}}
+        {{{{- ('' if loop.index0 == 1 else '{START}') + content + '{USER_END}' }}}}
+    {{%- elif message.role == 'tool' and tools %}}
+        {{{{- '<tool_response>' + content + '</tool_response>{USER_END}' }}}}
+    {{%- elif message.role == 'tool' %}}
+        {{{{- content + '{USER_END}' }}}}
+    {{%- elif message.role == 'assistant' and tools and message.tool_calls %}}
+        {{{{- content + '<tool_calls>[' }}}}
+        {{%- for call in message.tool_calls %}}
+            {{%- set arguments = call.function.arguments %}}
+            {{{{- '{{"name": "' + call.function.name + '", "arguments": ' }}}}
+            {{{{- (arguments if arguments is string else arguments | tojson) + '}}' }}}}
+            {{{{- '' if loop.last else ', ' }}}}
+        {{%- endfor %}}
+        {{{{- ']</tool_calls>{EOS}' }}}}
+    {{%- elif message.role == 'assistant' %}}
+        {{{{- ('{ASSISTANT_LABEL}' if tools else '') + content + '{EOS}' }}}}
+    {{%- endif %}}
+{{%- endfor %}}
+{{%- if enable_thinking is defined and not enable_thinking %}}
+    {{{{- '<think>\\n\\n</think>\\n' }}}}
+{{%- endif %}}
+"""

@@ -1,0 +1,59 @@
+"""Evaluation by answers: the model in training is asked held-out questions.
+
+It answers split as it is (`evaluation/engine_generation.py`), greedily.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import deepspeed
+
+from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.evaluation.engine_generation import generate_dealt_out
+from hunyuan_train.evaluation.scoring import Question, describe_answer, judge, score
+from hunyuan_train.json_lines import JsonLines, Numbers
+
+
+class AnswerCheck:
+    """Asks the same questions at each evaluation. Every rank has one; they ask together."""
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        questions: Sequence[Question],
+        tokenizer: Tokenizer,
+        log: JsonLines | None,
+        log_table: Callable[[str, list[dict[str, Any]], int], None] | None,
+        *,
+        max_new_tokens: int,
+    ) -> None:
+        self.engine = engine
+        self.questions = questions
+        self.tokenizer = tokenizer
+        self.log = log  # rank 0 only
+        self.log_table = log_table  # rank 0 only
+        self.max_new_tokens = max_new_tokens
+
+    def run(self, step: int) -> Numbers:
+        """Ask, judge, and keep question and answer in `answers.jsonl`; the same on every rank."""
+        outputs = self._ask()
+        judged = [judge(*pair) for pair in zip(self.questions, outputs, strict=True)]
+        if self.log:
+            rows = [
+                describe_answer(*one, self.tokenizer)
+                for one in zip(self.questions, outputs, judged, strict=True)
+            ]
+            for row in rows:
+                self.log.append({"step": step, **row})
+            if self.log_table:
+                self.log_table("answers", rows, step)
+        return score(judged)
+
+    def _ask(self) -> list[str]:
+        outputs = generate_dealt_out(
+            self.engine,
+            [question.prompt for question in self.questions],
+            stop_ids=self.tokenizer.stop_ids,
+            max_new_tokens=self.max_new_tokens,
+        )
+        return [self.tokenizer.decode(output) for output in outputs]

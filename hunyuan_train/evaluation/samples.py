@@ -1,0 +1,54 @@
+"""A fast and a slow answer at the end of a run, of the model in the engine."""
+
+import logging
+
+import deepspeed
+
+from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.records.dialogue import MODES
+from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.evaluation.engine_generation import generate_dealt_out
+from hunyuan_train.evaluation.show_answer import Answer
+from hunyuan_train.model.shape import ModelShape
+
+logger = logging.getLogger(__name__)
+MAX_SAMPLED_PARAMETERS = 2 * 10**9  # whose answers take but a moment
+MAX_SAMPLED_TOKENS = 256
+
+
+def wants_sample_answers(config: TrainConfig, shape: ModelShape) -> bool:
+    """Whether they are asked for, or take but a moment."""
+    if config.sample_answers == "auto":
+        return shape.num_parameters < MAX_SAMPLED_PARAMETERS
+    return config.sample_answers
+
+
+def sample_answers(
+    engine: deepspeed.DeepSpeedEngine, dataset: Dataset, tokenizer: Tokenizer
+) -> list[Answer]:
+    """Answers to the first fast and the first slow training prompt; every rank takes part."""
+    prompts = sample_prompts(dataset)
+    logger.info("answering %d prompts of the training data", len(prompts))
+    outputs = generate_dealt_out(
+        engine,
+        [ids for _, ids in prompts],
+        stop_ids=tokenizer.stop_ids,
+        max_new_tokens=MAX_SAMPLED_TOKENS,
+    )
+    return [
+        Answer(mode, tokenizer.decode(ids), tokenizer.decode(output))
+        for (mode, ids), output in zip(prompts, outputs, strict=True)
+    ]
+
+
+def sample_prompts(dataset: Dataset) -> list[tuple[str, list[int]]]:
+    """The first fast and the first slow prompt of the training data, each with its mode."""
+    modes = dataset.samples["mode"].tolist()
+    prompts = []
+    for mode in ("fast", "slow"):
+        if MODES.index(mode) in modes:
+            sample = dataset.sample(modes.index(MODES.index(mode)))
+            first_label = int((sample.spans != 0).argmax())
+            prompts.append((mode, sample.tokens[:first_label].tolist()))
+    return prompts

@@ -1,0 +1,147 @@
+"""Questions out of a data set, and what an answer to one is worth.
+
+An answer is taken apart as a server would; what counts is its content beside the content that the
+data holds.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.records.dialogue import MODES
+from hunyuan_train.data.records.tags import THINK_CLOSE, THINK_OPEN
+from hunyuan_train.data.rendering.tokenizer import EOS, Tokenizer
+from hunyuan_train.data.rendering.tools_prompt import ASSISTANT_LABEL, TOOL_CALLS_OPEN
+from hunyuan_train.evaluation.output_parser import ParsedOutput, parse_output
+
+JUDGED_MODES = ("fast", "slow")
+_SEPARATORS = re.compile("[\n,;|\uff0c\uff1b\u3001]")  # of a set: also the full-width ones
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out prompt and the answer that the data has to it."""
+
+    mode: str
+    prompt: list[int]
+    reference: str  # as it is trained, tags and all
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether the prompt offers tools, which shows in the way the answer is written."""
+        content = parse_output(self.reference).content or ""
+        return content.startswith(ASSISTANT_LABEL) or TOOL_CALLS_OPEN in content
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one answer is worth."""
+
+    mode: str
+    is_well_formed: bool
+    is_leaking: bool  # thinks where /no_think was said, or does not where it was not
+    is_exact: bool
+    set_f1: float
+
+
+def choose_questions(dataset: Dataset, tokenizer: Tokenizer, number: int) -> list[Question]:
+    """Questions of both modes, half each where there are so many, spread evenly over the file."""
+    modes = dataset.samples["mode"]
+    by_mode = [np.flatnonzero(modes == MODES.index(mode)).tolist() for mode in JUDGED_MODES]
+    num_fast, num_slow = map(len, by_mode)
+    fewer = min(num_fast, num_slow, number // 2)
+    shares = (number - fewer, fewer) if num_fast > num_slow else (fewer, number - fewer)
+    questions = []
+    for mode, samples, share in zip(JUDGED_MODES, by_mode, shares, strict=True):
+        taken = min(share, len(samples))
+        chosen = [samples[index * len(samples) // taken] for index in range(taken)]
+        questions += [make_question(dataset, tokenizer, mode, sample) for sample in chosen]
+    return questions
+
+
+def make_question(dataset: Dataset, tokenizer: Tokenizer, mode: str, sample_id: int) -> Question:
+    """A sample as a question: its last target is the answer, all before it the prompt."""
+    sample = dataset.sample(sample_id)
+    labelled = np.flatnonzero(sample.spans)
+    breaks = np.flatnonzero(np.diff(labelled) > 1)  # a sample may train several answers
+    first = int(labelled[breaks[-1] + 1] if len(breaks) else labelled[0])
+    target, prompt = sample.tokens[first : labelled[-1] + 1], sample.tokens[:first]
+    reference = tokenizer.decode(target.tolist()).removesuffix(EOS)
+    return Question(mode, prompt.tolist(), reference)
+
+
+def judge(question: Question, output: str) -> Judgement:
+    """Compare an answer, as generated, with the data's."""
+    given = parse_output(output, has_tools=question.has_tools)
+    wanted = parse_output(question.reference, has_tools=question.has_tools)
+    ours, theirs = items_of(given), items_of(wanted)
+    return Judgement(
+        mode=question.mode,
+        is_well_formed=given.is_well_formed,
+        is_leaking=is_thinking(output) == (question.mode == "fast"),
+        is_exact=whole_of(given) == whole_of(wanted),
+        set_f1=2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 1.0,
+    )
+
+
+def is_thinking(output: str) -> bool:
+    """Whether there are thoughts in an answer, finished or not, in the right tags or nearly so."""
+    _, opened, rest = output.partition(THINK_OPEN.strip())
+    thoughts = rest.partition(THINK_CLOSE.split()[0])[0]
+    return bool(opened and thoughts.strip())
+
+
+def whole_of(parsed: ParsedOutput) -> tuple[str, ...]:
+    """Content and calls in a form in which equal ones are equal."""
+    calls = (f"{call.name} {_canonical(call.arguments)}" for call in parsed.tool_calls)
+    return (parsed.content or "").strip(), *calls
+
+
+def items_of(parsed: ParsedOutput) -> set[str]:
+    """An answer as a set: what stands between commas, semicolons and newlines, and each call."""
+    content, *calls = whole_of(parsed)
+    return {item for part in _SEPARATORS.split(content) if (item := part.strip())} | set(calls)
+
+
+def _canonical(arguments: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True)
+    except ValueError:
+        return arguments
+
+
+def score(judgements: Sequence[Judgement]) -> dict[str, float | int]:
+    """Means over all answers and over those of each mode."""
+    numbers: dict[str, float | int] = {"eval_answers": len(judgements)}
+    names = {"valid_format": "is_well_formed", "exact_match": "is_exact", "set_f1": "set_f1"}
+    groups = {"": list(judgements)}
+    groups |= {f"_{mode}": [one for one in judgements if one.mode == mode] for mode in JUDGED_MODES}
+    for suffix, group in groups.items():
+        if not group:
+            continue
+        for name, field in names.items():
+            values = [float(asdict(one)[field]) for one in group]
+            numbers[f"eval_{name}{suffix}"] = sum(values) / len(group)
+        if suffix:
+            numbers[f"eval_mode_leak{suffix}"] = sum(one.is_leaking for one in group) / len(group)
+    return numbers
+
+
+def describe_answer(
+    question: Question, output: str, judged: Judgement, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """A line of `answers.jsonl`."""
+    parsed = parse_output(output, has_tools=question.has_tools)
+    return {
+        **asdict(judged),
+        "prompt": tokenizer.decode(question.prompt),
+        "reference": question.reference,
+        "output": output,
+        "reasoning_content": parsed.reasoning_content,
+        "content": parsed.content,
+    }

@@ -1,0 +1,38 @@
+"""An answer on the screen, taken apart."""
+
+from dataclasses import dataclass
+from textwrap import shorten
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.text import Text
+
+from hunyuan_train.evaluation.output_parser import parse_output
+
+MAX_SHOWN_CHARACTERS = 300  # of an answer that is no answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One generated answer."""
+
+    mode: str  # fast or slow
+    prompt: str
+    output: str  # as generated, without the stop token
+
+
+def show_answer(answer: Answer, console: Console) -> None:
+    """Print a prompt and what the exported model made of it, taken apart."""
+    parsed = parse_output(answer.output)
+    content = parsed.content or ""
+    lines = [Text(answer.prompt, style="cyan")]
+    if not parsed.is_well_formed:
+        lines.append(Text("this answer does not follow the think/answer grammar:", style="yellow"))
+        content = shorten(content, width=MAX_SHOWN_CHARACTERS, placeholder=" ...")
+    if parsed.reasoning_content:
+        lines.append(Text(f"think   {parsed.reasoning_content}", style="dim"))
+    lines.append(Text(f"answer  {content}"))
+    if console.is_terminal:
+        console.print(Panel(Group(*lines), title=f"{answer.mode} mode", title_align="left"))
+    else:
+        console.print(f"{answer.mode} mode", *lines, sep="\n", soft_wrap=True)

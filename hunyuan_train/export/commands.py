@@ -1,0 +1,132 @@
+"""`python -m hunyuan_train export`, `merge` and `verify`: what is done with checkpoints."""
+
+import argparse
+from pathlib import Path
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.publish import check_vacant
+from hunyuan_train.checkpoint.run_folder import check_stopped_run
+from hunyuan_train.checkpoint.verify import checkpoints_of, verify_checkpoint
+from hunyuan_train.export.lora_deltas import open_merge
+from hunyuan_train.log import log_to_screen
+
+Arguments = argparse.Namespace
+MOVED = ("model_name_or_path", "tokenizer_name_or_path")
+
+
+def add_checkpoint_commands(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    """Add the commands; each sets `run`, which takes the parsed arguments."""
+    export = subparsers.add_parser("export", help="write a checkpoint as a model folder")
+    export.description = (
+        "Write the model of a stopped run in the released layout, or its adapter as PEFT loads it, "
+        "on one machine without a GPU."
+    )
+    export.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="RUN/checkpoints/STEP, or RUN for its last",
+    )
+    _add_output(export)
+    export.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="default: that of the weights it started from",
+    )
+    export.add_argument("--model_name_or_path", metavar="DIR", help="where the base model lies now")
+    export.add_argument(
+        "--tokenizer_name_or_path", metavar="DIR", help="where the tokenizer lies now"
+    )
+    export.set_defaults(run=run_export)
+
+    merge = subparsers.add_parser("merge", help="merge an adapter into its base model")
+    merge.description = (
+        "Merge a PEFT LoRA adapter into its base, file by file, in the base's dtypes."
+    )
+    merge.add_argument("base", type=Path, metavar="BASE", help="model folder, of either layout")
+    merge.add_argument(
+        "adapter", type=Path, metavar="ADAPTER", help="folder with adapter_config.json"
+    )
+    _add_output(merge)
+    merge.set_defaults(run=run_merge)
+    _add_verify(subparsers)
+
+
+def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    verify = subparsers.add_parser("verify", help="check every byte of a checkpoint")
+    verify.description = (
+        "Read a checkpoint, or all those of a run, and compare every byte with the checksums that "
+        "were taken when it was written. Exit code 1 if anything differs; the file is named."
+    )
+    verify.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/STEP, or RUN for all"
+    )
+    verify.set_defaults(run=run_verify)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="OUT", help="new folder; whole or absent")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT once the new one is whole"
+    )
+
+
+def run_export(arguments: Arguments) -> int:
+    """Export from a stopped run; what is given is checked before torch is imported (seconds)."""
+    output = _find_output(arguments)
+    given = {name: vars(arguments)[name] for name in MOVED}
+    moved = {name: value for name, value in given.items() if value is not None}
+    check_stopped_run(arguments.checkpoint, moved)
+    log_to_screen()
+    import torch
+    from transformers.utils.logging import set_verbosity_error
+
+    from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
+
+    set_verbosity_error()  # it warns of the released RoPE's alpha, which it knows and uses
+    torch.set_num_threads(1)  # the work is dealt out in threads of our own
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    run = open_stopped_run(arguments.checkpoint, moved)
+    export_stopped_run(run, output, dtype=dtypes.get(arguments.dtype))
+    return 0
+
+
+def run_verify(arguments: Arguments) -> int:
+    """Verify one checkpoint or all of a run."""
+    num_damaged = 0
+    for folder in checkpoints_of(arguments.checkpoint):
+        try:
+            manifest = verify_checkpoint(folder)
+        except CheckpointError as error:
+            print(f"{folder.name} is damaged: {error}")
+            num_damaged += 1
+        else:
+            size = sum(entry["size"] for entry in manifest["files"].values())
+            print(f"{folder.name} is whole: {len(manifest['files'])} files, {size:,} bytes")
+    return 1 if num_damaged else 0
+
+
+def run_merge(arguments: Arguments) -> int:
+    """Merge an adapter; what is given is checked before torch is imported (seconds)."""
+    output = _find_output(arguments)
+    if output in (arguments.base.resolve(), arguments.adapter.resolve()):
+        raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
+    open_merge(arguments.base, arguments.adapter)
+    log_to_screen()
+    import torch
+    from transformers.utils.logging import set_verbosity_error
+
+    from hunyuan_train.export.merge import merge_adapter
+
+    set_verbosity_error()  # as in run_export
+    torch.set_num_threads(1)  # the work is dealt out in threads of our own
+    merge_adapter(arguments.base, arguments.adapter, output)
+    return 0
+
+
+def _find_output(arguments: Arguments) -> Path:
+    output: Path = arguments.output.resolve()
+    check_vacant(output, overwrite=arguments.overwrite)
+    return output

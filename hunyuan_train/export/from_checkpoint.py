@@ -1,0 +1,145 @@
+"""Export from a stopped run: its checkpoint in, a model folder out, on one machine without a GPU.
+
+Whatever split wrote the checkpoint, it reads as one model, piece by piece; no process group and no
+engine is needed, and memory for a few pieces.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hunyuan_train.checkpoint.folder import read_manifest
+from hunyuan_train.checkpoint.publish import (
+    hash_files,
+    publish_summed,
+    unfinished_until_published,
+)
+from hunyuan_train.checkpoint.resharding import CheckpointTensors, open_tensors
+from hunyuan_train.checkpoint.run_folder import find_newest, read_settings
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.rendering.tokenizer import load_tokenizer
+from hunyuan_train.export.check import (
+    MAX_PARAMETERS_BESIDE,
+    TOO_LARGE,
+    Trained,
+    check_model,
+    load_source,
+    make_prompts,
+    plain_losses,
+    run_adapter,
+)
+from hunyuan_train.export.huggingface_folder import (
+    create_release,
+    describe_release,
+    read_locations,
+    trained_dtype,
+    write_adapter,
+    write_weights,
+)
+from hunyuan_train.model.layout import StoredTensor
+from hunyuan_train.model.presets import tokenizer_folder
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.weights import WeightSource, find_model
+from hunyuan_train.progress import show_progress
+
+logger = logging.getLogger(__name__)
+
+MASTER = "master"  # parallel/zero.py's name of the float32 weights; the engine is not imported here
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoppedRun:
+    """A run on disk, at one of its checkpoints."""
+
+    config: RunConfig
+    shape: ModelShape
+    base: WeightSource
+    trained: CheckpointTensors
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedWeights:
+    """The model after training: the checkpoint's weights, the base's where none were trained."""
+
+    trained: CheckpointTensors
+    base: WeightSource
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) of the flattened tensor: [stop - start], on CPU."""
+        is_trained = tensor.name in self.trained.tensors
+        return (self.trained if is_trained else self.base).read(tensor, start, stop)
+
+
+def open_stopped_run(folder: Path, moved: dict[str, str]) -> StoppedRun:
+    """Find out what a checkpoint belongs to.
+
+    Args:
+        folder: a checkpoint, or a run, of which it takes the newest.
+        moved: settings of the run that have changed since, such as where its model lies.
+
+    Raises:
+        CheckpointError: no complete checkpoint there, or no run around it.
+    """
+    checkpoint = find_newest(folder)
+    config = read_settings(checkpoint, moved)
+    tokenizer = load_tokenizer(tokenizer_folder(config.model))
+    shape, base = find_model(config.model, tokenizer, seed=config.train.seed)
+    trained = open_tensors(checkpoint, read_manifest(checkpoint))[MASTER]
+    logger.info("exporting %s (%s)", checkpoint, config.model.model_name_or_path)
+    return StoppedRun(config=config, shape=shape, base=base, trained=trained)
+
+
+def export_stopped_run(run: StoppedRun, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the model of a stopped run, or its adapter, as servers load it.
+
+    Args:
+        run: at the checkpoint to export.
+        folder: the final folder; it appears, or is replaced, only once it is whole.
+        dtype: of the weights; by default that of the weights the run started from, of an adapter
+            that of the run.
+    """
+    with unfinished_until_published(folder) as unfinished:
+        if run.config.lora.use_lora:
+            _write_stopped_adapter(run, unfinished, dtype)
+        else:
+            _write_stopped_model(run, unfinished, dtype)
+        files = sorted(unfinished.iterdir())
+        with show_progress("summing", sum(file.stat().st_size for file in files)) as advance:
+            digests = hash_files(files, advance)
+        publish_summed(folder, digests)
+    logger.info("exported %s", folder)
+
+
+def _write_stopped_model(run: StoppedRun, folder: Path, dtype: torch.dtype | None) -> None:
+    source = TrainedWeights(run.trained, run.base)
+    release = describe_release(run.config, run.shape, run.base)
+    if dtype:
+        release = replace(release, dtype=dtype)
+    create_release(folder, release)
+    locations = read_locations(folder)
+    with show_progress("writing", sum(one.num_bytes for one in locations.values())) as advance:
+        write_weights(source, locations, advance)
+    if run.shape.num_parameters > MAX_PARAMETERS_BESIDE:
+        logger.info(TOO_LARGE)
+        return
+    batch = make_prompts(run.shape)
+    losses = plain_losses(load_source(run.shape, source), batch)
+    is_exact = release.dtype == torch.float32
+    check_model(Trained(run.shape, batch, losses, is_exact), folder)
+
+
+def _write_stopped_adapter(run: StoppedRun, folder: Path, dtype: torch.dtype | None) -> None:
+    dtype = dtype or trained_dtype(run.config)
+    adapters = {
+        name: run.trained.read(tensor, 0, tensor.numel).view(tensor.shape).to(dtype)
+        for name, tensor in run.trained.tensors.items()
+    }
+    base_model = run.config.model.model_name_or_path
+    write_adapter(folder, adapters, run.config.lora, base_model=base_model)
+    if run.shape.num_parameters > MAX_PARAMETERS_BESIDE:
+        logger.info(TOO_LARGE)
+    else:
+        run_adapter(load_source(run.shape, run.base), folder, make_prompts(run.shape))

@@ -1,0 +1,131 @@
+"""Write the trained model as a Hugging Face folder, in the released layout, from a running engine.
+
+Rank 0 creates the files, then every rank writes the ranges it keeps into their places. Nothing is
+gathered, no rank waits for another's data, and a rank needs no memory for it.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from hunyuan_train.checkpoint.publish import (
+    begin_folder,
+    hash_file,
+    publish_summed,
+    unfinished_folder,
+)
+from hunyuan_train.export.check import MAX_CHECKED_PARAMETERS, Trained, make_prompts
+from hunyuan_train.export.huggingface_folder import (
+    Release,
+    create_release,
+    read_locations,
+    write_piece,
+)
+from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.model.lora import is_adapter
+from hunyuan_train.model.safetensors_header import TensorLocation
+from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.parallel.zero import (
+    MASTER,
+    is_primary,
+    read_state,
+    trained_shards,
+    weight_shards,
+)
+from hunyuan_train.progress import show_progress
+from hunyuan_train.trainer.step import forward_losses
+
+logger = logging.getLogger(__name__)
+
+FolderCheck = Callable[[Path], None]
+
+
+def export_model(
+    engine: deepspeed.DeepSpeedEngine,
+    folder: Path,
+    release: Release,
+    source: WeightSource,
+    *,
+    check: FolderCheck | None = None,
+) -> None:
+    """Write `folder`; called by every rank, and published by rank 0 when all have written.
+
+    Args:
+        engine: between two steps.
+        folder: the final folder; it appears, or is replaced, only once it is whole.
+        release: what the folder says beside the weights.
+        source: of the weights that were not trained.
+        check: called on rank 0 with the finished folder before it gets its name.
+    """
+    unfinished = unfinished_folder(folder)
+    if dist.get_rank() == 0:
+        begin_folder(folder)
+        create_release(unfinished, release)
+    dist.barrier()
+    write_owned_ranges(engine, source, read_locations(unfinished))
+    dist.barrier()
+    seal_folder(folder, check)
+    logger.info("exported %s", folder)
+
+
+def write_owned_ranges(
+    engine: deepspeed.DeepSpeedEngine, source: WeightSource, locations: dict[str, TensorLocation]
+) -> None:
+    """Write what this rank keeps: float32 masters of what it trains, the source's bits of the rest.
+
+    The masters matter where files are wider than the weights computed with (the routers').
+    """
+    trained = list(trained_shards(engine.module))
+    others = [
+        shard
+        for shard in weight_shards(engine.module)
+        if not shard.parameter.requires_grad and not is_adapter(shard.name) and is_primary(shard)
+    ]
+    num_bytes = 4 * sum(shard.stop - shard.start for shard in (*trained, *others))
+    with show_progress("exporting", num_bytes, is_shown=dist.get_rank() == 0) as advance:
+        for shard in trained:
+            values = read_state(engine, shard, MASTER)
+            for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+                part = values[piece.offset : piece.offset + piece.stop - piece.start]
+                write_piece(locations, piece, part)
+                advance(4 * len(part))
+        for shard in others:
+            for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
+                write_piece(locations, piece, source.read(piece.tensor, piece.start, piece.stop))
+                advance(4 * (piece.stop - piece.start))
+
+
+def seal_folder(folder: Path, check: FolderCheck | None) -> None:
+    """Check, sum up and publish a written folder; called by every rank, each sums some files."""
+    files = sorted(unfinished_folder(folder).iterdir())
+    mine = {file.name: hash_file(file) for file in files[dist.get_rank() :: dist.get_world_size()]}
+    ranks: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine)
+    if dist.get_rank() == 0:
+        if check:
+            check(unfinished_folder(folder))
+        publish_summed(folder, {name: part[name] for part in ranks for name in part})
+    dist.barrier()
+
+
+@torch.no_grad()
+def read_prompts(
+    engine: deepspeed.DeepSpeedEngine, shape: ModelShape, *, written_dtype: torch.dtype
+) -> Trained | None:
+    """What the engine makes of the prompts that the exported folder will be checked with.
+
+    Called by every rank alike; None for a model too large to be checked so.
+    """
+    if shape.num_parameters > MAX_CHECKED_PARAMETERS:
+        return None
+    batch = make_prompts(shape)
+    engine.eval()
+    losses = forward_losses(engine, batch).cpu()
+    engine.train()
+    is_exact = written_dtype == next(engine.module.parameters()).dtype == torch.float32
+    return Trained(shape, batch, losses, is_exact, engine.device.type == "cpu")

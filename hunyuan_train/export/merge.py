@@ -1,0 +1,237 @@
+"""Merge an adapter into its base, file by file: bytes in, bytes out, a few blocks in memory.
+
+Every file is written in one pass, first byte to last. A block that the adapter does not touch is
+written as it was read; one that it touches is compared with what it was. So the pass knows what it
+changed, and that nothing else can have changed. It sums the bytes as they are meant to be: what a
+disk makes of them, `sha256sum -c SHA256SUMS` tells at any time.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import takewhile
+from math import isfinite
+from pathlib import Path
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.publish import (
+    CHECKSUMS,
+    check_room,
+    hash_files,
+    num_threads,
+    publish_summed,
+    unfinished_until_published,
+)
+from hunyuan_train.export.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
+from hunyuan_train.export.lora_delta_rows import ChangeReader
+from hunyuan_train.export.lora_deltas import Change, open_merge
+from hunyuan_train.model.safetensors_files import read_range, write_all
+from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation
+from hunyuan_train.progress import show_progress
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = 8 * 2**20  # of changed rows
+COPIED_BYTES = 2**20  # at once; stays in the processor's cache between reading, summing and writing
+MATRIX_BYTES = 2**29  # of adapters in memory, over all files
+# Files of a model folder that hold weights in another form, or describe the files as they were.
+NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", CHECKSUMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes [start, stop) of a weight file: some rows of a changed tensor, or none of any."""
+
+    start: int
+    stop: int
+    name: str = ""  # of the changed tensor
+    location: TensorLocation | None = None
+    first_row: int = 0
+
+
+@dataclass(slots=True)
+class Difference:
+    """How a merged file differs from its original."""
+
+    sha256: str = ""
+    num_changed: dict[str, int] = field(default_factory=dict)  # elements, by tensor
+    largest: float = 0.0
+
+    def add(self, name: str, before: Tensor, after: Tensor) -> None:
+        """Count a block of a changed tensor.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        change = after - before
+        lowest, highest = (float(one) for one in change.aminmax())
+        if not isfinite(lowest) or not isfinite(highest):
+            raise CheckpointError(
+                f"{name} holds NaN or infinity once merged; the adapter or the base is damaged"
+            )
+        self.num_changed[name] = self.num_changed.get(name, 0) + int(change.count_nonzero())
+        self.largest = max(self.largest, -lowest, highest)
+
+
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """Write the base with the adapter merged in, in the base's own files, names and dtypes.
+
+    Args:
+        base: a model folder, of either layout.
+        adapter: a PEFT folder.
+        folder: the final folder; it appears, or is replaced, only once it is whole.
+
+    Raises:
+        CheckpointError: the adapter does not belong on the base, or changes nothing.
+        ServeError: the merged model computes something else than base and adapter.
+    """
+    merge = open_merge(base, adapter)
+    check_room(folder, sum(one.num_bytes for one in merge.weights.values()))
+    with unfinished_until_published(folder) as unfinished:
+        differences = merge_files(merge.weights, merge.changes, unfinished)
+        report(differences.values(), num_tensors=len(merge.weights), adapter=adapter)
+        others = copy_other_files(base, unfinished)
+        if merge.shape.num_parameters > MAX_PARAMETERS_BESIDE:
+            logger.info(TOO_LARGE)
+        else:
+            is_exact = merge.weights["model.embed_tokens.weight"].dtype == "F32"
+            check_merged(base, adapter, unfinished, merge.shape, is_exact=is_exact)
+        digests = {name: difference.sha256 for name, difference in differences.items()}
+        publish_summed(folder, digests | hash_files(others, lambda _: None))
+    logger.info("merged into %s", folder)
+
+
+def merge_files(
+    locations: dict[str, TensorLocation], changes: dict[str, Change], folder: Path
+) -> dict[str, Difference]:
+    """Merge every weight file of the base, several at a time; a failure or Ctrl-C ends all."""
+    files = sorted({location.file for location in locations.values()})
+    is_ended = Event()
+    with show_progress("merging", sum(file.stat().st_size for file in files)) as advance:
+
+        def merge(file: Path) -> Difference:
+            segments = takewhile(
+                lambda _: not is_ended.is_set(), cut_file(file, locations, changes)
+            )
+            return merge_file(file, folder / file.name, segments, changes, advance)
+
+        with ThreadPoolExecutor(min(num_threads(), num_files_in_memory(changes))) as pool:
+            names = [file.name for file in files]
+            try:
+                return dict(zip(names, pool.map(merge, files), strict=True))
+            finally:
+                is_ended.set()  # all is done, or nobody waits for the rest
+
+
+def num_files_in_memory(changes: dict[str, Change]) -> int:
+    """Files that may be merged at once, given the matrices that each of them keeps at hand."""
+    largest = max(change.matrix_b.num_bytes for change in changes.values())
+    return max(1, MATRIX_BYTES // (largest * ChangeReader.NUM_KEPT))
+
+
+def cut_file(
+    file: Path, locations: dict[str, TensorLocation], changes: dict[str, Change]
+) -> Iterator[Segment]:
+    """Cut a file, first byte to last, into blocks of rows of changed tensors and of the rest."""
+    position = 0
+    inside = [(locations[name], name) for name in changes if locations[name].file == file]
+    for location, name in sorted(inside, key=lambda item: item[0].byte_offset):
+        yield from _unchanged(position, location.byte_offset)
+        num_rows = location.shape[0]
+        row_bytes = location.num_bytes // num_rows
+        step = max(1, BLOCK_BYTES // row_bytes)
+        for row in range(0, num_rows, step):
+            start = location.byte_offset + row * row_bytes
+            stop = start + min(step, num_rows - row) * row_bytes
+            yield Segment(start, stop, name, location, row)
+        position = location.byte_offset + location.num_bytes
+    yield from _unchanged(position, file.stat().st_size)
+
+
+def _unchanged(start: int, stop: int) -> Iterator[Segment]:
+    for position in range(start, stop, COPIED_BYTES):
+        yield Segment(position, min(position + COPIED_BYTES, stop))
+
+
+def merge_file(
+    original: Path,
+    merged: Path,
+    segments: Iterable[Segment],
+    changes: dict[str, Change],
+    advance: Callable[[int], None],
+) -> Difference:
+    """Write one file, and compare it with its original on the way.
+
+    Raises:
+        CheckpointError: a merged weight is not finite.
+    """
+    digest, difference, reader = hashlib.sha256(), Difference(), ChangeReader()
+    with merged.open("wb", buffering=0) as target:
+        for segment in segments:
+            values = read_segment(original, segment)
+            if segment.location is not None:
+                before = values.view(-1, segment.location.shape[1])
+                values = reader.apply(changes[segment.name], before, segment.first_row)
+                difference.add(segment.name, before, values)
+            size = segment.stop - segment.start
+            digest.update(values.flatten().view(torch.uint8).numpy().data)
+            write_all(target, values)
+            # Let the system put it on disk meanwhile, and not all at the end.
+            os.posix_fadvise(target.fileno(), segment.start, size, os.POSIX_FADV_DONTNEED)
+            advance(size)
+        os.fsync(target.fileno())
+    difference.sha256 = digest.hexdigest()
+    return difference
+
+
+def read_segment(file: Path, segment: Segment) -> Tensor:
+    """Read a segment: flat, in the dtype of its tensor, or as bytes."""
+    dtype = segment.location.dtype if segment.location else "U8"
+    size = (segment.stop - segment.start) // ITEMSIZES[dtype]
+    return read_range(TensorLocation(file, segment.start, dtype, (size,)), 0, size)
+
+
+def report(differences: Iterable[Difference], *, num_tensors: int, adapter: Path) -> None:
+    """Say what was changed.
+
+    Raises:
+        CheckpointError: nothing was.
+    """
+    num_changed: dict[str, int] = {}
+    largest = 0.0
+    for difference in differences:
+        num_changed |= difference.num_changed
+        largest = max(largest, difference.largest)
+    unchanged = sorted(name for name, number in num_changed.items() if not number)
+    if len(unchanged) == len(num_changed):
+        raise CheckpointError(
+            f"{adapter} changes none of the {len(num_changed)} tensors it names: what it adds is "
+            "zero, or less than their dtype can hold; train it further"
+        )
+    if unchanged:
+        text = "%d of %d named tensors are unchanged, as what is added is zero or too small: %s"
+        logger.warning(text, len(unchanged), len(num_changed), ", ".join(unchanged[:3]))
+    logger.info(
+        "changed %s elements of %d tensors, by up to %.2e; the other %d are the base's bytes",
+        f"{sum(num_changed.values()):,}",
+        len(num_changed) - len(unchanged),
+        largest,
+        num_tensors - len(num_changed),
+    )
+
+
+def copy_other_files(base: Path, folder: Path) -> list[Path]:
+    """Copy what lies beside the weights: config, index, tokenizer, licence; return the copies."""
+    copies = []
+    for path in sorted(base.iterdir()):
+        if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
+            copies.append(Path(shutil.copyfile(path, folder / path.name)))
+    return copies

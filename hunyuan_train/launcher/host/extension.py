@@ -1,0 +1,194 @@
+"""Compiles DeepSpeed's C++ extensions once, before the ranks start, where the user can see it.
+
+Left to the ranks, the first start of an environment is silent for half a minute, and a compilation
+that was killed leaves a lock file for which every later start waits for ever, without a message.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.exit_codes import SUCCESS, USER_ERROR
+from hunyuan_train.launcher.host.supervise import INTERRUPTED, run_supervised
+
+# A rank that loads a finished extension holds torch's lock for about a second.
+STALE_AFTER_SECONDS = 60.0
+COMPILE = (
+    "from deepspeed.accelerator import get_accelerator as accelerator\n"
+    "accelerator().create_op_builder({builder!r}).load(verbose=False)\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """One of DeepSpeed's extensions: its name on disk, its builder, and what it is for."""
+
+    name: str
+    builder: str
+    purpose: str
+
+
+SHARED_MEMORY = Extension(
+    "deepspeed_shm_comm", "ShareMemCommBuilder", "for talk between CPU processes"
+)
+CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "for the optimizer step in host memory")
+
+
+def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
+    """What a resolved run loads: on the CPU always one, and one for an offloaded optimizer."""
+    on_cpu = [] if num_gpus else [SHARED_MEMORY]
+    return [*on_cpu, CPU_ADAM] if config.train.optimizer == "offload" else on_cpu
+
+
+EXTENSIONS = {extension.name: extension for extension in (SHARED_MEMORY, CPU_ADAM)}
+
+
+def main(names: Sequence[str]) -> int:
+    """Compile extensions on the host of a run, before its ranks start."""
+    console = Console(stderr=True, soft_wrap=True)
+    environment = dict(os.environ)
+    try:
+        for name in names:
+            folder = extensions_folder(environment)
+            prepare_extension(
+                EXTENSIONS[name], folder=folder, environment=environment, console=console
+            )
+    except ConfigError as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return USER_ERROR
+    return SUCCESS
+
+
+def extensions_folder(environment: Mapping[str, str]) -> Path:
+    """Where they are kept: one folder per environment, also below one that the user names.
+
+    Environments that share a folder compile over each other's files, in the middle of their runs:
+    ninja takes the other's paths for a change. Asking again from inside of a run changes nothing.
+    """
+    own = Path(sys.prefix, "torch_extensions")
+    given = Path(environment.get("TORCH_EXTENSIONS_DIR") or own)
+    name = f"environment-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]}"
+    return given if given == own or given.name == name else given / name
+
+
+def prepare_extension(
+    extension: Extension, *, folder: Path, environment: Mapping[str, str], console: Console
+) -> None:
+    """Compile an extension unless it is there, and clear away what a killed compilation left.
+
+    Raises:
+        ConfigError: no compiler, no ninja, no place to write, or the compiler's own error.
+    """
+    build_folder = folder / extension.name
+    with _only_one_launch(build_folder, console):
+        _remove_stale_lock(build_folder / "lock", console)
+        if _is_built(build_folder, extension):
+            return
+        _check_tools(environment)
+        console.print(f"compiling {extension.name} ({extension.purpose}): once, about 30 s")
+        started = time.monotonic()
+        with console.status("compiling"):
+            _compile(extension, build_folder, environment)
+        console.print(f"compiled in {time.monotonic() - started:.0f} s")
+
+
+@contextmanager
+def _only_one_launch(build_folder: Path, console: Console) -> Iterator[None]:
+    """Hold a lock that the kernel drops with its process, so that it can never be stale."""
+    try:
+        build_folder.mkdir(parents=True, exist_ok=True)
+        handle = (build_folder / "launch.lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"DeepSpeed's extensions cannot be written to {build_folder} ({error.strerror}); set "
+            "TORCH_EXTENSIONS_DIR to a folder of yours"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"waiting for another start that compiles {build_folder.name}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_stale_lock(lock: Path, console: Console) -> None:
+    """Remove torch's lock file when nobody can be compiling any more."""
+    while age := _age_seconds(lock):
+        if age > STALE_AFTER_SECONDS:
+            lock.unlink()
+            console.print(f"removed {lock}, left behind by a compilation that was killed")
+            return
+        with console.status(f"another run may be loading {lock.parent.name}"):
+            time.sleep(0.5)
+
+
+def _age_seconds(lock: Path) -> float:
+    """Seconds since a lock was made, more than 0; 0 where there is none."""
+    try:
+        return max(time.time() - lock.stat().st_mtime, 0.001)
+    except FileNotFoundError:
+        return 0.0
+
+
+def _is_built(build_folder: Path, extension: Extension) -> bool:
+    """Whether it was compiled for the torch and DeepSpeed that are installed now."""
+    stamp = build_folder / "compiled_for"
+    is_current = stamp.is_file() and stamp.read_text(encoding="utf-8") == _versions()
+    return is_current and (build_folder / f"{extension.name}.so").is_file()
+
+
+def _versions() -> str:
+    return f"torch {version('torch')}, deepspeed {version('deepspeed')}\n"
+
+
+def _check_tools(environment: Mapping[str, str]) -> None:
+    """Refuse to start a compilation that has no compiler, or that torch could not link."""
+    if any(letter.isspace() for letter in sys.prefix):
+        raise ConfigError(
+            f"this environment lies in {sys.prefix}, and torch cannot compile against a path with "
+            "a blank in it; start with `bash train.sh`, which finds a way around, or move it"
+        )
+    tools = {
+        environment.get("CXX", "g++"): "apt-get install g++ (or your system's C++ compiler)",
+        "ninja": "pip install ninja",
+    }
+    for program, remedy in tools.items():
+        if shutil.which(program, path=environment.get("PATH")) is None:
+            raise ConfigError(f"{program} is needed to compile DeepSpeed's extensions: {remedy}")
+
+
+def _compile(extension: Extension, build_folder: Path, environment: Mapping[str, str]) -> None:
+    """Compile in a process of its own; a failed or interrupted one leaves no lock."""
+    command = [sys.executable, "-c", COMPILE.format(builder=extension.builder)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        exit_code = run_supervised(command, environment, output=output)
+        output.seek(0)
+        lines = output.read().strip().splitlines()
+    if exit_code:
+        (build_folder / "lock").unlink(missing_ok=True)
+    if exit_code in INTERRUPTED:
+        raise SystemExit(exit_code)
+    if exit_code:
+        raise ConfigError(
+            f"{extension.name} could not be compiled; the compiler's last lines:\n"
+            + "\n".join(lines[-15:])
+        )
+    (build_folder / "compiled_for").write_text(_versions(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""torchrun's own agent in a process of its own, with its last words replaced by ours.
+
+`python -m hunyuan_train.launcher.host.torchrun_agent ARGUMENTS` runs what the `torchrun` command
+runs, but passes on the exit code of the rank that failed first (torchrun always says 1), and leaves
+what that rank said to the node's guard instead of printing a traceback of the agent.
+"""
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.host.node_agent import CAUSE
+from hunyuan_train.launcher.rank.heartbeat import node_folder
+from hunyuan_train.launcher.rank.worker import LAST_WORDS
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start the ranks, wait for them, and return the exit code of the first that failed."""
+    logging.disable()  # the agent narrates signals and exits; what matters is left to the guard
+    try:
+        run(parse_args(list(arguments)))
+    except ChildFailedError as error:
+        exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        if RESUME in exit_codes.values():  # all stopped as one; the agent may have ended the last
+            return RESUME
+        return leave_cause(exit_codes, node_folder())
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
+    """Tell the guard which rank failed first, and return its exit code as a shell would.
+
+    Without a guard, as under Slurm, the ranks have said their last words themselves.
+    """
+    if folder is None:
+        number = exit_codes[min(exit_codes)]
+        return number if number > 0 else 128 - number
+    rank, words = find_cause(exit_codes, folder)
+    number = exit_codes[rank]
+    exit_code = number if number > 0 else 128 - number
+    file = folder / f"{rank}{LAST_WORDS}"
+    cause = {
+        "rank": rank,
+        "exit_code": exit_code,
+        "words": words,
+        "time": file.stat().st_mtime if file.exists() else time.time(),
+    }
+    (folder / CAUSE).write_text(json.dumps(cause), encoding="utf-8")
+    return exit_code
+
+
+def find_cause(exit_codes: Mapping[int, int], folder: Path) -> tuple[int, str]:
+    """The rank of this node that failed first and its last words.
+
+    A killed rank says nothing, while those it leaves behind complain of a lost connection; among
+    ranks that ended by themselves the first to write is the cause.
+    """
+    for rank, exit_code in exit_codes.items():
+        if exit_code < 0 and exit_code != -signal.SIGTERM:  # SIGTERM is how the agent stops them
+            return rank, describe_end(rank, exit_code)
+    files = sorted(folder.glob(f"*{LAST_WORDS}"), key=lambda file: file.stat().st_mtime_ns)
+    for file in files:
+        if int(file.stem) in exit_codes:
+            return int(file.stem), file.read_text(encoding="utf-8")
+    rank = min(exit_codes)
+    return rank, describe_end(rank, exit_codes[rank])
+
+
+def describe_end(rank: int, exit_code: int) -> str:
+    """How a rank was ended that said nothing."""
+    if exit_code == -signal.SIGKILL:
+        return (
+            f"error: rank {rank} was killed (SIGKILL); if nobody did, this machine ran out of "
+            "memory: see `dmesg`, and try fewer processes or a smaller --max_seq_length"
+        )
+    if exit_code < 0:
+        return f"error: rank {rank} was ended by {signal.Signals(-exit_code).name}"
+    return f"error: rank {rank} ended with exit code {exit_code}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,140 @@
+"""Builds what each host is told to do: torchrun with static rendezvous, under the node's guard."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hunyuan_train.config.load import REPOSITORY, dump_text
+from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.schema import LaunchConfig, RunConfig
+from hunyuan_train.launcher.cluster.cluster import Cluster
+from hunyuan_train.launcher.cluster.hosts import Host
+from hunyuan_train.launcher.cluster.ssh import ssh_command
+from hunyuan_train.launcher.host.extension import needed_extensions
+from hunyuan_train.launcher.host.node_agent import FOLDER, Spec
+from hunyuan_train.launcher.job.node import Job
+from hunyuan_train.launcher.rank.environment import forwarded_environment, rank_environment
+from hunyuan_train.launcher.start.preflight import with_processes
+
+CONFIG_FILE = "run.yaml"
+GUARD = ("-m", "hunyuan_train.launcher.host.node_agent")
+AGENT = (sys.executable, "-u", "-m", "hunyuan_train.launcher.host.torchrun_agent")
+# What marks a line with its rank on the way to the launcher, which shows it otherwise.
+RANK_MARK = "\x1e"
+PREFIX_VARIABLE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meeting:
+    """Where the ranks of a run meet, and by which network interface each host comes."""
+
+    address: str  # of rank 0's host, as the others know it
+    port: int
+    interfaces: Mapping[Host, str]  # hosts that are not in it leave the choice to the backend
+
+
+def make_jobs(config: RunConfig, cluster: Cluster, meeting: Meeting, machine: Machine) -> list[Job]:
+    """One job per host, rank 0's first.
+
+    Args:
+        config: resolved; the ranks read it from a file that travels with the job.
+        machine: what every host offers.
+    """
+    scripts = [str(REPOSITORY / "train.py"), "--config", f"{FOLDER}/{CONFIG_FILE}"]
+    commands = {
+        host: [
+            *prepare_commands(config, machine),
+            torchrun_command(cluster, host, meeting, scripts),
+        ]
+        for host in cluster.hosts
+    }
+    return [
+        make_job(
+            host,
+            cluster,
+            config.launch,
+            commands=commands[host],
+            files={CONFIG_FILE: dump_text(with_processes(config, host.slots or 1))},
+            environment=host_environment(host, cluster, meeting, machine),
+        )
+        for host in cluster.hosts
+    ]
+
+
+def make_job(
+    host: Host,
+    cluster: Cluster,
+    launch: LaunchConfig,
+    *,
+    commands: list[list[str]],
+    files: dict[str, str],
+    environment: dict[str, str],
+) -> Job:
+    """A host's part of a run, to be started here or over ssh."""
+    spec = Spec(
+        commands=commands,
+        environment=environment,
+        files=files,
+        working_folder=str(Path.cwd()),
+        lease_seconds=launch.host_timeout_seconds,
+        stop_seconds=launch.stop_timeout_seconds,
+    )
+    if host == cluster.local:
+        here = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        return Job(host=host, command=[sys.executable, *GUARD], spec=spec, environment=here)
+    return Job(host=host, command=ssh_command(host, launch, ["sh", "-c", START_GUARD]), spec=spec)
+
+
+# Fails with the folder's or the interpreter's name where a host lacks them.
+START_GUARD = (
+    f"cd {shlex.quote(str(REPOSITORY))} && exec {shlex.quote(sys.executable)} {shlex.join(GUARD)}"
+)
+
+
+def prepare_commands(config: RunConfig, machine: Machine) -> list[list[str]]:
+    """What each host does before its ranks start."""
+    extensions = needed_extensions(config, num_gpus=machine.num_gpus)
+    if not extensions:
+        return []
+    names = [extension.name for extension in extensions]
+    return [[sys.executable, "-m", "hunyuan_train.launcher.host.extension", *names]]
+
+
+def torchrun_command(
+    cluster: Cluster, host: Host, meeting: Meeting, script: list[str]
+) -> list[str]:
+    """torchrun on one host.
+
+    Static rendezvous: the c10d one fails where a host's own name resolves to 127.0.1.1, and a
+    restart inside of torchrun finds the addresses of dead ranks in its store (pytorch #167288).
+    """
+    marked = [] if cluster.is_alone else ["--tee=3", f"--log_dir={FOLDER}/output"]
+    return [
+        *AGENT,
+        f"--nnodes={len(cluster.hosts)}",
+        f"--node_rank={cluster.hosts.index(host)}",
+        f"--nproc_per_node={host.slots}",
+        *(f"--master_addr={meeting.address}", f"--master_port={meeting.port}"),
+        *("--max_restarts=0", *marked, *script),
+    ]
+
+
+def host_environment(
+    host: Host, cluster: Cluster, meeting: Meeting, machine: Machine
+) -> dict[str, str]:
+    """What the ranks of one host find in their environment."""
+    environment = rank_environment(
+        forwarded_environment(os.environ),
+        num_processes=host.slots or 1,
+        num_gpus=machine.num_gpus,
+        num_cores=machine.num_cores,
+    )
+    if not cluster.is_alone:
+        environment[PREFIX_VARIABLE] = f"{RANK_MARK}${{rank}}{RANK_MARK}"
+    if interface := meeting.interfaces.get(host):
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            environment.setdefault(variable, interface)
+    return environment

@@ -1,0 +1,90 @@
+"""What a process knows when torchrun started it, and how it tells the launcher why it ended."""
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.rank.heartbeat import node_folder
+
+LAST_WORDS = ".words"  # ending of the file in which a failing rank leaves them
+# Under DeepSpeed's launcher: a folder that all hosts share. Ranks find their environment there, and
+# leave a mark at their end, because that launcher's word cannot be trusted.
+SHARED_VARIABLE = "HUNYUAN_TRAIN_SHARED"
+
+
+def is_worker() -> bool:
+    """Whether this process is one of the ranks that torchrun started."""
+    return {"RANK", "LOCAL_RANK"} <= os.environ.keys()
+
+
+def with_started_processes(config: RunConfig) -> RunConfig:
+    """The config with the number of processes that torchrun started on this machine.
+
+    Raises:
+        ConfigError: it asks for another number.
+    """
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if config.parallel.num_processes not in ("auto", started):
+        raise ConfigError(
+            f"num_processes is {config.parallel.num_processes}, but torchrun started {started} on "
+            "this machine; leave --num_processes out, or start train.py without torchrun"
+        )
+    return replace(config, parallel=replace(config.parallel, num_processes=started))
+
+
+def count_started() -> int:
+    """Processes that torchrun started on all machines."""
+    return int(os.environ["WORLD_SIZE"])
+
+
+def report_failure(text: str) -> None:
+    """Leave this rank's last words to the launcher, or say them where there is none.
+
+    A failing rank takes others with it, whose words would hide the cause: the launcher prints only
+    those that were written first, and prints them last.
+    """
+    folder = node_folder()
+    if folder and is_worker():
+        (folder / f"{os.environ['RANK']}{LAST_WORDS}").write_text(text, encoding="utf-8")
+    else:
+        print(text, file=sys.stderr)  # noqa: T201 the last words, after logging has ended
+
+
+def environment_file(folder: Path, node_rank: int) -> Path:
+    """Where the ranks of a host find their environment."""
+    return folder / f"environment-{node_rank}.json"
+
+
+def take_environment() -> None:
+    """Read this rank's environment from the file of its host, where it did not come by itself."""
+    folder = os.environ.get(SHARED_VARIABLE)
+    if folder:
+        node_rank = int(os.environ["CROSS_RANK"])  # DeepSpeed's name for it
+        text = environment_file(Path(folder), node_rank).read_text(encoding="utf-8")
+        os.environ.update(json.loads(text))
+
+
+def mark_done() -> None:
+    """Say that this rank has come to its end, where somebody counts."""
+    folder = os.environ.get(SHARED_VARIABLE)
+    if folder:
+        Path(folder, f"rank-{os.environ['RANK']}.done").touch()
+
+
+def count_marks(folder: Path) -> int:
+    """Ranks that have come to their end."""
+    return len(list(folder.glob("rank-*.done")))
+
+
+def report_crash(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A `sys.excepthook` that leaves the traceback to the launcher."""
+    lines = "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    report_failure(f"rank {os.environ['RANK']} failed:\n{lines}")

@@ -1,0 +1,113 @@
+"""From a command line to running ranks, on this machine or on many."""
+
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from hunyuan_train.checkpoint.folder import list_checkpoints
+from hunyuan_train.config.load import CommandLine
+from hunyuan_train.config.resolve import Machine, choose_num_processes
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
+from hunyuan_train.launcher.cluster.sync import sync_hosts
+from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
+from hunyuan_train.launcher.job.jobs import Meeting, make_jobs
+from hunyuan_train.launcher.job.outcome import Outcome
+from hunyuan_train.launcher.job.restart import Try, run_until_done
+from hunyuan_train.launcher.job.watch import run_jobs
+from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.start.deepspeed_launcher import try_deepspeed
+from hunyuan_train.launcher.start.many import ManyHosts, examine_or_refuse
+from hunyuan_train.launcher.start.memory import check_memory
+from hunyuan_train.launcher.start.other_launchers import write_slurm, write_torchrun
+from hunyuan_train.launcher.start.preflight import Plan, make_plan
+from hunyuan_train.launcher.start.prepare import (
+    check_resume,
+    lock_output_folder,
+    prepare_data,
+    prepare_output_folder,
+)
+from hunyuan_train.launcher.start.run_summary import show_plan
+
+GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
+
+
+def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
+    """Check a run and start it on the hosts that it names, or here; or do what was asked instead.
+
+    Args:
+        command: what `train.py` was asked.
+        arguments: the same as words.
+
+    Returns:
+        the exit code of the rank that failed first, or 0.
+    """
+    config = with_environment(command.config, os.environ)
+    console, machine = Console(stderr=True, soft_wrap=True), detect_machine()
+    default_slots = choose_num_processes(config, machine)
+    cluster = find_cluster(config, os.environ, default_slots=default_slots)
+    if command.prints_torchrun or command.prints_slurm:
+        plan = make_plan(config, machine=machine, slots=cluster.slots)
+        is_torchrun = command.prints_torchrun
+        text = (
+            write_torchrun(plan, cluster, arguments)
+            if is_torchrun
+            else write_slurm(plan, arguments)
+        )
+        sys.stdout.write(text)
+        return SUCCESS
+    is_dry_run = command.is_dry_run
+    if cluster.is_alone:
+        plan = make_plan(config, machine=machine, slots=cluster.slots)
+        return launch(plan, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
+    if config.launch.sync:
+        sync_hosts(config, cluster, console)
+    examination = examine_or_refuse(config, cluster, console)
+    plan = make_plan(config, machine=examination.machine, slots=cluster.slots)
+    many = ManyHosts(config, examination, console)
+    start = partial(try_deepspeed, many) if config.launch.launcher == "deepspeed" else many
+    return launch(plan, start, is_dry_run=is_dry_run)
+
+
+def launch(plan: Plan, start: Try, *, is_dry_run: bool) -> int:
+    """Say what a checked run will do, start its ranks and wait for them."""
+    console = Console(stderr=True, soft_wrap=True)
+    data = prepare_data(plan)
+    show_plan(plan, data, console)
+    check_resume(plan.config, data)
+    check_memory(plan, data, console)
+    if is_dry_run:
+        console.print("dry run: every check passed, nothing was started")
+        return SUCCESS
+    with lock_output_folder(plan.config):
+        config_file = prepare_output_folder(plan.config, console)
+        exit_code = run_until_done(plan.config, start, console)
+    if exit_code in GOES_ON and list_checkpoints(config_file.parent):
+        resume = f"--config {shlex.quote(str(config_file))} --resume_from_checkpoint auto"
+        console.print(f"stopped; to go on: python train.py {resume}", soft_wrap=True)
+    return exit_code
+
+
+def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
+    """One try on this machine alone: no ssh, and the ranks share our terminal."""
+    meeting = Meeting(address="127.0.0.1", port=free_port(), interfaces={})
+    return run_jobs(
+        make_jobs(config, cluster, meeting, machine),
+        config.launch,
+        console=Console(stderr=True, soft_wrap=True),
+        show_output=lambda _: None,
+        log_folder=Path(config.train.output_dir, "log"),
+    )
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,139 @@
+"""The same run in the words of other launchers: plain torchrun commands, or a script for sbatch."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hunyuan_train.config.load import REPOSITORY
+from hunyuan_train.config.settings import COMMAND_SWITCHES
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.cluster.cluster import Cluster
+from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.host.extension import extensions_folder
+from hunyuan_train.launcher.job.jobs import AGENT
+from hunyuan_train.launcher.start.preflight import Plan
+
+DEFAULT_PORT = 29500
+STOP_SECONDS = 300  # before the end of a job's time, for the ranks to save
+TRAIN = REPOSITORY / "train.py"
+SLURM = """\
+#!/usr/bin/env bash
+#SBATCH --job-name={name}
+#SBATCH --nodes={num_hosts}
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={output}
+#SBATCH --signal=B:USR1@{stop_seconds}
+{gpus}# Add --time, --partition, --account and --cpus-per-task as your cluster wants them.
+# {stop_seconds} s before its time is over the ranks finish their step and save; then the job goes
+# back into the queue, and on from there; so it does when the run ends by --max_hours.
+set -euo pipefail
+cd {folder}
+export PATH={bin_folder}:"$PATH" PYTHONPATH={repository}"${{PYTHONPATH:+:$PYTHONPATH}}"
+export TORCH_EXTENSIONS_DIR={extensions}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={stop_seconds}
+{device}MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT
+
+is_stopping=0
+# shellcheck disable=SC2016 # each node puts its own number in
+srun --kill-on-bad-exit=1 bash -c 'export PET_NODE_RANK="$SLURM_NODEID"; exec "$@"' torchrun \\
+  {agent} --nnodes={num_hosts} --nproc_per_node={slots} \\
+  --max_restarts=0 --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \\
+  {script} &
+step=$!
+# To torchrun and the ranks on every node; srun itself would end them at once.
+trap 'is_stopping=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
+status=0
+wait "$step" || status=$?
+if ((is_stopping)); then # the signal has ended the first wait
+  wait "$step" || status=$?
+fi
+if ((is_stopping || status == {resume})); then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
+"""
+
+
+def write_torchrun(plan: Plan, cluster: Cluster, arguments: Sequence[str]) -> str:
+    """The command of each host, to be started by hand or by another scheduler.
+
+    Args:
+        plan: of the run.
+        cluster: its hosts.
+        arguments: those of `train.py`.
+    """
+    port = plan.config.launch.master_port or DEFAULT_PORT
+    script = shlex.join([str(TRAIN), *run_flags(plan, arguments)])
+    lines = []
+    for rank, host in enumerate(cluster.hosts):
+        words = [
+            *(f"--nnodes={len(cluster.hosts)}", f"--node_rank={rank}"),
+            *(f"--nproc_per_node={host.slots}", f"--master_addr={cluster.hosts[0].address}"),
+            f"--master_port={port}",
+        ]
+        lines += [
+            f"# on {host.address}",
+            f"cd {shlex.quote(str(Path.cwd()))} && {device(plan)}"
+            f"{shlex.join([sys.executable, '-m', 'torch.distributed.run', *words])} {script}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
+    """A script for sbatch; Slurm says which hosts.
+
+    Args:
+        plan: of the run, with as many hosts and processes on each as the job is to have.
+        arguments: those of `train.py`.
+
+    Raises:
+        ConfigError: hosts with unequal slots, which one `srun` cannot start.
+    """
+    train = plan.config.train
+    slots = plan.slots[0]
+    if len(set(plan.slots)) > 1:
+        raise ConfigError(
+            f"NODE_IP_LIST gives its hosts {', '.join(map(str, plan.slots))} slots, and a job of "
+            "Slurm's has as many processes on each node; give all hosts the same number"
+        )
+    flags = run_flags(plan, arguments)
+    if not any(word.startswith("--resume_from_checkpoint") for word in flags):
+        flags += ["--resume_from_checkpoint", "auto"]
+    script = shlex.join([str(TRAIN), *flags])
+    output_dir = Path(train.output_dir).absolute()
+    return SLURM.format(
+        name=shlex.quote(train.run_name or output_dir.name),
+        num_hosts=len(plan.slots),
+        output=output_dir.with_name(f"{output_dir.name}-%j.txt"),
+        stop_seconds=STOP_SECONDS,
+        gpus=f"#SBATCH --gpus-per-node={slots}\n" if plan.machine.num_gpus else "",
+        folder=shlex.quote(str(Path.cwd())),
+        bin_folder=shlex.quote(str(Path(sys.executable).parent)),
+        repository=shlex.quote(str(REPOSITORY)),
+        extensions=shlex.quote(str(extensions_folder(os.environ))),
+        device="" if plan.machine.num_gpus else "export DS_ACCELERATOR=cpu\n",
+        agent=shlex.join(AGENT),
+        script=script,
+        slots=slots,
+        resume=RESUME,
+    )
+
+
+def device(plan: Plan) -> str:
+    """What tells DeepSpeed to stay on the CPU, where there are no GPUs."""
+    return "" if plan.machine.num_gpus else "DS_ACCELERATOR=cpu "
+
+
+def run_flags(plan: Plan, arguments: Sequence[str]) -> list[str]:
+    """The user's own flags, and what every host must decide alike."""
+    switches = {f"__{name}" for name in COMMAND_SWITCHES}
+    flags = [word for word in arguments if word.replace("-", "_") not in switches]
+    if not any(word.startswith("--expert_parallel_size") for word in flags):
+        flags += ["--expert_parallel_size", str(plan.config.parallel.expert_parallel_size)]
+    return flags

@@ -1,0 +1,157 @@
+"""What is done once, before the ranks start: tokenized data, and the folder of the run."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from hunyuan_train.checkpoint.data_fingerprint import check_same_data
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import (
+    checkpoint_step,
+    find_checkpoint,
+    list_checkpoints,
+    read_manifest,
+)
+from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
+from hunyuan_train.config.load import dump_config
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.compiled.cache import prepare_dataset
+from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.compiled.fingerprint import identify_data
+from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.start.preflight import Plan
+from hunyuan_train.model.presets import fit_vocabulary, tokenizer_folder
+from hunyuan_train.model.shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedData:
+    """The tokenized dialogues of a run, and the shape of the model that reads them."""
+
+    tokenizer: Tokenizer
+    train: Dataset
+    evaluation: Dataset | None
+    shape: ModelShape
+
+
+def prepare_data(plan: Plan) -> PreparedData:
+    """Tokenize the data once, so that every rank finds it done.
+
+    Raises:
+        DataError: a record, a file or a tokenizer that cannot be used.
+    """
+    config = plan.config
+    tokenizer = load_tokenizer(tokenizer_folder(config.model))
+    has_evaluation = config.data.eval_data_file or config.data.eval_fraction
+    shape = fit_vocabulary(
+        config.model.model_name_or_path,
+        plan.shape,
+        vocab_size=tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+    )
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=prepare_dataset(config.data, tokenizer),
+        evaluation=prepare_dataset(config.data, tokenizer, split="eval")
+        if has_evaluation
+        else None,
+        shape=shape,
+    )
+
+
+def check_resume(config: RunConfig, data: PreparedData) -> None:
+    """Refuse to go on from a checkpoint of another run, before anything of that one changes.
+
+    Raises:
+        CheckpointError: it is of other data, settings or code, or damaged, or not the newest.
+    """
+    train = config.train
+    if train.resume_from_checkpoint is None:
+        return
+    folder = find_checkpoint(train.resume_from_checkpoint, Path(train.output_dir))
+    if folder:
+        manifest = read_manifest(folder)
+        if train.resume_from_checkpoint != "auto":
+            check_newest(folder, manifest["state"]["step"], Path(train.output_dir))
+        current = identify_data(data.train, config.data, seed=train.seed)
+        check_same_data(folder, current, ignores_change=train.ignore_data_change)
+        check_changes(
+            manifest["fingerprints"], describe_run(config, data.shape), folder, config=config
+        )
+
+
+def check_newest(folder: Path, step: int, output_dir: Path) -> None:
+    """Refuse to go on from an earlier point of a run beside what came of it the first time.
+
+    Raises:
+        CheckpointError: a later start by "auto" would take those checkpoints for this run's.
+    """
+    newest = list_checkpoints(output_dir)[-1:]
+    if newest and checkpoint_step(newest[0]) > step:
+        raise CheckpointError(
+            f"resume_from_checkpoint is {folder}, of step {step}, and {output_dir} goes on to "
+            f"{newest[0].name}, which a later start would take for this run's; give another "
+            "--output_dir, or delete the checkpoints that are newer"
+        )
+
+
+@contextmanager
+def lock_output_folder(config: RunConfig) -> Iterator[None]:
+    """Keep a second run out of the folder for as long as this one lasts.
+
+    Raises:
+        ConfigError: another run is in it, or the folder cannot be made.
+    """
+    folder = Path(config.train.output_dir).resolve()  # by whatever name it is given
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir is {folder}, where nothing can be written ({error.strerror}); give a "
+            "folder that can be made"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"output_dir is {folder}, in which another run is going on; wait for it, or give "
+                "another folder"
+            ) from error
+        yield
+
+
+def prepare_output_folder(config: RunConfig, console: Console) -> Path:
+    """Make the folder of a run, move an earlier run aside where asked to, write config.yaml.
+
+    Raises:
+        ConfigError: the disk is full, or nothing may be written there.
+    """
+    folder = Path(config.train.output_dir).absolute()
+    is_resumed = config.train.resume_from_checkpoint is not None
+    if config.train.overwrite_output_dir and not is_resumed and (folder / "config.yaml").exists():
+        previous = folder.with_name(f"{folder.name}.previous")
+        if list_checkpoints(folder):
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+            console.print(f"the earlier run in {folder} moved to {previous}")
+        else:  # it reached no checkpoint, and must not push out one that did
+            shutil.rmtree(folder)
+    config_file = folder / "config.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        dump_config(config, config_file)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir is {folder}, and {config_file.name} cannot be written there "
+            f"({error.strerror}); make room, or give a folder on another disk"
+        ) from error
+    return config_file

@@ -1,0 +1,94 @@
+"""Says what a run will do, before it does it."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from hunyuan_train.config.deepspeed_config import read_deepspeed_file, zero_stage
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.batches.loader import BatchPlan, Share
+from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
+from hunyuan_train.launcher.start.preflight import Plan
+from hunyuan_train.launcher.start.prepare import PreparedData
+from hunyuan_train.model.presets import PRESETS
+from hunyuan_train.trainer.schedule import count_steps
+
+
+def show_plan(plan: Plan, data: PreparedData, console: Console) -> None:
+    """Print one line per decision."""
+    for name, value in describe_plan(plan, data).items():
+        console.print(Text.assemble((f"{name:<10} ", "bold"), value), soft_wrap=True)
+
+
+def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
+    """What is trained, on what, for how long, and where the results go."""
+    config, shape = plan.config, data.shape
+    train, parallel = config.train, config.parallel
+    is_preset = config.model.model_name_or_path in PRESETS
+    stage = zero_stage(read_deepspeed_file(parallel.deepspeed))
+    device = "GPUs" if plan.machine.num_gpus else "CPU"
+    lines = {
+        "model": f"{config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
+        f"{shape.num_active_parameters:,} of them active for a token"
+        + (f"; random weights from seed {train.seed}" if is_preset else ""),
+        "training": describe_method(config),
+        "processes": f"{describe_hosts(plan.slots)} on {device} in "
+        f"{'bfloat16' if train.bf16 else 'float32'}: ZeRO stage {stage}, experts split over "
+        f"{parallel.expert_parallel_size}{describe_sharing(parallel.sequence_parallel_size)}",
+        "data": f"{config.data.train_data_file}: {describe_counts(data.train.summary)}",
+    }
+    lines |= describe_dataset(data.train, config.data.history, data.tokenizer)
+    if data.evaluation:
+        source = config.data.eval_data_file or f"{config.data.eval_fraction:.0%} of it"
+        lines["evaluation"] = f"{source}: {describe_counts(data.evaluation.summary)}"
+    lines["length"] = describe_length(plan, data.train)
+    lines["output"] = train.output_dir
+    return lines
+
+
+def describe_method(config: RunConfig) -> str:
+    """What is trained, and by which optimizer."""
+    train, lora = config.train, config.lora
+    what = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
+    return (
+        f"{what if lora.use_lora else 'every parameter'} with {train.optimizer}, learning rate "
+        f"{train.learning_rate:g} ({train.lr_scheduler_type})"
+    )
+
+
+def describe_sharing(sequence_size: int) -> str:
+    """How rows are divided; nothing where they are not."""
+    return f", each row shared by {sequence_size}" if sequence_size > 1 else ""
+
+
+def describe_hosts(slots: Sequence[int]) -> str:
+    """How many processes, and how they are spread."""
+    if len(slots) == 1:
+        return str(slots[0])
+    spread = f"{slots[0]} each" if len(set(slots)) == 1 else " + ".join(map(str, slots))
+    return f"{sum(slots)} on {len(slots)} hosts ({spread})"
+
+
+def describe_length(plan: Plan, dataset: Dataset) -> str:
+    """How many steps, and what one of them reads."""
+    config, train = plan.config, plan.config.train
+    share = Share(
+        rows=train.per_device_train_batch_size,
+        num_ranks=plan.num_ranks,
+        rank=0,
+        sequence_size=config.parallel.sequence_parallel_size,
+    )
+    batches = BatchPlan(
+        dataset,
+        share,
+        accumulation_steps=train.gradient_accumulation_steps,
+        seed=train.seed,
+        packing=config.data.packing,
+    )
+    num_steps = count_steps(train, steps_per_epoch=batches.steps_per_epoch)
+    return (
+        f"{num_steps:,} steps ({num_steps / batches.steps_per_epoch:.1f} epochs) of "
+        f"{batches.rows_per_step} rows of up to {config.data.max_seq_length} tokens"
+    )

@@ -1,0 +1,121 @@
+"""Bad steps: what counts as one, and what is remembered of it.
+
+A bad step is skipped on every rank alike, because it is judged by numbers that all ranks share. It
+keeps its number: the learning rate and the data go on as if it had been done.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from statistics import median
+
+import torch.distributed as dist
+
+from hunyuan_train.config.run_files import QUARANTINE
+from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.data.batches.loader import Batch, BatchPlan
+from hunyuan_train.trainer.state import Health, TrainerState
+from hunyuan_train.trainer.step import Fault, StepResult, judge_finite
+
+logger = logging.getLogger(__name__)
+
+MAX_RECENT = 64  # losses that a new one is compared with
+MIN_RECENT = 16  # below, nothing is called a spike
+MIN_RISE = 1.5  # a spike is this many times the median, however quiet the losses were
+DEVIATION_BY_SPREAD = 1.4826  # standard deviation of normal numbers by their median deviation
+MAX_RETURNS = 3  # to a checkpoint, in one run
+
+
+def find_fault(loss: float, *, health: Health, config: TrainConfig) -> Fault | None:
+    """What is wrong with a loss, seen beside the recent ones.
+
+    Median and median deviation stand for mean and deviation: earlier spikes do not move them.
+    """
+    fault = judge_finite(loss)
+    is_looking = config.bad_steps != "off" and config.spike_deviations > 0
+    if fault or not is_looking or len(health.recent_losses) < MIN_RECENT:
+        return fault
+    middle = median(health.recent_losses)
+    deviation = DEVIATION_BY_SPREAD * median(abs(one - middle) for one in health.recent_losses)
+    limit = max(middle + config.spike_deviations * deviation, MIN_RISE * middle)
+    if loss <= limit:
+        return None
+    reason = f"the loss is {loss:.4f}, of the last {len(health.recent_losses)} {middle:.4f}"
+    return Fault(reason, is_withheld=config.bad_steps == "act")
+
+
+def remember(health: Health, result: StepResult) -> Health:
+    """The health after one more step."""
+    if result.fault and result.fault.is_withheld:
+        return replace(health, num_bad_in_a_row=health.num_bad_in_a_row + 1)
+    loss = result.loss + result.router_loss
+    recent = (*health.recent_losses, loss)[-MAX_RECENT:]
+    return replace(health, recent_losses=recent, num_bad_in_a_row=0)
+
+
+def quarantine(
+    output_dir: Path,
+    batches: BatchPlan,
+    micro_batches: Sequence[Batch],
+    result: StepResult,
+    state: TrainerState,
+) -> list[str]:
+    """Note the samples of a bad step; called by every rank.
+
+    Args:
+        output_dir: of the run.
+        batches: knows where samples come from.
+        micro_batches: of this rank.
+        result: of the bad step.
+        state: before it.
+
+    Returns:
+        the samples of all ranks, as `file:line`.
+    """
+    assert result.fault
+    ranks: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(ranks, batches.origins(micro_batches))
+    samples = list(dict.fromkeys(origin for rank in ranks for origin in rank))
+    if dist.get_rank() == 0:
+        logger.warning(
+            "step %d is bad: %s; %s; its %d samples are in %s",
+            state.step + 1,
+            result.fault.reason,
+            "the update is left out" if result.fault.is_withheld else "the update was made",
+            len(samples),
+            QUARANTINE,
+        )
+        _append_once(
+            output_dir / QUARANTINE,
+            {
+                "step": state.step + 1,
+                "epoch": state.position.epoch,
+                "row": state.position.row,
+                "reason": result.fault.reason,
+                "is_skipped": result.fault.is_withheld,
+                "loss": _number_or_none(result.loss),
+                "grad_norm": _number_or_none(result.grad_norm),
+                "samples": samples,
+            },
+        )
+    return samples
+
+
+def _number_or_none(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return value if isfinite(value) else None
+
+
+def _append_once(path: Path, entry: dict[str, object]) -> None:
+    """A step that is done again after a resume is not noted again; a full disk ends no run."""
+    line = json.dumps(entry) + "\n"
+    try:
+        known = path.read_text(encoding="utf-8") if path.exists() else ""
+        if line not in known.splitlines(keepends=True):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+    except OSError as error:
+        logger.warning("%s cannot be written: %s; it lacks %s", path, error.strerror, line.strip())

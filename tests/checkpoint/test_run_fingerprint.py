@@ -1,0 +1,101 @@
+"""A run does not go on from a checkpoint of another one, unless told to."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run, identify_weights
+from hunyuan_train.config.load import load_config
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.model.presets import TINY
+from tests.released import write_released
+
+FOLDER = Path("runs/one/checkpoints/step-000003")
+
+
+def describe(config: RunConfig, rows_per_step: int | None = 4) -> dict[str, dict[str, object]]:
+    return describe_run(config, TINY, rows_per_step=rows_per_step)
+
+
+SAVED = describe(load_config([]))
+
+
+def test_the_same_run_goes_on() -> None:
+    check_changes(SAVED, describe(RunConfig()), FOLDER, config=RunConfig())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--output_dir", "elsewhere", "--save_steps", "7", "--logging_steps", "2"],
+        ["--max_hours", "2", "--save_total_limit", "3"],
+        ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"],
+        ["--expert_parallel_size", "4", "--num_processes", "4", "--deepspeed", "other.json"],
+    ],
+)
+def test_what_changes_no_step_may_change(flags: list[str]) -> None:
+    config = load_config(flags)
+    check_changes(SAVED, describe(config), FOLDER, config=config)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rate", "2e-5"], r"other settings: learning_rate \(1e-05, now 2e-05\)"),
+        (["--weight_decay", "0.1", "--seed", "7"], r"seed \(42, now 7\), weight_decay \(0.0"),
+        (["--freeze_router"], r"freeze_router \(False, now True\)"),
+    ],
+)
+def test_other_settings_are_refused_unless_told_otherwise(flags: list[str], message: str) -> None:
+    config = load_config(flags)
+    with pytest.raises(CheckpointError, match=message):
+        check_changes(SAVED, describe(config), FOLDER, config=config)
+    config = load_config([*flags, "--ignore_settings_change"])
+    check_changes(SAVED, describe(config), FOLDER, config=config)
+
+
+def test_another_length_is_another_run_where_the_learning_rate_follows_from_it() -> None:
+    longer = load_config(["--max_steps", "99"])
+    with pytest.raises(CheckpointError, match=r"other settings: max_steps \(-1, now 99\)"):
+        check_changes(SAVED, describe(longer), FOLDER, config=longer)
+    constant = ["--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5"]
+    saved, longer = load_config(constant), load_config([*constant, "--max_steps", "99"])
+    check_changes(describe(saved), describe(longer), FOLDER, config=longer)
+    warmed_up = load_config([*constant[:2], "--warmup_ratio", "0.1"])
+    assert "max_steps" in describe(warmed_up)["settings"]
+
+
+def test_another_global_batch_is_another_run() -> None:
+    with pytest.raises(CheckpointError, match=r"rows per step \(4, now 8\)"):
+        check_changes(SAVED, describe(RunConfig(), 8), FOLDER, config=RunConfig())
+    check_changes(SAVED, describe(RunConfig(), None), FOLDER, config=RunConfig())
+
+
+def test_other_code_is_refused_unless_told_otherwise() -> None:
+    current = describe(RunConfig())
+    current["code"] = current["code"] | {"torch": "9.9.9"}
+    with pytest.raises(CheckpointError, match=r"other code: torch \(.*, now 9\.9\.9\).*--ignore_c"):
+        check_changes(SAVED, current, FOLDER, config=RunConfig())
+    check_changes(SAVED, current, FOLDER, config=load_config(["--ignore_code_change"]))
+
+
+def test_another_shape_is_refused_whatever_is_ignored() -> None:
+    other = describe_run(RunConfig(), replace(TINY, num_experts=32), rows_per_step=4)
+    config = load_config(["--ignore_code_change", "--ignore_settings_change"])
+    with pytest.raises(CheckpointError, match=r"other model: num_experts \(\d+, now 32\)"):
+        check_changes(SAVED, other, FOLDER, config=config)
+
+
+def test_another_model_of_the_same_shape_is_told_apart(tmp_path: Path) -> None:
+    write_released(tmp_path / "one")
+    write_released(tmp_path / "same")
+    write_released(tmp_path / "other")
+    file = next(iter(sorted((tmp_path / "other").glob("*.safetensors"))))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 + 1] ^= 1
+    file.write_bytes(content)
+    one, same, other = (identify_weights(str(tmp_path / n)) for n in ("one", "same", "other"))
+    assert one == same != other
+    assert identify_weights("tiny") == "tiny"

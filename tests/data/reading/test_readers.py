@@ -1,0 +1,192 @@
+import gzip
+import io
+import json
+import os
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from hunyuan_train.data.reading import readers, tables
+from hunyuan_train.data.reading.readers import read_chunks
+from tests.data.dialogues import chat
+
+RECORDS = [chat(f"question {number}", f"answer 请 {number}") for number in range(300)]
+LINES = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in RECORDS).encode()
+
+
+def _read(path):
+    """Records, their lines and the problems of a file."""
+    records, lines, problems = [], [], []
+    for chunk in read_chunks(path):
+        records += [orjson.loads(record) for record in chunk.records]
+        lines += chunk.lines
+        problems += [(line, problem.kind) for line, problem in chunk.problems]
+    return records, lines, problems
+
+
+@pytest.fixture(params=[1 << 20, 700])
+def block_bytes(request, monkeypatch):
+    """Files of many blocks, and of one."""
+    monkeypatch.setattr(readers, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(readers, "_ZST_BLOCK_BYTES", min(request.param, 90))
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("a.json", LINES),
+        ("crlf.jsonl", LINES.replace(b"\n", b"\r\n")),
+        ("no_last_newline.jsonl", LINES[:-1]),
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.zst", zstandard.compress(LINES)),
+        ("two_frames.jsonl.zst", zstandard.compress(LINES[:999]) + zstandard.compress(LINES[999:])),
+        ("array.json", json.dumps(RECORDS).encode()),
+        ("array_with_lines.json", json.dumps(RECORDS, indent=1, ensure_ascii=False).encode()),
+        ("array.json.gz", gzip.compress(json.dumps(RECORDS).encode())),
+    ],
+)
+def test_every_kind_of_text_file_gives_the_same_records(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    records, lines, problems = _read(path)
+    assert records == RECORDS
+    assert problems == []
+    if not name.startswith("array"):
+        assert lines == list(range(1, 301))
+
+
+def test_lines_of_array_elements_are_those_they_start_on(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(RECORDS, indent=1))
+    text = path.read_text().splitlines()
+    assert all(text[line - 1] == " {" for line in _read(path)[1])
+
+
+def test_lines_that_are_dialogues_are_not_taken_for_one_array(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f"{json.dumps(record['messages'])}\n" for record in RECORDS))
+    assert _read(path)[0] == [record["messages"] for record in RECORDS]
+
+
+def test_parquet_and_saved_datasets_give_the_same_records(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list(RECORDS)
+    table.to_parquet(tmp_path / "a.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    assert _read(tmp_path / "a.parquet")[0] == RECORDS
+    [arrow] = (tmp_path / "saved").glob("*.arrow")
+    records, rows, _ = _read(arrow)
+    assert records == RECORDS
+    assert rows == list(range(1, 301))
+
+
+def test_nulls_that_a_table_adds_are_taken_away(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    mixed = [chat("a", "b", mode="fast"), chat("c", "d")]
+    mixed[1]["messages"][1]["train"] = True
+    datasets.Dataset.from_list(mixed).to_parquet(tmp_path / "a.parquet")
+    assert _read(tmp_path / "a.parquet")[0] == mixed
+
+
+def test_a_byte_order_mark_is_skipped_and_said(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + LINES)
+    assert _read(path)[0] == RECORDS
+    assert _read(path)[2] == [(1, "bom")]
+
+
+def test_blank_lines_are_skipped_and_do_not_shift_the_others(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n  \n" + LINES + b"\t\n")
+    records, lines, problems = _read(path)
+    assert records == RECORDS
+    assert lines == list(range(3, 303))
+    assert problems == [(1, "blank_line"), (2, "blank_line"), (303, "blank_line")]
+
+
+@pytest.mark.parametrize("separator", ["\N{LINE SEPARATOR}", "\x85", "\x0c", "\x1c"])
+def test_only_a_newline_ends_a_record(tmp_path, separator):
+    record = chat(f"a{separator}b", "c")
+    path = tmp_path / "a.jsonl"
+    text = json.dumps(record, ensure_ascii=False)
+    path.write_text(f"{text}\n{text}\n", encoding="utf-8")
+    assert _read(path)[0] == [record, record]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"[]", b"[\n]\n", b"\xef\xbb\xbf"])
+def test_a_file_without_records_is_said(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    assert "empty_file" in {kind for _, kind in _read(path)[2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES)[:-200]),
+        ("b.jsonl.gz", b"not gzip at all"),
+        ("a.jsonl.zst", zstandard.compress(LINES)[:-50]),
+        ("b.jsonl.zst", b"not zstandard at all"),
+        ("a.json", json.dumps(RECORDS).encode()[:-30]),
+        ("b.json", json.dumps(RECORDS).replace('"role"', "role", 1).encode()),
+        ("c.json", json.dumps(RECORDS).encode() + b"{}"),
+        ("d.json", b"[1 2]"),
+        ("e.json", b'["\xff"]'),
+        ("f.json", b"[" * 100_000),
+        ("a.parquet", b"PAR1 and no more"),
+        ("a.arrow", b"nothing"),
+        ("a.jsonl", LINES.decode().encode("utf-16")),
+    ],
+)
+def test_a_file_that_cannot_be_read_to_its_end_is_an_error_and_no_crash(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    records, _, problems = _read(path)
+    assert "broken_file" in {kind for _, kind in problems}
+    assert records == RECORDS[: len(records)] or name == "d.json"
+
+
+def test_a_line_beyond_the_limit_is_passed_over_without_being_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(readers, "MAX_RECORD_BYTES", 5000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'"' + b"x" * 20_000 + b'"\n' + LINES)
+    records, lines, problems = _read(path)
+    assert problems == [(1, "size")]
+    assert records == RECORDS
+    assert lines[0] == 2
+
+
+def test_the_bytes_of_all_chunks_are_those_of_the_file(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(LINES))
+    assert sum(chunk.num_bytes for chunk in read_chunks(path)) == path.stat().st_size
+
+
+class _WatchedFile(io.BytesIO):
+    """Remembers the largest read."""
+
+    largest = 0
+
+    def read(self, size=-1):
+        content = super().read(size)
+        self.largest = max(self.largest, len(content))
+        return content
+
+
+def test_a_table_of_one_large_row_group_is_read_in_pieces():
+    texts = [os.urandom(1000).hex() for _ in range(8000)]
+    file = _WatchedFile()
+    table = pa.table({"prompt": texts, "completion": texts})
+    parquet.write_table(table, file, row_group_size=len(texts), use_dictionary=False)
+    num_bytes = file.tell()
+    file.seek(0)
+    rows = [row for rows in tables.read_rows(Path("a.parquet"), file) for row in rows]
+    assert [json.loads(row)["prompt"] for row in rows] == texts
+    assert file.largest <= 2 * tables.BUFFER_BYTES < num_bytes / 8

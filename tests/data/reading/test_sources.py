@@ -1,0 +1,75 @@
+import pytest
+
+from hunyuan_train.data.findings import DataError
+from hunyuan_train.data.reading.sources import find_sources
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.parquet", "c.json.gz", "README.md", "odd,name:2.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "d.jsonl.zst").write_text("{}")
+    return tmp_path
+
+
+def _named(names):
+    return [(str(source.path), source.weight) for source in find_sources(names)]
+
+
+def test_files_with_weights(folder):
+    assert _named("a.jsonl:2,b.parquet:0.5, c.json.gz") == [
+        ("a.jsonl", 2.0),
+        ("b.parquet", 0.5),
+        ("c.json.gz", 1.0),
+    ]
+
+
+def test_a_folder_gives_its_data_files_in_order_and_passes_its_weight_on(folder):
+    names = [name for name, _ in _named(".:3")]
+    assert names == ["a.jsonl", "b.parquet", "c.json.gz", "inner/d.jsonl.zst", "odd,name:2.jsonl"]
+    assert {weight for _, weight in _named(".:3")} == {3.0}
+
+
+def test_a_name_that_exists_is_taken_as_it_is(folder):
+    assert _named("odd,name:2.jsonl") == [("odd,name:2.jsonl", 1.0)]
+
+
+def test_a_saved_dataset_is_read_by_its_own_list_of_files(folder):
+    saved = folder / "saved"
+    saved.mkdir()
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
+    (saved / "cache-123.arrow").write_text("")
+    assert _named("saved") == [("saved/data-0.arrow", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("missing.jsonl", "does not exist"),
+        ("README.md", "no ending that is read as data"),
+        ("inner/nothing", "does not exist"),
+        (" , ", "is empty"),
+        ("a.jsonl:0", "must be above 0"),
+        ("a.jsonl:1.2.3", "not a number"),
+        ("a.jsonl:two", "not a number"),
+        ("a.jsonl:-1", "must be above 0 and up to 1000"),
+        ("a.jsonl:nan", "must be above 0 and up to 1000"),
+        ("a.jsonl:1e9", "must be above 0 and up to 1000"),
+        ("", "is empty"),
+        ("hub", r"splits test, train side by side.*like hub/test-00000-of-00001.parquet"),
+        ("empty", "holds no file of dialogues"),
+        ("splits", "name one, like splits/test"),
+    ],
+)
+def test_a_mistake_is_named(folder, names, message):
+    (folder / "empty").mkdir()
+    (folder / "hub").mkdir()
+    for split in ("train", "test"):
+        (folder / "hub" / f"{split}-00000-of-00001.parquet").write_text("")
+    (folder / "splits" / "train").mkdir(parents=True)
+    (folder / "splits" / "test").mkdir()
+    (folder / "splits" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(DataError, match=message):
+        find_sources(names)

@@ -1,0 +1,58 @@
+"""A split model answers as in one process, however unevenly the prompts lie on its ranks."""
+
+import pytest
+import torch
+
+from hunyuan_train.evaluation.engine_generation import generate_split
+from hunyuan_train.trainer.step import train_step
+from tests.batches import global_batch, plain_model
+from tests.engines import my_share, small_engine
+from tests.ranks import run_ranks
+
+NUM_TOKENS = 12
+# The last rank has none; the first has more, and longer ones, than the others.
+PROMPTS = [[[5, 9, 200, 31, 7, 8, 77], [3]], [[40, 41]], [[250, 3, 3, 1]], []]
+
+
+def answer_plainly(prompts: list[list[int]], stop_ids: list[int]) -> list[list[int]]:
+    """The most likely token again and again, each time from the whole text."""
+    model, answers = plain_model().eval(), []
+    for prompt in prompts:
+        ids = list(prompt)
+        with torch.no_grad():
+            while len(ids) < len(prompt) + NUM_TOKENS and ids[len(prompt) :][-1:] != stop_ids:
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        answer = ids[len(prompt) :]
+        answers.append(answer[:-1] if answer[-1:] == stop_ids else answer)
+    return answers
+
+
+def answer_split(
+    expert_size: int, sequence_size: int, prompts: list[list[list[int]]], stop_ids: list[int]
+) -> list[list[list[int]]]:
+    """Answer this rank's prompts twice, before and after what training does."""
+    engine = small_engine(
+        stage=3, expert_size=expert_size, sequence_size=sequence_size, moe_chunks=sequence_size
+    )
+    mine = prompts[torch.distributed.get_rank()]
+    before = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
+    train_step(engine, my_share(global_batch(0, 4), sequence_size), learning_rate=0.0)
+    after = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
+    assert engine.module.training
+    return [before, after]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "expert_size", "sequence_size"),
+    [(2, 2, 1), (4, 2, 1), (4, 4, 1), (2, 0, 1), (2, 2, 2), (4, 2, 4)],
+)
+def test_answers_are_those_of_one_process(
+    world_size: int, expert_size: int, sequence_size: int
+) -> None:
+    prompts = [PROMPTS[0], *PROMPTS[4 - world_size + 1 :]]
+    first = answer_plainly([PROMPTS[0][0]], [-1])[0]
+    stop_ids = [first[4]]  # so that some answer ends early while others go on
+    ranks = run_ranks(answer_split, world_size, expert_size, sequence_size, prompts, stop_ids)
+    for mine, (before, after) in zip(prompts, ranks, strict=True):
+        assert before == after == answer_plainly(mine, stop_ids)
+    assert len(ranks[0][0][0]) < NUM_TOKENS

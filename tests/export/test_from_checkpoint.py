@@ -1,0 +1,176 @@
+"""A stopped run's checkpoint becomes the folder that the run itself would have exported."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import read_manifest, write_manifest
+from hunyuan_train.cli import main
+from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
+from hunyuan_train.model.layout import StoredTensor, released_tensors
+from hunyuan_train.model.presets import TINY_TOKENIZER
+from hunyuan_train.model.safetensors_files import write_range
+from hunyuan_train.model.safetensors_header import read_header
+from hunyuan_train.model.shape import read_shape
+from tests.released import SHAPE, make_run, read_released, write_checkpoint, write_released
+
+
+class Trained:
+    """Weights that a run could have reached: no bfloat16 value among them."""
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        generator = torch.Generator().manual_seed(len(tensor.name) + sum(tensor.name.encode()))
+        return torch.randn(tensor.numel, generator=generator)[start:stop] * 0.1 + 1 / 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a released checkpoint, stopped on four ranks with experts split over two."""
+    folder = tmp_path_factory.mktemp("stopped")
+    write_released(folder / "base")
+    checkpoint = make_run(folder / "run", folder / "base")
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=4, expert_size=2)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["", "bfloat16", "float32"])
+def test_any_split_becomes_one_model(run: Path, tmp_path: Path, name: str) -> None:
+    dtype = torch.float32 if name == "float32" else torch.bfloat16
+    flags = ["--dtype", name] if name else []
+    assert (
+        main(["export", str(run / "checkpoints" / "step-000003"), str(tmp_path / "out"), *flags])
+        == 0
+    )
+    tensors = read_released(tmp_path / "out")
+    assert tensors.keys() == released_tensors(SHAPE).keys()
+    for tensor in released_tensors(SHAPE).values():
+        expected = Trained().read(tensor, 0, tensor.numel).view(tensor.shape)
+        is_router = ".mlp.gate.wg." in tensor.name
+        written = tensors[tensor.name]
+        assert torch.equal(written, expected.to(torch.float32 if is_router else dtype)), tensor.name
+
+
+def test_one_and_eight_ranks_give_the_same_files(run: Path, tmp_path: Path) -> None:
+    outputs = []
+    for num_ranks, expert_size in ((1, 1), (8, 4), (3, 1)):
+        other = make_run(tmp_path / f"run{num_ranks}", run.parent / "base")
+        write_checkpoint(other, SHAPE, Trained(), num_ranks=num_ranks, expert_size=expert_size)
+        output = tmp_path / f"out{num_ranks}"
+        export_stopped_run(open_stopped_run(other.parents[1], {}), output)
+        outputs.append((output / "SHA256SUMS").read_text())
+    assert len(set(outputs)) == 1
+
+
+def test_folder_says_all_that_a_server_asks(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert main(["export", str(run), str(output)]) == 0
+    assert read_shape(output) == SHAPE
+    config = AutoConfig.from_pretrained(output)
+    assert config.model_type == "hunyuan_v1_moe"
+    assert config.rope_parameters["alpha"] == 1000.0
+    raw = json.loads((output / "config.json").read_text())
+    # vLLM reads these of any Hunyuan config; Transformers 4 reads the last three.
+    assert raw["use_mixed_mlp_moe"] is raw["use_qk_norm"] is True
+    assert (raw["num_shared_expert"], raw["moe_intermediate_size"]) == (1, 48)
+    assert raw["rope_scaling"] == {"type": "dynamic", "rope_type": "dynamic", "alpha": 1000.0,
+                                   "factor": 1.0, "rope_theta": 10000.0}  # fmt: skip
+    assert (raw["rope_theta"], raw["torch_dtype"]) == (10000.0, "bfloat16")
+    generation = GenerationConfig.from_pretrained(output)
+    assert (generation.eos_token_id, generation.pad_token_id) == ([300, 307], 301)
+    assert (generation.top_k, generation.temperature) == (20, 0.7)
+    assert (output / "hy.tiktoken").read_bytes() == (TINY_TOKENIZER / "hy.tiktoken").read_bytes()
+    assert (output / "chat_template.jinja").exists()
+    assert (output / "LICENSE.txt").exists()
+    model = AutoModelForCausalLM.from_pretrained(output)
+    assert model.dtype == torch.bfloat16
+
+
+def test_what_was_frozen_comes_from_the_base(run: Path, tmp_path: Path) -> None:
+    base = run.parent / "base"
+    checkpoint = make_run(tmp_path / "run", base)
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=2, expert_size=1)
+    manifest = read_manifest(checkpoint)
+    for entry in manifest["files"].values():
+        ranges = entry["ranges"]
+        entry["ranges"] = {name: ranges[name] for name in ranges if ".self_attn." in name}
+    write_manifest(checkpoint, manifest)
+    export_stopped_run(open_stopped_run(checkpoint, {}), tmp_path / "out")
+    before, after = read_released(base), read_released(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".self_attn." in name}
+
+
+def test_base_that_moved_is_given_anew(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = run.parent / "base"
+    checkpoint = make_run(tmp_path / "run", tmp_path / "gone")
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=1, expert_size=1)
+    arguments = ["export", str(checkpoint), str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "model_name_or_path" in capsys.readouterr().err
+    assert main([*arguments, "--model_name_or_path", str(base)]) == 0
+
+
+def test_out_that_exists_is_kept_unless_told_otherwise(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    (output / "precious").mkdir(parents=True)
+    assert main(["export", str(run), str(output)]) == 2
+    assert "give another folder, or --overwrite" in " ".join(capsys.readouterr().err.split())
+    assert main(["export", str(run), str(output), "--overwrite"]) == 2
+    assert "holds no model that --overwrite could replace" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert (output / "precious").exists()
+    (output / "config.json").write_text("{}")
+    assert main(["export", str(run), str(output), "--overwrite"]) == 0
+    assert not (output / "precious").exists()
+    assert not list(tmp_path.glob("out.*"))
+
+
+def drop_range(run: Path) -> None:
+    checkpoint = run / "checkpoints/step-000003"
+    manifest = read_manifest(checkpoint)
+    del manifest["files"]["rank-00001.safetensors"]["ranges"]["model.norm.weight"]
+    write_manifest(checkpoint, manifest)
+
+
+def write_nan(run: Path) -> None:
+    locations = read_header(run / "checkpoints/step-000003/rank-00001.safetensors")
+    write_range(locations["master:model.norm.weight"], 5, torch.tensor([float("nan")]))
+
+
+def remove_config(run: Path) -> None:
+    (run / "config.yaml").unlink()
+
+
+def remove_manifest(run: Path) -> None:
+    (run / "checkpoints/step-000003/manifest.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_config, r"lies in no run: .*config\.yaml is missing"),
+        (remove_manifest, "no complete checkpoint and no run that has one"),
+        (drop_range, r"holds \d+ of \d+ elements of model\.norm\.weight"),
+        (write_nan, r"model\.norm\.weight holds NaN or infinity"),
+    ],
+)
+def test_checkpoint_that_is_no_model_is_refused(
+    run: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    checkpoint = make_run(tmp_path / "run", run.parent / "base")
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=2, expert_size=1)
+    spoil(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=message):
+        export_stopped_run(open_stopped_run(tmp_path / "run", {}), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))

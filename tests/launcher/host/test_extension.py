@@ -1,0 +1,145 @@
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hunyuan_train.config.load import load_config
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.host import extension
+from hunyuan_train.launcher.host.extension import (
+    CPU_ADAM,
+    SHARED_MEMORY,
+    extensions_folder,
+    needed_extensions,
+    prepare_extension,
+)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Replaces the compiler by one that takes 0.2 s; the list fills with what it compiled."""
+    names = []
+
+    def compile_slowly(wanted, build_folder, environment):
+        time.sleep(0.2)
+        names.append(wanted.name)
+        (build_folder / f"{wanted.name}.so").touch()
+        (build_folder / "compiled_for").write_text(extension._versions())
+
+    monkeypatch.setattr(extension, "_compile", compile_slowly)
+    return names
+
+
+def prepare(folder, console=None, environment=os.environ):
+    console = console or Console(record=True, quiet=True)
+    prepare_extension(SHARED_MEMORY, folder=folder, environment=environment, console=console)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "num_gpus", "expected"),
+    [
+        ("adamw", 0, [SHARED_MEMORY]),
+        ("offload", 0, [SHARED_MEMORY, CPU_ADAM]),
+        ("adamw", 8, []),
+        ("offload", 8, [CPU_ADAM]),
+    ],
+)
+def test_only_what_a_run_loads_is_compiled(optimizer, num_gpus, expected):
+    config = load_config(["--optimizer", optimizer])
+    assert needed_extensions(config, num_gpus=num_gpus) == expected
+
+
+def test_the_folder_belongs_to_the_environment():
+    assert extensions_folder({}) == Path(sys.prefix, "torch_extensions")
+    assert extensions_folder({"TORCH_EXTENSIONS_DIR": str(extensions_folder({}))}).name == (
+        "torch_extensions"
+    )
+
+
+def test_environments_that_share_a_folder_do_not_share_their_builds(monkeypatch):
+    ours = extensions_folder({"TORCH_EXTENSIONS_DIR": "/x"})
+    assert ours.parent == Path("/x")
+    assert extensions_folder({"TORCH_EXTENSIONS_DIR": str(ours)}) == ours
+    monkeypatch.setattr(sys, "prefix", "/other")
+    theirs = extensions_folder({"TORCH_EXTENSIONS_DIR": "/x"})
+    assert theirs.parent == Path("/x")
+    assert theirs != ours
+
+
+def test_an_extension_is_compiled_once(tmp_path, compiled):
+    prepare(tmp_path)
+    prepare(tmp_path)
+    assert compiled == ["deepspeed_shm_comm"]
+
+
+def test_it_is_compiled_again_for_other_versions(tmp_path, compiled):
+    prepare(tmp_path)
+    (tmp_path / "deepspeed_shm_comm/compiled_for").write_text("torch 1.0, deepspeed 0.1\n")
+    prepare(tmp_path)
+    assert len(compiled) == 2
+
+
+def test_two_launches_at_once_compile_once(tmp_path, compiled):
+    launches = [threading.Thread(target=prepare, args=(tmp_path,)) for _ in range(2)]
+    for launch in launches:
+        launch.start()
+    for launch in launches:
+        launch.join()
+    assert compiled == ["deepspeed_shm_comm"]
+
+
+def test_the_lock_of_a_killed_compilation_is_removed_and_said(tmp_path, compiled, capsys):
+    prepare(tmp_path)
+    lock = tmp_path / "deepspeed_shm_comm/lock"
+    lock.touch()
+    os.utime(lock, (0, 0))
+    prepare(tmp_path, Console(width=200))
+    assert not lock.exists()
+    assert "left behind by a compilation that was killed" in capsys.readouterr().out
+
+
+def test_a_fresh_lock_is_waited_for(tmp_path, compiled, monkeypatch):
+    prepare(tmp_path)
+    lock = tmp_path / "deepspeed_shm_comm/lock"
+    lock.touch()
+    threading.Timer(0.3, lock.unlink).start()
+    started = time.monotonic()
+    prepare(tmp_path)
+    assert time.monotonic() - started > 0.3
+
+
+@pytest.mark.parametrize(
+    ("programs", "message"),
+    [
+        ([], r"g\+\+ is needed .*: apt-get install g\+\+"),
+        (["g++"], "ninja is needed .*: pip install"),
+    ],
+)
+def test_a_missing_tool_is_said_with_the_remedy(tmp_path, programs, message):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for program in programs:
+        (tools / program).touch(mode=0o755)
+    with pytest.raises(ConfigError, match=message):
+        prepare(tmp_path / "extensions", environment={"PATH": str(tools)})
+
+
+def test_a_failed_compilation_shows_its_last_lines_and_leaves_no_lock(tmp_path, monkeypatch):
+    code = "import sys; open({folder!r} + '/lock', 'w'); sys.exit('shm.cpp:3: error: no luck')"
+    folder = str(tmp_path / "deepspeed_shm_comm")
+    monkeypatch.setattr(extension, "COMPILE", code.replace("{folder!r}", repr(folder)))
+    with pytest.raises(
+        ConfigError, match=r"could not be compiled; [^\0]*shm.cpp:3: error: no luck"
+    ):
+        prepare(tmp_path)
+    assert not (tmp_path / "deepspeed_shm_comm/lock").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_with_the_remedy(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="set TORCH_EXTENSIONS_DIR to a folder of yours"):
+        prepare(tmp_path / "file")

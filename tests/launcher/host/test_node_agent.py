@@ -1,0 +1,160 @@
+"""A guard on this machine, told what to do by hand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.host.test_supervise import has_ended
+
+# A process in a session of its own, as torchrun's ranks are; both are named.
+BUSY = (
+    "import os, subprocess, sys, time\n"
+    "orphan = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+    "print(os.getpid(), orphan.pid, file=sys.stderr, flush=True)\n"
+    "time.sleep(1000)\n"
+)
+
+
+@pytest.fixture
+def guard(repository, tmp_path):
+    started = []
+
+    def start(*codes, lease=30.0, stop=30.0, working_folder=tmp_path, **environment):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hunyuan_train.launcher.host.node_agent"],
+            cwd=repository,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        spec = {
+            "commands": [[sys.executable, "-c", code, "{folder}"] for code in codes],
+            "environment": environment,
+            "files": {"note": "read me"},
+            "working_folder": str(working_folder),
+            "lease_seconds": lease,
+            "stop_seconds": stop,
+        }
+        order(process, json.dumps(spec))
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:  # a killed one could not clear up
+        process.stdin.close()
+        process.wait(timeout=20)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def order(process, line):
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+
+
+def busy_processes(process):
+    return [int(word) for word in process.stderr.readline().split()]
+
+
+def events(process):
+    """All that it tells until its end, by name."""
+    return {event.pop("event"): event for event in map(json.loads, process.stdout)}
+
+
+def test_commands_run_one_after_the_other_in_a_folder_of_their_own(guard, tmp_path):
+    first = "import sys; open('mark', 'w').write(open(sys.argv[1] + '/note').read())"
+    second = (
+        "import os, sys\n"
+        "print(os.environ['WORD'], open('mark').read(), sys.argv[1], file=sys.stderr)"
+    )
+    process = guard(first, second, WORD="hello")
+    told = events(process)
+    assert told["ended"] == {"exit_code": 0, "failure": None, "was_told_to": False}
+    *words, folder = process.stderr.read().split()
+    assert words == ["hello", "read", "me"]
+    assert not Path(folder).exists()
+    assert process.wait() == 0
+
+
+def test_after_a_failed_command_nothing_starts(guard, tmp_path):
+    process = guard("raise SystemExit(7)", "open('mark', 'w')")
+    assert events(process)["ended"]["exit_code"] == 7
+    assert not (tmp_path / "mark").exists()
+
+
+def test_it_answers_a_ping_with_its_time(guard):
+    process = guard(BUSY)
+    busy_processes(process)
+    order(process, "ping 5")
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "pong":
+            break
+    assert event["number"] == 5
+    assert abs(event["time"] - time.time()) < 5
+
+
+@pytest.mark.parametrize("how", ["end of stdin", "silence"])
+def test_without_its_launcher_it_ends_everything(guard, how):
+    process = guard(BUSY, lease=1.0 if how == "silence" else 30.0)
+    processes = busy_processes(process)
+    if how == "end of stdin":
+        process.stdin.close()
+    assert process.wait(timeout=20) == 74
+    assert all(has_ended(one) for one in processes)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop", signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_it_ends_everything_when_it_is_told_to(guard, how):
+    process = guard(BUSY)
+    processes = busy_processes(process)
+    order(process, how) if isinstance(how, str) else process.send_signal(how)
+    assert events(process)["ended"]["exit_code"] in (137, 143)
+    assert all(has_ended(one) for one in processes)
+
+
+def test_ranks_get_their_time_to_save(guard):
+    saving = (
+        "import os, signal, sys, time\n"
+        "open(sys.argv[1] + '/0.pid', 'w').write(str(os.getpid()))\n"
+        "signal.signal(15, lambda *_: (time.sleep(1), sys.exit(75)))\n"
+        "print('ready', file=sys.stderr, flush=True)\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    process = guard(saving)
+    assert process.stderr.readline() == "ready\n"
+    order(process, "stop")
+    assert events(process)["ended"]["exit_code"] == 75
+
+
+def test_only_its_own_processes_are_touched(guard):
+    bystander = subprocess.Popen(["sleep", "1000"])
+    try:
+        process = guard(BUSY)
+        busy_processes(process)
+        order(process, "kill")
+        process.wait(timeout=20)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_killed_guard_takes_its_command_along(guard):
+    process = guard("import os, sys, time; print(os.getpid(), file=sys.stderr); time.sleep(1000)")
+    (child,) = busy_processes(process)
+    os.kill(process.pid, signal.SIGKILL)
+    assert has_ended(child)
+
+
+def test_a_missing_working_folder_is_said(guard, tmp_path):
+    process = guard(BUSY, working_folder=tmp_path / "nowhere")
+    assert events(process)["ended"]["exit_code"] == 2
+    assert f"{tmp_path}/nowhere, from which the run is started, is missing" in process.stderr.read()

@@ -1,0 +1,57 @@
+import shlex
+import subprocess
+
+import pytest
+
+from hunyuan_train.config.load import load_command_line
+from hunyuan_train.errors import ConfigError
+from tests.conftest import start_train
+
+
+def printed(tmp_path, monkeypatch, *flags, nodes="10.0.0.1:4,10.0.0.2:2"):
+    monkeypatch.setenv("NODE_IP_LIST", nodes)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    done = start_train(
+        "--recipe", "tiny", "--output_dir", str(tmp_path / "a run"), *flags, cwd=tmp_path
+    )
+    return done
+
+
+def test_each_host_gets_a_plain_torchrun_command(tmp_path, monkeypatch, repository):
+    done = printed(tmp_path, monkeypatch, "--print-torchrun", "--seed", "7")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[::2] == ["# on 10.0.0.1", "# on 10.0.0.2"]
+    for rank, slots in ((0, 4), (1, 2)):
+        words = shlex.split(lines[2 * rank + 1])
+        assert {f"--node_rank={rank}", f"--nproc_per_node={slots}"} <= set(words)
+        assert "--master_addr=10.0.0.1" in words
+        script = words[words.index(str(repository / "train.py")) + 1 :]
+        assert script == [
+            *("--recipe", "tiny", "--output_dir", str(tmp_path / "a run")),
+            *("--seed", "7", "--expert_parallel_size", "2"),
+        ]
+    assert not (tmp_path / "a run").exists()
+
+
+def test_the_script_for_slurm_is_sound_shell(tmp_path, monkeypatch):
+    flags = ("--print_slurm", "--run_name", "it's $(mine)")
+    done = printed(tmp_path, monkeypatch, *flags, nodes="a:2,b:2")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --nodes=2\n" in done.stdout
+    assert "--resume_from_checkpoint auto" in done.stdout
+    script = tmp_path / "job.sh"
+    script.write_text(done.stdout)
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_job_of_slurms_has_as_many_processes_everywhere(tmp_path, monkeypatch):
+    done = printed(tmp_path, monkeypatch, "--print_slurm")
+    assert done.returncode == 2
+    assert "NODE_IP_LIST gives its hosts 4, 2 slots" in done.stderr
+
+
+def test_only_one_thing_is_done_instead_of_a_run():
+    with pytest.raises(ConfigError, match="--dry_run and --print_slurm are given together"):
+        load_command_line(["--dry_run", "--print_slurm"])

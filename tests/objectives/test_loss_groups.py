@@ -1,0 +1,59 @@
+"""Losses by mode and span, from batches whose groups are known."""
+
+import numpy as np
+import pytest
+
+from hunyuan_train.data.batches.loader import cut_batch, join_samples
+from hunyuan_train.data.records.dialogue import MODES
+from hunyuan_train.data.rendering.encode import SampleTokens
+from hunyuan_train.objectives.loss_groups import GROUPS, group_masks, group_means, group_weights
+
+
+def sample(spans: list[int], weight: float) -> SampleTokens:
+    array = np.array(spans, np.uint8)
+    weights = np.where(array, weight, 0.0).astype(np.float32)
+    return SampleTokens(np.arange(len(spans), dtype=np.uint32), array, weights)
+
+
+BATCH = join_samples(
+    [sample([0, 1, 2, 3], 1.0), sample([0, 0, 2, 2, 3], 0.5)],
+    modes=[MODES.index("slow"), MODES.index("fast")],
+    sample_ids=[0, 1],
+)
+
+
+def test_each_label_counts_in_its_mode_and_its_span() -> None:
+    weights = dict(zip(GROUPS, group_weights([BATCH]), strict=True))
+    assert weights == {
+        "all": 4.5,
+        "slow": 3.0,
+        "fast": 1.5,
+        "think": 1.0,
+        "answer": 2.0,
+        "markers": 1.5,
+    }
+
+
+def test_means_are_by_weight_and_leave_out_groups_without_labels() -> None:
+    losses = np.where(BATCH.labels >= 0, np.arange(9.0), 0.0) * BATCH.loss_weights
+    means = group_means(group_masks(BATCH) @ losses, group_weights([BATCH]))
+    # Labels stand one position before their tokens: 0, 1, 2 (slow) and 5, 6, 7 (fast).
+    assert means == pytest.approx(
+        {
+            "all": (0 + 1 + 2 + 0.5 * (5 + 6 + 7)) / 4.5,
+            "slow": 1.0,
+            "fast": 6.0,
+            "think": 0.0,
+            "answer": (1 + 0.5 * (5 + 6)) / 2,
+            "markers": (2 + 0.5 * 7) / 1.5,
+        }
+    )
+    empty = [join_samples([], modes=[], sample_ids=[])]
+    assert group_means([0.0] * len(GROUPS), group_weights(empty)) == {"all": 0.0}
+
+
+def test_groups_of_the_parts_of_a_row_are_those_of_the_row() -> None:
+    parts = [cut_batch(BATCH, part, 4) for part in range(4)]
+    whole = group_masks(BATCH)
+    assert np.array_equal(np.concatenate([group_masks(part) for part in parts], axis=1), whole)
+    assert group_weights(parts) == pytest.approx(group_weights([BATCH]))

@@ -1,0 +1,143 @@
+"""A planted collapse is seen at the next check, and each policy does what it says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hunyuan_train.config.run_files import ROUTER_LOAD
+from hunyuan_train.config.schema import GuardianConfig
+from hunyuan_train.model.freeze import is_router
+from hunyuan_train.parallel.routers import refresh_routers
+from hunyuan_train.parallel.zero import MASTER, publish_weights, trained_shards, write_state
+from hunyuan_train.trainer.router_monitor import (
+    RouterCollapseError,
+    RouterGuardian,
+    find_alarms,
+)
+from hunyuan_train.trainer.step import train_step
+from tests.batches import SHAPE, global_batch
+from tests.engines import kept_weights, my_share, router_terms, small_engine
+from tests.ranks import run_ranks
+
+NUM_BATCHES = 8  # of all ranks: about a hundred token slots for each expert
+COLLAPSE_AFTER = 3
+ROUTERS = ".mlp.gate.wg."
+
+
+def zero_routers(engine: Any) -> None:
+    """All logits are equal then, and every token goes to the same experts."""
+    for shard in trained_shards(engine.module):
+        if is_router(shard.name):
+            write_state(engine, shard, MASTER, torch.zeros(shard.stop - shard.start))
+    publish_weights(engine)
+    refresh_routers(engine)
+
+
+def train_and_collapse(
+    folder: Path, policy: str, num_steps: int, expert_size: int, is_collapsing: bool = True
+) -> dict[str, Any]:
+    engine = small_engine(stage=3, expert_size=expert_size)
+    terms = router_terms(engine, 0.0, 0.0)
+    told: list[str] = []
+    config = GuardianConfig(router_guardian=policy)
+    guardian = RouterGuardian(engine, terms, config, folder, lambda _, text: told.append(text))
+    guardian.start(0, my_share(global_batch(0, NUM_BATCHES)))
+    seen: dict[str, Any] = {"told": told, "stopped": 0, "numbers": [], "weights": []}
+    for step in range(1, num_steps + 1):
+        batches = my_share(global_batch(step, NUM_BATCHES))
+        train_step(engine, batches, learning_rate=1e-3, routers=terms)
+        try:
+            guardian.check(step)
+        except RouterCollapseError:
+            seen["stopped"] = step
+            break
+        seen["numbers"].append(guardian.measure(step))
+        seen["weights"].append(kept_weights(engine.module))
+        if is_collapsing and step == COLLAPSE_AFTER:
+            zero_routers(engine)
+    seen["coefficient"] = terms.balance_coefficient
+    return seen
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / ROUTER_LOAD).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("expert_size", [2, 0])
+def test_a_collapse_is_told_at_the_next_check_and_a_sound_run_is_not(
+    tmp_path: Path, expert_size: int
+) -> None:
+    first, second = run_ranks(train_and_collapse, 2, tmp_path, "warn", 5, expert_size)
+    assert second["told"] == []  # one rank speaks for all
+    assert len(first["told"]) == 1
+    assert first["told"][0].startswith(f"step {COLLAPSE_AFTER + 1}: ")
+    assert first["numbers"] == second["numbers"]
+    before, after = first["numbers"][COLLAPSE_AFTER - 1], first["numbers"][COLLAPSE_AFTER]
+    assert before["dead_experts"] == 0
+    num_dead = SHAPE.num_hidden_layers * (SHAPE.num_experts - SHAPE.moe_topk)
+    assert after["dead_experts"] == num_dead
+    most = SHAPE.num_experts / SHAPE.moe_topk - 1
+    assert after["expert_imbalance"] == pytest.approx(most)
+    assert after["router_entropy"] == pytest.approx(0.5)  # log 4 / log 16
+    assert after["router_drift"] > 0.4 > 0.1 > before["router_drift"]
+    kinds = [(line["step"], line["kind"]) for line in read_lines(tmp_path)]
+    assert kinds == [(0, "profile"), (COLLAPSE_AFTER + 1, "load")]
+
+
+def test_the_run_stops_where_that_is_asked_for(tmp_path: Path) -> None:
+    results = run_ranks(train_and_collapse, 2, tmp_path, "stop", 6, 2)
+    assert [result["stopped"] for result in results] == [COLLAPSE_AFTER + 1] * 2
+
+
+def test_held_routers_stay_as_they_are_bit_for_bit_and_the_rest_is_trained(tmp_path: Path) -> None:
+    for result in run_ranks(train_and_collapse, 2, tmp_path, "freeze_router", 7, 2):
+        weights = result["weights"]
+        held, later = weights[COLLAPSE_AFTER], weights[-1]
+        moved = {key for key in held if not torch.equal(held[key], later[key])}
+        routers = {key for key in held if ROUTERS in key[0]}
+        assert routers
+        assert not moved & routers
+        assert moved == held.keys() - routers
+        trained = weights[COLLAPSE_AFTER - 2]
+        assert all(not torch.equal(trained[one], held[one]) for one in routers)
+    assert [line["kind"] for line in read_lines(tmp_path)] == ["profile", "load", "action"]
+
+
+def test_the_balance_loss_turns_on_and_spreads_the_load_again(tmp_path: Path) -> None:
+    result, _ = run_ranks(train_and_collapse, 2, tmp_path, "aux_loss", 12, 2)
+    assert result["coefficient"] == GuardianConfig().router_alarm_aux_coef
+    assert result["numbers"][-1]["dead_experts"] < result["numbers"][COLLAPSE_AFTER]["dead_experts"]
+
+
+def resume_after_action(folder: Path) -> tuple[float, list[list[float]], float]:
+    engine = small_engine(stage=3, expert_size=2)
+    terms = router_terms(engine, 0.0, 0.0)
+    config = GuardianConfig(router_guardian="aux_loss")
+    guardian = RouterGuardian(engine, terms, config, folder, lambda *_: None)
+    guardian.start(5, [])
+    assert guardian.profile_LE is not None
+    profile, resumed = guardian.profile_LE.tolist(), terms.balance_coefficient
+    guardian.go_back_to(COLLAPSE_AFTER)
+    return resumed, profile, terms.balance_coefficient
+
+
+def test_a_resumed_run_knows_the_base_models_profile_and_what_was_done(tmp_path: Path) -> None:
+    run_ranks(train_and_collapse, 2, tmp_path, "aux_loss", 5, 2)
+    profile = read_lines(tmp_path)[0]["load"]
+    for resumed, known, before_the_alarm in run_ranks(resume_after_action, 2, tmp_path):
+        assert resumed == GuardianConfig().router_alarm_aux_coef
+        assert known == profile
+        assert before_the_alarm == 0.0
+
+
+def test_few_tokens_raise_no_alarm() -> None:
+    profile_LE = torch.full((1, 16), 100)
+    load_LE = torch.zeros(1, 16)
+    load_LE[0, :4] = 100
+    config = GuardianConfig()
+    assert find_alarms(load_LE, profile_LE, config, top_k=4) == []
+    kinds = [alarm.kind for alarm in find_alarms(10 * load_LE, profile_LE, config, top_k=4)]
+    assert kinds == ["entropy", "dead", "violation", "drift"]
