@@ -9,13 +9,13 @@
 # TRAIN_FILE      dialogues to train on           EVAL_FILE       held-out dialogues
 # OUTPUT_DIR      folder of the run               NUM_PROCESSES   processes (HOST_GPU_NUM works too)
 #
-# Many hosts, from any one of them (`python -m hunyuan_train doctor` looks at them first):
+# Many hosts, from any one of them (`hunyuan-train doctor` looks at them first):
 #   NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 SSH_PORT=36005 bash train.sh
 # NODE_IP_LIST    hosts with their processes      HOSTFILE        or a file of them, see hostfiles/
 # SSH_PORT SSH_USER SSH_CONFIG  how to reach them CHIEF_IP LOCAL_IP  rank 0's host, and this one
 # NODES HOST_GPU_NUM  where they are set, they must agree with the list
 #
-# Any flag of train.py may follow; `bash train.sh --help` lists them.
+# Any flag of `hunyuan-train train` may follow; `bash train.sh --help` lists them.
 set -euo pipefail
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=hunyuan_train/launcher/venv.sh

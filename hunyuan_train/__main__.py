@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train COMMAND`."""
+"""`hunyuan-train COMMAND`."""
 
 import sys
 

@@ -29,6 +29,7 @@ from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.evaluate import add_evaluate_command
+from hunyuan_train.shipped import VERSION
 from hunyuan_train.trainer.errors import TrainingError
 from hunyuan_train.verify_resume import add_verify_resume
 
@@ -71,8 +72,9 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     Train, plan and doctor are only listed: they read their flags themselves.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m hunyuan_train", description="Fine-tune Hunyuan-A13B and what goes with it."
+        prog="hunyuan-train", description="Fine-tune Hunyuan-A13B and what goes with it."
     )
+    parser.add_argument("--version", action="version", version=f"hunyuan-train {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="fine-tune a model (train --help lists the settings)")
     commands.add_parser("plan", help="say what a run needs, and what would fit")

@@ -25,7 +25,7 @@ from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
-from hunyuan_train.config.load import REPOSITORY, dump_config
+from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position, Share, eval_batches
 from hunyuan_train.data.compiled.cache import prepare_dataset
@@ -105,7 +105,7 @@ def run(config: RunConfig, signs: Signs) -> int:
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
     planned = plan_here(config, shape, num_data_tokens=dataset.summary.num_tokens)
-    start = describe_start(made_of, data, repository=REPOSITORY, plan=planned.to_json())
+    start = describe_start(made_of, data, plan=planned.to_json())
     metrics = make_metrics(config, checkpoint, start)
     trainer = Trainer(
         engine=engine,

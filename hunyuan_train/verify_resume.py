@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train verify-resume RECIPE`: proof, on this machine, that resuming is exact.
+"""`hunyuan-train verify-resume RECIPE`: proof, on this machine, that resuming is exact.
 
 A run is trained twice by the very commands a user would give: once without a break, and once killed
 (SIGKILL to every process of it) beyond a checkpoint and resumed. Then every tensor of the last
@@ -28,11 +28,13 @@ from hunyuan_train.checkpoint.folder import (
 )
 from hunyuan_train.checkpoint.run_fingerprint import describe_code
 from hunyuan_train.checkpoint.verify import verify_checkpoint
-from hunyuan_train.config.load import REPOSITORY, dump_config, load_config
+from hunyuan_train.config.load import dump_config, load_config
 from hunyuan_train.config.run_files import is_clocked
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.host.supervise import list_children
+from hunyuan_train.launcher.rank.environment import own_environment
 from hunyuan_train.log import console
+from hunyuan_train.shipped import TRAIN_SCRIPT
 
 Arguments = argparse.Namespace
 DEFAULT_STEPS, DEFAULT_SAVES = 6, 2
@@ -64,13 +66,13 @@ def add_verify_resume(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     )
     parser.description = (
         f"Train a recipe for {DEFAULT_STEPS} steps without a break; train it again, kill it beyond "
-        "a checkpoint and resume it; compare every tensor and every batch. Any setting of train.py "
+        "a checkpoint and resume it; compare every tensor and every batch. Any setting of train "
         "may follow (--max_steps, --save_steps, --model_name_or_path ...). Everything is done in "
         "OUTPUT_DIR.verify-resume, which holds two checkpoints of each run at its largest and, at "
         "the end, the certificate only. Exit code 1 if anything differs."
     )
     parser.add_argument("recipe", metavar="RECIPE", help="tiny, lora, full, long or a YAML file")
-    parser.add_argument("settings", nargs=argparse.REMAINDER, help="settings of train.py")
+    parser.add_argument("settings", nargs=argparse.REMAINDER, help="settings of train")
     parser.set_defaults(run=run_verify_resume)
 
 
@@ -141,10 +143,11 @@ def start(config: RunConfig, output_dir: Path, name: Path, *, resume: str | None
     train = replace(config.train, output_dir=str(output_dir), resume_from_checkpoint=resume)
     settings = name.with_suffix(".yaml")
     dump_config(replace(config, train=train), settings)
-    command = [sys.executable, str(REPOSITORY / "train.py"), "--config", str(settings)]
+    command = [sys.executable, str(TRAIN_SCRIPT), "--config", str(settings)]
     log = name.with_suffix(".txt")
     with log.open("wb") as output:
-        return Started(subprocess.Popen(command, stdout=output, stderr=output), log)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=own_environment())
+    return Started(process, log)
 
 
 def finish(run: Started) -> None:

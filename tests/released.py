@@ -14,11 +14,12 @@ from hunyuan_train.checkpoint.folder import FORMAT_VERSION, rank_file, write_man
 from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from hunyuan_train.model.layout import pieces_of_range, released_tensors, stored_tensors
-from hunyuan_train.model.presets import A13B, TINY_TOKENIZER
+from hunyuan_train.model.presets import A13B
 from hunyuan_train.model.safetensors_files import create_file, write_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.shape import ModelShape, native_config_dict
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.shipped import TINY_TOKENIZER
 
 # Every size is another one, so that no tensor passes for its transpose. The vocabulary has room for
 # the bundled tokenizer.

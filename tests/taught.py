@@ -12,8 +12,8 @@ from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.data.rendering.template import render
 from hunyuan_train.data.rendering.tokenizer import RANK_FILE, load_tokenizer
 from hunyuan_train.export.check import load_source
-from hunyuan_train.model.presets import TINY_TOKENIZER
 from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
 
 NUM_STEPS = 50

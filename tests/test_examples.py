@@ -36,6 +36,11 @@ def copy_repository(folder: Path) -> Path:
     python = programs / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
+    command = programs / "hunyuan-train"
+    command.write_text(
+        f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} -m hunyuan_train "$@"\n'
+    )
+    command.chmod(0o755)
     stamp = "cat requirements.txt requirements.txt pyproject.toml | sha256sum"
     command = f"{stamp} > .venv/installed-requirements.txt"
     subprocess.run(["bash", "-c", command], cwd=folder, check=True)

@@ -9,11 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
-
-DS_CONFIGS = REPOSITORY / "ds_configs"
+from hunyuan_train.shipped import DS_CONFIGS
 
 # Hugging Face's Trainer derives these from the hidden size; left out, DeepSpeed's defaults hold.
 DROPPED_WHEN_AUTO = (

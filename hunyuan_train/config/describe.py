@@ -1,4 +1,4 @@
-"""The text of `python train.py --help`."""
+"""The text of `hunyuan-train train --help`."""
 
 import inspect
 import textwrap
@@ -12,7 +12,7 @@ WIDTH = 90
 INTRODUCTION = """\
 Fine-tune a Hunyuan MoE with DeepSpeed ZeRO-3 and expert parallelism.
 
-usage: python train.py [--recipe NAME] [--setting value ...]
+usage: hunyuan-train train [--recipe NAME] [--setting value ...]
 
 A recipe is a YAML file of settings; flags win over it, and it wins over the defaults below. A
 switch is turned on by its bare name and off by --no_NAME. Names are those of Hugging Face's
@@ -20,15 +20,15 @@ Trainer and of the vendor's script, whose other flags are explained when they ar
 
 examples:
   see that everything works, with a tiny model on the bundled dialogues:
-    python train.py --recipe tiny
+    hunyuan-train train --recipe tiny
   adapters on the released model, on all GPUs of this machine:
-    python train.py --recipe lora --model_name_or_path /models/Hunyuan-A13B-Instruct \\
+    hunyuan-train train --recipe lora --model_name_or_path /models/Hunyuan-A13B-Instruct \\
       --train_data_file my.jsonl --output_dir runs/mine
-  the same on two machines with eight GPUs each (python -m hunyuan_train doctor looks at them):
-    NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 python train.py --recipe lora ...
+  the same on two machines with eight GPUs each (hunyuan-train doctor looks at them):
+    NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 hunyuan-train train --recipe lora ...
   check a run without starting it; go on with one that was stopped:
-    python train.py --recipe full --model_name_or_path /models/Hunyuan-A13B-Instruct --dry_run
-    python train.py --config runs/mine/config.yaml --resume_from_checkpoint auto
+    hunyuan-train train --recipe full --model_name_or_path /models/Hunyuan-A13B-Instruct --dry_run
+    hunyuan-train train --config runs/mine/config.yaml --resume_from_checkpoint auto
 """
 
 

@@ -23,17 +23,15 @@ from hunyuan_train.config.settings import (
 )
 from hunyuan_train.config.values import parse_value
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.shipped import RECIPES, TOP_LEVEL
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPES = Path(__file__).parent / "recipes"
-
-# A relative path in these may also name a file of the repository, wherever the command is run.
+# A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommandLine:
-    """What `train.py` was asked: the run, and what to do instead of starting it."""
+    """What `hunyuan-train train` was asked: the run, and what to do instead of starting it."""
 
     config: RunConfig
     is_dry_run: bool = False
@@ -47,7 +45,7 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
 
 
 def load_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Read the arguments of `train.py`.
+    """Read the arguments of `hunyuan-train train`.
 
     Raises:
         ConfigError: an unknown, repeated or refused flag, or a value its setting does not take.
@@ -104,8 +102,8 @@ def locate_input(paths: str) -> str:
     located = []
     for path_and_weight in paths.split(","):
         path = path_and_weight.partition(":")[0]
-        is_shipped = path and not Path(path).exists() and (REPOSITORY / path).exists()
-        located.append(str(REPOSITORY / path_and_weight) if is_shipped else path_and_weight)
+        is_shipped = path and not Path(path).exists() and (TOP_LEVEL / path).exists()
+        located.append(str(TOP_LEVEL / path_and_weight) if is_shipped else path_and_weight)
     return ",".join(located)
 
 

@@ -50,6 +50,6 @@ def suggest(name: object, known: Iterable[str], *, prefix: str = "") -> str:
     """Name the nearest known word, and where it lives."""
     close = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     if not close:
-        return "`python train.py --help` lists all of them"
+        return "`hunyuan-train train --help` lists all of them"
     section = f" (section {SECTION_OF[close[0]]})" if close[0] in SECTION_OF else ""
     return f"did you mean {prefix}{close[0]}{section}?"

@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train data ...`: check, convert, show, stats and encode.
+"""`hunyuan-train data ...`: check, convert, show, stats and encode.
 
 Every command returns an exit code: 0, or 1 where the data has errors. A mistake in how it was
 called raises DataError.

@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train export`, `merge` and `verify`: what is done with checkpoints."""
+"""`hunyuan-train export`, `merge` and `verify`: what is done with checkpoints."""
 
 import argparse
 from pathlib import Path

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Sourced by train.sh, test.sh and .ci/run, which set $repository: makes .venv once and keeps it right.
-# Afterwards $python is its interpreter. A second start only compares a hash.
+# Afterwards $python is its interpreter, and `hunyuan-train` lies beside it. A second start only
+# compares a hash.
 
 : "${repository:?the script that sources this file sets it}"
 venv=$repository/.venv
@@ -52,8 +53,21 @@ install_packages() {
     echo "error: the installation failed; all of its output is in $log" >&2
     exit 1
   fi
+  write_command
   echo "$hash" >"$venv/installed-$requirements"
   rm "$venv/installing" "$log"
+}
+
+# The command of this checkout. An editable install would take seconds, need setuptools 77 and leave
+# folders of its build here.
+write_command() {
+  cat >"$venv/bin/hunyuan-train" <<END
+#!/usr/bin/env bash
+PYTHONPATH=$(printf %q "$repository")\${PYTHONPATH:+:\$PYTHONPATH}
+export PYTHONPATH
+exec $(printf %q "$python") -P -m hunyuan_train "\$@"
+END
+  chmod +x "$venv/bin/hunyuan-train"
 }
 
 # One line that is written over on a terminal; elsewhere a line for each large download.

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.shape import ModelShape, read_shape
+from hunyuan_train.shipped import TINY_TOKENIZER
 
 # The released Hunyuan-A13B-Instruct: 80,393,183,232 parameters, 12,747,448,320 of them active.
 A13B = ModelShape(
@@ -48,8 +48,6 @@ TINY = replace(
 
 # True expert and head widths of the released model, few layers: kernels see real sizes on one GPU.
 TINY_GPU = replace(A13B, num_hidden_layers=4, num_experts=16)
-
-TINY_TOKENIZER = REPOSITORY / "data" / "tokenizer_tiny"
 
 PRESETS = {"tiny": TINY, "tiny-gpu": TINY_GPU, "a13b": A13B}
 

@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train plan`: will a run fit, what does it take, and what would fit instead."""
+"""`hunyuan-train plan`: will a run fit, what does it take, and what would fit instead."""
 
 import argparse
 import json
@@ -29,17 +29,17 @@ Say what a run needs, without a GPU and before it is started: bytes of each GPU 
 for, host memory, disk, bytes sent, and the time of a step. Where it does not fit, say why, and name
 the nearest plan that does; the exit code is then 1.
 
-Any setting of train.py may be given as well, such as --max_seq_length 16384, and --recipe or
+Any setting of `train` may be given as well, such as --max_seq_length 16384, and --recipe or
 --config. Training makes the same plan before it starts, and refuses what is refused here."""
 EPILOG = """\
 examples:
   every parameter of the released model, on eight 80 GB GPUs:
-    python -m hunyuan_train plan --model a13b --gpus 8 --gpu_memory 80 --method full \\
+    hunyuan-train plan --model a13b --gpus 8 --gpu_memory 80 --method full \\
       --optimizer adamw
-  the same, and write the settings that fit to a file for train.py --config:
-    python -m hunyuan_train plan --model a13b --gpus 8 --optimizer adamw --fit fits.yaml
+  the same, and write the settings that fit to a file for `train --config`:
+    hunyuan-train plan --model a13b --gpus 8 --optimizer adamw --fit fits.yaml
   adapters, with longer rows, on two machines:
-    python -m hunyuan_train plan --model a13b --method lora --nodes 2 --max_seq_length 32768
+    hunyuan-train plan --model a13b --method lora --nodes 2 --max_seq_length 32768
 
 GB are 10^9 bytes. nvidia-smi shows what a card really has: an "80 GB" H100 has 85.5."""
 
@@ -72,7 +72,7 @@ def run_plan(arguments: Sequence[str]) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The command's own flags; all others are settings of a run."""
     parser = argparse.ArgumentParser(
-        prog="python -m hunyuan_train plan",
+        prog="hunyuan-train plan",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -159,7 +159,7 @@ def answer(estimate: Estimate, nearest: Nearest | None) -> list[str]:
 
 
 def write_fit(path: Path, config: RunConfig | None) -> None:
-    """Write settings that fit, for `train.py --config`.
+    """Write settings that fit, for `train --config`.
 
     Raises:
         ConfigError: none are known, or the file cannot be written.

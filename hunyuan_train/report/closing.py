@@ -22,7 +22,7 @@ def report_at_end(output_dir: Path) -> None:
     try:
         make_report([output_dir], output_dir / run_files.REPORT)
     except ConfigError as error:
-        logger.warning("%s: python -m hunyuan_train report %s", error, output_dir)
+        logger.warning("%s: hunyuan-train report %s", error, output_dir)
 
 
 def show_closing(config: RunConfig, console: Console) -> None:
@@ -48,16 +48,16 @@ def closing_rows(config: RunConfig) -> dict[str, str | Path]:
     best = find_best(config.train, checkpoints)
     if best:
         rows["best one"] = best
-        rows["export it"] = f"python -m hunyuan_train export {best} {output_dir / 'best'}"
+        rows["export it"] = f"hunyuan-train export {best} {output_dir / 'best'}"
     if config.train.export:
         rows["adapter" if config.lora.use_lora else "model"] = export
         if not (config.lora.use_lora and is_preset):
-            rows["talk to it"] = f"python -m hunyuan_train chat {export}"
+            rows["talk to it"] = f"hunyuan-train chat {export}"
     if is_preset:
         rows["next"] = "MODEL_PATH=... TRAIN_FILE=my.jsonl bash train.sh"
     elif config.train.export and config.lora.use_lora:
         base = config.model.model_name_or_path
-        rows["next"] = f"python -m hunyuan_train merge {base} {export} {output_dir / 'merged'}"
+        rows["next"] = f"hunyuan-train merge {base} {export} {output_dir / 'merged'}"
     elif config.train.export:
         rows["next"] = f"vllm serve {export}"
     return rows

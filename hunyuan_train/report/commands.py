@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train report`: one page about a run, or about several side by side."""
+"""`hunyuan-train report`: one page about a run, or about several side by side."""
 
 import argparse
 import logging

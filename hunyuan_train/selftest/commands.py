@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train selftest`: is what trains here what one plain process would train?"""
+"""`hunyuan-train selftest`: is what trains here what one plain process would train?"""
 
 import argparse
 import json

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
-from hunyuan_train.config.deepspeed_config import DS_CONFIGS
 from hunyuan_train.config.load import build_config, load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.samples import DEFAULT_BATCHES, SHAPE
+from hunyuan_train.shipped import DS_CONFIGS
 
 Settings = dict[str, Any]
 

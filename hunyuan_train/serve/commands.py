@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train chat`: ask an exported model or adapter, in a terminal or a script."""
+"""`hunyuan-train chat`: ask an exported model or adapter, in a terminal or a script."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train evaluate`: what a model on disk answers to held-out questions, judged.
+"""`hunyuan-train evaluate`: what a model on disk answers to held-out questions, judged.
 
 Questions and numbers are those of `--eval_generate` and `--needle_lengths` in training, here asked
 through plain Transformers: of a model before it is fine-tuned, and of what is served afterwards.

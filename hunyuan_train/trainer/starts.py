@@ -9,19 +9,19 @@ import torch
 import torch.distributed as dist
 
 from hunyuan_train.config.run_files import STARTS
+from hunyuan_train.shipped import CODE_FOLDER, IS_INSTALLED
 
 GIT_TIMEOUT_SECONDS = 10
 
 
 def describe_start(
-    made_of: dict[str, Any], data: dict[str, Any], *, repository: Path, plan: dict[str, Any]
+    made_of: dict[str, Any], data: dict[str, Any], *, plan: dict[str, Any]
 ) -> dict[str, Any]:
     """One line of `starts.jsonl`, and what trackers show beside the settings.
 
     Args:
         made_of: the model and the versions of all that decides a run's numbers.
         data: identity of the training data.
-        repository: where this code lies.
         plan: bytes, and seconds of a step where they are known.
     """
     is_on_gpu = torch.cuda.is_available()
@@ -30,7 +30,8 @@ def describe_start(
         "num_processes": dist.get_world_size(),
         "device": torch.cuda.get_device_name() if is_on_gpu else "CPU",
         "versions": made_of["code"],
-        "git": read_git_state(repository),
+        # An environment may lie inside a repository of the user's, which says nothing of our code.
+        "git": None if IS_INSTALLED else read_git_state(CODE_FOLDER),
         "data": data,
         "plan": plan,
     }

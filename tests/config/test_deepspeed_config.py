@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train.config.deepspeed_config import (
-    DS_CONFIGS,
     build_deepspeed_config,
     read_deepspeed_file,
 )
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.shipped import DS_CONFIGS
 
 
 def config_with(path: Path | str, *flags: str, expert_size: int = 2) -> RunConfig:

@@ -4,8 +4,6 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train.config.load import (
-    RECIPES,
-    REPOSITORY,
     dump_config,
     load_command_line,
     load_config,
@@ -14,6 +12,7 @@ from hunyuan_train.config.load import (
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, SECTIONS
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.shipped import RECIPES, TOP_LEVEL
 
 
 def write(folder: Path, text: str) -> str:
@@ -73,7 +72,7 @@ def test_dry_run_is_no_setting():
             ["--lora_rnk", "8"],
             r"--lora_rnk: unknown flag; did you mean --lora_rank \(section lora\)",
         ),
-        (["--zzzz", "8"], r"--zzzz: unknown flag; `python train.py --help` lists all"),
+        (["--zzzz", "8"], r"--zzzz: unknown flag; `hunyuan-train train --help` lists all"),
         (["--learning_rate"], "--learning_rate: it needs a value"),
         (["tiny"], "unexpected 'tiny'; settings are given as --name value"),
         (["--seed", "1", "--seed", "2"], "seed is given twice, as 1 and as 2"),
@@ -125,7 +124,7 @@ def test_a_dumped_config_reads_back_the_same(tmp_path, recipe):
 
 def test_files_of_the_repository_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shipped = str(REPOSITORY / "ds_configs/zero3.json")
+    shipped = str(TOP_LEVEL / "ds_configs/zero3.json")
     assert locate_input("ds_configs/zero3.json") == shipped
     assert locate_input("mine.jsonl:2,ds_configs/zero3.json:3") == f"mine.jsonl:2,{shipped}:3"
     (tmp_path / "ds_configs").mkdir()

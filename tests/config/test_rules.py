@@ -3,11 +3,11 @@ import json
 import pytest
 
 from hunyuan_train.config import rules
-from hunyuan_train.config.deepspeed_config import DS_CONFIGS
-from hunyuan_train.config.load import RECIPES, load_config
+from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.rules import check_config, check_experts_divide, needle_lengths
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.shipped import DS_CONFIGS, RECIPES
 
 EIGHT_GPUS = Machine(num_gpus=8, num_cores=64)
 TWO_CORES = Machine(num_gpus=0, num_cores=2)

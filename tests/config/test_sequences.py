@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from hunyuan_train.config.deepspeed_config import DS_CONFIGS
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.sequences import check_moe_chunks, check_sequence_size, check_sequences
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.shipped import DS_CONFIGS
 
 RELEASED = {"num_heads": 32, "num_key_value_heads": 8}
 

@@ -6,7 +6,7 @@ import pytest
 
 from hunyuan_train.data.rendering.tokenizer import load_tokenizer
 from hunyuan_train.evaluation.needle_in_a_haystack import make_needles, score_needles
-from hunyuan_train.model.presets import TINY_TOKENIZER
+from hunyuan_train.shipped import TINY_TOKENIZER
 
 TOKENIZER = load_tokenizer(TINY_TOKENIZER)
 LENGTHS = [512, 2048]

@@ -16,7 +16,7 @@ from hunyuan_train.evaluation.scoring import (
     judge,
     score,
 )
-from hunyuan_train.model.presets import TINY_TOKENIZER
+from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.conftest import REPOSITORY
 
 CALL = '<tool_calls>[{"name": "f", "arguments": {"b": 1, "a": 2}}]</tool_calls>'

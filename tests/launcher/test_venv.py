@@ -23,6 +23,7 @@ def copy(tmp_path_factory) -> Path:
     for name in ("train.sh", "hunyuan_train/launcher/venv.sh"):
         shutil.copy(repository / name, copy / name)
     (copy / "train.py").write_text(STUB)
+    (copy / "hunyuan_train/__main__.py").write_text(STUB)
     (copy / "requirements.txt").write_text("# nothing ==\n")
     (copy / "pyproject.toml").touch()
     return copy
@@ -56,6 +57,21 @@ def test_a_start_installs_once_and_again_only_for_other_requirements(copy):
     changed = start(copy).stdout
     assert "installing requirements.txt" in changed
     assert "making .venv" not in changed
+
+
+def test_the_command_works_from_any_folder_and_takes_nothing_from_it(copy, tmp_path):
+    start(copy)
+    (tmp_path / "json.py").write_text("raise RuntimeError('of another folder')\n")
+    done = subprocess.run(
+        [copy / ".venv/bin/hunyuan-train", "plan", "it's mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    prefix, *arguments = json.loads(done.stdout)
+    assert Path(prefix).samefile(copy / ".venv")
+    assert arguments == ["plan", "it's mine"]
 
 
 def test_an_interrupted_installation_starts_afresh(copy):

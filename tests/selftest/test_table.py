@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train selftest`, as a user runs it."""
+"""`hunyuan-train selftest`, as a user runs it."""
 
 import json
 import subprocess

@@ -111,12 +111,12 @@ def _refuse(log: FindingLog, counts: Counter[str]) -> None:
         raise DataError(
             f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
             f"Mend them{_suggest_policy(errors)}; "
-            "`python -m hunyuan_train data check` lists all of them and can write a mended file."
+            "`hunyuan-train data check` lists all of them and can write a mended file."
         )
     if not counts["samples"]:
         raise DataError(
             f"no sample is left of {counts['records']:,} records; "
-            f"`python -m hunyuan_train data check` says what became of them"
+            f"`hunyuan-train data check` says what became of them"
         )
 
 

@@ -67,7 +67,7 @@ def explain(stderr: str, host: Host, launch: LaunchConfig) -> Trouble:
             "host key",
             f"ssh-keygen -R {known}, if the host was installed anew; then doctor --trust",
         ),
-        "Host key verification failed": ("host key", "python -m hunyuan_train doctor --trust"),
+        "Host key verification failed": ("host key", "hunyuan-train doctor --trust"),
         "Permission denied": ("ssh key", f"ssh-copy-id {port}{login}"),
         "Connection refused": (
             "ssh port",

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.schema import LaunchConfig, RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.inputs import input_paths
 from hunyuan_train.launcher.cluster.ssh import ssh_options
+from hunyuan_train.shipped import CODE_FOLDER, IS_INSTALLED, PACKAGE
 
+# A checkout is copied whole; of an environment only our package, beside which lie those of others.
+OUR_CODE = str(PACKAGE if IS_INSTALLED else CODE_FOLDER)
 # What a run writes, and what belongs to one host only.
 LEFT_OUT = (".git/", ".venv*", "runs/", "__pycache__/", "wandb/", ".*_cache/")
 # Only in these are files deleted that we do not have: old code would be found by its imports.
-MIRRORED = ("/hunyuan_train/***", "/ds_configs/***")
+# The first filter that fits a file counts: R risks it, P protects it.
+MIRRORED = ("R *",) if IS_INSTALLED else ("R /hunyuan_train/***", "R /ds_configs/***", "P *")
 
 
 def sync_hosts(config: RunConfig, cluster: Cluster, console: Console) -> None:
@@ -38,10 +41,10 @@ def sync_hosts(config: RunConfig, cluster: Cluster, console: Console) -> None:
 
 
 def paths_to_sync(config: RunConfig) -> list[str]:
-    """Files and folders every host needs; what lies in the repository goes with it."""
-    inside = f"{REPOSITORY}/"
+    """Files and folders every host needs; what lies beside our code goes with it."""
+    inside = f"{OUR_CODE}/"
     return [
-        str(REPOSITORY),
+        OUR_CODE,
         *(path for path in input_paths(config) if not path.startswith(inside)),
         *([] if f"{Path.cwd()}/".startswith(inside) else [str(Path.cwd())]),
     ]
@@ -64,20 +67,20 @@ async def _sync_host(host: Host, paths: Sequence[str], launch: LaunchConfig) -> 
             words = " ".join(stderr.decode(errors="replace").split())
             raise ConfigError(
                 f"{path} could not be copied to host {host.address}: {words}; `apt-get install "
-                "rsync` there if it is missing, and see `python -m hunyuan_train doctor`"
+                "rsync` there if it is missing, and see `hunyuan-train doctor`"
             )
 
 
 def rsync_command(host: Host, path: str, launch: LaunchConfig) -> list[str]:
     """The words that make one file or folder of a host like ours.
 
-    A working folder outside of the repository is only made there, not filled: it may hold anything.
+    A working folder outside of our code is only made there, not filled: it may hold anything.
     """
     is_folder = Path(path).is_dir()
-    is_bare = path == str(Path.cwd()) and path != str(REPOSITORY)
+    is_bare = path == str(Path.cwd()) and path != OUR_CODE
     filters = [f"--exclude={pattern}" for pattern in (("*",) if is_bare else LEFT_OUT)]
-    if path == str(REPOSITORY):  # the first filter that fits a file counts: R risks it, P protects
-        filters += ["--delete", *(f"--filter=R {pattern}" for pattern in MIRRORED), "--filter=P *"]
+    if path == OUR_CODE:
+        filters += ["--delete", *(f"--filter={rule}" for rule in MIRRORED)]
     return [
         *("rsync", "--archive", "--mkpath", "--protect-args", *filters),
         *("--rsh", shlex.join(["ssh", *ssh_options(launch)])),

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.survey import Report
+from hunyuan_train.shipped import CODE_FOLDER
 
 Verdict = Literal["ok", "warning", "failed"]
 
@@ -137,7 +137,7 @@ def check_code(found: Found, first: Report, _: Report, __: Wanted) -> Iterator[F
     yield verdict(
         "code",
         found["code"] == first.found["code"],
-        found=found["code"] or f"nothing in {REPOSITORY}",
+        found=found["code"] or f"nothing in {CODE_FOLDER}",
         wanted=f"{first.found['code']}, as on {first.host.address}",
         remedy="start with --sync, which copies it, or share the folder",
     )

@@ -1,4 +1,4 @@
-"""`python -m hunyuan_train doctor`: are all hosts of a run fit for it?"""
+"""`hunyuan-train doctor`: are all hosts of a run fit for it?"""
 
 import os
 import subprocess
@@ -23,8 +23,8 @@ from hunyuan_train.launcher.machine import detect_machine
 FIX_SECONDS = 10
 SWITCHES = ("trust", "fix", "bandwidth")
 HELP = """\
-usage: NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 python -m hunyuan_train doctor [--trust] [--fix]
-           [--bandwidth] [any flag of train.py]
+usage: NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 hunyuan-train doctor [--trust] [--fix]
+           [--bandwidth] [any flag of train]
 
 Look at all hosts of a run at once, and say for each host and check what was found, what is wanted
 and which command mends it. Answers within 5 seconds, with --bandwidth within 60. Give it the flags

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster
@@ -20,6 +19,7 @@ from hunyuan_train.launcher.doctor.survey import Report, survey
 from hunyuan_train.launcher.host.extension import extensions_folder, needed_extensions
 from hunyuan_train.launcher.job.jobs import Meeting
 from hunyuan_train.launcher.rank.environment import rank_environment
+from hunyuan_train.shipped import CODE_FOLDER, REQUIREMENTS, TOP_LEVEL
 
 NCCL_PACKAGES = ("nvidia-nccl-cu12", "nvidia-nccl-cu13", "flash-attn")
 
@@ -87,7 +87,8 @@ def examine(config: RunConfig, cluster: Cluster) -> Examination:
     port = config.launch.master_port
     with token_in(output_folder) as token:
         request = {
-            "repository": str(REPOSITORY),
+            "code_folder": str(CODE_FOLDER),
+            "top_level": str(TOP_LEVEL),
             "packages": required_packages(),
             "paths": input_paths(config),
             "ports": [port] if port else [],
@@ -114,7 +115,7 @@ def examine(config: RunConfig, cluster: Cluster) -> Examination:
 
 def required_packages() -> list[str]:
     """The packages that every host needs in the same version."""
-    text = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    text = REQUIREMENTS.read_text(encoding="utf-8")
     return [*re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE), *NCCL_PACKAGES]
 
 

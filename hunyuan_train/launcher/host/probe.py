@@ -29,21 +29,23 @@ SAMPLE_BYTES = 2**20  # of files too large to be read whole: so much at both end
 NVIDIA_SMI_SECONDS = 3  # without persistence mode the driver takes seconds to wake up
 CONNECT_SECONDS = 2
 SIOCGIFADDR = 0x8915
-CODE = ("train.py", "train.sh", "hunyuan_train/**/*.py", "hunyuan_train/**/*.yaml", "ds_configs/*")
+CODE = ("hunyuan_train/**/*.py", "hunyuan_train/**/*.yaml")
+TOP_LEVEL_CODE = ("train.py", "train.sh", "ds_configs/*")  # of a checkout, or copied into a wheel
 
 
 def look_around(request: dict[str, Any]) -> dict[str, Any]:
     """Everything that can be known of this host within a few seconds.
 
     Args:
-        request: what the run needs: `repository`, `packages`, `paths`, `ports`, `working_folder`,
-            `output_folder`, `token`, `extensions_folder`, `model` (a folder, or empty).
+        request: what the run needs: `code_folder`, `top_level`, `packages`, `paths`, `ports`,
+            `working_folder`, `output_folder`, `token`, `extensions_folder`, `model` (a folder, or
+            empty).
     """
     report = {
         "hostname": socket.gethostname(),
         "python": sys.version.split()[0],
         "packages": {name: read_version(name) for name in request["packages"]},
-        "code": hash_code(request["repository"]),
+        "code": hash_code(request["code_folder"], request["top_level"]),
         "paths": {path: describe_path(path) for path in request["paths"]},
         "model_faults": find_faults(request["model"]) if request["model"] else [],
         "working_folder": os.path.isdir(request["working_folder"]),
@@ -77,14 +79,15 @@ def read_version(package: str) -> str:
         return ""
 
 
-def hash_code(repository: str) -> str:
+def hash_code(code_folder: str, top_level: str) -> str:
     """A hash of all that decides what a run computes; empty where there is no code."""
     digest, count = hashlib.sha256(), 0
-    for pattern in CODE:
-        for path in sorted(glob.glob(os.path.join(repository, pattern), recursive=True)):
+    patterns = [(code_folder, one) for one in CODE] + [(top_level, one) for one in TOP_LEVEL_CODE]
+    for folder, pattern in patterns:
+        for path in sorted(glob.glob(os.path.join(folder, pattern), recursive=True)):
             if os.path.isfile(path):
                 count += 1
-                digest.update(os.path.relpath(path, repository).encode() + b"\0")
+                digest.update(os.path.relpath(path, folder).encode() + b"\0")
                 with open(path, "rb") as file:
                     digest.update(hashlib.sha256(file.read()).digest())
     return digest.hexdigest()[:16] if count else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hunyuan_train.config.load import REPOSITORY, dump_text
+from hunyuan_train.config.load import dump_text
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.config.schema import LaunchConfig, RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster
@@ -16,8 +16,13 @@ from hunyuan_train.launcher.cluster.ssh import ssh_command
 from hunyuan_train.launcher.host.extension import needed_extensions
 from hunyuan_train.launcher.host.node_agent import FOLDER, Spec
 from hunyuan_train.launcher.job.node import Job
-from hunyuan_train.launcher.rank.environment import forwarded_environment, rank_environment
+from hunyuan_train.launcher.rank.environment import (
+    forwarded_environment,
+    own_environment,
+    rank_environment,
+)
 from hunyuan_train.launcher.start.preflight import with_processes
+from hunyuan_train.shipped import CODE_FOLDER, TRAIN_SCRIPT
 
 CONFIG_FILE = "run.yaml"
 GUARD = ("-m", "hunyuan_train.launcher.host.node_agent")
@@ -43,7 +48,7 @@ def make_jobs(config: RunConfig, cluster: Cluster, meeting: Meeting, machine: Ma
         config: resolved; the ranks read it from a file that travels with the job.
         machine: what every host offers.
     """
-    scripts = [str(REPOSITORY / "train.py"), "--config", f"{FOLDER}/{CONFIG_FILE}"]
+    scripts = [str(TRAIN_SCRIPT), "--config", f"{FOLDER}/{CONFIG_FILE}"]
     commands = {
         host: [
             *prepare_commands(config, machine),
@@ -83,14 +88,14 @@ def make_job(
         stop_seconds=launch.stop_timeout_seconds,
     )
     if host == cluster.local:
-        here = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        return Job(host=host, command=[sys.executable, *GUARD], spec=spec, environment=here)
+        command = [sys.executable, *GUARD]
+        return Job(host=host, command=command, spec=spec, environment=own_environment())
     return Job(host=host, command=ssh_command(host, launch, ["sh", "-c", START_GUARD]), spec=spec)
 
 
 # Fails with the folder's or the interpreter's name where a host lacks them.
 START_GUARD = (
-    f"cd {shlex.quote(str(REPOSITORY))} && exec {shlex.quote(sys.executable)} {shlex.join(GUARD)}"
+    f"cd {shlex.quote(str(CODE_FOLDER))} && exec {shlex.quote(sys.executable)} {shlex.join(GUARD)}"
 )
 
 

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.launcher.rank.heartbeat import FOLDER_VARIABLE
+from hunyuan_train.shipped import python_path
 
 # What a run needs of the launcher's environment reaches every host, over stdin: some is secret.
 FORWARDED_PREFIXES = (
@@ -32,6 +32,11 @@ def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def own_environment() -> dict[str, str]:
+    """Ours, for a process on this machine that imports this package."""
+    return {**os.environ, "PYTHONPATH": python_path(os.environ.get("PYTHONPATH"))}
+
+
 def rank_environment(
     environment: Mapping[str, str], *, num_processes: int, num_gpus: int, num_cores: int
 ) -> dict[str, str]:
@@ -47,7 +52,7 @@ def rank_environment(
     ours.pop(FOLDER_VARIABLE, None)
     bin_folder = str(Path(sys.executable).parent)  # its ninja, not one that happens to be in PATH
     ours["PATH"] = f"{bin_folder}{os.pathsep}{ours.get('PATH', os.defpath)}"
-    ours["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), ours.get("PYTHONPATH")]))
+    ours["PYTHONPATH"] = python_path(ours.get("PYTHONPATH"))
     ours["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(ours))
     ours["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = SHUTDOWN_SECONDS
     ours.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))

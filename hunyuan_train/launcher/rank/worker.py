@@ -33,7 +33,7 @@ def with_started_processes(config: RunConfig) -> RunConfig:
     if config.parallel.num_processes not in ("auto", started):
         raise ConfigError(
             f"num_processes is {config.parallel.num_processes}, but torchrun started {started} on "
-            "this machine; leave --num_processes out, or start train.py without torchrun"
+            "this machine; leave --num_processes out, or start without torchrun"
         )
     return replace(config, parallel=replace(config.parallel, num_processes=started))
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hunyuan_train.config.load import REPOSITORY, dump_config
+from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import LaunchConfig, RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
@@ -27,6 +27,7 @@ from hunyuan_train.launcher.job.jobs import Meeting, host_environment
 from hunyuan_train.launcher.job.outcome import Outcome
 from hunyuan_train.launcher.rank.worker import SHARED_VARIABLE, count_marks, environment_file
 from hunyuan_train.launcher.start.many import ManyHosts
+from hunyuan_train.shipped import TRAIN_SCRIPT
 
 # What its own process on each host needs before ours begins.
 EXPORTED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DS_ACCELERATOR")
@@ -138,5 +139,5 @@ def deepspeed_command(
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--launcher", "pdsh"),
         *("--no_ssh_check", "--hostfile", str(hostfile), *port),
         *("--master_addr", meeting.address, "--master_port", str(meeting.port)),
-        *(str(REPOSITORY / "train.py"), "--config", str(config_file)),
+        *(str(TRAIN_SCRIPT), "--config", str(config_file)),
     ]

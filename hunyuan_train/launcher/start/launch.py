@@ -42,7 +42,7 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     """Check a run and start it on the hosts that it names, or here; or do what was asked instead.
 
     Args:
-        command: what `train.py` was asked.
+        command: what `hunyuan-train train` was asked.
         arguments: the same as words.
 
     Returns:
@@ -90,7 +90,7 @@ def launch(plan: Plan, start: Try, *, is_dry_run: bool) -> int:
         exit_code = run_until_done(plan.config, start, console)
     if exit_code in GOES_ON and list_checkpoints(config_file.parent):
         resume = f"--config {shlex.quote(str(config_file))} --resume_from_checkpoint auto"
-        console.print(f"stopped; to go on: python train.py {resume}", soft_wrap=True)
+        console.print(f"stopped; to go on: hunyuan-train train {resume}", soft_wrap=True)
     return exit_code
 
 

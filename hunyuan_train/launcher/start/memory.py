@@ -38,7 +38,7 @@ def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
         return
     remedy = describe_nearest(find_nearest(config, data.shape, hardware))
     raise ConfigError(
-        f"this run does not fit: {reasons}; {remedy}. `python -m hunyuan_train plan --config FILE` "
+        f"this run does not fit: {reasons}; {remedy}. `hunyuan-train plan --config FILE` "
         "shows all of it; --force_plan starts it all the same"
     )
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hunyuan_train.config.load import REPOSITORY
 from hunyuan_train.config.settings import COMMAND_SWITCHES
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
@@ -14,10 +13,10 @@ from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.launcher.job.jobs import AGENT
 from hunyuan_train.launcher.start.preflight import Plan
+from hunyuan_train.shipped import IS_INSTALLED, TRAIN_SCRIPT, python_path
 
 DEFAULT_PORT = 29500
 STOP_SECONDS = 300  # before the end of a job's time, for the ranks to save
-TRAIN = REPOSITORY / "train.py"
 SLURM = """\
 #!/usr/bin/env bash
 #SBATCH --job-name={name}
@@ -32,8 +31,8 @@ SLURM = """\
 # back into the queue, and on from there; so it does when the run ends by --max_hours.
 set -euo pipefail
 cd {folder}
-export PATH={bin_folder}:"$PATH" PYTHONPATH={repository}"${{PYTHONPATH:+:$PYTHONPATH}}"
-export TORCH_EXTENSIONS_DIR={extensions}
+export PATH={bin_folder}:"$PATH"
+{python_path}export TORCH_EXTENSIONS_DIR={extensions}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={stop_seconds}
 {device}MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
@@ -66,10 +65,10 @@ def write_torchrun(plan: Plan, cluster: Cluster, arguments: Sequence[str]) -> st
     Args:
         plan: of the run.
         cluster: its hosts.
-        arguments: those of `train.py`.
+        arguments: those of `hunyuan-train train`.
     """
     port = plan.config.launch.master_port or DEFAULT_PORT
-    script = shlex.join([str(TRAIN), *run_flags(plan, arguments)])
+    script = shlex.join([str(TRAIN_SCRIPT), *run_flags(plan, arguments)])
     lines = []
     for rank, host in enumerate(cluster.hosts):
         words = [
@@ -79,7 +78,7 @@ def write_torchrun(plan: Plan, cluster: Cluster, arguments: Sequence[str]) -> st
         ]
         lines += [
             f"# on {host.address}",
-            f"cd {shlex.quote(str(Path.cwd()))} && {device(plan)}"
+            f"cd {shlex.quote(str(Path.cwd()))} && {python_path_of_ranks()}{device(plan)}"
             f"{shlex.join([sys.executable, '-m', 'torch.distributed.run', *words])} {script}",
         ]
     return "\n".join([*lines, ""])
@@ -90,7 +89,7 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
 
     Args:
         plan: of the run, with as many hosts and processes on each as the job is to have.
-        arguments: those of `train.py`.
+        arguments: those of `hunyuan-train train`.
 
     Raises:
         ConfigError: hosts with unequal slots, which one `srun` cannot start.
@@ -105,8 +104,9 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
     flags = run_flags(plan, arguments)
     if not any(word.startswith("--resume_from_checkpoint") for word in flags):
         flags += ["--resume_from_checkpoint", "auto"]
-    script = shlex.join([str(TRAIN), *flags])
+    script = shlex.join([str(TRAIN_SCRIPT), *flags])
     output_dir = Path(train.output_dir).absolute()
+    ours = python_path(None)
     return SLURM.format(
         name=shlex.quote(train.run_name or output_dir.name),
         num_hosts=len(plan.slots),
@@ -115,7 +115,9 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
         gpus=f"#SBATCH --gpus-per-node={slots}\n" if plan.machine.num_gpus else "",
         folder=shlex.quote(str(Path.cwd())),
         bin_folder=shlex.quote(str(Path(sys.executable).parent)),
-        repository=shlex.quote(str(REPOSITORY)),
+        python_path=f'export PYTHONPATH={shlex.quote(ours)}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
+        if ours
+        else "",
         extensions=shlex.quote(str(extensions_folder(os.environ))),
         device="" if plan.machine.num_gpus else "export DS_ACCELERATOR=cpu\n",
         agent=shlex.join(AGENT),
@@ -123,6 +125,12 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
         slots=slots,
         resume=RESUME,
     )
+
+
+def python_path_of_ranks() -> str:
+    """What lets the training script find a package that pip has put elsewhere than Python looks."""
+    path = python_path(None) if IS_INSTALLED else ""  # in a checkout the script lies beside it
+    return f"PYTHONPATH={shlex.quote(path)} " if path else ""
 
 
 def device(plan: Plan) -> str:

@@ -47,7 +47,8 @@ def reports(repository, tmp_path):
     token = tmp_path / "token"
     token.touch()
     request = {
-        "repository": str(repository),
+        "code_folder": str(repository),
+        "top_level": str(repository),
         "packages": [],
         "paths": [],
         "ports": [29500],
