@@ -12,17 +12,21 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.schema import RunConfig, TrainConfig
 from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.shipped import PACKAGE
+from hunyuan_train.source_hash import hash_source
 
-PACKAGE = Path(__file__).resolve().parents[1]
-DECIDING_PARTS = (
-    "checkpoint",
-    "data",
-    "model",
-    "objectives",
-    "optim",
-    "parallel",
-    "trainer",
-)  # of the numbers of a run
+# All code decides the numbers of a run, but for this: what starts ranks, watches the clock, shows
+# or exports. New files count until they are named here. What the launcher decides for the ranks
+# reaches them as settings, which are compared by themselves.
+UNDECIDING = (
+    *("export", "launcher", "planner", "report", "selftest", "serve", "shipped_files"),
+    *("__main__.py", "cli.py", "verify_resume.py", "shipped.py"),
+    *("html_page.py", "json_lines.py", "log.py", "progress.py"),
+    *("config/describe.py", "data/commands.py", "data/inspection"),
+    *("evaluation/samples.py", "evaluation/show_answer.py"),
+    *("trainer/clock.py", "trainer/heat_map.py", "trainer/memory_estimate.py"),
+    *("trainer/profiler.py", "trainer/starts.py", "trainer/throughput.py"),
+)
 DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 SAMPLED_BYTES = 2**16  # of each file of a model
 # What may change from one start to the next and leaves every step what it would have been.
@@ -120,12 +124,9 @@ def identify_weights(model_name_or_path: str) -> str:
 @cache
 def describe_code() -> dict[str, str]:
     """Versions of the libraries, and a hash of our own source, that decide the numbers."""
-    digest = hashlib.sha256()
-    for part in DECIDING_PARTS:
-        for path in sorted((PACKAGE / part).rglob("*.py")):
-            digest.update(path.read_bytes())
     versions = {name: version(name) for name in DECIDING_LIBRARIES}
-    return {**versions, "hunyuan_train": f"source {digest.hexdigest()[:12]}"}
+    digest = hash_source(PACKAGE, left_out=UNDECIDING)
+    return {**versions, "hunyuan_train": f"source {digest[:12]}"}
 
 
 def check_changes(

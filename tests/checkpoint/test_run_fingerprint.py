@@ -1,15 +1,24 @@
 """A run does not go on from a checkpoint of another one, unless told to."""
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run, identify_weights
+from hunyuan_train.checkpoint.run_fingerprint import (
+    UNDECIDING,
+    check_changes,
+    describe_run,
+    identify_weights,
+)
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.model.presets import TINY
+from hunyuan_train.shipped import PACKAGE
+from hunyuan_train.source_hash import hash_source
 from tests.released import write_released
 
 FOLDER = Path("runs/one/checkpoints/step-000003")
@@ -79,6 +88,66 @@ def test_other_code_is_refused_unless_told_otherwise() -> None:
     with pytest.raises(CheckpointError, match=r"other code: torch \(.*, now 9\.9\.9\).*--ignore_c"):
         check_changes(SAVED, current, FOLDER, config=RunConfig())
     check_changes(SAVED, current, FOLDER, config=load_config(["--ignore_code_change"]))
+
+
+def test_a_checkpoint_of_code_that_was_hashed_otherwise_is_refused_with_the_remedy() -> None:
+    saved = {**SAVED, "code": SAVED["code"] | {"hunyuan_train": "source 0123456789ab"}}
+    message = r"hunyuan_train \(source 0123456789ab, now source \w+\).*--ignore_code_change"
+    with pytest.raises(CheckpointError, match=message):
+        check_changes(saved, SAVED, FOLDER, config=RunConfig())
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of our code, to be changed."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(PACKAGE, tmp_path / "hunyuan_train", ignore=ignored))
+
+
+def hash_deciding(package: Path) -> str:
+    return hash_source(package, left_out=UNDECIDING)
+
+
+def test_comments_and_docstrings_are_no_other_code(package: Path) -> None:
+    before = hash_deciding(package)
+    for path in package.rglob("*.py"):
+        text = re.sub(r'(?m)^( *""")(?=\S)', r"\1Another docstring. ", path.read_text())
+        path.write_text(f"# Another comment.\n\n{text}")
+    assert hash_deciding(package) == before == hash_deciding(PACKAGE)
+
+
+def test_another_seed_of_a_rank_is_other_code(package: Path) -> None:
+    before, run = hash_deciding(package), package / "run.py"
+    seeded = run.read_text().replace("manual_seed(seed + ", "manual_seed(seed + 1 + ")
+    assert seeded != run.read_text()
+    run.write_text(seeded)
+    assert hash_deciding(package) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("run.py", "instrumentation.py", "config/resolve.py", "data/batches/packing.py"),
+        *("model/router.py", "parallel/expert.py", "optim/lean.py", "objectives/loss_groups.py"),
+        *("trainer/step.py", "evaluation/losses.py", "checkpoint/resharding.py"),
+    ],
+)
+def test_every_room_that_decides_numbers_counts(package: Path, name: str) -> None:
+    before = hash_deciding(package)
+    with (package / name).open("a") as file:
+        file.write("another = 1\n")
+    assert hash_deciding(package) != before
+
+
+def test_what_cannot_change_a_step_does_not_count(package: Path) -> None:
+    before = hash_deciding(package)
+    for name in UNDECIDING:
+        path = package / name
+        files = list(path.rglob("*.py")) if path.is_dir() else [path]
+        assert path.exists()
+        for file in files:
+            file.write_text("another = 1\n")
+    assert hash_deciding(package) == before
 
 
 def test_another_shape_is_refused_whatever_is_ignored() -> None:

@@ -6,6 +6,7 @@ only spares work: two builders would publish the same bytes.
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -28,6 +29,8 @@ from hunyuan_train.data.compiled.repeats import SeenHashes
 from hunyuan_train.data.findings import DataError, parse_policies
 from hunyuan_train.data.reading.sources import Source, find_sources
 from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.shipped import PACKAGE
+from hunyuan_train.source_hash import hash_source
 
 logger = logging.getLogger(__name__)
 
@@ -203,12 +206,10 @@ def _hash_source(path: Path, cache_dir: Path) -> str:
     return digest
 
 
+@functools.cache
 def _hash_code() -> str:
-    """Any change to this package may change the tokens."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Any change to what this room computes may change the tokens."""
+    return hash_source(PACKAGE / "data", left_out=("commands.py", "inspection"))
 
 
 def _write_whole(path: Path, text: str) -> None:

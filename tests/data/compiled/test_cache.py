@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import time
 
 import pytest
@@ -46,6 +47,17 @@ def test_the_number_of_processes_changes_nothing(prepare, big_data, monkeypatch)
     two = prepare(big_data, max_seq_length=1024, num_workers=2)
     assert two.fingerprint == one.fingerprint
     assert two.summary == one.summary
+
+
+def test_a_comment_in_our_code_builds_nothing_anew(tmp_path, monkeypatch):
+    shutil.copytree(cache.PACKAGE / "data", tmp_path / "data")
+    monkeypatch.setattr(cache, "PACKAGE", tmp_path)
+    before = cache._hash_code.__wrapped__()
+    file = tmp_path / "data" / "rendering" / "encode.py"
+    file.write_text(f"# Another comment.\n{file.read_text()}")
+    assert cache._hash_code.__wrapped__() == before
+    file.write_text(f"{file.read_text()}\nanother = 1\n")
+    assert cache._hash_code.__wrapped__() != before
 
 
 def test_the_name_of_the_file_does_not_matter_and_its_content_does(prepare, write_records):
