@@ -36,8 +36,8 @@ from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import read_chunks
 from hunyuan_train.data.reading.sources import Source
 from hunyuan_train.data.reading.workers import map_in_order
-from hunyuan_train.data.rendering.chat_template import CHAT_TEMPLATE
-from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
+from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER_SCRIPT = REPOSITORY / "data" / "train_tokenizer.py"
@@ -221,7 +221,7 @@ from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.compile import CompileSettings
 from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
 from hunyuan_train.data.reading.sources import Source
-from hunyuan_train.data.rendering.tokenizer import load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
     work, path, folder, tokenizer, num_workers = sys.argv[2:]

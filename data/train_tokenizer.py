@@ -18,9 +18,9 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from hunyuan_train.data.records.record import Reading, read_dialogue
-from hunyuan_train.data.rendering.chat_template import CHAT_TEMPLATE
-from hunyuan_train.data.rendering.template import render
-from hunyuan_train.data.rendering.tokenizer import (
+from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.tokenizer import (
     EOS,
     PAD,
     RANK_FILE,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.load import load_command_line
-from hunyuan_train.data.findings import DataError
-from hunyuan_train.errors import ConfigError
+from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.export.commands import add_checkpoint_commands
 from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.machine import detect_machine

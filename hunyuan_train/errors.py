@@ -1,5 +1,9 @@
-"""The error that every wrong setting ends in."""
+"""The errors that a user can mend. Each names the setting or the place, the rule and the remedy."""
 
 
 class ConfigError(ValueError):
     """A setting the user can mend. Its text names the setting, the rule and the remedy."""
+
+
+class DataError(ValueError):
+    """A mistake in the user's data or data settings."""

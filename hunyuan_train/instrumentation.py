@@ -16,7 +16,6 @@ from hunyuan_train.config import run_files
 from hunyuan_train.config.rules import needle_lengths, profiled_steps
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import AnswerCheck
 from hunyuan_train.evaluation.needle_in_a_haystack import (
@@ -26,6 +25,7 @@ from hunyuan_train.evaluation.needle_in_a_haystack import (
 )
 from hunyuan_train.evaluation.needle_probe import RetentionProbe
 from hunyuan_train.evaluation.scoring import choose_questions
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.json_lines import JsonLines, Numbers
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.trainer.loop import Ending, Trainer, describe_evaluation, evaluate_all

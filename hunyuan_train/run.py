@@ -31,7 +31,6 @@ from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position, Share,
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
-from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.samples import sample_answers, wants_sample_answers
 from hunyuan_train.evaluation.show_answer import Answer, show_answer
@@ -39,6 +38,7 @@ from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.export.check import check_adapter, check_model
 from hunyuan_train.export.from_engine import export_model, read_prompts
 from hunyuan_train.export.huggingface_folder import describe_release, trained_dtype
+from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.instrumentation import (
     look_after_training,
     look_before_training,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from hunyuan_train.data.records.dialogue import Dialogue
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.rendering.encode import encode_renderings
-from hunyuan_train.data.rendering.template import render
-from hunyuan_train.data.rendering.tokenizer import RANK_FILE, load_tokenizer
 from hunyuan_train.export.check import load_source
+from hunyuan_train.families.grammar.dialogue import Dialogue
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.tokenizer import RANK_FILE, load_tokenizer
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE

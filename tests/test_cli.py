@@ -7,8 +7,7 @@ import pytest
 from hunyuan_train import cli
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.settings import SECTION_OF
-from hunyuan_train.data.findings import DataError
-from hunyuan_train.errors import ConfigError
+from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.shipped import RECIPES
 from hunyuan_train.trainer.errors import TrainingError
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hunyuan_train.data.rendering.tokenizer import load_tokenizer
-from hunyuan_train.evaluation.output_parser import parse_output
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
+from hunyuan_train.families.grammar.tokenizer import load_tokenizer
 from tests.reference import reference_file
 
 

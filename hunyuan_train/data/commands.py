@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.data.compiled.compile import CompileSettings, Record, read_records
-from hunyuan_train.data.findings import POLICIES, DataError, Finding, build_policies, parse_policies
+from hunyuan_train.data.findings import POLICIES, Finding, build_policies, parse_policies
 from hunyuan_train.data.inspection.console import print_findings, print_stats
 from hunyuan_train.data.inspection.lint import InspectedChunk, LintOptions, LintReport, lint_sources
 from hunyuan_train.data.inspection.page import write_page
@@ -27,8 +27,9 @@ from hunyuan_train.data.reading.sources import Source, find_sources, is_text_fil
 from hunyuan_train.data.records.convert import open_output
 from hunyuan_train.data.records.record import Reading
 from hunyuan_train.data.rendering.encode import encode_renderings
-from hunyuan_train.data.rendering.template import render
-from hunyuan_train.data.rendering.tokenizer import load_tokenizer
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.tokenizer import load_tokenizer
 
 Arguments = argparse.Namespace
 

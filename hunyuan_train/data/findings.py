@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, NamedTuple, get_args
 
-
-class DataError(ValueError):
-    """A mistake in the user's data or data settings."""
-
+from hunyuan_train.errors import DataError
 
 # error: refuse the file · drop: leave the record out, counted · fix: repair the record, counted
 # note: use the record as it is, counted

@@ -8,9 +8,9 @@ from typing import Any
 
 import deepspeed
 
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.scoring import Question, describe_answer, judge, score
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.json_lines import JsonLines, Numbers
 
 

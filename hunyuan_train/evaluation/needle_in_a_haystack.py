@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hunyuan_train.data.records.tags import ANSWER_CLOSE, NO_THINK_PREFIX, THINK_CLOSE, THINK_OPEN
-from hunyuan_train.data.rendering.encode import encode_prompt
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.data.rendering.prompt import encode_prompt
 from hunyuan_train.evaluation.scoring import Question, judge
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
+    ANSWER_CLOSE,
+    NO_THINK_PREFIX,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 NEEDLE_SEED = 0  # the same texts for every model
 MAX_NEW_TOKENS = 48  # of an answer, which takes about twenty

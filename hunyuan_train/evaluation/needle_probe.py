@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import deepspeed
 
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.needle_in_a_haystack import (
     MAX_NEW_TOKENS,
@@ -12,6 +11,7 @@ from hunyuan_train.evaluation.needle_in_a_haystack import (
     describe_needles,
     score_needles,
 )
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.json_lines import JsonLines, Numbers
 
 

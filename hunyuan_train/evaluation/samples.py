@@ -6,10 +6,10 @@ import deepspeed
 
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.compiled.dataset import Dataset
-from hunyuan_train.data.records.dialogue import MODES
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.show_answer import Answer
+from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.model.shape import ModelShape
 
 logger = logging.getLogger(__name__)

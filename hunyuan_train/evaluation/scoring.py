@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from hunyuan_train.data.compiled.dataset import Dataset
-from hunyuan_train.data.records.dialogue import MODES
-from hunyuan_train.data.records.tags import THINK_CLOSE, THINK_OPEN
-from hunyuan_train.data.rendering.tokenizer import EOS, Tokenizer
-from hunyuan_train.data.rendering.tools_prompt import ASSISTANT_LABEL, TOOL_CALLS_OPEN
-from hunyuan_train.evaluation.output_parser import ParsedOutput, parse_output
+from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import ParsedOutput, parse_output
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import THINK_CLOSE, THINK_OPEN
+from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, TOOL_CALLS_OPEN
+from hunyuan_train.families.grammar.tokenizer import EOS, Tokenizer
 
 JUDGED_MODES = ("fast", "slow")
 _SEPARATORS = re.compile("[\n,;|\uff0c\uff1b\u3001]")  # of a set: also the full-width ones

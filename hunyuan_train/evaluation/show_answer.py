@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from hunyuan_train.evaluation.output_parser import parse_output
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
 
 MAX_SHOWN_CHARACTERS = 300  # of an answer that is no answer
 

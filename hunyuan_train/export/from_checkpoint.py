@@ -20,7 +20,6 @@ from hunyuan_train.checkpoint.publish import (
 from hunyuan_train.checkpoint.resharding import CheckpointTensors, open_tensors
 from hunyuan_train.checkpoint.run_folder import find_newest, read_settings
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.rendering.tokenizer import load_tokenizer
 from hunyuan_train.export.check import (
     MAX_PARAMETERS_BESIDE,
     TOO_LARGE,
@@ -39,6 +38,7 @@ from hunyuan_train.export.huggingface_folder import (
     write_adapter,
     write_weights,
 )
+from hunyuan_train.families.grammar.tokenizer import load_tokenizer
 from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.model.presets import tokenizer_folder
 from hunyuan_train.model.shape import ModelShape

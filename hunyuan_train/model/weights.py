@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.config.schema import ModelConfig
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.model.layout import StoredTensor
 from hunyuan_train.model.presets import PRESETS, fit_vocabulary, resolve_shape
 from hunyuan_train.model.released_files import locate_weights

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.data.records.dialogue import MODES
-from hunyuan_train.data.rendering.template import SPAN_ANSWER, SPAN_MARKER, SPAN_THINK
+from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_THINK
 
 WHOLE = "all"
 GROUPS = (WHOLE, "fast", "slow", "think", "answer", "markers")

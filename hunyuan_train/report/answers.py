@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from hunyuan_train.evaluation.output_parser import parse_output
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
 from hunyuan_train.report.record import Row, RunRecord
 
 MAX_UNFOLDED = 6  # questions

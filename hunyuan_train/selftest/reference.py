@@ -19,9 +19,9 @@ from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
 
 from hunyuan_train.config.adapters import adapts_experts
 from hunyuan_train.config.schema import LoraConfig, RunConfig
-from hunyuan_train.data.records.dialogue import MODES
 from hunyuan_train.data.rendering.encode import SampleTokens
-from hunyuan_train.data.rendering.template import SPANS
+from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.segments import SPANS
 from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.frozen import ROUTERS
 from hunyuan_train.model.layout import stored_tensors

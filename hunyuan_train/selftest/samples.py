@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hunyuan_train.data.batches.loader import Batch, join_samples
-from hunyuan_train.data.records.dialogue import MODES
 from hunyuan_train.data.rendering.encode import SampleTokens
-from hunyuan_train.data.rendering.template import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
+from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
 

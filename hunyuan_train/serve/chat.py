@@ -11,9 +11,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from hunyuan_train.data.records.tags import NO_THINK_PREFIX, has_no_think
-from hunyuan_train.data.rendering.encode import encode_prompt
-from hunyuan_train.evaluation.output_parser import Delta, OutputStream, ParsedOutput
+from hunyuan_train.data.rendering.prompt import encode_prompt
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import (
+    Delta,
+    OutputStream,
+    ParsedOutput,
+)
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import NO_THINK_PREFIX, has_no_think
 from hunyuan_train.serve.generate import Sampling, ServedModel, generate
 
 MAX_LIVE_LINES = 6  # of thoughts, while they come

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from hunyuan_train.data.records.dialogue import TIME_FORMAT
-from hunyuan_train.data.records.tags import NO_THINK
+from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import NO_THINK
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
 

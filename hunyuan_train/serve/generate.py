@@ -1,6 +1,6 @@
 """Let a model on disk answer, through plain Transformers, and PEFT where it is an adapter.
 
-Prompts are ours (`data/rendering/template.py`); all behind them is what any user of the folder has.
+Prompts are ours (`data/rendering/prompt.py`); all behind them is what any user of the folder has.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, HunYuanMoEV1Config, PreTrainedMod
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
-from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.model.shape import ModelShape, native_config_dict, read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.errors import ServeError

@@ -3,8 +3,8 @@
 from hypothesis import strategies as st
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.records.dialogue import Dialogue
 from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.families.grammar.dialogue import Dialogue
 
 WEATHER = {
     "type": "function",

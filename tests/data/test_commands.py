@@ -4,7 +4,7 @@ import json
 import pytest
 
 from hunyuan_train.data.commands import add_data_commands
-from hunyuan_train.data.findings import DataError
+from hunyuan_train.errors import DataError
 from tests.data.dialogues import NOW, WEATHER, call, chat
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hunyuan_train.data.findings import build_policies
 from hunyuan_train.data.rendering.encode import encode_renderings
-from hunyuan_train.data.rendering.template import render
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from tests.data.dialogues import kinds_of, problems_of, read
 
 DEFAULT_NOW = "2025-06-26 16:21:57"

@@ -7,7 +7,7 @@ import pytest
 
 from hunyuan_train.data.batches.loader import IGNORED, BatchPlan, Position, Share
 from hunyuan_train.data.rendering.encode import encode_renderings
-from hunyuan_train.data.rendering.template import render
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from tests.data.dialogues import chat, read
 
 torch = pytest.importorskip("torch")

@@ -7,7 +7,6 @@ import pytest
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
-from hunyuan_train.data.rendering.tokenizer import load_tokenizer
 from hunyuan_train.evaluation.scoring import (
     Judgement,
     Question,
@@ -16,6 +15,7 @@ from hunyuan_train.evaluation.scoring import (
     judge,
     score,
 )
+from hunyuan_train.families.grammar.tokenizer import load_tokenizer
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.conftest import REPOSITORY
 

@@ -19,9 +19,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from hunyuan_train import cli
-from hunyuan_train.data.records.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
-from hunyuan_train.data.rendering.encode import encode_prompt
-from hunyuan_train.evaluation.output_parser import Delta
+from hunyuan_train.data.rendering.prompt import encode_prompt
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import Delta
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
 from hunyuan_train.serve import commands
 from hunyuan_train.serve.chat import Dialogue, TerminalView, answer
 from hunyuan_train.serve.generate import Sampling, ServedModel, load_model

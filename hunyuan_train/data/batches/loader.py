@@ -20,8 +20,8 @@ from hunyuan_train.data.batches.packing import (
     single_rows,
 )
 from hunyuan_train.data.compiled.dataset import Dataset
-from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.rendering.encode import SampleTokens
+from hunyuan_train.errors import DataError
 
 IGNORED = -100  # label of a position that carries no loss
 

@@ -14,14 +14,15 @@ import numpy.typing as npt
 from hunyuan_train.data.compiled.compile import CompiledChunk, CompileSettings, compile_chunk
 from hunyuan_train.data.compiled.dataset import DTYPES, RECORD, DataSummary, write_summary
 from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
-from hunyuan_train.data.findings import POLICIES, DataError, Finding, FindingLog
+from hunyuan_train.data.findings import POLICIES, Finding, FindingLog
 from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import Source
 from hunyuan_train.data.reading.workers import count_workers, map_in_order
-from hunyuan_train.data.records.dialogue import MODES
 from hunyuan_train.data.rendering.encode import EncodedChunk
-from hunyuan_train.data.rendering.template import SPANS
-from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.segments import SPANS
+from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.progress import show_progress
 
 _MAX_ERRORS_SHOWN = 20

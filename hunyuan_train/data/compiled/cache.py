@@ -26,9 +26,10 @@ from hunyuan_train.data.compiled.build import build_dataset
 from hunyuan_train.data.compiled.compile import CompileSettings, Split
 from hunyuan_train.data.compiled.dataset import Dataset, is_whole, map_array, read_summary
 from hunyuan_train.data.compiled.repeats import SeenHashes
-from hunyuan_train.data.findings import DataError, parse_policies
+from hunyuan_train.data.findings import parse_policies
 from hunyuan_train.data.reading.sources import Source, find_sources
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 
@@ -208,8 +209,9 @@ def _hash_source(path: Path, cache_dir: Path) -> str:
 
 @functools.cache
 def _hash_code() -> str:
-    """Any change to what this room computes may change the tokens."""
-    return hash_source(PACKAGE / "data", left_out=("commands.py", "inspection"))
+    """Any change to how records are read or to how a grammar writes them may change the tokens."""
+    reading = hash_source(PACKAGE / "data", left_out=("commands.py", "inspection"))
+    return reading + hash_source(PACKAGE / "families" / "grammar")
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -16,11 +16,12 @@ from hunyuan_train.data.compiled.overlong import LongSample, fit_samples
 from hunyuan_train.data.findings import Action, Finding, PolicySet, Problem, build_policies
 from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import Chunk
-from hunyuan_train.data.records.dialogue import Dialogue, hash_messages, hash_question
+from hunyuan_train.data.records.hashes import hash_messages, hash_question
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings
-from hunyuan_train.data.rendering.template import render
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.families.grammar.dialogue import Dialogue
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 Split = Literal["all", "train", "eval"]
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hunyuan_train.data.records.dialogue import Dialogue
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings, join_chunks
-from hunyuan_train.data.rendering.template import Rendering, Target, render
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.families.grammar.dialogue import Dialogue
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.segments import Rendering, Target
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 
 class LongSample(NamedTuple):

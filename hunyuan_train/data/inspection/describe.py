@@ -6,7 +6,7 @@ import numpy as np
 
 from hunyuan_train.data.compiled.dataset import Dataset, DataSummary
 from hunyuan_train.data.inspection.show import write_sample
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 _HISTORY = {
     "strip": "strip: one sample per answer, earlier answers bare, loss on that answer only",

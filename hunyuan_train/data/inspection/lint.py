@@ -29,9 +29,9 @@ from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import Source
 from hunyuan_train.data.reading.workers import count_workers, map_in_order
 from hunyuan_train.data.records.convert import to_record
-from hunyuan_train.data.records.dialogue import Dialogue, hash_question
-from hunyuan_train.data.rendering.tokenizer import load_tokenizer
-from hunyuan_train.data.rendering.tools_prompt import dump_json
+from hunyuan_train.data.records.hashes import hash_question
+from hunyuan_train.families.grammar.dialogue import Dialogue, dump_json
+from hunyuan_train.families.grammar.tokenizer import load_tokenizer
 from hunyuan_train.progress import show_progress
 
 # Scripts in the order in which one decides: Japanese and Korean text holds Chinese characters too.

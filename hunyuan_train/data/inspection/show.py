@@ -7,14 +7,14 @@ from rich.panel import Panel
 from rich.text import Text
 
 from hunyuan_train.data.rendering.encode import SampleTokens, encode_segments
-from hunyuan_train.data.rendering.template import (
+from hunyuan_train.families.grammar.segments import (
     SPAN_ANSWER,
     SPAN_MARKER,
     SPAN_THINK,
     Rendering,
     Segment,
 )
-from hunyuan_train.data.rendering.tokenizer import Tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 # What carries loss is underlined, in the colour of its span; the rest has the colour of its role.
 _ROLE_STYLES = {"system": "magenta", "user": "cyan", "tool": "yellow", "assistant": "dim"}

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from hunyuan_train.data.batches.packing import measure_fill, pack_rows
 from hunyuan_train.data.inspection.lint import LintReport
-from hunyuan_train.data.rendering.template import SPANS
+from hunyuan_train.families.grammar.segments import SPANS
 
 _PERCENTILES = (5, 50, 75, 90, 95, 99)
 _LOPSIDED_SHARE = 0.05  # a mode with less than this share of the dialogues is hardly learned

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.rendering.tokenizer import replace_surrogates
+from hunyuan_train.families.grammar.tokenizer import replace_surrogates
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _RECODE = "convert the file to UTF-8, for instance with iconv"

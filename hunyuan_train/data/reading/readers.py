@@ -1,7 +1,7 @@
 """Files to chunks of raw records, as a stream: no file is ever held in memory whole.
 
 A chunk is plain data (bytes and line numbers), so that it can be sent to another process. What a
-record means is read in decode.py and records.py.
+record means is read in decode.py and records/record.py.
 """
 
 import gzip

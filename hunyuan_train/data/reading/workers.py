@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hunyuan_train.data.findings import DataError
+from hunyuan_train.errors import DataError
 
 BYTES_PER_WORKER = 8 << 20  # below this, starting a process takes longer than what it saves
 CHUNKS_AHEAD = 3  # per process: enough to keep it busy, few enough to hold in memory

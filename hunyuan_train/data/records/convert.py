@@ -10,9 +10,14 @@ from typing import IO, Any
 
 import zstandard
 
-from hunyuan_train.data.findings import DataError
-from hunyuan_train.data.records.dialogue import Dialogue, Message
-from hunyuan_train.data.records.tags import ANSWER_CLOSE, NO_THINK_PREFIX, THINK_CLOSE, THINK_OPEN
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.dialogue import Dialogue, Message
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
+    ANSWER_CLOSE,
+    NO_THINK_PREFIX,
+    THINK_CLOSE,
+    THINK_OPEN,
+)
 
 Record = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """The forms of record that exist in the wild, each turned into the chat form with `messages`.
 
 Only the outer shape is changed here: which field is the question, who speaks. What the messages
-hold is read and checked in records.py.
+hold is read and checked in record.py.
 """
 
 from typing import Any

@@ -6,11 +6,11 @@ from unicodedata import is_normalized
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
-from hunyuan_train.data.records.dialogue import ROLES, Message, ToolCall
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, name_type
-from hunyuan_train.data.records.tags import parse_tags
-from hunyuan_train.data.rendering.tokenizer import SPECIAL_TOKENS, to_nfc
-from hunyuan_train.data.rendering.tools_prompt import TOOL_CALLS_CLOSE, TOOL_CALLS_OPEN, dump_json
+from hunyuan_train.families.grammar.dialogue import ROLES, Message, ToolCall, dump_json
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import parse_tags
+from hunyuan_train.families.grammar.hunyuan_a13b.tools import TOOL_CALLS_CLOSE, TOOL_CALLS_OPEN
+from hunyuan_train.families.grammar.tokenizer import SPECIAL_TOKENS, to_nfc
 
 # tiktoken's regex gives up at a run of about a million; no honest text comes near this.
 MAX_BLANK_RUN = 200_000

@@ -6,8 +6,13 @@ and no target. A dialogue with neither mark is plain and keeps its answers untag
 """
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.records.dialogue import Dialogue, Message
-from hunyuan_train.data.records.tags import NO_THINK, NO_THINK_PREFIX, find_cut, has_no_think
+from hunyuan_train.families.grammar.dialogue import Dialogue, Message
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
+    NO_THINK,
+    NO_THINK_PREFIX,
+    find_cut,
+    has_no_think,
+)
 
 
 def settle_modes(dialogue: Dialogue, run_mode: str, problems: list[Problem]) -> None:

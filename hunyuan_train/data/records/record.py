@@ -10,17 +10,18 @@ from datetime import datetime
 from itertools import takewhile
 from typing import Any
 
-from hunyuan_train.data.findings import DataError, Problem
+from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
-from hunyuan_train.data.records.dialogue import TIME_FORMAT, Dialogue, Message, seed_now
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
+from hunyuan_train.data.records.hashes import seed_now
 from hunyuan_train.data.records.messages import has_blank_run, read_message, take_calls_out
 from hunyuan_train.data.records.modes import settle_modes
-from hunyuan_train.data.rendering.tools_prompt import (
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.dialogue import TIME_FORMAT, Dialogue, Message, dump_json
+from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     ASSISTANT_LABEL,
     TOOL_CALLS_OPEN,
     USER_LABEL,
-    dump_json,
 )
 
 # Roles by their first letters: the order that needs no second look. No other order is refused for

@@ -9,14 +9,14 @@ byte.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hunyuan_train.data.records.dialogue import MODES
-from hunyuan_train.data.rendering.template import Rendering, Segment, render_prompt
-from hunyuan_train.data.rendering.tokenizer import MARKS, Tokenizer
+from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.segments import Rendering, Segment
+from hunyuan_train.families.grammar.tokenizer import MARKS, Tokenizer
 
 # Where a sample's tokens lie: a piece of shared history, then its own. Offsets are into the chunk
 # at first, and into the whole data set once it is written.
@@ -135,20 +135,6 @@ def encode_segments(
     token_ends = token_sizes.cumsum()
     assert token_sizes.sum() == segment_starts[-1], "tokens spell the text they were made of"
     return tokens, np.searchsorted(token_ends - token_sizes, segment_starts)
-
-
-def encode_prompt(
-    messages: list[dict[str, Any]],
-    tokenizer: Tokenizer,
-    *,
-    mode: str = "auto",
-    tools: list[dict[str, Any]] | None = None,
-    now: str = "",
-) -> list[int]:
-    """Ids of a prompt, ending where the model goes on (see `render_prompt`)."""
-    segments = render_prompt(messages, mode=mode, tools=tools, now=now)
-    ids: list[int] = encode_segments(segments, tokenizer)[0].tolist()
-    return ids
 
 
 def _walk(renderings: Sequence[Rendering]) -> Iterator[Segment]:

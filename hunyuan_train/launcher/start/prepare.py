@@ -23,8 +23,8 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.compiled.fingerprint import identify_data
-from hunyuan_train.data.rendering.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
 from hunyuan_train.launcher.start.preflight import Plan
 from hunyuan_train.model.presets import fit_vocabulary, tokenizer_folder
 from hunyuan_train.model.shape import ModelShape

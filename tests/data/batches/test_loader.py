@@ -13,7 +13,7 @@ from hunyuan_train.data.batches.loader import (
     eval_batches,
     make_batch,
 )
-from hunyuan_train.data.findings import DataError
+from hunyuan_train.errors import DataError
 from tests.data.dialogues import chat
 
 

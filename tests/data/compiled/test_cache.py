@@ -9,7 +9,7 @@ import pytest
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled import build, cache
 from hunyuan_train.data.compiled.cache import prepare_dataset
-from hunyuan_train.data.findings import DataError
+from hunyuan_train.errors import DataError
 from tests.data.dialogues import chat
 
 
@@ -49,11 +49,13 @@ def test_the_number_of_processes_changes_nothing(prepare, big_data, monkeypatch)
     assert two.summary == one.summary
 
 
-def test_a_comment_in_our_code_builds_nothing_anew(tmp_path, monkeypatch):
-    shutil.copytree(cache.PACKAGE / "data", tmp_path / "data")
+@pytest.mark.parametrize("name", ["data/rendering/encode.py", "families/grammar/tokenizer.py"])
+def test_a_comment_in_our_code_builds_nothing_anew(tmp_path, monkeypatch, name):
+    for room in ("data", "families"):
+        shutil.copytree(cache.PACKAGE / room, tmp_path / room)
     monkeypatch.setattr(cache, "PACKAGE", tmp_path)
     before = cache._hash_code.__wrapped__()
-    file = tmp_path / "data" / "rendering" / "encode.py"
+    file = tmp_path / name
     file.write_text(f"# Another comment.\n{file.read_text()}")
     assert cache._hash_code.__wrapped__() == before
     file.write_text(f"{file.read_text()}\nanother = 1\n")

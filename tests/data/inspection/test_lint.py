@@ -3,10 +3,10 @@ import pytest
 
 from hunyuan_train.data.compiled.compile import CompileSettings
 from hunyuan_train.data.compiled.repeats import SeenHashes
-from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
 from hunyuan_train.data.inspection.stats import summarise
 from hunyuan_train.data.reading.sources import find_sources
+from hunyuan_train.errors import DataError
 from tests.data.dialogues import chat
 from tests.data.records.test_record import CASES, GOOD
 

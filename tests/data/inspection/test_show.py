@@ -5,7 +5,7 @@ from rich.console import Console
 
 from hunyuan_train.data.inspection.show import TOKEN_BORDER, show_samples, write_sample, write_token
 from hunyuan_train.data.rendering.encode import encode_renderings
-from hunyuan_train.data.rendering.template import render
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from tests.data.dialogues import chat, read
 
 RECORD = chat("question", "[bold]answer[/bold] 请", mode="fast")

@@ -1,7 +1,7 @@
 import pytest
 
-from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.reading.sources import find_sources
+from hunyuan_train.errors import DataError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.data.findings import DataError
 from hunyuan_train.data.reading import workers
 from hunyuan_train.data.reading.workers import count_workers, map_in_order
+from hunyuan_train.errors import DataError
 
 
 def _square(number):

@@ -6,7 +6,7 @@ import zstandard
 from hypothesis import given, settings
 
 from hunyuan_train.data.records.convert import open_output, to_record
-from hunyuan_train.data.rendering.template import render
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from tests.data.dialogues import WEATHER, call, chat, hard_text, kinds_of, read, records
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from hunyuan_train.data.records.dialogue import ToolCall
+from hunyuan_train.families.grammar.dialogue import ToolCall
 from tests.data.dialogues import chat, kinds_of, problems_of, read
 
 TURNS = [("user", "Q"), ("assistant", "A")]

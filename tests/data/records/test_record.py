@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from hunyuan_train.data.findings import DataError, build_policies
-from hunyuan_train.data.records.dialogue import ToolCall
+from hunyuan_train.data.findings import build_policies
 from hunyuan_train.data.records.messages import MAX_BLANK_RUN
-from hunyuan_train.data.rendering.tools_prompt import ASSISTANT_LABEL, USER_LABEL
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.dialogue import ToolCall
+from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, USER_LABEL
 from tests.data.dialogues import NOW, WEATHER, call, chat, kinds_of, problems_of, read
 
 DECIDE = build_policies().decide

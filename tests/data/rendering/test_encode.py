@@ -2,9 +2,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hunyuan_train.data.rendering.encode import encode_prompt, encode_renderings, encode_segments
-from hunyuan_train.data.rendering.template import SPANS, render
-from hunyuan_train.data.rendering.tokenizer import MARKS
+from hunyuan_train.data.rendering.encode import encode_renderings, encode_segments
+from hunyuan_train.data.rendering.prompt import encode_prompt
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.segments import SPANS
+from hunyuan_train.families.grammar.tokenizer import MARKS
 from tests.data.dialogues import HARD_PIECES, chat, hard_text, read, records
 
 

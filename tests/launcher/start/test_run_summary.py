@@ -3,8 +3,7 @@ import pytest
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
-from hunyuan_train.data.findings import DataError
-from hunyuan_train.errors import ConfigError
+from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.launcher.start.launch import launch
 from hunyuan_train.launcher.start.preflight import make_plan
 from hunyuan_train.launcher.start.prepare import prepare_data

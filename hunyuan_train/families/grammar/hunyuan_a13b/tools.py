@@ -1,12 +1,11 @@
 # ruff: noqa: RUF001  # the model was trained on these very characters
 """The prompt in which the model's chat template wraps tools, and the marks around calls."""
 
-import json
 from datetime import datetime
 from typing import Any
 
-from hunyuan_train.data.records.dialogue import TIME_FORMAT
-from hunyuan_train.data.rendering.tokenizer import to_nfc
+from hunyuan_train.families.grammar.dialogue import TIME_FORMAT, dump_json
+from hunyuan_train.families.grammar.tokenizer import to_nfc
 
 # What stands before a speaker's text in dialogues with tools.
 USER_LABEL = "用户："
@@ -45,8 +44,3 @@ def write_tools_prompt(tools: list[Any], now: str, *, system: str | None = None)
         return f"{head}{_CALL_RULE}{_REPLY_RULE}{time}"
     extra = f"{_SYSTEM_HEAD}{system}\n\n{_CALL_RULE}{_SYSTEM_FORMAT_RULE}{_REPLY_RULE}"
     return f"{head}{extra}{_SYSTEM_TIME_RULE}{time}"
-
-
-def dump_json(value: object) -> str:
-    """JSON as the template writes it."""
-    return json.dumps(value, ensure_ascii=False)

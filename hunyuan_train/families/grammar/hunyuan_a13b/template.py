@@ -6,60 +6,29 @@ template cannot do. Loss is decided here, segment by segment, and never looked f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-from hunyuan_train.data.findings import DataError, Problem, build_policies
-from hunyuan_train.data.records.dialogue import Dialogue, Message, Mode
-from hunyuan_train.data.records.record import Reading, read_dialogue
-from hunyuan_train.data.records.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
-from hunyuan_train.data.rendering.tokenizer import EOS, START, SYSTEM_END, USER_END, to_nfc
-from hunyuan_train.data.rendering.tools_prompt import (
+from hunyuan_train.families.grammar.dialogue import Dialogue, Message
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
+from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     ASSISTANT_LABEL,
     TOOL_CALLS_CLOSE,
     TOOL_CALLS_OPEN,
     USER_LABEL,
     write_tools_prompt,
 )
-
-# Kinds of loss a token can carry; their numbers are those in the cache and in batches.
-SPAN_NONE, SPAN_THINK, SPAN_ANSWER, SPAN_MARKER = range(4)
-SPANS = ("none", "think", "answer", "marker")
+from hunyuan_train.families.grammar.segments import (
+    SPAN_ANSWER,
+    SPAN_MARKER,
+    SPAN_NONE,
+    SPAN_THINK,
+    Rendering,
+    Segment,
+    Target,
+)
+from hunyuan_train.families.grammar.tokenizer import EOS, START, SYSTEM_END, USER_END, to_nfc
 
 _RESPONSE_OPEN, _RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
 _THINKING_OFF = "<think>\n\n</think>\n"  # what the template adds for enable_thinking=False
-
-
-class Segment(NamedTuple):
-    """A stretch of the rendered dialogue."""
-
-    text: str
-    role: str
-    span: int = SPAN_NONE
-    weight: float = 0.0  # 0 carries no loss
-    is_special: bool = False
-
-
-class Target(NamedTuple):
-    """One sample: the first `num_history` segments of the history, then its own."""
-
-    num_history: int
-    segments: list[Segment]
-    mode: Mode
-    message: int | None = None  # index of the one answer it trains; None: every answer
-
-
-@dataclass(slots=True)
-class Rendering:
-    """All samples of a dialogue. They share one history, which is tokenized and stored once."""
-
-    history: list[Segment]
-    targets: list[Target]
-
-    def sample(self, index: int) -> list[Segment]:
-        """The segments of one sample in reading order."""
-        target = self.targets[index]
-        return self.history[: target.num_history] + target.segments
 
 
 def render(dialogue: Dialogue, *, history: str = "strip", loss: str = "all") -> Rendering:
@@ -105,31 +74,8 @@ def _render_turns(dialogue: Dialogue) -> Rendering:
     return Rendering(history[: targets[-1].num_history], targets)
 
 
-def render_prompt(
-    messages: list[dict[str, Any]],
-    *,
-    mode: str = "auto",
-    tools: list[dict[str, Any]] | None = None,
-    now: str = "",
-) -> list[Segment]:
-    """What a server feeds the model for `messages`: earlier answers bare, the last turn open.
-
-    Args:
-        mode: "fast" puts `/no_think` before each query; "slow" and "auto" add nothing.
-        now: the time that a tools prompt shows; needed with tools.
-    """
-    if tools and not now:
-        raise DataError("a prompt with tools shows the time; give now, like 2026-03-02 09:15:00")
-    problems: list[Problem] = []
-    record = {"messages": messages, "tools": tools}
-    reading = Reading(mode="fast" if mode == "fast" else "auto", now=now, is_prompt=True)
-    dialogue = read_dialogue(record, reading, problems)
-    policies = build_policies({"tools": "drop", "mode": "drop", "empty_answer": "drop"})
-    wrong = [problem for problem in problems if policies.decide(problem) == "error"]
-    if dialogue is None or wrong:
-        raise DataError(f"the prompt has {wrong[0].reason} ({wrong[0].field}); {wrong[0].fix}")
-    if not dialogue.messages or dialogue.messages[-1].role not in ("user", "tool"):
-        raise DataError("the last message of a prompt must be of role user or tool")
+def render_prompt(dialogue: Dialogue) -> list[Segment]:
+    """What a server feeds the model: earlier answers bare, the last turn open."""
     segments = _render_head(dialogue)
     for index, message in enumerate(dialogue.messages):
         segments += _render_message(index, message, dialogue)

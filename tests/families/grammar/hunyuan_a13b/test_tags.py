@@ -1,7 +1,8 @@
 import pytest
 from hypothesis import given
 
-from hunyuan_train.data.records.tags import (
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
     ANSWER_CLOSE,
     THINK_CLOSE,
     THINK_OPEN,
@@ -9,7 +10,6 @@ from hunyuan_train.data.records.tags import (
     has_no_think,
     parse_tags,
 )
-from hunyuan_train.evaluation.output_parser import parse_output
 from tests.data.dialogues import plain_text
 
 

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hunyuan_train.data.records.dialogue import ToolCall
-from hunyuan_train.evaluation.output_parser import OutputStream, ParsedOutput, parse_output
+from hunyuan_train.families.grammar.dialogue import ToolCall
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import (
+    OutputStream,
+    ParsedOutput,
+    parse_output,
+)
 
 # The two expressions that define what vLLM's hunyuan_a13b reasoning parser extracts.
 WHOLE = re.compile(r"(?:<think>\n(.*?)\n</think>\n<answer>\n)?(.*?)\n</answer>", re.DOTALL)

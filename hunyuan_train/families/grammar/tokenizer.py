@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tiktoken
 
-from hunyuan_train.data.findings import DataError
+from hunyuan_train.errors import DataError
 
 RANK_FILE = "hy.tiktoken"
 

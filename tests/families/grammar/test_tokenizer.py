@@ -4,8 +4,8 @@ import json
 import pytest
 from hypothesis import given
 
-from hunyuan_train.data.findings import DataError
-from hunyuan_train.data.rendering.tokenizer import SPECIAL_TOKENS, load_tokenizer, to_nfc
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.tokenizer import SPECIAL_TOKENS, load_tokenizer, to_nfc
 from tests.data.dialogues import hard_text
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hunyuan_train.data.rendering.chat_template import CHAT_TEMPLATE
-from hunyuan_train.data.rendering.template import render
-from hunyuan_train.data.rendering.tokenizer import to_nfc
+from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.tokenizer import to_nfc
 from tests.data.dialogues import NOW, WEATHER, call, chat, read, records
 
 chat_templates = pytest.importorskip("transformers.utils.chat_template_utils")

@@ -3,10 +3,12 @@ import re
 import pytest
 from hypothesis import given, settings
 
-from hunyuan_train.data.findings import DataError
-from hunyuan_train.data.rendering.template import SPANS, render, render_prompt
-from hunyuan_train.data.rendering.tools_prompt import ASSISTANT_LABEL, USER_LABEL
-from hunyuan_train.evaluation.output_parser import parse_output
+from hunyuan_train.data.rendering.prompt import render_prompt
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
+from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, USER_LABEL
+from hunyuan_train.families.grammar.segments import SPANS
 from tests.data.dialogues import NOW, WEATHER, call, chat, hard_text, read, records
 
 

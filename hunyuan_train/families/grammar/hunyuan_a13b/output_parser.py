@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from hunyuan_train.data.records.dialogue import ToolCall
-from hunyuan_train.data.records.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
-from hunyuan_train.data.rendering.tools_prompt import (
+from hunyuan_train.families.grammar.dialogue import ToolCall
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
+from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     ASSISTANT_LABEL,
     TOOL_CALLS_CLOSE,
     TOOL_CALLS_OPEN,

@@ -1,0 +1,52 @@
+"""A dialogue as all grammars render it, whatever form its record had."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+ROLES = ("system", "user", "assistant", "tool")
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+Mode = Literal["plain", "fast", "slow"]
+MODES: tuple[Mode, ...] = ("plain", "fast", "slow")  # their numbers in the cache and in batches
+
+
+class ToolCall(NamedTuple):
+    """A function to call, its arguments as the JSON text that is rendered."""
+
+    name: str
+    arguments: str
+    extra: tuple[tuple[str, Any], ...] = ()  # fields that conversion keeps, such as its id
+
+
+@dataclass(slots=True)
+class Message:
+    """One turn. Its content carries no tags, unless the record was read as written."""
+
+    role: str
+    content: str
+    thoughts: str | None = None  # None: not stated; "": an empty think block
+    tool_calls: list[ToolCall] | None = None
+    mode: Mode = "plain"  # of an assistant turn; plain: nothing marks it
+    is_trained: bool = True
+    is_context: bool = False  # bare turn of a slow dialogue: no target of its own under strip
+    weight: float = 1.0
+    extra: dict[str, Any] | None = None  # fields that conversion keeps
+
+
+@dataclass(slots=True)
+class Dialogue:
+    """A record ready to render."""
+
+    messages: list[Message]
+    tools: list[Any] = field(default_factory=list)
+    now: str = ""  # set where tools are
+    stated_mode: str | None = None
+    is_thinking_off: bool = False  # read as written: the template's empty think block at the end
+    form: str = "messages"
+    extra: dict[str, Any] = field(default_factory=dict)  # fields that conversion keeps
+
+
+def dump_json(value: object) -> str:
+    """JSON as chat templates write it."""
+    return json.dumps(value, ensure_ascii=False)
