@@ -32,7 +32,7 @@ from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import load_checkpoint
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.trainer.interrupt import StopRequest, agree_to_stop
 from hunyuan_train.trainer.state import TrainerState
@@ -66,8 +66,8 @@ def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str
     """Train and save, both ways; called by every rank."""
     shape = replace(shape_of_size(0.0), num_experts=num_experts)
     engine = small_engine(stage=3, expert_size=NUM_RANKS, shape=shape, source=Repeated())
-    config = TrainConfig(output_dir=str(folder), snapshot_gib=budget, save_total_limit=1)
-    saver = Saver(engine, None, config, {}, {}, ranks_per_host=NUM_RANKS)
+    config = CheckpointConfig(snapshot_gib=budget, save_total_limit=1)
+    saver = Saver(engine, None, folder, config, {}, {}, ranks_per_host=NUM_RANKS)
     generator = np.random.default_rng(dist.get_rank())
     batches = [make_batch(generator, [num_tokens // 2] * 2)]
     measured = Measured(0, [], [], [], [], [], [], 0.0, 0.0)

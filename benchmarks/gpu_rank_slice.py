@@ -28,10 +28,11 @@ from torch import Tensor
 from benchmarks.phases import OPTIMIZER, PhaseClock, watch_phases
 from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.deepspeed_config import choose_file
+from hunyuan_train.config.launch_schema import ParallelConfig
 from hunyuan_train.config.schema import (
     DataConfig,
     ModelConfig,
-    ParallelConfig,
+    OptimizerConfig,
     RunConfig,
     TrainConfig,
 )
@@ -106,12 +107,8 @@ def slice_config(num_tokens: int, accumulation: int) -> RunConfig:
     return RunConfig(
         model=ModelConfig(model_name_or_path="a13b"),
         data=DataConfig(max_seq_length=num_tokens),
-        train=TrainConfig(
-            optimizer="lean",
-            bf16=True,
-            learning_rate=LEARNING_RATE,
-            gradient_accumulation_steps=accumulation,
-        ),
+        train=TrainConfig(bf16=True, gradient_accumulation_steps=accumulation),
+        optimizer=OptimizerConfig(optimizer="lean", learning_rate=LEARNING_RATE),
         parallel=ParallelConfig(
             num_processes=1,
             expert_parallel_size=1,

@@ -49,8 +49,8 @@ def make_metrics(
     output_dir = Path(config.train.output_dir)
     return open_metrics(
         output_dir,
-        report_to=config.train.report_to,
-        run_name=config.train.run_name or output_dir.name,
+        report_to=config.logs.report_to,
+        run_name=config.logs.run_name or output_dir.name,
         settings=asdict(config) | {"start": start},
         notes=checkpoint[1]["notes"] if checkpoint else {},
     )
@@ -78,14 +78,15 @@ def make_answer_check(
     metrics: MetricsLog | None,
 ) -> AnswerCheck | None:
     """Questions of the held-out data, where answers are to be judged."""
-    if not config.train.eval_generate:
+    num_prompts = config.evaluation.eval_generate
+    if not num_prompts:
         return None
     dataset = prepare_dataset(config.data, tokenizer, split="eval")
-    questions = choose_questions(dataset, tokenizer, config.train.eval_generate)
+    questions = choose_questions(dataset, tokenizer, num_prompts)
     if not questions:
         raise ConfigError(
-            f"eval_generate is {config.train.eval_generate}, but the evaluation data has no fast "
-            "or slow answer; set --eval_generate 0, or give records with a mode"
+            f"eval_generate is {num_prompts}, but the evaluation data has no fast or "
+            "slow answer; set --eval_generate 0, or give records with a mode"
         )
     return AnswerCheck(
         engine,
@@ -93,7 +94,7 @@ def make_answer_check(
         tokenizer,
         JsonLines(Path(config.train.output_dir, run_files.ANSWERS)) if metrics else None,
         metrics.log_table if metrics else None,
-        max_new_tokens=config.train.eval_max_new_tokens,
+        max_new_tokens=config.evaluation.eval_max_new_tokens,
     )
 
 
@@ -101,13 +102,13 @@ def make_probe(
     config: RunConfig, engine: deepspeed.DeepSpeedEngine, tokenizer: Tokenizer
 ) -> RetentionProbe | None:
     """What is looked for in long texts, where that is asked for."""
-    train = config.train
-    lengths = needle_lengths(train.needle_lengths)
+    lengths = needle_lengths(config.evaluation.needle_lengths)
     if not lengths:
         return None
-    needles = make_needles(tokenizer, lengths, number=train.needle_number, seed=NEEDLE_SEED)
+    number = config.evaluation.needle_number
+    needles = make_needles(tokenizer, lengths, number=number, seed=NEEDLE_SEED)
     is_first = dist.get_rank() == 0
-    log = JsonLines(Path(train.output_dir, run_files.NEEDLES)) if is_first else None
+    log = JsonLines(Path(config.train.output_dir, run_files.NEEDLES)) if is_first else None
     return RetentionProbe(engine, needles, tokenizer, log)
 
 
@@ -125,13 +126,13 @@ def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
 
 def make_profiler(config: RunConfig) -> StepProfiler | None:
     """What traces steps, where that is asked for."""
-    steps = profiled_steps(config.train.profile)
+    steps = profiled_steps(config.logs.profile)
     return StepProfiler(*steps, Path(config.train.output_dir)) if steps else None
 
 
 def make_batch_log(config: RunConfig) -> JsonLines | None:
     """Each rank keeps its own list of batches, where that is asked for."""
-    if not config.train.record_batches:
+    if not config.logs.record_batches:
         return None
     return JsonLines(Path(config.train.output_dir, "log", f"batches-rank{dist.get_rank()}.jsonl"))
 
@@ -141,7 +142,7 @@ def look_before_training(
 ) -> None:
     """Note the start, the base model's routing and, for comparison, what it answers."""
     if trainer.metrics:
-        path = Path(trainer.config.output_dir, run_files.STARTS)
+        path = Path(trainer.config.train.output_dir, run_files.STARTS)
         JsonLines(path).append({"step": state.step, **start})
     trainer.report_progress(state.step, "evaluating before training")
     trainer.guardian.start(state.step, profile_batches(trainer.batches))

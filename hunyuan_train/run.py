@@ -112,7 +112,7 @@ def run(config: RunConfig, signs: Signs) -> int:
         routers=routers,
         batches=batches,
         eval_batches=make_eval_batches(config, tokenizer),
-        config=config.train,
+        config=config,
         metrics=metrics,
         keeper=make_saver(config, engine, routers, {**made_of, "data": data}, metrics),
         guardian=make_guardian(config, engine, routers, metrics),
@@ -130,11 +130,11 @@ def run(config: RunConfig, signs: Signs) -> int:
     look_before_training(trainer, probe, state, start)
     ending = train(trainer, state, started=started)
     look_after_training(trainer, probe, ending)
-    if ending.is_complete and config.train.export:
+    if ending.is_complete and config.checkpoints.export:
         signs.report(ending.step, "exporting")
         export(config, engine, shape, source)
     signs.report(ending.step, "ending")
-    is_asked = ending.is_complete and wants_sample_answers(config.train, shape)
+    is_asked = ending.is_complete and wants_sample_answers(config.evaluation, shape)
     answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
     close(config, trainer, ending, answers)
     if ending.is_complete and not ending.is_saved:
@@ -145,7 +145,7 @@ def run(config: RunConfig, signs: Signs) -> int:
 def meet_others(config: RunConfig, signs: Signs) -> None:
     """Join the other ranks, and tell the guard from now on what this one does."""
     output_dir = Path(config.train.output_dir)
-    start_logging(output_dir, is_verbose=config.train.verbose)
+    start_logging(output_dir, is_verbose=config.logs.verbose)
     start_process_group(config.parallel.timeout_minutes)
     signs.last_collective = last_collective
     listen_to_progress(signs.moved_on)
@@ -211,7 +211,7 @@ def make_engine(
             is_selective=config.train.gradient_checkpointing == "selective",
             is_offloaded=config.train.activation_offload,
         )
-    factory = optimizer_factory(config.train, offload=config.train.optimizer == "offload")
+    factory = optimizer_factory(config.optimizer, seed=config.train.seed)
     seed = config.train.seed
     engine = start_engine(model, settings, source, factory, lora=config.lora, seed=seed)
     chunk_experts(engine.module, config.train.moe_chunks)
@@ -245,7 +245,7 @@ def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
         return []
     return eval_batches(
         prepare_dataset(config.data, tokenizer, split="eval"),
-        make_share(config, rows=config.train.per_device_eval_batch_size),
+        make_share(config, rows=config.evaluation.per_device_eval_batch_size),
         packing=config.data.packing,
     )
 
@@ -262,7 +262,7 @@ def make_share(config: RunConfig, *, rows: int) -> Share:
 
 def find_start(config: RunConfig) -> Checkpoint | None:
     """The checkpoint that the run goes on from, known to be good; None to start afresh."""
-    wanted = config.train.resume_from_checkpoint
+    wanted = config.checkpoints.resume_from_checkpoint
     if wanted is None:
         return None
     checkpoint = choose_checkpoint(wanted, Path(config.train.output_dir))
@@ -282,7 +282,8 @@ def make_saver(
     return Saver(
         engine,
         routers.watch,
-        config.train,
+        Path(config.train.output_dir),
+        config.checkpoints,
         made_of,
         metrics.notes() if metrics else {},
         ranks_per_host=int(config.parallel.num_processes),
@@ -305,15 +306,15 @@ def start_state(
     state = TrainerState()
     if checkpoint:
         folder, manifest = checkpoint
-        ignores_change = config.train.ignore_data_change
+        ignores_change = config.checkpoints.ignore_data_change
         is_same = check_same_data(folder, data, ignores_change=ignores_change)
         check_changes(manifest["fingerprints"], made_of, folder, config=config)
         load_checkpoint(trainer.engine, folder, manifest, trainer.routers.watch)
         logger.info("resumed from %s", folder)
         state = read_state(manifest["state"])
-        if config.train.resume_from_checkpoint == "auto" and dist.get_rank() == 0:
+        if config.checkpoints.resume_from_checkpoint == "auto" and dist.get_rank() == 0:
             # What a kill behind the last save has left; a run at its end saves no more.
-            delete_superfluous(Path(config.train.output_dir), config.train, state)
+            delete_superfluous(Path(config.train.output_dir), config.checkpoints, state)
         if not is_same:
             logger.warning("the data is not what the checkpoint saw: it is read from its start")
             state = replace(state, position=Position(state.position.epoch))

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
@@ -31,6 +31,7 @@ from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.load import dump_config, load_config
 from hunyuan_train.config.run_files import is_clocked
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.launcher.host.supervise import list_children
 from hunyuan_train.launcher.rank.environment import own_environment
 from hunyuan_train.log import console
@@ -79,10 +80,11 @@ def add_verify_resume(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
 def run_verify_resume(arguments: Arguments) -> int:
     """Prove it, print the certificate, and say in the exit code whether anything differs."""
     config = load_config(["--recipe", arguments.recipe, *with_defaults(arguments.settings)])
-    if not 0 < config.train.save_steps < config.train.max_steps:
+    save_steps, max_steps = config.checkpoints.save_steps, config.train.max_steps
+    if not 0 < save_steps < max_steps:
         raise CheckpointError(
-            f"save_steps is {config.train.save_steps} and max_steps {config.train.max_steps}; to "
-            "be killed beyond a checkpoint, a run must save before its last step"
+            f"save_steps is {save_steps} and max_steps {max_steps}; to be killed beyond a "
+            "checkpoint, a run must save before its last step"
         )
     folder = Path(f"{config.train.output_dir}.verify-resume").absolute()
     shutil.rmtree(folder, ignore_errors=True)
@@ -140,9 +142,9 @@ class Started:
 
 def start(config: RunConfig, output_dir: Path, name: Path, *, resume: str | None = None) -> Started:
     """Start a run as a user does; its settings and what it says are in NAME.yaml and NAME.txt."""
-    train = replace(config.train, output_dir=str(output_dir), resume_from_checkpoint=resume)
     settings = name.with_suffix(".yaml")
-    dump_config(replace(config, train=train), settings)
+    changed = with_settings(config, output_dir=str(output_dir), resume_from_checkpoint=resume)
+    dump_config(changed, settings)
     command = [sys.executable, str(TRAIN_SCRIPT), "--config", str(settings)]
     log = name.with_suffix(".txt")
     with log.open("wb") as output:

@@ -7,7 +7,7 @@ import deepspeed
 
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.state import load_checkpoint
-from hunyuan_train.config.schema import LoraConfig, TrainConfig
+from hunyuan_train.config.schema import LoraConfig, OptimizerConfig
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.expert_microbatches import chunk_experts
@@ -70,8 +70,10 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     model = build_split_model(shape, settings, attention=attention, attention_dropout=0.0)
     if is_recomputed:
         recompute_layers(model, is_selective=False, is_offloaded=False)
-    config = TrainConfig(optimizer=optimizer, weight_decay=WEIGHT_DECAY, adam_epsilon=adam_epsilon)
-    factory = optimizer_factory(config, offload=False)
+    config = OptimizerConfig(
+        optimizer=optimizer, weight_decay=WEIGHT_DECAY, adam_epsilon=adam_epsilon
+    )
+    factory = optimizer_factory(config, seed=0)
     engine = start_engine(model, settings, source, factory, lora=lora or LoraConfig(), seed=0)
     chunk_experts(engine.module, moe_chunks)
     engine.train()

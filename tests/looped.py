@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.background import Saver
-from hunyuan_train.config.schema import GuardianConfig, TrainConfig
+from hunyuan_train.config.schema import GuardianConfig, RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.data.batches.loader import Batch, Position, StepContent, join_samples
 from hunyuan_train.json_lines import JsonLines
 from hunyuan_train.trainer.loop import Ending, Trainer, train
@@ -71,10 +72,10 @@ def run_loop(
 ) -> Looped:
     """Train as a run does, from a checkpoint if one is given; called by every rank."""
     usual = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
-    config = TrainConfig(output_dir=str(output_dir), **(usual | settings))
+    config = with_settings(RunConfig(), output_dir=str(output_dir), **(usual | settings))
     engine = small_engine(stage=3, expert_size=2)
     routers = router_terms(engine, 0.0, 0.0)
-    keeper = Saver(engine, routers.watch, config, {}, {}, ranks_per_host=2)
+    keeper = Saver(engine, routers.watch, output_dir, config.checkpoints, {}, {}, ranks_per_host=2)
     state = resume(engine, start) if start else TrainerState()
     rank = torch.distributed.get_rank()
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def run_loop(
         engine=engine,
         routers=routers,
         batches=rows,
-        eval_batches=my_share(global_batch(999, 4)) if config.eval_steps else [],
+        eval_batches=my_share(global_batch(999, 4)) if config.evaluation.eval_steps else [],
         config=config,
         metrics=MetricsLog(output_dir / "metrics.jsonl", []) if rank == 0 else None,
         keeper=keeper,

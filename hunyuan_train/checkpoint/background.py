@@ -27,7 +27,7 @@ from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
 from hunyuan_train.checkpoint.save import Job, write_checkpoint
 from hunyuan_train.checkpoint.state import RankContent, collect_content, load_checkpoint
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.trainer.state import TrainerState, read_state
 
@@ -55,7 +55,8 @@ class Saver:
         self,
         engine: deepspeed.DeepSpeedEngine,
         watch: RouterWatch | None,
-        config: TrainConfig,
+        output_dir: Path,
+        config: CheckpointConfig,
         fingerprints: dict[str, Any],
         notes: dict[str, str],
         *,
@@ -63,6 +64,7 @@ class Saver:
     ) -> None:
         self.engine = engine
         self.watch = watch
+        self.output_dir = output_dir
         self.config = config
         self.fingerprints = fingerprints
         self.notes = notes
@@ -80,7 +82,7 @@ class Saver:
         self.finish()
         is_model_only = self.config.save_only_model
         content = collect_content(self.engine, self.watch, only_model=is_model_only)
-        folder = checkpoint_folder(Path(self.config.output_dir), state.step)
+        folder = checkpoint_folder(self.output_dir, state.step)
         job = Job(
             folder=folder,
             state=state,
@@ -146,7 +148,7 @@ class Saver:
     def go_back(self) -> TrainerState | None:
         """Restore the newest good checkpoint of this run; None where there is none."""
         self.finish()
-        found = choose_checkpoint("auto", Path(self.config.output_dir))
+        found = choose_checkpoint("auto", self.output_dir)
         if found is None:
             return None
         folder, manifest = found
@@ -170,7 +172,7 @@ class Saver:
                 context.enter_context(torch.cuda.stream(stream))
             fault = write_checkpoint(pending.job, content, order, group=self.group)
         if fault is None and dist.get_rank() == 0:
-            delete_superfluous(Path(self.config.output_dir), self.config, pending.job.state)
+            delete_superfluous(self.output_dir, self.config, pending.job.state)
         return fault
 
 

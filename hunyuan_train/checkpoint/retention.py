@@ -7,14 +7,14 @@ from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
 from hunyuan_train.checkpoint.publish import INCOMPLETE, REPLACED, unfinished_folder
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.trainer.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
 
 def superfluous_steps(
-    steps: Sequence[int], config: TrainConfig, *, best_step: int | None
+    steps: Sequence[int], config: CheckpointConfig, *, best_step: int | None
 ) -> list[int]:
     """The steps whose checkpoints may go.
 
@@ -33,7 +33,7 @@ def superfluous_steps(
     ]
 
 
-def delete_superfluous(output_dir: Path, config: TrainConfig, state: TrainerState) -> None:
+def delete_superfluous(output_dir: Path, config: CheckpointConfig, state: TrainerState) -> None:
     """Delete what is too much; called once a checkpoint is published, or known to be good.
 
     Args:

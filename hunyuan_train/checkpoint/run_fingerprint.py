@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.config.schema import RunConfig, TrainConfig
+from hunyuan_train.config.schema import OptimizerConfig, RunConfig
+from hunyuan_train.config.settings import FIELDS
 from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.shipped import PACKAGE
@@ -29,43 +30,6 @@ UNDECIDING = (
 )
 DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 SAMPLED_BYTES = 2**16  # of each file of a model
-# What may change from one start to the next and leaves every step what it would have been.
-FREE_SETTINGS = {
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "use_flash_attn",
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "ignore_data_change",
-    "ignore_code_change",
-    "ignore_settings_change",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "activation_offload",
-    "moe_chunks",
-    "bad_steps",
-    "max_bad_steps",
-    "spike_deviations",
-    "max_hours",
-    "logging_steps",
-    "eval_steps",
-    "eval_generate",
-    "eval_max_new_tokens",
-    "metric_for_best_model",
-    "early_stopping_patience",
-    "report_to",
-    "profile",
-    "run_name",
-    "verbose",
-    "export",
-    "sample_answers",
-    "record_batches",
-}
-FREE_PREFIXES = ("save_", "snapshot_", "needle_")
-LENGTHS = ("max_steps", "num_train_epochs")  # free as well where no learning rate follows from them
 REMEDIES = {
     "model": "the tensors of one do not fit the other: give the model it was trained from",
     "code": "go back to it, or go on with --ignore_code_change: steps may then differ in the last "
@@ -84,15 +48,7 @@ def describe_run(
         shape: of the model that is trained.
         rows_per_step: of all processes, where known; how they are dealt out changes nothing.
     """
-    sections = (config.model, config.train, config.guardian, config.lora)
-    settings = {
-        name: value
-        for section in sections
-        for name, value in asdict(section).items()
-        if name not in FREE_SETTINGS and not name.startswith(FREE_PREFIXES)
-    }
-    if has_endless_rate(config.train):
-        settings = {name: value for name, value in settings.items() if name not in LENGTHS}
+    settings = deciding_settings(config)
     if rows_per_step:
         settings["rows per step"] = rows_per_step
     return {
@@ -102,10 +58,21 @@ def describe_run(
     }
 
 
-def has_endless_rate(train: TrainConfig) -> bool:
-    """Whether the learning rate of a step is the same however many steps follow."""
-    is_constant = train.lr_scheduler_type in ("constant", "constant_with_warmup")
-    return is_constant and (train.warmup_steps > 0 or not train.warmup_ratio)
+def deciding_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that steps depend on, without those of the data, which is compared itself."""
+    kinds = {True, "by schedule"} if follows_length(config.optimizer) else {True}
+    return {
+        name: value
+        for section, settings in asdict(config).items()
+        for name, value in settings.items()
+        if section != "data" and FIELDS[name].metadata["changes_steps"] in kinds
+    }
+
+
+def follows_length(optimizer: OptimizerConfig) -> bool:
+    """Whether the learning rate of a step depends on how many steps there are."""
+    is_constant = optimizer.lr_scheduler_type in ("constant", "constant_with_warmup")
+    return not is_constant or bool(optimizer.warmup_ratio and not optimizer.warmup_steps)
 
 
 def identify_weights(model_name_or_path: str) -> str:
@@ -142,8 +109,8 @@ def check_changes(
         CheckpointError: naming what differs, both values, and the remedy.
     """
     ignored = {
-        "code": config.train.ignore_code_change,
-        "settings": config.train.ignore_settings_change,
+        "code": config.checkpoints.ignore_code_change,
+        "settings": config.checkpoints.ignore_settings_change,
     }
     for kind, values in current.items():
         if ignored.get(kind, False):

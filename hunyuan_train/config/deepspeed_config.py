@@ -132,11 +132,11 @@ def build_deepspeed_config(config: RunConfig, *, world_size: int, is_bf16: bool)
             "gradient_accumulation_steps",
             train.gradient_accumulation_steps,
         ),
-        ("gradient_clipping",): ("max_grad_norm", train.max_grad_norm),
+        ("gradient_clipping",): ("max_grad_norm", config.optimizer.max_grad_norm),
         ("bf16", "enabled"): ("bf16", is_bf16),
         ("fp16", "enabled"): ("fp16", False),
     }
-    if train.optimizer == "lean":
+    if config.optimizer.optimizer == "lean":
         for flag in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
             owned["bf16", flag] = ("optimizer lean", True)
     if splits_experts(content):

@@ -17,6 +17,7 @@ from hunyuan_train.config.settings import (
     COMMAND_FLAGS,
     COMMAND_SWITCHES,
     FIELDS,
+    ONCE_IN_TRAIN,
     SECTION_OF,
     SECTIONS,
     suggest,
@@ -137,6 +138,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: section {section} must hold `name: value` lines")
         for name in settings:
             _check_key(path, section, name)
+            if name in values:
+                raise ConfigError(
+                    f"{path}: {name} is given twice, in train and in {SECTION_OF[name]}; keep one"
+                )
         values.update(settings)
     return values
 
@@ -157,5 +162,6 @@ def _check_keys_differ(node: yaml.Node | None, path: Path) -> None:
 def _check_key(path: Path, section: str, name: str) -> None:
     if name not in SECTION_OF:
         raise ConfigError(f"{path}: unknown key {section}.{name}; {suggest(name, SECTION_OF)}")
-    if SECTION_OF[name] != section:
-        raise ConfigError(f"{path}: {name} belongs in section {SECTION_OF[name]}, not {section}")
+    home = SECTION_OF[name]
+    if home != section and not (section == "train" and home in ONCE_IN_TRAIN):
+        raise ConfigError(f"{path}: {name} belongs in section {home}, not {section}")

@@ -30,18 +30,19 @@ def resolve_config(config: RunConfig, *, machine: Machine, num_experts: int) -> 
     """
     num_processes = choose_num_processes(config, machine)
     expert_size = choose_expert_size(config, num_processes, num_experts)
-    is_offloaded = config.train.optimizer == "offload"
+    is_offloaded = config.optimizer.optimizer == "offload"
     path = config.parallel.deepspeed
     if path == "auto":
         is_split = expert_size > 1 or adapts_experts(config.lora)
         path = choose_file(is_split=is_split, is_offloaded=is_offloaded)
-    optimizer = config.train.optimizer
+    optimizer = config.optimizer.optimizer
     if optimizer == "auto":
         optimizer = "offload" if offloads_optimizer(read_deepspeed_file(path)) else "adamw"
     is_bf16 = machine.num_gpus > 0 if config.train.bf16 == "auto" else config.train.bf16
     return replace(
         config,
-        train=replace(config.train, optimizer=optimizer, bf16=is_bf16),
+        train=replace(config.train, bf16=is_bf16),
+        optimizer=replace(config.optimizer, optimizer=optimizer),
         parallel=replace(
             config.parallel,
             num_processes=num_processes,

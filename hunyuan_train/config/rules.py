@@ -23,7 +23,15 @@ from hunyuan_train.config.deepspeed_config import (
     zero_stage,
 )
 from hunyuan_train.config.resolve import Machine
-from hunyuan_train.config.schema import DataConfig, LoraConfig, RunConfig, TrainConfig
+from hunyuan_train.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from hunyuan_train.config.sequences import check_sequences
 from hunyuan_train.errors import ConfigError
 
@@ -44,15 +52,15 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     """
     num_processes = int(config.parallel.num_processes)
     check_precision(config.train)
-    check_learning_rate(config.train)
-    check_evaluation(config.train, config.data)
+    check_learning_rate(config.optimizer, config.train)
+    check_evaluation(config.evaluation, config.checkpoints, config.data)
     check_activations(config.train)
     check_lora(config)
     check_guardian(config)
     check_flash_attn(config, machine)
-    check_tracker(config.train.report_to)
-    profiled_steps(config.train.profile)
-    needle_lengths(config.train.needle_lengths)
+    check_tracker(config.logs.report_to)
+    profiled_steps(config.logs.profile)
+    needle_lengths(config.evaluation.needle_lengths)
     check_processes_fit(num_processes, machine)
     check_experts_divide(
         int(config.parallel.expert_parallel_size),
@@ -77,32 +85,35 @@ def check_precision(train: TrainConfig) -> None:
     )
 
 
-def check_learning_rate(train: TrainConfig) -> None:
+def check_learning_rate(optimizer: OptimizerConfig, train: TrainConfig) -> None:
     """Refuse a schedule that would climb, ignore its floor, or never reach its top."""
-    if train.min_lr > train.learning_rate:
+    min_lr, schedule = optimizer.min_lr, optimizer.lr_scheduler_type
+    if min_lr > optimizer.learning_rate:
         raise ConfigError(
-            f"min_lr is {train.min_lr}, above learning_rate {train.learning_rate}; min_lr is the "
+            f"min_lr is {min_lr}, above learning_rate {optimizer.learning_rate}; min_lr is the "
             "absolute rate at the end of the run, often a tenth of learning_rate"
         )
-    if train.min_lr and train.lr_scheduler_type not in SCHEDULES_WITH_MIN_LR:
+    if min_lr and schedule not in SCHEDULES_WITH_MIN_LR:
         raise ConfigError(
-            f"min_lr is {train.min_lr}, which the schedule {train.lr_scheduler_type} does not "
-            f"reach; use --lr_scheduler_type {' or '.join(SCHEDULES_WITH_MIN_LR)}, or --min_lr 0"
+            f"min_lr is {min_lr}, which the schedule {schedule} does not reach; use "
+            f"--lr_scheduler_type {' or '.join(SCHEDULES_WITH_MIN_LR)}, or --min_lr 0"
         )
-    if 0 < train.max_steps <= train.warmup_steps:
+    if 0 < train.max_steps <= optimizer.warmup_steps:
         raise ConfigError(
-            f"warmup_steps is {train.warmup_steps} and max_steps {train.max_steps}: the learning "
-            "rate would never reach its top; lower warmup_steps"
+            f"warmup_steps is {optimizer.warmup_steps} and max_steps {train.max_steps}: the "
+            "learning rate would never reach its top; lower warmup_steps"
         )
 
 
-def check_evaluation(train: TrainConfig, data: DataConfig) -> None:
+def check_evaluation(
+    evaluation: EvaluationConfig, checkpoints: CheckpointConfig, data: DataConfig
+) -> None:
     """Refuse to evaluate on nothing, and to go by a number that no evaluation gives."""
     wanting = {
-        "eval_steps": train.eval_steps,
-        "eval_generate": train.eval_generate,
-        "save_best": train.save_best,
-        "early_stopping_patience": train.early_stopping_patience,
+        "eval_steps": evaluation.eval_steps,
+        "eval_generate": evaluation.eval_generate,
+        "save_best": checkpoints.save_best,
+        "early_stopping_patience": evaluation.early_stopping_patience,
     }
     for name, value in wanting.items():
         if value and not (data.eval_data_file or data.eval_fraction):
@@ -110,24 +121,24 @@ def check_evaluation(train: TrainConfig, data: DataConfig) -> None:
                 f"{name} is {value}, but there is nothing to evaluate on; set "
                 "--eval_data_file, or hold out a share with --eval_fraction 0.05"
             )
-    if train.early_stopping_patience and not train.eval_steps:
+    if evaluation.early_stopping_patience and not evaluation.eval_steps:
         raise ConfigError(
-            f"early_stopping_patience is {train.early_stopping_patience} and eval_steps 0, so "
+            f"early_stopping_patience is {evaluation.early_stopping_patience} and eval_steps 0, so "
             "there is one evaluation only, at the end; set --eval_steps"
         )
-    metric = train.metric_for_best_model
+    metric = evaluation.metric_for_best_model
     needs_answers = metric.startswith(ANSWER_METRICS)
     if not needs_answers and not metric.startswith(LOSS_METRICS):
         raise ConfigError(
             f"metric_for_best_model is {metric}; it must begin with one of "
             f"{', '.join(LOSS_METRICS + ANSWER_METRICS)}"
         )
-    if needs_answers and not train.eval_generate:
+    if needs_answers and not evaluation.eval_generate:
         raise ConfigError(
             f"metric_for_best_model is {metric}, which answers are judged by; let the model answer "
             "with --eval_generate 64"
         )
-    if train.save_best and not train.eval_steps:
+    if checkpoints.save_best and not evaluation.eval_steps:
         raise ConfigError(
             "save_best is true, but eval_steps is 0, so no checkpoint is known to be better than "
             "another; set --eval_steps"
@@ -173,11 +184,11 @@ def check_lean(config: RunConfig) -> None:
     """
     path = config.parallel.deepspeed
     content = read_deepspeed_file(path)
-    if config.train.optimizer != "lean":
+    if config.optimizer.optimizer != "lean":
         if has_bf16_masters(content):
             raise ConfigError(
                 f"{path} sets bf16.bf16_master_weights_and_grads, and optimizer is "
-                f"{config.train.optimizer}, whose steps would round away almost whole: use "
+                f"{config.optimizer.optimizer}, whose steps would round away almost whole: use "
                 "--optimizer lean, which rounds at random, or delete that key"
             )
         return
@@ -327,7 +338,7 @@ def check_deepspeed_file(config: RunConfig) -> None:
     """Refuse a DeepSpeed file that does not go with the optimizer or the expert groups."""
     path = config.parallel.deepspeed
     content = read_deepspeed_file(path)
-    optimizer = config.train.optimizer
+    optimizer = config.optimizer.optimizer
     if offloads_optimizer(content) != (optimizer == "offload"):
         verb = "does not offload" if optimizer == "offload" else "offloads"
         raise ConfigError(

@@ -1,46 +1,29 @@
 """Every setting of a run: one frozen dataclass per section, one home per number.
 
-A field's name is its flag (`--learning_rate`) and its YAML key (`train: {learning_rate: ...}`); the
-metadata carries the help text. Names follow Hugging Face's TrainingArguments and the vendor's
-script. A field checks itself here; rules across sections live in `check.py`.
+A field's name is its flag (`--seed`) and its YAML key (`train: {seed: ...}`). Names follow Hugging
+Face's TrainingArguments and the vendor's script. A field checks itself here; rules across sections
+live in `rules.py`. What says how processes and hosts share the work stands in `launch_schema.py`.
 """
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
+from hunyuan_train.config.declare import Auto, check_bounds, free_setting, setting
+from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.errors import ConfigError
-
-Auto = Literal["auto"]
-
-
-def setting(default: Any, help_text: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
-    """Declare a field with the sentence that `--help` prints for it and the numbers it admits."""
-    return field(default=default, metadata={"help": help_text, "low": low, "high": high})
-
-
-def check_bounds(section: Any) -> None:
-    """Refuse the first number of a section that lies outside its field's bounds."""
-    for declared in fields(section):
-        value = getattr(section, declared.name)
-        low, high = declared.metadata["low"], declared.metadata["high"]
-        if isinstance(value, str | None) or low <= value <= high:
-            continue
-        allowed = f"{low} or more" if high == math.inf else f"a number from {low} to {high}"
-        raise ConfigError(f"{declared.name} is {value}; set it to {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Which model is trained, and how its attention runs."""
 
-    model_name_or_path: str = setting(
+    model_name_or_path: str = free_setting(
         "tiny", "a Hugging Face model folder, or a preset with random weights: tiny, tiny-gpu, a13b"
     )
-    tokenizer_name_or_path: str | None = setting(
+    tokenizer_name_or_path: str | None = free_setting(
         None, "folder with hy.tiktoken; default: the model folder, or the bundled tiny tokenizer"
     )
-    use_flash_attn: bool | Auto = setting(
+    use_flash_attn: bool | Auto = free_setting(
         "auto", "flash-attn kernels: true demands the package, auto takes it where it is installed"
     )
     router_aux_loss_coef: float = setting(
@@ -102,10 +85,10 @@ class DataConfig:
         None,
         'fixed date and time of tool prompts, "2026-03-02 09:15:00"; a record may state its own',
     )
-    cache_dir: str | None = setting(
+    cache_dir: str | None = free_setting(
         None, "folder of tokenized data; default: ~/.cache/hunyuan_train"
     )
-    preprocessing_num_workers: int = setting(
+    preprocessing_num_workers: int = free_setting(
         0, "processes that tokenize; 0 means one per core", low=0
     )
 
@@ -115,36 +98,86 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """The optimisation, in Hugging Face's names."""
+    """What is trained for how long, in which pieces, and what is done about bad steps."""
 
-    output_dir: str = setting(
+    output_dir: str = free_setting(
         "runs/tiny", "folder of this run: config, metrics, checkpoints, export"
     )
-    overwrite_output_dir: bool = setting(
+    overwrite_output_dir: bool = free_setting(
         False, "start afresh where output_dir holds a run: that one moves to OUTPUT_DIR.previous"
     )
-    resume_from_checkpoint: str | None = setting(
-        None, "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder"
-    )
-    ignore_data_change: bool = setting(
-        False,
-        "resume although the data is not what the checkpoint saw; the new data is read from its "
-        "first row on",
-    )
-    ignore_code_change: bool = setting(
-        False, "resume although this code or a library is of another version than the checkpoint's"
-    )
-    ignore_settings_change: bool = setting(
-        False, "resume although settings differ that steps depend on, such as learning_rate"
-    )
     seed: int = setting(42, "seed of data order, dropout and preset weights", low=0)
-    max_steps: int = setting(-1, "optimizer steps; -1 means num_train_epochs decides", low=-1)
-    num_train_epochs: float = setting(1.0, "passes over the data when max_steps is -1", low=0)
-    per_device_train_batch_size: int = setting(
+    max_steps: int = setting(
+        -1,
+        "optimizer steps; -1 means num_train_epochs decides",
+        low=-1,
+        changes_steps="by schedule",
+    )
+    num_train_epochs: float = setting(
+        1.0, "passes over the data when max_steps is -1", low=0, changes_steps="by schedule"
+    )
+    per_device_train_batch_size: int = free_setting(
         1, "rows per process (or per group of sequence_parallel_size) and micro-step", low=1
     )
-    per_device_eval_batch_size: int = setting(1, "the same in an evaluation step", low=1)
-    gradient_accumulation_steps: int = setting(1, "micro-steps per optimizer step", low=1)
+    gradient_accumulation_steps: int = free_setting(1, "micro-steps per optimizer step", low=1)
+    bf16: bool | Auto = setting(
+        "auto", "bfloat16 weights and activations; auto: on GPUs, not on CPU"
+    )
+    fp16: bool = setting(False, "refused: the router overflows in float16; use bf16")
+    gradient_checkpointing: bool | Literal["selective"] = free_setting(
+        True,
+        "recompute each layer in the backward pass: true, all of it; selective, all but attention "
+        "and dense projections, whose results are kept at seven times the memory; false, nothing",
+    )
+    activation_offload: bool = free_setting(
+        False, "keep what gradient checkpointing keeps in host memory (on GPUs: pinned)"
+    )
+    moe_chunks: int = free_setting(
+        1,
+        "compute the routed experts of a layer on so many parts of the tokens, one after the other "
+        "and in the backward pass again: N-fold less memory for them, also where the routers send "
+        "many tokens to one process, for up to a third forward pass of the experts",
+        low=1,
+    )
+    max_hours: float = free_setting(
+        0.0, "save and stop in time to end within so many hours of the start; 0: no limit", low=0
+    )
+    bad_steps: Literal["off", "warn", "act"] = free_setting(
+        "act",
+        "NaN, infinity or a spike of the loss: act skips the update, notes the samples in "
+        "quarantine.jsonl and returns to a checkpoint after max_bad_steps in a row; warn notes "
+        "spikes; off looks for none; warn and off end the run on NaN",
+    )
+    max_bad_steps: int = free_setting(3, "bad steps in a row before the run goes back", low=1)
+    spike_deviations: float = free_setting(
+        6.0,
+        "a loss this many standard deviations above the recent ones is a spike; 0: none is",
+        low=0,
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.max_steps == 0:
+            raise ConfigError(
+                "max_steps is 0; set a number of steps, or -1 to let num_train_epochs decide"
+            )
+        if self.max_steps < 0 and self.num_train_epochs == 0:
+            raise ConfigError(
+                "num_train_epochs is 0 and max_steps is -1, so nothing would be trained; set one "
+                "of them above 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How weights are updated, in Hugging Face's names."""
+
+    optimizer: Literal["auto", "adamw", "lean", "offload", "sgd"] = setting(
+        "auto",
+        "adamw; lean (AdamW at 5.9 bytes a parameter: bf16 weights rounded at random, no master "
+        "copy, states of 8 and 7 bits); offload (AdamW whose states live in host memory); sgd (no "
+        "states); auto: offload where the DeepSpeed file offloads, else adamw",
+    )
     learning_rate: float = setting(1e-5, "highest learning rate", low=0)
     min_lr: float = setting(
         0.0, "learning rate at the end, an absolute rate, for cosine_with_min_lr and wsd", low=0
@@ -161,12 +194,6 @@ class TrainConfig:
     wsd_decay_ratio: float = setting(
         0.1, "share of the steps in which wsd falls at the end", low=0, high=1
     )
-    optimizer: Literal["auto", "adamw", "lean", "offload", "sgd"] = setting(
-        "auto",
-        "adamw; lean (AdamW at 5.9 bytes a parameter: bf16 weights rounded at random, no master "
-        "copy, states of 8 and 7 bits); offload (AdamW whose states live in host memory); sgd (no "
-        "states); auto: offload where the DeepSpeed file offloads, else adamw",
-    )
     adam_beta1: float = setting(0.9, "AdamW's first moment decay", low=0, high=1)
     adam_beta2: float = setting(0.95, "AdamW's second moment decay", low=0, high=1)
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0)
@@ -176,120 +203,123 @@ class TrainConfig:
     max_grad_norm: float = setting(
         1.0, "clip gradients to this global norm; 0 turns clipping off", low=0
     )
-    bf16: bool | Auto = setting(
-        "auto", "bfloat16 weights and activations; auto: on GPUs, not on CPU"
-    )
-    fp16: bool = setting(False, "refused: the router overflows in float16; use bf16")
-    gradient_checkpointing: bool | Literal["selective"] = setting(
-        True,
-        "recompute each layer in the backward pass: true, all of it; selective, all but attention "
-        "and dense projections, whose results are kept at seven times the memory; false, nothing",
-    )
-    activation_offload: bool = setting(
-        False, "keep what gradient checkpointing keeps in host memory (on GPUs: pinned)"
-    )
-    moe_chunks: int = setting(
-        1,
-        "compute the routed experts of a layer on so many parts of the tokens, one after the other "
-        "and in the backward pass again: N-fold less memory for them, also where the routers send "
-        "many tokens to one process, for up to a third forward pass of the experts",
-        low=1,
-    )
-    logging_steps: int = setting(1, "log every N steps", low=1)
-    save_steps: int = setting(0, "checkpoint every N steps; 0: only at the end", low=0)
-    save_total_limit: int = setting(0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0)
-    save_best: bool = setting(
-        False,
-        "also save whenever metric_for_best_model is at its best, and keep that checkpoint",
-    )
-    save_keep_every: int = setting(
-        0, "never delete the checkpoints of every N-th step; 0: no exception", low=0
-    )
-    save_only_model: bool = setting(
-        False,
-        "save weights without optimizer states: a third of the size, for export; such a checkpoint "
-        "cannot be resumed",
-    )
-    snapshot_gib: float | Auto = setting(
-        "auto",
-        "host memory, in GiB per process, for copies of states that are written while training "
-        "goes on; the rest is written before the next update; auto: half of what is free",
-        low=0,
-    )
-    max_hours: float = setting(
-        0.0, "save and stop in time to end within so many hours of the start; 0: no limit", low=0
-    )
-    bad_steps: Literal["off", "warn", "act"] = setting(
-        "act",
-        "NaN, infinity or a spike of the loss: act skips the update, notes the samples in "
-        "quarantine.jsonl and returns to a checkpoint after max_bad_steps in a row; warn notes "
-        "spikes; off looks for none; warn and off end the run on NaN",
-    )
-    max_bad_steps: int = setting(3, "bad steps in a row before the run goes back", low=1)
-    spike_deviations: float = setting(
-        6.0,
-        "a loss this many standard deviations above the recent ones is a spike; 0: none is",
-        low=0,
-    )
-    record_batches: bool = setting(
-        False, "write the digest of each process's batch to log/batches-rankN.jsonl every step"
-    )
-    eval_steps: int = setting(
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is measured beside the training loss, and what follows from it."""
+
+    eval_steps: int = free_setting(
         0, "evaluate every N steps; 0: only at the end, if there is eval data", low=0
     )
-    eval_generate: int = setting(
+    per_device_eval_batch_size: int = free_setting(1, "the same in an evaluation step", low=1)
+    eval_generate: int = free_setting(
         0,
         "let the model answer N held-out prompts before the first step and at each evaluation: "
         "format, mode, exact match and set F1 are judged, the answers kept in answers.jsonl",
         low=0,
     )
-    eval_max_new_tokens: int = setting(512, "tokens of such an answer at most", low=1)
-    needle_lengths: str | None = setting(
-        None,
-        "before the first step and after the last, let the model find facts in texts of so many "
-        "tokens, such as 1024,4096,16384, to see whether long context is kept",
-    )
-    needle_number: int = setting(8, "texts of each of these lengths", low=1)
-    metric_for_best_model: str = setting(
+    eval_max_new_tokens: int = free_setting(512, "tokens of such an answer at most", low=1)
+    metric_for_best_model: str = free_setting(
         "eval_loss",
         "which number of an evaluation save_best and early stopping go by, such as "
         "eval_loss_answer, eval_set_f1 or eval_exact_match_fast; losses and leaks are better low",
     )
-    early_stopping_patience: int = setting(
+    early_stopping_patience: int = free_setting(
         0,
         "end training, as if complete, after so many evaluations in a row without a better "
         "metric_for_best_model; 0: never",
         low=0,
     )
-    report_to: str = setting(
-        "none", "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none"
-    )
-    profile: str | None = setting(
+    needle_lengths: str | None = free_setting(
         None,
-        "trace these steps on every process, such as 10-12, to output_dir/profile: a trace for "
-        "chrome://tracing or Perfetto, and a table of the heaviest operations",
+        "before the first step and after the last, let the model find facts in texts of so many "
+        "tokens, such as 1024,4096,16384, to see whether long context is kept",
     )
-    verbose: bool = setting(
-        False, "show what the libraries say on the screen too; log/rank0.txt always has it"
-    )
-    run_name: str | None = setting(None, "name of the run in trackers; default: output_dir's name")
-    export: bool = setting(True, "write an HF-format model folder at the end")
-    sample_answers: bool | Auto = setting(
+    needle_number: int = free_setting(8, "texts of each of these lengths", low=1)
+    sample_answers: bool | Auto = free_setting(
         "auto",
         "let the model answer two training prompts at the end; auto: if it is smaller than 4 GB",
     )
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.max_steps == 0:
-            raise ConfigError(
-                "max_steps is 0; set a number of steps, or -1 to let num_train_epochs decide"
-            )
-        if self.max_steps < 0 and self.num_train_epochs == 0:
-            raise ConfigError(
-                "num_train_epochs is 0 and max_steps is -1, so nothing would be trained; set one "
-                "of them above 0"
-            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """What is saved and how long it is kept, and what a run goes on from."""
+
+    save_steps: int = free_setting(0, "checkpoint every N steps; 0: only at the end", low=0)
+    save_total_limit: int = free_setting(
+        0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0
+    )
+    save_best: bool = free_setting(
+        False,
+        "also save whenever metric_for_best_model is at its best, and keep that checkpoint",
+    )
+    save_keep_every: int = free_setting(
+        0, "never delete the checkpoints of every N-th step; 0: no exception", low=0
+    )
+    save_only_model: bool = free_setting(
+        False,
+        "save weights without optimizer states: a third of the size, for export; such a checkpoint "
+        "cannot be resumed",
+    )
+    snapshot_gib: float | Auto = free_setting(
+        "auto",
+        "host memory, in GiB per process, for copies of states that are written while training "
+        "goes on; the rest is written before the next update; auto: half of what is free",
+        low=0,
+    )
+    resume_from_checkpoint: str | None = free_setting(
+        None, "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder"
+    )
+    ignore_data_change: bool = free_setting(
+        False,
+        "resume although the data is not what the checkpoint saw; the new data is read from its "
+        "first row on",
+    )
+    ignore_code_change: bool = free_setting(
+        False, "resume although this code or a library is of another version than the checkpoint's"
+    )
+    ignore_settings_change: bool = free_setting(
+        False, "resume although settings differ that steps depend on, such as learning_rate"
+    )
+    export: bool = free_setting(True, "write an HF-format model folder at the end")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggingConfig:
+    """What a run says of itself, and where."""
+
+    logging_steps: int = free_setting(1, "log every N steps", low=1)
+    report_to: str = free_setting(
+        "none", "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none"
+    )
+    run_name: str | None = free_setting(
+        None, "name of the run in trackers; default: output_dir's name"
+    )
+    profile: str | None = free_setting(
+        None,
+        "trace these steps on every process, such as 10-12, to output_dir/profile: a trace for "
+        "chrome://tracing or Perfetto, and a table of the heaviest operations",
+    )
+    verbose: bool = free_setting(
+        False, "show what the libraries say on the screen too; log/rank0.txt always has it"
+    )
+    record_batches: bool = free_setting(
+        False, "write the digest of each process's batch to log/batches-rankN.jsonl every step"
+    )
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,109 +389,16 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParallelConfig:
-    """How processes divide the model."""
-
-    num_processes: int | Auto = setting(
-        "auto", "processes on each machine; auto: one per GPU, or two on CPU", low=1
-    )
-    expert_parallel_size: int | Auto = setting(
-        "auto",
-        "processes that share one full set of routed experts; auto: as many as divide both",
-        low=1,
-    )
-    sequence_parallel_size: int = setting(
-        1,
-        "processes that share each row, an equal part of its tokens on each: for rows too long for "
-        "one; it divides the processes of all machines and the model's attention heads",
-        low=1,
-    )
-    deepspeed: str = setting(
-        "auto", "DeepSpeed JSON; auto picks from ds_configs/ by expert_parallel_size and optimizer"
-    )
-    force_plan: bool = setting(
-        False, "start even where the plan says that memory or disk will not do"
-    )
-    timeout_minutes: float = setting(
-        30.0, "a collective that waits longer than this ends the run", low=0.1
-    )
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaunchConfig:
-    """On which hosts a run starts, how they are reached, and what happens when one fails."""
-
-    node_ip_list: str | None = setting(
-        None, "hosts of the run with their processes: 10.0.0.1:8,10.0.0.2:8; default: this machine"
-    )
-    hostfile: str | None = setting(
-        None, "the same as a file with one `ADDRESS slots=8` a line; see hostfiles/"
-    )
-    local_ip: str | None = setting(
-        None, "the host that this machine is; default: the one with an address of this machine"
-    )
-    chief_ip: str | None = setting(None, "the host of rank 0; default: the first of the list")
-    ssh_port: int | None = setting(
-        None, "port of sshd on the hosts; default: what ssh's own configuration says", low=1
-    )
-    ssh_user: str | None = setting(None, "user on the hosts; default: as ssh's configuration says")
-    ssh_config: str | None = setting(None, "a configuration file for ssh; default: ~/.ssh/config")
-    master_port: int | None = setting(
-        None, "port of rank 0 at which all ranks meet; default: a free one", low=1, high=65535
-    )
-    launcher: Literal["torchrun", "deepspeed"] = setting(
-        "torchrun",
-        "torchrun: ours, watched and restarted; deepspeed: DeepSpeed's own through pdsh, unwatched",
-    )
-    sync: bool = setting(
-        False, "copy code, data and model to the hosts with rsync before the start"
-    )
-    max_restarts: int = setting(
-        0,
-        "restarts from the newest checkpoint after a failure; a newer checkpoint allows as many "
-        "again",
-        low=0,
-    )
-    min_hosts: int | None = setting(
-        None,
-        "go on with so many hosts when others do not come back; default: all are needed",
-        low=1,
-    )
-    wait_for_hosts_seconds: float = setting(
-        600.0, "how long a restart waits for hosts to come back", low=0
-    )
-    host_timeout_seconds: float = setting(
-        20.0, "a host that is silent for longer counts as lost, and ends its own part", low=2
-    )
-    hang_timeout_seconds: float = setting(
-        1800.0,
-        "a run in which nothing moves on for so long (no step, no batch of an evaluation, no part "
-        "of a file) is ended, with the stacks of all ranks; its start has 600 s at least",
-        low=1,
-    )
-    stop_timeout_seconds: float = setting(
-        600.0, "how long ranks may take to finish their step and save after a stop", low=0
-    )
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if self.node_ip_list and self.hostfile:
-            raise ConfigError(
-                f"node_ip_list is {self.node_ip_list} and hostfile {self.hostfile}; both name the "
-                "hosts, so give one of them"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """All sections of one run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logs: LoggingConfig = field(default_factory=LoggingConfig)
     guardian: GuardianConfig = field(default_factory=GuardianConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

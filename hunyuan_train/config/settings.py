@@ -1,17 +1,21 @@
 """The index of all settings: the section that holds each, and the name nearest to a typo."""
 
 from collections.abc import Iterable
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
+from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.config.schema import (
+    CheckpointConfig,
     DataConfig,
+    EvaluationConfig,
     GuardianConfig,
-    LaunchConfig,
+    LoggingConfig,
     LoraConfig,
     ModelConfig,
-    ParallelConfig,
+    OptimizerConfig,
+    RunConfig,
     TrainConfig,
 )
 from hunyuan_train.config.values import alternatives
@@ -20,6 +24,10 @@ SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
     "train": TrainConfig,
+    "optimizer": OptimizerConfig,
+    "evaluation": EvaluationConfig,
+    "checkpoints": CheckpointConfig,
+    "logs": LoggingConfig,
     "guardian": GuardianConfig,
     "lora": LoraConfig,
     "parallel": ParallelConfig,
@@ -27,6 +35,9 @@ SECTIONS = {
 }
 # Names are unique over the sections, so a flag needs no prefix (a test holds this).
 SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field in fields(section)}
+# Their settings stood in `train` once, and are taken there still: files that people keep, and the
+# config.yaml of runs that may be resumed, have them there.
+ONCE_IN_TRAIN = ("optimizer", "evaluation", "checkpoints", "logs")
 FIELDS: dict[str, Field[Any]] = {
     field.name: field for section in SECTIONS.values() for field in fields(section)
 }
@@ -39,6 +50,15 @@ COMMAND_FLAGS = {
     "print_slurm": "print a script for sbatch that does the same under Slurm, start nothing",
 }
 COMMAND_SWITCHES = ("dry_run", "print_torchrun", "print_slurm")
+
+
+def with_settings(config: RunConfig, **values: Any) -> RunConfig:
+    """The same run with some settings replaced, each in its section."""
+    for name, value in values.items():
+        section = SECTION_OF[name]
+        changed = replace(getattr(config, section), **{name: value})
+        config = replace(config, **{section: changed})
+    return config
 
 
 def is_switch(name: str) -> bool:

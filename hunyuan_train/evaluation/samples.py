@@ -4,7 +4,7 @@ import logging
 
 import deepspeed
 
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import EvaluationConfig
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.show_answer import Answer
@@ -17,7 +17,7 @@ MAX_SAMPLED_PARAMETERS = 2 * 10**9  # whose answers take but a moment
 MAX_SAMPLED_TOKENS = 256
 
 
-def wants_sample_answers(config: TrainConfig, shape: ModelShape) -> bool:
+def wants_sample_answers(config: EvaluationConfig, shape: ModelShape) -> bool:
     """Whether they are asked for, or take but a moment."""
     if config.sample_answers == "auto":
         return shape.num_parameters < MAX_SAMPLED_PARAMETERS

@@ -11,7 +11,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import OptimizerConfig
 from hunyuan_train.model.freeze import is_router
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
@@ -77,19 +77,20 @@ def lean_groups(model: nn.Module, weight_decay: float, seed: int) -> list[dict[s
     ]
 
 
-def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory:
+def optimizer_factory(config: OptimizerConfig, *, seed: int) -> OptimizerFactory:
     """Choose the optimizer; the engine calls the factory once the experts are split.
 
     Args:
-        config: rates and decay.
-        offload: optimizer states live in host memory, so the step runs there (DeepSpeedCPUAdam).
+        config: which one, its rates and decay. States of "offload" live in host memory, so its step
+            runs there (DeepSpeedCPUAdam).
+        seed: of the run, for what is rounded at random.
     """
     rate, epsilon = config.learning_rate, config.adam_epsilon
     betas = (config.adam_beta1, config.adam_beta2)
 
     def make(model: nn.Module) -> Optimizer:
         if config.optimizer == "lean":
-            groups = lean_groups(model, config.weight_decay, config.seed)
+            groups = lean_groups(model, config.weight_decay, seed)
             optimizer = LeanAdamW(groups, lr=rate, betas=betas, eps=epsilon)
             if torch.cuda.is_available() and has_whole_slice(model):
                 compile_or_warn(optimizer, torch.device("cuda", torch.cuda.current_device()))
@@ -97,7 +98,7 @@ def optimizer_factory(config: TrainConfig, *, offload: bool) -> OptimizerFactory
         groups = decay_groups(model, config.weight_decay)
         if config.optimizer == "sgd":
             return SGD(groups, lr=rate)
-        if offload:
+        if config.optimizer == "offload":
             return DeepSpeedCPUAdam(groups, lr=rate, betas=betas, eps=epsilon, adamw_mode=True)
         is_fused = torch.cuda.is_available()
         return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=is_fused)

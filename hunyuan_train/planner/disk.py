@@ -23,15 +23,15 @@ class Disk:
 
 def plan_disk(layout: Layout) -> Disk:
     """Sizes of all files, over all ranks."""
-    train = layout.config.train
+    saves = layout.config.checkpoints
     parameters = list_parameters(layout)
     trained = [one for one in parameters if one.is_trained]
-    keeps_all = train.save_steps and not train.save_total_limit
+    keeps_all = saves.save_steps and not saves.save_total_limit
     # The oldest goes once the newest is whole. Without a limit their number is not known here.
-    num_kept = train.save_total_limit + 1 if train.save_steps and not keeps_all else 1
-    num_kept += 1 if train.save_best else 0
+    num_kept = saves.save_total_limit + 1 if saves.save_steps and not keeps_all else 1
+    num_kept += 1 if saves.save_best else 0
     written = trained if layout.config.lora.use_lora else parameters
-    export = 2 * sum(whole_elements(one, layout) for one in written) if train.export else 0
+    export = 2 * sum(whole_elements(one, layout) for one in written) if saves.export else 0
     return Disk(sum(checkpoint_bytes(one, layout) for one in trained), num_kept, export)
 
 
@@ -43,8 +43,8 @@ def whole_elements(parameter: Parameter, layout: Layout) -> int:
 
 def checkpoint_bytes(parameter: Parameter, layout: Layout) -> int:
     """Master weights and states of one trained parameter, over all ranks (checkpoint/state.py)."""
-    optimizer, elements = layout.config.train.optimizer, whole_elements(parameter, layout)
+    optimizer, elements = layout.config.optimizer.optimizer, whole_elements(parameter, layout)
     kept = kept_bytes(optimizer, elements, is_exact=parameter.is_exact)
     # What is its own master is written as it is, in bfloat16.
     master = kept.master or layout.element_bytes * elements
-    return master if layout.config.train.save_only_model else master + kept.states
+    return master if layout.config.checkpoints.save_only_model else master + kept.states

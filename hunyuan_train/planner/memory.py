@@ -136,9 +136,9 @@ def host_lines(layout: Layout, num_data_tokens: int) -> list[Component]:
     lines.append(
         Component("process", process, Phase.ALWAYS, "interpreter and libraries: an allowance")
     )
-    if layout.config.train.snapshot_gib != "auto":  # which takes of what is free only
+    if layout.config.checkpoints.snapshot_gib != "auto":  # which takes of what is free only
         copies = min(
-            int(float(layout.config.train.snapshot_gib) * 2**30),
+            int(float(layout.config.checkpoints.snapshot_gib) * 2**30),
             plan_disk(layout).checkpoint // layout.num_ranks,
         )
         lines.append(

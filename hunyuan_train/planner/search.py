@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.config.settings import SECTION_OF
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
@@ -65,11 +65,11 @@ def find_nearest(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Ne
             flags = [
                 f"--{name} {as_flag(value)}"
                 for name, value in settings.items()
-                if with_settings(config, {name: value}) != config
+                if with_settings(config, **{name: value}) != config
             ]
             if estimate.hardware != hardware:
                 flags.append(f"--nodes {estimate.hardware.num_nodes}")
-            return Nearest(with_settings(config, settings), estimate, flags)
+            return Nearest(with_settings(config, **settings), estimate, flags)
     return None
 
 
@@ -81,7 +81,7 @@ def estimate_with(
     num_ranks = hardware.num_ranks * num_nodes // hardware.num_nodes
     larger = replace(hardware, num_nodes=num_nodes, num_ranks=num_ranks)
     try:
-        changed = with_settings(config, merged_settings(changes))
+        changed = with_settings(config, **merged_settings(changes))
         return estimate_run(resolve_for(changed, shape, larger), shape, larger)
     except ConfigError:
         return None
@@ -90,15 +90,6 @@ def estimate_with(
 def merged_settings(changes: Sequence[Change]) -> dict[str, Any]:
     """All settings of some changes."""
     return {name: value for one in changes for name, value in one.settings.items()}
-
-
-def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """A config with some settings replaced, each in its section."""
-    for name, value in settings.items():
-        section = SECTION_OF[name]
-        changed = replace(getattr(config, section), **{name: value})
-        config = replace(config, **{section: changed})
-    return config
 
 
 def as_flag(value: Any) -> str:  # noqa: ANN401 of any setting
@@ -165,7 +156,7 @@ def method_choices(config: RunConfig) -> list[Change]:
     choices = [
         Change(price, {"optimizer": name, "deepspeed": "auto"})
         for name, price in others.items()
-        if name != config.train.optimizer
+        if name != config.optimizer.optimizer
     ]
     return [NO_CHANGE, *choices, Change(14.0, {**ADAPTER_SETTINGS, "deepspeed": "auto"})]
 
@@ -183,7 +174,7 @@ def row_choices(config: RunConfig) -> list[Change]:
 
 def disk_choices(config: RunConfig) -> list[Change]:
     """Fewer checkpoints at a time."""
-    if not config.train.save_steps:
+    if not config.checkpoints.save_steps:
         return [NO_CHANGE]
     return [NO_CHANGE, Change(0.5, {"save_total_limit": 1}), Change(3.0, {"save_steps": 0})]
 

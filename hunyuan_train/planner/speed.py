@@ -177,7 +177,7 @@ def num_forwards(layout: Layout) -> int:
 
 def update_seconds(layout: Layout, hardware: Hardware, traffic: Traffic) -> float:
     """The optimizer's own time: it is bound by memory, on the GPU or, offloaded, on the host."""
-    per_element = UPDATE_BYTES[layout.config.train.optimizer]
+    per_element = UPDATE_BYTES[layout.config.optimizer.optimizer]
     moved = per_element * updated_elements(layout)
     if not is_offloaded(layout):
         return moved / (hardware.gpu.memory_bandwidth * BANDWIDTH_SHARE)

@@ -32,7 +32,7 @@ def updated_elements(layout: Layout) -> int:
 
 def is_offloaded(layout: Layout) -> bool:
     """Whether the optimizer and its gradients live in host memory."""
-    return layout.config.train.optimizer == "offload"
+    return layout.config.optimizer.optimizer == "offload"
 
 
 def weight_bytes(layout: Layout) -> int:
@@ -114,7 +114,7 @@ def is_vector_like(parameter: Parameter) -> bool:
 
 def optimizer_bytes(layout: Layout) -> int:
     """Master weights and optimizer states of this rank, wherever they live."""
-    optimizer = layout.config.train.optimizer
+    optimizer = layout.config.optimizer.optimizer
     if optimizer != "lean":
         return kept_bytes(optimizer, updated_elements(layout)).total
     num_parts = layout.num_ranks if layout.stage < 3 else 1  # stage 2 cuts what it updates
@@ -172,11 +172,11 @@ def update_bytes(layout: Layout) -> int:
     if is_offloaded(layout):
         return 0
     size, elements = layout.element_bytes, max(sub_groups(layout))
-    if layout.config.train.optimizer == "lean":
+    if layout.config.optimizer.optimizer == "lean":
         return LEAN_TEMPORARIES * min(LEAN_ELEMENTS, elements)  # gradients are used where they lie
     float32_copy = 4 if size == 2 else 0
     # AdamW that is not fused, as on CPU, makes one temporary (the root of the second moment).
-    temporary = 4 if layout.config.train.optimizer == "adamw" and not layout.is_on_gpu else 0
+    temporary = 4 if layout.config.optimizer.optimizer == "adamw" and not layout.is_on_gpu else 0
     return (size + float32_copy + temporary) * elements
 
 
@@ -212,7 +212,7 @@ def device_states(layout: Layout) -> Iterator[Component]:
         "gradients in flight", gradients_in_flight_bytes(layout), Phase.BACKWARD,
         "the largest gradient and the copy it is reduced from (reduce_scatter_coalesced)",
     )  # fmt: skip
-    is_lean = layout.config.train.optimizer == "lean"
+    is_lean = layout.config.optimizer.optimizer == "lean"
     yield Component(
         "update", update_bytes(layout), Phase.STEP,
         "float32 temporaries of the elements worked on at once (optim/lean.py)" if is_lean

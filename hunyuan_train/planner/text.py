@@ -38,9 +38,10 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
         f"{shape.num_active_parameters:,} active"
     )
     yield (
-        f"{method if lora.use_lora else 'every parameter'}, optimizer {train.optimizer}, rows of "
-        f"{layout.config.data.max_seq_length:,} tokens, {train.per_device_train_batch_size} at a "
-        f"time, gradient checkpointing {recomputed}"
+        f"{method if lora.use_lora else 'every parameter'}, optimizer "
+        f"{layout.config.optimizer.optimizer}, rows of {layout.config.data.max_seq_length:,} "
+        f"tokens, {train.per_device_train_batch_size} at a time, gradient checkpointing "
+        f"{recomputed}"
     )
     yield (
         f"{layout.num_ranks} {device} on {layout.num_nodes} machine(s), ZeRO stage {layout.stage}, "

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints, read_manifest
 from hunyuan_train.config import run_files
-from hunyuan_train.config.schema import RunConfig, TrainConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.report.commands import make_report
@@ -45,27 +45,27 @@ def closing_rows(config: RunConfig) -> dict[str, str | Path]:
         "report": output_dir / run_files.REPORT,
         "checkpoint": checkpoints[-1] if checkpoints else "none",
     }
-    best = find_best(config.train, checkpoints)
+    best = find_best(checkpoints) if config.checkpoints.save_best else None
     if best:
         rows["best one"] = best
         rows["export it"] = f"hunyuan-train export {best} {output_dir / 'best'}"
-    if config.train.export:
+    if config.checkpoints.export:
         rows["adapter" if config.lora.use_lora else "model"] = export
         if not (config.lora.use_lora and is_preset):
             rows["talk to it"] = f"hunyuan-train chat {export}"
     if is_preset:
         rows["next"] = "MODEL_PATH=... TRAIN_FILE=my.jsonl bash train.sh"
-    elif config.train.export and config.lora.use_lora:
+    elif config.checkpoints.export and config.lora.use_lora:
         base = config.model.model_name_or_path
         rows["next"] = f"hunyuan-train merge {base} {export} {output_dir / 'merged'}"
-    elif config.train.export:
+    elif config.checkpoints.export:
         rows["next"] = f"vllm serve {export}"
     return rows
 
 
-def find_best(train: TrainConfig, checkpoints: Sequence[Path]) -> Path | None:
-    """The checkpoint of the best evaluation, where one is kept that is not the last."""
-    if not (train.save_best and checkpoints):
+def find_best(checkpoints: Sequence[Path]) -> Path | None:
+    """The checkpoint of the best evaluation, where that is not the last."""
+    if not checkpoints:
         return None
     step = read_manifest(checkpoints[-1])["state"]["best_step"]
     return next((one for one in checkpoints[:-1] if checkpoint_step(one) == step), None)

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.selftest.record import Floats, Parts, Record
 
 # A tensor whose largest value is this much smaller than the largest of all is compared with that.
@@ -27,17 +26,23 @@ class Errors:
         return [field.name for field in fields(self) if not mine[field.name] <= allowed[field.name]]
 
 
-def compare(reference: Record, ranks: Sequence[Record], train: TrainConfig) -> Errors:
+def compare(
+    reference: Record, ranks: Sequence[Record], *, max_grad_norm: float, is_bf16: bool = False
+) -> Errors:
     """Compare every number of every rank with the reference.
 
-    In bfloat16 gradients and weights are compared as wholes (root mean square): of the many values
-    that are rounded there, the worst says nothing.
+    Args:
+        reference: of the plain model.
+        ranks: what each rank keeps.
+        max_grad_norm: what gradients are clipped to; 0: they are not.
+        is_bf16: gradients and weights are compared as wholes (root mean square): of the many values
+            that bfloat16 rounds, the worst says nothing.
 
     Raises:
         ValueError: the ranks together keep other tensors than the reference, or not all of each.
     """
     moved = {key: reference.end[key] - reference.start[key] for key in reference.end}
-    error = _whole_error if train.bf16 is True else _worst_error
+    error = _whole_error if is_bf16 else _worst_error
     weights = [error(reference.end, [rank.end for rank in ranks], moved)]
     gradients = [
         error(expected, [rank.gradients[step] for rank in ranks], expected)
@@ -49,7 +54,7 @@ def compare(reference: Record, ranks: Sequence[Record], train: TrainConfig) -> E
         for step, expected in enumerate(reference.numbers)
     ]
     clips = [
-        abs(_coefficient(norm, train) / _coefficient(expected, train) - 1)
+        abs(_coefficient(norm, max_grad_norm) / _coefficient(expected, max_grad_norm) - 1)
         for rank in ranks
         for norm, expected in zip(rank.grad_norms, reference.grad_norms, strict=True)
     ]
@@ -61,11 +66,11 @@ def compare(reference: Record, ranks: Sequence[Record], train: TrainConfig) -> E
     )
 
 
-def _coefficient(norm: float, train: TrainConfig) -> float:
+def _coefficient(norm: float, max_grad_norm: float) -> float:
     """What gradients are multiplied by; the norm itself, where nothing is clipped."""
-    if not train.max_grad_norm:
+    if not max_grad_norm:
         return norm
-    return min(1.0, train.max_grad_norm / (norm + 1e-6))
+    return min(1.0, max_grad_norm / (norm + 1e-6))
 
 
 def _worst_number(expected: dict[str, float], found: dict[str, float]) -> float:

@@ -4,7 +4,7 @@ import json
 
 from rich.console import Console
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.doctor.examine import Examination
 from hunyuan_train.launcher.job.jobs import (
     host_environment,

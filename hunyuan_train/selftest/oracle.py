@@ -42,15 +42,15 @@ class References:
 
     def of(self, plan: Plan) -> Record:
         """The reference of a plan."""
-        config, train = plan.config, plan.config.train
+        config, rates = plan.config, plan.config.optimizer
         is_sum_over_tokens = not (
             config.model.router_aux_loss_coef or config.model.router_z_loss_coef
         )
         key = (
             *(plan.shape, plan.num_batches, config.model, config.lora),
-            *(train.optimizer == "sgd", train.learning_rate, train.weight_decay),
-            *(train.adam_beta1, train.adam_beta2, train.adam_epsilon),
-            *(train.max_grad_norm, train.seed, train.bf16),
+            *(rates.optimizer == "sgd", rates.learning_rate, rates.weight_decay),
+            *(rates.adam_beta1, rates.adam_beta2, rates.adam_epsilon),
+            *(rates.max_grad_norm, config.train.seed, config.train.bf16),
             0 if is_sum_over_tokens else plan.num_groups,
         )
         if key not in self._known:
@@ -79,7 +79,12 @@ class RanksHere:
             preload=PRELOADED,
             timeout_seconds=TIMEOUT_SECONDS,
         )
-        return compare(self.references.of(plan), records, plan.config.train)
+        return compare(
+            self.references.of(plan),
+            records,
+            max_grad_norm=plan.config.optimizer.max_grad_norm,
+            is_bf16=plan.config.train.bf16 is True,
+        )
 
 
 def check_plans(plans: Sequence[Plan], check: Callable[[Plan], Errors]) -> Iterator[Verdict]:

@@ -11,6 +11,7 @@ from typing import Any
 from hunyuan_train.config.load import build_config, load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.samples import DEFAULT_BATCHES, SHAPE
@@ -177,33 +178,29 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
         ConfigError: no such recipe, or one that these processes cannot carry out.
     """
     config = load_config(["--recipe", recipe])
-    train, lora = config.train, config.lora
-    is_sgd = train.optimizer == "sgd"
-    rates = SGD if is_sgd else ADAMW
-    train = replace(
-        train,
-        bf16=train.optimizer == "lean",
+    optimizer, parallel = config.optimizer, config.parallel
+    size = parallel.expert_parallel_size
+    rates = SGD if optimizer.optimizer == "sgd" else ADAMW
+    config = with_settings(
+        config,
+        bf16=optimizer.optimizer == "lean",
         learning_rate=rates["learning_rate"],
         adam_epsilon=ADAMW["adam_epsilon"],
-        max_grad_norm=MAX_NORM if train.max_grad_norm else 0.0,
+        max_grad_norm=MAX_NORM if optimizer.max_grad_norm else 0.0,
+        lora_rank=min(config.lora.lora_rank, 8),
+        lora_dropout=0.0,
+        use_flash_attn="auto",
+        attention_dropout=0.0,
+        expert_parallel_size=size if size == "auto" else gcd(int(size), num_processes),
+        sequence_parallel_size=gcd(
+            parallel.sequence_parallel_size, num_processes, SHAPE.num_attention_heads
+        ),
     )
-    lora = replace(lora, lora_rank=min(lora.lora_rank, 8), lora_dropout=0.0)
-    model = replace(config.model, use_flash_attn="auto", attention_dropout=0.0)
-    parallel = config.parallel
-    size = parallel.expert_parallel_size
-    if size != "auto":
-        parallel = replace(parallel, expert_parallel_size=gcd(int(size), num_processes))
-    sharing = gcd(parallel.sequence_parallel_size, num_processes, SHAPE.num_attention_heads)
-    parallel = replace(parallel, sequence_parallel_size=sharing)
-    config = replace(config, model=model, train=train, lora=lora, parallel=parallel)
     return Plan(recipe, _scale_down(config, num_processes, num_gpus))
 
 
 def _scale_down(config: RunConfig, num_processes: int, num_gpus: int) -> RunConfig:
     """On some processes, resolved as a run's settings are."""
-    config = replace(
-        config,
-        parallel=replace(config.parallel, num_processes=num_processes, timeout_minutes=2.0),
-    )
+    config = with_settings(config, num_processes=num_processes, timeout_minutes=2.0)
     machine = Machine(num_gpus=num_gpus, num_cores=num_processes)
     return resolve_config(config, machine=machine, num_experts=SHAPE.num_experts)

@@ -33,7 +33,12 @@ def main(arguments: Sequence[str]) -> None:
     records: list[Record] | None = [record] * dist.get_world_size() if is_first else None
     dist.gather_object(record, records)
     if reference and records:
-        errors = compare(reference, records, plan.config.train)
+        errors = compare(
+            reference,
+            records,
+            max_grad_norm=plan.config.optimizer.max_grad_norm,
+            is_bf16=plan.config.train.bf16 is True,
+        )
         screen.write(json.dumps(asdict(errors)) + "\n")
     dist.barrier()
     dist.destroy_process_group()

@@ -224,7 +224,7 @@ def train_reference(
             record.numbers.append(numbers)
             record.gradients.append(trained_gradients(model))
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            limit = config.train.max_grad_norm or float("inf")
+            limit = config.optimizer.max_grad_norm or float("inf")
             record.grad_norms.append(float(nn.utils.clip_grad_norm_(trained, limit)))
             optimizer.step()
             optimizer.zero_grad()
@@ -261,17 +261,18 @@ def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """torch's own optimizer of the plan's kind; only matrices decay."""
-    train = config.train
+    settings = config.optimizer
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": train.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if train.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=train.learning_rate)
-    betas = (train.adam_beta1, train.adam_beta2)
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, eps=train.adam_epsilon)
+    rate = settings.learning_rate
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate)
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon)
 
 
 def kept_parameters(model: nn.Module) -> Parts:

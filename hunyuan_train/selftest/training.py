@@ -41,7 +41,7 @@ def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Recor
         numbers = flatten_numbers(losses.loss, losses.loss_by_group, losses.router_loss)
         record.numbers.append(numbers)
         record.gradients.append(as_arrays(kept_gradients(engine.module)))
-        rate = config.train.learning_rate
+        rate = config.optimizer.learning_rate
         record.grad_norms.append(update_weights(engine, rate, is_withheld=False))
     by_group = evaluate(engine, step_batches(config, steps[0]))
     record.numbers.append(flatten_numbers(by_group.pop(WHOLE), by_group))

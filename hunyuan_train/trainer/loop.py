@@ -14,7 +14,7 @@ import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hunyuan_train.config.run_files import QUARANTINE
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan, StepContent
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import AnswerCheck
@@ -96,7 +96,7 @@ class Trainer:
     routers: RouterTerms
     batches: BatchPlan
     eval_batches: list[Batch]
-    config: TrainConfig
+    config: RunConfig
     metrics: MetricsLog | None  # rank 0 only
     keeper: Keeper
     planned: Planned
@@ -112,7 +112,7 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return count_steps(self.config, steps_per_epoch=self.batches.steps_per_epoch)
+        return count_steps(self.config.train, steps_per_epoch=self.batches.steps_per_epoch)
 
 
 def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
@@ -131,11 +131,11 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
     saved_step, seconds = state.step, 0.0
     measured_at = state.step + STEPS_BEFORE_MEMORY
     with (
-        heeding_signals(started, config.max_hours) as request,
+        heeding_signals(started, config.train.max_hours) as request,
         progress_bar(trainer, state) as show,
     ):
         trainer.report_progress(state.step, "training")  # from here on a stop is heeded
-        while state.step < trainer.total_steps and not has_stalled(config, state):
+        while state.step < trainer.total_steps and not has_stalled(config.evaluation, state):
             if agree_to_stop(request, seconds + keeper.seconds_of_last, trainer.engine.device):
                 break
             began = time.perf_counter()
@@ -146,24 +146,24 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
                 compare_memory(trainer)
             trainer.report_progress(state.step, "training")
             keeper.report()
-            if state.health.num_bad_in_a_row >= config.max_bad_steps:
+            if state.health.num_bad_in_a_row >= config.train.max_bad_steps:
                 state = go_back(trainer, state)
                 saved_step = state.step
-            if wants_save(config, state, saved_step):
+            if wants_save(config.checkpoints, state, saved_step):
                 keeper.save(state)
                 saved_step = state.step
         trainer.report_progress(state.step, "saving")
-        is_complete = state.step >= trainer.total_steps or has_stalled(config, state)
+        is_complete = state.step >= trainer.total_steps or has_stalled(config.evaluation, state)
         if saved_step != state.step:
             keeper.save(state)
         is_saved = keeper.finish()
     if trainer.metrics:
         trainer.metrics.amend(keeper.numbers(), state.step)  # the last save ends after its step
-    if has_stalled(config, state):
+    if has_stalled(config.evaluation, state):
         logger.info(
             "%d evaluations without a better %s than %.4g of step %s: ending here",
             state.num_worse,
-            config.metric_for_best_model,
+            config.evaluation.metric_for_best_model,
             state.best_value,
             state.best_step,
         )
@@ -176,7 +176,7 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
     """Do one optimizer step, evaluate and log where that is due."""
     began = time.perf_counter()
     learning_rate = learning_rate_at(
-        state.step, total_steps=trainer.total_steps, config=trainer.config
+        state.step, total_steps=trainer.total_steps, config=trainer.config.optimizer
     )
     content = trainer.batches.step_content(state.position)
     state, result = do_step(trainer, state, learning_rate, content)
@@ -185,13 +185,13 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
     config, is_last = trainer.config, state.step == trainer.total_steps
     numbers = step_numbers(trainer, state, result, learning_rate, seconds)
     numbers |= trainer.throughput.measure(content, seconds) | trainer.clock.take()
-    if trainer.eval_batches and is_due(state.step, config.eval_steps, is_last):
+    if trainer.eval_batches and is_due(state.step, config.evaluation.eval_steps, is_last):
         trainer.report_progress(state.step, "evaluating")
         numbers |= evaluate_all(trainer, state.step)
-        state = note_evaluation(config, state, numbers)
+        state = note_evaluation(config.evaluation, state, numbers)
     if is_last or "eval_loss" in numbers:
         trainer.guardian.keep_load(state.step)
-    is_logged = is_due(state.step, config.logging_steps, is_last)
+    is_logged = is_due(state.step, config.logs.logging_steps, is_last)
     if is_logged or "eval_loss" in numbers or result.fault:
         numbers |= measure_ranks(trainer, state)
         log_numbers(trainer, numbers, state.step)
@@ -219,14 +219,14 @@ def do_step(
             micro_batches,
             learning_rate=learning_rate,
             routers=trainer.routers,
-            judge=partial(find_fault, health=state.health, config=trainer.config),
+            judge=partial(find_fault, health=state.health, config=trainer.config.train),
             wait_before_update=trainer.keeper.wait_before_update,
             clock=trainer.clock,
         )
     if result.fault:
-        output_dir = Path(trainer.config.output_dir)
+        output_dir = Path(trainer.config.train.output_dir)
         samples = quarantine(output_dir, trainer.batches, micro_batches, result, state)
-        if result.fault.is_withheld and trainer.config.bad_steps != "act":
+        if result.fault.is_withheld and trainer.config.train.bad_steps != "act":
             raise NonFiniteLossError(
                 f"{result.fault.reason} at step {state.step + 1}; its samples: "
                 f"{', '.join(samples)}. The last checkpoint is intact: resume with "
@@ -278,7 +278,9 @@ def evaluate_all(trainer: Trainer, step: int) -> Numbers:
     return numbers | trainer.answers.run(step) if trainer.answers else numbers
 
 
-def note_evaluation(config: TrainConfig, state: TrainerState, numbers: Numbers) -> TrainerState:
+def note_evaluation(
+    config: EvaluationConfig, state: TrainerState, numbers: Numbers
+) -> TrainerState:
     """Remember the best evaluation, and how many have followed it.
 
     Raises:
@@ -296,12 +298,12 @@ def note_evaluation(config: TrainConfig, state: TrainerState, numbers: Numbers) 
     return replace(state, best_value=value, best_step=state.step, num_worse=0)
 
 
-def has_stalled(config: TrainConfig, state: TrainerState) -> bool:
+def has_stalled(config: EvaluationConfig, state: TrainerState) -> bool:
     """Whether early stopping ends the run here."""
     return 0 < config.early_stopping_patience <= state.num_worse
 
 
-def wants_save(config: TrainConfig, state: TrainerState, saved_step: int) -> bool:
+def wants_save(config: CheckpointConfig, state: TrainerState, saved_step: int) -> bool:
     """Whether a checkpoint is due; it waits for the end of bad steps, so as to be a good one."""
     is_best = config.save_best and state.best_step == state.step
     every = config.save_steps

@@ -2,10 +2,10 @@
 
 from math import ceil, cos, pi
 
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import OptimizerConfig, TrainConfig
 
 
-def learning_rate_at(step: int, *, total_steps: int, config: TrainConfig) -> float:
+def learning_rate_at(step: int, *, total_steps: int, config: OptimizerConfig) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
     It rises linearly over the warm-up (never from an idle step at 0), then follows the scheduler
@@ -38,6 +38,6 @@ def count_steps(config: TrainConfig, *, steps_per_epoch: int) -> int:
     return ceil(config.num_train_epochs * steps_per_epoch)
 
 
-def num_warmup_steps(total_steps: int, config: TrainConfig) -> int:
+def num_warmup_steps(total_steps: int, config: OptimizerConfig) -> int:
     """Steps in which the learning rate rises."""
     return config.warmup_steps or ceil(total_steps * config.warmup_ratio)

@@ -19,7 +19,7 @@ from hunyuan_train.checkpoint.folder import checkpoint_folder, list_checkpoints,
 from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import collect_content
 from hunyuan_train.checkpoint.verify import verify_checkpoint
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.model.safetensors_files import read_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.parallel.engine import start_process_group
@@ -52,8 +52,8 @@ def train_and_save(
     warnings = Warnings()
     logging.getLogger("hunyuan_train").addHandler(warnings)
     engine = small_engine(stage=3, expert_size=2)
-    config = TrainConfig(output_dir=str(output_dir), **settings)
-    saver = Saver(engine, None, config, {}, {}, ranks_per_host=2)
+    config = CheckpointConfig(**settings)
+    saver = Saver(engine, None, output_dir, config, {}, {}, ranks_per_host=2)
     states = []
     for step in range(num_saves):
         batches = my_share(global_batch(step, 4))

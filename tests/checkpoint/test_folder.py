@@ -18,7 +18,7 @@ from hunyuan_train.checkpoint.folder import (
 from hunyuan_train.checkpoint.publish import hash_file
 from hunyuan_train.checkpoint.retention import delete_leftovers, delete_superfluous
 from hunyuan_train.cli import main
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.trainer.state import TrainerState
 
 FILE = "rank-00001.safetensors"
@@ -144,7 +144,7 @@ def test_what_is_asked_for_is_kept(
 ) -> None:
     for step in (10, 20, 30, 40, 50):
         write_fake(tmp_path, step)
-    config = TrainConfig(save_best=best is not None, **settings)
+    config = CheckpointConfig(save_best=best is not None, **settings)
     delete_superfluous(tmp_path, config, TrainerState(step=50, best_step=best))
     names = [f"step-{step:06d}" for step in kept]
     assert [folder.name for folder in list_checkpoints(tmp_path)] == names
@@ -155,7 +155,7 @@ def test_a_damaged_later_checkpoint_pushes_out_no_good_one(tmp_path: Path) -> No
     """A run went on from 20 because 40 is damaged, and has saved 30."""
     for step in (20, 30, 40):
         write_fake(tmp_path, step)
-    delete_superfluous(tmp_path, TrainConfig(save_total_limit=1), TrainerState(step=30))
+    delete_superfluous(tmp_path, CheckpointConfig(save_total_limit=1), TrainerState(step=30))
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000030", "step-000040"]
 
 

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from hunyuan_train.checkpoint.run_fingerprint import (
 )
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import SECTIONS
 from hunyuan_train.model.presets import TINY
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
@@ -63,6 +64,13 @@ def test_other_settings_are_refused_unless_told_otherwise(flags: list[str], mess
         check_changes(SAVED, describe(config), FOLDER, config=config)
     config = load_config([*flags, "--ignore_settings_change"])
     check_changes(SAVED, describe(config), FOLDER, config=config)
+
+
+def test_settings_of_these_sections_change_no_step() -> None:
+    free = ("evaluation", "checkpoints", "logs", "parallel", "launch")
+    names = [field.name for section in free for field in fields(SECTIONS[section])]
+    assert not set(names) & set(SAVED["settings"])
+    assert {"learning_rate", "seed", "max_steps", "freeze", "lora_rank"} <= set(SAVED["settings"])
 
 
 def test_another_length_is_another_run_where_the_learning_rate_follows_from_it() -> None:

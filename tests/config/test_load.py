@@ -1,7 +1,8 @@
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hunyuan_train.config.load import (
     dump_config,
@@ -10,7 +11,7 @@ from hunyuan_train.config.load import (
     locate_input,
 )
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, SECTIONS
+from hunyuan_train.config.settings import COMMAND_FLAGS, ONCE_IN_TRAIN, SECTION_OF, SECTIONS
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.shipped import RECIPES, TOP_LEVEL
 
@@ -31,10 +32,10 @@ def test_each_flag_maps_to_exactly_one_field():
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = write(tmp_path, "train: {learning_rate: 1e-4, seed: 7}\nlora: {use_lora: true}\n")
     config = load_config(["--config", path, "--seed", "8"])
-    assert config.train.learning_rate == 1e-4
+    assert config.optimizer.learning_rate == 1e-4
     assert config.train.seed == 8
     assert config.lora.use_lora
-    assert config.train.logging_steps == RunConfig().train.logging_steps
+    assert config.logs.logging_steps == RunConfig().logs.logging_steps
 
 
 @pytest.mark.parametrize(
@@ -54,9 +55,9 @@ def test_a_switch_is_given_in_any_of_its_forms(arguments, is_packed):
 
 def test_dashes_and_equals_signs_are_read_too():
     config = load_config(["--learning-rate=2e-5", "--max_steps", "-1", "--run_name=a=b"])
-    assert config.train.learning_rate == 2e-5
+    assert config.optimizer.learning_rate == 2e-5
     assert config.train.max_steps == -1
-    assert config.train.run_name == "a=b"
+    assert config.logs.run_name == "a=b"
 
 
 def test_dry_run_is_no_setting():
@@ -108,6 +109,11 @@ def test_a_flag_repeated_with_the_same_value_is_no_conflict():
         ("train: {run_name: 7}", "run_name is 7; it takes text"),
         ("train:\n  seed: 1\n  seed: 2\n", r"run.yaml:3: seed is given twice; keep one"),
         ("train: {seed: 1}\ntrain: {max_steps: 2}\n", r"run.yaml:2: train is given twice"),
+        (
+            "train: {min_lr: 0}\noptimizer: {min_lr: 0}\n",
+            "min_lr is given twice, in train and in optimizer",
+        ),
+        ("optimizer: {seed: 1}", "seed belongs in section train, not optimizer"),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path, text, message):
@@ -120,6 +126,14 @@ def test_a_dumped_config_reads_back_the_same(tmp_path, recipe):
     config = load_config(["--recipe", recipe])
     dump_config(config, tmp_path / "config.yaml")
     assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+def test_a_file_from_before_the_section_train_was_divided_reads_the_same(tmp_path):
+    config = load_config(["--recipe", "full", "--run_name", "old", "--resume_from_checkpoint=auto"])
+    sections = asdict(config)
+    for name in ONCE_IN_TRAIN:
+        sections["train"] |= sections.pop(name)
+    assert load_config(["--config", write(tmp_path, yaml.safe_dump(sections))]) == config
 
 
 def test_files_of_the_repository_are_found_from_anywhere(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_auto_is_decided_by_machine_model_and_file(
     assert config.parallel.num_processes == num_processes
     assert config.parallel.expert_parallel_size == expert_size
     assert Path(config.parallel.deepspeed).stem == file
-    assert config.train.optimizer == optimizer
+    assert config.optimizer.optimizer == optimizer
     assert config.train.bf16 is (machine.num_gpus > 0)
 
 

@@ -12,7 +12,7 @@ from hunyuan_train.checkpoint.folder import (
     read_manifest,
 )
 from hunyuan_train.checkpoint.verify import verify_checkpoint
-from hunyuan_train.config.schema import RunConfig, TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig, TrainConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.losses import name_losses
 from hunyuan_train.report.closing import closing_rows
@@ -58,7 +58,7 @@ def test_perplexity_is_the_exponential_of_the_loss() -> None:
 def test_training_ends_after_evaluations_without_a_better_one(
     metric: str, values: list[float], best_step: int, stops_at: int | None
 ) -> None:
-    config = TrainConfig(metric_for_best_model=metric, early_stopping_patience=2)
+    config = EvaluationConfig(metric_for_best_model=metric, early_stopping_patience=2)
     state, stopped = TrainerState(), None
     for step, value in enumerate(values, start=1):
         state = note_evaluation(config, TrainerState(step, *rest_of(state)), {metric: value})
@@ -73,7 +73,7 @@ def rest_of(state: TrainerState) -> tuple:
 
 
 def test_a_number_that_the_data_does_not_give_is_named() -> None:
-    config = TrainConfig(metric_for_best_model="eval_loss_slow")
+    config = EvaluationConfig(metric_for_best_model="eval_loss_slow")
     with pytest.raises(ConfigError, match="this data gives eval_loss, eval_loss_fast"):
         note_evaluation(config, TrainerState(), {"eval_loss": 1.0, "eval_loss_fast": 1.0})
 
@@ -105,6 +105,8 @@ def test_the_best_checkpoint_is_kept_beside_the_last_one(tmp_path: Path) -> None
     assert [checkpoint_step(folder) for folder in list_checkpoints(tmp_path)] == [best, 8]
     assert read_manifest(checkpoint_folder(tmp_path, 8))["state"]["best_step"] == best
     assert verify_checkpoint(checkpoint_folder(tmp_path, best))["state"]["step"] == best
-    config = RunConfig(train=TrainConfig(output_dir=str(tmp_path), save_best=True))
+    config = RunConfig(
+        train=TrainConfig(output_dir=str(tmp_path)), checkpoints=CheckpointConfig(save_best=True)
+    )
     assert closing_rows(config)["best one"] == checkpoint_folder(tmp_path, best)
     assert all(looped.ending.is_saved for looped in results)

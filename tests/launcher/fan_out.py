@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster, find_local
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.job import watch

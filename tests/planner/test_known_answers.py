@@ -36,7 +36,7 @@ def test_float32_adamw_needs_150_gib_a_gpu_and_is_refused():
 
 def test_lean_needs_55_gib_of_states_and_fits():
     plan = estimate("--recipe", "full")
-    assert plan.layout.config.train.optimizer == "lean"
+    assert plan.layout.config.optimizer.optimizer == "lean"
     # 5.879 bytes a parameter: 2 weights, 2 gradients, 15 bits of states and their scales; and the
     # float32 weights of routers, whole on each GPU, and their float32 masters.
     assert state_bytes(plan) / GIB == pytest.approx(55.06, abs=0.01)

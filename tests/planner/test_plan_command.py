@@ -42,7 +42,7 @@ def test_the_settings_that_fit_are_read_back_by_training_and_fit(tmp_path, capsy
     fitting = tmp_path / "fits.yaml"
     flags = ["--method", "full", "--optimizer", "adamw", "--fit", str(fitting)]
     assert cli.main([*ON_EIGHT, *flags]) == 1
-    assert load_config(["--config", str(fitting)]).train.optimizer == "lean"
+    assert load_config(["--config", str(fitting)]).optimizer.optimizer == "lean"
     rest = [word for word in ON_EIGHT if word not in ("--model", "a13b")]
     assert cli.main([*rest, "--config", str(fitting)]) == 0
 

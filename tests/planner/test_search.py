@@ -19,7 +19,7 @@ def test_states_that_do_not_fit_lead_to_the_lean_optimizer():
     found = nearest("--optimizer", "adamw")
     assert found.estimate.fits
     assert found.flags == ["--optimizer lean"]
-    assert found.config.train.optimizer == "lean"
+    assert found.config.optimizer.optimizer == "lean"
 
 
 def test_activations_that_do_not_fit_lead_to_gradient_checkpointing_alone():

@@ -2,14 +2,14 @@
 
 import pytest
 
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import OptimizerConfig
 from hunyuan_train.trainer.schedule import learning_rate_at
 
 TOTAL = 100
 
 
 def rates(**settings: object) -> list[float]:
-    config = TrainConfig(learning_rate=1e-3, **settings)
+    config = OptimizerConfig(learning_rate=1e-3, **settings)
     return [learning_rate_at(step, total_steps=TOTAL, config=config) for step in range(TOTAL)]
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.config.schema import LaunchConfig, RunConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import FIELDS
 from hunyuan_train.config.values import parse_value
 from hunyuan_train.errors import ConfigError

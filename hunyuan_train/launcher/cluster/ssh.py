@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.cluster.hosts import Host
 
 CONNECT_SECONDS = 4

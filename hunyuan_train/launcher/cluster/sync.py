@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.config.schema import LaunchConfig, RunConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.config.resolve import choose_num_processes
-from hunyuan_train.config.schema import LaunchConfig, RunConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import ssh_command

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import CONNECT_SECONDS, Trouble, explain, ssh_command

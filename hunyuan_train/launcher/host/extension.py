@@ -50,7 +50,7 @@ CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "for the optimizer step in ho
 def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
     """What a resolved run loads: on the CPU always one, and one for an offloaded optimizer."""
     on_cpu = [] if num_gpus else [SHARED_MEMORY]
-    return [*on_cpu, CPU_ADAM] if config.train.optimizer == "offload" else on_cpu
+    return [*on_cpu, CPU_ADAM] if config.optimizer.optimizer == "offload" else on_cpu
 
 
 EXTENSIONS = {extension.name: extension for extension in (SHARED_MEMORY, CPU_ADAM)}

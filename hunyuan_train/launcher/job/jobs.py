@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.config.load import dump_text
 from hunyuan_train.config.resolve import Machine
-from hunyuan_train.config.schema import LaunchConfig, RunConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import ssh_command

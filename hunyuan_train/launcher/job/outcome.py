@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import EXIT_UNREACHABLE, explain
 from hunyuan_train.launcher.exit_codes import (

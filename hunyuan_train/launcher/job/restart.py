@@ -8,13 +8,14 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.launcher.job.outcome import Outcome, is_restartable
 
 BACK_OFF_SECONDS = 2.0  # before a restart; doubled each time without progress, up to a minute
@@ -55,8 +56,8 @@ def run_until_done(config: RunConfig, start: Try, console: Console) -> int:
             if refusal:
                 console.print(refusal, markup=False, highlight=False, soft_wrap=True)
             return outcome.exit_code
-        if config.train.resume_from_checkpoint is None or history.newest != before:
-            config = replace(config, train=replace(config.train, resume_from_checkpoint="auto"))
+        if config.checkpoints.resume_from_checkpoint is None or history.newest != before:
+            config = with_settings(config, resume_from_checkpoint="auto")
         wait_and_say(config, history, console)
         number += 1
 
@@ -95,8 +96,8 @@ def wait_and_say(config: RunConfig, history: History, console: Console) -> None:
     """Say from where the run goes on, and leave whatever failed a moment to recover."""
     seconds = min(BACK_OFF_SECONDS * 2 ** (history.num_restarts - 1), MAX_BACK_OFF_SECONDS)
     where = history.newest.name if history.newest else "the beginning: there is no checkpoint yet"
-    if config.train.resume_from_checkpoint != "auto":  # nothing newer than what was asked for
-        where = str(config.train.resume_from_checkpoint)
+    if config.checkpoints.resume_from_checkpoint != "auto":  # nothing newer than what was asked for
+        where = str(config.checkpoints.resume_from_checkpoint)
     console.print(
         f"restart {history.num_restarts} of {config.launch.max_restarts} from {where}, in "
         f"{seconds:g} s",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.job.node import Job, Node
 from hunyuan_train.launcher.job.outcome import (

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.config.load import dump_config
-from hunyuan_train.config.schema import LaunchConfig, RunConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.exit_codes import FAILURE, SUCCESS

@@ -1,12 +1,12 @@
 """A run on several hosts: looked at before every try, waited for after a failure."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.doctor.examine import Examination, examine
@@ -68,13 +68,12 @@ class ManyHosts:
         return self._run(config, examination)
 
     def _run(self, config: RunConfig, examination: Examination) -> Outcome:
-        train = replace(
-            self.asked.train,
-            resume_from_checkpoint=config.train.resume_from_checkpoint,
-            # Fewer hosts take fewer rows a step, as --min_hosts allows; nothing else has changed.
-            ignore_settings_change=self.asked.train.ignore_settings_change or self.has_shrunk,
+        asked = with_settings(
+            self.asked, resume_from_checkpoint=config.checkpoints.resume_from_checkpoint
         )
-        asked = replace(self.asked, train=train)
+        if self.has_shrunk:
+            # Fewer hosts take fewer rows a step, as --min_hosts allows; nothing else has changed.
+            asked = with_settings(asked, ignore_settings_change=True)
         machine = examination.machine
         plan = make_plan(asked, machine=machine, slots=self.cluster.slots)
         log_folder = Path(config.train.output_dir, "log")

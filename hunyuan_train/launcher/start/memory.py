@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
-from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.start.preflight import Plan, with_processes
 from hunyuan_train.launcher.start.prepare import PreparedData
@@ -45,14 +45,14 @@ def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
 
 def describe_hardware(plan: Plan) -> Hardware:
     """What every host has, at least, of everything that a run may use up."""
-    machine = plan.machine
+    machine, output_dir = plan.machine, Path(plan.config.train.output_dir)
     return Hardware(
         num_nodes=len(plan.slots),
         gpus_per_node=machine.num_gpus,
         num_ranks=plan.num_ranks,
         gpu_memory=machine.gpu_memory,
         host_memory=machine.host_memory,
-        disk=free_disk(Path(plan.config.train.output_dir)) + replaced_bytes(plan.config.train),
+        disk=free_disk(output_dir) + replaced_bytes(output_dir, plan.config.checkpoints),
     )
 
 
@@ -62,9 +62,9 @@ def free_disk(folder: Path) -> int:
     return max(1, shutil.disk_usage(existing).free)
 
 
-def replaced_bytes(train: TrainConfig) -> int:
+def replaced_bytes(output_dir: Path, config: CheckpointConfig) -> int:
     """Bytes of the checkpoints that a resumed run deletes as it writes newer ones."""
-    if train.resume_from_checkpoint is None or not train.save_total_limit:
+    if config.resume_from_checkpoint is None or not config.save_total_limit:
         return 0
-    replaced = list_checkpoints(Path(train.output_dir))[-train.save_total_limit :]
+    replaced = list_checkpoints(output_dir)[-config.save_total_limit :]
     return sum(file.stat().st_size for folder in replaced for file in folder.iterdir())

@@ -94,7 +94,6 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
     Raises:
         ConfigError: hosts with unequal slots, which one `srun` cannot start.
     """
-    train = plan.config.train
     slots = plan.slots[0]
     if len(set(plan.slots)) > 1:
         raise ConfigError(
@@ -105,10 +104,10 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
     if not any(word.startswith("--resume_from_checkpoint") for word in flags):
         flags += ["--resume_from_checkpoint", "auto"]
     script = shlex.join([str(TRAIN_SCRIPT), *flags])
-    output_dir = Path(train.output_dir).absolute()
+    output_dir = Path(plan.config.train.output_dir).absolute()
     ours = python_path(None)
     return SLURM.format(
-        name=shlex.quote(train.run_name or output_dir.name),
+        name=shlex.quote(plan.config.logs.run_name or output_dir.name),
         num_hosts=len(plan.slots),
         output=output_dir.with_name(f"{output_dir.name}-%j.txt"),
         stop_seconds=STOP_SECONDS,

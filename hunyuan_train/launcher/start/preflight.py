@@ -56,12 +56,13 @@ def make_plan(
     config = resolve_config(config, machine=machine, num_experts=shape.num_experts)
     check_config(config, machine=machine, num_experts=shape.num_experts)
     check_freezing(parameter_names(shape), config.model)
-    check_needles_fit(config.train.needle_lengths, context_length=shape.context_length, model=name)
-    check_output_folder(config.train)
+    needles = config.evaluation.needle_lengths
+    check_needles_fit(needles, context_length=shape.context_length, model=name)
+    check_output_folder(config.train, config.checkpoints)
     if name not in PRESETS:
         locate_weights(Path(name), shape)
-    if config.train.resume_from_checkpoint:
-        find_checkpoint(config.train.resume_from_checkpoint, Path(config.train.output_dir))
+    if config.checkpoints.resume_from_checkpoint:
+        find_checkpoint(config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir))
     slots = tuple(slots) or (int(config.parallel.num_processes),)
     check_sequence_size(
         config,

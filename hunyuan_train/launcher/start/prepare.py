@@ -72,16 +72,17 @@ def check_resume(config: RunConfig, data: PreparedData) -> None:
     Raises:
         CheckpointError: it is of other data, settings or code, or damaged, or not the newest.
     """
-    train = config.train
-    if train.resume_from_checkpoint is None:
+    wanted, output_dir = config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir)
+    if wanted is None:
         return
-    folder = find_checkpoint(train.resume_from_checkpoint, Path(train.output_dir))
+    folder = find_checkpoint(wanted, output_dir)
     if folder:
         manifest = read_manifest(folder)
-        if train.resume_from_checkpoint != "auto":
-            check_newest(folder, manifest["state"]["step"], Path(train.output_dir))
-        current = identify_data(data.train, config.data, seed=train.seed)
-        check_same_data(folder, current, ignores_change=train.ignore_data_change)
+        if wanted != "auto":
+            check_newest(folder, manifest["state"]["step"], output_dir)
+        current = identify_data(data.train, config.data, seed=config.train.seed)
+        ignores_change = config.checkpoints.ignore_data_change
+        check_same_data(folder, current, ignores_change=ignores_change)
         check_changes(
             manifest["fingerprints"], describe_run(config, data.shape), folder, config=config
         )
@@ -136,7 +137,7 @@ def prepare_output_folder(config: RunConfig, console: Console) -> Path:
         ConfigError: the disk is full, or nothing may be written there.
     """
     folder = Path(config.train.output_dir).absolute()
-    is_resumed = config.train.resume_from_checkpoint is not None
+    is_resumed = config.checkpoints.resume_from_checkpoint is not None
     if config.train.overwrite_output_dir and not is_resumed and (folder / "config.yaml").exists():
         previous = folder.with_name(f"{folder.name}.previous")
         if list_checkpoints(folder):

@@ -50,11 +50,11 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
 
 def describe_method(config: RunConfig) -> str:
     """What is trained, and by which optimizer."""
-    train, lora = config.train, config.lora
+    optimizer, lora = config.optimizer, config.lora
     what = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
     return (
-        f"{what if lora.use_lora else 'every parameter'} with {train.optimizer}, learning rate "
-        f"{train.learning_rate:g} ({train.lr_scheduler_type})"
+        f"{what if lora.use_lora else 'every parameter'} with {optimizer.optimizer}, learning rate "
+        f"{optimizer.learning_rate:g} ({optimizer.lr_scheduler_type})"
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.host.node_agent import Spec
 from hunyuan_train.launcher.job.node import Failure, Job, Node

@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch):
         left, seen = list(outcomes), []
 
         def attempt(config):
-            seen.append(config.train.resume_from_checkpoint)
+            seen.append(config.checkpoints.resume_from_checkpoint)
             while isinstance(left[0], int):
                 folder = tmp_path / f"checkpoints/step-{left.pop(0):06d}"
                 folder.mkdir(parents=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.config.schema import LaunchConfig
+from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host

@@ -100,7 +100,7 @@ def test_a_resumed_run_counts_the_room_of_checkpoints_that_newer_ones_replace(tm
         (folder / "manifest.json").write_bytes(bytes(10 * step))
 
     def replaced(*flags):
-        return replaced_bytes(load_config(["--output_dir", str(tmp_path / "run"), *flags]).train)
+        return replaced_bytes(tmp_path / "run", load_config([*flags]).checkpoints)
 
     resume = ("--resume_from_checkpoint", "auto")
     assert replaced(*resume, "--save_total_limit", "2") == 20 + 30
