@@ -37,9 +37,10 @@ from hunyuan_train.config.schema import (
     TrainConfig,
 )
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.model.layout import StoredTensor
-from hunyuan_train.model.presets import A13B
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.parallel.engine import peak_memory_gib, start_process_group
 from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.machine import GPUS
@@ -224,7 +225,7 @@ def model_flops(shape: ModelShape, num_tokens: int, *, row: int = 0) -> float:
     """
     width = shape.num_attention_heads * shape.head_dim
     attention = 12 * shape.num_hidden_layers * width * (row or num_tokens) / 2
-    return num_tokens * (6 * shape.num_active_parameters + attention)
+    return num_tokens * (6 * count_parameters(shape).active + attention)
 
 
 def peak_flops() -> tuple[str, float]:
@@ -301,7 +302,7 @@ def main() -> None:
     config = slice_config(arguments.tokens, arguments.accumulation)
     num_layers = arguments.layers or (2 if arguments.small else most_layers(config))
     shape = slice_shape(num_layers, is_small=arguments.small)
-    print(f"{num_layers} layers, {shape.num_parameters / 1e9:.2f} G parameters: starting")
+    print(f"{num_layers} layers, {count_parameters(shape).total / 1e9:.2f} G parameters: starting")
     engine = start_slice(config, shape)
     batches = [
         make_batch(arguments.tokens, shape.vocab_size, seed)

@@ -49,7 +49,8 @@ from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import cut_batch
-from hunyuan_train.model.presets import TINY
+from hunyuan_train.families.hunyuan_v1_moe import TINY
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.engine import start_process_group
@@ -89,7 +90,7 @@ def measure_rank(settings: dict[str, object], length: int) -> tuple[float, int]:
     start_process_group(timeout_minutes=60)
     machine = Machine(num_gpus=0, num_cores=NUM_PROCESSES)
     config = build_config({"num_processes": NUM_PROCESSES, "max_seq_length": length, **settings})
-    config = resolve_config(config, machine=machine, num_experts=SHAPE.num_experts)
+    config = resolve_config(config, machine=machine, shape=SHAPE)
     engine = make_engine(config, SHAPE, SeededWeights(0, SHAPE.initializer_range))
     engine.train()
     size, rank = config.parallel.sequence_parallel_size, dist.get_rank()
@@ -162,7 +163,7 @@ def describe_lengths(lengths: list[int]) -> str:
         f"`{' '.join(['python -m benchmarks.long_context', *sys.argv[1:]])}` on "
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, shared and noisy, torch "
         f"{version('torch')}, float32, {NUM_PROCESSES} processes of one thread, experts split over "
-        f"them. {SHAPE.num_parameters / 1e6:.0f} M parameters, one document a row.",
+        f"them. {count_parameters(SHAPE).total / 1e6:.0f} M parameters, one document a row.",
         "",
     ]
     return "\n".join([*heading, *table, ""])
@@ -197,7 +198,7 @@ def run_slice(num_tokens: int, num_layers: int | None, *, is_small: bool) -> str
     config = long_config(num_tokens)
     num_layers = num_layers or (2 if is_small else most_layers(config))
     shape = slice_shape(num_layers, is_small=is_small)
-    print(f"{num_layers} layers, {shape.num_parameters / 1e9:.2f} G parameters: starting")
+    print(f"{num_layers} layers, {count_parameters(shape).total / 1e9:.2f} G parameters: starting")
     alone = replace(config, parallel=replace(config.parallel, sequence_parallel_size=1))
     engine = start_slice(alone, shape)
     share_with_nobody(engine.module.config._attn_implementation)

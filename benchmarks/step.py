@@ -35,11 +35,12 @@ from hunyuan_train.config.deepspeed_config import read_deepspeed_file
 from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.data.batches.loader import Batch
+from hunyuan_train.families.hunyuan_v1_moe import TINY
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.build import build_model
 from hunyuan_train.model.loss import LossHead
-from hunyuan_train.model.presets import TINY
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.run import make_engine, make_router_terms
@@ -142,11 +143,11 @@ def prepare_ours(settings: dict[str, object], *, num_tokens: int) -> Callable[[]
     start_process_group(timeout_minutes=2)
     flags = {"num_processes": 1, "bf16": False, "optimizer": "adamw", **settings}
     config = resolve_config(
-        build_config(flags), machine=Machine(num_gpus=0, num_cores=1), num_experts=SHAPE.num_experts
+        build_config(flags), machine=Machine(num_gpus=0, num_cores=1), shape=SHAPE
     )
     engine = make_engine(config, SHAPE, SeededWeights(0, SHAPE.initializer_range))
     engine.train()
-    routers, batch = make_router_terms(config, engine), make_row(num_tokens)
+    routers, batch = make_router_terms(config, SHAPE, engine), make_row(num_tokens)
     return lambda: train_step(engine, [batch], learning_rate=1e-4, routers=routers).loss
 
 
@@ -283,7 +284,7 @@ def main() -> None:
         "",
         f"`{' '.join(['python -m benchmarks.step', *sys.argv[1:]])}` on {platform.machine()}, "
         f"{len(os.sched_getaffinity(0))} cores, shared and noisy, torch {version('torch')}, "
-        f"float32, one thread. {SHAPE.num_parameters / 1e6:.0f} M parameters, a row of "
+        f"float32, one thread. {count_parameters(SHAPE).total / 1e6:.0f} M parameters, a row of "
         f"{arguments.tokens} tokens in {DOCUMENTS} documents. In float32 the engine keeps a second "
         "copy of weights and gradients, which plain training does not.",
         "",

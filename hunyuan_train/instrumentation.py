@@ -26,8 +26,8 @@ from hunyuan_train.evaluation.needle_in_a_haystack import (
 from hunyuan_train.evaluation.needle_probe import RetentionProbe
 from hunyuan_train.evaluation.scoring import choose_questions
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.json_lines import JsonLines, Numbers
-from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.trainer.loop import Ending, Trainer, describe_evaluation, evaluate_all
 from hunyuan_train.trainer.memory_estimate import find_gpu
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics

@@ -25,7 +25,7 @@ from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
-from hunyuan_train.config.load import dump_config
+from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position, Share, eval_batches
 from hunyuan_train.data.compiled.cache import prepare_dataset
@@ -39,6 +39,7 @@ from hunyuan_train.export.check import check_adapter, check_model
 from hunyuan_train.export.from_engine import export_model, read_prompts
 from hunyuan_train.export.huggingface_folder import describe_release, trained_dtype
 from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.instrumentation import (
     look_after_training,
     look_before_training,
@@ -58,8 +59,6 @@ from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
 from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.model.presets import tokenizer_folder
-from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.parallel.engine import (
     build_split_model,
@@ -67,6 +66,7 @@ from hunyuan_train.parallel.engine import (
     start_engine,
     start_process_group,
 )
+from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.optimizer import optimizer_factory
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.parallel.sequence import share_sequences
@@ -100,7 +100,7 @@ def run(config: RunConfig, signs: Signs) -> int:
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
     engine = make_engine(config, shape, source)
     checkpoint = find_start(config)
-    routers = make_router_terms(config, engine)
+    routers = make_router_terms(config, shape, engine)
     batches = make_batches(config, dataset)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
@@ -213,16 +213,18 @@ def make_engine(
         )
     factory = optimizer_factory(config.optimizer, seed=config.train.seed)
     seed = config.train.seed
-    engine = start_engine(model, settings, source, factory, lora=config.lora, seed=seed)
-    chunk_experts(engine.module, config.train.moe_chunks)
+    engine = start_engine(model, shape, settings, source, factory, lora=config.lora, seed=seed)
+    chunk_experts(moe_blocks(engine.module), config.train.moe_chunks)
     return engine
 
 
-def make_router_terms(config: RunConfig, engine: deepspeed.DeepSpeedEngine) -> RouterTerms:
+def make_router_terms(
+    config: RunConfig, shape: ModelShape, engine: deepspeed.DeepSpeedEngine
+) -> RouterTerms:
     """Watch the routers, and weigh the losses that balance them."""
     return RouterTerms(
-        watch=watch_routers(engine.module, engine.device),
-        top_k=engine.module.config.moe_topk,
+        watch=watch_routers(engine.module, shape, engine.device),
+        top_k=shape.moe_topk,
         balance_coefficient=config.model.router_aux_loss_coef,
         z_coefficient=config.model.router_z_loss_coef,
     )
@@ -334,7 +336,7 @@ def export(
         trained = read_prompts(engine, shape, written_dtype=trained_dtype(config))
         name = config.model.model_name_or_path
         check = partial(check_adapter, trained, source)
-        export_adapter(engine, folder, config.lora, base_model=name, check=check)
+        export_adapter(engine, folder, config.lora, shape, base_model=name, check=check)
     else:
         release = describe_release(config, shape, source)
         trained = read_prompts(engine, shape, written_dtype=release.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import HunYuanMoEV1ForCausalLM
 
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.model.presets import TINY
+from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.selftest import reference
 

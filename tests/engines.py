@@ -8,12 +8,13 @@ import deepspeed
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import LoraConfig, OptimizerConfig
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.expert_microbatches import chunk_experts
-from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.optimizer import optimizer_factory
 from hunyuan_train.parallel.routers import watch_routers
 from hunyuan_train.parallel.sequence import share_sequences
@@ -74,8 +75,9 @@ def small_engine(  # noqa: PLR0913 all that tests vary
         optimizer=optimizer, weight_decay=WEIGHT_DECAY, adam_epsilon=adam_epsilon
     )
     factory = optimizer_factory(config, seed=0)
-    engine = start_engine(model, settings, source, factory, lora=lora or LoraConfig(), seed=0)
-    chunk_experts(engine.module, moe_chunks)
+    adapters = lora or LoraConfig()
+    engine = start_engine(model, shape, settings, source, factory, lora=adapters, seed=0)
+    chunk_experts(moe_blocks(engine.module), moe_chunks)
     engine.train()
     return engine
 
@@ -84,7 +86,7 @@ def router_terms(
     engine: deepspeed.DeepSpeedEngine, balance_coefficient: float, z_coefficient: float
 ) -> RouterTerms:
     """Watch the routers of an engine."""
-    watch = watch_routers(engine.module, engine.device)
+    watch = watch_routers(engine.module, SHAPE, engine.device)
     return RouterTerms(watch, SHAPE.moe_topk, balance_coefficient, z_coefficient)
 
 

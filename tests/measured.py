@@ -22,11 +22,13 @@ from hunyuan_train.export.huggingface_folder import (
     write_weights,
 )
 from hunyuan_train.export.merge import merge_adapter
+from hunyuan_train.families.registry import read_shape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import count_parameters, released_tensors
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model import weights
 from hunyuan_train.model.attention import PER_DOCUMENT
-from hunyuan_train.model.layout import StoredTensor, released_tensors
 from hunyuan_train.model.safetensors_header import TensorLocation
-from hunyuan_train.model.shape import ModelShape, read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
 from hunyuan_train.parallel.zero import weight_shards, weight_values
@@ -52,7 +54,8 @@ def shape_of_size(gigabytes: float) -> ModelShape:
         moe_topk=8,
         num_hidden_layers=1,
     )
-    layer = replace(wide, num_hidden_layers=2).num_parameters - wide.num_parameters
+    two_layers = count_parameters(replace(wide, num_hidden_layers=2)).total
+    layer = two_layers - count_parameters(wide).total
     return replace(wide, num_hidden_layers=max(1, round(gigabytes * 1e9 / 2 / layer)))
 
 
@@ -146,7 +149,7 @@ def load(folder: Path, expert_size: int) -> Load:
         source = SafetensorsFolder.open(folder, shape)
         model = build_split_model(shape, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
         try:
-            start_engine(model, settings, source, stop, lora=LoraConfig(), seed=0)
+            start_engine(model, shape, settings, source, stop, lora=LoraConfig(), seed=0)
         except _LoadedError as loaded:
             [model] = loaded.args
     weights.read_range = read_range
@@ -231,4 +234,4 @@ def write_adapter(folder: Path, shape: ModelShape, lora: LoraConfig) -> None:
                     adapters[f"{prefix}_lora_A.weight"] = torch.randn(lora.lora_rank, columns)
                     adapters[f"{prefix}_lora_B.weight"] = torch.randn(rows, lora.lora_rank)
     folder.mkdir()
-    release.write_adapter(folder, adapters, lora, base_model="base")
+    release.write_adapter(folder, adapters, lora, shape, base_model="base")

@@ -13,11 +13,13 @@ from torch import Tensor
 from hunyuan_train.checkpoint.folder import FORMAT_VERSION, rank_file, write_manifest
 from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig, TrainConfig
-from hunyuan_train.model.layout import pieces_of_range, released_tensors, stored_tensors
-from hunyuan_train.model.presets import A13B
+from hunyuan_train.families.hunyuan_v1_moe import A13B, HUNYUAN_V1_MOE
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import released_tensors, stored_tensors
+from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.safetensors_files import create_file, write_range
 from hunyuan_train.model.safetensors_header import read_header
-from hunyuan_train.model.shape import ModelShape, native_config_dict
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.shipped import TINY_TOKENIZER
 
@@ -77,7 +79,7 @@ def fuse_experts(tensors: dict[str, Tensor], shape: ModelShape = SHAPE) -> dict[
 
 def published_config(shape: ModelShape) -> dict[str, Any]:
     """config.json as it was published: numbers repeated per layer, rope under its old name."""
-    fields = native_config_dict(shape)
+    fields = family_of(shape).native_config(shape)
     rope = fields.pop("rope_parameters")
     fields |= {
         "model_type": "hunyuan",
@@ -101,7 +103,7 @@ def published_config(shape: ModelShape) -> dict[str, Any]:
 
 def native_config(shape: ModelShape) -> dict[str, Any]:
     """config.json as Transformers' own class writes it."""
-    return native_config_dict(shape) | {
+    return family_of(shape).native_config(shape) | {
         "model_type": "hunyuan_v1_moe",
         "architectures": ["HunYuanMoEV1ForCausalLM"],
         "dtype": "bfloat16",
@@ -204,7 +206,7 @@ def write_checkpoint(
         locations = read_header(file)
         for name, (_, first_expert, start, stop, whole) in ranges.items():
             for piece in pieces_of_range(
-                stored_tensors(name, whole, first_expert=first_expert), start, stop
+                stored_tensors(HUNYUAN_V1_MOE, name, whole, first_expert=first_expert), start, stop
             ):
                 values = source.read(piece.tensor, piece.start, piece.stop).float()
                 write_range(locations[f"master:{name}"], piece.offset, values)

@@ -5,6 +5,7 @@ depend on how the writers split the model, so that readers may split it differen
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
+from hunyuan_train.families.family import Family
+from hunyuan_train.families.tables import stored_tensors
+from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
 from hunyuan_train.model.safetensors_files import DTYPES, read_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.optim.blockwise_states import code_range, decode_range, num_blocks, scales_name
@@ -71,8 +74,10 @@ class CheckpointTensors:
         return values
 
 
-def open_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, CheckpointTensors]:
-    """Index a checkpoint: its states by kind, ready to be read in any split."""
+def open_tensors(
+    folder: Path, manifest: Mapping[str, Any], family: Family
+) -> dict[str, CheckpointTensors]:
+    """Index a checkpoint of a model of this family: its states by kind, to be read in any split."""
     tensors: dict[str, StoredTensor] = {}
     fragments: dict[str, dict[str, list[Fragment]]] = {
         kind: defaultdict(list) for kind in manifest["kinds"]
@@ -83,7 +88,7 @@ def open_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Checkpoint
         except ValueError as error:
             raise CheckpointError(f"{folder / file_name} cannot be used: {error}") from error
         for name, (first_expert, start, stop, *shape) in entry["ranges"].items():
-            stored = stored_tensors(name, tuple(shape), first_expert=first_expert)
+            stored = stored_tensors(family, name, tuple(shape), first_expert=first_expert)
             for piece in pieces_of_range(stored, start, stop):
                 tensors[piece.tensor.name] = piece.tensor
                 for kind, found in fragments.items():

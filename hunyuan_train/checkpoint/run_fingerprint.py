@@ -11,8 +11,8 @@ from typing import Any
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.schema import OptimizerConfig, RunConfig
 from hunyuan_train.config.settings import FIELDS
-from hunyuan_train.model.presets import PRESETS
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 

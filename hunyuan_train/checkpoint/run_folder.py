@@ -6,7 +6,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import MANIFEST, list_checkpoints, read_manifest
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.model.presets import PRESETS, resolve_shape
+from hunyuan_train.families.registry import PRESETS, resolve_shape
 from hunyuan_train.model.released_files import locate_weights
 
 

@@ -19,7 +19,8 @@ from hunyuan_train.checkpoint.random_states import (
     restore_random_states,
 )
 from hunyuan_train.checkpoint.resharding import open_tensors
-from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.families.registry import FAMILIES
+from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.model.safetensors_files import create_file
 from hunyuan_train.parallel.optimizer import prepare_optimizer_states
@@ -128,7 +129,7 @@ def load_states(
     engine: deepspeed.DeepSpeedEngine, folder: Path, manifest: Mapping[str, Any]
 ) -> None:
     """Read this rank's ranges of every kind of state; the bar shows those of rank 0."""
-    sources = open_tensors(folder, dict(manifest))
+    sources = open_tensors(folder, manifest, FAMILIES[engine.module.config.model_type])
     shards = list(trained_shards(engine.module))
     num_bytes = sum(4 * (shard.stop - shard.start) * len(sources) for shard in shards)
     is_shown = dist.get_rank() == 0

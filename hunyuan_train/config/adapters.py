@@ -1,51 +1,79 @@
-"""Where adapters go, by name, and which settings go together there."""
+"""Where adapters go, by kind of tensor, and which settings go together there."""
 
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import modules_of_kind
+from hunyuan_train.families.tensors import Kind
 
-LINEAR_PRESETS = ("attention", "shared_mlp", "router")
-ATTENTION_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")  # names that mean one thing only
-EXPERTS = "experts"
+# What lora_target_modules calls each kind, in the order of a layer.
+TARGETS = {
+    "attention": Kind.ATTENTION,
+    "mlp": Kind.MLP,
+    "shared_mlp": Kind.SHARED_EXPERT,
+    "router": Kind.ROUTER,
+    "experts": Kind.EXPERT,
+}
 
 # Rows of a grouped product must be 16 bytes long or a multiple, and a row may be one rank long.
 EXPERT_RANK_MULTIPLE = 8
 
 
-def target_names(config: LoraConfig) -> list[str]:
-    """The targets asked for, "all" spelled out.
+def adapted_modules(config: LoraConfig, shape: ModelShape) -> dict[str, Kind]:
+    """What is adapted in a layer: released names of its modules, without the layer's, by kind.
+
+    Routed experts are one module, that of all experts.
 
     Raises:
-        ConfigError: a name that is neither a preset nor a projection of attention.
+        ConfigError: a name that is neither a kind that the model has nor a projection of attention.
     """
+    if not config.use_lora:
+        return {}
+    modules = {kind: list(modules_of_kind(shape, kind)) for kind in TARGETS.values()}
+    # Names of attention's projections mean one thing only.
+    single = {name.rpartition(".")[2]: name for name in modules[Kind.ATTENTION]}
+    known = [name for name, kind in TARGETS.items() if modules[kind]]
     names = [name.strip() for name in config.lora_target_modules.split(",") if name.strip()]
-    known = (*LINEAR_PRESETS, EXPERTS, "all", *ATTENTION_NAMES)
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in (*known, "all", *single)]
     if unknown or not names:
         raise ConfigError(
             f"lora_target_modules is {config.lora_target_modules!r}; name some of "
-            f"{', '.join(known)}, comma-separated"
+            f"{', '.join((*known, 'all', *single))}, comma-separated"
         )
-    return [*LINEAR_PRESETS, EXPERTS] if "all" in names else names
+    chosen: dict[str, Kind] = {}
+    for name in known if "all" in names else names:
+        kind = TARGETS.get(name, Kind.ATTENTION)
+        found = [single[name]] if name in single else modules[kind]
+        chosen |= dict.fromkeys(found, kind)
+    return chosen
 
 
-def adapts_experts(config: LoraConfig) -> bool:
+def adapts_kind(config: LoraConfig, shape: ModelShape, kind: Kind) -> bool:
+    """Whether tensors of a kind get adapters."""
+    return kind in adapted_modules(config, shape).values()
+
+
+def adapts_experts(config: LoraConfig, shape: ModelShape) -> bool:
     """Whether the routed experts get adapters."""
-    return config.use_lora and EXPERTS in target_names(config)
+    return adapts_kind(config, shape, Kind.EXPERT)
 
 
-def check_targets(config: LoraConfig) -> None:
+def check_targets(config: LoraConfig, shape: ModelShape) -> None:
     """Refuse targets that do not exist, or that plain PEFT could not load again.
 
     Raises:
         ConfigError: naming the target.
     """
-    names = target_names(config)
-    if config.use_dora and "shared_mlp" in names:
-        raise ConfigError(
-            "use_dora is true and lora_target_modules includes shared_mlp; PEFT 0.21 can load "
-            "adapters of the shared expert by parameter only, which DoRA has not: leave shared_mlp "
-            "out, or set use_dora false"
-        )
+    by_parameter = family_of(shape).peft_by_parameter
+    kinds = adapted_modules(config, shape).values()
+    for name, kind in TARGETS.items():
+        if config.use_dora and kind in kinds and kind in by_parameter:
+            raise ConfigError(
+                f"use_dora is true and lora_target_modules includes {name}; PEFT 0.21 can load "
+                f"adapters of the {kind} by parameter only, which DoRA has not: leave {name} "
+                "out, or set use_dora false"
+            )
 
 
 def check_expert_adapters(config: LoraConfig, *, is_split: bool) -> None:

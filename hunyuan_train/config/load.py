@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from hunyuan_train.config.flags import read_flags
-from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.schema import ModelConfig, RunConfig
 from hunyuan_train.config.settings import (
     COMMAND_FLAGS,
     COMMAND_SWITCHES,
@@ -24,7 +24,8 @@ from hunyuan_train.config.settings import (
 )
 from hunyuan_train.config.values import parse_value
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.shipped import RECIPES, TOP_LEVEL
+from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.shipped import RECIPES, TINY_TOKENIZER, TOP_LEVEL
 
 # A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
@@ -106,6 +107,15 @@ def locate_input(paths: str) -> str:
         is_shipped = path and not Path(path).exists() and (TOP_LEVEL / path).exists()
         located.append(str(TOP_LEVEL / path_and_weight) if is_shipped else path_and_weight)
     return ",".join(located)
+
+
+def tokenizer_folder(config: ModelConfig) -> Path:
+    """The tokenizer given, else the model folder's own; presets fall back on the bundled one."""
+    if config.tokenizer_name_or_path:
+        return Path(config.tokenizer_name_or_path)
+    if config.model_name_or_path in PRESETS:
+        return TINY_TOKENIZER
+    return Path(config.model_name_or_path)
 
 
 def find_recipe(name_or_path: str) -> Path:

@@ -11,6 +11,7 @@ from hunyuan_train.config.deepspeed_config import (
     splits_experts,
 )
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.families.shape import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,17 +24,17 @@ class Machine:
     host_memory: int = 0  # bytes that its processes may take together; 0: unknown
 
 
-def resolve_config(config: RunConfig, *, machine: Machine, num_experts: int) -> RunConfig:
+def resolve_config(config: RunConfig, *, machine: Machine, shape: ModelShape) -> RunConfig:
     """The same run with processes, expert groups, DeepSpeed file, optimizer and precision decided.
 
     Resolving twice changes nothing, so ranks may do it again on the resolved file.
     """
     num_processes = choose_num_processes(config, machine)
-    expert_size = choose_expert_size(config, num_processes, num_experts)
+    expert_size = choose_expert_size(config, num_processes, shape.num_experts)
     is_offloaded = config.optimizer.optimizer == "offload"
     path = config.parallel.deepspeed
     if path == "auto":
-        is_split = expert_size > 1 or adapts_experts(config.lora)
+        is_split = expert_size > 1 or adapts_experts(config.lora, shape)
         path = choose_file(is_split=is_split, is_offloaded=is_offloaded)
     optimizer = config.optimizer.optimizer
     if optimizer == "auto":

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 
 from hunyuan_train.config.adapters import (
     adapts_experts,
+    adapts_kind,
     check_expert_adapters,
     check_targets,
-    target_names,
 )
 from hunyuan_train.config.deepspeed_config import (
     build_deepspeed_config,
@@ -34,6 +34,8 @@ from hunyuan_train.config.schema import (
 )
 from hunyuan_train.config.sequences import check_sequences
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import Kind
 
 SCHEDULES_WITH_MIN_LR = ("cosine_with_min_lr", "wsd")
 
@@ -44,7 +46,7 @@ LOSS_METRICS = ("eval_loss", "eval_perplexity")
 ANSWER_METRICS = ("eval_valid_format", "eval_mode_leak", "eval_exact_match", "eval_set_f1")
 
 
-def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> None:
+def check_config(config: RunConfig, *, machine: Machine, shape: ModelShape) -> None:
     """Run every rule that needs no disk but the DeepSpeed file.
 
     Raises:
@@ -55,8 +57,8 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_learning_rate(config.optimizer, config.train)
     check_evaluation(config.evaluation, config.checkpoints, config.data)
     check_activations(config.train)
-    check_lora(config)
-    check_guardian(config)
+    check_lora(config, shape)
+    check_guardian(config, shape)
     check_flash_attn(config, machine)
     check_tracker(config.logs.report_to)
     profiled_steps(config.logs.profile)
@@ -64,7 +66,7 @@ def check_config(config: RunConfig, *, machine: Machine, num_experts: int) -> No
     check_processes_fit(num_processes, machine)
     check_experts_divide(
         int(config.parallel.expert_parallel_size),
-        num_experts=num_experts,
+        num_experts=shape.num_experts,
         num_processes=num_processes,
     )
     check_deepspeed_file(config)
@@ -154,7 +156,7 @@ def check_activations(train: TrainConfig) -> None:
         )
 
 
-def check_lora(config: RunConfig) -> None:
+def check_lora(config: RunConfig, shape: ModelShape) -> None:
     """Refuse adapter settings that go unused, name nothing, or do not go together."""
     lora = config.lora
     if not lora.use_lora and lora != LoraConfig():
@@ -171,8 +173,8 @@ def check_lora(config: RunConfig) -> None:
             "--freeze_router and --train_attention_params_only, and choose what is adapted with "
             "--lora_target_modules"
         )
-    check_targets(lora)
-    if adapts_experts(lora):
+    check_targets(lora, shape)
+    if adapts_experts(lora, shape):
         is_split = splits_experts(read_deepspeed_file(config.parallel.deepspeed))
         check_expert_adapters(lora, is_split=is_split)
 
@@ -209,12 +211,12 @@ def check_lean(config: RunConfig) -> None:
         )
 
 
-def check_guardian(config: RunConfig) -> None:
+def check_guardian(config: RunConfig, shape: ModelShape) -> None:
     """Refuse a guardian that would freeze what is frozen."""
     model, lora = config.model, config.lora
     trains_routers = not (model.freeze_router or model.train_attention_params_only)
     if lora.use_lora:
-        trains_routers = "router" in target_names(lora)
+        trains_routers = adapts_kind(lora, shape, Kind.ROUTER)
     if config.guardian.router_guardian == "freeze_router" and not trains_routers:
         raise ConfigError(
             "router_guardian is freeze_router, but this run does not train the routers; use "

@@ -10,7 +10,8 @@ from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.show_answer import Answer
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import count_parameters
 
 logger = logging.getLogger(__name__)
 MAX_SAMPLED_PARAMETERS = 2 * 10**9  # whose answers take but a moment
@@ -20,7 +21,7 @@ MAX_SAMPLED_TOKENS = 256
 def wants_sample_answers(config: EvaluationConfig, shape: ModelShape) -> bool:
     """Whether they are asked for, or take but a moment."""
     if config.sample_answers == "auto":
-        return shape.num_parameters < MAX_SAMPLED_PARAMETERS
+        return count_parameters(shape).total < MAX_SAMPLED_PARAMETERS
     return config.sample_answers
 
 

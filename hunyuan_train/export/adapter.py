@@ -9,13 +9,15 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from hunyuan_train.checkpoint.publish import begin_folder
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.export.from_engine import FolderCheck, seal_folder
 from hunyuan_train.export.huggingface_folder import write_adapter
-from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.parallel.zero import is_primary, weight_shards, weight_values
 
@@ -26,6 +28,7 @@ def export_adapter(
     engine: deepspeed.DeepSpeedEngine,
     folder: Path,
     config: LoraConfig,
+    shape: ModelShape,
     *,
     base_model: str,
     check: FolderCheck | None = None,
@@ -36,18 +39,19 @@ def export_adapter(
         engine: between two steps.
         folder: the final folder; it appears, or is replaced, only once it is whole.
         config: what the adapters were made with.
+        shape: of the model.
         base_model: the model they belong on, for adapter_config.json.
         check: called on rank 0 with the finished folder before it gets its name.
     """
     adapters = dict(gather_adapters(engine.module))
     if dist.get_rank() == 0:
-        write_adapter(begin_folder(folder), adapters, config, base_model=base_model)
+        write_adapter(begin_folder(folder), adapters, config, shape, base_model=base_model)
     dist.barrier()
     seal_folder(folder, check)
     logger.info("exported adapters to %s", folder)
 
 
-def gather_adapters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def gather_adapters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Bring every adapter matrix to rank 0, by stored name; every rank must run through.
 
     One parameter at a time, so that no rank but the first holds more than its own. On rank 0 it

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.model.build import build_model
-from hunyuan_train.model.layout import stored_tensors
-from hunyuan_train.model.shape import ModelShape, native_config_dict
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import stored_tensors
+from hunyuan_train.model.build import build_model, native_config
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.serve.errors import ServeError
 
@@ -81,8 +82,8 @@ def plain_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def load_served(
-    folder: Path, dtype: torch.dtype, config: HunYuanMoEV1Config | None = None
-) -> HunYuanMoEV1ForCausalLM:
+    folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
     """The folder as a server sees it; with a config where its own names the vendor's class."""
     transformers_logging.disable_progress_bar()  # it would tear ours
     transformers_logging.set_verbosity_error()  # what is wrong here, the losses show
@@ -90,12 +91,13 @@ def load_served(
 
 
 @torch.no_grad()
-def load_source(shape: ModelShape, source: WeightSource) -> HunYuanMoEV1ForCausalLM:
+def load_source(shape: ModelShape, source: WeightSource) -> PreTrainedModel:
     """The plain model in float32 with a source's weights, no file or config.json in between."""
+    family = family_of(shape)
     model = build_model(shape, attention="sdpa", attention_dropout=0.0).float().eval()
     for name, parameter in model.named_parameters():
         position = 0
-        for tensor in stored_tensors(name, tuple(parameter.shape)):
+        for tensor in stored_tensors(family, name, tuple(parameter.shape)):
             values = source.read(tensor, 0, tensor.numel)
             parameter.view(-1)[position : position + tensor.numel] = values
             position += tensor.numel
@@ -144,9 +146,7 @@ def check_adapter(trained: Trained | None, source: WeightSource, folder: Path) -
     _compare(folder, "mean", (trained.losses - after).abs().mean(), float(tolerance))
 
 
-def run_adapter(
-    base: HunYuanMoEV1ForCausalLM, adapter: Path, batch: Batch
-) -> tuple[Tensor, Tensor]:
+def run_adapter(base: PreTrainedModel, adapter: Path, batch: Batch) -> tuple[Tensor, Tensor]:
     """Losses of the prompts without and with an adapter: [tokens] each. The base keeps the adapter.
 
     Raises:
@@ -179,7 +179,7 @@ def check_merged(
         ServeError: it computes something else, or the same as the base alone.
     """
     batch = make_prompts(shape)
-    config = HunYuanMoEV1Config(**native_config_dict(shape))
+    config = native_config(shape)
     before, adapted = run_adapter(load_served(base, torch.float32, config), adapter, batch)
     merged = plain_losses(load_served(folder, torch.float32, config), batch)
     effect = float((adapted - before).abs().mean())

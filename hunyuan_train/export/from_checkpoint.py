@@ -19,6 +19,7 @@ from hunyuan_train.checkpoint.publish import (
 )
 from hunyuan_train.checkpoint.resharding import CheckpointTensors, open_tensors
 from hunyuan_train.checkpoint.run_folder import find_newest, read_settings
+from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.export.check import (
     MAX_PARAMETERS_BESIDE,
@@ -39,9 +40,10 @@ from hunyuan_train.export.huggingface_folder import (
     write_weights,
 )
 from hunyuan_train.families.grammar.tokenizer import load_tokenizer
-from hunyuan_train.model.layout import StoredTensor
-from hunyuan_train.model.presets import tokenizer_folder
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.progress import show_progress
 
@@ -87,7 +89,7 @@ def open_stopped_run(folder: Path, moved: dict[str, str]) -> StoppedRun:
     config = read_settings(checkpoint, moved)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     shape, base = find_model(config.model, tokenizer, seed=config.train.seed)
-    trained = open_tensors(checkpoint, read_manifest(checkpoint))[MASTER]
+    trained = open_tensors(checkpoint, read_manifest(checkpoint), family_of(shape))[MASTER]
     logger.info("exporting %s (%s)", checkpoint, config.model.model_name_or_path)
     return StoppedRun(config=config, shape=shape, base=base, trained=trained)
 
@@ -122,7 +124,7 @@ def _write_stopped_model(run: StoppedRun, folder: Path, dtype: torch.dtype | Non
     locations = read_locations(folder)
     with show_progress("writing", sum(one.num_bytes for one in locations.values())) as advance:
         write_weights(source, locations, advance)
-    if run.shape.num_parameters > MAX_PARAMETERS_BESIDE:
+    if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:
         logger.info(TOO_LARGE)
         return
     batch = make_prompts(run.shape)
@@ -138,8 +140,8 @@ def _write_stopped_adapter(run: StoppedRun, folder: Path, dtype: torch.dtype | N
         for name, tensor in run.trained.tensors.items()
     }
     base_model = run.config.model.model_name_or_path
-    write_adapter(folder, adapters, run.config.lora, base_model=base_model)
-    if run.shape.num_parameters > MAX_PARAMETERS_BESIDE:
+    write_adapter(folder, adapters, run.config.lora, run.shape, base_model=base_model)
+    if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:
         logger.info(TOO_LARGE)
     else:
         run_adapter(load_source(run.shape, run.base), folder, make_prompts(run.shape))

@@ -25,10 +25,11 @@ from hunyuan_train.export.huggingface_folder import (
     read_locations,
     write_piece,
 )
-from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.safetensors_header import TensorLocation
-from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.zero import (
     MASTER,
@@ -121,7 +122,7 @@ def read_prompts(
 
     Called by every rank alike; None for a model too large to be checked so.
     """
-    if shape.num_parameters > MAX_CHECKED_PARAMETERS:
+    if count_parameters(shape).total > MAX_CHECKED_PARAMETERS:
         return None
     batch = make_prompts(shape)
     engine.eval()

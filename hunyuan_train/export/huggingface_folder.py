@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import HunYuanMoEV1Config
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import check_room, num_threads
+from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.export.peft_layout import peft_description, peft_tensors
-from hunyuan_train.model.layout import Piece, StoredTensor, released_tensors
-from hunyuan_train.model.presets import PRESETS, tokenizer_folder
+from hunyuan_train.families.registry import PRESETS, family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.families.tensors import Kind, Piece, StoredTensor
+from hunyuan_train.model.build import model_class, native_config
 from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
-from hunyuan_train.model.shape import ModelShape, native_config_dict
 from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
 
 MAX_FILE_BYTES = 5 * 10**9
 HEADER_BYTES = 2**20  # kept free for a file's header, which takes 0.1 MB at the released size
 PIECE_ELEMENTS = 4 * 2**20  # 16 MB in float32; each thread holds about three of them
-ROUTER = ".mlp.gate.wg."  # kept in float32, as released
 
 # What a folder needs beside weights and config.json so that a server can load it.
 COMPANIONS = (
@@ -100,7 +101,7 @@ def create_weight_files(folder: Path, release: Release) -> None:
 
 def stored_dtype(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
     """Routers are released in float32, everything else in the model's dtype."""
-    return torch.float32 if ROUTER in tensor.name else dtype
+    return torch.float32 if tensor.kind is Kind.ROUTER else dtype
 
 
 def stored_bytes(tensor: StoredTensor, dtype: torch.dtype) -> int:
@@ -125,24 +126,19 @@ def split_into_files(tensors: list[StoredTensor], dtype: torch.dtype) -> list[li
 def write_config(folder: Path, release: Release) -> None:
     """Write config.json in Transformers' native dialect, with what servers ask for besides.
 
-    vLLM takes the last four from any Hunyuan config; the rope and the dtype are written under their
-    names in Transformers 4 too, which would otherwise compute the rope without alpha.
+    The rope and the dtype are written under their names in Transformers 4 too, which would
+    otherwise compute the rope without alpha.
     """
-    config = HunYuanMoEV1Config(
-        **native_config_dict(release.shape),
-        dtype=release.dtype,
-        architectures=["HunYuanMoEV1ForCausalLM"],
-    )
-    fields = config.to_diff_dict() | native_config_dict(release.shape)
+    shape = release.shape
+    family, architecture = family_of(shape), model_class(shape).__name__
+    config = native_config(shape, dtype=release.dtype, architectures=[architecture])
+    fields = config.to_diff_dict() | family.native_config(shape)
     rope = fields["rope_parameters"]
     fields |= {
         "rope_theta": rope["rope_theta"],
         "rope_scaling": {**rope, "type": rope["rope_type"]} if "alpha" in rope else None,
         "torch_dtype": str(release.dtype).removeprefix("torch."),
-        "moe_intermediate_size": release.shape.intermediate_size,
-        "num_shared_expert": 1,
-        "use_mixed_mlp_moe": True,
-        "use_qk_norm": True,
+        **family.served_config(shape),
     }
     _write_json(folder / "config.json", fields)
 
@@ -220,19 +216,25 @@ def write_piece(locations: dict[str, TensorLocation], piece: Piece, values: Tens
 
 
 def write_adapter(
-    folder: Path, adapters: Mapping[str, Tensor], config: LoraConfig, *, base_model: str
+    folder: Path,
+    adapters: Mapping[str, Tensor],
+    config: LoraConfig,
+    shape: ModelShape,
+    *,
+    base_model: str,
 ) -> None:
     """Fill a folder that plain PEFT loads on the plain base model.
 
     Args:
         folder: empty.
-        adapters: whole matrices by stored name (`model/layout.py`).
+        adapters: whole matrices by stored name (`families/tables.py`).
         config: what the adapters were made with.
+        shape: of the model.
         base_model: the model they belong on.
     """
     tensors = peft_tensors(adapters)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    description = peft_description(config, base_model=base_model)
+    description = peft_description(config, shape, base_model=base_model)
     # A set, whose order changes from process to process, and with it the file's checksum.
     description.target_modules = sorted(description.target_modules)
     description.save_pretrained(folder)

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.model.layout import StoredTensor, released_tensors, stored_tensors
+from hunyuan_train.families.registry import family_of, read_shape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import released_tensors, stored_tensors
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
-from hunyuan_train.model.shape import ModelShape, read_shape
 
 WEIGHTS, DESCRIPTION = "adapter_model.safetensors", "adapter_config.json"
 MATRIX = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<kind>lora_A|lora_B|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.weight)?"
 )
-EXPERTS = re.compile(r"(?P<layer>.+\.mlp\.experts)(?:\.base_layer)*")
+EXPERTS = re.compile(r"(?P<layer>.+\.experts)(?:\.base_layer)*")
 
 # Settings that say where adapters are, or how they came to be what they are. A change by any other
 # setting that is on could be missed, so those are refused.
@@ -90,13 +92,12 @@ def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
         locations = read_header(folder / WEIGHTS)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be used: {error}") from error
-    released = released_tensors(shape)
     changes: dict[str, Change] = {}
     strangers = []
     for module, matrices in _group_by_module(locations).items():
         found = {}
         if _is_adapter(matrices):
-            found = _find_tensors(module, matrices, settings, released, shape.num_experts)
+            found = _find_tensors(module, matrices, settings, shape)
         changes |= found
         if not found:
             strangers += [f"{module}.{kind}" for kind in matrices]
@@ -167,14 +168,15 @@ def _find_tensors(
     module: str,
     matrices: dict[str, TensorLocation],
     settings: dict[str, Any],
-    released: dict[str, StoredTensor],
-    num_experts: int,
+    shape: ModelShape,
 ) -> dict[str, Change]:
     """Changes of the released tensors that a module's matrices adapt; none for an unknown module.
 
     Raises:
         CheckpointError: the base has the module in another size.
     """
+    family, num_experts = family_of(shape), shape.num_experts
+    released = released_tensors(shape)
     size: tuple[int, ...] = (matrices["lora_B"].shape[0], matrices["lora_A"].shape[1])
     experts = EXPERTS.fullmatch(module)
     if experts:
@@ -184,11 +186,11 @@ def _find_tensors(
         num_experts = 1
         parameters = [f"{module}.weight"]
     for parameter in parameters:
-        tensors = stored_tensors(parameter, size)
+        tensors = stored_tensors(family, parameter, size)
         if all(released.get(tensor.name) == tensor for tensor in tensors):
             target = parameter if experts else module
             return _share_out(matrices, tensors, num_experts, target, settings)
-    if any(stored_tensors(parameter, size)[0].name in released for parameter in parameters):
+    if any(stored_tensors(family, parameter, size)[0].name in released for parameter in parameters):
         raise CheckpointError(
             f"the adapter's {module} is made for weights of {' x '.join(map(str, size))}, and the "
             "base has others there; take the base that the adapter was trained on"

@@ -33,6 +33,7 @@ from hunyuan_train.checkpoint.publish import (
 from hunyuan_train.export.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
 from hunyuan_train.export.lora_delta_rows import ChangeReader
 from hunyuan_train.export.lora_deltas import Change, open_merge
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.safetensors_files import read_range, write_all
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation
 from hunyuan_train.progress import show_progress
@@ -99,7 +100,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         differences = merge_files(merge.weights, merge.changes, unfinished)
         report(differences.values(), num_tensors=len(merge.weights), adapter=adapter)
         others = copy_other_files(base, unfinished)
-        if merge.shape.num_parameters > MAX_PARAMETERS_BESIDE:
+        if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
             is_exact = merge.weights["model.embed_tokens.weight"].dtype == "F32"

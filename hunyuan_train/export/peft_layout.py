@@ -14,28 +14,35 @@ import peft
 import torch
 from torch import Tensor
 
-from hunyuan_train.config.adapters import EXPERTS, target_names
+from hunyuan_train.config.adapters import adapted_modules
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import in_transformers
+from hunyuan_train.families.tensors import FUSED, Kind
 
 PREFIX = "base_model.model."
 EXPERT_ADAPTER = re.compile(
-    r"(?P<experts>.*\.mlp\.experts)\.(?P<expert>\d+)"
+    r"(?P<experts>.*\.experts)\.(?P<expert>\d+)"
     r"\.(?P<kind>gate_up|down)_(?P<matrix>lora_[AB])\.weight"
 )
 # PEFT wraps the experts once a parameter: gate_up_proj inside, down_proj outside.
 WRAPPERS = {"gate_up": ".base_layer", "down": ""}
-MODULE_TARGETS = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "router": ["wg"]}
-PARAMETER_TARGETS = {
-    "shared_mlp": [f"shared_mlp.{part}_proj.weight" for part in ("gate", "up", "down")],
-    EXPERTS: ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
-}
 
 
-def peft_description(config: LoraConfig, *, base_model: str) -> peft.LoraConfig:
+def peft_description(config: LoraConfig, shape: ModelShape, *, base_model: str) -> peft.LoraConfig:
     """What adapter_config.json says of the adapters."""
-    names = target_names(config)
-    modules = [target for name in names for target in MODULE_TARGETS.get(name, [name])]
-    parameters = [target for name in names for target in PARAMETER_TARGETS.get(name, [])]
+    family = family_of(shape)
+    modules: list[str] = []
+    parameters: list[str] = []
+    for module, kind in adapted_modules(config, shape).items():
+        name = in_transformers(family, module)
+        if kind is Kind.EXPERT:
+            parameters += [f"{name}.{fused}" for fused in FUSED]
+        elif kind in family.peft_by_parameter:
+            parameters.append(f"{name.partition('.')[2]}.weight")
+        else:
+            modules.append(name.rpartition(".")[2])
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_model,
@@ -44,7 +51,7 @@ def peft_description(config: LoraConfig, *, base_model: str) -> peft.LoraConfig:
         lora_alpha=config.lora_alpha,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        target_modules=[name for name in modules if name not in PARAMETER_TARGETS],
+        target_modules=modules,
         target_parameters=parameters or None,
     )
 
@@ -53,8 +60,8 @@ def peft_tensors(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and lay out adapters for adapter_model.safetensors.
 
     Args:
-        adapters: whole matrices by stored name (`model/layout.py`), of routed experts every expert
-            of a layer: A [rank, in], B [out, rank].
+        adapters: whole matrices by stored name (`families/tables.py`), of routed experts every
+            expert of a layer: A [rank, in], B [out, rank].
     """
     tensors: dict[str, Tensor] = {}
     experts: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)

@@ -20,15 +20,13 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
-from transformers import HunYuanMoEV1ForCausalLM
+from transformers import PreTrainedModel
 
 # Parts of names, because each package and version of attention registers operators of its own.
 KEPT_OPERATORS = ("aten::mm", "aten::addmm", "_scaled_dot_product", "_attn")
 
 
-def recompute_layers(
-    model: HunYuanMoEV1ForCausalLM, *, is_selective: bool, is_offloaded: bool
-) -> None:
+def recompute_layers(model: PreTrainedModel, *, is_selective: bool, is_offloaded: bool) -> None:
     """Let each layer be computed again in the backward pass.
 
     Without re-entry (`use_reentrant` False): a re-entrant forward pass runs without gradients, so

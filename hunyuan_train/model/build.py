@@ -1,28 +1,37 @@
 """Build the model that trains, empty, and choose what in it is trained."""
 
 import torch
-from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.loss import LossHead
-from hunyuan_train.model.shape import ModelShape, native_config_dict
 
 
-def build_model(
-    shape: ModelShape, *, attention: str, attention_dropout: float
-) -> HunYuanMoEV1ForCausalLM:
+def native_config(shape: ModelShape, **settings: object) -> PreTrainedConfig:
+    """Transformers' own config of a model."""
+    fields = family_of(shape).native_config(shape) | settings
+    return AutoConfig.for_model(shape.family, **fields)
+
+
+def model_class(shape: ModelShape) -> type[PreTrainedModel]:
+    """Transformers' own class of a model."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(native_config(shape))]
+
+
+def build_model(shape: ModelShape, *, attention: str, attention_dropout: float) -> PreTrainedModel:
     """Construct Transformers' model with uninitialised weights, to be filled from a source."""
-    fields = native_config_dict(shape) | {"attention_dropout": attention_dropout}
-    config = HunYuanMoEV1Config(**fields, use_cache=False)
+    config = native_config(shape, attention_dropout=attention_dropout, use_cache=False)
     config._attn_implementation = attention
     with no_init_weights():
-        model = HunYuanMoEV1ForCausalLM(config)
+        model = model_class(shape)(config)
     model.tie_weights()
     LossHead.install(model.lm_head)
     return model
 
 
-def compute_rope_in_float32(model: HunYuanMoEV1ForCausalLM) -> None:
+def compute_rope_in_float32(model: PreTrainedModel) -> None:
     """Compute the rope frequencies again, outside of any partitioned construction.
 
     The engine's construction context makes every new tensor bfloat16, in which the frequencies

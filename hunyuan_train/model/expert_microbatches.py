@@ -6,28 +6,27 @@ gradient is due, only one chunk's rows exist at a time. The layer is computed ag
 all chunks but the last then run a third time (torch stops where nothing more is to be saved).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import HunYuanMoEV1ForCausalLM
 
 
-def chunk_experts(model: HunYuanMoEV1ForCausalLM, num_chunks: int) -> None:
+def chunk_experts(moe_blocks: Iterable[nn.Module], num_chunks: int) -> None:
     """Let every MoE block compute its tokens in chunks; 1 leaves it as it is.
 
     Args:
-        model: after the engine has split its experts, where it does.
+        moe_blocks: of a model, after the engine has split its experts, where it does.
         num_chunks: of a row's tokens, however few they are: every rank must run as many, because
             each exchanges tokens with the others. Some may be empty.
     """
     if num_chunks == 1:
         return
-    for layer in model.model.layers:
-        layer.mlp.forward = partial(run_chunks, layer.mlp.forward, num_chunks)
+    for block in moe_blocks:
+        block.forward = partial(run_chunks, block.forward, num_chunks)
 
 
 def run_chunks(

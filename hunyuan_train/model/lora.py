@@ -6,6 +6,7 @@ experts from the engine.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,27 +15,27 @@ import torch
 from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 
-from hunyuan_train.config.adapters import EXPERTS, target_names
+from hunyuan_train.config.adapters import adapted_modules
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.layout import StoredTensor
-
-# Module names under Transformers' class and under the engine's expert-parallel layer.
-LINEAR_PATTERNS = {
-    "attention": r"self_attn\.(q|k|v|o)_proj",
-    "shared_mlp": r"mlp\.(shared_mlp|shared_experts)\.(gate|up|down)_proj",
-    "router": r"mlp\.(gate\.wg|router\.gate)",
-}
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import in_engine, in_transformers
+from hunyuan_train.families.tensors import Kind, StoredTensor
 
 
-def linear_pattern(config: LoraConfig) -> str | None:
-    """Pattern of the linear layers to adapt, over whole module names; None where there are none."""
-    parts = [
-        LINEAR_PATTERNS.get(name, rf"self_attn\.{name}")
-        for name in target_names(config)
-        if name != EXPERTS
-    ]
-    return rf".*\.({'|'.join(parts)})" if parts else None
+def linear_pattern(config: LoraConfig, shape: ModelShape) -> str | None:
+    """Pattern of the linear layers to adapt, over whole module names; None where there are none.
+
+    It knows a module by Transformers' name and by that of the engine's expert-parallel layer.
+    """
+    family = family_of(shape)
+    parts: set[str] = set()
+    for module, kind in adapted_modules(config, shape).items():
+        if kind is not Kind.EXPERT:
+            names = (in_transformers(family, module), in_engine(family, module))
+            parts |= {re.escape(name) for name in names}
+    return rf".*\.({'|'.join(sorted(parts))})" if parts else None
 
 
 def adapter_scaling(config: LoraConfig) -> float:
@@ -42,13 +43,15 @@ def adapter_scaling(config: LoraConfig) -> float:
     return config.lora_alpha / (config.lora_rank**0.5 if config.use_rslora else config.lora_rank)
 
 
-def add_linear_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> None:
+def add_linear_adapters(
+    model: nn.Module, config: LoraConfig, shape: ModelShape, *, seed: int
+) -> None:
     """Put adapters on the chosen linear layers of a model whose weights are in place.
 
     Raises:
         ConfigError: PEFT refuses the combination.
     """
-    pattern = linear_pattern(config)
+    pattern = linear_pattern(config, shape)
     if pattern is None:
         return
     torch.manual_seed(seed)  # every rank must draw the same initial adapters
@@ -61,7 +64,7 @@ def add_linear_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> N
         target_modules=pattern,
     )
     try:
-        with _targets_as_named():
+        with targets_as_named():
             peft.inject_adapter_in_model(description, model)
     except ValueError as error:
         raise ConfigError(
@@ -70,7 +73,7 @@ def add_linear_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> N
 
 
 @contextmanager
-def _targets_as_named() -> Iterator[None]:
+def targets_as_named() -> Iterator[None]:
     """Keep PEFT from sending targets elsewhere.
 
     For this model type PEFT 0.21 rewrites gate_proj, up_proj and down_proj, also those of the

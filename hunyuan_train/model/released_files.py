@@ -8,13 +8,15 @@ import json
 from pathlib import Path
 
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.layout import released_tensors, stored_tensors
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import model_parameters, released_tensors
+from hunyuan_train.families.tensors import Kind, expert_tensors
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
-from hunyuan_train.model.shape import ModelShape
 
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")  # of weights that are not quantised
 NUM_NAMED = 3  # in an error, of each kind
+TIED = "lm_head.weight"
 
 
 def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]:
@@ -31,7 +33,7 @@ def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]
         stored |= found
     if shape.tie_word_embeddings:
         # Some writers store the tied output weights a second time; the embedding is read.
-        stored.pop("lm_head.weight", None)
+        stored.pop(TIED, None)
     located = _unfuse_experts(stored, shape, folder)
     _check_complete(located, shape, folder)
     return located
@@ -123,15 +125,7 @@ def _refuse(folder: Path, **problems: list[str]) -> None:
 
 def _fused_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Shapes of the 3-D tensors of the layout that stores the experts of a layer together."""
-    num_experts, hidden, width = shape.num_experts, shape.hidden_size, shape.intermediate_size
-    return {
-        f"model.layers.{layer}.mlp.experts.{name}": size
-        for layer in range(shape.num_hidden_layers)
-        for name, size in (
-            ("gate_up_proj", (num_experts, 2 * width, hidden)),
-            ("down_proj", (num_experts, hidden, width)),
-        )
-    }
+    return {one.name: one.shape for one in model_parameters(shape) if one.kind is Kind.EXPERT}
 
 
 def _unfuse_experts(
@@ -143,7 +137,7 @@ def _unfuse_experts(
     located = {name: one for name, one in stored.items() if name not in fused}
     for name in stored.keys() & fused.keys():
         whole, byte_offset = stored[name], stored[name].byte_offset
-        for tensor in stored_tensors(name, whole.shape):
+        for tensor in expert_tensors(name, whole.shape) or ():
             _refuse(folder, twice=[tensor.name] if tensor.name in located else [])
             one = TensorLocation(whole.file, byte_offset, whole.dtype, tensor.shape)
             located[tensor.name] = one

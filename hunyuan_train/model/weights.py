@@ -15,12 +15,12 @@ from torch import Tensor
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.model.layout import StoredTensor
-from hunyuan_train.model.presets import PRESETS, fit_vocabulary, resolve_shape
+from hunyuan_train.families.registry import PRESETS, fit_vocabulary, resolve_shape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_files import DTYPES, read_range
 from hunyuan_train.model.safetensors_header import TensorLocation
-from hunyuan_train.model.shape import ModelShape
 
 
 class WeightSource(Protocol):
@@ -65,7 +65,7 @@ class SafetensorsFolder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights; routers may be wider."""
+        """Dtype of the weights: that of the embedding, because routers may be wider."""
         return DTYPES[self.locations["model.embed_tokens.weight"].dtype]
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:

@@ -15,27 +15,28 @@ from torch import nn
 from torch._C import _distributed_c10d
 from torch.distributed import distributed_c10d
 from torch.optim import Optimizer
-from transformers import HunYuanMoEV1ForCausalLM
+from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from hunyuan_train.config.adapters import adapts_experts
 from hunyuan_train.config.deepspeed_config import has_bf16_masters, splits_experts
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.build import build_model, compute_rope_in_float32
 from hunyuan_train.model.lora import add_linear_adapters
-from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.expert import (
-    give_hollow_experts_shapes,
-    hollow_experts,
-    register_hunyuan,
+    give_placeholders_shapes,
+    placeholder_experts,
+    register_families,
+    show_router_weight,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
 from hunyuan_train.parallel.shared_masters import share_masters
 from hunyuan_train.parallel.zero import fill_parameters, partitioned_construction
 
-OptimizerFactory = Callable[[nn.Module], Optimizer]
+OptimizerFactory = Callable[[PreTrainedModel], Optimizer]
 
 
 def start_process_group(timeout_minutes: float) -> None:
@@ -73,7 +74,7 @@ def build_split_model(
     *,
     attention: str,
     attention_dropout: float,
-) -> HunYuanMoEV1ForCausalLM:
+) -> PreTrainedModel:
     """Build the model without weights, each rank allocating its own part only.
 
     Args:
@@ -86,16 +87,17 @@ def build_split_model(
     with ExitStack() as construction:
         construction.enter_context(partitioned_construction(deepspeed_config))
         if is_split:
-            construction.enter_context(hollow_experts())
+            construction.enter_context(placeholder_experts(shape))
         model = build_model(shape, attention=attention, attention_dropout=attention_dropout)
     compute_rope_in_float32(model)
     if is_split:
-        give_hollow_experts_shapes(model, training_dtype(deepspeed_config))
+        give_placeholders_shapes(model, shape, training_dtype(deepspeed_config))
     return model
 
 
 def start_engine(
-    model: nn.Module,
+    model: PreTrainedModel,
+    shape: ModelShape,
     deepspeed_config: dict[str, Any],
     source: WeightSource,
     make_optimizer: OptimizerFactory,
@@ -107,6 +109,7 @@ def start_engine(
 
     Args:
         model: without weights; its MoE blocks are replaced in place under expert parallelism.
+        shape: of the whole model.
         deepspeed_config: complete, no "auto" left.
         source: of the weights. They are read when every parameter has its final form and before the
             optimizer copies them, so each rank reads once, and only what it keeps.
@@ -121,16 +124,17 @@ def start_engine(
         if lora.use_lora:
             # While this object lives, PEFT gathers the weights it needs for DoRA's first values.
             hint = HfDeepSpeedConfig(deepspeed_config)
-            add_linear_adapters(model, lora, seed=seed)
+            add_linear_adapters(model, lora, shape, seed=seed)
             del hint
             start_expert_adapters(model, seed=seed)
         return make_optimizer(model)
 
-    register_hunyuan()
+    register_families()
+    show_router_weight(model)
     with ExitStack() as construction:
         if lora.use_lora:
             model.requires_grad_(requires_grad=False)
-        if adapts_experts(lora):
+        if adapts_experts(lora, shape):
             dtype = training_dtype(deepspeed_config)
             construction.enter_context(adapted_experts(lora, dtype))
         engine, _, _, _ = deepspeed.initialize(

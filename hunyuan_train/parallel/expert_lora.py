@@ -14,9 +14,10 @@ from deepspeed.module_inject import auto_ep_layer
 from deepspeed.moe.ep_experts import GroupedExperts
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from hunyuan_train.config.schema import LoraConfig
-from hunyuan_train.model.layout import pieces_of_range
+from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.lora import adapter_scaling, draw_adapter
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 
@@ -90,7 +91,7 @@ def adapted_experts(config: LoraConfig, dtype: torch.dtype) -> Iterator[None]:
         auto_ep_layer.GroupedExperts = original
 
 
-def start_expert_adapters(model: nn.Module, *, seed: int) -> None:
+def start_expert_adapters(model: PreTrainedModel, *, seed: int) -> None:
     """Draw the A matrices; the B matrices stay 0.
 
     It comes after PEFT's own adapters, which freeze everything that is not one of them.

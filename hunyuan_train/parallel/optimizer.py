@@ -8,11 +8,13 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+from transformers import PreTrainedModel
 
 from hunyuan_train.config.schema import OptimizerConfig
-from hunyuan_train.model.freeze import is_router
+from hunyuan_train.families.registry import FAMILIES
+from hunyuan_train.families.tables import kind_of
+from hunyuan_train.families.tensors import Kind
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
 from hunyuan_train.parallel.engine import OptimizerFactory, sum_over_ranks
@@ -24,14 +26,15 @@ ROUTERS = "is_router"  # marks a group that the guardian may hold
 HELD = "is_held"
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: matrices, which decay; vectors, which never do; routers, apart from both.
 
     Routers are matrices too; the guardian may hold them.
     """
+    family = FAMILIES[model.config.model_type]
     named = [pair for pair in model.named_parameters() if pair[1].requires_grad]
-    routers = [parameter for name, parameter in named if is_router(name)]
-    others = [parameter for name, parameter in named if not is_router(name)]
+    routers = [parameter for name, parameter in named if kind_of(family, name) is Kind.ROUTER]
+    others = [parameter for name, parameter in named if kind_of(family, name) is not Kind.ROUTER]
     vectors = [parameter for parameter in others if num_dimensions(parameter) < 2]
     matrices = [parameter for parameter in others if num_dimensions(parameter) >= 2]
     groups = ((matrices, weight_decay), (vectors, 0.0), (routers, weight_decay))
@@ -54,7 +57,7 @@ def hold_routers(optimizer: Optimizer, *, is_held: bool = True) -> None:
         group[HELD] = is_held and group[ROUTERS]
 
 
-def lean_groups(model: nn.Module, weight_decay: float, seed: int) -> list[dict[str, Any]]:
+def lean_groups(model: PreTrainedModel, weight_decay: float, seed: int) -> list[dict[str, Any]]:
     """A group for each parameter, so that the engine keeps each in a flat tensor of its own.
 
     Blocks of its states then belong to one parameter, and its gradients are used where they lie:
@@ -65,12 +68,13 @@ def lean_groups(model: nn.Module, weight_decay: float, seed: int) -> list[dict[s
         weight_decay: of matrices.
         seed: of the run; with rank and name it says which random bits a parameter's rounding takes.
     """
+    family = FAMILIES[model.config.model_type]
     return [
         {
             "params": [parameter],
             "weight_decay": weight_decay if num_dimensions(parameter) >= 2 else 0.0,
             "key": f"{seed}:{dist.get_rank()}:{name}",
-            ROUTERS: is_router(name),
+            ROUTERS: kind_of(family, name) is Kind.ROUTER,
         }
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
@@ -88,7 +92,7 @@ def optimizer_factory(config: OptimizerConfig, *, seed: int) -> OptimizerFactory
     rate, epsilon = config.learning_rate, config.adam_epsilon
     betas = (config.adam_beta1, config.adam_beta2)
 
-    def make(model: nn.Module) -> Optimizer:
+    def make(model: PreTrainedModel) -> Optimizer:
         if config.optimizer == "lean":
             groups = lean_groups(model, config.weight_decay, seed)
             optimizer = LeanAdamW(groups, lr=rate, betas=betas, eps=epsilon)
@@ -106,7 +110,7 @@ def optimizer_factory(config: OptimizerConfig, *, seed: int) -> OptimizerFactory
     return make
 
 
-def has_whole_slice(model: nn.Module) -> bool:
+def has_whole_slice(model: PreTrainedModel) -> bool:
     """Whether some parameter kept here is large enough for what `LeanAdamW` compiles."""
     sizes = (shard.stop - shard.start for shard in weight_shards(model))
     return max(sizes, default=0) >= SLICE_BLOCKS * LEAN_BLOCK

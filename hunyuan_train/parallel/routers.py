@@ -12,37 +12,41 @@ import torch
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
-from transformers import HunYuanMoEV1ForCausalLM
+from transformers import PreTrainedModel
 
-from hunyuan_train.model.layout import StoredTensor
+from hunyuan_train.families.registry import FAMILIES, family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import kind_of, to_released
+from hunyuan_train.families.tensors import Kind, StoredTensor
+from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.router import Float32Linear, RouterWatch
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.zero import MASTER, trained_shards, write_state
 
-RELEASED_NAME = "model.layers.{layer}.mlp.gate.wg.weight"
+
+def routers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
+    """The routers' projections by released name, split experts or not, adapted or not."""
+    family = FAMILIES[model.config.model_type]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not is_adapter(name):
+            weight = f"{name}.weight"
+            if kind_of(family, weight) is Kind.ROUTER:
+                yield to_released(family, weight), module
 
 
-def routers(model: HunYuanMoEV1ForCausalLM) -> Iterator[nn.Linear]:
-    """The routers' projections, first layer to last, split experts or not, adapted or not."""
-    for layer in model.model.layers:
-        is_split = isinstance(layer.mlp, AutoEPMoELayer)
-        linear = layer.mlp.router.gate if is_split else layer.mlp.gate.wg
-        yield linear if isinstance(linear, nn.Linear) else linear.base_layer  # PEFT's wrapper
-
-
-def pinned_routers(model: HunYuanMoEV1ForCausalLM) -> Iterator[Float32Linear]:
+def pinned_routers(model: PreTrainedModel) -> Iterator[Float32Linear]:
     """The routers that compute with float32 weights beside rounded ones; none in a float32 run."""
-    return (linear for linear in routers(model) if isinstance(linear, Float32Linear))
+    return (linear for _, linear in routers(model) if isinstance(linear, Float32Linear))
 
 
-def pin_routers(model: HunYuanMoEV1ForCausalLM, source: WeightSource) -> None:
+def pin_routers(model: PreTrainedModel, source: WeightSource) -> None:
     """Compute routers in float32 from here on, with the float32 values of the source."""
-    config = model.config
-    shape = (config.num_experts, config.hidden_size)
-    for layer, linear in enumerate(routers(model)):
+    for name, linear in routers(model):
         if linear.weight.dtype == torch.float32:
             continue
-        stored = StoredTensor(RELEASED_NAME.format(layer=layer), shape)
+        shape = (linear.out_features, linear.in_features)
+        stored = StoredTensor(name, shape, Kind.ROUTER)
         exact = source.read(stored, 0, stored.numel).view(shape).float()
         Float32Linear.pin(linear, exact.to(linear.weight.device))
 
@@ -65,18 +69,17 @@ def refresh_routers(engine: deepspeed.DeepSpeedEngine) -> None:
             linear.exact_weight.copy_(master.view_as(linear.exact_weight))
 
 
-def watch_routers(model: HunYuanMoEV1ForCausalLM, device: torch.device) -> RouterWatch:
-    """Let a watch see every router of an initialised model."""
-    config = model.config
-    watch = RouterWatch(
-        num_layers=config.num_hidden_layers, num_experts=config.num_experts, device=device
-    )
-    for index, layer in enumerate(model.model.layers):
-        if isinstance(layer.mlp, AutoEPMoELayer):
-            layer.mlp.router.gate.register_forward_hook(partial(_see_logits, watch, index))
-            layer.mlp.router.register_forward_hook(partial(_see_split_choice, watch, index))
-        else:
-            layer.mlp.gate.register_forward_hook(partial(_see_choice, watch, index))
+def watch_routers(model: PreTrainedModel, shape: ModelShape, device: torch.device) -> RouterWatch:
+    """Let a watch see every router of an initialised model, first layer to last."""
+    blocks, moe = moe_blocks(model), family_of(shape).moe
+    watch = RouterWatch(num_layers=len(blocks), num_experts=shape.num_experts, device=device)
+    for index, block in enumerate(blocks):
+        if isinstance(block, AutoEPMoELayer):
+            block.router.gate.register_forward_hook(partial(_see_logits, watch, index))
+            block.router.register_forward_hook(partial(_see_split_choice, watch, index))
+        elif moe:
+            router = block.get_submodule(moe.router.module)
+            router.register_forward_hook(partial(_see_choice, watch, index))
     return watch
 
 

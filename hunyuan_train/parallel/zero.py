@@ -9,7 +9,7 @@ speak of these ranges and never of how they came about.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
@@ -23,9 +23,13 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hunyuan_train.config.deepspeed_config import zero_stage
-from hunyuan_train.model.layout import StoredTensor, pieces_of_range, stored_tensors
+from hunyuan_train.families.family import Family
+from hunyuan_train.families.registry import FAMILIES
+from hunyuan_train.families.tables import stored_tensors
+from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.blockwise_states import BlockwiseState, code_range, num_blocks, scales_name
@@ -40,6 +44,7 @@ MASTER = "master"
 class Shard:
     """A flat range of one parameter that this rank keeps."""
 
+    family: Family
     name: str
     parameter: nn.Parameter
     shape: tuple[int, ...]  # of the whole parameter (local experts only, where experts are split)
@@ -50,7 +55,7 @@ class Shard:
     @property
     def stored(self) -> list[StoredTensor]:
         """Released tensors that the whole parameter lays end to end."""
-        return stored_tensors(self.name, self.shape, first_expert=self.first_expert)
+        return stored_tensors(self.family, self.name, self.shape, first_expert=self.first_expert)
 
 
 def partitioned_construction(deepspeed_config: dict[str, Any]) -> AbstractContextManager[Any]:
@@ -71,8 +76,9 @@ def num_dimensions(parameter: nn.Parameter) -> int:
     return len(shape)
 
 
-def weight_shards(model: nn.Module) -> Iterator[Shard]:
+def weight_shards(model: PreTrainedModel) -> Iterator[Shard]:
     """What this rank keeps of each parameter's weights, in the model's order."""
+    family = FAMILIES[model.config.model_type]
     first_experts = {
         name: module.ep_rank * module.num_local_experts
         for name, module in model.named_modules()
@@ -85,7 +91,7 @@ def weight_shards(model: nn.Module) -> Iterator[Shard]:
             shape, size = tuple(parameter.ds_shape), parameter.ds_tensor.numel()
             start = min(dist.get_rank(parameter.ds_process_group) * size, parameter.ds_numel)
             stop = min(start + size, parameter.ds_numel)
-        yield Shard(name, parameter, shape, first_expert, start, stop)
+        yield Shard(family, name, parameter, shape, first_expert, start, stop)
 
 
 def weight_values(shard: Shard) -> Tensor:
@@ -110,7 +116,7 @@ def is_primary(shard: Shard) -> bool:
     return dist.get_rank() == 0
 
 
-def fill_parameters(model: nn.Module, source: WeightSource) -> None:
+def fill_parameters(model: PreTrainedModel, source: WeightSource) -> None:
     """Read into each parameter's local range the elements it keeps, and nothing else.
 
     Adapters are in no checkpoint of a base model: they keep the values they were made with. The bar
@@ -127,7 +133,7 @@ def fill_parameters(model: nn.Module, source: WeightSource) -> None:
                 advance(part.nbytes)
 
 
-def trained_shards(model: nn.Module) -> Iterator[Shard]:
+def trained_shards(model: PreTrainedModel) -> Iterator[Shard]:
     """The ranges whose master weights and optimizer states this rank keeps."""
     for shard in weight_shards(model):
         parameter = shard.parameter
@@ -138,7 +144,7 @@ def trained_shards(model: nn.Module) -> Iterator[Shard]:
         elif parameter._hp_mapping is not None:
             address = parameter._hp_mapping.lp_fragment_address
             stop = address.start + address.numel
-            yield Shard(shard.name, parameter, shard.shape, shard.first_expert, address.start, stop)
+            yield replace(shard, start=address.start, stop=stop)
 
 
 def state_kinds(engine: deepspeed.DeepSpeedEngine) -> list[str]:

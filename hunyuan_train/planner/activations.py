@@ -1,16 +1,19 @@
 """What forward saves for backward, tensor by tensor, and what one layer takes while it runs.
 
-Read off torch.autograd's saved tensors of Transformers' `HunYuanMoEV1ForCausalLM`, without and with
-the engine's expert-parallel layer; the tests count them again.
+Read off torch.autograd's saved tensors of Transformers' models, without and with the engine's
+expert-parallel layer; the tests count them again. A layer is the sum of the parts that it has.
 
-Letters: T tokens of this rank · N rows that its experts see · H hidden · I width of an expert ·
-Q, V width of all query heads, of all key (or value) heads · K experts per token · E experts
 """
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
-from hunyuan_train.config.adapters import ATTENTION_NAMES, EXPERTS, target_names
+from hunyuan_train.config.adapters import adapted_modules
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
+from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.parameters import adapted_linears, is_trained
@@ -25,43 +28,28 @@ class Saving:
 
     tokens: int
     size: int  # bytes of an element
-    norms: bool  # norm weights are trained
-    attention: bool  # projections of attention save their inputs
-    shared: bool
-    router: bool
-    experts: bool
-    adapter_rows: int  # elements per token between the two matrices of all linear adapters
+    kinds: frozenset[Kind]  # of tensors that save their inputs, for their own gradients
     expert_rank: int  # rank of adapters on experts, or 0
 
 
 def describe_saving(layout: Layout) -> Saving:
     """Under stage 3 the engine's linear function saves its input whatever is trained."""
     model, lora = layout.config.model, layout.config.lora
-    adapted = adapted_linears(layout.shape, lora)
-    keeps = layout.stage == 3
-
-    def trains(suffix: str) -> bool:
-        return is_trained(f"model.layers.0.{suffix}", model, lora)
-
-    adapts_experts = lora.use_lora and EXPERTS in target_names(lora)
-    adapts_attention = any(name in adapted for name in ATTENTION_NAMES)
-    adapts_shared = "shared_mlp.gate_proj" in adapted
+    adapted = set(adapted_modules(lora, layout.shape).values())
+    inside = [one for one in model_parameters(layout.shape) if one.layer is not None]
+    trained = {one.kind for one in inside if is_trained(one, model, lora)}
+    linear = {Kind.ATTENTION, Kind.MLP, Kind.SHARED_EXPERT, Kind.ROUTER}
     return Saving(
         tokens=layout.num_tokens,
         size=layout.element_bytes,
-        norms=trains("input_layernorm.weight"),
-        attention=keeps or adapts_attention or trains("self_attn.q_proj.weight"),
-        shared=keeps or adapts_shared or trains("mlp.shared_mlp.gate_proj.weight"),
-        router=keeps or trains("mlp.gate.wg.weight") or "gate.wg" in adapted,
-        experts=trains("mlp.experts.down_proj") or adapts_experts,
-        adapter_rows=len(adapted) * lora.lora_rank,
-        expert_rank=lora.lora_rank if adapts_experts else 0,
+        kinds=frozenset(trained | adapted | (linear if layout.stage == 3 else set())),
+        expert_rank=lora.lora_rank if Kind.EXPERT in adapted else 0,
     )
 
 
 def norm_bytes(rows: int, width: int, saving: Saving) -> int:
     """RMSNorm of [rows, width]: its input in float32, the root, and what the weight multiplies."""
-    return rows * (4 * width + 4 + (saving.size * width if saving.norms else 0))
+    return rows * (4 * width + 4 + (saving.size * width if Kind.NORM in saving.kinds else 0))
 
 
 def attention_bytes(layout: Layout, saving: Saving) -> int:
@@ -69,7 +57,8 @@ def attention_bytes(layout: Layout, saving: Saving) -> int:
     shape, tokens, size = layout.shape, saving.tokens, saving.size
     heads, key_heads, head = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
     query = heads * head
-    projections = size * (shape.hidden_size + query) if saving.attention else 0
+    is_saved = Kind.ATTENTION in saving.kinds
+    projections = size * (shape.hidden_size + query) if is_saved else 0
     # Queries, keys, values, the float32 sums of softmax, and the output before it is laid together.
     # Of rows that ranks share, a rank has all tokens of its heads, of which each has one or more.
     seen_keys = max(key_heads, layout.sequence_size) * head
@@ -87,7 +76,8 @@ def router_bytes(layout: Layout, saving: Saving) -> int:
     shape, tokens = layout.shape, saving.tokens
     hidden, top_k = shape.hidden_size, shape.moe_topk
     is_pinned = saving.size == 2  # float32 beside bfloat16: its input and weight are copies
-    copies = 4 * hidden * (tokens + shape.num_experts) if is_pinned and saving.router else 0
+    is_saved = Kind.ROUTER in saving.kinds
+    copies = 4 * hidden * (tokens + shape.num_experts) if is_pinned and is_saved else 0
     # Softmax, the sum and the normed weights in float32; int64 indices of choice and of two sorts.
     scores = tokens * (4 * shape.num_experts + 4 + 4 * top_k + 3 * 8 * top_k)
     return copies + scores
@@ -104,52 +94,92 @@ def expert_rows(layout: Layout, imbalance: float) -> int:
 def expert_bytes(layout: Layout, saving: Saving, rows: int) -> int:
     """Routed experts of one layer, and what is saved to combine their outputs."""
     shape, size = layout.shape, saving.size
-    hidden, width = shape.hidden_size, shape.intermediate_size
+    hidden, width = shape.hidden_size, width_of(shape, Kind.EXPERT)
     slots = saving.tokens * shape.moe_topk
     # Gate, its SiLU, and up; with trained weights also the input, and the product that goes down.
-    inner = 3 * width + (hidden + width if saving.experts else 0) + 2 * saving.expert_rank
+    trained = hidden + width if Kind.EXPERT in saving.kinds else 0
+    inner = 3 * width + trained + 2 * saving.expert_rank
     combine = slots * (4 + size * hidden)
     order = 4 * rows if layout.splits_experts else 8 * slots  # how rows were reordered
     return rows * size * inner + combine + order
 
 
-def shared_bytes(layout: Layout, saving: Saving) -> int:
-    """The shared expert of one layer; its input is that of the router and the routed experts."""
-    shape = layout.shape
-    inner = (4 if saving.shared else 3) * shape.intermediate_size
-    return saving.tokens * saving.size * (shape.hidden_size + inner)
+def mlp_bytes(layout: Layout, saving: Saving, kind: Kind) -> int:
+    """A dense MLP of one layer, or its shared expert, with the input that the whole block has.
+
+    Gate, its SiLU and up; what goes down is kept only where that projection wants a gradient.
+    """
+    inner = (4 if kind in saving.kinds else 3) * width_of(layout.shape, kind)
+    return saving.tokens * saving.size * (layout.shape.hidden_size + inner)
 
 
-def layer_bytes(layout: Layout, *, imbalance: float) -> int:
-    """All that one layer saves when it is not recomputed."""
+def width_of(shape: ModelShape, kind: Kind) -> int:
+    """Rows of the gate projection of an MLP, or of one expert."""
+    suffix = f"{EXPERT}.gate_proj.weight" if kind is Kind.EXPERT else "weight"
+    return layer_rows(shape, f"{modules_of_kind(shape, kind)[0]}.{suffix}")[0].shape[0]
+
+
+@lru_cache(maxsize=16)
+def layers_by_kinds(shape: ModelShape) -> Counter[frozenset[Kind]]:
+    """Number of layers that consist of the same kinds; layers of most models are all alike."""
+    kinds: defaultdict[int, set[Kind]] = defaultdict(set)
+    for one in model_parameters(shape):
+        if one.layer is not None:
+            kinds[one.layer].add(one.kind)
+    return Counter(map(frozenset, kinds.values()))
+
+
+def all_layers_bytes(layout: Layout, *, imbalance: float) -> int:
+    """All that the layers save when they are not recomputed."""
     saving = describe_saving(layout)
-    return (
-        dense_bytes(layout, saving)
-        + router_bytes(layout, saving)
-        + expert_bytes(layout, saving, expert_rows(layout, imbalance))
-        + shared_bytes(layout, saving)
+    return sum(
+        number * layer_bytes(layout, saving, kinds, imbalance=imbalance)
+        for kinds, number in layers_by_kinds(layout.shape).items()
     )
 
 
+def layer_bytes(layout: Layout, saving: Saving, kinds: frozenset[Kind], *, imbalance: float) -> int:
+    """All that a layer of these kinds saves when it is not recomputed."""
+    total = dense_bytes(layout, saving)
+    if Kind.ROUTER in kinds:
+        total += moe_bytes(layout, saving, imbalance=imbalance)
+    for kind in kinds & {Kind.MLP, Kind.SHARED_EXPERT}:
+        total += mlp_bytes(layout, saving, kind)
+    return total
+
+
+def moe_bytes(layout: Layout, saving: Saving, *, imbalance: float) -> int:
+    """The router and the routed experts of one layer."""
+    rows = expert_rows(layout, imbalance)
+    return router_bytes(layout, saving) + expert_bytes(layout, saving, rows)
+
+
 def dense_bytes(layout: Layout, saving: Saving) -> int:
-    """What a layer saves outside of its MoE block: attention, both norms, adapters."""
+    """What a layer saves outside of its MLP or MoE block: attention, both norms, adapters."""
+    lora = layout.config.lora
     post_norm = norm_bytes(saving.tokens, layout.shape.hidden_size, saving)
-    adapters = saving.tokens * saving.size * saving.adapter_rows
-    return attention_bytes(layout, saving) + post_norm + adapters
+    # Elements between the two matrices of every linear adapter.
+    rows = len(adapted_linears(layout.shape, lora)) * lora.lora_rank
+    return attention_bytes(layout, saving) + post_norm + saving.tokens * saving.size * rows
 
 
 def recomputed_bytes(layout: Layout, *, imbalance: float) -> int:
     """What a layer that is computed again holds at its fullest moment, of what it saves.
 
-    That is when the gradient comes to the experts' weighted sum. The shared expert, which ran last,
-    is done with then. Of experts in chunks one chunk has been computed a third time, and the input
-    of all is there (model/expert_microbatches.py).
+    With experts that is when the gradient comes to their weighted sum. The shared expert, which ran
+    last, is done with then. Of experts in chunks one chunk has been computed a third time, and the
+    input of all is there (model/expert_microbatches.py).
     """
     saving, num_chunks = describe_saving(layout), layout.config.train.moe_chunks
-    rows = expert_rows(layout, imbalance)
-    inside = router_bytes(layout, saving) + expert_bytes(layout, saving, rows)
-    inputs = boundary_bytes(layout) if num_chunks > 1 else 0
-    return dense_bytes(layout, saving) + inputs + ceil(inside / num_chunks)
+    fullest = 0
+    for kinds in layers_by_kinds(layout.shape):
+        if Kind.ROUTER in kinds:
+            inputs = boundary_bytes(layout) if num_chunks > 1 else 0
+            inside = moe_bytes(layout, saving, imbalance=imbalance)
+            fullest = max(fullest, inputs + ceil(inside / num_chunks))
+        else:
+            fullest = max(fullest, mlp_bytes(layout, saving, Kind.MLP))
+    return dense_bytes(layout, saving) + fullest
 
 
 def boundary_bytes(layout: Layout) -> int:
@@ -160,14 +190,21 @@ def boundary_bytes(layout: Layout) -> int:
 def selected_bytes(layout: Layout) -> int:
     """What selective recomputation keeps of one layer beside its input (model/activations.py).
 
-    Results of the products of attention, the shared expert and the router, and of attention itself.
+    Results of the products of attention, of the MLP or the shared expert, and of the router, and
+    of attention itself. The layer that keeps most counts.
     """
     shape = layout.shape
     query = shape.num_attention_heads * shape.head_dim
     key = shape.num_key_value_heads * shape.head_dim
-    products = 2 * query + 2 * key + 2 * shape.intermediate_size + 2 * shape.hidden_size
-    float32 = shape.num_attention_heads + shape.num_experts  # sums of softmax, router logits
-    return layout.num_tokens * (layout.element_bytes * products + 4 * float32)
+    most = 0
+    for kinds in layers_by_kinds(shape):
+        products = 2 * query + 2 * key + shape.hidden_size
+        for kind in kinds & {Kind.MLP, Kind.SHARED_EXPERT}:
+            products += 2 * width_of(shape, kind) + shape.hidden_size
+        # Sums of softmax, and router logits.
+        float32 = shape.num_attention_heads + (shape.num_experts if Kind.ROUTER in kinds else 0)
+        most = max(most, layout.element_bytes * products + 4 * float32)
+    return layout.num_tokens * most
 
 
 def before_bytes(layout: Layout) -> int:
@@ -209,7 +246,7 @@ def saved_bytes(layout: Layout, *, imbalance: float = 1.0) -> int:
         selected = layers * selected_bytes(layout) if recomputed == "selective" else 0
         inputs = layers * (boundary_bytes(layout) + RANDOM_STATE)
         return before + inputs + selected - kept_on_host_bytes(layout)
-    inside = layers * layer_bytes(layout, imbalance=imbalance)
+    inside = all_layers_bytes(layout, imbalance=imbalance)
     if layout.config.lora.use_lora:  # nothing before the first adapter needs a gradient
         saving = describe_saving(layout)
         inside -= norm_bytes(layout.num_tokens, layout.shape.hidden_size, saving)

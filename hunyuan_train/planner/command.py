@@ -8,8 +8,8 @@ from pathlib import Path
 from hunyuan_train.config.load import dump_config, load_command_line
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.presets import PRESETS, resolve_shape
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.registry import PRESETS, resolve_shape
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
 from hunyuan_train.planner.machine import GPUS, MATMUL_SHARE, Hardware, find_gpu
 from hunyuan_train.planner.search import Nearest, find_nearest

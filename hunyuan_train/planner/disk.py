@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
@@ -37,7 +38,7 @@ def plan_disk(layout: Layout) -> Disk:
 
 def whole_elements(parameter: Parameter, layout: Layout) -> int:
     """Elements of a parameter over all ranks; experts that are split count whole."""
-    is_split = ".experts." in f".{parameter.name}" and layout.splits_experts
+    is_split = parameter.kind is Kind.EXPERT and layout.splits_experts
     return parameter.total * (layout.expert_size if is_split else 1)
 
 

@@ -13,7 +13,7 @@ from hunyuan_train.config.rules import (
 )
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.sequences import check_sequence_size, check_sequences
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.disk import Disk, plan_disk
 from hunyuan_train.planner.layout import Layout, make_layout
@@ -104,7 +104,7 @@ def resolve_for(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Run
         ConfigError: settings that do not go together.
     """
     machine = Machine(num_gpus=hardware.gpus_per_node, num_cores=hardware.gpus_per_node)
-    resolved = resolve_config(config, machine=machine, num_experts=shape.num_experts)
+    resolved = resolve_config(config, machine=machine, shape=shape)
     num_processes = int(resolved.parallel.num_processes)
     check_experts_divide(
         int(resolved.parallel.expert_parallel_size),
@@ -119,7 +119,7 @@ def resolve_for(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Run
     )
     check_sequences(resolved)
     check_activations(resolved.train)
-    check_lora(resolved)
+    check_lora(resolved, shape)
     check_deepspeed_file(resolved)
     check_lean(resolved)
     build_deepspeed_config(

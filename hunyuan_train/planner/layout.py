@@ -5,7 +5,7 @@ from typing import Any
 
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file, splits_experts, zero_stage
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape
 
 # DeepSpeed's own defaults (runtime/zero/config.py), for what a file leaves out.
 ENGINE_DEFAULTS = {

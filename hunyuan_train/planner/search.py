@@ -12,7 +12,7 @@ from typing import Any
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
 from hunyuan_train.planner.machine import Hardware
 

@@ -8,7 +8,9 @@ of `machine.py`.
 
 from dataclasses import dataclass
 
-from hunyuan_train.planner.activations import kept_on_host_bytes, layer_bytes
+from hunyuan_train.families.tables import count_kind, count_parameters
+from hunyuan_train.families.tensors import Kind
+from hunyuan_train.planner.activations import all_layers_bytes, kept_on_host_bytes
 from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.machine import (
     BANDWIDTH_SHARE,
@@ -72,7 +74,7 @@ def plan_speed(layout: Layout, hardware: Hardware) -> Speed:
     steps = layout.config.train.gradient_accumulation_steps
     traffic, gpu = plan_traffic(layout), hardware.gpu
     flops = steps * micro_step_flops(layout)
-    saved = layer_bytes(layout, imbalance=1.0) * layout.shape.num_hidden_layers
+    saved = all_layers_bytes(layout, imbalance=1.0)
     passes = TOUCHES_OF_SAVED + (2 if layout.config.train.gradient_checkpointing else 0)
     compute = flops / (gpu.bf16_flops * hardware.matmul_share)
     compute += steps * passes * saved / (gpu.memory_bandwidth * BANDWIDTH_SHARE)
@@ -114,12 +116,12 @@ def micro_step_flops(layout: Layout) -> float:
     half of its row on average, in two products forward and four backward.
     """
     shape, recomputed = layout.shape, layout.config.train.gradient_checkpointing
-    embedding = shape.vocab_size * shape.hidden_size
+    counts, embedding = count_parameters(shape), shape.vocab_size * shape.hidden_size
     # An embedding is looked up, not multiplied; where it is tied, its weight is that of the head.
-    weights = shape.num_active_parameters - (0 if shape.tie_word_embeddings else embedding)
-    experts = shape.num_hidden_layers * shape.moe_topk * shape.num_expert_parameters
+    weights = counts.active - (0 if shape.tie_word_embeddings else embedding)
+    experts = counts.active - counts.dense
     repeated = {False: 0, True: weights - embedding, "selective": experts}[recomputed]
-    chunked = shape.num_hidden_layers * (shape.moe_topk + 1) * shape.num_expert_parameters
+    chunked = experts + count_kind(shape, Kind.SHARED_EXPERT)
     repeated += round(extra_passes(layout) * chunked)
     products = 2 if layout.config.lora.use_lora else 3
     query = shape.num_attention_heads * shape.head_dim

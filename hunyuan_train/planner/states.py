@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from hunyuan_train.families.tables import model_parameters
+from hunyuan_train.families.tensors import Kind
 from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.layout import Layout
@@ -40,7 +42,7 @@ def weight_bytes(layout: Layout) -> int:
     shape, size = layout.shape, layout.element_bytes
     parameters = list_parameters(layout)
     elements = sum(one.kept if layout.stage == 3 else one.total for one in parameters)
-    routers = shape.num_hidden_layers * shape.num_experts * shape.hidden_size
+    routers = sum(one.numel for one in model_parameters(shape) if one.kind is Kind.ROUTER)
     return elements * size + (4 * routers if size == 2 else 0)
 
 
@@ -57,7 +59,7 @@ def gathered_bytes(layout: Layout) -> int:
     large = [one for one in cut_parameters(layout) if one.numel > threshold]
     if not large:
         return 0
-    experts = sum(one.numel for one in large if ".experts." in one.name)
+    experts = sum(one.numel for one in large if one.kind is Kind.EXPERT)
     largest = max(experts, *(one.numel for one in large))
     limit = max(layout.engine_number("stage3_max_live_parameters"), largest)
     return min(sum(one.total for one in large), limit) * layout.element_bytes
@@ -86,9 +88,7 @@ def overlapping_elements(layout: Layout, rank: int) -> int:
     """Elements of the trained parameters that a rank's range of all matrices or vectors touches."""
     touched = 0
     for is_vector in (False, True):
-        members = [
-            one for one in in_model_order(trained(layout)) if is_vector_like(one) == is_vector
-        ]
+        members = [one for one in in_model_order(trained(layout)) if one.is_vector == is_vector]
         share = -(-sum(one.numel for one in members) // layout.num_ranks)
         start = 0
         for one in members:
@@ -100,16 +100,12 @@ def overlapping_elements(layout: Layout, rank: int) -> int:
 
 def in_model_order(members: Sequence[Parameter]) -> list[Parameter]:
     """Parameters one by one: those before the layers, layer after layer, those behind."""
-    before = [one for one in members if one.name == "model.embed_tokens.weight"]
-    behind = [one for one in members if one.name in ("model.norm.weight", "lm_head.weight")]
-    inside = [one for one in members if one not in before and one not in behind]
+    outside = [one for one in members if not one.in_layers]
+    before = [one for one in outside if one.kind is Kind.EMBEDDING]
+    behind = [one for one in outside if one.kind is not Kind.EMBEDDING]
+    inside = [one for one in members if one.in_layers]
     layers = range(max((one.count for one in inside), default=0))
     return [*before, *(one for layer in layers for one in inside if layer < one.count), *behind]
-
-
-def is_vector_like(parameter: Parameter) -> bool:
-    """Whether it is never decayed, and so is in the other group (parallel/optimizer.py)."""
-    return parameter.is_exact and not parameter.name.endswith("wg.weight")
 
 
 def optimizer_bytes(layout: Layout) -> int:
@@ -160,7 +156,7 @@ def cut_sub_groups(members: tuple[Parameter, ...], limit: int) -> tuple[int, ...
     """
     groups: dict[tuple[bool, int], list[int]] = defaultdict(lambda: [0])
     for one in in_model_order(members):
-        pieces = groups[is_vector_like(one), one.num_partitions]
+        pieces = groups[one.is_vector, one.num_partitions]
         if pieces[-1] >= limit:
             pieces.append(0)
         pieces[-1] += one.partition

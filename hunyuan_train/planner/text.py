@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.planner.component import Component, Phase, gigabytes
 from hunyuan_train.planner.estimate import Estimate, Shortage
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
@@ -34,8 +35,8 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     device = "GPUs" if layout.is_on_gpu else "processes"
     recomputed = {True: "on", False: "off", "selective": "selective"}[train.gradient_checkpointing]
     yield (
-        f"{layout.config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
-        f"{shape.num_active_parameters:,} active"
+        f"{layout.config.model.model_name_or_path}: {count_parameters(shape).total:,} parameters, "
+        f"{count_parameters(shape).active:,} active"
     )
     yield (
         f"{method if lora.use_lora else 'every parameter'}, optimizer "

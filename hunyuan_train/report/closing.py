@@ -11,7 +11,7 @@ from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints, r
 from hunyuan_train.config import run_files
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.presets import PRESETS
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.report.commands import make_report
 
 logger = logging.getLogger(__name__)

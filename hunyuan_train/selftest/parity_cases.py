@@ -12,7 +12,7 @@ from hunyuan_train.config.load import build_config, load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.samples import DEFAULT_BATCHES, SHAPE
 from hunyuan_train.shipped import DS_CONFIGS
@@ -203,4 +203,4 @@ def _scale_down(config: RunConfig, num_processes: int, num_gpus: int) -> RunConf
     """On some processes, resolved as a run's settings are."""
     config = with_settings(config, num_processes=num_processes, timeout_minutes=2.0)
     machine = Machine(num_gpus=num_gpus, num_cores=num_processes)
-    return resolve_config(config, machine=machine, num_experts=SHAPE.num_experts)
+    return resolve_config(config, machine=machine, shape=SHAPE)

@@ -10,28 +10,36 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel
 
-from hunyuan_train.config.adapters import adapts_experts
-from hunyuan_train.config.schema import LoraConfig, RunConfig
+from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig
 from hunyuan_train.data.rendering.encode import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPANS
-from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.model.frozen import ROUTERS
-from hunyuan_train.model.layout import stored_tensors
-from hunyuan_train.model.lora import adapter_scaling, add_linear_adapters, draw_adapter
-from hunyuan_train.model.shape import ModelShape, native_config_dict
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.model.lora import (
+    draw_adapter,
+    targets_as_named,
+)
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
 from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
 
 PLURALS = {"marker": "markers"}
+ROUTERS = "*.mlp.gate.wg.weight"
+LINEAR_TARGETS = {
+    "attention": r"self_attn\.[qkvo]_proj",
+    "shared_mlp": r"mlp\.shared_mlp\.\w+_proj",
+    "router": r"mlp\.gate\.wg",
+}
 NO_LOSS = np.zeros(1, np.uint8)
 # What a rank without data runs: it reaches the routers, and nothing else.
 FILLER = Sample(SampleTokens(np.array([PAD_ID], np.uint32), NO_LOSS, NO_LOSS.astype("f4")), mode=0)
@@ -72,7 +80,7 @@ class ExpertAdapter(nn.Module):
         return weight_EOI + self.scaling * self.lora_B @ self.lora_A
 
 
-def build_reference(config: RunConfig, shape: ModelShape) -> HunYuanMoEV1ForCausalLM:
+def build_reference(config: RunConfig, shape: ModelShape) -> PreTrainedModel:
     """The plain model in float64, with its adapters and what is frozen.
 
     A bfloat16 run starts from rounded weights, its routers apart.
@@ -82,41 +90,82 @@ def build_reference(config: RunConfig, shape: ModelShape) -> HunYuanMoEV1ForCaus
         for name, parameter in model.named_parameters():
             if not fnmatchcase(name, ROUTERS):
                 parameter.data = parameter.data.bfloat16().float()
-    freeze_parameters(model, config.model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not (config.lora.use_lora or _is_frozen(name, config.model))
     if config.lora.use_lora:
-        model.requires_grad_(requires_grad=False)
-        add_linear_adapters(model, config.lora, seed=config.train.seed)
-        if adapts_experts(config.lora):
-            _adapt_experts(model, config.lora, seed=config.train.seed)
+        add_adapters(model, config.lora, seed=config.train.seed)
     return model.double()
+
+
+def _is_frozen(name: str, config: ModelConfig) -> bool:
+    patterns = [one for one in (config.freeze or "").split(",") if one]
+    patterns += [ROUTERS] if config.freeze_router else []
+    is_outside = config.train_attention_params_only and ".self_attn." not in name
+    return is_outside or any(fnmatchcase(name, one.strip()) for one in patterns)
 
 
 def plain_model(
     shape: ModelShape, source: WeightSource, *, attention: str = "eager", experts: str = "eager"
-) -> HunYuanMoEV1ForCausalLM:
+) -> PreTrainedModel:
     """Transformers' model as it comes, in float32."""
-    plain = HunYuanMoEV1Config(**native_config_dict(shape), use_cache=False)
+    fields = family_of(shape).native_config(shape)
+    plain = AutoConfig.for_model(shape.family, **fields, use_cache=False)
     plain._attn_implementation, plain._experts_implementation = attention, experts
-    model = HunYuanMoEV1ForCausalLM(plain)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)](plain)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            tensors = stored_tensors(name, tuple(parameter.shape))
+            tensors = split_name(name, tuple(parameter.shape))
             values = torch.cat([source.read(tensor, 0, tensor.numel) for tensor in tensors])
             parameter.copy_(values.view(parameter.shape))
     return model
 
 
-def _adapt_experts(model: HunYuanMoEV1ForCausalLM, lora: LoraConfig, *, seed: int) -> None:
+def split_name(name: str, shape: tuple[int, ...]) -> list[StoredTensor]:
+    """The released tensors that a parameter of the plain model consists of: one an expert."""
+    layer, found, part = name.partition(".mlp.experts.")
+    if not found:
+        return [StoredTensor(name.replace(".base_layer.", "."), shape)]
+    parts = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+    size = (shape[1] // len(parts), shape[2])
+    return [
+        StoredTensor(f"{layer}.mlp.experts.{expert}.{one}.weight", size)
+        for expert in range(shape[0])
+        for one in parts
+    ]
+
+
+def add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
+    """PEFT's adapters on linear layers, and products of small matrices on routed experts."""
+    names = lora.lora_target_modules.split(",")
+    names = [*LINEAR_TARGETS, "experts"] if "all" in names else names
+    linear = [
+        LINEAR_TARGETS.get(name, rf"self_attn\.{name}") for name in names if name != "experts"
+    ]
+    torch.manual_seed(seed)
+    if linear:
+        description = peft.LoraConfig(
+            r=lora.lora_rank,
+            lora_alpha=lora.lora_alpha,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            target_modules=rf".*\.({'|'.join(linear)})",
+        )
+        with targets_as_named():
+            peft.inject_adapter_in_model(description, model)
+    if "experts" in names:
+        _adapt_experts(model, lora, seed=seed)
+
+
+def _adapt_experts(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
+    scaling = lora.lora_alpha / (lora.lora_rank**0.5 if lora.use_rslora else lora.lora_rank)
     for layer, module in enumerate(model.model.layers):
         experts = module.mlp.experts
         for kind in ("gate_up", "down"):
             weight = experts.get_parameter(f"{kind}_proj")
             name = f"model.layers.{layer}.mlp.experts.{kind}_lora_A"
             shape = (weight.shape[0], lora.lora_rank, weight.shape[2])
-            drawn = [draw_adapter(tensor, seed=seed) for tensor in stored_tensors(name, shape)]
-            adapter = ExpertAdapter(
-                torch.cat(drawn).view(shape), weight.shape[1], adapter_scaling(lora)
-            )
+            drawn = [draw_adapter(tensor, seed=seed) for tensor in split_name(name, shape)]
+            adapter = ExpertAdapter(torch.cat(drawn).view(shape), weight.shape[1], scaling)
             parametrize.register_parametrization(experts, f"{kind}_proj", adapter)
 
 
@@ -133,7 +182,7 @@ def released_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def split_released(name: str, values: Tensor) -> Parts:
     """A whole parameter's values as the released tensors that it consists of."""
-    tensors = stored_tensors(name, tuple(values.shape))
+    tensors = split_name(name, tuple(values.shape))
     parts = values.detach().flatten().split([tensor.numel for tensor in tensors])
     return {
         (tensor.name, 0): part.numpy().copy() for tensor, part in zip(tensors, parts, strict=True)
@@ -172,11 +221,12 @@ def sum_losses(model: nn.Module, samples: list[Sample]) -> SampleLoss:
 class RouterTap:
     """Catches what the routers of a plain model give, to compute their losses from."""
 
-    def __init__(self, model: HunYuanMoEV1ForCausalLM) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.caught: list[tuple[Tensor, Tensor]] = []
-        for layer in model.model.layers:
-            layer.mlp.gate.register_forward_hook(self._catch)
+        for name, module in model.named_modules():
+            if name.endswith(".mlp.gate"):
+                module.register_forward_hook(self._catch)
 
     def _catch(self, _: nn.Module, __: object, output: tuple[Tensor, Tensor, Tensor]) -> None:
         logits, _weights, experts = output

@@ -13,7 +13,7 @@ from hunyuan_train.data.batches.loader import Batch, join_samples
 from hunyuan_train.data.rendering.encode import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
-from hunyuan_train.model.presets import TINY
+from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.model.weights import SeededWeights
 
 # More experts than the third step has places for, so that some get no token on any rank.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, cut_batch
 from hunyuan_train.evaluation.losses import evaluate
-from hunyuan_train.model.layout import pieces_of_range
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.objectives.loss_groups import WHOLE
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import Shard, is_partitioned, weight_shards, weight_values
@@ -31,7 +31,7 @@ def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Recor
     start_process_group(config.parallel.timeout_minutes)
     # As in the released model only norms stay whole, and matrices are gathered where they are used.
     engine = make_engine(config, shape, WEIGHTS, largest_gathered=shape.hidden_size)
-    routers = make_router_terms(config, engine)
+    routers = make_router_terms(config, shape, engine)
     engine.train()
     evaluate(engine, step_batches(config, steps[0]))  # as a run looks at its routers first
     record = Record(start=as_arrays(kept_weights(engine.module)))

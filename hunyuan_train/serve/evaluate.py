@@ -17,8 +17,8 @@ from rich.table import Table
 from hunyuan_train.config.rules import check_needles_fit, needle_lengths
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
+from hunyuan_train.families.registry import read_shape
 from hunyuan_train.log import log_to_screen
-from hunyuan_train.model.shape import read_shape
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder
 

@@ -6,7 +6,7 @@ Known without torch, so that what does not fit the model is refused before anyth
 import json
 from pathlib import Path
 
-from hunyuan_train.model.presets import PRESETS
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.serve.errors import ServeError
 
 ADAPTER = "adapter_config.json"

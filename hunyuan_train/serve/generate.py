@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, HunYuanMoEV1Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
-from hunyuan_train.model.shape import ModelShape, native_config_dict, read_shape
+from hunyuan_train.families.registry import read_shape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.model.build import native_config
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder, is_adapter
@@ -72,7 +74,7 @@ def load_model(
     transformers_logging.set_verbosity_error()  # greedy answers make it warn of unused settings
     model = AutoModelForCausalLM.from_pretrained(
         model_folder,
-        config=HunYuanMoEV1Config(**native_config_dict(shape)),
+        config=native_config(shape),
         dtype=weights.dtype,
         device_map="auto" if torch.cuda.is_available() else None,
     )

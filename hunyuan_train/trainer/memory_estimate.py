@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import GPUS, GpuModel, Hardware
 from hunyuan_train.planner.text import as_json

@@ -10,8 +10,9 @@ import psutil
 import torch
 
 from hunyuan_train.data.batches.loader import StepContent
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.json_lines import Numbers
-from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 
 
@@ -50,7 +51,7 @@ def training_flops(shape: ModelShape, content: StepContent, *, trains_all: bool)
     """
     # An embedding is looked up, not multiplied; where it is tied, its weights are the output's.
     looked_up = 0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
-    weights = shape.num_active_parameters - looked_up
+    weights = count_parameters(shape).active - looked_up
     heads = shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
     attention = 2.0 * heads * content.sum_of_squares
     products = 3 if trains_all else 2

@@ -20,6 +20,7 @@ from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import collect_content
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.safetensors_files import read_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.parallel.engine import start_process_group
@@ -30,7 +31,7 @@ from tests.batches import SHAPE, global_batch
 from tests.engines import my_share, small_engine
 from tests.ranks import run_ranks
 
-CHECKPOINT_BYTES = 12 * SHAPE.num_parameters
+CHECKPOINT_BYTES = 12 * count_parameters(SHAPE).total
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
 

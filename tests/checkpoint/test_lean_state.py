@@ -8,7 +8,8 @@ import torch
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.resharding import open_tensors
 from hunyuan_train.checkpoint.save import save_checkpoint
-from hunyuan_train.model.layout import StoredTensor
+from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from hunyuan_train.families.tensors import StoredTensor
 from tests.batches import plain_model
 from tests.checkpoint.test_state import NUM_STEPS, SAVED_AT, STATE, Outcome, read_states, train
 from tests.engines import resume, small_engine
@@ -104,7 +105,7 @@ def test_other_layouts_and_optimizers_go_on_from_it(
     is_lean = saved_with == "lean"
     value = request.getfixturevalue("lean_run" if is_lean else "adamw_folder")
     folder = value[0] if is_lean else value
-    sources = open_tensors(folder, read_manifest(folder))
+    sources = open_tensors(folder, read_manifest(folder), HUNYUAN_V1_MOE)
     ranks = run_ranks(
         resume_and_train, world_size, folder, stage, expert_size, optimizer, SAVED_AT + 1
     )

@@ -11,8 +11,8 @@ from hunyuan_train.export.check import check_model
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.export.from_engine import export_model, read_prompts
 from hunyuan_train.export.huggingface_folder import Release
+from hunyuan_train.families.registry import read_shape
 from hunyuan_train.model import weights
-from hunyuan_train.model.shape import read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.parallel.zero import weight_shards
 from hunyuan_train.shipped import TINY_TOKENIZER

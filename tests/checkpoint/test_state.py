@@ -14,7 +14,8 @@ from hunyuan_train.checkpoint.resharding import open_tensors
 from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.data.batches.loader import Position
-from hunyuan_train.model.layout import StoredTensor, pieces_of_range
+from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
 from hunyuan_train.parallel.zero import (
     optimizer_step_count,
     read_state,
@@ -190,7 +191,7 @@ def test_adapters_beside_frozen_split_experts_go_on_from_the_same_bits(
 
 def check_same_run(folder: Path, whole: Outcome, resumed: list[Outcome]) -> None:
     """All states equal what was saved; later steps are the uninterrupted run's within 1e-6."""
-    sources = open_tensors(folder, read_manifest(folder))
+    sources = open_tensors(folder, read_manifest(folder), HUNYUAN_V1_MOE)
     assert sources.keys() == {"master", "exp_avg", "exp_avg_sq"}
     covered = dict.fromkeys(sources, 0)
     weights = join_ranges(whole.weights)

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
 
 EIGHT_GPUS = Machine(num_gpus=8, num_cores=64)
 TWO_CORES = Machine(num_gpus=0, num_cores=2)
@@ -36,7 +38,9 @@ ONE_CORE = Machine(num_gpus=0, num_cores=1)
 def test_auto_is_decided_by_machine_model_and_file(
     flags, machine, num_experts, num_processes, expert_size, file, optimizer
 ):
-    config = resolve_config(load_config(flags.split()), machine=machine, num_experts=num_experts)
+    config = resolve_config(
+        load_config(flags.split()), machine=machine, shape=replace(TINY, num_experts=num_experts)
+    )
     assert config.parallel.num_processes == num_processes
     assert config.parallel.expert_parallel_size == expert_size
     assert Path(config.parallel.deepspeed).stem == file
@@ -45,5 +49,5 @@ def test_auto_is_decided_by_machine_model_and_file(
 
 
 def test_resolving_twice_changes_nothing():
-    once = resolve_config(load_config([]), machine=EIGHT_GPUS, num_experts=64)
-    assert resolve_config(once, machine=EIGHT_GPUS, num_experts=64) == once
+    once = resolve_config(load_config([]), machine=EIGHT_GPUS, shape=A13B)
+    assert resolve_config(once, machine=EIGHT_GPUS, shape=A13B) == once

@@ -7,22 +7,23 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.rules import check_config, check_experts_divide, needle_lengths
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
 from hunyuan_train.shipped import DS_CONFIGS, RECIPES
 
 EIGHT_GPUS = Machine(num_gpus=8, num_cores=64)
 TWO_CORES = Machine(num_gpus=0, num_cores=2)
 
 
-def check_flags(flags, machine=TWO_CORES, num_experts=16):
+def check_flags(flags, machine=TWO_CORES, shape=TINY):
     arguments = flags.split() if isinstance(flags, str) else flags
-    config = resolve_config(load_config(arguments), machine=machine, num_experts=num_experts)
-    check_config(config, machine=machine, num_experts=num_experts)
+    config = resolve_config(load_config(arguments), machine=machine, shape=shape)
+    check_config(config, machine=machine, shape=shape)
 
 
 def test_the_defaults_and_the_recipes_break_no_rule():
     check_flags("")
     for recipe in RECIPES.glob("*.yaml"):
-        check_flags(["--recipe", str(recipe)], EIGHT_GPUS, num_experts=64)
+        check_flags(["--recipe", str(recipe)], EIGHT_GPUS, shape=A13B)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 6, 8, 24, 64, 128])

@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch")
 @pytest.fixture(scope="module")
 def models(tokenizer):
     """Transformers' own model, and ours for packed rows, with the same random weights."""
+    from hunyuan_train.families.hunyuan_v1_moe import TINY
     from hunyuan_train.model.attention import PER_DOCUMENT
     from hunyuan_train.model.build import build_model
-    from hunyuan_train.model.presets import TINY
 
     shape = replace(TINY, vocab_size=tokenizer.vocab_size, num_hidden_layers=2)
     plain = build_model(shape, attention="eager", attention_dropout=0.0)

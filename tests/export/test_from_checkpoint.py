@@ -13,10 +13,11 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import read_manifest, write_manifest
 from hunyuan_train.cli import main
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
-from hunyuan_train.model.layout import StoredTensor, released_tensors
+from hunyuan_train.families.registry import read_shape
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.safetensors_files import write_range
 from hunyuan_train.model.safetensors_header import read_header
-from hunyuan_train.model.shape import read_shape
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE, make_run, read_released, write_checkpoint, write_released
 

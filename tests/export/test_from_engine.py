@@ -19,8 +19,8 @@ from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stoppe
 from hunyuan_train.export.from_engine import export_model, read_prompts
 from hunyuan_train.export.huggingface_folder import Release, describe_release, split_into_files
 from hunyuan_train.export.merge import merge_adapter
-from hunyuan_train.model.layout import released_tensors
-from hunyuan_train.model.presets import A13B
+from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.trainer.state import TrainerState

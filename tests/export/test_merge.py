@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import HunYuanMoEV1Config
 
 from hunyuan_train.checkpoint import publish
 from hunyuan_train.checkpoint.errors import CheckpointError
@@ -22,8 +21,8 @@ from hunyuan_train.export import merge
 from hunyuan_train.export.check import load_served
 from hunyuan_train.export.lora_deltas import read_changes
 from hunyuan_train.export.merge import merge_adapter
-from hunyuan_train.model.layout import released_tensors
-from hunyuan_train.model.shape import native_config_dict
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.model.build import native_config
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.errors import ServeError
 from tests.batches import released_state
@@ -35,7 +34,7 @@ SHARED = [f"shared_mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
 
 
 def load_plain(folder: Path) -> torch.nn.Module:
-    return load_served(folder, torch.float32, HunYuanMoEV1Config(**native_config_dict(SHAPE)))
+    return load_served(folder, torch.float32, native_config(SHAPE))
 
 
 def make_adapter(base: Path, folder: Path, scale: float = 0.3, **settings: Any) -> None:

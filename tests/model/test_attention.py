@@ -9,6 +9,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE, TINY
+from hunyuan_train.families.registry import parse_shape
+from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.model import attention
 from hunyuan_train.model.attention import (
     FLASH_2,
@@ -20,9 +23,6 @@ from hunyuan_train.model.attention import (
     installed_flash_attention,
 )
 from hunyuan_train.model.build import build_model
-from hunyuan_train.model.layout import stored_tensors
-from hunyuan_train.model.presets import TINY
-from hunyuan_train.model.shape import parse_shape
 from hunyuan_train.model.weights import SeededWeights
 from tests.kernels import stand_in_for_kernels
 from tests.released import published_config
@@ -36,7 +36,7 @@ def filled_model(name: str, dropout: float = 0.0) -> HunYuanMoEV1ForCausalLM:
     source = SeededWeights(seed=3, standard_deviation=0.1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            tensors = stored_tensors(name, tuple(parameter.shape))
+            tensors = stored_tensors(HUNYUAN_V1_MOE, name, tuple(parameter.shape))
             values = torch.cat([source.read(tensor, 0, tensor.numel) for tensor in tensors])
             parameter.copy_(values.view(parameter.shape))
     return model

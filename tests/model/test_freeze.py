@@ -2,14 +2,16 @@
 
 import pytest
 
+from hunyuan_train.config.freezing import check_freezing
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.tables import model_parameters
 from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.planner.parameters import parameter_names
 from tests.batches import SHAPE, plain_model
 
 
 def trained_names(**settings: object) -> set[str]:
+    check_freezing(SHAPE, ModelConfig(**settings))
     model = plain_model()
     freeze_parameters(model, ModelConfig(**settings))
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -30,8 +32,9 @@ def test_router_and_attention_switches() -> None:
 
 
 def test_names_known_without_torch_are_those_of_the_model() -> None:
-    names = [name for name, _ in plain_model().named_parameters()]
-    assert sorted(parameter_names(SHAPE)) == sorted(names)
+    known = {one.name: one.shape for one in model_parameters(SHAPE)}
+    assert known == {name: tuple(one.shape) for name, one in plain_model().named_parameters()}
+    assert list(known) == [name for name, _ in plain_model().named_parameters()]
 
 
 def test_pattern_that_matches_nothing_is_refused() -> None:

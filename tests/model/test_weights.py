@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.layout import pieces_of_range, released_tensors, stored_tensors
-from hunyuan_train.model.presets import TINY
+from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE, TINY
+from hunyuan_train.families.tables import released_tensors, stored_tensors
+from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.weights import SafetensorsFolder, SeededWeights
 
 SHAPE = replace(
@@ -75,7 +76,7 @@ def test_a_range_that_begins_and_ends_inside_experts_is_read(
     save_in_two_files(fuse_experts(tensors) if is_fused else tensors, tmp_path)
     source = SafetensorsFolder.open(tmp_path, SHAPE)
     whole = fuse_experts(tensors)[f"{EXPERTS}.gate_up_proj"]
-    stored = stored_tensors(f"{EXPERTS}.gate_up_proj", tuple(whole.shape))
+    stored = stored_tensors(HUNYUAN_V1_MOE, f"{EXPERTS}.gate_up_proj", tuple(whole.shape))
     start, stop = 100, whole.numel() - 37
     read = torch.zeros(stop - start, dtype=whole.dtype)
     for piece in pieces_of_range(stored, start, stop):
@@ -85,11 +86,13 @@ def test_a_range_that_begins_and_ends_inside_experts_is_read(
 
 
 def test_engine_names_mean_the_released_tensors() -> None:
-    [gate, *_] = stored_tensors(f"{EXPERTS}.w1", (2, 8, 16), first_expert=2)
+    [gate, *_] = stored_tensors(HUNYUAN_V1_MOE, f"{EXPERTS}.w1", (2, 8, 16), first_expert=2)
     assert gate.name == f"{EXPERTS}.2.gate_proj.weight"
-    [router] = stored_tensors("model.layers.0.mlp.router.gate.weight", (4, 16))
+    [router] = stored_tensors(HUNYUAN_V1_MOE, "model.layers.0.mlp.router.gate.weight", (4, 16))
     assert router.name == "model.layers.0.mlp.gate.wg.weight"
-    [shared] = stored_tensors("model.layers.0.mlp.shared_experts.up_proj.weight", (8, 16))
+    [shared] = stored_tensors(
+        HUNYUAN_V1_MOE, "model.layers.0.mlp.shared_experts.up_proj.weight", (8, 16)
+    )
     assert shared.name == "model.layers.0.mlp.shared_mlp.up_proj.weight"
 
 
@@ -119,14 +122,14 @@ def test_nan_is_named(tmp_path: Path) -> None:
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, tmp_path / "model.safetensors")
     source = SafetensorsFolder.open(tmp_path, SHAPE)
-    [norm] = stored_tensors("model.norm.weight", (16,))
+    [norm] = stored_tensors(HUNYUAN_V1_MOE, "model.norm.weight", (16,))
     with pytest.raises(ConfigError, match=r"NaN or infinity in model\.norm\.weight"):
         source.read(norm, 0, 16)
 
 
 def test_seeded_weights_depend_on_seed_and_name_only() -> None:
-    [tensor] = stored_tensors("model.embed_tokens.weight", (64, 16))
-    [other] = stored_tensors("model.layers.0.self_attn.q_proj.weight", (16, 16))
+    [tensor] = stored_tensors(HUNYUAN_V1_MOE, "model.embed_tokens.weight", (64, 16))
+    [other] = stored_tensors(HUNYUAN_V1_MOE, "model.layers.0.self_attn.q_proj.weight", (16, 16))
     source = SeededWeights(seed=1, standard_deviation=0.05)
     whole = source.read(tensor, 0, 1024)
     assert torch.equal(source.read(tensor, 100, 200), whole[100:200])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.model.presets import TINY
+from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.trainer.step import train_step
 from tests.batches import batch_of

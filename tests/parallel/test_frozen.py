@@ -9,8 +9,9 @@ from torch import Tensor
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.model.layout import stored_tensors
 from hunyuan_train.parallel.engine import build_split_model
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
@@ -59,7 +60,7 @@ def train_plain(config: ModelConfig) -> tuple[dict[str, Tensor], set[str]]:
         tensor.name
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
-        for tensor in stored_tensors(name, tuple(parameter.shape))
+        for tensor in stored_tensors(HUNYUAN_V1_MOE, name, tuple(parameter.shape))
     }
     return released_state(model), trained
 
@@ -92,7 +93,9 @@ def test_frozen_parameters_stay_and_the_others_train(
         tensor.name
         for entry in read_manifest(folder)["files"].values()
         for parameter, (first_expert, _, _, *shape) in entry["ranges"].items()
-        for tensor in stored_tensors(parameter, tuple(shape), first_expert=first_expert)
+        for tensor in stored_tensors(
+            HUNYUAN_V1_MOE, parameter, tuple(shape), first_expert=first_expert
+        )
     }
     assert saved == trained
     assert any((expected[one] - before[one]).abs().max() > 1e-3 for one in trained)

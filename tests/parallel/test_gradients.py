@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import HunYuanMoEV1Config
 
 from hunyuan_train.export.check import load_served
-from hunyuan_train.model.shape import native_config_dict
+from hunyuan_train.families.registry import family_of
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.step import forward_losses, train_step
@@ -49,7 +49,7 @@ def split_gradients(base: Path, expert_size: int) -> tuple[list[Tensor], dict]:
 
 def plain_gradients(base: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The same with Transformers alone."""
-    config = HunYuanMoEV1Config(**native_config_dict(SHAPE))
+    config = HunYuanMoEV1Config(**family_of(SHAPE).native_config(SHAPE))
     model = load_served(base, torch.float32, config)
     batches = global_batch(0, NUM_BATCHES)
     losses = [token_losses(model, batch) for batch in batches]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunyuan_train.parallel.routers import routers
+from hunyuan_train.parallel.routers import pinned_routers
 from hunyuan_train.parallel.zero import MASTER, read_state, trained_shards
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_model
@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 def train_in_bfloat16(stage: int, expert_size: int) -> dict[str, object]:
     engine = small_engine(stage=stage, expert_size=expert_size, is_bf16=True)
     terms = router_terms(engine, 0.0, 0.0)
-    start = [linear.exact_weight.clone() for linear in routers(engine.module)]
+    start = [linear.exact_weight.clone() for linear in pinned_routers(engine.module)]
     losses = []
     for step in range(4):
         batches = my_share(global_batch(step, 2))

@@ -17,8 +17,8 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.safetensors_header import read_header
-from hunyuan_train.model.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import flat_masters
@@ -50,7 +50,7 @@ def resolved(flags: Sequence[str], shape: ModelShape, world: int) -> RunConfig:
     """The run of some flags on as many CPU cores as ranks."""
     machine = Machine(num_gpus=0, num_cores=world)
     config = load_config(["--recipe", "tiny", "--num_processes", str(world), *flags])
-    return resolve_config(config, machine=machine, num_experts=shape.num_experts)
+    return resolve_config(config, machine=machine, shape=shape)
 
 
 def measure(flags: Sequence[str], shape: ModelShape, lengths: list[int]) -> Bytes:

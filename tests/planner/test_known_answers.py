@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hunyuan_train.config.load import load_config
-from hunyuan_train.model.presets import A13B
+from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.states import gradient_bytes, optimizer_bytes, weight_bytes
@@ -40,7 +41,7 @@ def test_lean_needs_55_gib_of_states_and_fits():
     # 5.879 bytes a parameter: 2 weights, 2 gradients, 15 bits of states and their scales; and the
     # float32 weights of routers, whole on each GPU, and their float32 masters.
     assert state_bytes(plan) / GIB == pytest.approx(55.06, abs=0.01)
-    assert 8 * state_bytes(plan) / A13B.num_parameters == pytest.approx(5.883, abs=0.001)
+    assert 8 * state_bytes(plan) / count_parameters(A13B).total == pytest.approx(5.883, abs=0.001)
     assert plan.fits
     assert 60 < plan.memory.device_peak / GIB < 74.5
 
@@ -71,10 +72,10 @@ def test_an_offloaded_optimizer_takes_18_bytes_a_parameter_of_the_host_or_more()
     plan = estimate("--recipe", "full", "--optimizer", "offload")
     assert plan.fits
     lines = {line.name: 8 * line.num_bytes for line in plan.memory.host}
-    assert lines["optimizer"] == pytest.approx(12 * A13B.num_parameters, rel=1e-4)
+    assert lines["optimizer"] == pytest.approx(12 * count_parameters(A13B).total, rel=1e-4)
     # 20.1 GB of gradients a rank, page-locked: torch takes the next power of two.
     assert lines["gradients, pinned"] == 8 * 2**35
-    exact = 4 * A13B.num_parameters
+    exact = 4 * count_parameters(A13B).total
     assert exact < lines["float32 gradients, pinned"] < 1.2 * exact
     assert plan.host_per_node == pytest.approx(1620e9, rel=0.02)
 
@@ -103,12 +104,12 @@ def test_a_checkpoint_of_all_states_takes_12_bytes_a_parameter():
     assert plan.disk.export == pytest.approx(161e9, rel=0.002)
     assert plan.disk.num_kept == 3  # two are kept, and the third is written before one goes
     lean = estimate("--recipe", "full", "--optimizer", "lean")
-    assert lean.disk.checkpoint / A13B.num_parameters == pytest.approx(3.879, abs=0.001)
+    assert lean.disk.checkpoint / count_parameters(A13B).total == pytest.approx(3.879, abs=0.001)
 
 
 def test_a_full_step_does_six_operations_a_weight_and_token_and_two_more_for_checkpointing():
     plan = estimate("--recipe", "full", "--gradient_accumulation_steps", "1")
-    assert plan.speed.flops / 4096 == pytest.approx(8 * A13B.num_active_parameters, rel=0.05)
+    assert plan.speed.flops / 4096 == pytest.approx(8 * count_parameters(A13B).active, rel=0.05)
     plain = estimate(
         "--recipe", "full", "--gradient_accumulation_steps", "1", "--no_gradient_checkpointing"
     )
@@ -118,5 +119,5 @@ def test_a_full_step_does_six_operations_a_weight_and_token_and_two_more_for_che
 def test_the_predicted_speed_is_that_of_a_run_at_a_third_of_the_peak_or_less():
     plan = estimate("--recipe", "full", "--optimizer", "lean")
     per_gpu = plan.speed.tokens_per_second / 8
-    useful = 6 * A13B.num_active_parameters * per_gpu / plan.hardware.gpu.bf16_flops
+    useful = 6 * count_parameters(A13B).active * per_gpu / plan.hardware.gpu.bf16_flops
     assert 0.2 < useful < 0.4

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hunyuan_train.model.presets import TINY
+from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.planner.activations import after_bytes, saved_bytes
 from hunyuan_train.planner.disk import plan_disk

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from hunyuan_train.config.load import load_config
-from hunyuan_train.model.presets import A13B
+from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.search import find_nearest
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.gpu_rank_slice import make_batch
 from hunyuan_train.data.batches.loader import cut_batch
-from hunyuan_train.model.presets import TINY
-from hunyuan_train.model.shape import ModelShape
+from hunyuan_train.families.hunyuan_v1_moe import TINY
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.planner.component import Phase, total_of

@@ -9,7 +9,6 @@ import torch
 
 from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
-from hunyuan_train.model.freeze import is_router
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import MASTER, publish_weights, trained_shards, write_state
 from hunyuan_train.trainer.router_monitor import (
@@ -30,7 +29,7 @@ ROUTERS = ".mlp.gate.wg."
 def zero_routers(engine: Any) -> None:
     """All logits are equal then, and every token goes to the same experts."""
     for shard in trained_shards(engine.module):
-        if is_router(shard.name):
+        if shard.stored[0].name.endswith(".mlp.gate.wg.weight"):
             write_state(engine, shard, MASTER, torch.zeros(shard.stop - shard.start))
     publish_weights(engine)
     refresh_routers(engine)

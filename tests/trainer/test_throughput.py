@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hunyuan_train.data.batches.loader import StepContent
-from hunyuan_train.model.presets import A13B
+from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.throughput import Throughput, training_flops
 

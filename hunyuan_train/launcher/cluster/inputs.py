@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.reading.sources import find_sources
-from hunyuan_train.model.presets import PRESETS, tokenizer_folder
+from hunyuan_train.families.registry import PRESETS
 
 
 def input_paths(config: RunConfig) -> list[str]:

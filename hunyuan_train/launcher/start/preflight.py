@@ -6,16 +6,15 @@ from math import gcd
 from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import find_checkpoint
+from hunyuan_train.config.freezing import check_freezing
 from hunyuan_train.config.inputs import check_output_folder
 from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.rules import check_config, check_needles_fit
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.sequences import check_sequence_size
-from hunyuan_train.model.frozen import check_freezing
-from hunyuan_train.model.presets import PRESETS, resolve_shape
+from hunyuan_train.families.registry import PRESETS, resolve_shape
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.released_files import locate_weights
-from hunyuan_train.model.shape import ModelShape
-from hunyuan_train.planner.parameters import parameter_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +52,9 @@ def make_plan(
     shape = resolve_shape(name)
     if slots:
         config = with_processes(config, gcd(*slots))
-    config = resolve_config(config, machine=machine, num_experts=shape.num_experts)
-    check_config(config, machine=machine, num_experts=shape.num_experts)
-    check_freezing(parameter_names(shape), config.model)
+    config = resolve_config(config, machine=machine, shape=shape)
+    check_config(config, machine=machine, shape=shape)
+    check_freezing(shape, config.model)
     needles = config.evaluation.needle_lengths
     check_needles_fit(needles, context_length=shape.context_length, model=name)
     check_output_folder(config.train, config.checkpoints)

@@ -18,16 +18,16 @@ from hunyuan_train.checkpoint.folder import (
     read_manifest,
 )
 from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
-from hunyuan_train.config.load import dump_config
+from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.compiled.fingerprint import identify_data
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.registry import fit_vocabulary
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.launcher.start.preflight import Plan
-from hunyuan_train.model.presets import fit_vocabulary, tokenizer_folder
-from hunyuan_train.model.shape import ModelShape
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

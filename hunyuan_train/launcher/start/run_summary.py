@@ -10,9 +10,10 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import BatchPlan, Share
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
+from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.preflight import Plan
 from hunyuan_train.launcher.start.prepare import PreparedData
-from hunyuan_train.model.presets import PRESETS
 from hunyuan_train.trainer.schedule import count_steps
 
 
@@ -29,9 +30,10 @@ def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
     is_preset = config.model.model_name_or_path in PRESETS
     stage = zero_stage(read_deepspeed_file(parallel.deepspeed))
     device = "GPUs" if plan.machine.num_gpus else "CPU"
+    counts = count_parameters(shape)
     lines = {
-        "model": f"{config.model.model_name_or_path}: {shape.num_parameters:,} parameters, "
-        f"{shape.num_active_parameters:,} of them active for a token"
+        "model": f"{config.model.model_name_or_path}: {counts.total:,} parameters, "
+        f"{counts.active:,} of them active for a token"
         + (f"; random weights from seed {train.seed}" if is_preset else ""),
         "training": describe_method(config),
         "processes": f"{describe_hosts(plan.slots)} on {device} in "

@@ -4,6 +4,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import Machine
 from hunyuan_train.errors import ConfigError, DataError
+from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.launch import launch
 from hunyuan_train.launcher.start.preflight import make_plan
 from hunyuan_train.launcher.start.prepare import prepare_data
@@ -22,8 +23,8 @@ def test_the_plan_names_model_split_data_length_and_output(tmp_path):
     made = plan(tmp_path, "--max_steps", "7", "--per_device_train_batch_size", "3")
     data = prepare_data(made)
     lines = describe_plan(made, data)
-    assert f"{data.shape.num_parameters:,} parameters" in lines["model"]
-    assert f"{data.shape.num_active_parameters:,} of them active" in lines["model"]
+    assert f"{count_parameters(data.shape).total:,} parameters" in lines["model"]
+    assert f"{count_parameters(data.shape).active:,} of them active" in lines["model"]
     assert "2 on CPU in float32: ZeRO stage 3, experts split over 2" in lines["processes"]
     counts = data.train.summary
     for count in (counts.num_fast, counts.num_slow, counts.num_turns, counts.num_tokens):

@@ -5,12 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
+from transformers import HunYuanMoEV1ForCausalLM
 
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.layout import released_tensors
-from hunyuan_train.model.presets import A13B, PRESETS, TINY, resolve_shape
-from hunyuan_train.model.shape import native_config_dict, parse_shape, read_shape
+from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
+from hunyuan_train.families.registry import (
+    PRESETS,
+    parse_shape,
+    read_shape,
+    resolve_shape,
+)
+from hunyuan_train.families.tables import count_parameters, released_tensors
+from hunyuan_train.model.build import native_config
 from tests.reference import reference_file
 
 PUBLISHED = {
@@ -38,23 +44,28 @@ PUBLISHED = {
 
 
 def test_released_model_has_its_exact_parameter_counts() -> None:
-    assert A13B.num_parameters == 80_393_183_232
-    assert A13B.num_routed_parameters == 77_309_411_328
-    assert A13B.num_active_parameters == 12_747_448_320
+    assert count_parameters(A13B).total == 80_393_183_232
+    assert count_parameters(A13B).routed == 77_309_411_328
+    assert count_parameters(A13B).active == 12_747_448_320
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_counted_parameters_are_those_of_the_real_class(name: str) -> None:
     shape = PRESETS[name]
     with torch.device("meta"):
-        model = HunYuanMoEV1ForCausalLM(HunYuanMoEV1Config(**native_config_dict(shape)))
-    assert sum(parameter.numel() for parameter in model.parameters()) == shape.num_parameters
-    assert sum(tensor.numel for tensor in released_tensors(shape).values()) == shape.num_parameters
+        model = HunYuanMoEV1ForCausalLM(native_config(shape))
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == count_parameters(shape).total
+    )
+    assert (
+        sum(tensor.numel for tensor in released_tensors(shape).values())
+        == count_parameters(shape).total
+    )
 
 
 def test_published_and_native_dialect_give_one_shape() -> None:
     published = parse_shape(PUBLISHED, source="config.json")
-    native = HunYuanMoEV1Config(**native_config_dict(published)).to_dict()
+    native = native_config(published).to_dict()
     assert published == A13B
     assert parse_shape(native, source="config.json") == published
 
@@ -66,7 +77,7 @@ def test_published_file_itself_is_read() -> None:
 
 def test_rope_alpha_stretches_the_base_by_the_published_formula() -> None:
     shape = replace(TINY, rope_alpha=1000.0)
-    model = HunYuanMoEV1ForCausalLM(HunYuanMoEV1Config(**native_config_dict(shape)))
+    model = HunYuanMoEV1ForCausalLM(native_config(shape))
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     base = shape.rope_theta * 1000.0 ** (shape.head_dim / (shape.head_dim - 2))
     assert torch.equal(model.model.rotary_emb.inv_freq, 1.0 / (base**exponents))

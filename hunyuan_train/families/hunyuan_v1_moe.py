@@ -1,0 +1,213 @@
+"""Hunyuan-A13B and its like: 64 routed experts, of which 8 act, and a shared one in every layer.
+
+Two dialects of config.json exist: the published one (`model_type: hunyuan`, per-layer lists,
+`attention_head_dim`) and Transformers' native one (`model_type: hunyuan_v1_moe`). What the native
+class cannot express (layers that differ, more than one shared expert) is refused, never ignored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.family import Family, MoeBlock, Router
+from hunyuan_train.families.published_config import (
+    read_common_numbers,
+    read_uniform,
+    refuse_switches,
+    write_native_numbers,
+)
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import EXPERT, Kind, StoredTensor
+
+NAME = "hunyuan_v1_moe"
+
+# Published switches the native class has no code for, with the only value it computes.
+FIXED_SWITCHES = {
+    "use_mixed_mlp_moe": True,
+    "use_qk_norm": True,
+    "use_rotary_pos_emb": True,
+    "norm_topk_prob": True,
+    "norm_type": "rms",
+    "use_cla": False,
+    "use_mla": False,
+    "mlp_bias": False,
+    "moe_layer_num_skipped": 0,
+    "group_limited_greedy": False,
+    "position_embedding_xdrope": False,
+    "routed_scaling_factor": 1.0,
+}
+
+
+def parse(config: Mapping[str, Any], source: str) -> ModelShape:
+    """Read a config.json of either dialect.
+
+    Raises:
+        ConfigError: layers that differ, or a switch that the native class has no code for.
+    """
+    flat = dict(config)
+    if config.get("num_shared_expert") is not None:
+        flat["num_shared_expert"] = read_uniform(config, "num_shared_expert", source)
+    fixed = FIXED_SWITCHES | {"num_shared_expert": 1}
+    refuse_switches(flat, source, fixed=fixed, family=NAME)
+    return ModelShape(
+        family=NAME,
+        intermediate_size=_read_expert_width(config, source),
+        num_experts=read_uniform(config, "num_experts", source),
+        moe_topk=read_uniform(config, "moe_topk", source),
+        **read_common_numbers(config, source),
+    )
+
+
+def _read_expert_width(config: Mapping[str, Any], source: str) -> int:
+    """`moe_intermediate_size` wins in the published model; the native class reads the other."""
+    width = int(config["intermediate_size"])
+    if config.get("moe_intermediate_size") is None:
+        return width
+    routed = read_uniform(config, "moe_intermediate_size", source)
+    if routed != width:
+        raise ConfigError(
+            f"{source} has moe_intermediate_size {routed} and intermediate_size {width}; the "
+            "native class has one width for routed and shared experts"
+        )
+    return width
+
+
+def served_config(shape: ModelShape) -> dict[str, Any]:
+    """Fields that vLLM takes from any Hunyuan MoE config."""
+    return {
+        "moe_intermediate_size": shape.intermediate_size,
+        "num_shared_expert": 1,
+        "use_mixed_mlp_moe": True,
+        "use_qk_norm": True,
+    }
+
+
+def table(shape: ModelShape) -> list[StoredTensor]:
+    """Every tensor, in the order of Transformers' model."""
+    hidden, width = shape.hidden_size, shape.intermediate_size
+    mlp = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
+    rows = [StoredTensor("model.embed_tokens.weight", (shape.vocab_size, hidden), Kind.EMBEDDING)]
+    for layer in range(shape.num_hidden_layers):
+        prefix = f"model.layers.{layer}"
+        block = f"{prefix}.mlp"
+        rows += attention_rows(shape, f"{prefix}.self_attn")
+        rows.append(
+            StoredTensor(f"{block}.gate.wg.weight", (shape.num_experts, hidden), Kind.ROUTER)
+        )
+        for owner, kind in (
+            (f"experts.{EXPERT}", Kind.EXPERT),
+            ("shared_mlp", Kind.SHARED_EXPERT),
+        ):
+            rows += [
+                StoredTensor(f"{block}.{owner}.{name}.weight", size, kind)
+                for name, size in mlp.items()
+            ]
+        rows += norm_rows(shape, prefix)
+    return [*rows, *outer_rows(shape)]
+
+
+def attention_rows(shape: ModelShape, module: str) -> list[StoredTensor]:
+    """Projections of attention, and the norms of queries and keys behind the rope."""
+    hidden = shape.hidden_size
+    query = shape.num_attention_heads * shape.head_dim
+    key_value = shape.num_key_value_heads * shape.head_dim
+    sizes = {
+        "q_proj": (query, hidden),
+        "k_proj": (key_value, hidden),
+        "v_proj": (key_value, hidden),
+        "o_proj": (hidden, query),
+    }
+    rows = []
+    for name, size in sizes.items():
+        rows.append(StoredTensor(f"{module}.{name}.weight", size, Kind.ATTENTION))
+        if shape.attention_bias:
+            rows.append(StoredTensor(f"{module}.{name}.bias", size[:1], Kind.ATTENTION))
+    return rows + [
+        StoredTensor(f"{module}.{name}.weight", (shape.head_dim,), Kind.HEAD_NORM)
+        for name in ("query_layernorm", "key_layernorm")
+    ]
+
+
+def norm_rows(shape: ModelShape, layer: str) -> list[StoredTensor]:
+    """The two norms of a layer's hidden states."""
+    return [
+        StoredTensor(f"{layer}.{name}.weight", (shape.hidden_size,), Kind.NORM)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ]
+
+
+def outer_rows(shape: ModelShape) -> list[StoredTensor]:
+    """What lies behind the last layer; tied output weights are not stored."""
+    rows = [StoredTensor("model.norm.weight", (shape.hidden_size,), Kind.NORM)]
+    if not shape.tie_word_embeddings:
+        size = (shape.vocab_size, shape.hidden_size)
+        rows.append(StoredTensor("lm_head.weight", size, Kind.HEAD))
+    return rows
+
+
+# The released Hunyuan-A13B-Instruct: 80,393,183,232 parameters, 12,747,448,320 of them active.
+A13B = ModelShape(
+    family=NAME,
+    vocab_size=128167,
+    hidden_size=4096,
+    intermediate_size=3072,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    num_experts=64,
+    moe_topk=8,
+    max_position_embeddings=32768,
+    rope_alpha=1000.0,
+    pad_token_id=127961,
+    eos_token_id=127960,
+    eod_token_id=127967,
+)
+
+# Small enough for two CPU cores, with every part of the architecture at work.
+TINY = replace(
+    A13B,
+    vocab_size=2048,
+    hidden_size=128,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=16,
+    num_experts=16,
+    moe_topk=4,
+    max_position_embeddings=4096,
+    rope_alpha=None,
+    initializer_range=0.05,
+    pad_token_id=None,
+    eos_token_id=None,
+    eod_token_id=None,
+)
+
+# True expert and head widths of the released model, few layers: kernels see real sizes on one GPU.
+TINY_GPU = replace(A13B, num_hidden_layers=4, num_experts=16)
+
+HUNYUAN_V1_MOE = Family(
+    name=NAME,
+    model_types=("hunyuan", NAME),
+    parse=parse,
+    native_config=write_native_numbers,
+    served_config=served_config,
+    table=table,
+    presets={"tiny": TINY, "tiny-gpu": TINY_GPU, "a13b": A13B},
+    moe=MoeBlock(
+        block="mlp",
+        router=Router(module="gate", projection="wg", scores="softmax", is_normalised=True),
+        experts_class="HunYuanMoEV1Experts",
+        shared_expert="shared_mlp",
+        num_experts_field="num_experts",
+        top_k_field="moe_topk",
+    ),
+    in_engine=(
+        (".mlp.gate.wg.", ".mlp.router.gate."),
+        (".mlp.shared_mlp.", ".mlp.shared_experts."),
+    ),
+    # PEFT 0.21 sends gate_proj, up_proj and down_proj of this model type to the routed experts.
+    peft_by_parameter=(Kind.SHARED_EXPERT,),
+)

@@ -1,0 +1,112 @@
+"""The model families, and the models that a user can name: a folder, or a preset."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.family import Family
+from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from hunyuan_train.families.shape import ModelShape
+
+FAMILIES = {family.name: family for family in (HUNYUAN_V1_MOE,)}
+PRESETS = {name: shape for family in FAMILIES.values() for name, shape in family.presets.items()}
+
+
+def family_of(shape: ModelShape) -> Family:
+    """The family that a shape belongs to."""
+    return FAMILIES[shape.family]
+
+
+def parse_shape(config: Mapping[str, Any], *, source: str) -> ModelShape:
+    """Turn a config.json of any family into a shape.
+
+    Args:
+        config: the parsed config.json.
+        source: what an error names, usually the file.
+
+    Raises:
+        ConfigError: another architecture, a missing field, or one that Transformers' class cannot
+            express.
+    """
+    model_type = config.get("model_type")
+    known = {spelling: family for family in FAMILIES.values() for spelling in family.model_types}
+    if model_type not in known:
+        raise ConfigError(
+            f"{source} has model_type {model_type!r}; this project trains Hunyuan models "
+            f"({' or '.join(known)})"
+        )
+    try:
+        return known[model_type].parse(config, source)
+    except TypeError as error:
+        raise ConfigError(
+            f"{source} has a field of another type than it is published with ({error})"
+        ) from error
+    except KeyError as missing:
+        raise ConfigError(
+            f"{source} has no field {missing}; take the config.json published with the model"
+        ) from missing
+
+
+def read_shape(model_folder: Path) -> ModelShape:
+    """Read the shape of a model folder.
+
+    Raises:
+        ConfigError: no config.json there, not JSON, or see `parse_shape`.
+    """
+    path = model_folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no object")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{model_folder} is no model folder: it holds no config.json; give the path of a "
+            "downloaded Hugging Face model"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); download it again") from error
+    return parse_shape(config, source=str(path))
+
+
+def resolve_shape(model_name_or_path: str) -> ModelShape:
+    """The shape behind `--model_name_or_path`: a preset's, or that of a model folder.
+
+    Raises:
+        ConfigError: neither a preset nor a folder with a usable config.json.
+    """
+    if model_name_or_path in PRESETS:
+        return PRESETS[model_name_or_path]
+    folder = Path(model_name_or_path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model_name_or_path is {model_name_or_path}, which is neither a folder nor one of the "
+            f"presets {', '.join(PRESETS)}; give the path of a downloaded model"
+        )
+    return read_shape(folder)
+
+
+def fit_vocabulary(
+    name: str, shape: ModelShape, *, vocab_size: int, pad_id: int, eos_id: int
+) -> ModelShape:
+    """The shape that is trained with a tokenizer: random weights take its vocabulary.
+
+    Raises:
+        ConfigError: the tokenizer has tokens that a model folder's weights do not know.
+    """
+    if name in PRESETS:
+        return replace(
+            shape,
+            vocab_size=vocab_size,
+            pad_token_id=pad_id,
+            eos_token_id=eos_id,
+            eod_token_id=eos_id,
+        )
+    if vocab_size > shape.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} tokens and {name} knows {shape.vocab_size}; set "
+            "tokenizer_name_or_path to the folder that was published with the model"
+        )
+    return shape
