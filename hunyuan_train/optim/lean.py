@@ -23,7 +23,7 @@ from hunyuan_train.optim.blockwise_states import (
     block_slices,
     encode_at_random,
 )
-from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
+from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS, SLICE_ELEMENTS
 
 FIRST_MOMENT, SECOND_MOMENT = "exp_avg", "exp_avg_sq"  # torch's names
 MOMENT_DTYPES = {FIRST_MOMENT: torch.int8, SECOND_MOMENT: torch.uint8}
@@ -121,7 +121,7 @@ class LeanAdamW(Optimizer):
 
 def updated_slice(update: Callable[..., Tensor], device: torch.device) -> Tensor:
     """A slice of random weights after two steps with an update: [elements], bfloat16."""
-    shape = torch.Size([SLICE_BLOCKS * LEAN_BLOCK])
+    shape = torch.Size([SLICE_ELEMENTS])
     weights, gradients = (
         (random_bits(shape, seed, 0, device) * 1e-11).bfloat16() for seed in (1, 2)
     )

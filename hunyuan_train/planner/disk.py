@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.layout import Layout
-from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
 
@@ -44,8 +43,8 @@ def whole_elements(parameter: Parameter, layout: Layout) -> int:
 
 def checkpoint_bytes(parameter: Parameter, layout: Layout) -> int:
     """Master weights and states of one trained parameter, over all ranks (checkpoint/state.py)."""
-    optimizer, elements = layout.config.optimizer.optimizer, whole_elements(parameter, layout)
-    kept = kept_bytes(optimizer, elements, is_exact=parameter.is_exact)
+    elements = whole_elements(parameter, layout)
+    kept = layout.optimizer.kept(elements, is_exact=parameter.is_exact)
     # What is its own master is written as it is, in bfloat16.
     master = kept.master or layout.element_bytes * elements
     return master if layout.config.checkpoints.save_only_model else master + kept.states

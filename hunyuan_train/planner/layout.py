@@ -6,6 +6,7 @@ from typing import Any
 from hunyuan_train.config.deepspeed_config import read_deepspeed_file, splits_experts, zero_stage
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.optim.records import OptimizerRecord, find_optimizer
 
 # DeepSpeed's own defaults (runtime/zero/config.py), for what a file leaves out.
 ENGINE_DEFAULTS = {
@@ -43,6 +44,11 @@ class Layout:
     def sequence_size(self) -> int:
         """Ranks that share each row."""
         return self.config.parallel.sequence_parallel_size
+
+    @property
+    def optimizer(self) -> OptimizerRecord:
+        """What is known of the run's optimizer."""
+        return find_optimizer(self.config.optimizer.optimizer)
 
     @property
     def element_bytes(self) -> int:

@@ -13,6 +13,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.optim.records import OPTIMIZERS
 from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
 from hunyuan_train.planner.machine import Hardware
 
@@ -152,11 +153,10 @@ def method_choices(config: RunConfig) -> list[Change]:
     """Other optimizers, and adapters instead of every parameter."""
     if config.lora.use_lora:
         return [NO_CHANGE]
-    others = {"lean": 2.0, "offload": 4.0}
     choices = [
-        Change(price, {"optimizer": name, "deepspeed": "auto"})
-        for name, price in others.items()
-        if name != config.optimizer.optimizer
+        Change(one.search_price, {"optimizer": one.name, "deepspeed": "auto"})
+        for one in OPTIMIZERS.values()
+        if one.search_price and one.name != config.optimizer.optimizer
     ]
     return [NO_CHANGE, *choices, Change(14.0, {**ADAPTER_SETTINGS, "deepspeed": "auto"})]
 

@@ -19,11 +19,10 @@ from hunyuan_train.planner.machine import (
     Hardware,
 )
 from hunyuan_train.planner.parameters import list_parameters
-from hunyuan_train.planner.states import is_offloaded, updated_elements
+from hunyuan_train.planner.states import updated_elements
 
 # A layer's saved bytes are written and read forward, and read with as many gradients backward.
 TOUCHES_OF_SAVED = 4
-UPDATE_BYTES = {"adamw": 30, "offload": 30, "sgd": 14, "lean": 10}  # read and written an element
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,7 @@ def plan_traffic(layout: Layout) -> Traffic:
         gathers=gathers,
         reduction=reduction,
         inputs=2 * steps * kept_on_host_bytes(layout),
-        host=2 * updated_elements(layout) * size if is_offloaded(layout) else 0,
+        host=2 * updated_elements(layout) * size if layout.optimizer.is_on_host else 0,
     )
 
 
@@ -179,9 +178,8 @@ def num_forwards(layout: Layout) -> int:
 
 def update_seconds(layout: Layout, hardware: Hardware, traffic: Traffic) -> float:
     """The optimizer's own time: it is bound by memory, on the GPU or, offloaded, on the host."""
-    per_element = UPDATE_BYTES[layout.config.optimizer.optimizer]
-    moved = per_element * updated_elements(layout)
-    if not is_offloaded(layout):
+    moved = layout.optimizer.traffic_bytes * updated_elements(layout)
+    if not layout.optimizer.is_on_host:
         return moved / (hardware.gpu.memory_bandwidth * BANDWIDTH_SHARE)
     on_host = moved * layout.ranks_per_node / HOST_MEMORY_BANDWIDTH
     return on_host + traffic.host / (hardware.gpu.host_bandwidth * BANDWIDTH_SHARE)

@@ -10,14 +10,9 @@ from functools import lru_cache
 
 from hunyuan_train.families.tables import model_parameters
 from hunyuan_train.families.tensors import Kind
-from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.layout import Layout
-from hunyuan_train.planner.optimizers import kept_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
-
-LEAN_ELEMENTS = SLICE_BLOCKS * LEAN_BLOCK  # worked on at once (optim/lean.py)
-LEAN_TEMPORARIES = 4 * 15  # bytes of them an element, float32; compiled, a third of that
 
 
 def trained(layout: Layout) -> list[Parameter]:
@@ -30,11 +25,6 @@ def updated_elements(layout: Layout) -> int:
     if layout.stage == 3:
         return sum(parameter.kept for parameter in trained(layout))
     return -(-sum(parameter.total for parameter in trained(layout)) // layout.num_ranks)
-
-
-def is_offloaded(layout: Layout) -> bool:
-    """Whether the optimizer and its gradients live in host memory."""
-    return layout.config.optimizer.optimizer == "offload"
 
 
 def weight_bytes(layout: Layout) -> int:
@@ -110,13 +100,13 @@ def in_model_order(members: Sequence[Parameter]) -> list[Parameter]:
 
 def optimizer_bytes(layout: Layout) -> int:
     """Master weights and optimizer states of this rank, wherever they live."""
-    optimizer = layout.config.optimizer.optimizer
-    if optimizer != "lean":
-        return kept_bytes(optimizer, updated_elements(layout)).total
+    optimizer = layout.optimizer
+    if not optimizer.shares_masters:
+        return optimizer.kept(updated_elements(layout)).total
+    # Each parameter is a flat tensor of its own, so that each has blocks and padding of its own.
     num_parts = layout.num_ranks if layout.stage < 3 else 1  # stage 2 cuts what it updates
     return sum(
-        one.count
-        * kept_bytes(optimizer, -(-one.partition // num_parts), is_exact=one.is_exact).total
+        one.count * optimizer.kept(-(-one.partition // num_parts), is_exact=one.is_exact).total
         for one in trained(layout)
     )
 
@@ -165,15 +155,15 @@ def cut_sub_groups(members: tuple[Parameter, ...], limit: int) -> tuple[int, ...
 
 def update_bytes(layout: Layout) -> int:
     """What the optimizer step takes beside the states, on the device."""
-    if is_offloaded(layout):
+    optimizer = layout.optimizer
+    if optimizer.is_on_host:
         return 0
     size, elements = layout.element_bytes, max(sub_groups(layout))
-    if layout.config.optimizer.optimizer == "lean":
-        return LEAN_TEMPORARIES * min(LEAN_ELEMENTS, elements)  # gradients are used where they lie
+    temporaries = optimizer.temporary_bytes(elements, layout.is_on_gpu)
+    if optimizer.shares_masters:
+        return temporaries  # gradients are used where they lie
     float32_copy = 4 if size == 2 else 0
-    # AdamW that is not fused, as on CPU, makes one temporary (the root of the second moment).
-    temporary = 4 if layout.config.optimizer.optimizer == "adamw" and not layout.is_on_gpu else 0
-    return (size + float32_copy + temporary) * elements
+    return (size + float32_copy) * elements + temporaries
 
 
 def device_states(layout: Layout) -> Iterator[Component]:
@@ -191,7 +181,7 @@ def device_states(layout: Layout) -> Iterator[Component]:
             "gathered weights", gathered_bytes(layout), Phase.BACKWARD,
             "parameters in use or prefetched, up to stage3_max_live_parameters",
         )  # fmt: skip
-    if not is_offloaded(layout):
+    if not layout.optimizer.is_on_host:
         yield Component(
             "gradients", gradient_bytes(layout), Phase.ALWAYS,
             "one buffer in the training dtype (stage3.py grad_partitions_flat_buffer)",
@@ -208,10 +198,10 @@ def device_states(layout: Layout) -> Iterator[Component]:
         "gradients in flight", gradients_in_flight_bytes(layout), Phase.BACKWARD,
         "the largest gradient and the copy it is reduced from (reduce_scatter_coalesced)",
     )  # fmt: skip
-    is_lean = layout.config.optimizer.optimizer == "lean"
     yield Component(
         "update", update_bytes(layout), Phase.STEP,
-        "float32 temporaries of the elements worked on at once (optim/lean.py)" if is_lean
+        f"float32 temporaries of the elements worked on at once ({layout.optimizer.code})"
+        if layout.optimizer.shares_masters
         else "gradients of the largest sub-group (sub_group_size) joined, and in float32 "
         "(stage3.py _prepare_fp32_grad_for_sub_group)",
     )  # fmt: skip
@@ -227,12 +217,12 @@ def pinned(num_bytes: int, layout: Layout) -> int:
 
 def host_states(layout: Layout) -> Iterator[Component]:
     """Lines of the plan for what an offloaded optimizer keeps in host memory, of one rank."""
-    if not is_offloaded(layout):
+    if not layout.optimizer.is_on_host:
         return
     elements = updated_elements(layout)
     yield Component(
         "optimizer", optimizer_bytes(layout), Phase.ALWAYS,
-        "float32 master weights and two float32 states (DeepSpeedCPUAdam)",
+        f"float32 master weights and states ({layout.optimizer.code})",
     )  # fmt: skip
     yield Component(
         "gradients, pinned", pinned(elements * layout.element_bytes, layout), Phase.ALWAYS,

@@ -7,15 +7,14 @@ import torch
 
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.optim.lean import LeanAdamW
+from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
+from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.planner.activations import after_bytes, saved_bytes
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.layout import Layout, make_layout
 from hunyuan_train.planner.states import (
-    LEAN_ELEMENTS,
-    LEAN_TEMPORARIES,
     gradient_bytes,
     host_states,
-    is_offloaded,
     kept_whole_bytes,
     optimizer_bytes,
     weight_bytes,
@@ -71,7 +70,7 @@ def planned(layout: Layout) -> Bytes:
         "small weights kept whole": kept_whole_bytes(layout) if layout.stage == 3 else 0,
         "gradients": gradient_bytes(layout),
         "optimizer": optimizer_bytes(layout),
-        "float32 gradients": host["float32 gradients, pinned"] if is_offloaded(layout) else 0,
+        "float32 gradients": host.get("float32 gradients, pinned", 0),
         "activations": saved_bytes(layout) + after_bytes(layout, NUM_LABELS),
         "checkpoint": plan_disk(layout).checkpoint,
     }
@@ -91,7 +90,7 @@ def test_every_component_is_what_the_processes_hold(name):
         assert expected == pytest.approx(found, rel=TOLERANCE, abs=2000), component
 
 
-@pytest.mark.parametrize("num_elements", [LEAN_ELEMENTS // 4, LEAN_ELEMENTS, 2 * LEAN_ELEMENTS])
+@pytest.mark.parametrize("num_elements", [SLICE_ELEMENTS // 4, SLICE_ELEMENTS, 2 * SLICE_ELEMENTS])
 def test_an_update_of_lean_takes_the_temporaries_that_plans_count_with(num_elements):
     weights = torch.zeros(num_elements, dtype=torch.bfloat16)
     weights.grad = torch.ones_like(weights)
@@ -99,5 +98,5 @@ def test_an_update_of_lean_takes_the_temporaries_that_plans_count_with(num_eleme
     optimizer.start_state(weights)
     with LiveBytes() as live:
         optimizer.step()
-    expected = LEAN_TEMPORARIES * min(num_elements, LEAN_ELEMENTS)
+    expected = find_optimizer("lean").temporary_bytes(num_elements, False)
     assert live.peak == pytest.approx(expected, rel=TOLERANCE)
