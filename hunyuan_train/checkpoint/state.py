@@ -118,7 +118,7 @@ def load_checkpoint(
             f"{folder} was saved with save_only_model and so without optimizer states: it can be "
             "exported, but no run can go on from it"
         )
-    prepare_optimizer_states(engine, manifest["kinds"], manifest["optimizer_step_count"])
+    prepare_optimizer_states(engine, manifest["optimizer_step_count"])
     load_states(engine, folder, manifest)
     restore_copies(folder, num_ranks=len(manifest["files"]), watch=watch)
     publish_weights(engine)
@@ -128,8 +128,16 @@ def load_checkpoint(
 def load_states(
     engine: deepspeed.DeepSpeedEngine, folder: Path, manifest: Mapping[str, Any]
 ) -> None:
-    """Read this rank's ranges of every kind of state; the bar shows those of rank 0."""
-    sources = open_tensors(folder, manifest, FAMILIES[engine.module.config.model_type])
+    """Read this rank's ranges of every kind of state; the bar shows those of rank 0.
+
+    Kinds that only the saving optimizer had, the moments of AdamW for SGD, say, are left out.
+    """
+    kept, family = state_kinds(engine), FAMILIES[engine.module.config.model_type]
+    sources = {
+        kind: source
+        for kind, source in open_tensors(folder, manifest, family).items()
+        if kind in kept
+    }
     shards = list(trained_shards(engine.module))
     num_bytes = sum(4 * (shard.stop - shard.start) * len(sources) for shard in shards)
     is_shown = dist.get_rank() == 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.shipped import DS_CONFIGS
 
 # Hugging Face's Trainer derives these from the hidden size; left out, DeepSpeed's defaults hold.
@@ -111,7 +112,7 @@ def build_deepspeed_config(config: RunConfig, *, world_size: int, is_bf16: bool)
     """The dictionary that the engine is given.
 
     Args:
-        config: a resolved config: its deepspeed file and expert-parallel size are not "auto".
+        config: resolved: its deepspeed file, expert-parallel size and optimizer are not "auto".
         world_size: processes on all machines.
         is_bf16: whether weights and activations are bfloat16.
 
@@ -136,9 +137,10 @@ def build_deepspeed_config(config: RunConfig, *, world_size: int, is_bf16: bool)
         ("bf16", "enabled"): ("bf16", is_bf16),
         ("fp16", "enabled"): ("fp16", False),
     }
-    if config.optimizer.optimizer == "lean":
+    optimizer = find_optimizer(config.optimizer.optimizer)
+    if optimizer.shares_masters:
         for flag in ("bf16_master_weights_and_grads", "bf16_optimizer_states"):
-            owned["bf16", flag] = ("optimizer lean", True)
+            owned["bf16", flag] = (f"optimizer {optimizer.name}", True)
     if splits_experts(content):
         owned["expert_parallel", "autoep_size"] = (
             "expert_parallel_size",

@@ -12,6 +12,7 @@ from hunyuan_train.config.deepspeed_config import (
 )
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.optim.records import choose_optimizer, find_optimizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +32,13 @@ def resolve_config(config: RunConfig, *, machine: Machine, shape: ModelShape) ->
     """
     num_processes = choose_num_processes(config, machine)
     expert_size = choose_expert_size(config, num_processes, shape.num_experts)
-    is_offloaded = config.optimizer.optimizer == "offload"
-    path = config.parallel.deepspeed
+    optimizer, path = config.optimizer.optimizer, config.parallel.deepspeed
     if path == "auto":
         is_split = expert_size > 1 or adapts_experts(config.lora, shape)
-        path = choose_file(is_split=is_split, is_offloaded=is_offloaded)
-    optimizer = config.optimizer.optimizer
+        is_on_host = optimizer != "auto" and find_optimizer(optimizer).is_on_host
+        path = choose_file(is_split=is_split, is_offloaded=is_on_host)
     if optimizer == "auto":
-        optimizer = "offload" if offloads_optimizer(read_deepspeed_file(path)) else "adamw"
+        optimizer = choose_optimizer(is_on_host=offloads_optimizer(read_deepspeed_file(path)))
     is_bf16 = machine.num_gpus > 0 if config.train.bf16 == "auto" else config.train.bf16
     return replace(
         config,

@@ -36,6 +36,7 @@ from hunyuan_train.config.sequences import check_sequences
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import Kind
+from hunyuan_train.optim.records import find_optimizer
 
 SCHEDULES_WITH_MIN_LR = ("cosine_with_min_lr", "wsd")
 
@@ -71,7 +72,7 @@ def check_config(config: RunConfig, *, machine: Machine, shape: ModelShape) -> N
     )
     check_deepspeed_file(config)
     check_sequences(config)
-    check_lean(config)
+    check_optimizer(config)
     build_deepspeed_config(config, world_size=num_processes, is_bf16=config.train.bf16 is True)
 
 
@@ -179,35 +180,34 @@ def check_lora(config: RunConfig, shape: ModelShape) -> None:
         check_expert_adapters(lora, is_split=is_split)
 
 
-def check_lean(config: RunConfig) -> None:
-    """Refuse the lean optimizer where it cannot work or does not help, and its settings without it.
+def check_optimizer(config: RunConfig) -> None:
+    """Refuse an optimizer where it cannot work or does not help, and bf16 masters of others.
 
     Masters in bfloat16 that are rounded to the nearest lose 84 to 96 % of a fine-tuning update.
     """
     path = config.parallel.deepspeed
-    content = read_deepspeed_file(path)
-    if config.optimizer.optimizer != "lean":
-        if has_bf16_masters(content):
-            raise ConfigError(
-                f"{path} sets bf16.bf16_master_weights_and_grads, and optimizer is "
-                f"{config.optimizer.optimizer}, whose steps would round away almost whole: use "
-                "--optimizer lean, which rounds at random, or delete that key"
-            )
-        return
-    if config.train.bf16 is not True:
+    content, optimizer = read_deepspeed_file(path), find_optimizer(config.optimizer.optimizer)
+    is_set = f"optimizer is {optimizer.name}"
+    if has_bf16_masters(content) and not optimizer.shares_masters:
         raise ConfigError(
-            "optimizer is lean and bf16 is false; its weights are bfloat16 by design: use --bf16, "
-            "or --optimizer adamw"
+            f"{path} sets bf16.bf16_master_weights_and_grads, and {is_set}, whose steps would "
+            "round away almost whole: use --optimizer lean, which updates with stochastic "
+            "rounding, or delete that key"
         )
-    if config.lora.use_lora:
+    if optimizer.shares_masters and config.train.bf16 is not True:
         raise ConfigError(
-            "optimizer is lean and use_lora is true; adapters are so small that saving on their "
-            "states gains nothing: use --optimizer adamw"
+            f"{is_set} and bf16 is false; its weights are bfloat16 by design: use --bf16, or "
+            "--optimizer adamw"
         )
-    if offloads_parameters(content):
+    if optimizer.reason_against_adapters and config.lora.use_lora:
         raise ConfigError(
-            f"optimizer is lean, but {path} offloads the weights (zero_optimization.offload_param) "
-            "that it updates in place: use --deepspeed auto, or --optimizer offload"
+            f"{is_set} and use_lora is true; {optimizer.reason_against_adapters}: use "
+            "--optimizer adamw"
+        )
+    if optimizer.shares_masters and offloads_parameters(content):
+        raise ConfigError(
+            f"{is_set}, but {path} offloads the weights (zero_optimization.offload_param) that it "
+            "updates in place: use --deepspeed auto, or --optimizer offload"
         )
 
 
@@ -340,11 +340,11 @@ def check_deepspeed_file(config: RunConfig) -> None:
     """Refuse a DeepSpeed file that does not go with the optimizer or the expert groups."""
     path = config.parallel.deepspeed
     content = read_deepspeed_file(path)
-    optimizer = config.optimizer.optimizer
-    if offloads_optimizer(content) != (optimizer == "offload"):
-        verb = "does not offload" if optimizer == "offload" else "offloads"
+    optimizer = find_optimizer(config.optimizer.optimizer)
+    if offloads_optimizer(content) != optimizer.is_on_host:
+        verb = "does not offload" if optimizer.is_on_host else "offloads"
         raise ConfigError(
-            f"optimizer is {optimizer}, but {path} {verb} the optimizer states "
+            f"optimizer is {optimizer.name}, but {path} {verb} the optimizer states "
             "(zero_optimization.offload_optimizer); use --optimizer auto, which follows the file, "
             "or --deepspeed auto, which follows the optimizer"
         )

@@ -11,6 +11,7 @@ from typing import Literal
 from hunyuan_train.config.declare import Auto, check_bounds, free_setting, setting
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.optim.records import OptimizerName, choose_optimizer, describe_optimizers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,11 +173,10 @@ class TrainConfig:
 class OptimizerConfig:
     """How weights are updated, in Hugging Face's names."""
 
-    optimizer: Literal["auto", "adamw", "lean", "offload", "sgd"] = setting(
+    optimizer: OptimizerName | Auto = setting(
         "auto",
-        "adamw; lean (AdamW at 5.9 bytes a parameter: bf16 weights rounded at random, no master "
-        "copy, states of 8 and 7 bits); offload (AdamW whose states live in host memory); sgd (no "
-        "states); auto: offload where the DeepSpeed file offloads, else adamw",
+        f"{describe_optimizers()}; auto: {choose_optimizer(is_on_host=True)} where the DeepSpeed "
+        f"file offloads, else {choose_optimizer(is_on_host=False)}",
     )
     learning_rate: float = setting(1e-5, "highest learning rate", low=0)
     min_lr: float = setting(

@@ -7,6 +7,8 @@ its Hunyuan models (A13B and its successors).
 
 from dataclasses import dataclass
 
+from hunyuan_train.optim.records import OPTIMIZERS
+
 # Another name for one of our settings, with the same values.
 RENAMED = {
     "model_max_length": "max_seq_length",
@@ -33,10 +35,9 @@ TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
     "logging_strategy": {"steps": None},
     "save_safetensors": {"true": None},
     "optim": {
-        "adamw_torch": ("optimizer", "adamw"),
-        "adamw_torch_fused": ("optimizer", "adamw"),
-        "adamw_hf": ("optimizer", "adamw"),
-        "sgd": ("optimizer", "sgd"),
+        name: ("optimizer", one.name)
+        for one in OPTIMIZERS.values()
+        for name in one.hugging_face_names
     },
     "attn_implementation": {
         "flash_attention_2": ("use_flash_attn", "true"),

@@ -3,7 +3,7 @@
 Settings, rules, plans, the engine's side and checkpoints ask the record and never test a name. To
 add an optimizer, write
 
-- a record here, and its name in `config/schema.py: optimizer`,
+- its name in `OptimizerName`, and a record in `RECORDS`,
 - an entry in `parallel/optimizer.py: FACTORIES`, which builds it over the engine's parameters,
 
 and prove it: an entry in `selftest/parity_cases.py`, a run in `tests/planner/test_reality.py`.
@@ -16,6 +16,8 @@ from typing import Literal
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.optim.lean_memory import lean_state_bytes, lean_temporary_bytes
+
+OptimizerName = Literal["adamw", "lean", "offload", "sgd"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class KeptBytes:
 class OptimizerRecord:
     """All that the rest of the package knows about one optimizer."""
 
-    name: str  # the setting's value
+    name: OptimizerName  # the setting's value
     title: str  # what it is called in the summary of a run
     summary: str  # its part of the setting's help
     code: str  # where its update is written, which lines of a plan name
@@ -132,7 +134,7 @@ RECORDS = (
         hugging_face_names=("sgd",),
     ),
 )
-OPTIMIZERS = {record.name: record for record in RECORDS}
+OPTIMIZERS: dict[str, OptimizerRecord] = {record.name: record for record in RECORDS}
 
 
 def find_optimizer(name: str) -> OptimizerRecord:
@@ -149,9 +151,9 @@ def find_optimizer(name: str) -> OptimizerRecord:
     return OPTIMIZERS[name]
 
 
-def choose_optimizer(*, is_on_host: bool) -> str:
+def choose_optimizer(*, is_on_host: bool) -> OptimizerName:
     """What "auto" stands for: the first whose states live where the DeepSpeed file keeps them."""
-    return next(name for name, one in OPTIMIZERS.items() if one.is_on_host == is_on_host)
+    return next(one.name for one in OPTIMIZERS.values() if one.is_on_host == is_on_host)
 
 
 def describe_optimizers() -> str:

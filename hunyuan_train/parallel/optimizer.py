@@ -1,6 +1,8 @@
 """Optimizers, built over the parameters that this process keeps."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from subprocess import SubprocessError
 from typing import Any
 
@@ -8,6 +10,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from transformers import PreTrainedModel
 
@@ -16,14 +19,16 @@ from hunyuan_train.families.registry import FAMILIES
 from hunyuan_train.families.tables import kind_of
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.optim.lean import LeanAdamW
-from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
+from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
+from hunyuan_train.optim.records import MOMENTS, OptimizerRecord, find_optimizer
 from hunyuan_train.parallel.engine import OptimizerFactory, sum_over_ranks
-from hunyuan_train.parallel.zero import MASTER, flat_masters, num_dimensions, weight_shards
+from hunyuan_train.parallel.zero import flat_masters, num_dimensions, weight_shards
 
 logger = logging.getLogger(__name__)
 
 ROUTERS = "is_router"  # marks a group that the guardian may hold
 HELD = "is_held"
+NAME = "optimizer"  # of the record that a group's optimizer was made from
 
 
 def decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
@@ -81,39 +86,42 @@ def lean_groups(model: PreTrainedModel, weight_decay: float, seed: int) -> list[
     ]
 
 
-def optimizer_factory(config: OptimizerConfig, *, seed: int) -> OptimizerFactory:
-    """Choose the optimizer; the engine calls the factory once the experts are split.
+def make_lean(model: PreTrainedModel, config: OptimizerConfig, seed: int) -> Optimizer:
+    """8-bit AdamW over shared master weights; its update is compiled where that is worth it."""
+    groups = lean_groups(model, config.weight_decay, seed)
+    optimizer = LeanAdamW(groups, **adam_settings(config))
+    if torch.cuda.is_available() and has_whole_slice(model):
+        compile_or_warn(optimizer, torch.device("cuda", torch.cuda.current_device()))
+    return optimizer
 
-    Args:
-        config: which one, its rates and decay. States of "offload" live in host memory, so its step
-            runs there (DeepSpeedCPUAdam).
-        seed: of the run, for what is rounded at random.
-    """
-    rate, epsilon = config.learning_rate, config.adam_epsilon
+
+def make_adamw(model: PreTrainedModel, config: OptimizerConfig, _seed: int) -> Optimizer:
+    """torch's own AdamW, fused where there is a GPU."""
+    groups = decay_groups(model, config.weight_decay)
+    return AdamW(groups, **adam_settings(config), fused=torch.cuda.is_available())
+
+
+def make_offload(model: PreTrainedModel, config: OptimizerConfig, _seed: int) -> Optimizer:
+    """AdamW whose step runs in host memory, where its states live."""
+    groups = decay_groups(model, config.weight_decay)
+    return DeepSpeedCPUAdam(groups, **adam_settings(config), adamw_mode=True)
+
+
+def make_sgd(model: PreTrainedModel, config: OptimizerConfig, _seed: int) -> Optimizer:
+    """Plain SGD: a step at rate 1 is the gradient itself, which parity tests compare."""
+    return SGD(decay_groups(model, config.weight_decay), lr=config.learning_rate)
+
+
+def adam_settings(config: OptimizerConfig) -> dict[str, Any]:
+    """Arguments that every AdamW takes by the same names."""
     betas = (config.adam_beta1, config.adam_beta2)
-
-    def make(model: PreTrainedModel) -> Optimizer:
-        if config.optimizer == "lean":
-            groups = lean_groups(model, config.weight_decay, seed)
-            optimizer = LeanAdamW(groups, lr=rate, betas=betas, eps=epsilon)
-            if torch.cuda.is_available() and has_whole_slice(model):
-                compile_or_warn(optimizer, torch.device("cuda", torch.cuda.current_device()))
-            return optimizer
-        groups = decay_groups(model, config.weight_decay)
-        if config.optimizer == "sgd":
-            return SGD(groups, lr=rate)
-        if config.optimizer == "offload":
-            return DeepSpeedCPUAdam(groups, lr=rate, betas=betas, eps=epsilon, adamw_mode=True)
-        is_fused = torch.cuda.is_available()
-        return AdamW(groups, lr=rate, betas=betas, eps=epsilon, fused=is_fused)
-
-    return make
+    return {"lr": config.learning_rate, "betas": betas, "eps": config.adam_epsilon}
 
 
 def has_whole_slice(model: PreTrainedModel) -> bool:
     """Whether some parameter kept here is large enough for what `LeanAdamW` compiles."""
     sizes = (shard.stop - shard.start for shard in weight_shards(model))
-    return max(sizes, default=0) >= SLICE_BLOCKS * LEAN_BLOCK
+    return max(sizes, default=0) >= SLICE_ELEMENTS
 
 
 def compile_or_warn(optimizer: LeanAdamW, device: torch.device) -> None:
@@ -129,31 +137,85 @@ def compile_or_warn(optimizer: LeanAdamW, device: torch.device) -> None:
         )
 
 
-def prepare_optimizer_states(
-    engine: deepspeed.DeepSpeedEngine, kinds: list[str], step_count: int
-) -> None:
-    """Create the optimizer's states, which it would make at its first step, to be written over.
+def start_adamw_state(optimizer: Optimizer, flat: Tensor, step_count: int) -> None:
+    """States of torch's AdamW, which counts in a tensor, on the GPU where its update is fused."""
+    step = torch.tensor(float(step_count), device=flat.device if flat.is_cuda else None)
+    optimizer.state[flat] = {"step": step, **zero_moments(flat)}
+
+
+def start_offload_state(optimizer: Optimizer, flat: Tensor, step_count: int) -> None:
+    """States of DeepSpeed's AdamW, whose count goes to its C++ as a whole number."""
+    optimizer.state[flat] = {"step": step_count, **zero_moments(flat)}
+
+
+def start_no_state(_optimizer: Optimizer, _flat: Tensor, _step_count: int) -> None:
+    """What keeps nothing needs nothing."""
+
+
+def zero_moments(flat: Tensor) -> dict[str, Tensor]:
+    """Both moments of AdamW, float32: [elements] each."""
+    return {name: torch.zeros_like(flat) for name in MOMENTS}
+
+
+@dataclass(frozen=True, slots=True)
+class Factory:
+    """How one optimizer is made, and how a resumed run gives it its states."""
+
+    # Of the model (with every parameter in its final form), the settings and the run's seed.
+    make: Callable[[PreTrainedModel, OptimizerConfig, int], Optimizer]
+    # Of the optimizer, a flat tensor that it updates, and the number of updates done: zeros, as its
+    # first step would make them, to be written over.
+    start_state: Callable[[Any, Tensor, int], None]
+
+
+# One for each record (optim/records.py), by its name.
+FACTORIES = {
+    "adamw": Factory(make_adamw, start_adamw_state),
+    "lean": Factory(make_lean, LeanAdamW.start_state),
+    "offload": Factory(make_offload, start_offload_state),
+    "sgd": Factory(make_sgd, start_no_state),
+}
+
+
+def optimizer_factory(config: OptimizerConfig, *, seed: int) -> OptimizerFactory:
+    """Choose the optimizer; the engine calls the factory once the experts are split.
 
     Args:
-        engine: before its first step.
-        kinds: of states, by the names of `parallel/zero.py`.
-        step_count: updates that the optimizer has done.
+        config: which one, its rates and decay.
+        seed: of the run, for stochastic rounding.
+
+    Raises:
+        ConfigError: an optimizer of that name is not known.
+    """
+    record = find_optimizer(config.optimizer)
+
+    def make(model: PreTrainedModel) -> Optimizer:
+        optimizer = FACTORIES[record.name].make(model, config, seed)
+        for group in optimizer.param_groups:
+            group[NAME] = record.name
+        return optimizer
+
+    return make
+
+
+def engine_optimizer(engine: deepspeed.DeepSpeedEngine) -> OptimizerRecord:
+    """What is known of the optimizer that an engine was started with."""
+    return find_optimizer(engine.optimizer.optimizer.param_groups[0][NAME])
+
+
+def prepare_optimizer_states(engine: deepspeed.DeepSpeedEngine, step_count: int) -> None:
+    """Give the optimizer the states that it has after some updates, to be written over.
+
+    Args:
+        engine: between two steps.
+        step_count: updates that the optimizer has done; after none it has no states.
     """
     optimizer = engine.optimizer.optimizer
+    factory = FACTORIES[engine_optimizer(engine).name]
     for flat in flat_masters(engine):
-        if isinstance(optimizer, LeanAdamW):
-            optimizer.start_state(flat, step_count)
-            continue
-        state = optimizer.state[flat]
-        for kind in kinds:
-            if kind != MASTER:
-                state[kind] = torch.zeros_like(flat)
+        optimizer.state.pop(flat, None)
         if step_count:
-            is_torch = isinstance(optimizer, AdamW)
-            on_device = flat.device if flat.is_cuda else None
-            state["step"] = (
-                torch.tensor(float(step_count), device=on_device) if is_torch else step_count
-            )
+            factory.start_state(optimizer, flat, step_count)
 
 
 def share_of_weights_moved(engine: deepspeed.DeepSpeedEngine) -> float | None:
@@ -161,8 +223,8 @@ def share_of_weights_moved(engine: deepspeed.DeepSpeedEngine) -> float | None:
 
     None where the optimizer has a float32 master copy: there no update is lost.
     """
-    optimizer = engine.optimizer.optimizer
-    if not isinstance(optimizer, LeanAdamW):
+    if not engine_optimizer(engine).shares_masters:
         return None
-    moved, rounded = sum_over_ranks([float(n) for n in optimizer.take_moved()], engine.device)
+    counts = engine.optimizer.optimizer.take_moved()
+    moved, rounded = sum_over_ranks([float(count) for count in counts], engine.device)
     return moved / max(rounded, 1.0)

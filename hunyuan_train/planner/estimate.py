@@ -8,8 +8,8 @@ from hunyuan_train.config.rules import (
     check_activations,
     check_deepspeed_file,
     check_experts_divide,
-    check_lean,
     check_lora,
+    check_optimizer,
 )
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.sequences import check_sequence_size, check_sequences
@@ -121,7 +121,7 @@ def resolve_for(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Run
     check_activations(resolved.train)
     check_lora(resolved, shape)
     check_deepspeed_file(resolved)
-    check_lean(resolved)
+    check_optimizer(resolved)
     build_deepspeed_config(
         resolved, world_size=num_processes * hardware.num_nodes, is_bf16=resolved.train.bf16 is True
     )

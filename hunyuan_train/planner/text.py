@@ -40,7 +40,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     )
     yield (
         f"{method if lora.use_lora else 'every parameter'}, optimizer "
-        f"{layout.config.optimizer.optimizer}, rows of {layout.config.data.max_seq_length:,} "
+        f"{layout.optimizer.title}, rows of {layout.config.data.max_seq_length:,} "
         f"tokens, {train.per_device_train_batch_size} at a time, gradient checkpointing "
         f"{recomputed}"
     )

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.selftest.compare import Errors, compare
 from hunyuan_train.selftest.local_ranks import RanksError, run_ranks
 from hunyuan_train.selftest.parity_cases import Plan
@@ -48,7 +49,7 @@ class References:
         )
         key = (
             *(plan.shape, plan.num_batches, config.model, config.lora),
-            *(rates.optimizer == "sgd", rates.learning_rate, rates.weight_decay),
+            *(find_optimizer(rates.optimizer).reference, rates.learning_rate, rates.weight_decay),
             *(rates.adam_beta1, rates.adam_beta2, rates.adam_epsilon),
             *(rates.max_grad_norm, config.train.seed, config.train.bf16),
             0 if is_sum_over_tokens else plan.num_groups,

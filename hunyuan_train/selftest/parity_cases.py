@@ -13,6 +13,7 @@ from hunyuan_train.config.resolve import Machine, resolve_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.samples import DEFAULT_BATCHES, SHAPE
 from hunyuan_train.shipped import DS_CONFIGS
@@ -180,10 +181,12 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
     config = load_config(["--recipe", recipe])
     optimizer, parallel = config.optimizer, config.parallel
     size = parallel.expert_parallel_size
-    rates = SGD if optimizer.optimizer == "sgd" else ADAMW
+    resolved = _scale_down(config, num_processes, num_gpus)
+    record = find_optimizer(resolved.optimizer.optimizer)
+    rates = {"sgd": SGD, "adamw": ADAMW}[record.reference]
     config = with_settings(
         config,
-        bf16=optimizer.optimizer == "lean",
+        bf16=record.shares_masters,
         learning_rate=rates["learning_rate"],
         adam_epsilon=ADAMW["adam_epsilon"],
         max_grad_norm=MAX_NORM if optimizer.max_grad_norm else 0.0,

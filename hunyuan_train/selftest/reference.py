@@ -30,6 +30,7 @@ from hunyuan_train.model.lora import (
     targets_as_named,
 )
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
 from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
 
@@ -310,7 +311,7 @@ def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """torch's own optimizer of the plan's kind; only matrices decay."""
+    """torch's own, whose steps the plan's optimizer takes; only matrices decay."""
     settings = config.optimizer
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -319,7 +320,7 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     ]
     groups = [group for group in groups if group["params"]]
     rate = settings.learning_rate
-    if settings.optimizer == "sgd":
+    if find_optimizer(settings.optimizer).reference == "sgd":
         return torch.optim.SGD(groups, lr=rate)
     betas = (settings.adam_beta1, settings.adam_beta2)
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=settings.adam_epsilon)

@@ -15,9 +15,9 @@ from hunyuan_train.shipped import DS_CONFIGS
 
 
 def config_with(path: Path | str, *flags: str, expert_size: int = 2) -> RunConfig:
-    return load_config(
-        ["--deepspeed", str(path), "--expert_parallel_size", str(expert_size), *flags]
-    )
+    """A config with nothing "auto" that decides what the engine is given."""
+    decided = ["--expert_parallel_size", str(expert_size), "--optimizer", "adamw"]
+    return load_config(["--deepspeed", str(path), *decided, *flags])
 
 
 def write(folder: Path, **changes: object) -> Path:

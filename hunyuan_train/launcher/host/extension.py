@@ -23,6 +23,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.exit_codes import SUCCESS, USER_ERROR
 from hunyuan_train.launcher.host.supervise import INTERRUPTED, run_supervised
+from hunyuan_train.optim.records import find_optimizer
 
 # A rank that loads a finished extension holds torch's lock for about a second.
 STALE_AFTER_SECONDS = 60.0
@@ -45,15 +46,14 @@ SHARED_MEMORY = Extension(
     "deepspeed_shm_comm", "ShareMemCommBuilder", "for talk between CPU processes"
 )
 CPU_ADAM = Extension("cpu_adam", "CPUAdamBuilder", "for the optimizer step in host memory")
+EXTENSIONS = {extension.name: extension for extension in (SHARED_MEMORY, CPU_ADAM)}
 
 
 def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
-    """What a resolved run loads: on the CPU always one, and one for an offloaded optimizer."""
+    """What a resolved run loads: on the CPU always one, and those of its optimizer."""
     on_cpu = [] if num_gpus else [SHARED_MEMORY]
-    return [*on_cpu, CPU_ADAM] if config.optimizer.optimizer == "offload" else on_cpu
-
-
-EXTENSIONS = {extension.name: extension for extension in (SHARED_MEMORY, CPU_ADAM)}
+    optimizer = find_optimizer(config.optimizer.optimizer)
+    return [*on_cpu, *(EXTENSIONS[name] for name in optimizer.extensions)]
 
 
 def main(names: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.preflight import Plan
 from hunyuan_train.launcher.start.prepare import PreparedData
+from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.trainer.schedule import count_steps
 
 
@@ -55,7 +56,8 @@ def describe_method(config: RunConfig) -> str:
     optimizer, lora = config.optimizer, config.lora
     what = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
     return (
-        f"{what if lora.use_lora else 'every parameter'} with {optimizer.optimizer}, learning rate "
+        f"{what if lora.use_lora else 'every parameter'} with "
+        f"{find_optimizer(optimizer.optimizer).title}, learning rate "
         f"{optimizer.learning_rate:g} ({optimizer.lr_scheduler_type})"
     )
 
