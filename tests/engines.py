@@ -13,6 +13,7 @@ from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
 from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.optimizer import optimizer_factory
@@ -26,7 +27,7 @@ from tests.batches import SHAPE, WEIGHTS
 __all__ = ["kept_weights", "my_share", "resume", "router_terms", "small_engine"]
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3, "lean": 1e-3}
-LEAN_SETTINGS = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+SHARED = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 MAX_GRAD_NORM = 1.0
 WEIGHT_DECAY = 0.01
 
@@ -53,7 +54,7 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": max_grad_norm,
-        "bf16": {"enabled": is_bf16} | (LEAN_SETTINGS if optimizer == "lean" else {}),
+        "bf16": {"enabled": is_bf16} | (SHARED if find_optimizer(optimizer).shares_masters else {}),
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": False,

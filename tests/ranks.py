@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hunyuan_train.launcher.host.extension import (
     SHARED_MEMORY,
+    Extension,
     extensions_folder,
     prepare_extension,
 )
@@ -35,11 +36,12 @@ def start_ranks(
     return ranks.start_ranks(function, world_size, *arguments, preload=PRELOADED)
 
 
-def prepare() -> None:
+def prepare(*others: Extension) -> None:
     """Do what the launcher does for ranks: a test that killed some may have left a lock."""
-    prepare_extension(
-        SHARED_MEMORY,
-        folder=extensions_folder(os.environ),
-        environment=os.environ,
-        console=Console(stderr=True),
-    )
+    for extension in (SHARED_MEMORY, *others):
+        prepare_extension(
+            extension,
+            folder=extensions_folder(os.environ),
+            environment=os.environ,
+            console=Console(stderr=True),
+        )

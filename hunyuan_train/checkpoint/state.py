@@ -23,7 +23,7 @@ from hunyuan_train.families.registry import FAMILIES
 from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.model.safetensors_files import create_file
-from hunyuan_train.parallel.optimizer import prepare_optimizer_states
+from hunyuan_train.parallel.optimizer import engine_optimizer, prepare_optimizer_states
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
     MASTER,
@@ -132,7 +132,8 @@ def load_states(
 
     Kinds that only the saving optimizer had, the moments of AdamW for SGD, say, are left out.
     """
-    kept, family = state_kinds(engine), FAMILIES[engine.module.config.model_type]
+    kept = (MASTER, *engine_optimizer(engine).states)
+    family = FAMILIES[engine.module.config.model_type]
     sources = {
         kind: source
         for kind, source in open_tensors(folder, manifest, family).items()

@@ -1,4 +1,4 @@
-"""Optimizer states of at most a byte an element: block-wise numbers on a logarithmic scale.
+"""Block-wise quantised optimizer states, at most a byte an element, on a logarithmic scale.
 
 As in 8-bit optimizers (Dettmers et al. 2022, https://arxiv.org/abs/2110.02861), a block of elements
 shares one float32 scale, its largest magnitude. The codes here are powers of two at equal ratios
@@ -11,8 +11,8 @@ that any device does alike. Seven bits say how large a number is:
   counts as the smallest, and such updates come out short. Without signs, eight codes share seven
   bytes, which pays for the scales: both moments together stay below two bytes an element.
 
-Codes may be rounded at random, in proportion, so that a moving average follows where its change is
-less than a step. Coding what was decoded gives the same codes and scales again.
+Codes may take stochastic rounding, so that a moving average follows where its change is less than a
+step. Coding what was decoded gives the same codes and scales again.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from hunyuan_train.optim.lean_memory import (
 
 TOP = 127  # the code of the scale itself
 STEPS_PER_OCTAVE = {torch.int8: TOP / 16, torch.uint8: TOP / 32}
-# The power of a value that random rounding keeps right on average. Roundings scatter a moving
+# The power of a value that stochastic rounding keeps right on average. Roundings scatter a moving
 # average v, by a relative variance V. With v right on average, 1 / sqrt(v) is 3/8 V too large
 # (1.7 % at a beta2 of 0.95, 4 % at 0.999); with each rounding right in 1 / sqrt(v), it ends as much
 # too small, because what lies too low rises faster than what lies too high falls. At the fourth
@@ -204,8 +204,10 @@ def encode_nearest(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return _store(position.round().clamp(0, TOP), values, dtype), scales
 
 
-def encode_at_random(values: Tensor, dtype: torch.dtype, dither: Tensor) -> tuple[Tensor, Tensor]:
-    """As `encode_nearest`, but up or down at random: right on average in `AVERAGED_POWER`.
+def encode_stochastically(
+    values: Tensor, dtype: torch.dtype, dither: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `encode_nearest`, by stochastic rounding: right on average in `AVERAGED_POWER`.
 
     Args:
         values: [rows, elements], float32.

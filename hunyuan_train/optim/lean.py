@@ -1,8 +1,10 @@
-"""AdamW below two bytes of state a parameter, on bfloat16 weights that are their own master copy.
+"""8-bit AdamW on shared master weights: bfloat16 weights that are their own master copy.
 
-- Moments are block-wise numbers of 8 and 7 bits (`optim/blockwise_states.py`), rounded at random.
-- Weights are rounded at random too. At fine-tuning rates a step is smaller than half the distance
-  to the next bfloat16 number, and rounding to the nearest would undo nearly every update.
+- Moments are block-wise quantised states of 8 and 7 bits (`optim/blockwise_states.py`), below two
+  bytes a parameter, written with stochastic rounding.
+- Weights are updated with stochastic rounding too. At fine-tuning rates a step is smaller than half
+  the distance to the next bfloat16 number, and rounding to the nearest would undo nearly every
+  update.
 - All random bits are a hash of (key, step, position), not of a generator's state: a resumed run
   draws the same ones, on any device, and whatever the slices in which a parameter is worked on.
 
@@ -21,7 +23,7 @@ from hunyuan_train.optim.blockwise_states import (
     Blocks,
     BlockwiseState,
     block_slices,
-    encode_at_random,
+    encode_stochastically,
 )
 from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS, SLICE_ELEMENTS
 
@@ -154,7 +156,7 @@ def update_blocks(
     """One AdamW step, in place, of blocks [blocks, elements] of one parameter.
 
     Args:
-        weights: bfloat16, which are rounded at random, or float32, which are not.
+        weights: bfloat16, which take stochastic rounding, or float32, which are exact.
         gradients: of any float dtype.
         moments: the first and the second.
         bits: random, int32: the lower half rounds the weights, the upper half the second moment,
@@ -170,17 +172,17 @@ def update_blocks(
     second = moments[1].decode(weights.shape[1]) * beta2 + gradients.square() * rest2
     exact = weights.float()
     exact = exact - (rate * first / (second.sqrt() / root + epsilon) + decay * exact)
-    updated = exact if weights.dtype == torch.float32 else round_at_random(exact, bits)
+    updated = exact if weights.dtype == torch.float32 else round_stochastically(exact, bits)
     num_moved = (updated != weights).sum()
     weights.copy_(updated)
     for blocks, values, shift in zip(moments, (first, second), (8, 16), strict=True):
         dither = ((bits >> shift) & 0xFFFF).float() * 2**-16 + 2**-17
-        blocks.replace(*encode_at_random(values, blocks.codes.dtype, dither))
+        blocks.replace(*encode_stochastically(values, blocks.codes.dtype, dither))
     return num_moved
 
 
-def round_at_random(exact: Tensor, bits: Tensor) -> Tensor:
-    """Round float32 to one of its two bfloat16 neighbours, right on average.
+def round_stochastically(exact: Tensor, bits: Tensor) -> Tensor:
+    """Stochastic rounding of float32 to one of its two bfloat16 neighbours, right on average.
 
     Args:
         exact: finite, float32.

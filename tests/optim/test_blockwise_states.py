@@ -8,7 +8,7 @@ from hunyuan_train.optim.blockwise_states import (
     BlockwiseState,
     code_range,
     decode_range,
-    encode_at_random,
+    encode_stochastically,
     num_blocks,
     pack,
     unpack,
@@ -91,7 +91,7 @@ def test_rounding_at_random_is_right_on_average(dtype: torch.dtype) -> None:
     power = 1 if dtype == SIGNED else 0.25
     for _ in range(num_draws):
         dither = torch.rand(values.shape, generator=generator)
-        codes, scales = encode_at_random(values, dtype, dither)
+        codes, scales = encode_stochastically(values, dtype, dither)
         total += BlockwiseState(codes[0], scales, LEAN_BLOCK).decode() ** power
     mean = total / num_draws
     scale = values.abs().max()

@@ -1,7 +1,5 @@
 """The lean optimizer by itself: its updates arrive, and are those of AdamW."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,12 +9,11 @@ from hunyuan_train.optim.lean import (
     LeanAdamW,
     random_bits,
     random_seed,
-    round_at_random,
+    round_stochastically,
     update_blocks,
     wrap_int32,
 )
 from hunyuan_train.optim.lean_memory import LEAN_BLOCK, SLICE_BLOCKS
-from hunyuan_train.parallel.optimizer import compile_or_warn
 
 RATE, BETAS, EPSILON = 2e-5, (0.9, 0.95), 1e-8
 CPU = torch.device("cpu")
@@ -144,7 +141,7 @@ def test_compiled_it_takes_the_same_steps(device: str) -> None:
     def weights_after_two_steps(*, is_compiled: bool) -> Tensor:
         optimizer = lean_optimizer(start.to(device, copy=True))
         if is_compiled:
-            compile_or_warn(optimizer, torch.device(device))
+            optimizer.compile_update(torch.device(device))
             assert optimizer.update_whole is not update_blocks
         [parameter] = optimizer.param_groups[0]["params"]
         for _ in range(2):
@@ -155,32 +152,6 @@ def test_compiled_it_takes_the_same_steps(device: str) -> None:
     plain, compiled = (weights_after_two_steps(is_compiled=one) for one in (False, True))
     assert not torch.equal(plain.cpu(), start)
     assert (plain != compiled).float().mean() < MOST_THAT_DIFFER
-
-
-def test_what_compiles_to_something_else_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def miscompile(update: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
-        return lambda weights, gradients, *rest: update(weights, -gradients, *rest)
-
-    monkeypatch.setattr(torch, "compile", miscompile)
-    optimizer = lean_optimizer(first_weights(0.02))
-    compile_or_warn(optimizer, CPU)
-    assert optimizer.update_whole is update_blocks
-    assert "of the weights another value" in caplog.text
-
-
-def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
-    torch.compiler.reset()
-    optimizer = lean_optimizer(first_weights(0.02))
-    compile_or_warn(optimizer, CPU)
-    assert optimizer.update_whole is update_blocks
-    assert "stays uncompiled and takes about three times as long" in caplog.text
-    assert "/nowhere/g++" in caplog.text
 
 
 def test_another_key_rounds_otherwise() -> None:
@@ -197,14 +168,14 @@ def test_weights_are_rounded_at_random_and_right_on_average() -> None:
     num_draws = 4000
     for step in range(num_draws):
         bits = random_bits(exact.shape, random_seed("key", step), 0, CPU)
-        rounded = round_at_random(exact, bits)
+        rounded = round_stochastically(exact, bits)
         assert ((rounded.float() - exact).abs() <= exact.abs() / 128).all()  # a neighbour
         total += rounded
     error = (total / num_draws - exact) / exact
     assert error.abs().max() < 128**-1 * 0.5 / num_draws**0.5 * 5
     assert abs(float(error.mean())) < 1e-5
     representable = exact.bfloat16()
-    assert torch.equal(round_at_random(representable.float(), bits), representable)
+    assert torch.equal(round_stochastically(representable.float(), bits), representable)
 
 
 def test_random_bits_are_uniform_and_belong_to_positions() -> None:
