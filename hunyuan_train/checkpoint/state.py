@@ -73,7 +73,7 @@ def collect_content(
     kinds = [MASTER] if only_model else state_kinds(engine)
     shards = list(trained_shards(engine.module))
     copies = read_random_states()
-    if watch:
+    if watch and watch.load_LE.numel():
         copies[ROUTER_LOAD] = watch.load_LE.double().cpu()  # exact up to 2^53
     return RankContent(
         kinds=kinds,

@@ -67,4 +67,4 @@ def choose_expert_size(config: RunConfig, num_processes: int, num_experts: int) 
     path = config.parallel.deepspeed
     if path != "auto" and not splits_experts(read_deepspeed_file(path)):
         return 1
-    return gcd(num_processes, num_experts)
+    return gcd(num_processes, num_experts) if num_experts else 1

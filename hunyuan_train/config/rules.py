@@ -35,6 +35,7 @@ from hunyuan_train.config.schema import (
 from hunyuan_train.config.sequences import check_sequences
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import count_kind
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.optim.records import find_optimizer
 
@@ -60,6 +61,7 @@ def check_config(config: RunConfig, *, machine: Machine, shape: ModelShape) -> N
     check_activations(config.train)
     check_lora(config, shape)
     check_guardian(config, shape)
+    check_experts_exist(config, shape)
     check_flash_attn(config, machine)
     check_tracker(config.logs.report_to)
     profiled_steps(config.logs.profile)
@@ -224,6 +226,23 @@ def check_guardian(config: RunConfig, shape: ModelShape) -> None:
         )
 
 
+def check_experts_exist(config: RunConfig, shape: ModelShape) -> None:
+    """Refuse settings of routers and routed experts for a model that has none."""
+    if count_kind(shape, Kind.ROUTER):
+        return
+    asked = {
+        "router_aux_loss_coef": (config.model.router_aux_loss_coef, 0.0),
+        "router_z_loss_coef": (config.model.router_z_loss_coef, 0.0),
+        "freeze_router": (config.model.freeze_router, False),
+        "moe_chunks": (config.train.moe_chunks, 1),
+    }
+    for name, (value, usual) in asked.items():
+        if value != usual:
+            raise ConfigError(
+                f"{name} is {value}, and this model has no routed experts; drop --{name}"
+            )
+
+
 def check_flash_attn(config: RunConfig, machine: Machine) -> None:
     """Refuse to demand kernels that are not there, or that cannot compute in float32."""
     if config.model.use_flash_attn is not True:
@@ -323,6 +342,11 @@ def check_processes_fit(num_processes: int, machine: Machine) -> None:
 
 def check_experts_divide(expert_size: int, *, num_experts: int, num_processes: int) -> None:
     """Refuse expert groups that cannot hold equal shares or do not fill the machine."""
+    if expert_size > 1 and not num_experts:
+        raise ConfigError(
+            f"expert_parallel_size is {expert_size}, and this model has no routed experts to split; "
+            "set it to 1, or to auto"
+        )
     if num_experts % expert_size == 0 and num_processes % expert_size == 0:
         return
     fitting = [

@@ -11,7 +11,12 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.family import Family, MoeBlock, Router
-from hunyuan_train.families.published_config import (
+from hunyuan_train.families.hunyuan_v1 import (
+    attention_rows,
+    embedding_rows,
+    mlp_rows,
+    norm_rows,
+    outer_rows,
     read_common_numbers,
     read_uniform,
     refuse_switches,
@@ -85,65 +90,17 @@ def served_config(shape: ModelShape) -> dict[str, Any]:
 
 def table(shape: ModelShape) -> list[StoredTensor]:
     """Every tensor, in the order of Transformers' model."""
-    hidden, width = shape.hidden_size, shape.intermediate_size
-    mlp = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
-    rows = [StoredTensor("model.embed_tokens.weight", (shape.vocab_size, hidden), Kind.EMBEDDING)]
+    rows = embedding_rows(shape)
     for layer in range(shape.num_hidden_layers):
         prefix = f"model.layers.{layer}"
         block = f"{prefix}.mlp"
         rows += attention_rows(shape, f"{prefix}.self_attn")
-        rows.append(
-            StoredTensor(f"{block}.gate.wg.weight", (shape.num_experts, hidden), Kind.ROUTER)
-        )
-        for owner, kind in (
-            (f"experts.{EXPERT}", Kind.EXPERT),
-            ("shared_mlp", Kind.SHARED_EXPERT),
-        ):
-            rows += [
-                StoredTensor(f"{block}.{owner}.{name}.weight", size, kind)
-                for name, size in mlp.items()
-            ]
+        size = (shape.num_experts, shape.hidden_size)
+        rows.append(StoredTensor(f"{block}.gate.wg.weight", size, Kind.ROUTER))
+        rows += mlp_rows(shape, f"{block}.experts.{EXPERT}", Kind.EXPERT)
+        rows += mlp_rows(shape, f"{block}.shared_mlp", Kind.SHARED_EXPERT)
         rows += norm_rows(shape, prefix)
     return [*rows, *outer_rows(shape)]
-
-
-def attention_rows(shape: ModelShape, module: str) -> list[StoredTensor]:
-    """Projections of attention, and the norms of queries and keys behind the rope."""
-    hidden = shape.hidden_size
-    query = shape.num_attention_heads * shape.head_dim
-    key_value = shape.num_key_value_heads * shape.head_dim
-    sizes = {
-        "q_proj": (query, hidden),
-        "k_proj": (key_value, hidden),
-        "v_proj": (key_value, hidden),
-        "o_proj": (hidden, query),
-    }
-    rows = []
-    for name, size in sizes.items():
-        rows.append(StoredTensor(f"{module}.{name}.weight", size, Kind.ATTENTION))
-        if shape.attention_bias:
-            rows.append(StoredTensor(f"{module}.{name}.bias", size[:1], Kind.ATTENTION))
-    return rows + [
-        StoredTensor(f"{module}.{name}.weight", (shape.head_dim,), Kind.HEAD_NORM)
-        for name in ("query_layernorm", "key_layernorm")
-    ]
-
-
-def norm_rows(shape: ModelShape, layer: str) -> list[StoredTensor]:
-    """The two norms of a layer's hidden states."""
-    return [
-        StoredTensor(f"{layer}.{name}.weight", (shape.hidden_size,), Kind.NORM)
-        for name in ("input_layernorm", "post_attention_layernorm")
-    ]
-
-
-def outer_rows(shape: ModelShape) -> list[StoredTensor]:
-    """What lies behind the last layer; tied output weights are not stored."""
-    rows = [StoredTensor("model.norm.weight", (shape.hidden_size,), Kind.NORM)]
-    if not shape.tie_word_embeddings:
-        size = (shape.vocab_size, shape.hidden_size)
-        rows.append(StoredTensor("lm_head.weight", size, Kind.HEAD))
-    return rows
 
 
 # The released Hunyuan-A13B-Instruct: 80,393,183,232 parameters, 12,747,448,320 of them active.

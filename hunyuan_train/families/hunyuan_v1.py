@@ -1,4 +1,4 @@
-"""Reading a published config.json: what the first generation of Hunyuan models states alike."""
+"""What the first generation of Hunyuan models has in common, with experts or without."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import Kind, StoredTensor
 
 
 def read_common_numbers(config: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -116,3 +117,55 @@ def write_native_numbers(shape: ModelShape) -> dict[str, Any]:
         rope = {"rope_type": "dynamic", "rope_theta": theta, "alpha": alpha, "factor": 1.0}
     del fields["family"]
     return {**fields, "rope_parameters": rope, "hidden_act": "silu", "attention_dropout": 0.0}
+
+
+def embedding_rows(shape: ModelShape) -> list[StoredTensor]:
+    """What lies before the first layer."""
+    size = (shape.vocab_size, shape.hidden_size)
+    return [StoredTensor("model.embed_tokens.weight", size, Kind.EMBEDDING)]
+
+
+def mlp_rows(shape: ModelShape, module: str, kind: Kind) -> list[StoredTensor]:
+    """A gated MLP: of a dense layer, a shared expert, or each routed one."""
+    hidden, width = shape.hidden_size, shape.intermediate_size
+    sizes = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
+    return [StoredTensor(f"{module}.{name}.weight", size, kind) for name, size in sizes.items()]
+
+
+def attention_rows(shape: ModelShape, module: str) -> list[StoredTensor]:
+    """Projections of attention, and the norms of queries and keys behind the rope."""
+    hidden = shape.hidden_size
+    query = shape.num_attention_heads * shape.head_dim
+    key_value = shape.num_key_value_heads * shape.head_dim
+    sizes = {
+        "q_proj": (query, hidden),
+        "k_proj": (key_value, hidden),
+        "v_proj": (key_value, hidden),
+        "o_proj": (hidden, query),
+    }
+    rows = []
+    for name, size in sizes.items():
+        rows.append(StoredTensor(f"{module}.{name}.weight", size, Kind.ATTENTION))
+        if shape.attention_bias:
+            rows.append(StoredTensor(f"{module}.{name}.bias", size[:1], Kind.ATTENTION))
+    return rows + [
+        StoredTensor(f"{module}.{name}.weight", (shape.head_dim,), Kind.HEAD_NORM)
+        for name in ("query_layernorm", "key_layernorm")
+    ]
+
+
+def norm_rows(shape: ModelShape, layer: str) -> list[StoredTensor]:
+    """The two norms of a layer's hidden states."""
+    return [
+        StoredTensor(f"{layer}.{name}.weight", (shape.hidden_size,), Kind.NORM)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ]
+
+
+def outer_rows(shape: ModelShape) -> list[StoredTensor]:
+    """What lies behind the last layer; tied output weights are not stored."""
+    rows = [StoredTensor("model.norm.weight", (shape.hidden_size,), Kind.NORM)]
+    if not shape.tie_word_embeddings:
+        size = (shape.vocab_size, shape.hidden_size)
+        rows.append(StoredTensor("lm_head.weight", size, Kind.HEAD))
+    return rows
