@@ -344,8 +344,8 @@ def check_experts_divide(expert_size: int, *, num_experts: int, num_processes: i
     """Refuse expert groups that cannot hold equal shares or do not fill the machine."""
     if expert_size > 1 and not num_experts:
         raise ConfigError(
-            f"expert_parallel_size is {expert_size}, and this model has no routed experts to split; "
-            "set it to 1, or to auto"
+            f"expert_parallel_size is {expert_size}, and this model has no routed experts to "
+            "split; set it to 1, or to auto"
         )
     if num_experts % expert_size == 0 and num_processes % expert_size == 0:
         return

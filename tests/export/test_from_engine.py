@@ -124,7 +124,7 @@ def train_and_export_adapter(
     save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
     trained = read_prompts(engine, SHAPE, written_dtype=torch.float32)
     check = partial(check_adapter, trained, source)
-    export_adapter(engine, live, lora, base_model=str(base), check=check)
+    export_adapter(engine, live, lora, SHAPE, base_model=str(base), check=check)
     return trained.losses
 
 

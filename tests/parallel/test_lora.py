@@ -14,7 +14,7 @@ from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
-from tests.batches import global_batch, plain_loss, plain_model
+from tests.batches import SHAPE, global_batch, plain_loss, plain_model
 from tests.engines import WEIGHT_DECAY, my_share, resume, small_engine
 from tests.ranks import run_ranks
 
@@ -51,7 +51,7 @@ def train_adapters(
     if is_resumed:
         state = resume(engine, checkpoint)
     if num_steps == 0:
-        export_adapter(engine, folder / "before", lora, base_model="tiny")
+        export_adapter(engine, folder / "before", lora, SHAPE, base_model="tiny")
     losses = []
     for step in range(state.step, num_steps):
         if step == 3 and not is_resumed:
@@ -59,7 +59,7 @@ def train_adapters(
             save_checkpoint(engine, state, checkpoint, fingerprints={})
         batches = my_share(global_batch(step, 4), sequence_size)
         losses.append(train_step(engine, batches, learning_rate=RATE).loss)
-    export_adapter(engine, folder / "after", lora, base_model="tiny")
+    export_adapter(engine, folder / "after", lora, SHAPE, base_model="tiny")
     return losses
 
 
