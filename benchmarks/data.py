@@ -36,8 +36,8 @@ from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import read_chunks
 from hunyuan_train.data.reading.sources import Source
 from hunyuan_train.data.reading.workers import map_in_order
-from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
-from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKENIZER_SCRIPT = REPOSITORY / "data" / "train_tokenizer.py"
@@ -171,7 +171,7 @@ def measure_rival(records: list[dict], tokenizer: Tokenizer) -> float:
     ranks = {tokenizer.token_bytes(rank): rank for rank in range(tokenizer.num_ranks)}
     build_fast_tokenizer = runpy.run_path(str(TOKENIZER_SCRIPT))["build_fast_tokenizer"]
     fast = PreTrainedTokenizerFast(tokenizer_object=build_fast_tokenizer(ranks))
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = tokenizer.grammar.chat_template
     table = datasets.Dataset.from_list(records)
 
     def encode() -> datasets.Dataset:
@@ -221,7 +221,7 @@ from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.compile import CompileSettings
 from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
 from hunyuan_train.data.reading.sources import Source
-from hunyuan_train.families.grammar.tokenizer import load_tokenizer
+from hunyuan_train.families.grammar.find import load_tokenizer
 
 if __name__ == "__main__":
     work, path, folder, tokenizer, num_workers = sys.argv[2:]

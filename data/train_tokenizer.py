@@ -18,9 +18,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from hunyuan_train.data.records.record import Reading, read_dialogue
-from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
-from hunyuan_train.families.grammar.hunyuan_a13b.template import render
-from hunyuan_train.families.grammar.tokenizer import (
+from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
+from hunyuan_train.families.grammar.hunyuan_a13b.tokens import (
     EOS,
     PAD,
     RANK_FILE,
@@ -59,16 +58,16 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / RANK_FILE).write_text("".join(lines))
     (FOLDER / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (FOLDER / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (FOLDER / "chat_template.jinja").write_text(HUNYUAN_A13B.chat_template)
     build_fast_tokenizer(ranks).save(str(FOLDER / "tokenizer.json"))
 
 
 def read_corpus() -> Iterator[str]:
     """What the model sees of each dialogue, control tokens left out."""
     for line in CORPUS.read_bytes().splitlines():
-        dialogue = read_dialogue(orjson.loads(line), Reading(), [])
+        dialogue = read_dialogue(orjson.loads(line), Reading(HUNYUAN_A13B), [])
         assert dialogue is not None, "the bundled data is in chat form"
-        segments = render(dialogue, history="keep").sample(0)
+        segments = HUNYUAN_A13B.render(dialogue, history="keep").sample(0)
         yield "".join(segment.text for segment in segments if not segment.is_special)
 
 

@@ -10,8 +10,9 @@ from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.export.check import load_source
 from hunyuan_train.families.grammar.dialogue import Dialogue
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
-from hunyuan_train.families.grammar.tokenizer import RANK_FILE, load_tokenizer
+from hunyuan_train.families.grammar.hunyuan_a13b.tokens import RANK_FILE
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
@@ -68,7 +69,7 @@ def write_taught_model(folder: Path) -> Path:
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
     samples = []
     for record in (SLOW, FAST, CALL):
-        dialogue = read_dialogue(record, Reading(), [])
+        dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
         assert isinstance(dialogue, Dialogue)
         chunk = encode_renderings([render(dialogue)], tokenizer)
         samples += [chunk.sample(number) for number in range(len(chunk.samples))]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
-from hunyuan_train.families.grammar.tokenizer import load_tokenizer
+from hunyuan_train.families.grammar.hunyuan_a13b.tokens import START, SYSTEM_END, USER_END
 from tests.reference import reference_file
 
 
@@ -31,11 +32,11 @@ def test_a_small_model_learns_the_vendors_example_data(run_train, tmp_path: Path
     model = AutoModelForCausalLM.from_pretrained(output_dir / "export")
     first = json.loads(data.read_text(encoding="utf-8").splitlines()[0])["messages"]
     prompt = [
-        tokenizer.start_id,
+        tokenizer.special_id(START),
         *tokenizer.encode(first[0]["content"]),
-        tokenizer.system_end_id,
+        tokenizer.special_id(SYSTEM_END),
         *tokenizer.encode(first[1]["content"]),
-        tokenizer.user_end_id,
+        tokenizer.special_id(USER_END),
     ]
     output = model.generate(
         torch.tensor([prompt]),

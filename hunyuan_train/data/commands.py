@@ -28,8 +28,7 @@ from hunyuan_train.data.records.convert import open_output
 from hunyuan_train.data.records.record import Reading
 from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.errors import DataError
-from hunyuan_train.families.grammar.hunyuan_a13b.template import render
-from hunyuan_train.families.grammar.tokenizer import load_tokenizer
+from hunyuan_train.families.grammar.find import find_grammar, load_tokenizer
 
 Arguments = argparse.Namespace
 
@@ -245,7 +244,8 @@ def run_convert(arguments: Arguments) -> int:
 
 def run_show(arguments: Arguments) -> int:
     """Print one record in colours."""
-    reading = Reading(mode=arguments.mode, now=arguments.now)
+    grammar = find_grammar(arguments.tokenizer)
+    reading = Reading(grammar, mode=arguments.mode, now=arguments.now)
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     if arguments.tokens and tokenizer is None:
         raise DataError("--tokens needs --tokenizer DIR, a folder with hy.tiktoken")
@@ -255,7 +255,7 @@ def run_show(arguments: Arguments) -> int:
         console.print(str(finding), markup=False, soft_wrap=True)
     if record is None:
         return 1
-    rendering = render(record.dialogue, history=arguments.history)
+    rendering = grammar.render(record.dialogue, history=arguments.history)
     for panel in show_samples(rendering, tokenizer, with_tokens=arguments.tokens):
         console.print(panel)
     console.print(write_legend())
@@ -311,8 +311,9 @@ def run_encode(arguments: Arguments) -> int:
     compared with those of the model's own template; a dialogue without an answer is a prompt then.
     """
     is_as_written = arguments.history == "keep" and arguments.mode == "auto"
-    reading = Reading(mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
     tokenizer = load_tokenizer(arguments.tokenizer)
+    grammar = tokenizer.grammar
+    reading = Reading(grammar, mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
     num_refused = 0
     for row, (record, findings) in enumerate(_read_rows(arguments.file, reading)):
         if record is None:
@@ -320,7 +321,7 @@ def run_encode(arguments: Arguments) -> int:
             refused = (one for one in findings if one.action in ("error", "drop"))
             sys.stderr.writelines(f"{finding}\n" for finding in refused)
             continue
-        rendering = render(record.dialogue, history=arguments.history, loss=arguments.loss)
+        rendering = grammar.render(record.dialogue, history=arguments.history, loss=arguments.loss)
         encoded = encode_renderings([rendering], tokenizer)
         for number in range(len(encoded.samples)):
             sample = encoded.sample(number)

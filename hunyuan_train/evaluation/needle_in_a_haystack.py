@@ -12,12 +12,6 @@ from typing import Any
 
 from hunyuan_train.data.rendering.prompt import encode_prompt
 from hunyuan_train.evaluation.scoring import Question, judge
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
-    ANSWER_CLOSE,
-    NO_THINK_PREFIX,
-    THINK_CLOSE,
-    THINK_OPEN,
-)
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 NEEDLE_SEED = 0  # the same texts for every model
@@ -73,8 +67,8 @@ def make_needle(tokenizer: Tokenizer, length: int, depth: float, seed: str) -> N
         room -= len(tokenizer.encode(" " + filler[-1]))
     while len(prompt := _encode(tokenizer, filler, facts, name)) > length:
         filler.pop()
-    reference = f"{THINK_OPEN}{THINK_CLOSE}{code}{ANSWER_CLOSE}"
-    return Needle(length, depth, Question("fast", prompt, reference))
+    reference = tokenizer.grammar.answers.write("", code)
+    return Needle(length, depth, Question("fast", prompt, reference, tokenizer.grammar))
 
 
 def _encode(
@@ -84,8 +78,8 @@ def _encode(
     sentences = list(filler)
     for place, (depth, fact) in enumerate(facts):
         sentences.insert(place + round(depth * len(filler)), fact)
-    content = NO_THINK_PREFIX + ASK.format(text=" ".join(sentences), name=name)
-    return encode_prompt([{"role": "user", "content": content}], tokenizer)
+    content = ASK.format(text=" ".join(sentences), name=name)
+    return encode_prompt([{"role": "user", "content": content}], tokenizer, mode="fast")
 
 
 def score_needles(needles: Sequence[Needle], outputs: Sequence[str]) -> dict[str, float | int]:

@@ -37,8 +37,9 @@ def sample_answers(
         stop_ids=tokenizer.stop_ids,
         max_new_tokens=MAX_SAMPLED_TOKENS,
     )
+    parse = tokenizer.grammar.parse_output
     return [
-        Answer(mode, tokenizer.decode(ids), tokenizer.decode(output))
+        Answer(mode, tokenizer.decode(ids), parse(tokenizer.decode(output)))
         for (mode, ids), output in zip(prompts, outputs, strict=True)
     ]
 

@@ -14,10 +14,8 @@ import numpy as np
 
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.families.grammar.dialogue import MODES
-from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import ParsedOutput, parse_output
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import THINK_CLOSE, THINK_OPEN
-from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, TOOL_CALLS_OPEN
-from hunyuan_train.families.grammar.tokenizer import EOS, Tokenizer
+from hunyuan_train.families.grammar.interface import Grammar, ParsedOutput
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 JUDGED_MODES = ("fast", "slow")
 _SEPARATORS = re.compile("[\n,;|\uff0c\uff1b\u3001]")  # of a set: also the full-width ones
@@ -30,12 +28,17 @@ class Question:
     mode: str
     prompt: list[int]
     reference: str  # as it is trained, tags and all
+    grammar: Grammar  # in which both are written
 
     @property
     def has_tools(self) -> bool:
         """Whether the prompt offers tools, which shows in the way the answer is written."""
-        content = parse_output(self.reference).content or ""
-        return content.startswith(ASSISTANT_LABEL) or TOOL_CALLS_OPEN in content
+        content = self.grammar.parse_output(self.reference).content or ""
+        return self.grammar.tools.are_offered(content)
+
+    def parse(self, output: str) -> ParsedOutput:
+        """An answer to it, taken apart."""
+        return self.grammar.parse_output(output, has_tools=self.has_tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Judgement:
 
     mode: str
     is_well_formed: bool
-    is_leaking: bool  # thinks where /no_think was said, or does not where it was not
+    is_leaking: bool  # thinks where fast mode was asked for, or does not where it was not
     is_exact: bool
     set_f1: float
 
@@ -71,29 +74,22 @@ def make_question(dataset: Dataset, tokenizer: Tokenizer, mode: str, sample_id: 
     breaks = np.flatnonzero(np.diff(labelled) > 1)  # a sample may train several answers
     first = int(labelled[breaks[-1] + 1] if len(breaks) else labelled[0])
     target, prompt = sample.tokens[first : labelled[-1] + 1], sample.tokens[:first]
-    reference = tokenizer.decode(target.tolist()).removesuffix(EOS)
-    return Question(mode, prompt.tolist(), reference)
+    grammar = tokenizer.grammar
+    reference = tokenizer.decode(target.tolist()).removesuffix(grammar.controls.end)
+    return Question(mode, prompt.tolist(), reference, grammar)
 
 
 def judge(question: Question, output: str) -> Judgement:
     """Compare an answer, as generated, with the data's."""
-    given = parse_output(output, has_tools=question.has_tools)
-    wanted = parse_output(question.reference, has_tools=question.has_tools)
+    given, wanted = question.parse(output), question.parse(question.reference)
     ours, theirs = items_of(given), items_of(wanted)
     return Judgement(
         mode=question.mode,
         is_well_formed=given.is_well_formed,
-        is_leaking=is_thinking(output) == (question.mode == "fast"),
+        is_leaking=question.grammar.answers.is_thinking(output) == (question.mode == "fast"),
         is_exact=whole_of(given) == whole_of(wanted),
         set_f1=2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 1.0,
     )
-
-
-def is_thinking(output: str) -> bool:
-    """Whether there are thoughts in an answer, finished or not, in the right tags or nearly so."""
-    _, opened, rest = output.partition(THINK_OPEN.strip())
-    thoughts = rest.partition(THINK_CLOSE.split()[0])[0]
-    return bool(opened and thoughts.strip())
 
 
 def whole_of(parsed: ParsedOutput) -> tuple[str, ...]:
@@ -136,7 +132,7 @@ def describe_answer(
     question: Question, output: str, judged: Judgement, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """A line of `answers.jsonl`."""
-    parsed = parse_output(output, has_tools=question.has_tools)
+    parsed = question.parse(output)
     return {
         **asdict(judged),
         "prompt": tokenizer.decode(question.prompt),

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
+from hunyuan_train.families.grammar.interface import ParsedOutput
 
 MAX_SHOWN_CHARACTERS = 300  # of an answer that is no answer
 
@@ -18,12 +18,12 @@ class Answer:
 
     mode: str  # fast or slow
     prompt: str
-    output: str  # as generated, without the stop token
+    output: ParsedOutput
 
 
 def show_answer(answer: Answer, console: Console) -> None:
     """Print a prompt and what the exported model made of it, taken apart."""
-    parsed = parse_output(answer.output)
+    parsed = answer.output
     content = parsed.content or ""
     lines = [Text(answer.prompt, style="cyan")]
     if not parsed.is_well_formed:

@@ -39,7 +39,7 @@ from hunyuan_train.export.huggingface_folder import (
     write_adapter,
     write_weights,
 )
-from hunyuan_train.families.grammar.tokenizer import load_tokenizer
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
-from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
+from hunyuan_train.families.grammar.find import find_grammar
+from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.report.record import Row, RunRecord
 
 MAX_UNFOLDED = 6  # questions
@@ -23,11 +25,14 @@ def write_answers(runs: Sequence[RunRecord]) -> str:
     """Each held-out question with the first and the last answer to it, of every run."""
     cells: dict[str, list[str]] = {}
     for run in runs:
+        grammar = _grammar_of(run)
         for question, answers in _by_question(run.answers).items():
             reference = str(answers[0]["reference"])
-            of_question = cells.setdefault(question, [_write_cell("data", reference, "dim")])
+            data = _write_cell("data", reference, "dim", grammar)
+            of_question = cells.setdefault(question, [data])
             for row in [answers[0], answers[-1]] if len(answers) > 1 else answers:
-                of_question.append(_write_answer(row, run, runs))
+                head = _describe(row, run, runs)
+                of_question.append(_write_cell(head, str(row["output"]), "", grammar))
     parts = [
         f'<div class="answer"><pre>{escape(question)}</pre>{write_grid(of_question)}</div>'
         for question, of_question in cells.items()
@@ -46,18 +51,23 @@ def _by_question(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return questions
 
 
-def _write_answer(row: Row, run: RunRecord, runs: Sequence[RunRecord]) -> str:
+def _grammar_of(run: RunRecord) -> Grammar:
+    folder = run.settings.get("tokenizer_name_or_path") or run.settings.get("model_name_or_path")
+    return find_grammar(Path(folder) if folder else None)
+
+
+def _describe(row: Row, run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    """When an answer was given, and what it is worth."""
     when = "before training" if row["step"] == 0 else f"step {row['step']}"
     marks = ["exact" if row["is_exact"] else f"set F1 {row['set_f1']:.2f}"]
     marks += [] if row["is_well_formed"] else ["not well-formed"]
     marks += ["wrong mode"] if row["is_leaking"] else []
-    head = f"{label_of(when, run, runs)} ({row['mode']}; {', '.join(marks)})"
-    return _write_cell(head, str(row["output"]), "")
+    return f"{label_of(when, run, runs)} ({row['mode']}; {', '.join(marks)})"
 
 
-def _write_cell(head: str, output: str, kind: str) -> str:
+def _write_cell(head: str, output: str, kind: str, grammar: Grammar) -> str:
     """An answer taken apart, its thoughts dim; as it is where it does not follow the grammar."""
-    parsed = parse_output(output)
+    parsed = grammar.parse_output(output)
     body = f"<pre>{escape(output)}</pre>"
     if parsed.is_well_formed:
         thoughts = escape(parsed.reasoning_content or "")

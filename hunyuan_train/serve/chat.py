@@ -12,12 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hunyuan_train.data.rendering.prompt import encode_prompt
-from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import (
-    Delta,
-    OutputStream,
-    ParsedOutput,
-)
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import NO_THINK_PREFIX, has_no_think
+from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
 from hunyuan_train.serve.generate import Sampling, ServedModel, generate
 
 MAX_LIVE_LINES = 6  # of thoughts, while they come
@@ -54,9 +49,7 @@ class Dialogue:
         self, question: str, *, is_fast: bool, show: Callable[[Delta], None] = lambda _: None
     ) -> Reply:
         """Put a question and take the answer into the dialogue."""
-        content = question
-        if is_fast and not has_no_think(question):
-            content = NO_THINK_PREFIX + question
+        content = self.served.tokenizer.grammar.queries.ask_fast(question) if is_fast else question
         return self._answer([{"role": "user", "content": content}], show)
 
     def give_results(
@@ -85,7 +78,7 @@ def answer(
     has_tools: bool,
 ) -> Reply:
     """Generate one answer, handing out what is certain of it; Ctrl-C ends it where it is."""
-    stream = OutputStream(has_tools=has_tools)
+    stream = served.tokenizer.grammar.stream_output(has_tools=has_tools)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
     num_tokens = 0
 

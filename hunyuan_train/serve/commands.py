@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import NO_THINK
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 
+SWITCH_MODE = "/no_think"  # a command of this chat, whatever the grammar writes into queries
 HELP = """\
   /no_think   switch between fast mode (no thinking) and slow mode
   /think      show the thoughts behind the last answer
@@ -161,7 +161,7 @@ def talk(dialogue: "Dialogue", arguments: Arguments, console: Console) -> None:
         line = _read_line(console, "fast> " if is_fast else "> ")
         if line is None:
             return
-        if line == NO_THINK:
+        if line == SWITCH_MODE:
             is_fast = not is_fast
         elif line == "/think":
             console.print(Text(thoughts or "there were no thoughts", style="dim"))

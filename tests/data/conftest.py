@@ -9,7 +9,8 @@ import pytest
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.dataset import Dataset
-from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared"  # the vendor's files, not part of this project

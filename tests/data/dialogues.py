@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.families.grammar.dialogue import Dialogue
+from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
 
 WEATHER = {
     "type": "function",
@@ -32,9 +33,32 @@ def call(city: str = "Paris", content: str = "", **fields) -> dict:
     return {"role": "assistant", "content": content, "tool_calls": calls, **fields}
 
 
+TWO_SLOW_TURNS = {
+    "mode": "slow",
+    "messages": [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "Q1"},
+        {"role": "assistant", "content": "A1", "reasoning_content": "T1"},
+        {"role": "user", "content": "Q2"},
+        {"role": "assistant", "content": "A2", "reasoning_content": "T2"},
+    ],
+}
+TOOL_TURNS = {
+    "mode": "slow",
+    "tools": [WEATHER],
+    "now": NOW,
+    "messages": [
+        {"role": "user", "content": "Q"},
+        call(reasoning_content="T1"),
+        {"role": "tool", "content": "sunny"},
+        {"role": "assistant", "content": "A", "reasoning_content": "T2"},
+    ],
+}
+
+
 def read(record: object, **reading) -> Dialogue:
     """The dialogue of a record that has one."""
-    dialogue = read_dialogue(record, Reading(**reading), [])
+    dialogue = read_dialogue(record, Reading(HUNYUAN_A13B, **reading), [])
     assert dialogue is not None
     return dialogue
 
@@ -42,7 +66,7 @@ def read(record: object, **reading) -> Dialogue:
 def problems_of(record: object, **reading) -> list[Problem]:
     """What is said about a record."""
     problems: list[Problem] = []
-    read_dialogue(record, Reading(**reading), problems)
+    read_dialogue(record, Reading(HUNYUAN_A13B, **reading), problems)
     return problems
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hunyuan_train.evaluation.needle_in_a_haystack import make_needles, score_needles
-from hunyuan_train.families.grammar.tokenizer import load_tokenizer
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.shipped import TINY_TOKENIZER
 
 TOKENIZER = load_tokenizer(TINY_TOKENIZER)

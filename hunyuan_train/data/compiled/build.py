@@ -21,8 +21,9 @@ from hunyuan_train.data.reading.workers import count_workers, map_in_order
 from hunyuan_train.data.rendering.encode import EncodedChunk
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import MODES
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.segments import SPANS
-from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.progress import show_progress
 
 _MAX_ERRORS_SHOWN = 20

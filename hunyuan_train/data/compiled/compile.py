@@ -20,7 +20,7 @@ from hunyuan_train.data.records.hashes import hash_messages, hash_question
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings
 from hunyuan_train.families.grammar.dialogue import Dialogue
-from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 Split = Literal["all", "train", "eval"]
@@ -42,10 +42,9 @@ class CompileSettings:
     eval_fraction: float = 0.0
     compares_questions: bool = False  # with those of an evaluation set
 
-    @property
-    def reading(self) -> Reading:
-        """How records are read."""
-        return Reading(mode=self.mode, now=self.now)
+    def reading(self, grammar: Grammar) -> Reading:
+        """How records are read for a model of this grammar."""
+        return Reading(grammar, mode=self.mode, now=self.now)
 
     def build_policies(self) -> PolicySet:
         """The action of every kind of finding."""
@@ -83,10 +82,11 @@ def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer)
     counts: Counter[str] = Counter()
     findings: list[Finding] = []
     policies = settings.build_policies()
+    grammar = tokenizer.grammar
     records = [
         record
-        for record in read_records(chunk, settings.reading, policies, findings, counts)
-        if _is_in_split(record.dialogue, settings)
+        for record in read_records(chunk, settings.reading(grammar), policies, findings, counts)
+        if _is_in_split(record.dialogue, settings, grammar)
     ]
     counts["records"] -= counts["used"] - len(records)  # of this side of the split
     counts["used"] = len(records)
@@ -98,7 +98,9 @@ def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer)
         counts=counts,
         lines=np.array([record.line for record in records], np.int64),
         hashes=np.array([record.content_hash for record in records], np.uint64),
-        question_hashes=np.array([hash_question(one.dialogue.messages) for one in questions], "u8"),
+        question_hashes=np.array(
+            [hash_question(one.dialogue.messages, grammar) for one in questions], np.uint64
+        ),
         encoded=encoded,
         num_bytes=chunk.num_bytes,
     )
@@ -114,6 +116,7 @@ def encode_records(
 ) -> tuple[EncodedChunk, list[int]]:
     """The samples of some dialogues, and the lengths of those that are left out as too long."""
     dialogues = [record.dialogue for record in records]
+    render = tokenizer.grammar.render
     renderings = [render(dialogue, history=settings.history) for dialogue in dialogues]
     encoded = encode_renderings(renderings, tokenizer)
     counts["tokens_laid_out"] = int(encoded.sample_lengths().sum())
@@ -192,9 +195,10 @@ def _decide(
     return is_used
 
 
-def _is_in_split(dialogue: Dialogue, settings: CompileSettings) -> bool:
+def _is_in_split(dialogue: Dialogue, settings: CompileSettings, grammar: Grammar) -> bool:
     """Whether a record is on this side of the held-out share; no question is on both."""
     if settings.split == "all":
         return True
-    is_held_out = hash_question(dialogue.messages) < settings.eval_fraction * _HASH_RANGE
+    question = hash_question(dialogue.messages, grammar)
+    is_held_out = question < settings.eval_fraction * _HASH_RANGE
     return is_held_out == (settings.split == "eval")

@@ -12,7 +12,6 @@ import numpy as np
 
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings, join_chunks
 from hunyuan_train.families.grammar.dialogue import Dialogue
-from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from hunyuan_train.families.grammar.segments import Rendering, Target
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
@@ -73,7 +72,8 @@ def _drop_turns(
 
     def encode_without(num_turns: int) -> EncodedChunk:
         shorter = _leave_out(dialogue, target, starts[num_turns])
-        return encode_renderings([render(shorter, history=history)], tokenizer)
+        rendering = tokenizer.grammar.render(shorter, history=history)
+        return encode_renderings([rendering], tokenizer)
 
     def fits(num_turns: int) -> bool:
         return bool(encode_without(num_turns).sample_lengths()[0] <= max_seq_length)

@@ -31,7 +31,8 @@ from hunyuan_train.data.reading.workers import count_workers, map_in_order
 from hunyuan_train.data.records.convert import to_record
 from hunyuan_train.data.records.hashes import hash_question
 from hunyuan_train.families.grammar.dialogue import Dialogue, dump_json
-from hunyuan_train.families.grammar.tokenizer import load_tokenizer
+from hunyuan_train.families.grammar.find import find_grammar, load_tokenizer
+from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.progress import show_progress
 
 # Scripts in the order in which one decides: Japanese and Korean text holds Chinese characters too.
@@ -50,7 +51,8 @@ _SCRIPT_SAMPLE = 256  # characters of the last answer that decide its script
 class LintOptions:
     """What to look at beside the findings."""
 
-    tokenizer_folder: Path | None = None  # for lengths, shares of loss, what is too long
+    # For lengths, shares of loss, what is too long; and for the grammar that records are read in.
+    tokenizer_folder: Path | None = None
     # Which records to give: none, all in canonical form, or as they are where nothing was mended.
     records: Literal["none", "canonical", "mended"] = "none"
 
@@ -82,7 +84,8 @@ def inspect_chunk(
     findings: list[Finding] = []
     counts: Counter[str] = Counter()
     policies = settings.build_policies()
-    records = list(read_records(chunk, settings.reading, policies, findings, counts))
+    grammar = find_grammar(options.tokenizer_folder)
+    records = list(read_records(chunk, settings.reading(grammar), policies, findings, counts))
     dialogues = [record.dialogue for record in records]
     lengths = overlong_lengths = np.zeros(0, np.int64)
     if options.tokenizer_folder:
@@ -103,18 +106,20 @@ def inspect_chunk(
         scripts=Counter([_name_script(dialogue) for dialogue in dialogues]),
         lines=np.array([record.line for record in records], np.int64),
         hashes=np.array([record.content_hash for record in records], np.uint64),
-        question_hashes=np.array([hash_question(one.messages) for one in questions], np.uint64),
+        question_hashes=np.array(
+            [hash_question(one.messages, grammar) for one in questions], np.uint64
+        ),
         turns=Counter([_count_answers(dialogue) for dialogue in dialogues]),
         lengths=lengths,
         overlong_lengths=overlong_lengths,
-        records=[_write_record(record, options) for record in wanted],
+        records=[_write_record(record, options, grammar) for record in wanted],
         num_bytes=chunk.num_bytes,
     )
 
 
-def _write_record(record: Record, options: LintOptions) -> str:
+def _write_record(record: Record, options: LintOptions, grammar: Grammar) -> str:
     if record.is_mended or options.records == "canonical":
-        return dump_json(to_record(record.dialogue))
+        return dump_json(to_record(record.dialogue, grammar))
     if b"\n" in record.raw:  # of a JSON array; here a record is a line
         return dump_json(decode_record(record.raw, []))
     return record.raw.decode()

@@ -12,17 +12,12 @@ import zstandard
 
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
-    ANSWER_CLOSE,
-    NO_THINK_PREFIX,
-    THINK_CLOSE,
-    THINK_OPEN,
-)
+from hunyuan_train.families.grammar.interface import Grammar
 
 Record = dict[str, Any]
 
 
-def to_record(dialogue: Dialogue) -> Record:
+def to_record(dialogue: Dialogue, grammar: Grammar) -> Record:
     """A record that reads back as this dialogue, whatever form it had."""
     mode = _common_mode(dialogue)
     record: Record = dict(dialogue.extra)
@@ -30,7 +25,7 @@ def to_record(dialogue: Dialogue) -> Record:
         record["mode"] = mode
     if dialogue.tools:
         record |= {"tools": dialogue.tools, "now": dialogue.now}
-    record["messages"] = [_to_message(message, mode) for message in dialogue.messages]
+    record["messages"] = [_to_message(message, mode, grammar) for message in dialogue.messages]
     return record
 
 
@@ -44,14 +39,14 @@ def _common_mode(dialogue: Dialogue) -> str:
     return modes.pop() if len(modes) == 1 and modes <= {"fast", "slow"} else ""
 
 
-def _to_message(message: Message, mode: str) -> Record:
+def _to_message(message: Message, mode: str, grammar: Grammar) -> Record:
     record: Record = {"role": message.role, "content": message.content, **(message.extra or {})}
     if message.role == "user" and mode == "fast":
-        record["content"] = message.content.removeprefix(NO_THINK_PREFIX)
+        record["content"] = message.content.removeprefix(grammar.queries.fast_prefix)
     if message.thoughts:
         record["reasoning_content"] = message.thoughts
     elif message.mode == "fast" and not mode:  # beside slow turns only the tags can say so
-        record["content"] = f"{THINK_OPEN}{THINK_CLOSE}{message.content}{ANSWER_CLOSE}"
+        record["content"] = grammar.answers.write("", message.content)
     if message.tool_calls:
         record["tool_calls"] = [
             {

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT, Message
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import strip_no_think
+from hunyuan_train.families.grammar.interface import Grammar
 
 _FIRST_NOW = datetime(2024, 1, 1)
 _NOW_SECONDS = 2 * 365 * 24 * 3600
@@ -26,12 +26,12 @@ def hash_messages(messages: Sequence[Message], tools: Sequence[Any] = ()) -> int
     return int.from_bytes(digest, "little")
 
 
-def hash_question(messages: Sequence[Message]) -> int:
+def hash_question(messages: Sequence[Message], grammar: Grammar) -> int:
     """64 bits of all that comes before the last answer: what an evaluation must not share.
 
     The same in either mode: a question asked fast is no other question.
     """
-    asked = [replace(one, content=strip_no_think(one.content)) for one in messages[:-1]]
+    asked = [replace(one, content=grammar.queries.strip(one.content)) for one in messages[:-1]]
     return hash_messages(asked)
 
 

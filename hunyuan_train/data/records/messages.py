@@ -8,16 +8,13 @@ from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, name_type
 from hunyuan_train.families.grammar.dialogue import ROLES, Message, ToolCall, dump_json
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import parse_tags
-from hunyuan_train.families.grammar.hunyuan_a13b.tools import TOOL_CALLS_CLOSE, TOOL_CALLS_OPEN
-from hunyuan_train.families.grammar.tokenizer import SPECIAL_TOKENS, to_nfc
+from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.families.grammar.tokenizer import to_nfc
 
 # tiktoken's regex gives up at a run of about a million; no honest text comes near this.
 MAX_BLANK_RUN = 200_000
 
 _BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
-_SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
-_TEXT_CALLS = re.compile(rf"(.*?){TOOL_CALLS_OPEN}(\[.*\]){TOOL_CALLS_CLOSE}\s*", re.DOTALL)
 _NOTHING: tuple[object, ...] = (None, "", [])  # how a table fills a field that a message lacks
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in a record that is refused: not empty as well
 _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
@@ -34,7 +31,9 @@ _ANSWER_FIELDS = {*_FIELDS, "tool_calls", "function_call", "train", "weight", *T
 MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
 
 
-def read_message(raw: object, place: str, *, as_written: bool, problems: list[Problem]) -> Message:
+def read_message(
+    raw: object, place: str, grammar: Grammar, *, as_written: bool, problems: list[Problem]
+) -> Message:
     """A message as well as it can be read; what is wrong with it goes to `problems`."""
     if not isinstance(raw, dict):
         reason = "a message must be an object"
@@ -47,12 +46,12 @@ def read_message(raw: object, place: str, *, as_written: bool, problems: list[Pr
         content = _mend_content(raw, role, place, problems)
     message = Message(role, content)
     if len(raw) > 2 or "content" not in raw:  # more than role and content
-        _read_other_fields(raw, message, place, as_written=as_written, problems=problems)
+        _read_other_fields(raw, message, place, grammar, as_written=as_written, problems=problems)
     if role == "assistant" and not as_written:
-        _take_tags_out(message, place, problems)
-    message.content = _check_text(message.content, place, problems)
+        _take_tags_out(message, place, grammar, problems)
+    message.content = _check_text(message.content, place, grammar, problems)
     if message.thoughts:
-        message.thoughts = _check_text(message.thoughts, place, problems)
+        message.thoughts = _check_text(message.thoughts, place, grammar, problems)
     return message
 
 
@@ -113,6 +112,7 @@ def _read_other_fields(
     raw: dict[str, Any],
     message: Message,
     place: str,
+    grammar: Grammar,
     *,
     as_written: bool,
     problems: list[Problem],
@@ -132,7 +132,7 @@ def _read_other_fields(
         calls = [raw["function_call"]]
     if calls is not None:
         message.tool_calls = _read_calls(
-            calls, f"{place}.tool_calls", as_written=as_written, problems=problems
+            calls, f"{place}.tool_calls", grammar, as_written=as_written, problems=problems
         )
 
 
@@ -170,7 +170,7 @@ def _read_loss_fields(
 
 
 def _read_calls(
-    calls: object, field: str, *, as_written: bool, problems: list[Problem]
+    calls: object, field: str, grammar: Grammar, *, as_written: bool, problems: list[Problem]
 ) -> list[ToolCall] | None:
     if isinstance(calls, str):
         calls = parse_json(calls)
@@ -180,13 +180,15 @@ def _read_calls(
         problems.append(Problem("tools", field, "tool calls must be a list", "mend it"))
         return None
     read = [
-        _read_call(call, f"{field}[{index}]", as_written=as_written, problems=problems)
+        _read_call(call, f"{field}[{index}]", grammar, as_written=as_written, problems=problems)
         for index, call in enumerate(calls)
     ]
     return (read or None) if not as_written else read
 
 
-def _read_call(call: object, field: str, *, as_written: bool, problems: list[Problem]) -> ToolCall:
+def _read_call(
+    call: object, field: str, grammar: Grammar, *, as_written: bool, problems: list[Problem]
+) -> ToolCall:
     call = call if isinstance(call, dict) else {}
     function = call.get("function", call)
     name = function.get("name") if isinstance(function, dict) else None
@@ -205,8 +207,8 @@ def _read_call(call: object, field: str, *, as_written: bool, problems: list[Pro
         written = arguments if isinstance(arguments, str) else dump_json(arguments)
     else:
         written = dump_json(_parse_arguments(arguments, field, problems))
-    if TOOL_CALLS_CLOSE in written and not as_written:
-        reason = f"a server would cut this call: its arguments hold {TOOL_CALLS_CLOSE}"
+    if not as_written and (cut := grammar.tools.find_cut(written)):
+        reason = f"a server would cut this call: {cut}"
         problems.append(Problem("tools", field, reason, "reword them"))
     if has_blank_run(written):
         problems.append(Problem("size", field, "too many blanks", "shorten them"))
@@ -226,11 +228,11 @@ def _parse_arguments(arguments: object, field: str, problems: list[Problem]) -> 
     return {}
 
 
-def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> None:
+def _take_tags_out(message: Message, place: str, grammar: Grammar, problems: list[Problem]) -> None:
     """Split tags written as text into thoughts and answer."""
     field = f"{place}.content"
     if message.thoughts is None:
-        tagged = parse_tags(message.content)
+        tagged = grammar.answers.read(message.content)
         message.thoughts, message.content = tagged.thoughts, tagged.answer
         if tagged.repair:
             reason = f"tags not as the model writes them: {tagged.repair}"
@@ -238,24 +240,24 @@ def _take_tags_out(message: Message, place: str, problems: list[Problem]) -> Non
         if tagged.error:
             fix = "mend the tags, or give reasoning_content and content apart"
             problems.append(Problem("tags", field, tagged.error, fix))
-    elif message.content.lstrip().startswith("<think>"):
+    elif grammar.answers.opens_thoughts(message.content):
         reason = "thoughts both as a field and as tags"
         problems.append(Problem("tags", field, reason, "keep one of the two"))
 
 
-def take_calls_out(message: Message, place: str, problems: list[Problem]) -> None:
-    """Read `<tool_calls>` written as text, so that the turn is rendered as a call."""
-    if message.tool_calls or TOOL_CALLS_CLOSE not in message.content:
+def take_calls_out(message: Message, place: str, grammar: Grammar, problems: list[Problem]) -> None:
+    """Read calls written as text, so that the turn is rendered as a call."""
+    if message.tool_calls:
         return
-    if match := _TEXT_CALLS.fullmatch(message.content):
-        message.content = match[1].strip()
-        message.tool_calls = _read_calls(match[2], place, as_written=False, problems=problems)
+    if split := grammar.tools.split_calls(message.content):
+        message.content, calls = split
+        message.tool_calls = _read_calls(calls, place, grammar, as_written=False, problems=problems)
 
 
-def _check_text(text: str, place: str, problems: list[Problem]) -> str:
+def _check_text(text: str, place: str, grammar: Grammar, problems: list[Problem]) -> str:
     """The text in NFC, as the tokenizer wants it, with no more blanks than it can split."""
-    if "<|" in text and (match := _SPECIAL.search(text)):
-        reason = f"holds {match[0]}"
+    if token := grammar.controls.find(text):
+        reason = f"holds {token}"
         _report_once("special_tokens", place, reason, "encoded as ordinary text", problems)
     if not text.isascii() and not is_normalized("NFC", text):
         _report_once("normalised", place, "text that is not NFC", "brought to NFC", problems)

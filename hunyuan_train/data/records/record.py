@@ -18,11 +18,7 @@ from hunyuan_train.data.records.messages import has_blank_run, read_message, tak
 from hunyuan_train.data.records.modes import settle_modes
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT, Dialogue, Message, dump_json
-from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
-    ASSISTANT_LABEL,
-    TOOL_CALLS_OPEN,
-    USER_LABEL,
-)
+from hunyuan_train.families.grammar.interface import Grammar
 
 # Roles by their first letters: the order that needs no second look. No other order is refused for
 # that alone; tools and results have rules of their own.
@@ -37,6 +33,7 @@ _TEMPLATE_FIELDS = ("chat_template_kwargs", "kwargs")
 class Reading:
     """How records are read."""
 
+    grammar: Grammar  # of the model that is to learn from them
     mode: str = "auto"  # of records that state none
     now: str = ""  # of records that state none; "" for a time seeded by the dialogue
     # Nothing parsed or mended: what the model's own template makes of the messages. Does not hold
@@ -59,7 +56,13 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     if reading.is_as_written and _states_thinking(record):
         reading = replace(reading, is_as_written=False)
     messages = [
-        read_message(raw, f"messages[{index}]", as_written=reading.is_as_written, problems=problems)
+        read_message(
+            raw,
+            f"messages[{index}]",
+            reading.grammar,
+            as_written=reading.is_as_written,
+            problems=problems,
+        )
         for index, raw in enumerate(record["messages"])
     ]
     dialogue = Dialogue(messages, form=form, now=reading.now)
@@ -70,9 +73,8 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     has_calls = dialogue.tools or any([message.tool_calls for message in messages])
     if not is_regular or has_calls or not messages[0].content.strip():
         _order(dialogue, reading, problems)
-    is_sent = reading.is_prompt and reading.mode == "auto"  # a server adds nothing to it
-    if not (reading.is_as_written or is_sent):
-        settle_modes(dialogue, reading.mode, problems)
+    if not (reading.is_as_written or reading.is_prompt):  # a server adds nothing to a prompt
+        settle_modes(dialogue, reading.mode, reading.grammar, problems)
     if dialogue.tools:
         _settle_now(dialogue, problems)
     return dialogue
@@ -82,7 +84,7 @@ def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> Non
     """Mend the order of turns and report what cannot be mended."""
     _order_systems(dialogue, reading, problems)
     if not reading.is_as_written:
-        _check_tool_turns(dialogue, problems)
+        _check_tool_turns(dialogue, reading.grammar, problems)
         _order_turns(dialogue, reading, problems)
     _check_start(dialogue, problems)
 
@@ -129,7 +131,7 @@ def _read_template_fields(record: dict[str, Any], dialogue: Dialogue) -> None:
     for field in _TEMPLATE_FIELDS:
         if isinstance(record.get(field), dict):
             dialogue.now = record[field].get("now", dialogue.now)
-            dialogue.is_thinking_off = record[field].get("enable_thinking") is False
+            dialogue.template_options = record[field]
 
 
 def _read_tools(
@@ -160,7 +162,7 @@ def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": tool} if "function" not in tool else tool
 
 
-def _check_tool_turns(dialogue: Dialogue, problems: list[Problem]) -> None:
+def _check_tool_turns(dialogue: Dialogue, grammar: Grammar, problems: list[Problem]) -> None:
     """Calls name listed tools, results follow calls, labels are not doubled."""
     is_open = False  # whether a result may come now
     for index, message in enumerate(dialogue.messages):
@@ -169,10 +171,10 @@ def _check_tool_turns(dialogue: Dialogue, problems: list[Problem]) -> None:
             reason = "a tool result that follows no call"
             problems.append(Problem("tools", place, reason, "add the call before it"))
         if dialogue.tools:
-            _read_labelled_text(message, place, problems)
+            _read_labelled_text(message, place, grammar, problems)
         if message.role == "assistant":
             _check_calls(message, dialogue, place, problems)
-            is_open = bool(message.tool_calls) or TOOL_CALLS_OPEN in message.content
+            is_open = bool(message.tool_calls) or grammar.tools.calls_open in message.content
             _count_results(dialogue.messages, index, problems)
         elif message.role != "tool":
             is_open = False
@@ -187,12 +189,12 @@ def _count_results(messages: list[Message], index: int, problems: list[Problem])
         problems.append(Problem("tool_results", field, reason, "give one result for each call"))
 
 
-def _read_labelled_text(message: Message, place: str, problems: list[Problem]) -> None:
+def _read_labelled_text(
+    message: Message, place: str, grammar: Grammar, problems: list[Problem]
+) -> None:
+    message.content = message.content.removeprefix(grammar.tools.labels.get(message.role, ""))
     if message.role == "assistant":
-        message.content = message.content.removeprefix(ASSISTANT_LABEL)
-        take_calls_out(message, place, problems)
-    elif message.role == "user":
-        message.content = message.content.removeprefix(USER_LABEL)
+        take_calls_out(message, place, grammar, problems)
 
 
 def _check_calls(message: Message, dialogue: Dialogue, place: str, problems: list[Problem]) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import Rendering, Segment
-from hunyuan_train.families.grammar.tokenizer import MARKS, Tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 # Where a sample's tokens lie: a piece of shared history, then its own. Offsets are into the chunk
 # at first, and into the whole data set once it is written.
@@ -31,8 +31,6 @@ SAMPLE = np.dtype(
         ("mode", "u1"),
     ]
 )
-
-_NUM_ANSWER_SEGMENTS = 2  # of an answer in the history: its text and the control token behind it
 
 
 class SampleTokens(NamedTuple):
@@ -124,7 +122,8 @@ def encode_segments(
     segments: Sequence[Segment], tokenizer: Tokenizer
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     """Ids of the joined segments, and the first token of each segment with the end behind them."""
-    texts = [MARKS[segment.text] if segment.is_special else segment.text for segment in segments]
+    marks = tokenizer.marks
+    texts = [marks[segment.text] if segment.is_special else segment.text for segment in segments]
     tokens = tokenizer.encode_marked("".join(texts))
     num_special = sum([segment.is_special for segment in segments])
     if np.count_nonzero(tokens >= tokenizer.num_ranks) != num_special:
@@ -176,7 +175,7 @@ def _locate_samples(
             length = starts[end] - starts[segment]
             num_tokens_once += length
             if index + 1 < len(rendering.targets):  # its bare form is in the history too
-                num_tokens_once -= starts[history_end + _NUM_ANSWER_SEGMENTS] - starts[history_end]
+                num_tokens_once -= starts[history_end + target.num_bare] - starts[history_end]
             rows.append(
                 (
                     record,

@@ -6,7 +6,7 @@ from hunyuan_train.data.findings import Problem, build_policies
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.rendering.encode import encode_segments
 from hunyuan_train.errors import DataError
-from hunyuan_train.families.grammar.hunyuan_a13b import template
+from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.segments import Segment
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
@@ -20,13 +20,14 @@ def encode_prompt(
     now: str = "",
 ) -> list[int]:
     """Ids of a prompt, ending where the model goes on (see `render_prompt`)."""
-    segments = render_prompt(messages, mode=mode, tools=tools, now=now)
+    segments = render_prompt(messages, tokenizer.grammar, mode=mode, tools=tools, now=now)
     ids: list[int] = encode_segments(segments, tokenizer)[0].tolist()
     return ids
 
 
 def render_prompt(
     messages: list[dict[str, Any]],
+    grammar: Grammar,
     *,
     mode: str = "auto",
     tools: list[dict[str, Any]] | None = None,
@@ -35,19 +36,18 @@ def render_prompt(
     """What a server feeds the model for `messages`: earlier answers bare, the last turn open.
 
     Args:
-        mode: "fast" puts `/no_think` before each query; "slow" and "auto" add nothing.
+        mode: "fast" or "slow" asks for that mode; "auto" adds nothing to what is sent.
         now: the time that a tools prompt shows; needed with tools.
     """
     if tools and not now:
         raise DataError("a prompt with tools shows the time; give now, like 2026-03-02 09:15:00")
     problems: list[Problem] = []
     record = {"messages": messages, "tools": tools}
-    reading = Reading(mode="fast" if mode == "fast" else "auto", now=now, is_prompt=True)
-    dialogue = read_dialogue(record, reading, problems)
-    policies = build_policies({"tools": "drop", "mode": "drop", "empty_answer": "drop"})
+    dialogue = read_dialogue(record, Reading(grammar, now=now, is_prompt=True), problems)
+    policies = build_policies({"tools": "drop", "empty_answer": "drop"})
     wrong = [problem for problem in problems if policies.decide(problem) == "error"]
     if dialogue is None or wrong:
         raise DataError(f"the prompt has {wrong[0].reason} ({wrong[0].field}); {wrong[0].fix}")
     if not dialogue.messages or dialogue.messages[-1].role not in ("user", "tool"):
         raise DataError("the last message of a prompt must be of role user or tool")
-    return template.render_prompt(dialogue)
+    return grammar.render_prompt(dialogue, mode=mode)

@@ -42,7 +42,8 @@ class Dialogue:
     tools: list[Any] = field(default_factory=list)
     now: str = ""  # set where tools are
     stated_mode: str | None = None
-    is_thinking_off: bool = False  # read as written: the template's empty think block at the end
+    # Read as written: what the client hands the model's own template beside the messages.
+    template_options: dict[str, Any] = field(default_factory=dict)
     form: str = "messages"
     extra: dict[str, Any] = field(default_factory=dict)  # fields that conversion keeps
 

@@ -27,6 +27,7 @@ class Target(NamedTuple):
     segments: list[Segment]
     mode: Mode
     message: int | None = None  # index of the one answer it trains; None: every answer
+    num_bare: int = 0  # segments of the history that are this answer as later turns see it
 
 
 @dataclass(slots=True)

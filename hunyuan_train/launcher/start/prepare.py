@@ -24,7 +24,8 @@ from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.compiled.fingerprint import identify_data
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.families.grammar.tokenizer import Tokenizer, load_tokenizer
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import fit_vocabulary
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.launcher.start.preflight import Plan

@@ -1,13 +1,18 @@
 import gzip
 import json
+from functools import partial
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 
-from hunyuan_train.data.records.convert import open_output, to_record
+from hunyuan_train.data.records import convert
+from hunyuan_train.data.records.convert import open_output
+from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from tests.data.dialogues import WEATHER, call, chat, hard_text, kinds_of, read, records
+
+to_record = partial(convert.to_record, grammar=HUNYUAN_A13B)
 
 
 def _rendered(record):

@@ -3,10 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hunyuan_train.data.rendering.encode import encode_renderings, encode_segments
-from hunyuan_train.data.rendering.prompt import encode_prompt
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
+from hunyuan_train.families.grammar.hunyuan_a13b.tokens import START, SYSTEM_END, USER_END
 from hunyuan_train.families.grammar.segments import SPANS
-from hunyuan_train.families.grammar.tokenizer import MARKS
 from tests.data.dialogues import HARD_PIECES, chat, hard_text, read, records
 
 
@@ -66,9 +65,9 @@ def test_segments_are_tokenized_as_one_run_of_text(tokenizer, text):
 
 
 def test_typed_control_tokens_and_marks_never_become_control_tokens(tokenizer):
-    text = "".join((*HARD_PIECES, *MARKS, *MARKS.values()))
+    text = "".join((*HARD_PIECES, *tokenizer.marks, *tokenizer.marks.values()))
     encoded = _encode(chat(text, text, system=text), tokenizer)
-    specials = [tokenizer.start_id, tokenizer.system_end_id, tokenizer.user_end_id]
+    specials = [tokenizer.special_id(token) for token in (START, SYSTEM_END, USER_END)]
     tokens = encoded.sample(0).tokens
     found = tokens[tokens >= tokenizer.num_ranks].tolist()
     assert found == [*specials, tokenizer.eos_id]
@@ -102,10 +101,3 @@ def test_a_token_over_two_spans_belongs_to_the_first(vendor_tokenizer):
     sample = _encode(record, vendor_tokenizer).sample(0)
     [place] = np.flatnonzero(sample.tokens == 627)  # ".\n", the stop of the thoughts and a newline
     assert SPANS[sample.spans[place]] == "think"
-
-
-def test_a_prompt_ends_where_the_model_goes_on(tokenizer):
-    ids = encode_prompt(chat("Hi", system="S")["messages"], tokenizer, mode="fast")
-    assert ids[0] == tokenizer.start_id
-    assert ids[-1] == tokenizer.user_end_id
-    assert tokenizer.decode(ids).endswith("/no_think Hi<|extra_0|>")

@@ -5,17 +5,24 @@ import pytest
 from hypothesis import given
 
 from hunyuan_train.errors import DataError
-from hunyuan_train.families.grammar.tokenizer import SPECIAL_TOKENS, load_tokenizer, to_nfc
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.hunyuan_a13b.tokens import (
+    SPECIAL_TOKENS,
+    START,
+    SYSTEM_END,
+    USER_END,
+)
+from hunyuan_train.families.grammar.tokenizer import to_nfc
 from tests.data.dialogues import hard_text
 
 
 def test_ids_of_the_vendor_vocabulary(vendor_tokenizer):
     assert vendor_tokenizer.vocab_size == 128167
-    assert vendor_tokenizer.start_id == 127958
+    assert vendor_tokenizer.special_id(START) == 127958
     assert vendor_tokenizer.eos_id == 127960
     assert vendor_tokenizer.pad_id == 127961
-    assert vendor_tokenizer.user_end_id == 127962
-    assert vendor_tokenizer.system_end_id == 127966
+    assert vendor_tokenizer.special_id(USER_END) == 127962
+    assert vendor_tokenizer.special_id(SYSTEM_END) == 127966
     assert vendor_tokenizer.stop_ids == (127960, 127967)
     assert vendor_tokenizer.encode("<think>\n") == [14023, 771, 397]
     assert vendor_tokenizer.encode("\n</answer>") == [198, 524, 9399, 29]
@@ -43,7 +50,8 @@ def test_digits_are_tokens_of_their_own(tokenizer):
 
 
 def test_special_tokens_decode_to_their_names(tokenizer):
-    assert tokenizer.decode([tokenizer.start_id, tokenizer.eos_id]) == "<|startoftext|><|eos|>"
+    ids = [tokenizer.special_id(START), tokenizer.eos_id]
+    assert tokenizer.decode(ids) == "<|startoftext|><|eos|>"
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ It renders what a client sends, as the model's own template does: messages as th
 answers bare because clients send them so, the last turn open.
 """
 
+from hunyuan_train.families.grammar.hunyuan_a13b.tokens import EOS, START, SYSTEM_END, USER_END
 from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     ASSISTANT_LABEL,
     USER_LABEL,
     write_tools_prompt,
 )
-from hunyuan_train.families.grammar.tokenizer import EOS, START, SYSTEM_END, USER_END
 
 _TOOLS_MARK = "TOOLS-GO-HERE"
 _SYSTEM_MARK = "SYSTEM-GOES-HERE"

@@ -13,8 +13,6 @@ torch.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
 
 from hunyuan_train.families.grammar.dialogue import ToolCall
 from hunyuan_train.families.grammar.hunyuan_a13b.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
@@ -23,38 +21,9 @@ from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     TOOL_CALLS_CLOSE,
     TOOL_CALLS_OPEN,
 )
+from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
 
 _CALLS = re.compile(f"{TOOL_CALLS_OPEN}.*?{TOOL_CALLS_CLOSE}", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedOutput:
-    """An answer's parts, under the names of the OpenAI interface."""
-
-    reasoning_content: str | None  # None in fast mode, and where the grammar is not followed
-    content: str | None  # None where nothing is left beside the calls
-    tool_calls: tuple[ToolCall, ...] = ()
-    is_well_formed: bool = False  # follows the grammar from the first character to the last
-
-    def to_message(self) -> dict[str, Any]:
-        """The assistant message that a server would return."""
-        calls = [
-            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in self.tool_calls
-        ]
-        return {
-            "role": "assistant",
-            "reasoning_content": self.reasoning_content,
-            "content": self.content,
-            "tool_calls": calls,
-        }
-
-
-class Delta(NamedTuple):
-    """A piece of an answer that is certain, and the field it belongs to."""
-
-    field: Literal["reasoning_content", "content"]
-    text: str
 
 
 def parse_output(text: str, *, has_tools: bool = False) -> ParsedOutput:

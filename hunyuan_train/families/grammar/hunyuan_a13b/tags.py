@@ -6,7 +6,8 @@ mode.
 """
 
 import re
-from typing import NamedTuple
+
+from hunyuan_train.families.grammar.interface import TaggedText
 
 THINK_OPEN = "<think>\n"
 THINK_CLOSE = "\n</think>\n<answer>\n"
@@ -25,23 +26,24 @@ _UNWRAPPED = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _ANSWER_ONLY = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 
 
-class TaggedText(NamedTuple):
-    """An assistant message taken apart."""
-
-    thoughts: str | None  # None: the text has no tags; "": an empty think block
-    answer: str
-    repair: str = ""  # what had to be mended
-    error: str = ""  # why it cannot be
-
-
 def has_no_think(query: str) -> bool:
     """Whether a user message asks for fast mode."""
     return NO_THINK in query and _NO_THINK.match(query) is not None
 
 
+def add_no_think(query: str) -> str:
+    """A user message that asks for fast mode, once."""
+    return query if has_no_think(query) else NO_THINK_PREFIX + query
+
+
 def strip_no_think(query: str) -> str:
     """A user message without its wish for fast mode."""
     return query.lstrip().removeprefix(NO_THINK).lstrip() if has_no_think(query) else query
+
+
+def write_tags(thoughts: str, answer: str) -> str:
+    """An assistant message with its tags; no thoughts are an empty think block."""
+    return f"{THINK_OPEN}{thoughts}{THINK_CLOSE}{answer}{ANSWER_CLOSE}"
 
 
 def parse_tags(text: str) -> TaggedText:
@@ -96,3 +98,15 @@ def find_cut(thoughts: str, answer: str) -> str:
     if "</answer" in answer and ANSWER_CLOSE in answer + ANSWER_CLOSE[:-1]:
         return "the answer holds the tag that closes it"
     return ""
+
+
+def opens_thoughts(text: str) -> bool:
+    """Whether a message begins with a think tag, well closed or not."""
+    return text.lstrip().startswith("<think>")
+
+
+def is_thinking(output: str) -> bool:
+    """Whether there are thoughts in an answer, finished or not, in the right tags or nearly so."""
+    _, opened, rest = output.partition("<think>")
+    thoughts = rest.partition("</think>")[0]
+    return bool(opened and thoughts.strip())

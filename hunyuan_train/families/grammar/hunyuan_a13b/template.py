@@ -6,9 +6,16 @@ template cannot do. Loss is decided here, segment by segment, and never looked f
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message
-from hunyuan_train.families.grammar.hunyuan_a13b.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
+from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
+    ANSWER_CLOSE,
+    THINK_CLOSE,
+    THINK_OPEN,
+    add_no_think,
+)
+from hunyuan_train.families.grammar.hunyuan_a13b.tokens import EOS, START, SYSTEM_END, USER_END
 from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     ASSISTANT_LABEL,
     TOOL_CALLS_CLOSE,
@@ -25,7 +32,7 @@ from hunyuan_train.families.grammar.segments import (
     Segment,
     Target,
 )
-from hunyuan_train.families.grammar.tokenizer import EOS, START, SYSTEM_END, USER_END, to_nfc
+from hunyuan_train.families.grammar.tokenizer import to_nfc
 
 _RESPONSE_OPEN, _RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
 _THINKING_OFF = "<think>\n\n</think>\n"  # what the template adds for enable_thinking=False
@@ -57,7 +64,7 @@ def _render_whole(dialogue: Dialogue, trained: Sequence[Message]) -> Rendering:
             segments += _render_target(message, dialogue, message.weight if is_trained else 0.0)
         else:
             segments += _render_message(index, message, dialogue)
-    if dialogue.is_thinking_off:
+    if dialogue.template_options.get("enable_thinking") is False:
         segments.append(Segment(_THINKING_OFF, "assistant"))
     mode = trained[-1].mode if trained else "plain"
     return Rendering([], [Target(0, segments, mode)])
@@ -67,17 +74,24 @@ def _render_turns(dialogue: Dialogue) -> Rendering:
     history = _render_head(dialogue)
     targets = []
     for index, message in enumerate(dialogue.messages):
+        bare = _render_message(index, message, dialogue)
         if message.role == "assistant" and message.is_trained and not message.is_context:
             target = _render_target(message, dialogue, message.weight)
-            targets.append(Target(len(history), target, message.mode, index))
-        history += _render_message(index, message, dialogue)
+            targets.append(Target(len(history), target, message.mode, index, len(bare)))
+        history += bare
     return Rendering(history[: targets[-1].num_history], targets)
 
 
-def render_prompt(dialogue: Dialogue) -> list[Segment]:
-    """What a server feeds the model: earlier answers bare, the last turn open."""
+def render_prompt(dialogue: Dialogue, *, mode: str = "auto") -> list[Segment]:
+    """What a server feeds the model: earlier answers bare, the last turn open.
+
+    Args:
+        mode: "fast" puts `/no_think` before each query; "slow" and "auto" add nothing.
+    """
     segments = _render_head(dialogue)
     for index, message in enumerate(dialogue.messages):
+        if mode == "fast" and message.role == "user":
+            message = replace(message, content=add_no_think(message.content))
         segments += _render_message(index, message, dialogue)
     return segments
 

@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001  # the model was trained on these very characters
 """The prompt in which the model's chat template wraps tools, and the marks around calls."""
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +14,8 @@ ASSISTANT_LABEL = "助手："
 
 TOOL_CALLS_OPEN = "<tool_calls>"
 TOOL_CALLS_CLOSE = "</tool_calls>"
+
+_TEXT_CALLS = re.compile(rf"(.*?){TOOL_CALLS_OPEN}(\[.*\]){TOOL_CALLS_CLOSE}\s*", re.DOTALL)
 
 _CALL_FORMAT = (
     f'{TOOL_CALLS_OPEN}[{{"name": "func_name1", "arguments": {{"argument1": "value1", '
@@ -44,3 +47,21 @@ def write_tools_prompt(tools: list[Any], now: str, *, system: str | None = None)
         return f"{head}{_CALL_RULE}{_REPLY_RULE}{time}"
     extra = f"{_SYSTEM_HEAD}{system}\n\n{_CALL_RULE}{_SYSTEM_FORMAT_RULE}{_REPLY_RULE}"
     return f"{head}{extra}{_SYSTEM_TIME_RULE}{time}"
+
+
+def split_calls(text: str) -> tuple[str, str] | None:
+    """What an answer says before its calls, and their JSON; None where it is not of that form."""
+    if TOOL_CALLS_CLOSE not in text:
+        return None
+    match = _TEXT_CALLS.fullmatch(text)
+    return (match[1].strip(), match[2]) if match else None
+
+
+def find_cut(arguments: str) -> str:
+    """Why a server, which stops at the first closing tag, would cut a call; "" if it would not."""
+    return f"its arguments hold {TOOL_CALLS_CLOSE}" if TOOL_CALLS_CLOSE in arguments else ""
+
+
+def are_offered(answer: str) -> bool:
+    """Whether an answer's own text shows that its prompt offered tools."""
+    return answer.startswith(ASSISTANT_LABEL) or TOOL_CALLS_OPEN in answer

@@ -8,7 +8,9 @@ from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
     THINK_OPEN,
     find_cut,
     has_no_think,
+    is_thinking,
     parse_tags,
+    write_tags,
 )
 from tests.data.dialogues import plain_text
 
@@ -101,3 +103,17 @@ def test_a_cut_is_foreseen_where_a_served_answer_would_be_cut(thoughts, answer, 
 )
 def test_no_think_counts_before_the_query_with_or_without_a_blank(query, is_fast):
     assert has_no_think(query) == is_fast
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (write_tags("", "A"), False),
+        (write_tags("well", "A"), True),
+        ("<think>hm</think>A", True),
+        ("<think>\nendless", True),
+        ("A", False),
+    ],
+)
+def test_thinking_is_seen_also_where_the_tags_are_wrong(output, expected):
+    assert is_thinking(output) == expected

@@ -1,15 +1,12 @@
 import re
 
-import pytest
 from hypothesis import given, settings
 
-from hunyuan_train.data.rendering.prompt import render_prompt
-from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import parse_output
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, USER_LABEL
 from hunyuan_train.families.grammar.segments import SPANS
-from tests.data.dialogues import NOW, WEATHER, call, chat, hard_text, read, records
+from tests.data.dialogues import NOW, TOOL_TURNS, TWO_SLOW_TURNS, chat, hard_text, read, records
 
 
 def _texts(record, **layout):
@@ -22,18 +19,6 @@ def _texts(record, **layout):
 
 def _learned(segments):
     return "".join(segment.text for segment in segments if segment.weight)
-
-
-TWO_SLOW_TURNS = {
-    "mode": "slow",
-    "messages": [
-        {"role": "system", "content": "S"},
-        {"role": "user", "content": "Q1"},
-        {"role": "assistant", "content": "A1", "reasoning_content": "T1"},
-        {"role": "user", "content": "Q2"},
-        {"role": "assistant", "content": "A2", "reasoning_content": "T2"},
-    ],
-}
 
 
 def test_strip_makes_a_sample_of_each_answer_with_bare_history():
@@ -108,19 +93,6 @@ def test_spans_name_thoughts_answer_and_markers():
     ]
 
 
-TOOL_TURNS = {
-    "mode": "slow",
-    "tools": [WEATHER],
-    "now": NOW,
-    "messages": [
-        {"role": "user", "content": "Q"},
-        call(reasoning_content="T1"),
-        {"role": "tool", "content": "sunny"},
-        {"role": "assistant", "content": "A", "reasoning_content": "T2"},
-    ],
-}
-
-
 def test_tool_targets_are_served_grammar_and_history_is_as_a_server_writes_it():
     first, second = _texts(TOOL_TURNS)
     calls = '<tool_calls>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</tool_calls>'
@@ -168,51 +140,3 @@ def test_a_serving_parser_recovers_thoughts_and_answer(record):
         else:
             label = ASSISTANT_LABEL if dialogue.tools else ""
             assert parsed.content == f"{label}{message.content}"
-
-
-def _prompt(messages, **options):
-    return "".join(segment.text for segment in render_prompt(messages, **options))
-
-
-def test_a_prompt_is_the_beginning_of_the_sample_that_teaches_its_answer():
-    messages = TWO_SLOW_TURNS["messages"]
-    for index, sample in ((2, 0), (4, 1)):
-        text = _texts(TWO_SLOW_TURNS)[sample]
-        prompt = _prompt(messages[:index], mode="slow")
-        assert text.startswith(prompt)
-        assert prompt.endswith("<|extra_0|>")
-    fast = chat("a", "b", "c", "d", mode="fast")
-    assert _texts(fast)[1].startswith(_prompt(fast["messages"][:3], mode="fast"))
-    tools = TOOL_TURNS["messages"][:3]
-    assert _texts(TOOL_TURNS)[1].startswith(_prompt(tools, tools=[WEATHER], now=NOW))
-
-
-def test_a_prompt_keeps_the_mode_of_each_query_as_it_was_sent():
-    turns = [
-        {"role": "user", "content": "/no_think a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"},
-    ]
-    assert _prompt(turns).endswith("b<|eos|><|startoftext|>c<|extra_0|>")
-    turns[0]["content"], turns[2]["content"] = "a", "/no_think c"
-    assert _prompt(turns).startswith("<|startoftext|>a<|extra_0|>")
-
-
-def test_a_prompt_strips_tags_from_earlier_answers():
-    messages = chat("a", "<think>\nr\n</think>\n<answer>\nb\n</answer>", "c")["messages"]
-    assert "think" not in _prompt(messages)
-
-
-@pytest.mark.parametrize(
-    ("messages", "options", "message"),
-    [
-        (chat("a", "b")["messages"], {}, "last message of a prompt"),
-        (chat("a")["messages"], {"tools": [WEATHER]}, "give now"),
-        (chat("")["messages"], {}, "a question without text"),
-        ([{"role": "gpt", "content": "a"}], {}, "unknown role"),
-        ([], {}, "no messages"),
-    ],
-)
-def test_a_prompt_that_cannot_be_rendered_is_refused(messages, options, message):
-    with pytest.raises(DataError, match=message):
-        render_prompt(messages, **options)

@@ -1,0 +1,47 @@
+"""The grammar of Hunyuan-A13B, put together. The dense 7B models share it."""
+
+from hunyuan_train.families.grammar.hunyuan_a13b import output_parser, tags, template, tokens, tools
+from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
+from hunyuan_train.families.grammar.interface import (
+    AnswerForm,
+    ControlTokens,
+    Grammar,
+    QueryForm,
+    ToolForm,
+)
+
+HUNYUAN_A13B = Grammar(
+    name="hunyuan_a13b",
+    controls=ControlTokens(
+        written=(tokens.START, tokens.SYSTEM_END, tokens.USER_END, tokens.EOS),
+        end=tokens.EOS,
+        pad=tokens.PAD,
+        stops=(tokens.EOS, tokens.ANSWER_STOP),
+        find=tokens.find_control_token,
+    ),
+    queries=QueryForm(
+        fast_prefix=tags.NO_THINK_PREFIX,
+        asks_fast=tags.has_no_think,
+        ask_fast=tags.add_no_think,
+        strip=tags.strip_no_think,
+    ),
+    answers=AnswerForm(
+        write=tags.write_tags,
+        read=tags.parse_tags,
+        opens_thoughts=tags.opens_thoughts,
+        find_cut=tags.find_cut,
+        is_thinking=tags.is_thinking,
+    ),
+    tools=ToolForm(
+        labels={"user": tools.USER_LABEL, "assistant": tools.ASSISTANT_LABEL},
+        calls_open=tools.TOOL_CALLS_OPEN,
+        split_calls=tools.split_calls,
+        find_cut=tools.find_cut,
+        are_offered=tools.are_offered,
+    ),
+    render=template.render,
+    render_prompt=template.render_prompt,
+    parse_output=output_parser.parse_output,
+    stream_output=output_parser.OutputStream,
+    chat_template=CHAT_TEMPLATE,
+)

@@ -1,0 +1,97 @@
+"""The vocabulary of Hunyuan-A13B: names of its control tokens, and its rank file.
+
+`hy.tiktoken` holds ranks alone. The vendor's code adds the special tokens behind them; that code is
+not run, so their names stand here.
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from pathlib import Path
+
+from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.families.grammar.tokenizer import Tokenizer, build_tokenizer
+
+RANK_FILE = "hy.tiktoken"
+
+# The pre-tokenizer of the model: contractions, words, single digits, punctuation, newlines, blanks.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+START = "<|startoftext|>"  # opens a dialogue and every later user turn
+SYSTEM_END = "<|extra_4|>"
+USER_END = "<|extra_0|>"  # closes a user or tool message: the model speaks next
+EOS = "<|eos|>"
+PAD = "<|pad|>"
+ANSWER_STOP = "<|extra_5|>"  # the second id on which the served model stops
+
+# Special tokens follow the ranks in this order.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    START,
+    "<|bos|>",
+    EOS,
+    PAD,
+    *(f"<|extra_{number}|>" for number in range(205)),
+)
+
+_SPECIAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOKENS))
+
+
+def find_control_token(text: str) -> str:
+    """The first special token that a text spells; "" where it spells none."""
+    match = _SPECIAL.search(text) if "<|" in text else None
+    return match[0] if match else ""
+
+
+def read_tokenizer(folder: Path, grammar: Grammar) -> Tokenizer:
+    """Read `hy.tiktoken` from a model or tokenizer folder.
+
+    Raises:
+        DataError: it is not there, or damaged.
+    """
+    path = folder / RANK_FILE
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"tokenizer folder {folder} has no readable {RANK_FILE} ({error.strerror}); "
+            f"give the folder of the model or of the tokenizer"
+        ) from error
+    return build_tokenizer(
+        folder,
+        grammar,
+        content_hash=hashlib.sha256(content).hexdigest(),
+        split_pattern=SPLIT_PATTERN,
+        ranks=_parse_ranks(content, path),
+        special_tokens=SPECIAL_TOKENS,
+    )
+
+
+def _parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
+    """Ranks of a `base64 rank` file, checked: in order, no gap, no double, every byte there."""
+    ranks: dict[bytes, int] = {}
+    for line_number, line in enumerate(content.splitlines(), start=1):
+        try:
+            encoded, rank = line.split()
+            token = base64.b64decode(encoded, validate=True)
+            is_in_order = int(rank) == len(ranks) and token not in ranks
+        except (ValueError, binascii.Error) as error:
+            raise DataError(f"{path}:{line_number} is not 'base64 rank'; copy it again") from error
+        if not is_in_order:
+            raise DataError(
+                f"{path}:{line_number} has rank {rank.decode()} where {len(ranks)} new tokens came "
+                f"before; the file is damaged, copy it again"
+            )
+        ranks[token] = len(ranks)
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise DataError(
+            f"{path} lacks {len(missing)} of the 256 single bytes, so some text has no tokens; "
+            f"the file is cut short, copy it again"
+        )
+    return ranks
