@@ -27,22 +27,17 @@ from torch import Tensor
 
 from benchmarks.phases import OPTIMIZER, PhaseClock, watch_phases
 from benchmarks.results import add_report_flag, show
-from hunyuan_train.config.deepspeed_config import choose_file
-from hunyuan_train.config.launch_schema import ParallelConfig
-from hunyuan_train.config.schema import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from hunyuan_train.config.deepspeed_file import choose_file
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.parallel.engine import peak_memory_gib, start_process_group
-from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.machine import GPUS
 from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.run import make_engine
@@ -103,49 +98,51 @@ def slice_shape(num_layers: int, *, is_small: bool) -> ModelShape:
     )
 
 
-def slice_config(num_tokens: int, accumulation: int) -> RunConfig:
-    """The run, resolved: one process with the expert-parallel layer and the lean optimizer."""
-    return RunConfig(
-        model=ModelConfig(model_name_or_path="a13b"),
-        data=DataConfig(max_seq_length=num_tokens),
-        train=TrainConfig(bf16=True, gradient_accumulation_steps=accumulation),
-        optimizer=OptimizerConfig(optimizer="lean", learning_rate=LEARNING_RATE),
-        parallel=ParallelConfig(
-            num_processes=1,
-            expert_parallel_size=1,
-            deepspeed=choose_file(is_split=True, is_offloaded=False),
-        ),
-    )
+def slice_run(num_tokens: int, shape: ModelShape, **settings) -> ResolvedRun:
+    """The run: one process with the expert-parallel layer and the lean optimizer."""
+    usual = {
+        "model_name_or_path": "a13b",
+        "max_seq_length": num_tokens,
+        "bf16": True,
+        "optimizer": "lean",
+        "learning_rate": LEARNING_RATE,
+        "num_processes": 1,
+        "expert_parallel_size": 1,
+        "deepspeed": choose_file(is_split=True, is_offloaded=False),
+    }
+    machine = Machine(num_gpus=int(torch.cuda.is_available()), num_cores=1)
+    config = with_settings(RunConfig(), **usual, **settings)
+    # By no rule: a slice may stand for ranks that are not there.
+    return resolve(config, shape=shape, machine=machine, known=())
 
 
-def planned_peak(config: RunConfig, shape: ModelShape) -> int:
+def planned_peak(run: ResolvedRun) -> int:
     """The plan's peak of torch's allocator for this very run, its experts alike busy, in bytes."""
-    has_gpu = torch.cuda.is_available()
-    layout = make_layout(config, shape, num_nodes=1, is_on_gpu=has_gpu)
-    memory = plan_memory(layout, imbalance=1.0)
-    return memory.allocated_peak if has_gpu else memory.process_peak
+    memory = plan_memory(run, imbalance=1.0)
+    return memory.allocated_peak if run.is_on_gpu else memory.process_peak
 
 
-def most_layers(config: RunConfig) -> int:
+def most_layers(num_tokens: int, **settings) -> int:
     """As many layers as the plan says fit the GPU, which nothing has been put on yet."""
     free, _ = torch.cuda.mem_get_info()
     room = 0.94 * free - CONTEXT_BYTES  # blocks that torch rounds up, kernels loaded later
     fitting = [
         layers
         for layers in range(1, A13B.num_hidden_layers + 1)
-        if planned_peak(config, slice_shape(layers, is_small=False)) <= room
+        if planned_peak(slice_run(num_tokens, slice_shape(layers, is_small=False), **settings))
+        <= room
     ]
     if not fitting:
         raise SystemExit(f"one layer needs more than the {free / 1e9:.0f} GB that are free")
     return fitting[-1]
 
 
-def start_slice(config: RunConfig, shape: ModelShape):
+def start_slice(run: ResolvedRun):
     """The engine, built as a run builds it, on weights out of nowhere."""
     start_process_group(timeout_minutes=10)
     generator = torch.Generator().manual_seed(0)
     tile = torch.randn(TILE, generator=generator).mul(A13B.initializer_range).bfloat16()
-    engine = make_engine(config, shape, TiledWeights(tile))
+    engine = make_engine(run, TiledWeights(tile))
     engine.train()
     return engine
 
@@ -248,14 +245,15 @@ class Work:
     note: str  # on the sizes, and what is stood in for
 
 
-def report(config: RunConfig, shape: ModelShape, measured: Measured, work: Work) -> Iterator[str]:
+def report(run: ResolvedRun, measured: Measured, work: Work) -> Iterator[str]:
     """Markdown, line by line."""
+    shape = run.shape
     name, peak = peak_flops()
     num_tokens, flops = work.num_tokens, work.flops
     seconds = measured.step_seconds
     passes = seconds - measured.optimizer_seconds
     share = A13B.num_hidden_layers / shape.num_hidden_layers
-    planned = planned_peak(config, shape)
+    planned = planned_peak(run)
     command = " ".join([f"torchrun --standalone -m {work.module}", *sys.argv[1:]])
     yield f"## {work.title}: {date.today()}\n"
     yield (
@@ -299,11 +297,14 @@ def main() -> None:
         parser.error("start it with `torchrun --standalone -m benchmarks.gpu_rank_slice`")
     if not (arguments.small or torch.cuda.is_available()):
         parser.error("there is no GPU for the true widths; add --small to see that it works")
-    config = slice_config(arguments.tokens, arguments.accumulation)
-    num_layers = arguments.layers or (2 if arguments.small else most_layers(config))
+    settings = {"gradient_accumulation_steps": arguments.accumulation}
+    num_layers = arguments.layers or (
+        2 if arguments.small else most_layers(arguments.tokens, **settings)
+    )
     shape = slice_shape(num_layers, is_small=arguments.small)
     print(f"{num_layers} layers, {count_parameters(shape).total / 1e9:.2f} G parameters: starting")
-    engine = start_slice(config, shape)
+    run = slice_run(arguments.tokens, shape, **settings)
+    engine = start_slice(run)
     batches = [
         make_batch(arguments.tokens, shape.vocab_size, seed)
         for seed in range(arguments.accumulation)
@@ -318,7 +319,7 @@ def main() -> None:
         note=f"{arguments.tokens:,} tokens, {arguments.accumulation} micro-steps a step; "
         "all-to-alls stood in for by their local permutations.",
     )
-    text = "\n".join(report(config, shape, measured, work))
+    text = "\n".join(report(run, measured, work))
     show(text, is_kept=arguments.report)
 
 

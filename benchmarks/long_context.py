@@ -39,15 +39,16 @@ from benchmarks.gpu_rank_slice import (
     model_flops,
     most_layers,
     report,
-    slice_config,
+    slice_run,
     slice_shape,
     start_slice,
 )
 from benchmarks.results import add_report_flag, show
-from hunyuan_train.config.deepspeed_config import read_deepspeed_file
+from hunyuan_train.config.deepspeed_file import read_deepspeed_file
 from hunyuan_train.config.load import build_config
-from hunyuan_train.config.resolve import Machine, resolve_config
-from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.data.batches.loader import cut_batch
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.families.tables import count_parameters
@@ -90,10 +91,10 @@ def measure_rank(settings: dict[str, object], length: int) -> tuple[float, int]:
     start_process_group(timeout_minutes=60)
     machine = Machine(num_gpus=0, num_cores=NUM_PROCESSES)
     config = build_config({"num_processes": NUM_PROCESSES, "max_seq_length": length, **settings})
-    config = resolve_config(config, machine=machine, shape=SHAPE)
-    engine = make_engine(config, SHAPE, SeededWeights(0, SHAPE.initializer_range))
+    run = resolve(config, shape=SHAPE, machine=machine, known=SETTINGS_ALONE)
+    engine = make_engine(run, SeededWeights(0, SHAPE.initializer_range))
     engine.train()
-    size, rank = config.parallel.sequence_parallel_size, dist.get_rank()
+    size, rank = run.sequence_size, dist.get_rank()
     row = make_batch(length, SHAPE.vocab_size, seed=rank // size)
     batch = cut_batch(row, rank % size, size)
     seconds = []
@@ -183,26 +184,17 @@ def share_with_nobody(attention: str) -> None:
     AttentionInterface.register(attention, sequence.SharedAttention(plain, group))
 
 
-def long_config(num_tokens: int) -> RunConfig:
-    """One rank of eight that share a row, as recipes/long.yaml has it."""
-    config = slice_config(SLICE_RANKS * num_tokens, 1)
-    return replace(
-        config,
-        train=replace(config.train, activation_offload=True, moe_chunks=SLICE_CHUNKS),
-        parallel=replace(config.parallel, sequence_parallel_size=SLICE_RANKS),
-    )
-
-
 def run_slice(num_tokens: int, num_layers: int | None, *, is_small: bool) -> str:
     """Train steps of one of eight ranks, and report them."""
-    config = long_config(num_tokens)
-    num_layers = num_layers or (2 if is_small else most_layers(config))
+    row = SLICE_RANKS * num_tokens
+    # As recipes/long.yaml has it.
+    settings = {"activation_offload": True, "moe_chunks": SLICE_CHUNKS}
+    shared = settings | {"sequence_parallel_size": SLICE_RANKS}
+    num_layers = num_layers or (2 if is_small else most_layers(row, **shared))
     shape = slice_shape(num_layers, is_small=is_small)
     print(f"{num_layers} layers, {count_parameters(shape).total / 1e9:.2f} G parameters: starting")
-    alone = replace(config, parallel=replace(config.parallel, sequence_parallel_size=1))
-    engine = start_slice(alone, shape)
+    engine = start_slice(slice_run(row, shape, **settings))
     share_with_nobody(engine.module.config._attn_implementation)
-    row = SLICE_RANKS * num_tokens
     batch = cut_batch(make_batch(row, shape.vocab_size, seed=0), 0, SLICE_RANKS)
     measured = measure(engine, [batch], SLICE_STEPS)
     dist.destroy_process_group()
@@ -214,7 +206,7 @@ def run_slice(num_tokens: int, num_layers: int | None, *, is_small: bool) -> str
         note=f"{num_tokens:,} of {row:,} tokens, experts in {SLICE_CHUNKS} chunks, layers' inputs "
         "in host memory; all-to-alls stood in for by their local permutations.",
     )
-    return "\n".join(report(config, shape, measured, work))
+    return "\n".join(report(slice_run(row, shape, **shared), measured, work))
 
 
 def main() -> None:

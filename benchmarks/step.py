@@ -31,9 +31,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.results import add_report_flag, show
-from hunyuan_train.config.deepspeed_config import read_deepspeed_file
+from hunyuan_train.config.deepspeed_file import read_deepspeed_file
 from hunyuan_train.config.load import build_config
-from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.families.tables import count_parameters
@@ -142,12 +144,11 @@ def prepare_ours(settings: dict[str, object], *, num_tokens: int) -> Callable[[]
     """The step of a run, with one process."""
     start_process_group(timeout_minutes=2)
     flags = {"num_processes": 1, "bf16": False, "optimizer": "adamw", **settings}
-    config = resolve_config(
-        build_config(flags), machine=Machine(num_gpus=0, num_cores=1), shape=SHAPE
-    )
-    engine = make_engine(config, SHAPE, SeededWeights(0, SHAPE.initializer_range))
+    machine = Machine(num_gpus=0, num_cores=1)
+    run = resolve(build_config(flags), shape=SHAPE, machine=machine, known=SETTINGS_ALONE)
+    engine = make_engine(run, SeededWeights(0, SHAPE.initializer_range))
     engine.train()
-    routers, batch = make_router_terms(config, SHAPE, engine), make_row(num_tokens)
+    routers, batch = make_router_terms(run.config, SHAPE, engine), make_row(num_tokens)
     return lambda: train_step(engine, [batch], learning_rate=1e-4, routers=routers).loss
 
 

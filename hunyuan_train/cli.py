@@ -13,15 +13,14 @@ from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USE
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.heartbeat import announce_rank
 from hunyuan_train.launcher.rank.worker import (
-    count_started,
     is_worker,
     mark_done,
     report_crash,
     report_failure,
+    started_slots,
     take_environment,
-    with_started_processes,
 )
-from hunyuan_train.launcher.start.preflight import make_plan
+from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.planner.command import run_plan
 from hunyuan_train.report.commands import add_report_command
 from hunyuan_train.selftest.commands import add_selftest_command
@@ -105,11 +104,11 @@ def train(arguments: Sequence[str]) -> int:
     sys.excepthook = report_crash
     take_environment()
     signs = announce_rank()
-    config = with_started_processes(command.config)
-    plan = make_plan(config, machine=detect_machine(), num_ranks=count_started())
+    slots = started_slots(command.config)
+    resolved = resolve_here(command.config, machine=detect_machine(), slots=slots)
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
-    exit_code = SUCCESS if command.is_dry_run else run(plan.config, signs)
+    exit_code = SUCCESS if command.is_dry_run else run(resolved, signs)
     if exit_code == SUCCESS:
         mark_done()
     return exit_code

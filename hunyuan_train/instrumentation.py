@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from hunyuan_train.checkpoint.resume import Checkpoint
 from hunyuan_train.config import run_files
-from hunyuan_train.config.rules import needle_lengths, profiled_steps
+from hunyuan_train.config.rules.evaluation import needle_lengths
+from hunyuan_train.config.rules.logs import profiled_steps
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.errors import ConfigError

@@ -26,6 +26,7 @@ from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.load import dump_config, tokenizer_folder
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position, Share, eval_batches
 from hunyuan_train.data.compiled.cache import prepare_dataset
@@ -83,29 +84,30 @@ from hunyuan_train.trainer.step import RouterTerms
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, signs: Signs) -> int:
+def run(resolved: ResolvedRun, signs: Signs) -> int:
     """Train, as one of the ranks that torchrun started, and export the result.
 
     Args:
-        config: checked and resolved: no "auto" is left in what decides the split.
+        resolved: as every rank resolves it by itself.
         signs: tell the guard of this node how far this rank is.
 
     Returns:
         the exit code: success, or that the run stopped on request and is to be resumed.
     """
-    started = time.monotonic()
+    started, config = time.monotonic(), resolved.config
     output_dir = Path(config.train.output_dir)
     meet_others(config, signs)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
-    engine = make_engine(config, shape, source)
+    resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
+    engine = make_engine(resolved, source)
     checkpoint = find_start(config)
     routers = make_router_terms(config, shape, engine)
     batches = make_batches(config, dataset)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
-    planned = plan_here(config, shape, num_data_tokens=dataset.summary.num_tokens)
+    planned = plan_here(resolved, num_data_tokens=dataset.summary.num_tokens)
     start = describe_start(made_of, data, plan=planned.to_json())
     metrics = make_metrics(config, checkpoint, start)
     trainer = Trainer(
@@ -178,32 +180,26 @@ def seed_generators(seed: int) -> None:
 
 
 def make_engine(
-    config: RunConfig,
-    shape: ModelShape,
-    source: WeightSource,
-    *,
-    largest_gathered: int | None = None,
+    resolved: ResolvedRun, source: WeightSource, *, largest_gathered: int | None = None
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model split over the ranks, with its weights and its optimizer.
 
     Args:
-        config: resolved.
-        shape: of the model.
+        resolved: what is trained, and how it is split.
         source: of its weights.
         largest_gathered: elements of a parameter that still stays whole on every rank under ZeRO-3,
             instead of what the DeepSpeed file says.
     """
-    settings = build_deepspeed_config(
-        config, world_size=dist.get_world_size(), is_bf16=config.train.bf16 is True
-    )
+    config, shape = resolved.config, resolved.shape
+    settings = build_deepspeed_config(resolved)
     if largest_gathered is not None:
         settings["zero_optimization"]["stage3_param_persistence_threshold"] = largest_gathered
     dropout = config.model.attention_dropout
     attention = choose_attention(
-        config.model.use_flash_attn, is_bf16=config.train.bf16 is True, dropout=dropout
+        config.model.use_flash_attn, is_bf16=resolved.is_bf16, dropout=dropout
     )
     logger.info("attention: %s", describe_attention(attention))
-    share_sequences(attention, config.parallel.sequence_parallel_size)
+    share_sequences(attention, resolved.sequence_size)
     model = build_split_model(shape, settings, attention=attention, attention_dropout=dropout)
     freeze_parameters(model, config.model)
     if config.train.gradient_checkpointing:

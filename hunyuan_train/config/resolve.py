@@ -1,56 +1,71 @@
-"""Turns every "auto" that decides how processes divide the model into a value."""
+"""From the settings that were asked for to a run: every "auto" decided, every rule checked."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
 from math import gcd
 
 from hunyuan_train.config.adapters import adapts_experts
-from hunyuan_train.config.deepspeed_config import (
+from hunyuan_train.config.deepspeed_file import (
     choose_file,
     offloads_optimizer,
     read_deepspeed_file,
     splits_experts,
 )
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
+from hunyuan_train.config.rules.listing import EVERYTHING, Needs, check_run
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.optim.records import choose_optimizer, find_optimizer
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Machine:
-    """What this machine offers to a run."""
+def resolve(
+    config: RunConfig,
+    *,
+    shape: ModelShape,
+    machine: Machine,
+    slots: Sequence[int] = (),
+    known: Collection[Needs] = EVERYTHING,
+) -> ResolvedRun:
+    """Decide on processes, expert groups, DeepSpeed file, optimizer and precision; check it all.
 
-    num_gpus: int
-    num_cores: int
-    gpu_memory: int = 0  # bytes of its smallest GPU; 0: unknown
-    host_memory: int = 0  # bytes that its processes may take together; 0: unknown
+    Resolving twice changes nothing, so ranks may do it again on the resolved settings.
 
+    Args:
+        config: as it was asked for.
+        shape: of its model.
+        machine: what each host offers.
+        slots: processes on each host; default: one host, with as many as the settings say.
+        known: what rules may look at; those that need more are left out.
 
-def resolve_config(config: RunConfig, *, machine: Machine, shape: ModelShape) -> RunConfig:
-    """The same run with processes, expert groups, DeepSpeed file, optimizer and precision decided.
-
-    Resolving twice changes nothing, so ranks may do it again on the resolved file.
+    Raises:
+        ConfigError: the first rule that it breaks.
     """
-    num_processes = choose_num_processes(config, machine)
-    expert_size = choose_expert_size(config, num_processes, shape.num_experts)
-    optimizer, path = config.optimizer.optimizer, config.parallel.deepspeed
-    if path == "auto":
-        is_split = expert_size > 1 or adapts_experts(config.lora, shape)
-        is_on_host = optimizer != "auto" and find_optimizer(optimizer).is_on_host
-        path = choose_file(is_split=is_split, is_offloaded=is_on_host)
+    slots = tuple(slots) or (choose_num_processes(config, machine),)
+    path = config.parallel.deepspeed
+    engine = None if path == "auto" else read_deepspeed_file(path)
+    expert_size = config.parallel.expert_parallel_size
+    if expert_size == "auto":
+        is_split = shape.num_experts > 0 and (engine is None or splits_experts(engine))
+        # Groups stay inside a host, so the largest one divides the processes of every host.
+        expert_size = gcd(*slots, shape.num_experts) if is_split else 1
+    if engine is None:
+        path = choose_deepspeed_file(config, shape, expert_size=expert_size)
+        engine = read_deepspeed_file(path)
+    optimizer = config.optimizer.optimizer
     if optimizer == "auto":
-        optimizer = choose_optimizer(is_on_host=offloads_optimizer(read_deepspeed_file(path)))
+        optimizer = choose_optimizer(is_on_host=offloads_optimizer(engine))
     is_bf16 = machine.num_gpus > 0 if config.train.bf16 == "auto" else config.train.bf16
-    return replace(
+    decided = with_settings(
         config,
-        train=replace(config.train, bf16=is_bf16),
-        optimizer=replace(config.optimizer, optimizer=optimizer),
-        parallel=replace(
-            config.parallel,
-            num_processes=num_processes,
-            expert_parallel_size=expert_size,
-            deepspeed=path,
-        ),
+        num_processes=slots[0],
+        expert_parallel_size=expert_size,
+        deepspeed=path,
+        optimizer=optimizer,
+        bf16=is_bf16,
     )
+    run = ResolvedRun(config=decided, shape=shape, engine=engine, machine=machine, slots=slots)
+    check_run(run, known)
+    return run
 
 
 def choose_num_processes(config: RunConfig, machine: Machine) -> int:
@@ -60,11 +75,10 @@ def choose_num_processes(config: RunConfig, machine: Machine) -> int:
     return machine.num_gpus or min(2, machine.num_cores)
 
 
-def choose_expert_size(config: RunConfig, num_processes: int, num_experts: int) -> int:
-    """As asked; else the largest group that divides both; one where the file splits no experts."""
-    if config.parallel.expert_parallel_size != "auto":
-        return config.parallel.expert_parallel_size
-    path = config.parallel.deepspeed
-    if path != "auto" and not splits_experts(read_deepspeed_file(path)):
-        return 1
-    return gcd(num_processes, num_experts) if num_experts else 1
+def choose_deepspeed_file(config: RunConfig, shape: ModelShape, *, expert_size: int) -> str:
+    """The file of ours that splits experts and offloads as the settings want it."""
+    optimizer = config.optimizer.optimizer
+    return choose_file(
+        is_split=expert_size > 1 or adapts_experts(config.lora, shape),
+        is_offloaded=optimizer != "auto" and find_optimizer(optimizer).is_on_host,
+    )

@@ -2,7 +2,7 @@
 
 A field's name is its flag (`--seed`) and its YAML key (`train: {seed: ...}`). Names follow Hugging
 Face's TrainingArguments and the vendor's script. A field checks itself here; rules across sections
-live in `rules.py`. What says how processes and hosts share the work stands in `launch_schema.py`.
+live in `rules/`. What says how processes and hosts share the work stands in `launch_schema.py`.
 """
 
 from dataclasses import dataclass, field

@@ -5,7 +5,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.launcher.host.probe import host_memory
 
 NVIDIA_SMI_SECONDS = 20  # without persistence mode the driver takes seconds to wake up

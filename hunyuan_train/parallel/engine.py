@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import HfDeepSpeedConfig
 
 from hunyuan_train.config.adapters import adapts_experts
-from hunyuan_train.config.deepspeed_config import has_bf16_masters, splits_experts
+from hunyuan_train.config.deepspeed_file import has_bf16_masters, splits_experts
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.build import build_model, compute_rope_in_float32

@@ -25,7 +25,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hunyuan_train.config.deepspeed_config import zero_stage
+from hunyuan_train.config.deepspeed_file import zero_stage
 from hunyuan_train.families.family import Family
 from hunyuan_train.families.registry import FAMILIES
 from hunyuan_train.families.tables import stored_tensors

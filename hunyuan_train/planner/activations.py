@@ -11,11 +11,11 @@ from functools import lru_cache
 from math import ceil
 
 from hunyuan_train.config.adapters import adapted_modules
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
 from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
-from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.parameters import adapted_linears, is_trained
 
 RANDOM_STATE = 5056  # of the CPU's generator, which a recomputed layer starts from again
@@ -32,17 +32,17 @@ class Saving:
     expert_rank: int  # rank of adapters on experts, or 0
 
 
-def describe_saving(layout: Layout) -> Saving:
+def describe_saving(run: ResolvedRun) -> Saving:
     """Under stage 3 the engine's linear function saves its input whatever is trained."""
-    model, lora = layout.config.model, layout.config.lora
-    adapted = set(adapted_modules(lora, layout.shape).values())
-    inside = [one for one in model_parameters(layout.shape) if one.layer is not None]
+    model, lora = run.config.model, run.config.lora
+    adapted = set(adapted_modules(lora, run.shape).values())
+    inside = [one for one in model_parameters(run.shape) if one.layer is not None]
     trained = {one.kind for one in inside if is_trained(one, model, lora)}
     linear = {Kind.ATTENTION, Kind.MLP, Kind.SHARED_EXPERT, Kind.ROUTER}
     return Saving(
-        tokens=layout.num_tokens,
-        size=layout.element_bytes,
-        kinds=frozenset(trained | adapted | (linear if layout.stage == 3 else set())),
+        tokens=run.num_tokens,
+        size=run.element_bytes,
+        kinds=frozenset(trained | adapted | (linear if run.stage == 3 else set())),
         expert_rank=lora.lora_rank if Kind.EXPERT in adapted else 0,
     )
 
@@ -52,16 +52,16 @@ def norm_bytes(rows: int, width: int, saving: Saving) -> int:
     return rows * (4 * width + 4 + (saving.size * width if Kind.NORM in saving.kinds else 0))
 
 
-def attention_bytes(layout: Layout, saving: Saving) -> int:
+def attention_bytes(run: ResolvedRun, saving: Saving) -> int:
     """Input norm, projections, norms of queries and keys, and attention itself, of one layer."""
-    shape, tokens, size = layout.shape, saving.tokens, saving.size
+    shape, tokens, size = run.shape, saving.tokens, saving.size
     heads, key_heads, head = shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim
     query = heads * head
     is_saved = Kind.ATTENTION in saving.kinds
     projections = size * (shape.hidden_size + query) if is_saved else 0
     # Queries, keys, values, the float32 sums of softmax, and the output before it is laid together.
     # Of rows that ranks share, a rank has all tokens of its heads, of which each has one or more.
-    seen_keys = max(key_heads, layout.sequence_size) * head
+    seen_keys = max(key_heads, run.sequence_size) * head
     attention = size * (2 * query + 2 * seen_keys) + 4 * heads
     return (
         norm_bytes(tokens, shape.hidden_size, saving)
@@ -71,9 +71,9 @@ def attention_bytes(layout: Layout, saving: Saving) -> int:
     )
 
 
-def router_bytes(layout: Layout, saving: Saving) -> int:
+def router_bytes(run: ResolvedRun, saving: Saving) -> int:
     """The router's float32 input, its scores and choices, of one layer."""
-    shape, tokens = layout.shape, saving.tokens
+    shape, tokens = run.shape, saving.tokens
     hidden, top_k = shape.hidden_size, shape.moe_topk
     is_pinned = saving.size == 2  # float32 beside bfloat16: its input and weight are copies
     is_saved = Kind.ROUTER in saving.kinds
@@ -83,34 +83,34 @@ def router_bytes(layout: Layout, saving: Saving) -> int:
     return copies + scores
 
 
-def expert_rows(layout: Layout, imbalance: float) -> int:
+def expert_rows(run: ResolvedRun, imbalance: float) -> int:
     """Rows that the routed experts of a rank see: `imbalance` 1 is an equal share."""
-    rows = ceil(layout.num_tokens * layout.shape.moe_topk * imbalance)
-    if not layout.splits_experts:
+    rows = ceil(run.num_tokens * run.shape.moe_topk * imbalance)
+    if not run.splits_experts:
         return rows
-    return rows + layout.shape.num_experts // layout.expert_size * ROW_ALIGNMENT
+    return rows + run.shape.num_experts // run.expert_size * ROW_ALIGNMENT
 
 
-def expert_bytes(layout: Layout, saving: Saving, rows: int) -> int:
+def expert_bytes(run: ResolvedRun, saving: Saving, rows: int) -> int:
     """Routed experts of one layer, and what is saved to combine their outputs."""
-    shape, size = layout.shape, saving.size
+    shape, size = run.shape, saving.size
     hidden, width = shape.hidden_size, width_of(shape, Kind.EXPERT)
     slots = saving.tokens * shape.moe_topk
     # Gate, its SiLU, and up; with trained weights also the input, and the product that goes down.
     trained = hidden + width if Kind.EXPERT in saving.kinds else 0
     inner = 3 * width + trained + 2 * saving.expert_rank
     combine = slots * (4 + size * hidden)
-    order = 4 * rows if layout.splits_experts else 8 * slots  # how rows were reordered
+    order = 4 * rows if run.splits_experts else 8 * slots  # how rows were reordered
     return rows * size * inner + combine + order
 
 
-def mlp_bytes(layout: Layout, saving: Saving, kind: Kind) -> int:
+def mlp_bytes(run: ResolvedRun, saving: Saving, kind: Kind) -> int:
     """A dense MLP of one layer, or its shared expert, with the input that the whole block has.
 
     Gate, its SiLU and up; what goes down is kept only where that projection wants a gradient.
     """
-    inner = (4 if kind in saving.kinds else 3) * width_of(layout.shape, kind)
-    return saving.tokens * saving.size * (layout.shape.hidden_size + inner)
+    inner = (4 if kind in saving.kinds else 3) * width_of(run.shape, kind)
+    return saving.tokens * saving.size * (run.shape.hidden_size + inner)
 
 
 def width_of(shape: ModelShape, kind: Kind) -> int:
@@ -129,71 +129,73 @@ def layers_by_kinds(shape: ModelShape) -> Counter[frozenset[Kind]]:
     return Counter(map(frozenset, kinds.values()))
 
 
-def all_layers_bytes(layout: Layout, *, imbalance: float) -> int:
+def all_layers_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """All that the layers save when they are not recomputed."""
-    saving = describe_saving(layout)
+    saving = describe_saving(run)
     return sum(
-        number * layer_bytes(layout, saving, kinds, imbalance=imbalance)
-        for kinds, number in layers_by_kinds(layout.shape).items()
+        number * layer_bytes(run, saving, kinds, imbalance=imbalance)
+        for kinds, number in layers_by_kinds(run.shape).items()
     )
 
 
-def layer_bytes(layout: Layout, saving: Saving, kinds: frozenset[Kind], *, imbalance: float) -> int:
+def layer_bytes(
+    run: ResolvedRun, saving: Saving, kinds: frozenset[Kind], *, imbalance: float
+) -> int:
     """All that a layer of these kinds saves when it is not recomputed."""
-    total = dense_bytes(layout, saving)
+    total = dense_bytes(run, saving)
     if Kind.ROUTER in kinds:
-        total += moe_bytes(layout, saving, imbalance=imbalance)
+        total += moe_bytes(run, saving, imbalance=imbalance)
     for kind in kinds & {Kind.MLP, Kind.SHARED_EXPERT}:
-        total += mlp_bytes(layout, saving, kind)
+        total += mlp_bytes(run, saving, kind)
     return total
 
 
-def moe_bytes(layout: Layout, saving: Saving, *, imbalance: float) -> int:
+def moe_bytes(run: ResolvedRun, saving: Saving, *, imbalance: float) -> int:
     """The router and the routed experts of one layer."""
-    rows = expert_rows(layout, imbalance)
-    return router_bytes(layout, saving) + expert_bytes(layout, saving, rows)
+    rows = expert_rows(run, imbalance)
+    return router_bytes(run, saving) + expert_bytes(run, saving, rows)
 
 
-def dense_bytes(layout: Layout, saving: Saving) -> int:
+def dense_bytes(run: ResolvedRun, saving: Saving) -> int:
     """What a layer saves outside of its MLP or MoE block: attention, both norms, adapters."""
-    lora = layout.config.lora
-    post_norm = norm_bytes(saving.tokens, layout.shape.hidden_size, saving)
+    lora = run.config.lora
+    post_norm = norm_bytes(saving.tokens, run.shape.hidden_size, saving)
     # Elements between the two matrices of every linear adapter.
-    rows = len(adapted_linears(layout.shape, lora)) * lora.lora_rank
-    return attention_bytes(layout, saving) + post_norm + saving.tokens * saving.size * rows
+    rows = len(adapted_linears(run.shape, lora)) * lora.lora_rank
+    return attention_bytes(run, saving) + post_norm + saving.tokens * saving.size * rows
 
 
-def recomputed_bytes(layout: Layout, *, imbalance: float) -> int:
+def recomputed_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What a layer that is computed again holds at its fullest moment, of what it saves.
 
     With experts that is when the gradient comes to their weighted sum. The shared expert, which ran
     last, is done with then. Of experts in chunks one chunk has been computed a third time, and the
     input of all is there (model/expert_microbatches.py).
     """
-    saving, num_chunks = describe_saving(layout), layout.config.train.moe_chunks
+    saving, num_chunks = describe_saving(run), run.config.train.moe_chunks
     fullest = 0
-    for kinds in layers_by_kinds(layout.shape):
+    for kinds in layers_by_kinds(run.shape):
         if Kind.ROUTER in kinds:
-            inputs = boundary_bytes(layout) if num_chunks > 1 else 0
-            inside = moe_bytes(layout, saving, imbalance=imbalance)
+            inputs = boundary_bytes(run) if num_chunks > 1 else 0
+            inside = moe_bytes(run, saving, imbalance=imbalance)
             fullest = max(fullest, inputs + ceil(inside / num_chunks))
         else:
-            fullest = max(fullest, mlp_bytes(layout, saving, Kind.MLP))
-    return dense_bytes(layout, saving) + fullest
+            fullest = max(fullest, mlp_bytes(run, saving, Kind.MLP))
+    return dense_bytes(run, saving) + fullest
 
 
-def boundary_bytes(layout: Layout) -> int:
+def boundary_bytes(run: ResolvedRun) -> int:
     """What one layer keeps when it is recomputed in full: its input."""
-    return layout.num_tokens * layout.shape.hidden_size * layout.element_bytes
+    return run.num_tokens * run.shape.hidden_size * run.element_bytes
 
 
-def selected_bytes(layout: Layout) -> int:
+def selected_bytes(run: ResolvedRun) -> int:
     """What selective recomputation keeps of one layer beside its input (model/activations.py).
 
     Results of the products of attention, of the MLP or the shared expert, and of the router, and
     of attention itself. The layer that keeps most counts.
     """
-    shape = layout.shape
+    shape = run.shape
     query = shape.num_attention_heads * shape.head_dim
     key = shape.num_key_value_heads * shape.head_dim
     most = 0
@@ -203,57 +205,57 @@ def selected_bytes(layout: Layout) -> int:
             products += 2 * width_of(shape, kind) + shape.hidden_size
         # Sums of softmax, and router logits.
         float32 = shape.num_attention_heads + (shape.num_experts if Kind.ROUTER in kinds else 0)
-        most = max(most, layout.element_bytes * products + 4 * float32)
-    return layout.num_tokens * most
+        most = max(most, run.element_bytes * products + 4 * float32)
+    return run.num_tokens * most
 
 
-def before_bytes(layout: Layout) -> int:
+def before_bytes(run: ResolvedRun) -> int:
     """Before the first layer: ids, positions, rotations."""
-    rotations = 2 * layout.element_bytes * layout.shape.head_dim
-    return layout.num_tokens * (8 + 8 + rotations)
+    rotations = 2 * run.element_bytes * run.shape.head_dim
+    return run.num_tokens * (8 + 8 + rotations)
 
 
-def after_bytes(layout: Layout, num_labels: int | None = None) -> int:
+def after_bytes(run: ResolvedRun, num_labels: int | None = None) -> int:
     """After the last layer: final norm and loss.
 
     Only positions with a label (default: all) go through the output layer. It saves their hidden
     states, indices, labels, weights, two masks, and the maximum and the sum of their softmax
     (deepspeed/sequence/linear_cross_entropy.py).
     """
-    saving, hidden = describe_saving(layout), layout.shape.hidden_size
+    saving, hidden = describe_saving(run), run.shape.hidden_size
     label = saving.size * hidden + 8 + 8 + 4 + 2 + 8
     num_labels = saving.tokens if num_labels is None else num_labels
     return norm_bytes(saving.tokens, hidden, saving) + num_labels * label
 
 
-def kept_on_host_bytes(layout: Layout) -> int:
+def kept_on_host_bytes(run: ResolvedRun) -> int:
     """Layers' inputs that lie in host memory instead of the device's."""
-    if not (layout.is_on_gpu and layout.config.train.activation_offload):
+    if not (run.is_on_gpu and run.config.train.activation_offload):
         return 0
-    return layout.shape.num_hidden_layers * boundary_bytes(layout)
+    return run.shape.num_hidden_layers * boundary_bytes(run)
 
 
-def saved_bytes(layout: Layout, *, imbalance: float = 1.0) -> int:
+def saved_bytes(run: ResolvedRun, *, imbalance: float = 1.0) -> int:
     """What forward leaves on the device for the layers' backward; `after_bytes` come on top.
 
     Args:
-        layout: of the run.
+        run: what is trained.
         imbalance: rows that this rank's experts see over an equal share.
     """
-    layers, before = layout.shape.num_hidden_layers, before_bytes(layout)
-    recomputed = layout.config.train.gradient_checkpointing
+    layers, before = run.shape.num_hidden_layers, before_bytes(run)
+    recomputed = run.config.train.gradient_checkpointing
     if recomputed:
-        selected = layers * selected_bytes(layout) if recomputed == "selective" else 0
-        inputs = layers * (boundary_bytes(layout) + RANDOM_STATE)
-        return before + inputs + selected - kept_on_host_bytes(layout)
-    inside = all_layers_bytes(layout, imbalance=imbalance)
-    if layout.config.lora.use_lora:  # nothing before the first adapter needs a gradient
-        saving = describe_saving(layout)
-        inside -= norm_bytes(layout.num_tokens, layout.shape.hidden_size, saving)
+        selected = layers * selected_bytes(run) if recomputed == "selective" else 0
+        inputs = layers * (boundary_bytes(run) + RANDOM_STATE)
+        return before + inputs + selected - kept_on_host_bytes(run)
+    inside = all_layers_bytes(run, imbalance=imbalance)
+    if run.config.lora.use_lora:  # nothing before the first adapter needs a gradient
+        saving = describe_saving(run)
+        inside -= norm_bytes(run.num_tokens, run.shape.hidden_size, saving)
     return before + inside
 
 
-def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:
+def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves, at its fullest moment.
 
     With split experts that is the gradient of the weighted sum of their outputs: two products of
@@ -262,22 +264,22 @@ def dispatch_bytes(layout: Layout, *, imbalance: float) -> int:
     order. Of experts in chunks there are those of one chunk. Beside them lie the gradients of the
     layer's output and of its input, as far as it is known.
     """
-    shape, size = layout.shape, layout.element_bytes
-    slots, rows = layout.num_tokens * shape.moe_topk, expert_rows(layout, imbalance)
+    shape, size = run.shape, run.element_bytes
+    slots, rows = run.num_tokens * shape.moe_topk, expert_rows(run, imbalance)
     weighing = size * rows + 4 * slots
-    if layout.splits_experts:
-        weighing = max(4 * (2 * slots + layout.num_tokens), 2 * size * rows)
-    inside = ceil(shape.hidden_size * weighing / layout.config.train.moe_chunks)
-    return inside + 2 * boundary_bytes(layout)
+    if run.splits_experts:
+        weighing = max(4 * (2 * slots + run.num_tokens), 2 * size * rows)
+    inside = ceil(shape.hidden_size * weighing / run.config.train.moe_chunks)
+    return inside + 2 * boundary_bytes(run)
 
 
-def loss_bytes(layout: Layout) -> int:
+def loss_bytes(run: ResolvedRun) -> int:
     """What the loss takes while it is computed, beside what it saves.
 
     Logits exist for some tokens and all words, or for all tokens and some words, in blocks of as
     many elements (model/chunks.py), in float32 and the training dtype; the gradient of the hidden
     states is summed in float32.
     """
-    shape, tokens = layout.shape, layout.num_tokens
+    shape, tokens = run.shape, run.num_tokens
     block = tokens_per_chunk(tokens) * shape.vocab_size
-    return (4 + layout.element_bytes) * (block + tokens * shape.hidden_size)
+    return (4 + run.element_bytes) * (block + tokens * shape.hidden_size)

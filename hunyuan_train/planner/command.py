@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hunyuan_train.config.load import dump_config, load_command_line
+from hunyuan_train.config.resolve import choose_num_processes, resolve
+from hunyuan_train.config.resolved_run import Machine
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS, resolve_shape
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
+from hunyuan_train.planner.estimate import Estimate, estimate_run
 from hunyuan_train.planner.machine import GPUS, MATMUL_SHARE, Hardware, find_gpu
 from hunyuan_train.planner.search import Nearest, find_nearest
 from hunyuan_train.planner.text import (
@@ -56,10 +59,16 @@ def run_plan(arguments: Sequence[str]) -> int:
     parser = build_parser()
     options, settings = parser.parse_known_args(list(arguments))
     asked = read_settings(options, settings)
-    hardware = read_hardware(options)
-    shape = find_shape(asked.model.model_name_or_path)
-    estimate = estimate_run(resolve_for(asked, shape, hardware), shape, hardware)
-    nearest = None if estimate.fits else find_nearest(asked, shape, hardware)
+    machine, hardware = read_machine(options), read_hardware(options)
+    run = resolve(
+        asked,
+        shape=find_shape(asked.model.model_name_or_path),
+        machine=machine,
+        slots=[choose_num_processes(asked, machine)] * options.nodes,
+        known=SETTINGS_ALONE,
+    )
+    estimate = estimate_run(run, hardware)
+    nearest = None if estimate.fits else find_nearest(asked, run, hardware)
     if options.json:
         print(json.dumps(as_json(estimate, nearest), indent=1))  # noqa: T201 the answer itself
     else:
@@ -126,25 +135,30 @@ def find_shape(name: str) -> ModelShape:
     return PRESETS[RELEASED] if is_absent else resolve_shape(name)
 
 
-def read_hardware(options: argparse.Namespace) -> Hardware:
-    """The machines that are asked about.
+def read_machine(options: argparse.Namespace) -> Machine:
+    """One of the machines that are asked about.
 
     Raises:
-        ConfigError: a number that no hardware has.
+        ConfigError: a number that no machine has.
     """
     for name in ("gpus", "nodes", "matmul_share"):
         value = vars(options)[name]
         if value <= 0:
             raise ConfigError(f"{name} is {value}; it must be more than 0")
-    gpu = find_gpu(options.gpu)
-    memory = gpu.memory_bytes if options.gpu_memory is None else int(options.gpu_memory * GIGA)
-    return Hardware(
-        num_nodes=options.nodes,
-        gpus_per_node=options.gpus,
-        gpu_memory=memory,
+    usual, given = find_gpu(options.gpu).memory_bytes, options.gpu_memory
+    return Machine(
+        num_gpus=options.gpus,
+        num_cores=options.gpus,
+        gpu_memory=usual if given is None else int(given * GIGA),
         host_memory=int(options.host_memory * GIGA),
+    )
+
+
+def read_hardware(options: argparse.Namespace) -> Hardware:
+    """What else is to be assumed of these machines."""
+    return Hardware(
         disk=int(options.disk * GIGA),
-        gpu=gpu,
+        gpu=find_gpu(options.gpu),
         matmul_share=options.matmul_share,
     )
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tensors import Kind
-from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
 
@@ -21,30 +21,30 @@ class Disk:
         return self.num_kept * self.checkpoint + self.export
 
 
-def plan_disk(layout: Layout) -> Disk:
+def plan_disk(run: ResolvedRun) -> Disk:
     """Sizes of all files, over all ranks."""
-    saves = layout.config.checkpoints
-    parameters = list_parameters(layout)
+    saves = run.config.checkpoints
+    parameters = list_parameters(run)
     trained = [one for one in parameters if one.is_trained]
     keeps_all = saves.save_steps and not saves.save_total_limit
     # The oldest goes once the newest is whole. Without a limit their number is not known here.
     num_kept = saves.save_total_limit + 1 if saves.save_steps and not keeps_all else 1
     num_kept += 1 if saves.save_best else 0
-    written = trained if layout.config.lora.use_lora else parameters
-    export = 2 * sum(whole_elements(one, layout) for one in written) if saves.export else 0
-    return Disk(sum(checkpoint_bytes(one, layout) for one in trained), num_kept, export)
+    written = trained if run.config.lora.use_lora else parameters
+    export = 2 * sum(whole_elements(one, run) for one in written) if saves.export else 0
+    return Disk(sum(checkpoint_bytes(one, run) for one in trained), num_kept, export)
 
 
-def whole_elements(parameter: Parameter, layout: Layout) -> int:
+def whole_elements(parameter: Parameter, run: ResolvedRun) -> int:
     """Elements of a parameter over all ranks; experts that are split count whole."""
-    is_split = parameter.kind is Kind.EXPERT and layout.splits_experts
-    return parameter.total * (layout.expert_size if is_split else 1)
+    is_split = parameter.kind is Kind.EXPERT and run.splits_experts
+    return parameter.total * (run.expert_size if is_split else 1)
 
 
-def checkpoint_bytes(parameter: Parameter, layout: Layout) -> int:
+def checkpoint_bytes(parameter: Parameter, run: ResolvedRun) -> int:
     """Master weights and states of one trained parameter, over all ranks (checkpoint/state.py)."""
-    elements = whole_elements(parameter, layout)
-    kept = layout.optimizer.kept(elements, is_exact=parameter.is_exact)
+    elements = whole_elements(parameter, run)
+    kept = run.optimizer.kept(elements, is_exact=parameter.is_exact)
     # What is its own master is written as it is, in bfloat16.
-    master = kept.master or layout.element_bytes * elements
-    return master if layout.config.checkpoints.save_only_model else master + kept.states
+    master = kept.master or run.element_bytes * elements
+    return master if run.config.checkpoints.save_only_model else master + kept.states

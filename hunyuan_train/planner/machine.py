@@ -73,14 +73,9 @@ HOST_MEMORY_BANDWIDTH = 300e9  # of a machine's CPUs, for the offloaded update
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """Machines that are alike, and what they offer a run. A limit of 0 is unknown: no check."""
+    """What a plan takes for granted of the machines, beside what the run itself says of them."""
 
-    num_nodes: int
-    gpus_per_node: int  # 0: the run is on CPU
-    num_ranks: int = 0  # processes of a run that gives machines unequal numbers; 0: equal ones
-    gpu_memory: int = 0  # bytes of one GPU
-    host_memory: int = 0  # bytes of one machine
-    disk: int = 0  # bytes free where the run writes
+    disk: int = 0  # bytes free where the run writes; 0: unknown, no check
     gpu: GpuModel = GPUS["h100"]
     matmul_share: float = MATMUL_SHARE
 

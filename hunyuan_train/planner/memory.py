@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.activations import (
     after_bytes,
     dispatch_bytes,
@@ -12,7 +13,6 @@ from hunyuan_train.planner.activations import (
 )
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
 from hunyuan_train.planner.disk import plan_disk
-from hunyuan_train.planner.layout import Layout
 from hunyuan_train.planner.states import device_states, host_states, trained
 
 IMBALANCE = 1.25  # rows of the busiest rank over an equal share; metrics.jsonl logs the real one
@@ -53,54 +53,54 @@ class Memory:
 
 
 def plan_memory(
-    layout: Layout, *, imbalance: float = IMBALANCE, num_data_tokens: int = 0
+    run: ResolvedRun, *, imbalance: float = IMBALANCE, num_data_tokens: int = 0
 ) -> Memory:
     """Every component of one rank.
 
     Args:
-        layout: of the run.
+        run: what is trained.
         imbalance: rows of the busiest rank's experts over an equal share.
         num_data_tokens: of all data that is trained on, where known.
     """
-    lines = (*device_states(layout), *device_work(layout, imbalance))
-    if layout.is_on_gpu:
+    lines = (*device_states(run), *device_work(run, imbalance))
+    if run.is_on_gpu:
         lines = (*lines, *device_allowances(lines))
-    return Memory(lines, tuple(host_lines(layout, num_data_tokens)))
+    return Memory(lines, tuple(host_lines(run, num_data_tokens)))
 
 
-def device_work(layout: Layout, imbalance: float) -> list[Component]:
+def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
     """Lines for what the micro-step itself takes."""
-    is_recomputed = layout.config.train.gradient_checkpointing
+    is_recomputed = run.config.train.gradient_checkpointing
     how = "each layer's input" if is_recomputed else "all that the layers save"
     if is_recomputed == "selective":
         how = "each layer's input and the results of dense products"
     lines = [
         Component(
-            "activations", saved_bytes(layout, imbalance=imbalance), Phase.BACKWARD,
+            "activations", saved_bytes(run, imbalance=imbalance), Phase.BACKWARD,
             f"{how} for backward, tensor by tensor (planner/activations.py)",
         ),
         Component(
-            "final norm and labels", after_bytes(layout), Phase.LOSS,
+            "final norm and labels", after_bytes(run), Phase.LOSS,
             "what lies behind the last layer, until its backward begins",
         ),
         Component(
-            "logits and loss", loss_bytes(layout), Phase.LOSS,
+            "logits and loss", loss_bytes(run), Phase.LOSS,
             "blocks of logits, and the gradient of hidden states (model/loss.py)",
         ),
     ]  # fmt: skip
-    num_chunks = layout.config.train.moe_chunks
+    num_chunks = run.config.train.moe_chunks
     chunks = f", experts in {num_chunks} chunks" if num_chunks > 1 else ""
     if is_recomputed:
         lines.append(
             Component(
-                "recomputed layer", recomputed_bytes(layout, imbalance=imbalance), Phase.LAYER,
+                "recomputed layer", recomputed_bytes(run, imbalance=imbalance), Phase.LAYER,
                 f"what one layer saves, while it is run a second time{chunks}; "
                 f"{imbalance:g} times an equal share of rows for its experts",
             )
         )  # fmt: skip
     lines.append(
         Component(
-            "dispatch buffers", dispatch_bytes(layout, imbalance=imbalance), Phase.LAYER,
+            "dispatch buffers", dispatch_bytes(run, imbalance=imbalance), Phase.LAYER,
             f"experts' outputs being weighed and summed, and gradients of it{chunks}",
         )
     )  # fmt: skip
@@ -122,24 +122,24 @@ def device_allowances(lines: tuple[Component, ...]) -> list[Component]:
     ]  # fmt: skip
 
 
-def host_lines(layout: Layout, num_data_tokens: int) -> list[Component]:
+def host_lines(run: ResolvedRun, num_data_tokens: int) -> list[Component]:
     """Lines of host memory beside the device; without a GPU the device is host memory as well."""
-    process = GPU_PROCESS if layout.is_on_gpu else CPU_PROCESS
-    lines = list(host_states(layout))
-    if kept_on_host_bytes(layout):
+    process = GPU_PROCESS if run.is_on_gpu else CPU_PROCESS
+    lines = list(host_states(run))
+    if kept_on_host_bytes(run):
         lines.append(
             Component(
-                "layers' inputs, pinned", kept_on_host_bytes(layout), Phase.BACKWARD,
+                "layers' inputs, pinned", kept_on_host_bytes(run), Phase.BACKWARD,
                 "activation_offload: what gradient checkpointing keeps (model/activations.py)",
             )
         )  # fmt: skip
     lines.append(
         Component("process", process, Phase.ALWAYS, "interpreter and libraries: an allowance")
     )
-    if layout.config.checkpoints.snapshot_gib != "auto":  # which takes of what is free only
+    if run.config.checkpoints.snapshot_gib != "auto":  # which takes of what is free only
         copies = min(
-            int(float(layout.config.checkpoints.snapshot_gib) * 2**30),
-            plan_disk(layout).checkpoint // layout.num_ranks,
+            int(float(run.config.checkpoints.snapshot_gib) * 2**30),
+            plan_disk(run).checkpoint // run.num_ranks,
         )
         lines.append(
             Component(
@@ -148,15 +148,15 @@ def host_lines(layout: Layout, num_data_tokens: int) -> list[Component]:
             )
         )  # fmt: skip
     if num_data_tokens:
-        cached = DATA_BYTES * num_data_tokens // layout.ranks_per_node
+        cached = DATA_BYTES * num_data_tokens // run.ranks_per_node
         lines.append(
             Component(
                 "data cache", cached, Phase.ALWAYS,
                 "mapped from its files, shared by the ranks of a machine; the kernel may drop it",
             )
         )  # fmt: skip
-    if layout.stage == 3:
-        passing = sum(one.kept for one in trained(layout)) * layout.element_bytes
+    if run.stage == 3:
+        passing = sum(one.kept for one in trained(run)) * run.element_bytes
         passing = max(0, passing - total_of(lines, Phase.ALWAYS))  # an optimizer here comes later
         lines.append(
             Component(

@@ -6,11 +6,11 @@ from functools import lru_cache
 
 from hunyuan_train.config.adapters import adapted_modules
 from hunyuan_train.config.freezing import is_frozen
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig, ModelConfig
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import ModelParameter, layer_rows, model_parameters
 from hunyuan_train.families.tensors import FUSED, Kind
-from hunyuan_train.planner.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ class Parameter:
         return self.count * self.numel
 
 
-def list_parameters(layout: Layout) -> tuple[Parameter, ...]:
+def list_parameters(run: ResolvedRun) -> tuple[Parameter, ...]:
     """Every parameter of the model and of its adapters."""
     return _list(
-        layout.shape,
-        layout.config.model,
-        layout.config.lora,
-        layout.num_ranks,
-        layout.expert_size if layout.splits_experts else 0,
+        run.shape,
+        run.config.model,
+        run.config.lora,
+        run.num_ranks,
+        run.expert_size if run.splits_experts else 0,
     )
 
 
@@ -148,8 +148,8 @@ def adapted_linears(shape: ModelShape, lora: LoraConfig) -> list[AdaptedLinear]:
     """The linear layers that get an adapter, routed experts apart."""
     found = []
     for module, kind in adapted_modules(lora, shape).items():
-        rows = layer_rows(shape, f"{module}.weight")
         if kind is not Kind.EXPERT:
+            rows = layer_rows(shape, f"{module}.weight")
             outputs, inputs = rows[0].shape
             found.append(AdaptedLinear(module, kind, len(rows), inputs, outputs))
     return found

@@ -5,16 +5,18 @@ are tried in the order of their price, so the first that fits is the nearest.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.optim.records import OPTIMIZERS
-from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
+from hunyuan_train.planner.estimate import Estimate, estimate_run
 from hunyuan_train.planner.machine import Hardware
 
 SHORTEST_ROW = 1024
@@ -27,11 +29,11 @@ ADAPTER_SETTINGS = {"use_lora": True, "optimizer": "adamw", "learning_rate": 1e-
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Some settings, or the number of machines, other than asked."""
+    """Some settings other than asked, or so many times the machines."""
 
     price: float
     settings: Mapping[str, Any] = field(default_factory=dict)
-    num_nodes: int = 0
+    times_nodes: int = 1
 
 
 NO_CHANGE = Change(0.0)
@@ -46,46 +48,50 @@ class Nearest:
     flags: list[str]
 
 
-def find_nearest(config: RunConfig, shape: ModelShape, hardware: Hardware) -> Nearest | None:
+def find_nearest(asked: RunConfig, run: ResolvedRun, hardware: Hardware) -> Nearest | None:
     """The cheapest run that fits; None where none is known.
 
     Args:
-        config: as asked, before "auto" was decided.
-        shape: of the model.
-        hardware: as asked; more of its machines may be suggested.
+        asked: the settings before "auto" was decided.
+        run: what became of them; more of its machines may be suggested.
+        hardware: of these machines.
     """
-    kinds = list_choices(config, hardware)
-    most_frugal = estimate_with(tuple(kind[-1] for kind in kinds), config, shape, hardware)
+    kinds = list_choices(asked, run, hardware)
+    most_frugal = estimate_with(tuple(kind[-1] for kind in kinds), asked, run, hardware)
     if most_frugal and not most_frugal.fits:
         return None
     combinations = sorted(product(*kinds), key=lambda changes: sum(one.price for one in changes))
     for changes in combinations:
-        estimate = estimate_with(changes, config, shape, hardware)
+        estimate = estimate_with(changes, asked, run, hardware)
         if estimate and estimate.fits:
             settings = merged_settings(changes)
             flags = [
                 f"--{name} {as_flag(value)}"
                 for name, value in settings.items()
-                if with_settings(config, **{name: value}) != config
+                if with_settings(asked, **{name: value}) != asked
             ]
-            if estimate.hardware != hardware:
-                flags.append(f"--nodes {estimate.hardware.num_nodes}")
-            return Nearest(with_settings(config, **settings), estimate, flags)
+            if estimate.run.num_nodes != run.num_nodes:
+                flags.append(f"--nodes {estimate.run.num_nodes}")
+            return Nearest(with_settings(asked, **settings), estimate, flags)
     return None
 
 
 def estimate_with(
-    changes: Sequence[Change], config: RunConfig, shape: ModelShape, hardware: Hardware
+    changes: Sequence[Change], asked: RunConfig, run: ResolvedRun, hardware: Hardware
 ) -> Estimate | None:
     """The plan of a run with some changes; None where they do not go together."""
-    num_nodes = max([hardware.num_nodes, *(one.num_nodes for one in changes)])
-    num_ranks = hardware.num_ranks * num_nodes // hardware.num_nodes
-    larger = replace(hardware, num_nodes=num_nodes, num_ranks=num_ranks)
+    times = max(one.times_nodes for one in changes)
     try:
-        changed = with_settings(config, **merged_settings(changes))
-        return estimate_run(resolve_for(changed, shape, larger), shape, larger)
+        changed = resolve(
+            with_settings(asked, **merged_settings(changes)),
+            shape=run.shape,
+            machine=run.machine,
+            slots=run.slots * times,
+            known=SETTINGS_ALONE,
+        )
     except ConfigError:
         return None
+    return estimate_run(changed, hardware)
 
 
 def merged_settings(changes: Sequence[Change]) -> dict[str, Any]:
@@ -98,19 +104,19 @@ def as_flag(value: Any) -> str:  # noqa: ANN401 of any setting
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
-def list_choices(config: RunConfig, hardware: Hardware) -> list[list[Change]]:
+def list_choices(config: RunConfig, run: ResolvedRun, hardware: Hardware) -> list[list[Change]]:
     """The choices of each kind: the first changes nothing, the last saves most."""
     return [
-        working_choices(config, hardware),
+        working_choices(config, run.machine),
         expert_choices(config),
         method_choices(config),
         row_choices(config),
         disk_choices(config) if hardware.disk else [NO_CHANGE],
-        node_choices(hardware),
+        node_choices(run.machine),
     ]
 
 
-def working_choices(config: RunConfig, hardware: Hardware) -> list[Change]:
+def working_choices(config: RunConfig, machine: Machine) -> list[Change]:
     """Less work at a time: the same result, in more time."""
     train, settings = config.train, {}
     if train.gradient_checkpointing is not True:
@@ -123,7 +129,7 @@ def working_choices(config: RunConfig, hardware: Hardware) -> list[Change]:
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
         choices += [Change(one.price + 1.0, {**one.settings, **smaller}) for one in choices]
-    room = hardware.gpus_per_node // config.parallel.sequence_parallel_size
+    room = machine.num_gpus // config.parallel.sequence_parallel_size
     doublings = range(1, room.bit_length())
     return choices + [share_rows(one, number, config) for number in doublings for one in choices]
 
@@ -179,9 +185,7 @@ def disk_choices(config: RunConfig) -> list[Change]:
     return [NO_CHANGE, Change(0.5, {"save_total_limit": 1}), Change(3.0, {"save_steps": 0})]
 
 
-def node_choices(hardware: Hardware) -> list[Change]:
+def node_choices(machine: Machine) -> list[Change]:
     """More machines, where there are GPUs."""
-    doublings = range(1, NODE_DOUBLINGS + 1) if hardware.gpus_per_node else []
-    return [NO_CHANGE] + [
-        Change(6.0 * index, num_nodes=hardware.num_nodes << index) for index in doublings
-    ]
+    doublings = range(1, NODE_DOUBLINGS + 1) if machine.num_gpus else []
+    return [NO_CHANGE] + [Change(6.0 * index, times_nodes=1 << index) for index in doublings]

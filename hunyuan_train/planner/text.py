@@ -16,38 +16,38 @@ STATES = ("weights", "gradients", "optimizer")
 def describe_estimate(estimate: Estimate) -> Iterator[str]:
     """The whole plan, line by line."""
     yield from describe_run(estimate)
-    place = "GPU" if estimate.layout.is_on_gpu else "process (its arrays lie in host memory)"
+    place = "GPU" if estimate.run.is_on_gpu else "process (its arrays lie in host memory)"
     yield from describe_lines(f"memory of each {place}", estimate.memory.device)
     yield total_line("at the fullest moment", estimate.memory.device_peak)
     yield total_line("of it, states", state_bytes(estimate.memory.device))
     yield from describe_lines("host memory of each process", estimate.memory.host)
     yield total_line("host memory of a machine", estimate.host_per_node)
     yield from describe_disk(estimate)
-    if estimate.layout.is_on_gpu:
+    if estimate.run.is_on_gpu:
         yield from describe_speed(estimate)
 
 
 def describe_run(estimate: Estimate) -> Iterator[str]:
     """What is planned, on what."""
-    layout, shape = estimate.layout, estimate.layout.shape
-    train, lora = layout.config.train, layout.config.lora
+    run, shape = estimate.run, estimate.run.shape
+    train, lora = run.config.train, run.config.lora
     method = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
-    device = "GPUs" if layout.is_on_gpu else "processes"
+    device = "GPUs" if run.is_on_gpu else "processes"
     recomputed = {True: "on", False: "off", "selective": "selective"}[train.gradient_checkpointing]
     yield (
-        f"{layout.config.model.model_name_or_path}: {count_parameters(shape).total:,} parameters, "
+        f"{run.config.model.model_name_or_path}: {count_parameters(shape).total:,} parameters, "
         f"{count_parameters(shape).active:,} active"
     )
     yield (
         f"{method if lora.use_lora else 'every parameter'}, optimizer "
-        f"{layout.optimizer.title}, rows of {layout.config.data.max_seq_length:,} "
+        f"{run.optimizer.title}, rows of {run.config.data.max_seq_length:,} "
         f"tokens, {train.per_device_train_batch_size} at a time, gradient checkpointing "
         f"{recomputed}"
     )
     yield (
-        f"{layout.num_ranks} {device} on {layout.num_nodes} machine(s), ZeRO stage {layout.stage}, "
-        f"experts split over {layout.expert_size}"
-        + (f", each row shared by {layout.sequence_size}" if layout.sequence_size > 1 else "")
+        f"{run.num_ranks} {device} on {run.num_nodes} machine(s), ZeRO stage {run.stage}, "
+        f"experts split over {run.expert_size}"
+        + (f", each row shared by {run.sequence_size}" if run.sequence_size > 1 else "")
     )
 
 
@@ -108,7 +108,7 @@ def describe_speed(estimate: Estimate) -> Iterator[str]:
         yield f"  {name:<{WIDTH}}{seconds:>10.2f} s"
     yield (
         f"  {speed.tokens_per_second:,.0f} tokens/s, "
-        f"{speed.tokens_per_second / estimate.layout.num_ranks:,.0f} a GPU"
+        f"{speed.tokens_per_second / estimate.run.num_ranks:,.0f} a GPU"
     )
     yield (
         f"  assumed: {hardware.matmul_share:.0%} of {gpu.bf16_flops / 1e12:,.0f} TFLOP/s, "
@@ -138,7 +138,7 @@ def describe_nearest(nearest: Nearest | None) -> str:
     if nearest is None:
         return "no plan near it fits: use a smaller model, or more and larger machines"
     peak = nearest.estimate.memory.device_peak
-    is_on_gpu = nearest.estimate.layout.is_on_gpu
+    is_on_gpu = nearest.estimate.run.is_on_gpu
     device = f"{gigabytes(peak)} = {peak / 2**30:,.1f} GiB a GPU, " if is_on_gpu else ""
     return (
         f"the nearest plan that fits: {' '.join(nearest.flags)} "
@@ -162,7 +162,7 @@ def as_json(estimate: Estimate, nearest: Nearest | None) -> dict[str, Any]:
         },
         "nearest": nearest.flags if nearest else None,
     }
-    if estimate.layout.is_on_gpu:
+    if estimate.run.is_on_gpu:
         speed = estimate.speed
         traffic = speed.traffic
         content["sent_per_step"] = {

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from hunyuan_train.config.load import build_config
-from hunyuan_train.config.resolve import Machine, choose_num_processes
+from hunyuan_train.config.resolve import choose_num_processes
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import find_cluster, with_environment
 from hunyuan_train.launcher.host.extension import (
@@ -154,7 +155,7 @@ def compile_extensions(plans: Sequence["Plan"], machine: Machine) -> None:
     extensions = {
         extension
         for plan in plans
-        for extension in needed_extensions(plan.config, num_gpus=machine.num_gpus)
+        for extension in needed_extensions(plan.run.config, num_gpus=machine.num_gpus)
     }
     folder = extensions_folder(os.environ)
     for extension in sorted(extensions, key=lambda one: one.name):

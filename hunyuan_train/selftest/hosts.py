@@ -54,7 +54,7 @@ class RanksOnHosts:
                 cluster,
                 self.launch,
                 commands=[
-                    *prepare_commands(plan.config, machine),
+                    *prepare_commands(plan.run.config, machine),
                     torchrun_command(cluster, host, meeting, ["-m", MODULE, *words]),
                 ],
                 files={},

@@ -43,12 +43,12 @@ class References:
 
     def of(self, plan: Plan) -> Record:
         """The reference of a plan."""
-        config, rates = plan.config, plan.config.optimizer
+        config, rates = plan.run.config, plan.run.config.optimizer
         is_sum_over_tokens = not (
             config.model.router_aux_loss_coef or config.model.router_z_loss_coef
         )
         key = (
-            *(plan.shape, plan.num_batches, config.model, config.lora),
+            *(plan.run.shape, plan.num_batches, config.model, config.lora),
             *(find_optimizer(rates.optimizer).reference, rates.learning_rate, rates.weight_decay),
             *(rates.adam_beta1, rates.adam_beta2, rates.adam_epsilon),
             *(rates.max_grad_norm, config.train.seed, config.train.bf16),
@@ -56,7 +56,7 @@ class References:
         )
         if key not in self._known:
             steps = make_steps(plan.num_batches)
-            self._known[key] = train_reference(config, plan.shape, steps, plan.num_groups)
+            self._known[key] = train_reference(config, plan.run.shape, steps, plan.num_groups)
         return self._known[key]
 
 
@@ -76,15 +76,15 @@ class RanksHere:
         records = run_ranks(
             self.train,
             plan.num_processes,
-            *(plan.config, plan.shape, make_steps(plan.num_batches)),
+            *(plan.run, make_steps(plan.num_batches)),
             preload=PRELOADED,
             timeout_seconds=TIMEOUT_SECONDS,
         )
         return compare(
             self.references.of(plan),
             records,
-            max_grad_norm=plan.config.optimizer.max_grad_norm,
-            is_bf16=plan.config.train.bf16 is True,
+            max_grad_norm=plan.run.config.optimizer.max_grad_norm,
+            is_bf16=plan.run.is_bf16,
         )
 
 

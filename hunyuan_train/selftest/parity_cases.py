@@ -9,11 +9,13 @@ from math import gcd
 from typing import Any
 
 from hunyuan_train.config.load import build_config, load_config
-from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.optim.records import find_optimizer
+from hunyuan_train.optim.records import choose_optimizer, find_optimizer
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.samples import DEFAULT_BATCHES, SHAPE
 from hunyuan_train.shipped import DS_CONFIGS
@@ -33,7 +35,7 @@ ZERO_2: Settings = {"deepspeed": str(DS_CONFIGS / "zero2.json")}
 SPLIT: Settings = {"deepspeed": str(DS_CONFIGS / "zero3_ep.json")}
 SHARING = "sequence_parallel_size"
 SHARED: Settings = {SHARING: 2}
-LORA: Settings = {"use_lora": True, "lora_rank": 4, "lora_alpha": 8}
+LORA: Settings = {"use_lora": True, "lora_rank": 8, "lora_alpha": 16}
 LORA_IN_CHUNKS: Settings = LORA | {"lora_target_modules": "all", "moe_chunks": 3}
 KEPT: Settings = {"gradient_checkpointing": False}
 SELECTIVE: Settings = {"gradient_checkpointing": "selective"}
@@ -52,23 +54,22 @@ class Plan:
     """Settings under a name, for one number of processes."""
 
     name: str
-    config: RunConfig  # resolved
-    shape: ModelShape = SHAPE
+    run: ResolvedRun
 
     @property
     def tolerance(self) -> Errors:
         """The largest errors that are right."""
-        return BFLOAT16_TOLERANCE if self.config.train.bf16 is True else TOLERANCE
+        return BFLOAT16_TOLERANCE if self.run.is_bf16 else TOLERANCE
 
     @property
     def num_processes(self) -> int:
         """Processes that train."""
-        return int(self.config.parallel.num_processes)
+        return self.run.num_ranks
 
     @property
     def num_groups(self) -> int:
         """Processes, or groups of them that share rows."""
-        return self.num_processes // self.config.parallel.sequence_parallel_size
+        return self.num_processes // self.run.sequence_size
 
     @property
     def num_batches(self) -> int:
@@ -168,8 +169,7 @@ def _make_plan(entry: Entry, num_processes: int, num_gpus: int) -> Plan:
         **entry.settings,
     }
     shape = replace(SHAPE, tie_word_embeddings=entry.is_tied)
-    config = _scale_down(build_config(settings), num_processes, num_gpus)
-    return Plan(entry.name, config, shape)
+    return Plan(entry.name, _resolve(build_config(settings), shape, num_processes, num_gpus))
 
 
 def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
@@ -181,8 +181,8 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
     config = load_config(["--recipe", recipe])
     optimizer, parallel = config.optimizer, config.parallel
     size = parallel.expert_parallel_size
-    resolved = _scale_down(config, num_processes, num_gpus)
-    record = find_optimizer(resolved.optimizer.optimizer)
+    name = optimizer.optimizer  # "auto" is AdamW, wherever its states will live
+    record = find_optimizer(choose_optimizer(is_on_host=False) if name == "auto" else name)
     rates = {"sgd": SGD, "adamw": ADAMW}[record.reference]
     config = with_settings(
         config,
@@ -192,6 +192,7 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
         max_grad_norm=MAX_NORM if optimizer.max_grad_norm else 0.0,
         lora_rank=min(config.lora.lora_rank, 8),
         lora_dropout=0.0,
+        needle_lengths=None,
         use_flash_attn="auto",
         attention_dropout=0.0,
         expert_parallel_size=size if size == "auto" else gcd(int(size), num_processes),
@@ -199,11 +200,13 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
             parallel.sequence_parallel_size, num_processes, SHAPE.num_attention_heads
         ),
     )
-    return Plan(recipe, _scale_down(config, num_processes, num_gpus))
+    return Plan(recipe, _resolve(config, SHAPE, num_processes, num_gpus))
 
 
-def _scale_down(config: RunConfig, num_processes: int, num_gpus: int) -> RunConfig:
-    """On some processes, resolved as a run's settings are."""
+def _resolve(
+    config: RunConfig, shape: ModelShape, num_processes: int, num_gpus: int
+) -> ResolvedRun:
+    """As a run's settings are, by the same rules; all processes count as those of one host."""
     config = with_settings(config, num_processes=num_processes, timeout_minutes=2.0)
     machine = Machine(num_gpus=num_gpus, num_cores=num_processes)
-    return resolve_config(config, machine=machine, shape=SHAPE)
+    return resolve(config, shape=shape, machine=machine, known=SETTINGS_ALONE)

@@ -25,19 +25,19 @@ def main(arguments: Sequence[str]) -> None:
     name, num_processes, num_gpus, *recipe = arguments
     plans = choose_plans(int(num_processes), recipe[0] if recipe else None, num_gpus=int(num_gpus))
     [plan] = [plan for plan in plans if plan.name == name]
-    start_process_group(plan.config.parallel.timeout_minutes)
+    start_process_group(plan.run.config.parallel.timeout_minutes)
     is_first = dist.get_rank() == 0
     # Before there is an engine, which puts its own functions in the place of torch's.
     reference = References().of(plan) if is_first else None
-    record = train_plan(plan.config, plan.shape, make_steps(plan.num_batches))
+    record = train_plan(plan.run, make_steps(plan.num_batches))
     records: list[Record] | None = [record] * dist.get_world_size() if is_first else None
     dist.gather_object(record, records)
     if reference and records:
         errors = compare(
             reference,
             records,
-            max_grad_norm=plan.config.optimizer.max_grad_norm,
-            is_bf16=plan.config.train.bf16 is True,
+            max_grad_norm=plan.run.config.optimizer.max_grad_norm,
+            is_bf16=plan.run.is_bf16,
         )
         screen.write(json.dumps(asdict(errors)) + "\n")
     dist.barrier()

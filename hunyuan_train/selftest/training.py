@@ -11,10 +11,10 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
 from torch import Tensor, nn
 
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, cut_batch
 from hunyuan_train.evaluation.losses import evaluate
-from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.objectives.loss_groups import WHOLE
 from hunyuan_train.parallel.engine import start_process_group
@@ -25,12 +25,13 @@ from hunyuan_train.selftest.samples import WEIGHTS, Step, lay_batches
 from hunyuan_train.trainer.step import accumulate_gradients, update_weights
 
 
-def train_plan(config: RunConfig, shape: ModelShape, steps: list[Step]) -> Record:
+def train_plan(run: ResolvedRun, steps: list[Step]) -> Record:
     """Train on this rank's share of each step, then evaluate on its share of the first."""
     _silence_libraries()
+    config, shape = run.config, run.shape
     start_process_group(config.parallel.timeout_minutes)
     # As in the released model only norms stay whole, and matrices are gathered where they are used.
-    engine = make_engine(config, shape, WEIGHTS, largest_gathered=shape.hidden_size)
+    engine = make_engine(run, WEIGHTS, largest_gathered=shape.hidden_size)
     routers = make_router_terms(config, shape, engine)
     engine.train()
     evaluate(engine, step_batches(config, steps[0]))  # as a run looks at its routers first

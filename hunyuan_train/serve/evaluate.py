@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hunyuan_train.config.rules import check_needles_fit, needle_lengths
+from hunyuan_train.config.rules.evaluation import check_needles_fit, needle_lengths
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.families.registry import read_shape

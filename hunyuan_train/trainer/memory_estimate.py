@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import GPUS, GpuModel, Hardware
 from hunyuan_train.planner.text import as_json
@@ -35,19 +33,13 @@ def find_gpu() -> GpuModel | None:
     return next((gpu for model, gpu in GPUS.items() if model in name), None)
 
 
-def plan_here(config: RunConfig, shape: ModelShape, *, num_data_tokens: int) -> Planned:
+def plan_here(run: ResolvedRun, *, num_data_tokens: int) -> Planned:
     """Plan this run on the processes that it has."""
-    is_on_gpu, gpu = torch.cuda.is_available(), find_gpu()
-    per_node = int(config.parallel.num_processes)
-    hardware = Hardware(
-        num_nodes=max(1, dist.get_world_size() // per_node),
-        num_ranks=dist.get_world_size(),
-        gpus_per_node=per_node if is_on_gpu else 0,
-        gpu=gpu or GPUS["h100"],
-    )
-    estimate = estimate_run(config, shape, hardware, num_data_tokens=num_data_tokens)
+    gpu = find_gpu()
+    hardware = Hardware(gpu=gpu or GPUS["h100"])
+    estimate = estimate_run(run, hardware, num_data_tokens=num_data_tokens)
     memory = estimate.memory
-    peak = memory.allocated_peak if is_on_gpu else memory.process_peak
+    peak = memory.allocated_peak if run.is_on_gpu else memory.process_peak
     content = as_json(estimate, None)
     unknown = () if gpu else SPEEDS
     unknown = ("fits", "shortages", "nearest", *unknown)  # limits were judged before the start

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from matplotlib import image
 
-from hunyuan_train.config.rules import tracker_names
+from hunyuan_train.config.rules.logs import tracker_names
 from hunyuan_train.config.run_files import METRICS
 from hunyuan_train.json_lines import JsonLines, Numbers
 from hunyuan_train.trainer.heat_map import draw_heat_map

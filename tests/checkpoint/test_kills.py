@@ -21,7 +21,7 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.launcher.host.extension import SHARED_MEMORY, extensions_folder
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.heartbeat import announce_rank
-from hunyuan_train.launcher.start.preflight import make_plan
+from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.run import run
 from tests.ranks import run_ranks, start_ranks
 
@@ -38,7 +38,7 @@ SETTINGS = (
 def train_as_rank(output_dir: Path) -> None:
     try:
         config = load_config([*SETTINGS, "--output_dir", str(output_dir)])
-        exit_code = run(make_plan(config, machine=detect_machine()).config, announce_rank())
+        exit_code = run(resolve_here(config, machine=detect_machine()), announce_rank())
     except BaseException:  # noqa: BLE001  shown with the test's output
         traceback.print_exc()
         exit_code = 1

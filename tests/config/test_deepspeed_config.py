@@ -1,23 +1,27 @@
 import json
-from dataclasses import replace
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
-from hunyuan_train.config.deepspeed_config import (
-    build_deepspeed_config,
-    read_deepspeed_file,
-)
-from hunyuan_train.config.load import load_config
-from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.deepspeed_config import build_deepspeed_config
+from hunyuan_train.config.deepspeed_file import read_deepspeed_file
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.shipped import DS_CONFIGS
+from tests.config.resolved import resolve_flags
 
 
-def config_with(path: Path | str, *flags: str, expert_size: int = 2) -> RunConfig:
-    """A config with nothing "auto" that decides what the engine is given."""
-    decided = ["--expert_parallel_size", str(expert_size), "--optimizer", "adamw"]
-    return load_config(["--deepspeed", str(path), *decided, *flags])
+def run_with(
+    path: Path | str, *flags: str, expert_size: int = 2, num_ranks: int = 2
+) -> ResolvedRun:
+    """A run by a DeepSpeed file, before any rule is checked."""
+    return resolve_flags(
+        ["--deepspeed", str(path), "--expert_parallel_size", str(expert_size), *flags],
+        Machine(num_gpus=0, num_cores=num_ranks),
+        slots=(num_ranks,),
+        known=(),
+    )
 
 
 def write(folder: Path, **changes: object) -> Path:
@@ -29,12 +33,13 @@ def write(folder: Path, **changes: object) -> Path:
 
 
 def test_the_runs_own_numbers_are_filled_in():
-    config = config_with(
+    run = run_with(
         DS_CONFIGS / "zero3_ep.json",
         *("--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "5"),
-        *("--max_grad_norm", "0.5"),
+        *("--max_grad_norm", "0.5", "--bf16"),
+        num_ranks=4,
     )
-    filled = build_deepspeed_config(config, world_size=4, is_bf16=True)
+    filled = build_deepspeed_config(run)
     assert filled["train_batch_size"] == 60
     assert filled["train_micro_batch_size_per_gpu"] == 3
     assert filled["gradient_accumulation_steps"] == 5
@@ -46,7 +51,7 @@ def test_the_runs_own_numbers_are_filled_in():
 
 @pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_every_file_we_ship_is_complete_once_filled(path):
-    filled = build_deepspeed_config(config_with(path), world_size=2, is_bf16=False)
+    filled = build_deepspeed_config(run_with(path))
     assert "auto" not in json.dumps(filled).replace("autoep_size", "")
     assert ("expert_parallel" in filled) == ("ep" in path.stem)
     assert ("offload_optimizer" in filled["zero_optimization"]) == ("offload" in path.stem)
@@ -78,22 +83,21 @@ def test_every_file_we_ship_is_complete_once_filled(path):
     ],
 )
 def test_a_number_that_differs_from_the_run_is_refused(tmp_path, changes, message):
-    config = config_with(write(tmp_path, **changes))
     with pytest.raises(ConfigError, match=message):
-        build_deepspeed_config(config, world_size=2, is_bf16=False)
+        build_deepspeed_config(run_with(write(tmp_path, **changes)))
 
 
 def test_the_same_number_written_out_is_no_conflict(tmp_path):
     path = write(
         tmp_path, train_micro_batch_size_per_gpu=1, gradient_clipping=1, train_batch_size=2
     )
-    assert build_deepspeed_config(config_with(path), world_size=2, is_bf16=False)
+    assert build_deepspeed_config(run_with(path))
 
 
 def test_keys_that_are_not_ours_pass_through_and_hugging_faces_auto_sizes_are_left_out(tmp_path):
     section = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
     path = write(tmp_path, zero_optimization=section, wall_clock_breakdown=True, nested={"a": [1]})
-    filled = build_deepspeed_config(config_with(path), world_size=2, is_bf16=False)
+    filled = build_deepspeed_config(run_with(path))
     assert filled["zero_optimization"] == {"stage": 3}
     assert filled["wall_clock_breakdown"] is True
     assert filled["nested"] == {"a": [1]}
@@ -123,8 +127,8 @@ def test_a_file_that_is_not_there_or_not_json_is_refused(tmp_path, text, message
         read_deepspeed_file(str(path))
 
 
-def test_building_leaves_the_config_untouched():
-    config = config_with(DS_CONFIGS / "zero3_ep.json")
-    before = replace(config)
-    build_deepspeed_config(config, world_size=2, is_bf16=False)
-    assert config == before
+def test_building_leaves_the_file_that_was_read_untouched():
+    run = run_with(DS_CONFIGS / "zero3_ep.json")
+    before = deepcopy(run.engine)
+    build_deepspeed_config(run)
+    assert run.engine == before

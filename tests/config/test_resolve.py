@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.config.load import load_config
-from hunyuan_train.config.resolve import Machine, resolve_config
+from hunyuan_train.config import resolve as resolve_module
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
+from tests.config.resolved import ALL_BUT_DISK, EIGHT_GPUS, TWO_CORES, resolve_flags
 
-EIGHT_GPUS = Machine(num_gpus=8, num_cores=64)
-TWO_CORES = Machine(num_gpus=0, num_cores=2)
 ONE_CORE = Machine(num_gpus=0, num_cores=1)
 
 
@@ -38,16 +38,37 @@ ONE_CORE = Machine(num_gpus=0, num_cores=1)
 def test_auto_is_decided_by_machine_model_and_file(
     flags, machine, num_experts, num_processes, expert_size, file, optimizer
 ):
-    config = resolve_config(
-        load_config(flags.split()), machine=machine, shape=replace(TINY, num_experts=num_experts)
-    )
-    assert config.parallel.num_processes == num_processes
-    assert config.parallel.expert_parallel_size == expert_size
-    assert Path(config.parallel.deepspeed).stem == file
-    assert config.optimizer.optimizer == optimizer
-    assert config.train.bf16 is (machine.num_gpus > 0)
+    run = resolve_flags(flags, machine, shape=replace(TINY, num_experts=num_experts))
+    assert run.slots == (num_processes,)
+    assert run.config.parallel.num_processes == num_processes
+    assert run.expert_size == expert_size
+    assert Path(run.engine_path).stem == file
+    assert run.optimizer.name == optimizer
+    assert run.is_bf16 is (machine.num_gpus > 0)
 
 
 def test_resolving_twice_changes_nothing():
-    once = resolve_config(load_config([]), machine=EIGHT_GPUS, shape=A13B)
-    assert resolve_config(once, machine=EIGHT_GPUS, shape=A13B) == once
+    once = resolve_flags("", EIGHT_GPUS, shape=A13B)
+    again = resolve(once.config, shape=A13B, machine=EIGHT_GPUS, known=ALL_BUT_DISK)
+    assert again == once
+
+
+def test_the_deepspeed_file_is_read_once(monkeypatch):
+    paths = []
+    read = resolve_module.read_deepspeed_file
+    monkeypatch.setattr(
+        resolve_module, "read_deepspeed_file", lambda path: paths.append(path) or read(path)
+    )
+    for flags in ("", "--deepspeed ds_configs/zero3_ep.json", "--use_lora --lora_rank 8"):
+        paths.clear()
+        resolve_flags(flags)
+        assert len(paths) == 1
+
+
+def test_what_is_known_of_a_run_follows_from_its_hosts_and_settings():
+    flags = "--max_seq_length 64 --per_device_train_batch_size 3 --sequence_parallel_size 4"
+    run = resolve_flags(flags, EIGHT_GPUS, shape=A13B, slots=(8, 4))
+    assert (run.num_nodes, run.num_ranks, run.ranks_per_node, run.host_divisor) == (2, 12, 8, 4)
+    assert run.num_tokens == 48
+    assert run.element_bytes == 2
+    assert run.zero_number("stage3_max_live_parameters") == 1_000_000_000  # the engine's own

@@ -6,6 +6,9 @@ from typing import get_args
 import pytest
 
 from hunyuan_train.config.load import load_config
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.errors import ConfigError
@@ -20,23 +23,22 @@ from hunyuan_train.optim.records import (
     find_optimizer,
 )
 from hunyuan_train.planner.disk import plan_disk
-from hunyuan_train.planner.estimate import estimate_run, resolve_for
-from hunyuan_train.planner.layout import Layout
+from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.search import find_nearest
 from hunyuan_train.planner.states import optimizer_bytes
 
-EIGHT_80GB = Hardware(num_nodes=1, gpus_per_node=8, gpu_memory=80 * 10**9)
+EIGHT_80GB = Machine(num_gpus=8, num_cores=8, gpu_memory=80 * 10**9)
 
 
-def run_with(optimizer: str) -> RunConfig:
+def settings_with(optimizer: str) -> RunConfig:
     """A run of the released model as full.yaml has it; the name is not checked."""
     return with_settings(load_config(["--recipe", "full"]), optimizer=optimizer)
 
 
-def layout_with(optimizer: str) -> Layout:
-    config = resolve_for(run_with(optimizer), A13B, EIGHT_80GB)
-    return estimate_run(config, A13B, EIGHT_80GB).layout
+def run_with(optimizer: str, machine: Machine = EIGHT_80GB) -> ResolvedRun:
+    config = settings_with(optimizer)
+    return resolve(config, shape=A13B, machine=machine, known=SETTINGS_ALONE)
 
 
 def test_every_name_that_the_setting_takes_has_one_record() -> None:
@@ -56,9 +58,9 @@ def test_an_unknown_optimizer_is_an_error_that_names_the_known_ones(name: str) -
 
 def test_an_unknown_optimizer_is_not_planned_as_another() -> None:
     with pytest.raises(ConfigError, match="optimizer is adamax"):
-        layout_with("adamax")
-    layout = layout_with("adamw")
-    unknown = replace(layout, config=with_settings(layout.config, optimizer="adamax"))
+        run_with("adamax")
+    run = run_with("adamw")
+    unknown = replace(run, config=with_settings(run.config, optimizer="adamax"))
     for plan in (optimizer_bytes, plan_disk):
         with pytest.raises(ConfigError, match="optimizer is adamax"):
             plan(unknown)
@@ -99,10 +101,8 @@ def test_one_more_record_is_planned_suggested_and_described(
         search_price=0.5,
     )
     monkeypatch.setitem(OPTIMIZERS, "lion", fake)
-    plans = {
-        name: estimate_run(layout_with(name).config, A13B, EIGHT_80GB) for name in ("adamw", "lion")
-    }
-    held = {name: optimizer_bytes(plan.layout) for name, plan in plans.items()}
+    plans = {name: estimate_run(run_with(name), Hardware()) for name in ("adamw", "lion")}
+    held = {name: optimizer_bytes(plan.run) for name, plan in plans.items()}
     assert held["lion"] * 12 == held["adamw"] * 8
     assert plans["lion"].disk.checkpoint * 12 == plans["adamw"].disk.checkpoint * 8
     seconds = {name: plan.speed.update_seconds for name, plan in plans.items()}
@@ -110,6 +110,6 @@ def test_one_more_record_is_planned_suggested_and_described(
     assert "lion (one state)" in describe_optimizers()
     # Its states fit where those of AdamW do not, and it costs less than lean.
     wide = replace(EIGHT_80GB, gpu_memory=140 * 10**9)
-    found = find_nearest(run_with("adamw"), A13B, wide)
+    found = find_nearest(settings_with("adamw"), run_with("adamw", wide), Hardware())
     assert found is not None
     assert found.flags == ["--optimizer lion"]

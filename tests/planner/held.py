@@ -13,9 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hunyuan_train.checkpoint.save import save_checkpoint
-from hunyuan_train.config.load import load_config
-from hunyuan_train.config.resolve import Machine, resolve_config
-from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.safetensors_header import read_header
@@ -26,6 +24,7 @@ from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import forward_losses, train_step
 from tests.batches import make_batch
+from tests.config.resolved import resolve_flags
 
 Bytes = dict[str, int]
 
@@ -46,19 +45,18 @@ class Storages:
         return sum(self.sizes.values()) - before
 
 
-def resolved(flags: Sequence[str], shape: ModelShape, world: int) -> RunConfig:
+def resolved(flags: Sequence[str], shape: ModelShape, world: int) -> ResolvedRun:
     """The run of some flags on as many CPU cores as ranks."""
-    machine = Machine(num_gpus=0, num_cores=world)
-    config = load_config(["--recipe", "tiny", "--num_processes", str(world), *flags])
-    return resolve_config(config, machine=machine, shape=shape)
+    arguments = ["--recipe", "tiny", "--num_processes", str(world), *flags]
+    return resolve_flags(arguments, Machine(num_gpus=0, num_cores=world), shape=shape)
 
 
 def measure(flags: Sequence[str], shape: ModelShape, lengths: list[int]) -> Bytes:
     """Train a step on this rank as a run would, and count what is held then and in the next."""
     start_process_group(timeout_minutes=2)
-    config = resolved(flags, shape, dist.get_world_size())
+    run = resolved(flags, shape, dist.get_world_size())
     source = SeededWeights(seed=1, standard_deviation=shape.initializer_range)
-    engine = make_engine(config, shape, source)
+    engine = make_engine(run, source)
     engine.train()
     batch = make_batch(np.random.default_rng(dist.get_rank()), lengths)
     train_step(engine, [batch], learning_rate=1e-4)

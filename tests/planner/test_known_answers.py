@@ -4,26 +4,27 @@ from dataclasses import replace
 
 import pytest
 
-from hunyuan_train.config.load import load_config
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.tables import count_parameters
-from hunyuan_train.planner.estimate import Estimate, estimate_run, resolve_for
+from hunyuan_train.planner.estimate import Estimate, estimate_run
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.states import gradient_bytes, optimizer_bytes, weight_bytes
 from hunyuan_train.planner.text import describe_shortage
+from tests.config.resolved import resolve_flags
 
-EIGHT_80GB = Hardware(num_nodes=1, gpus_per_node=8, gpu_memory=80 * 10**9)
+EIGHT_80GB = Machine(num_gpus=8, num_cores=8, gpu_memory=80 * 10**9)
 GIB = 2**30
 
 
-def estimate(*flags: str, hardware: Hardware = EIGHT_80GB) -> Estimate:
-    config = load_config(["--model_name_or_path", "a13b", *flags])
-    return estimate_run(resolve_for(config, A13B, hardware), A13B, hardware)
+def estimate(*flags: str, machine: Machine = EIGHT_80GB, num_nodes: int = 1) -> Estimate:
+    arguments = ["--model_name_or_path", "a13b", *flags]
+    slots = [machine.num_gpus] * num_nodes
+    return estimate_run(resolve_flags(arguments, machine, shape=A13B, slots=slots), Hardware())
 
 
 def state_bytes(plan: Estimate) -> float:
-    layout = plan.layout
-    return weight_bytes(layout) + gradient_bytes(layout) + optimizer_bytes(layout)
+    return weight_bytes(plan.run) + gradient_bytes(plan.run) + optimizer_bytes(plan.run)
 
 
 def test_float32_adamw_needs_150_gib_a_gpu_and_is_refused():
@@ -37,7 +38,7 @@ def test_float32_adamw_needs_150_gib_a_gpu_and_is_refused():
 
 def test_lean_needs_55_gib_of_states_and_fits():
     plan = estimate("--recipe", "full")
-    assert plan.layout.config.optimizer.optimizer == "lean"
+    assert plan.run.config.optimizer.optimizer == "lean"
     # 5.879 bytes a parameter: 2 weights, 2 gradients, 15 bits of states and their scales; and the
     # float32 weights of routers, whole on each GPU, and their float32 masters.
     assert state_bytes(plan) / GIB == pytest.approx(55.06, abs=0.01)
@@ -53,12 +54,11 @@ def test_adapters_fit_with_room_for_long_rows():
 
 
 def test_rows_of_256k_fit_four_machines_and_with_adapters_one():
-    four = replace(EIGHT_80GB, num_nodes=4)
-    full = estimate("--recipe", "long", hardware=four)
+    full = estimate("--recipe", "long", num_nodes=4)
     adapters = estimate("--recipe", "long", "--use_lora")
     for plan, used in ((full, 50.7), (adapters, 28.7)):
         assert plan.fits
-        assert plan.layout.num_tokens == 2**18 // 8
+        assert plan.run.num_tokens == 2**18 // 8
         assert plan.memory.device_peak / GIB == pytest.approx(used, abs=0.5)
         # Inputs of 32 layers, 4,096 values of two bytes a token, to host memory and back.
         inputs = 32 * 4096 * 2 * 2**15
@@ -82,7 +82,7 @@ def test_an_offloaded_optimizer_takes_18_bytes_a_parameter_of_the_host_or_more()
 
 def test_host_memory_refuses_what_the_gpus_could_hold():
     small = replace(EIGHT_80GB, host_memory=1000 * 10**9)
-    plan = estimate("--recipe", "full", "--optimizer", "offload", hardware=small)
+    plan = estimate("--recipe", "full", "--optimizer", "offload", machine=small)
     (shortage,) = plan.shortages
     assert shortage.what == "a machine's host memory"
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.planner.activations import after_bytes, saved_bytes
 from hunyuan_train.planner.disk import plan_disk
-from hunyuan_train.planner.layout import Layout, make_layout
 from hunyuan_train.planner.states import (
     gradient_bytes,
     host_states,
@@ -62,17 +62,17 @@ RUNS = {
 }
 
 
-def planned(layout: Layout) -> Bytes:
+def planned(run: ResolvedRun) -> Bytes:
     """The same lines as `measure` counts."""
-    host = {line.name: line.num_bytes for line in host_states(layout)}
+    host = {line.name: line.num_bytes for line in host_states(run)}
     return {
-        "weights": weight_bytes(layout),
-        "small weights kept whole": kept_whole_bytes(layout) if layout.stage == 3 else 0,
-        "gradients": gradient_bytes(layout),
-        "optimizer": optimizer_bytes(layout),
+        "weights": weight_bytes(run),
+        "small weights kept whole": kept_whole_bytes(run) if run.stage == 3 else 0,
+        "gradients": gradient_bytes(run),
+        "optimizer": optimizer_bytes(run),
         "float32 gradients": host.get("float32 gradients, pinned", 0),
-        "activations": saved_bytes(layout) + after_bytes(layout, NUM_LABELS),
-        "checkpoint": plan_disk(layout).checkpoint,
+        "activations": saved_bytes(run) + after_bytes(run, NUM_LABELS),
+        "checkpoint": plan_disk(run).checkpoint,
     }
 
 
@@ -81,8 +81,7 @@ def test_every_component_is_what_the_processes_hold(name):
     num_ranks, flags = RUNS[name]
     words = [*flags.split(), "--max_seq_length", str(sum(LENGTHS))]
     ranks = run_ranks(measure, num_ranks, words, SHAPE, LENGTHS)
-    config = resolved(words, SHAPE, num_ranks)
-    plan = planned(make_layout(config, SHAPE, num_nodes=1, is_on_gpu=False))
+    plan = planned(resolved(words, SHAPE, num_ranks))
     for component, expected in plan.items():
         held = [rank[component] for rank in ranks]
         # Rows are routed unevenly, but all of them are routed; of the rest the fullest rank counts.

@@ -3,16 +3,19 @@ from dataclasses import replace
 import pytest
 
 from hunyuan_train.config.load import load_config
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.search import find_nearest
+from tests.config.resolved import resolve_flags
 
-EIGHT_80GB = Hardware(num_nodes=1, gpus_per_node=8, gpu_memory=80 * 10**9)
+EIGHT_80GB = Machine(num_gpus=8, num_cores=8, gpu_memory=80 * 10**9)
 
 
-def nearest(*flags: str, hardware: Hardware = EIGHT_80GB):
-    config = load_config(["--recipe", "full", "--model_name_or_path", "a13b", *flags])
-    return find_nearest(config, A13B, hardware)
+def nearest(*flags: str, machine: Machine = EIGHT_80GB, disk: int = 0):
+    arguments = ["--recipe", "full", "--model_name_or_path", "a13b", *flags]
+    run = resolve_flags(arguments, machine, shape=A13B)
+    return find_nearest(load_config(arguments), run, Hardware(disk=disk))
 
 
 def test_states_that_do_not_fit_lead_to_the_lean_optimizer():
@@ -54,21 +57,20 @@ def test_long_rows_are_shared_before_they_are_shortened_with_as_many_in_a_step()
 def test_rows_too_long_even_for_all_gpus_of_a_machine_are_shortened():
     found = nearest("--optimizer", "lean", "--max_seq_length", "1048576")
     assert found.estimate.fits
-    assert found.estimate.layout.config.data.max_seq_length < 1048576
+    assert found.estimate.run.config.data.max_seq_length < 1048576
 
 
 def test_a_full_disk_leads_to_fewer_checkpoints():
-    found = nearest("--optimizer", "lean", hardware=replace(EIGHT_80GB, disk=10**12))
+    found = nearest("--optimizer", "lean", disk=10**12)
     assert found.flags == ["--save_total_limit 1"]
 
 
 def test_what_no_change_makes_fit_is_said_to_be_so():
-    tiny_gpus = Hardware(num_nodes=1, gpus_per_node=1, gpu_memory=10**9)
-    assert nearest(hardware=tiny_gpus) is None
+    assert nearest(machine=Machine(num_gpus=1, num_cores=1, gpu_memory=10**9)) is None
 
 
 @pytest.mark.parametrize("memory", [24, 40, 48, 80])
 def test_whatever_is_named_fits(memory):
-    hardware = replace(EIGHT_80GB, gpu_memory=memory * 10**9, host_memory=1000 * 10**9)
-    found = nearest("--optimizer", "adamw", hardware=hardware)
+    machine = replace(EIGHT_80GB, gpu_memory=memory * 10**9, host_memory=1000 * 10**9)
+    found = nearest("--optimizer", "adamw", machine=machine)
     assert found is None or found.estimate.fits

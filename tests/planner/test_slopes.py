@@ -17,7 +17,6 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.planner.component import Phase, total_of
-from hunyuan_train.planner.layout import make_layout
 from hunyuan_train.planner.memory import plan_memory
 from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.step import forward_losses
@@ -56,8 +55,8 @@ def measure_peaks(shape: ModelShape) -> dict[int, list[int]]:
     start_process_group(timeout_minutes=2)
     peaks = {}
     for num_chunks in CHUNKS:
-        config = resolved(flags(num_chunks, max(LENGTHS)), shape, SIZE)
-        engine = make_engine(config, shape, SeededWeights(1, shape.initializer_range))
+        run = resolved(flags(num_chunks, max(LENGTHS)), shape, SIZE)
+        engine = make_engine(run, SeededWeights(1, shape.initializer_range))
         engine.train()
         for layer in engine.module.model.layers:
             gate = layer.mlp.router.gate
@@ -90,9 +89,8 @@ def planned_peaks(num_chunks: int) -> list[int]:
     """The same by the plan, which knows of moments before and after, too."""
     peaks = []
     for length in LENGTHS:
-        config = resolved(flags(num_chunks, length), SHAPE, SIZE)
-        layout = make_layout(config, SHAPE, num_nodes=1, is_on_gpu=False)
-        lines = plan_memory(layout, imbalance=1.0).device
+        run = resolved(flags(num_chunks, length), SHAPE, SIZE)
+        lines = plan_memory(run, imbalance=1.0).device
         peaks.append(total_of(lines, Phase.BACKWARD, Phase.LAYER))
     return peaks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train.cli import main
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.selftest.commands import choose_processes
 from tests.conftest import REPOSITORY
 

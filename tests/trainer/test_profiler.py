@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.config.rules import profiled_steps
+from hunyuan_train.config.rules.logs import profiled_steps
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.trainer.profiler import StepProfiler
 from hunyuan_train.trainer.step import train_step

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.config.launch_schema import LaunchConfig
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.checks import Finding

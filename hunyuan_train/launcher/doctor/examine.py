@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host

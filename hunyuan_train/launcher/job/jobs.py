@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.config.load import dump_text
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import ssh_command
@@ -22,7 +23,6 @@ from hunyuan_train.launcher.rank.environment import (
     own_environment,
     rank_environment,
 )
-from hunyuan_train.launcher.start.preflight import with_processes
 from hunyuan_train.shipped import CODE_FOLDER, TRAIN_SCRIPT
 
 CONFIG_FILE = "run.yaml"
@@ -63,7 +63,7 @@ def make_jobs(config: RunConfig, cluster: Cluster, meeting: Meeting, machine: Ma
             cluster,
             config.launch,
             commands=commands[host],
-            files={CONFIG_FILE: dump_text(with_processes(config, host.slots or 1))},
+            files={CONFIG_FILE: dump_text(with_settings(config, num_processes=host.slots or 1))},
             environment=host_environment(host, cluster, meeting, machine),
         )
         for host in cluster.hosts

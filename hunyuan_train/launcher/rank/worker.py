@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -23,24 +22,21 @@ def is_worker() -> bool:
     return {"RANK", "LOCAL_RANK"} <= os.environ.keys()
 
 
-def with_started_processes(config: RunConfig) -> RunConfig:
-    """The config with the number of processes that torchrun started on this machine.
+def started_slots(config: RunConfig) -> tuple[int, ...]:
+    """Processes that torchrun started on each machine; a rank takes others to be like its own.
 
     Raises:
-        ConfigError: it asks for another number.
+        ConfigError: the settings ask for another number.
     """
-    started = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    if config.parallel.num_processes not in ("auto", started):
+    everywhere = int(os.environ["WORLD_SIZE"])
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", everywhere))
+    if config.parallel.num_processes not in ("auto", here):
         raise ConfigError(
-            f"num_processes is {config.parallel.num_processes}, but torchrun started {started} on "
+            f"num_processes is {config.parallel.num_processes}, but torchrun started {here} on "
             "this machine; leave --num_processes out, or start without torchrun"
         )
-    return replace(config, parallel=replace(config.parallel, num_processes=started))
-
-
-def count_started() -> int:
-    """Processes that torchrun started on all machines."""
-    return int(os.environ["WORLD_SIZE"])
+    num_alike, rest = divmod(everywhere, here)
+    return (here,) * num_alike + ((rest,) if rest else ())
 
 
 def report_failure(text: str) -> None:

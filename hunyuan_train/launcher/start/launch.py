@@ -12,7 +12,8 @@ from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.config.load import CommandLine
-from hunyuan_train.config.resolve import Machine, choose_num_processes
+from hunyuan_train.config.resolve import choose_num_processes
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
 from hunyuan_train.launcher.cluster.sync import sync_hosts
@@ -26,14 +27,14 @@ from hunyuan_train.launcher.start.deepspeed_launcher import try_deepspeed
 from hunyuan_train.launcher.start.many import ManyHosts, examine_or_refuse
 from hunyuan_train.launcher.start.memory import check_memory
 from hunyuan_train.launcher.start.other_launchers import write_slurm, write_torchrun
-from hunyuan_train.launcher.start.preflight import Plan, make_plan
 from hunyuan_train.launcher.start.prepare import (
     check_resume,
     lock_output_folder,
-    prepare_data,
     prepare_output_folder,
+    prepare_run,
 )
-from hunyuan_train.launcher.start.run_summary import show_plan
+from hunyuan_train.launcher.start.resolve_here import resolve_here
+from hunyuan_train.launcher.start.run_summary import show_summary
 
 GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
 
@@ -53,41 +54,39 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
     if command.prints_torchrun or command.prints_slurm:
-        plan = make_plan(config, machine=machine, slots=cluster.slots)
+        run = resolve_here(config, machine=machine, slots=cluster.slots)
         is_torchrun = command.prints_torchrun
         text = (
-            write_torchrun(plan, cluster, arguments)
-            if is_torchrun
-            else write_slurm(plan, arguments)
+            write_torchrun(run, cluster, arguments) if is_torchrun else write_slurm(run, arguments)
         )
         sys.stdout.write(text)
         return SUCCESS
     is_dry_run = command.is_dry_run
     if cluster.is_alone:
-        plan = make_plan(config, machine=machine, slots=cluster.slots)
-        return launch(plan, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
+        run = resolve_here(config, machine=machine, slots=cluster.slots)
+        return launch(run, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
     if config.launch.sync:
         sync_hosts(config, cluster, console)
     examination = examine_or_refuse(config, cluster, console)
-    plan = make_plan(config, machine=examination.machine, slots=cluster.slots)
+    run = resolve_here(config, machine=examination.machine, slots=cluster.slots)
     many = ManyHosts(config, examination, console)
     start = partial(try_deepspeed, many) if config.launch.launcher == "deepspeed" else many
-    return launch(plan, start, is_dry_run=is_dry_run)
+    return launch(run, start, is_dry_run=is_dry_run)
 
 
-def launch(plan: Plan, start: Try, *, is_dry_run: bool) -> int:
+def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
     """Say what a checked run will do, start its ranks and wait for them."""
     console = Console(stderr=True, soft_wrap=True)
-    data = prepare_data(plan)
-    show_plan(plan, data, console)
-    check_resume(plan.config, data)
-    check_memory(plan, data, console)
+    prepared = prepare_run(run)
+    show_summary(prepared, console)
+    check_resume(prepared)
+    check_memory(prepared, console)
     if is_dry_run:
         console.print("dry run: every check passed, nothing was started")
         return SUCCESS
-    with lock_output_folder(plan.config):
-        config_file = prepare_output_folder(plan.config, console)
-        exit_code = run_until_done(plan.config, start, console)
+    with lock_output_folder(run.config):
+        config_file = prepare_output_folder(run.config, console)
+        exit_code = run_until_done(run.config, start, console)
     if exit_code in GOES_ON and list_checkpoints(config_file.parent):
         resume = f"--config {shlex.quote(str(config_file))} --resume_from_checkpoint auto"
         console.print(f"stopped; to go on: hunyuan-train train {resume}", soft_wrap=True)

@@ -16,7 +16,7 @@ from hunyuan_train.launcher.job.jobs import make_jobs
 from hunyuan_train.launcher.job.outcome import Outcome
 from hunyuan_train.launcher.job.output import HostOutput
 from hunyuan_train.launcher.job.watch import run_jobs
-from hunyuan_train.launcher.start.preflight import make_plan
+from hunyuan_train.launcher.start.resolve_here import resolve_here
 
 WAIT_POLL_SECONDS = 3.0
 
@@ -75,14 +75,14 @@ class ManyHosts:
             # Fewer hosts take fewer rows a step, as --min_hosts allows; nothing else has changed.
             asked = with_settings(asked, ignore_settings_change=True)
         machine = examination.machine
-        plan = make_plan(asked, machine=machine, slots=self.cluster.slots)
+        run = resolve_here(asked, machine=machine, slots=self.cluster.slots)
         log_folder = Path(config.train.output_dir, "log")
         log_folder.mkdir(parents=True, exist_ok=True)
         output = HostOutput(self.console, log_folder)
         meeting = examination.meeting(config.launch.master_port)
         try:
             return run_jobs(
-                make_jobs(plan.config, self.cluster, meeting, machine),
+                make_jobs(run.config, self.cluster, meeting, machine),
                 config.launch,
                 console=self.console,
                 show_output=output.of,

@@ -6,10 +6,9 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
-from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.config.schema import CheckpointConfig, RunConfig
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.launcher.start.preflight import Plan, with_processes
-from hunyuan_train.launcher.start.prepare import PreparedData
+from hunyuan_train.launcher.start.prepare import PreparedRun
 from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import Hardware
@@ -17,43 +16,35 @@ from hunyuan_train.planner.search import find_nearest
 from hunyuan_train.planner.text import describe_nearest, describe_shortage
 
 
-def check_memory(plan: Plan, data: PreparedData, console: Console) -> None:
+def check_memory(prepared: PreparedRun, console: Console) -> None:
     """Say what memory a run will take, and refuse it where its hosts have less.
 
     Raises:
         ConfigError: with the arithmetic and the nearest plan that fits, unless force_plan is set.
     """
-    # Hosts may differ: the one with most processes, on the machine that has least of each thing.
-    config, hardware = with_processes(plan.config, max(plan.slots)), describe_hardware(plan)
-    num_data_tokens = data.train.summary.num_tokens
-    estimate = estimate_run(config, data.shape, hardware, num_data_tokens=num_data_tokens)
-    device = f"{gigabytes(estimate.memory.device_peak)} a GPU, " if hardware.gpus_per_node else ""
+    run, num_data_tokens = prepared.run, prepared.train.summary.num_tokens
+    hardware = Hardware(disk=room_on_disk(run.config))
+    estimate = estimate_run(run, hardware, num_data_tokens=num_data_tokens)
+    device = f"{gigabytes(estimate.memory.device_peak)} a GPU, " if run.is_on_gpu else ""
     host, disk = gigabytes(estimate.host_per_node), gigabytes(estimate.disk.total)
     console.print(f"memory     {device}{host} of the host's; {disk} of disk", highlight=False)
     if estimate.fits:
         return
     reasons = "; ".join(describe_shortage(shortage) for shortage in estimate.shortages)
-    if config.parallel.force_plan:
+    if run.config.parallel.force_plan:
         console.print(f"started all the same, as force_plan says: {reasons}", soft_wrap=True)
         return
-    remedy = describe_nearest(find_nearest(config, data.shape, hardware))
+    remedy = describe_nearest(find_nearest(run.config, run, hardware))
     raise ConfigError(
         f"this run does not fit: {reasons}; {remedy}. `hunyuan-train plan --config FILE` "
         "shows all of it; --force_plan starts it all the same"
     )
 
 
-def describe_hardware(plan: Plan) -> Hardware:
-    """What every host has, at least, of everything that a run may use up."""
-    machine, output_dir = plan.machine, Path(plan.config.train.output_dir)
-    return Hardware(
-        num_nodes=len(plan.slots),
-        gpus_per_node=machine.num_gpus,
-        num_ranks=plan.num_ranks,
-        gpu_memory=machine.gpu_memory,
-        host_memory=machine.host_memory,
-        disk=free_disk(output_dir) + replaced_bytes(output_dir, plan.config.checkpoints),
-    )
+def room_on_disk(config: RunConfig) -> int:
+    """Bytes that the files of a run may take."""
+    output_dir = Path(config.train.output_dir)
+    return free_disk(output_dir) + replaced_bytes(output_dir, config.checkpoints)
 
 
 def free_disk(folder: Path) -> int:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.settings import COMMAND_SWITCHES
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.launcher.job.jobs import AGENT
-from hunyuan_train.launcher.start.preflight import Plan
 from hunyuan_train.shipped import IS_INSTALLED, TRAIN_SCRIPT, python_path
 
 DEFAULT_PORT = 29500
@@ -59,7 +59,7 @@ exit "$status"
 """
 
 
-def write_torchrun(plan: Plan, cluster: Cluster, arguments: Sequence[str]) -> str:
+def write_torchrun(run: ResolvedRun, cluster: Cluster, arguments: Sequence[str]) -> str:
     """The command of each host, to be started by hand or by another scheduler.
 
     Args:
@@ -67,8 +67,8 @@ def write_torchrun(plan: Plan, cluster: Cluster, arguments: Sequence[str]) -> st
         cluster: its hosts.
         arguments: those of `hunyuan-train train`.
     """
-    port = plan.config.launch.master_port or DEFAULT_PORT
-    script = shlex.join([str(TRAIN_SCRIPT), *run_flags(plan, arguments)])
+    port = run.config.launch.master_port or DEFAULT_PORT
+    script = shlex.join([str(TRAIN_SCRIPT), *run_flags(run, arguments)])
     lines = []
     for rank, host in enumerate(cluster.hosts):
         words = [
@@ -78,13 +78,13 @@ def write_torchrun(plan: Plan, cluster: Cluster, arguments: Sequence[str]) -> st
         ]
         lines += [
             f"# on {host.address}",
-            f"cd {shlex.quote(str(Path.cwd()))} && {python_path_of_ranks()}{device(plan)}"
+            f"cd {shlex.quote(str(Path.cwd()))} && {python_path_of_ranks()}{device(run)}"
             f"{shlex.join([sys.executable, '-m', 'torch.distributed.run', *words])} {script}",
         ]
     return "\n".join([*lines, ""])
 
 
-def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
+def write_slurm(run: ResolvedRun, arguments: Sequence[str]) -> str:
     """A script for sbatch; Slurm says which hosts.
 
     Args:
@@ -94,31 +94,31 @@ def write_slurm(plan: Plan, arguments: Sequence[str]) -> str:
     Raises:
         ConfigError: hosts with unequal slots, which one `srun` cannot start.
     """
-    slots = plan.slots[0]
-    if len(set(plan.slots)) > 1:
+    slots = run.slots[0]
+    if len(set(run.slots)) > 1:
         raise ConfigError(
-            f"NODE_IP_LIST gives its hosts {', '.join(map(str, plan.slots))} slots, and a job of "
+            f"NODE_IP_LIST gives its hosts {', '.join(map(str, run.slots))} slots, and a job of "
             "Slurm's has as many processes on each node; give all hosts the same number"
         )
-    flags = run_flags(plan, arguments)
+    flags = run_flags(run, arguments)
     if not any(word.startswith("--resume_from_checkpoint") for word in flags):
         flags += ["--resume_from_checkpoint", "auto"]
     script = shlex.join([str(TRAIN_SCRIPT), *flags])
-    output_dir = Path(plan.config.train.output_dir).absolute()
+    output_dir = Path(run.config.train.output_dir).absolute()
     ours = python_path(None)
     return SLURM.format(
-        name=shlex.quote(plan.config.logs.run_name or output_dir.name),
-        num_hosts=len(plan.slots),
+        name=shlex.quote(run.config.logs.run_name or output_dir.name),
+        num_hosts=len(run.slots),
         output=output_dir.with_name(f"{output_dir.name}-%j.txt"),
         stop_seconds=STOP_SECONDS,
-        gpus=f"#SBATCH --gpus-per-node={slots}\n" if plan.machine.num_gpus else "",
+        gpus=f"#SBATCH --gpus-per-node={slots}\n" if run.machine.num_gpus else "",
         folder=shlex.quote(str(Path.cwd())),
         bin_folder=shlex.quote(str(Path(sys.executable).parent)),
         python_path=f'export PYTHONPATH={shlex.quote(ours)}"${{PYTHONPATH:+:$PYTHONPATH}}"\n'
         if ours
         else "",
         extensions=shlex.quote(str(extensions_folder(os.environ))),
-        device="" if plan.machine.num_gpus else "export DS_ACCELERATOR=cpu\n",
+        device="" if run.machine.num_gpus else "export DS_ACCELERATOR=cpu\n",
         agent=shlex.join(AGENT),
         script=script,
         slots=slots,
@@ -132,15 +132,15 @@ def python_path_of_ranks() -> str:
     return f"PYTHONPATH={shlex.quote(path)} " if path else ""
 
 
-def device(plan: Plan) -> str:
+def device(run: ResolvedRun) -> str:
     """What tells DeepSpeed to stay on the CPU, where there are no GPUs."""
-    return "" if plan.machine.num_gpus else "DS_ACCELERATOR=cpu "
+    return "" if run.machine.num_gpus else "DS_ACCELERATOR=cpu "
 
 
-def run_flags(plan: Plan, arguments: Sequence[str]) -> list[str]:
+def run_flags(run: ResolvedRun, arguments: Sequence[str]) -> list[str]:
     """The user's own flags, and what every host must decide alike."""
     switches = {f"__{name}" for name in COMMAND_SWITCHES}
     flags = [word for word in arguments if word.replace("-", "_") not in switches]
     if not any(word.startswith("--expert_parallel_size") for word in flags):
-        flags += ["--expert_parallel_size", str(plan.config.parallel.expert_parallel_size)]
+        flags += ["--expert_parallel_size", str(run.config.parallel.expert_parallel_size)]
     return flags

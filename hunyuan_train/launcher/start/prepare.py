@@ -4,7 +4,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from hunyuan_train.checkpoint.folder import (
 )
 from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
 from hunyuan_train.config.load import dump_config, tokenizer_folder
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.dataset import Dataset
@@ -27,52 +28,51 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import fit_vocabulary
-from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.launcher.start.preflight import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedData:
-    """The tokenized dialogues of a run, and the shape of the model that reads them."""
+class PreparedRun:
+    """A run with its tokenized dialogues."""
 
+    run: ResolvedRun  # its model has the vocabulary of the tokenizer
     tokenizer: Tokenizer
     train: Dataset
     evaluation: Dataset | None
-    shape: ModelShape
 
 
-def prepare_data(plan: Plan) -> PreparedData:
+def prepare_run(run: ResolvedRun) -> PreparedRun:
     """Tokenize the data once, so that every rank finds it done.
 
     Raises:
         DataError: a record, a file or a tokenizer that cannot be used.
     """
-    config = plan.config
+    config = run.config
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     has_evaluation = config.data.eval_data_file or config.data.eval_fraction
     shape = fit_vocabulary(
         config.model.model_name_or_path,
-        plan.shape,
+        run.shape,
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,
     )
-    return PreparedData(
+    return PreparedRun(
+        run=replace(run, shape=shape),
         tokenizer=tokenizer,
         train=prepare_dataset(config.data, tokenizer),
         evaluation=prepare_dataset(config.data, tokenizer, split="eval")
         if has_evaluation
         else None,
-        shape=shape,
     )
 
 
-def check_resume(config: RunConfig, data: PreparedData) -> None:
+def check_resume(prepared: PreparedRun) -> None:
     """Refuse to go on from a checkpoint of another run, before anything of that one changes.
 
     Raises:
         CheckpointError: it is of other data, settings or code, or damaged, or not the newest.
     """
+    config = prepared.run.config
     wanted, output_dir = config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir)
     if wanted is None:
         return
@@ -81,12 +81,11 @@ def check_resume(config: RunConfig, data: PreparedData) -> None:
         manifest = read_manifest(folder)
         if wanted != "auto":
             check_newest(folder, manifest["state"]["step"], output_dir)
-        current = identify_data(data.train, config.data, seed=config.train.seed)
+        current = identify_data(prepared.train, config.data, seed=config.train.seed)
         ignores_change = config.checkpoints.ignore_data_change
         check_same_data(folder, current, ignores_change=ignores_change)
-        check_changes(
-            manifest["fingerprints"], describe_run(config, data.shape), folder, config=config
-        )
+        made_of = describe_run(config, prepared.run.shape)
+        check_changes(manifest["fingerprints"], made_of, folder, config=config)
 
 
 def check_newest(folder: Path, step: int, output_dir: Path) -> None:

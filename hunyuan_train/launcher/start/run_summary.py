@@ -5,49 +5,45 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from hunyuan_train.config.deepspeed_config import read_deepspeed_file, zero_stage
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import BatchPlan, Share
 from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
-from hunyuan_train.launcher.start.preflight import Plan
-from hunyuan_train.launcher.start.prepare import PreparedData
+from hunyuan_train.launcher.start.prepare import PreparedRun
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.trainer.schedule import count_steps
 
 
-def show_plan(plan: Plan, data: PreparedData, console: Console) -> None:
+def show_summary(prepared: PreparedRun, console: Console) -> None:
     """Print one line per decision."""
-    for name, value in describe_plan(plan, data).items():
+    for name, value in summarise_run(prepared).items():
         console.print(Text.assemble((f"{name:<10} ", "bold"), value), soft_wrap=True)
 
 
-def describe_plan(plan: Plan, data: PreparedData) -> dict[str, str]:
+def summarise_run(prepared: PreparedRun) -> dict[str, str]:
     """What is trained, on what, for how long, and where the results go."""
-    config, shape = plan.config, data.shape
-    train, parallel = config.train, config.parallel
+    run, config = prepared.run, prepared.run.config
     is_preset = config.model.model_name_or_path in PRESETS
-    stage = zero_stage(read_deepspeed_file(parallel.deepspeed))
-    device = "GPUs" if plan.machine.num_gpus else "CPU"
-    counts = count_parameters(shape)
+    counts = count_parameters(run.shape)
     lines = {
         "model": f"{config.model.model_name_or_path}: {counts.total:,} parameters, "
         f"{counts.active:,} of them active for a token"
-        + (f"; random weights from seed {train.seed}" if is_preset else ""),
+        + (f"; random weights from seed {config.train.seed}" if is_preset else ""),
         "training": describe_method(config),
-        "processes": f"{describe_hosts(plan.slots)} on {device} in "
-        f"{'bfloat16' if train.bf16 else 'float32'}: ZeRO stage {stage}, experts split over "
-        f"{parallel.expert_parallel_size}{describe_sharing(parallel.sequence_parallel_size)}",
-        "data": f"{config.data.train_data_file}: {describe_counts(data.train.summary)}",
+        "processes": f"{describe_hosts(run.slots)} on {'GPUs' if run.is_on_gpu else 'CPU'} in "
+        f"{'bfloat16' if run.is_bf16 else 'float32'}: ZeRO stage {run.stage}, experts split over "
+        f"{run.expert_size}{describe_sharing(run.sequence_size)}",
+        "data": f"{config.data.train_data_file}: {describe_counts(prepared.train.summary)}",
     }
-    lines |= describe_dataset(data.train, config.data.history, data.tokenizer)
-    if data.evaluation:
+    lines |= describe_dataset(prepared.train, config.data.history, prepared.tokenizer)
+    if prepared.evaluation:
         source = config.data.eval_data_file or f"{config.data.eval_fraction:.0%} of it"
-        lines["evaluation"] = f"{source}: {describe_counts(data.evaluation.summary)}"
-    lines["length"] = describe_length(plan, data.train)
-    lines["output"] = train.output_dir
+        lines["evaluation"] = f"{source}: {describe_counts(prepared.evaluation.summary)}"
+    lines["length"] = describe_length(run, prepared.train)
+    lines["output"] = config.train.output_dir
     return lines
 
 
@@ -75,14 +71,14 @@ def describe_hosts(slots: Sequence[int]) -> str:
     return f"{sum(slots)} on {len(slots)} hosts ({spread})"
 
 
-def describe_length(plan: Plan, dataset: Dataset) -> str:
+def describe_length(run: ResolvedRun, dataset: Dataset) -> str:
     """How many steps, and what one of them reads."""
-    config, train = plan.config, plan.config.train
+    config, train = run.config, run.config.train
     share = Share(
         rows=train.per_device_train_batch_size,
-        num_ranks=plan.num_ranks,
+        num_ranks=run.num_ranks,
         rank=0,
-        sequence_size=config.parallel.sequence_parallel_size,
+        sequence_size=run.sequence_size,
     )
     batches = BatchPlan(
         dataset,

@@ -4,7 +4,7 @@ import sys
 from itertools import pairwise
 
 from hunyuan_train.config.load import load_config
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import ssh_command

@@ -8,7 +8,7 @@ from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.load import load_config
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.machine import count_gpus, detect_machine
-from hunyuan_train.launcher.rank.worker import with_started_processes
+from hunyuan_train.launcher.rank.worker import started_slots
 from hunyuan_train.launcher.start.prepare import (
     check_newest,
     lock_output_folder,
@@ -126,6 +126,6 @@ def test_a_config_for_other_processes_than_torchrun_started_is_refused(monkeypat
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
     for flags in ([], ["--num_processes", "4"]):
-        assert with_started_processes(load_config(flags)).parallel.num_processes == 4
+        assert started_slots(load_config(flags)) == (4, 4)
     with pytest.raises(ConfigError, match="num_processes is 2, but torchrun started 4"):
-        with_started_processes(load_config(["--num_processes", "2"]))
+        started_slots(load_config(["--num_processes", "2"]))

@@ -8,59 +8,61 @@ from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.load import load_config
-from hunyuan_train.config.resolve import Machine
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.probe import host_memory
 from hunyuan_train.launcher.start.launch import launch
 from hunyuan_train.launcher.start.memory import (
     check_memory,
-    describe_hardware,
     free_disk,
     replaced_bytes,
 )
-from hunyuan_train.launcher.start.preflight import make_plan
-from hunyuan_train.launcher.start.prepare import prepare_data
+from hunyuan_train.launcher.start.prepare import prepare_run
+from hunyuan_train.launcher.start.resolve_here import resolve_here
+from hunyuan_train.planner.states import optimizer_bytes
 
 CPU = Machine(num_gpus=0, num_cores=2, host_memory=8 * 2**30)
 
 
-def plan(tmp_path, *flags, machine=CPU):
+def resolved(tmp_path, *flags, machine=CPU):
     arguments = ["--recipe", "tiny", "--output_dir", str(tmp_path / "run"), *flags]
-    return make_plan(load_config(arguments), machine=machine)
+    return resolve_here(load_config(arguments), machine=machine)
 
 
 def test_what_fits_is_said_in_one_line(tmp_path, capsys):
-    made = plan(tmp_path)
-    check_memory(made, prepare_data(made), Console(stderr=True))
+    run = resolved(tmp_path)
+    check_memory(prepare_run(run), Console(stderr=True))
     said = capsys.readouterr().err
     assert said.startswith("memory     1.")
     assert "of disk" in said
 
 
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path):
-    made = plan(tmp_path, machine=replace(CPU, host_memory=2**30))
+    run = resolved(tmp_path, machine=replace(CPU, host_memory=2**30))
     with pytest.raises(ConfigError, match=r"host memory would need 1.* and has 1\.1 GB: process"):
-        launch(made, pytest.fail, is_dry_run=False)
+        launch(run, pytest.fail, is_dry_run=False)
     assert not (tmp_path / "run").exists()
 
 
 def test_long_rows_are_refused_with_the_length_that_fits(tmp_path):
-    made = plan(tmp_path, "--max_seq_length", "262144", machine=replace(CPU, host_memory=7 * 10**9))
+    small = replace(CPU, host_memory=7 * 10**9)
+    run = resolved(tmp_path, "--max_seq_length", "262144", machine=small)
     with pytest.raises(ConfigError, match=r"the nearest plan that fits: .*--max_seq_length"):
-        check_memory(made, prepare_data(made), Console(stderr=True))
+        check_memory(prepare_run(run), Console(stderr=True))
 
 
 def test_force_plan_starts_it_all_the_same_and_says_why_it_should_not(tmp_path, capsys):
-    made = plan(tmp_path, "--force_plan", machine=replace(CPU, host_memory=2**30))
-    assert launch(made, pytest.fail, is_dry_run=True) == 0
+    run = resolved(tmp_path, "--force_plan", machine=replace(CPU, host_memory=2**30))
+    assert launch(run, pytest.fail, is_dry_run=True) == 0
     said = capsys.readouterr().err
     assert "started all the same, as force_plan says: a machine's host memory would need" in said
 
 
 def test_several_hosts_share_the_states(tmp_path):
     config = load_config(["--recipe", "tiny", "--output_dir", str(tmp_path / "run")])
-    made = make_plan(config, machine=CPU, slots=[2, 2, 2])
-    assert describe_hardware(made).num_nodes == 3
+    run = resolve_here(config, machine=CPU, slots=[2, 2, 2])
+    alone = resolve_here(config, machine=CPU)
+    assert optimizer_bytes(run) < 0.4 * optimizer_bytes(alone)
 
 
 def test_unequal_hosts_are_planned_by_the_one_with_most_processes(tmp_path):
@@ -68,17 +70,17 @@ def test_unequal_hosts_are_planned_by_the_one_with_most_processes(tmp_path):
     small = replace(CPU, num_cores=4, host_memory=10**9)
     shares = []
     for slots in ([4, 4], [2, 4]):
-        made = make_plan(config, machine=small, slots=slots)
+        run = resolve_here(config, machine=small, slots=slots)
         with pytest.raises(ConfigError) as refused:
-            check_memory(made, prepare_data(made), Console(stderr=True))
+            check_memory(prepare_run(run), Console(stderr=True))
         shares.append(float(re.search(r"optimizer ([\d.]+) MB", str(refused.value))[1]))
     # Four processes on the fullest host; each has a sixth of the states instead of an eighth.
     assert shares[1] / shares[0] == pytest.approx(8 / 6, rel=0.02)
 
 
 def test_unknown_memory_refuses_nothing(tmp_path):
-    made = plan(tmp_path, machine=replace(CPU, host_memory=0))
-    check_memory(made, prepare_data(made), Console(stderr=True))
+    run = resolved(tmp_path, machine=replace(CPU, host_memory=0))
+    check_memory(prepare_run(run), Console(stderr=True))
 
 
 def test_a_container_has_no_more_memory_than_its_limit(tmp_path):

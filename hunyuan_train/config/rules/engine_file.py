@@ -1,0 +1,74 @@
+"""Rules about the DeepSpeed file: what this run, or the engine itself, cannot do with it."""
+
+from hunyuan_train.config.deepspeed_config import build_deepspeed_config
+from hunyuan_train.config.deepspeed_file import offloads_optimizer
+from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.errors import ConfigError
+
+# The engine's own ways to share rows: they refuse split experts, or mix packed documents.
+SEQUENCE_KEYS = ("sequence_parallel_size", "data_parallel_size")
+
+
+def check_offloading(run: ResolvedRun) -> None:
+    """Refuse a file that keeps optimizer states elsewhere than the optimizer does."""
+    optimizer = run.optimizer
+    if offloads_optimizer(run.engine) != optimizer.is_on_host:
+        verb = "does not offload" if optimizer.is_on_host else "offloads"
+        raise ConfigError(
+            f"optimizer is {optimizer.name}, but {run.engine_path} {verb} the optimizer states "
+            "(zero_optimization.offload_optimizer); use --optimizer auto, which follows the file, "
+            "or --deepspeed auto, which follows the optimizer"
+        )
+
+
+def check_expert_section(run: ResolvedRun) -> None:
+    """Refuse to split experts by a file that leaves them whole."""
+    if run.expert_size != 1 and not run.splits_experts:
+        raise ConfigError(
+            f"expert_parallel_size is {run.expert_size}, but {run.engine_path} has no enabled "
+            "expert_parallel section; use --deepspeed ds_configs/zero3_ep.json, or "
+            "--expert_parallel_size 1"
+        )
+
+
+def check_stage(run: ResolvedRun) -> None:
+    """Refuse split experts and adapters below stage 3, where the engine gets them wrong."""
+    if run.stage == 3:
+        return
+    if run.splits_experts:
+        raise ConfigError(
+            f"expert_parallel_size is {run.expert_size}, but {run.engine_path} asks for ZeRO stage "
+            f"{run.stage}; below stage 3 the engine clips experts by a norm of their own or "
+            "refuses our optimizer: set zero_optimization.stage to 3"
+        )
+    if run.config.lora.use_lora:
+        raise ConfigError(
+            f"use_lora is true, but {run.engine_path} asks for ZeRO stage {run.stage}; below stage "
+            "3 the engine does not know the names of adapters: set zero_optimization.stage to 3"
+        )
+
+
+def check_gathering(run: ResolvedRun) -> None:
+    """Refuse to let the engine gather experts that it has split."""
+    section = run.engine["zero_optimization"]
+    if run.splits_experts and section.get("stage3_gather_16bit_weights_on_model_save"):
+        raise ConfigError(
+            f"{run.engine_path} sets stage3_gather_16bit_weights_on_model_save, which the engine "
+            "cannot do for split experts; set it to false: the export streams the weights by itself"
+        )
+
+
+def check_sequences(run: ResolvedRun) -> None:
+    """Refuse a file that lets the engine share rows."""
+    for name in SEQUENCE_KEYS:
+        if name in run.engine:
+            raise ConfigError(
+                f"{run.engine_path} sets {name}, by which the engine would share rows itself: it "
+                "refuses to where experts are split, and lets packed documents see each other; "
+                "delete it and use --sequence_parallel_size"
+            )
+
+
+def check_numbers(run: ResolvedRun) -> None:
+    """Refuse a number that differs from the run's own."""
+    build_deepspeed_config(run)

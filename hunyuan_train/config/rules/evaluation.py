@@ -1,0 +1,102 @@
+"""Rules about what is evaluated, and what follows from it."""
+
+from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.errors import ConfigError
+
+MIN_NEEDLE_LENGTH = 256  # tokens; the question and the facts take about 100
+LOSS_METRICS = ("eval_loss", "eval_perplexity")
+ANSWER_METRICS = ("eval_valid_format", "eval_mode_leak", "eval_exact_match", "eval_set_f1")
+
+
+def check_evaluation_data(run: ResolvedRun) -> None:
+    """Refuse to evaluate on nothing."""
+    data, evaluation = run.config.data, run.config.evaluation
+    wanting = {
+        "eval_steps": evaluation.eval_steps,
+        "eval_generate": evaluation.eval_generate,
+        "save_best": run.config.checkpoints.save_best,
+        "early_stopping_patience": evaluation.early_stopping_patience,
+    }
+    for name, value in wanting.items():
+        if value and not (data.eval_data_file or data.eval_fraction):
+            raise ConfigError(
+                f"{name} is {value}, but there is nothing to evaluate on; set "
+                "--eval_data_file, or hold out a share with --eval_fraction 0.05"
+            )
+
+
+def check_early_stopping(run: ResolvedRun) -> None:
+    """Refuse to stop early by evaluations that come too late for it."""
+    evaluation = run.config.evaluation
+    if evaluation.early_stopping_patience and not evaluation.eval_steps:
+        raise ConfigError(
+            f"early_stopping_patience is {evaluation.early_stopping_patience} and eval_steps 0, so "
+            "there is one evaluation only, at the end; set --eval_steps"
+        )
+
+
+def check_best_metric(run: ResolvedRun) -> None:
+    """Refuse to go by a number that no evaluation gives."""
+    metric = run.config.evaluation.metric_for_best_model
+    needs_answers = metric.startswith(ANSWER_METRICS)
+    if not needs_answers and not metric.startswith(LOSS_METRICS):
+        raise ConfigError(
+            f"metric_for_best_model is {metric}; it must begin with one of "
+            f"{', '.join(LOSS_METRICS + ANSWER_METRICS)}"
+        )
+    if needs_answers and not run.config.evaluation.eval_generate:
+        raise ConfigError(
+            f"metric_for_best_model is {metric}, which answers are judged by; let the model answer "
+            "with --eval_generate 64"
+        )
+
+
+def check_best_checkpoint(run: ResolvedRun) -> None:
+    """Refuse to keep the best checkpoint where none is known to be better."""
+    if run.config.checkpoints.save_best and not run.config.evaluation.eval_steps:
+        raise ConfigError(
+            "save_best is true, but eval_steps is 0, so no checkpoint is known to be better than "
+            "another; set --eval_steps"
+        )
+
+
+def check_needles(run: ResolvedRun) -> None:
+    """Refuse lengths of texts that are none, or longer than what the model reads."""
+    check_needles_fit(
+        run.config.evaluation.needle_lengths,
+        context_length=run.shape.context_length,
+        model=run.config.model.model_name_or_path,
+    )
+
+
+def needle_lengths(text: str | None) -> list[int]:
+    """Lengths of `--needle_lengths`, ascending.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    words = text.split(",") if text is not None else []
+    if not all(word.strip().isdecimal() and int(word) >= MIN_NEEDLE_LENGTH for word in words):
+        raise ConfigError(
+            f"needle_lengths is {text}; give numbers of tokens of {MIN_NEEDLE_LENGTH} or more, "
+            "such as 1024,4096,16384"
+        )
+    return sorted({int(word) for word in words})
+
+
+def check_needles_fit(text: str | None, *, context_length: int, model: str) -> None:
+    """Refuse texts that a model was not made to read.
+
+    Args:
+        text: the value of `--needle_lengths`.
+        context_length: tokens that the model reads.
+        model: its name, for the message.
+
+    Raises:
+        ConfigError: one is longer than its context.
+    """
+    if max(needle_lengths(text), default=0) > context_length:
+        raise ConfigError(
+            f"needle_lengths is {text}, and {model} reads {context_length} tokens; leave the "
+            "longer ones out"
+        )

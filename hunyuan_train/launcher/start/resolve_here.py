@@ -1,0 +1,32 @@
+"""Resolves a run on the hosts that it starts on, and finds what is wrong before it does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hunyuan_train.checkpoint.folder import find_checkpoint
+from hunyuan_train.config.resolve import resolve
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.families.registry import PRESETS, resolve_shape
+from hunyuan_train.model.released_files import locate_weights
+
+
+def resolve_here(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ()) -> ResolvedRun:
+    """Resolve settings, check every rule, and look whether the files are there that it reads.
+
+    Args:
+        config: as it was asked for.
+        machine: what each host offers.
+        slots: processes on each host; default: this one, with as many as the settings say.
+
+    Raises:
+        ConfigError: the first rule that it breaks, or a model that cannot be read.
+        CheckpointError: it resumes from what is no checkpoint.
+    """
+    name = config.model.model_name_or_path
+    run = resolve(config, shape=resolve_shape(name), machine=machine, slots=slots)
+    if name not in PRESETS:
+        locate_weights(Path(name), run.shape)
+    if config.checkpoints.resume_from_checkpoint:
+        find_checkpoint(config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir))
+    return run
