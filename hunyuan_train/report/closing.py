@@ -54,7 +54,8 @@ def closing_rows(config: RunConfig) -> dict[str, str | Path]:
         if not (config.lora.use_lora and is_preset):
             rows["talk to it"] = f"hunyuan-train chat {export}"
     if is_preset:
-        rows["next"] = "MODEL_PATH=... TRAIN_FILE=my.jsonl bash train.sh"
+        flags = "--recipe lora --model_name_or_path ... --train_data_file my.jsonl"
+        rows["next"] = f"hunyuan-train train {flags}"
     elif config.checkpoints.export and config.lora.use_lora:
         base = config.model.model_name_or_path
         rows["next"] = f"hunyuan-train merge {base} {export} {output_dir / 'merged'}"

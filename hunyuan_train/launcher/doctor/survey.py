@@ -88,8 +88,8 @@ class Visit:
             self.report.trouble = Trouble(
                 "python",
                 f"no {sys.executable} there",
-                "install the same environment at the same path: run `bash train.sh --help` there, "
-                "or share the folder",
+                "install the same environment at the same path (in a checkout, `bash train.sh "
+                "--help` does), or share the folder",
             )
         elif exit_code == 255:
             self.report.trouble = explain(words, host, self.launch)
