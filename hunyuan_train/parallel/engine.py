@@ -22,7 +22,7 @@ from hunyuan_train.config.adapters import adapts_experts
 from hunyuan_train.config.deepspeed_file import has_bf16_masters, splits_experts
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.model.build import build_model, compute_rope_in_float32
+from hunyuan_train.model.build import build_model, compute_rope_in_float32, model_class
 from hunyuan_train.model.lora import add_linear_adapters
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.expert import (
@@ -84,6 +84,9 @@ def build_split_model(
         attention_dropout: on attention weights.
     """
     is_split = splits_experts(deepspeed_config)
+    # Transformers imports a model's module when its class is first asked for. Inside the engine's
+    # context its classes would lose, at the end, what decorators have added to their constructors.
+    model_class(shape)
     with ExitStack() as construction:
         construction.enter_context(partitioned_construction(deepspeed_config))
         if is_split:

@@ -136,7 +136,13 @@ def test_another_seed_of_a_rank_is_other_code(package: Path) -> None:
     "name",
     [
         *("run.py", "instrumentation.py", "config/resolve.py", "data/batches/packing.py"),
-        *("model/router.py", "parallel/expert.py", "optim/lean.py", "objectives/loss_groups.py"),
+        *(
+            "families/tensors.py",
+            "model/router.py",
+            "parallel/expert.py",
+            "optim/lean.py",
+            "objectives/loss_groups.py",
+        ),
         *("trainer/step.py", "evaluation/losses.py", "checkpoint/resharding.py"),
     ],
 )
