@@ -50,10 +50,11 @@ EXTENSIONS = {extension.name: extension for extension in (SHARED_MEMORY, CPU_ADA
 
 
 def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
-    """What a resolved run loads: on the CPU always one, and those of its optimizer."""
+    """What a run loads: on the CPU always one, and those of its optimizer once it is decided."""
     on_cpu = [] if num_gpus else [SHARED_MEMORY]
-    optimizer = find_optimizer(config.optimizer.optimizer)
-    return [*on_cpu, *(EXTENSIONS[name] for name in optimizer.extensions)]
+    optimizer = config.optimizer.optimizer
+    names = () if optimizer == "auto" else find_optimizer(optimizer).extensions
+    return [*on_cpu, *(EXTENSIONS[name] for name in names)]
 
 
 def main(names: Sequence[str]) -> int:

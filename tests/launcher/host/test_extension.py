@@ -46,6 +46,7 @@ def prepare(folder, console=None, environment=os.environ):
         ("offload", 0, [SHARED_MEMORY, CPU_ADAM]),
         ("adamw", 8, []),
         ("offload", 8, [CPU_ADAM]),
+        ("auto", 0, [SHARED_MEMORY]),  # as the doctor asks, before it is decided
     ],
 )
 def test_only_what_a_run_loads_is_compiled(optimizer, num_gpus, expected):
