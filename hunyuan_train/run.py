@@ -30,8 +30,8 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position, Share, eval_batches
 from hunyuan_train.data.compiled.cache import prepare_dataset
-from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
+from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.samples import sample_answers, wants_sample_answers
 from hunyuan_train.evaluation.show_answer import Answer, show_answer

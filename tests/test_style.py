@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows: sizes, and files named by their subject."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hunyuan_train"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES_OF_A_FUNCTION, MOST_LINES_OF_A_FILE = 60, 500
 NAMES_OF_NO_SUBJECT = {"utils", "util", "common", "helpers", "helper", "misc"}
+# Of a dialogue as a model sees it. The chat has a command named like one of them.
+MARKERS = re.compile(r"</?(?:think|answer|tool_\w+)>|/no_think|<\|\w+\|>|[\u7528\u52a9]\w\uff1a")
+COMMANDS = PACKAGE / "serve" / "commands.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -22,3 +26,14 @@ def test_a_file_has_a_subject_and_a_readable_size(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert num_lines <= MOST_LINES_OF_A_FUNCTION, f"{node.name} has {num_lines} lines"
+
+
+def test_only_a_grammar_spells_what_a_model_sees_between_texts():
+    spelling = set()
+    for path in set(FILES) - {COMMANDS}:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        texts -= {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        if any(isinstance(text.value, str) and MARKERS.search(text.value) for text in texts):
+            spelling.add(path.parent)
+    assert spelling == {PACKAGE / "families" / "grammar" / "hunyuan_a13b"}

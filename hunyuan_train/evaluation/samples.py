@@ -5,7 +5,7 @@ import logging
 import deepspeed
 
 from hunyuan_train.config.schema import EvaluationConfig
-from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.show_answer import Answer
 from hunyuan_train.families.grammar.dialogue import MODES

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.interface import Grammar, ParsedOutput
 from hunyuan_train.families.grammar.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ FRAGMENTATION = 0.06  # of what comes and goes: torch rounds blocks up and split
 CUDA_CONTEXT = 1_500_000_000  # driver, kernels and NCCL's buffers, which torch does not count
 GPU_PROCESS = 4_000_000_000  # a rank's own host memory: interpreter, libraries, CUDA's host side
 CPU_PROCESS = 550_000_000  # the same without CUDA, as the demo has it once all is imported
-DATA_BYTES = 9  # a token of the data cache: id, span and weight (data/compiled/dataset.py)
+DATA_BYTES = 9  # a token of the data cache: id, span and weight (data/dataset.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel
 
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig
-from hunyuan_train.data.rendering.encode import SampleTokens
+from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPANS
 from hunyuan_train.families.registry import family_of

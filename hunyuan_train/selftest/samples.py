@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hunyuan_train.data.batches.loader import Batch, join_samples
-from hunyuan_train.data.rendering.encode import SampleTokens
+from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
 from hunyuan_train.families.hunyuan_v1_moe import TINY

@@ -8,7 +8,7 @@ import pytest
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
-from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 

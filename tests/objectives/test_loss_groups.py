@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hunyuan_train.data.batches.loader import cut_batch, join_samples
-from hunyuan_train.data.rendering.encode import SampleTokens
+from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.objectives.loss_groups import GROUPS, group_masks, group_means, group_weights
 

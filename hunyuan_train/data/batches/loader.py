@@ -3,6 +3,8 @@
 A batch is one flat run of samples without padding. Rows of an epoch are numbered; a step takes the
 next rows of all ranks and micro-batches, whoever computes which. Ranks may share rows: each of them
 then keeps a part of the tokens, cut from the whole row, whose labels are those of the whole row.
+
+The door of `batches`: a `Dataset` goes in, the batches of each step come out.
 """
 
 from collections.abc import Sequence
@@ -19,8 +21,7 @@ from hunyuan_train.data.batches.packing import (
     pack_rows,
     single_rows,
 )
-from hunyuan_train.data.compiled.dataset import Dataset
-from hunyuan_train.data.rendering.encode import SampleTokens
+from hunyuan_train.data.dataset import Dataset, SampleTokens
 from hunyuan_train.errors import DataError
 
 IGNORED = -100  # label of a position that carries no loss

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hunyuan_train.data.compiled.compile import CompiledChunk, CompileSettings, compile_chunk
-from hunyuan_train.data.compiled.dataset import DTYPES, RECORD, DataSummary, write_summary
 from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
+from hunyuan_train.data.dataset import DTYPES, RECORD, DataSummary, write_summary
 from hunyuan_train.data.findings import POLICIES, Finding, FindingLog
 from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import Source

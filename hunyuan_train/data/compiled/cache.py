@@ -3,6 +3,8 @@
 A data set is built in a folder of its own and published by one rename, so that a name either does
 not exist or is whole, whenever a run is killed. A lock keeps other processes waiting meanwhile; it
 only spares work: two builders would publish the same bytes.
+
+The door of `compiled`: the settings of a run's data go in, a `Dataset` comes out.
 """
 
 import fcntl
@@ -24,8 +26,8 @@ import numpy as np
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled.build import build_dataset
 from hunyuan_train.data.compiled.compile import CompileSettings, Split
-from hunyuan_train.data.compiled.dataset import Dataset, is_whole, map_array, read_summary
 from hunyuan_train.data.compiled.repeats import SeenHashes
+from hunyuan_train.data.dataset import Dataset, is_whole, map_array, read_summary
 from hunyuan_train.data.findings import parse_policies
 from hunyuan_train.data.reading.sources import Source, find_sources
 from hunyuan_train.errors import DataError

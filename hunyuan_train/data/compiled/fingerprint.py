@@ -6,7 +6,7 @@ A position in the data means something only where all of this is the same again.
 from typing import Any
 
 from hunyuan_train.config.schema import DataConfig
-from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.dataset import Dataset
 
 Identity = dict[str, Any]  # plain JSON, the form in which it comes back from a checkpoint
 

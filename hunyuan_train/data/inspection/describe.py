@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hunyuan_train.data.compiled.dataset import Dataset, DataSummary
+from hunyuan_train.data.dataset import Dataset, DataSummary
 from hunyuan_train.data.inspection.show import write_sample
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 

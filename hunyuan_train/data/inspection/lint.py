@@ -2,6 +2,8 @@
 
 It reads the same way as training (compile.py), so the two cannot disagree, and goes on where
 training would stop. Memory does not grow with the files beyond a few numbers per record.
+
+The door of `inspection`: files go in, all that can be said of them comes out.
 """
 
 import functools

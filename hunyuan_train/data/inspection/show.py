@@ -6,7 +6,8 @@ import numpy as np
 from rich.panel import Panel
 from rich.text import Text
 
-from hunyuan_train.data.rendering.encode import SampleTokens, encode_segments
+from hunyuan_train.data.dataset import SampleTokens
+from hunyuan_train.data.rendering.encode import encode_segments
 from hunyuan_train.families.grammar.segments import (
     SPAN_ANSWER,
     SPAN_MARKER,

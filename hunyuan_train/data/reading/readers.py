@@ -2,6 +2,8 @@
 
 A chunk is plain data (bytes and line numbers), so that it can be sent to another process. What a
 record means is read in decode.py and records/record.py.
+
+The door of `reading`: a file goes in, chunks of raw records come out.
 """
 
 import gzip

@@ -2,6 +2,8 @@
 
 Whatever is wrong is added as a `Problem` and reading goes on with the best reading there is; the
 policy of each kind decides afterwards whether the dialogue is used.
+
+The door of `records`: a decoded record goes in, a `Dialogue` comes out.
 """
 
 import re

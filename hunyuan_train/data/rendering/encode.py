@@ -5,40 +5,20 @@ tokenized once, and taken apart again by byte offsets. One call per chunk instea
 makes tokenizing half as fast again, and no search through ids is needed. A token that reaches over
 the border of two spans (a full stop with the newline of a tag) belongs to the span of its first
 byte.
+
+The door of `rendering`: what a grammar has rendered goes in, tokens come out.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from hunyuan_train.data.dataset import SAMPLE, SampleTokens, gather_sample, sample_lengths
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import Rendering, Segment
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-
-# Where a sample's tokens lie: a piece of shared history, then its own. Offsets are into the chunk
-# at first, and into the whole data set once it is written.
-SAMPLE = np.dtype(
-    [
-        ("record", "<i8"),
-        ("history_start", "<i8"),
-        ("history_length", "<i4"),
-        ("target_start", "<i8"),
-        ("target_length", "<i4"),
-        ("num_labels", "<i4"),
-        ("mode", "u1"),
-    ]
-)
-
-
-class SampleTokens(NamedTuple):
-    """One sample of T tokens."""
-
-    tokens: npt.NDArray[np.uint32]  # [T]
-    spans: npt.NDArray[np.uint8]  # [T], 0 where the token carries no loss
-    weights: npt.NDArray[np.float32]  # [T]
 
 
 @dataclass(slots=True)
@@ -62,30 +42,6 @@ class EncodedChunk:
     def all_weights(self) -> npt.NDArray[np.float32]:
         """[T], also where every token with loss weighs 1."""
         return (self.spans != 0).astype(np.float32) if self.weights is None else self.weights
-
-
-def gather_sample(
-    sample: np.void,
-    tokens: npt.NDArray[np.uint32],
-    spans: npt.NDArray[np.uint8],
-    weights: npt.NDArray[np.float32] | None,
-) -> SampleTokens:
-    """A sample's tokens out of all: the shared history, then its own.
-
-    History carries no loss in this sample, whatever the answers in it do in another.
-    """
-    _, start, length, own_start, own_length, *_ = sample.tolist()
-    history, own = slice(start, start + length), slice(own_start, own_start + own_length)
-    all_spans = np.concatenate([np.zeros(length, np.uint8), spans[own]])
-    all_weights = (all_spans != 0).astype(np.float32)
-    if weights is not None:
-        all_weights[length:] = weights[own]
-    return SampleTokens(np.concatenate([tokens[history], tokens[own]]), all_spans, all_weights)
-
-
-def sample_lengths(samples: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """[S], tokens of each sample of a SAMPLE array."""
-    return samples["history_length"].astype(np.int64) + samples["target_length"]
 
 
 def encode_renderings(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> EncodedChunk:

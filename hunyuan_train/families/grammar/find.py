@@ -1,4 +1,8 @@
-"""What a tokenizer folder holds: a grammar and a tokenizer. A new grammar is added here."""
+"""What a tokenizer folder holds: a grammar and a tokenizer.
+
+The door of `grammar`: a folder goes in, its `Tokenizer` with the `Grammar` comes out. A new grammar
+is a folder beside `hunyuan_a13b`, found here.
+"""
 
 import functools
 from pathlib import Path

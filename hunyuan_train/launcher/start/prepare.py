@@ -22,8 +22,8 @@ from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
-from hunyuan_train.data.compiled.dataset import Dataset
 from hunyuan_train.data.compiled.fingerprint import identify_data
+from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer

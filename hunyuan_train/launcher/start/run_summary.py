@@ -8,7 +8,7 @@ from rich.text import Text
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import BatchPlan, Share
-from hunyuan_train.data.compiled.dataset import Dataset
+from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters

@@ -1,4 +1,4 @@
-"""A compiled data set as it lies on the disk, opened without reading it.
+"""The form of a tokenized sample, and a compiled data set on the disk, opened without reading it.
 
 Files of a folder: `tokens.bin` and `spans.bin` (one entry a token), `weights.bin` (only where some
 token with loss weighs other than 1), `samples.bin` (where each sample's tokens lie),
@@ -10,13 +10,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hunyuan_train.data.rendering.encode import SAMPLE, SampleTokens, gather_sample, sample_lengths
-
+# Where a sample's tokens lie: a piece of shared history, then its own. Offsets are into the chunk
+# at first, and into the whole data set once it is written.
+SAMPLE = np.dtype(
+    [
+        ("record", "<i8"),
+        ("history_start", "<i8"),
+        ("history_length", "<i4"),
+        ("target_start", "<i8"),
+        ("target_length", "<i4"),
+        ("num_labels", "<i4"),
+        ("mode", "u1"),
+    ]
+)
 RECORD = np.dtype([("source", "<i4"), ("line", "<i8"), ("hash", "<u8"), ("question_hash", "<u8")])
 DTYPES: dict[str, np.dtype[Any]] = {
     "tokens": np.dtype("<u4"),
@@ -25,6 +36,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "samples": SAMPLE,
     "records": RECORD,
 }
+
+
+class SampleTokens(NamedTuple):
+    """One sample of T tokens."""
+
+    tokens: npt.NDArray[np.uint32]  # [T]
+    spans: npt.NDArray[np.uint8]  # [T], 0 where the token carries no loss
+    weights: npt.NDArray[np.float32]  # [T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +105,30 @@ class Dataset:
     def sample(self, sample_id: int) -> SampleTokens:
         """The tokens of one sample."""
         return gather_sample(self.samples[sample_id], self.tokens, self.spans, self.weights)
+
+
+def gather_sample(
+    sample: np.void,
+    tokens: npt.NDArray[np.uint32],
+    spans: npt.NDArray[np.uint8],
+    weights: npt.NDArray[np.float32] | None,
+) -> SampleTokens:
+    """A sample's tokens out of all: the shared history, then its own.
+
+    History carries no loss in this sample, whatever the answers in it do in another.
+    """
+    _, start, length, own_start, own_length, *_ = sample.tolist()
+    history, own = slice(start, start + length), slice(own_start, own_start + own_length)
+    all_spans = np.concatenate([np.zeros(length, np.uint8), spans[own]])
+    all_weights = (all_spans != 0).astype(np.float32)
+    if weights is not None:
+        all_weights[length:] = weights[own]
+    return SampleTokens(np.concatenate([tokens[history], tokens[own]]), all_spans, all_weights)
+
+
+def sample_lengths(samples: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """[S], tokens of each sample of a SAMPLE array."""
+    return samples["history_length"].astype(np.int64) + samples["target_length"]
 
 
 def write_summary(folder: Path, summary: DataSummary) -> None:
