@@ -45,7 +45,7 @@ FIELDS: dict[str, Field[Any]] = {
 COMMAND_FLAGS = {
     "recipe": "tiny, lora, full, long, or the path of a YAML file of settings; flags win over it",
     "config": "the config.yaml of an earlier run, to repeat it",
-    "dry_run": "run every check, print the plan, start nothing",
+    "dry_run": "run every check, say what the run would do and take, start nothing",
     "print_torchrun": "print the plain torchrun command of each host, start nothing",
     "print_slurm": "print a script for sbatch that does the same under Slurm, start nothing",
 }

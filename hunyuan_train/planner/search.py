@@ -107,7 +107,7 @@ def as_flag(value: Any) -> str:  # noqa: ANN401 of any setting
 def list_choices(config: RunConfig, run: ResolvedRun, hardware: Hardware) -> list[list[Change]]:
     """The choices of each kind: the first changes nothing, the last saves most."""
     return [
-        working_choices(config, run.machine),
+        working_choices(config, run),
         expert_choices(config),
         method_choices(config),
         row_choices(config),
@@ -116,20 +116,20 @@ def list_choices(config: RunConfig, run: ResolvedRun, hardware: Hardware) -> lis
     ]
 
 
-def working_choices(config: RunConfig, machine: Machine) -> list[Change]:
+def working_choices(config: RunConfig, run: ResolvedRun) -> list[Change]:
     """Less work at a time: the same result, in more time."""
     train, settings = config.train, {}
     if train.gradient_checkpointing is not True:
         settings["gradient_checkpointing"] = True
     choices = [NO_CHANGE, Change(1.0, settings)] if settings else [NO_CHANGE]
-    if train.moe_chunks < MANY_CHUNKS:
+    if train.moe_chunks < MANY_CHUNKS and run.shape.num_experts:
         whole = choices[-1]
         choices.append(Change(whole.price + 0.8, {**whole.settings, "moe_chunks": MANY_CHUNKS}))
     if train.per_device_train_batch_size > 1:
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
         choices += [Change(one.price + 1.0, {**one.settings, **smaller}) for one in choices]
-    room = machine.num_gpus // config.parallel.sequence_parallel_size
+    room = run.machine.num_gpus // config.parallel.sequence_parallel_size
     doublings = range(1, room.bit_length())
     return choices + [share_rows(one, number, config) for number in doublings for one in choices]
 
@@ -159,12 +159,15 @@ def method_choices(config: RunConfig) -> list[Change]:
     """Other optimizers, and adapters instead of every parameter."""
     if config.lora.use_lora:
         return [NO_CHANGE]
+    # A floor only where one was asked for: not every schedule reaches it.
+    floor = {} if config.optimizer.min_lr else {"min_lr": 0.0}
+    adapters = {**ADAPTER_SETTINGS, **floor, "deepspeed": "auto"}
     choices = [
         Change(one.search_price, {"optimizer": one.name, "deepspeed": "auto"})
         for one in OPTIMIZERS.values()
         if one.search_price and one.name != config.optimizer.optimizer
     ]
-    return [NO_CHANGE, *choices, Change(14.0, {**ADAPTER_SETTINGS, "deepspeed": "auto"})]
+    return [NO_CHANGE, *choices, Change(14.0, adapters)]
 
 
 def row_choices(config: RunConfig) -> list[Change]:

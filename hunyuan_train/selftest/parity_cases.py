@@ -190,8 +190,6 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
         learning_rate=rates["learning_rate"],
         adam_epsilon=ADAMW["adam_epsilon"],
         max_grad_norm=MAX_NORM if optimizer.max_grad_norm else 0.0,
-        lora_rank=min(config.lora.lora_rank, 8),
-        lora_dropout=0.0,
         needle_lengths=None,
         use_flash_attn="auto",
         attention_dropout=0.0,
@@ -200,6 +198,8 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
             parallel.sequence_parallel_size, num_processes, SHAPE.num_attention_heads
         ),
     )
+    if config.lora.use_lora:
+        config = with_settings(config, lora_rank=min(config.lora.lora_rank, 8), lora_dropout=0.0)
     return Plan(recipe, _resolve(config, SHAPE, num_processes, num_gpus))
 
 

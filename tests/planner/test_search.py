@@ -6,7 +6,7 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.planner.machine import Hardware
-from hunyuan_train.planner.search import find_nearest
+from hunyuan_train.planner.search import estimate_with, find_nearest, method_choices
 from tests.config.resolved import resolve_flags
 
 EIGHT_80GB = Machine(num_gpus=8, num_cores=8, gpu_memory=80 * 10**9)
@@ -58,6 +58,16 @@ def test_rows_too_long_even_for_all_gpus_of_a_machine_are_shortened():
     found = nearest("--optimizer", "lean", "--max_seq_length", "1048576")
     assert found.estimate.fits
     assert found.estimate.run.config.data.max_seq_length < 1048576
+
+
+@pytest.mark.parametrize("schedule", [[], ["--lr_scheduler_type", "linear", "--min_lr", "0"]])
+def test_adapters_can_be_tried_with_any_schedule(schedule):
+    arguments = ["--recipe", "full", "--model_name_or_path", "a13b", *schedule]
+    run = resolve_flags(arguments, EIGHT_80GB, shape=A13B)
+    asked = load_config(arguments)
+    found = estimate_with([method_choices(asked)[-1]], asked, run, Hardware())
+    assert found is not None
+    assert found.run.config.lora.use_lora
 
 
 def test_a_full_disk_leads_to_fewer_checkpoints():

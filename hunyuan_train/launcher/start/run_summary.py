@@ -6,14 +6,12 @@ from rich.console import Console
 from rich.text import Text
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import BatchPlan, Share
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.prepare import PreparedRun
-from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.trainer.schedule import count_steps
 
 
@@ -32,10 +30,10 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
         "model": f"{config.model.model_name_or_path}: {counts.total:,} parameters, "
         f"{counts.active:,} of them active for a token"
         + (f"; random weights from seed {config.train.seed}" if is_preset else ""),
-        "training": describe_method(config),
+        "training": describe_method(run),
         "processes": f"{describe_hosts(run.slots)} on {'GPUs' if run.is_on_gpu else 'CPU'} in "
         f"{'bfloat16' if run.is_bf16 else 'float32'}: ZeRO stage {run.stage}, experts split over "
-        f"{run.expert_size}{describe_sharing(run.sequence_size)}",
+        f"{run.expert_size}{describe_sharing(run)}",
         "data": f"{config.data.train_data_file}: {describe_counts(prepared.train.summary)}",
     }
     lines |= describe_dataset(prepared.train, config.data.history, prepared.tokenizer)
@@ -47,20 +45,19 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
     return lines
 
 
-def describe_method(config: RunConfig) -> str:
+def describe_method(run: ResolvedRun) -> str:
     """What is trained, and by which optimizer."""
-    optimizer, lora = config.optimizer, config.lora
+    rates, lora = run.config.optimizer, run.config.lora
     what = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
     return (
         f"{what if lora.use_lora else 'every parameter'} with "
-        f"{find_optimizer(optimizer.optimizer).title}, learning rate "
-        f"{optimizer.learning_rate:g} ({optimizer.lr_scheduler_type})"
+        f"{run.optimizer.title}, learning rate {rates.learning_rate:g} ({rates.lr_scheduler_type})"
     )
 
 
-def describe_sharing(sequence_size: int) -> str:
+def describe_sharing(run: ResolvedRun) -> str:
     """How rows are divided; nothing where they are not."""
-    return f", each row shared by {sequence_size}" if sequence_size > 1 else ""
+    return f", each row shared by {run.sequence_size}" if run.sequence_size > 1 else ""
 
 
 def describe_hosts(slots: Sequence[int]) -> str:
