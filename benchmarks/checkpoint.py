@@ -34,6 +34,7 @@ from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.data.batches.loader import Batch
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.interrupt import StopRequest, agree_to_stop
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
@@ -104,7 +105,9 @@ def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str
 
 def step(engine: torch.nn.Module, batches: list[Batch], saver: Saver) -> float:
     began = time.perf_counter()
-    train_step(engine, batches, learning_rate=1e-5, wait_before_update=saver.wait_before_update)
+    train_step(
+        engine, SFT, batches, learning_rate=1e-5, wait_before_update=saver.wait_before_update
+    )
     return time.perf_counter() - began
 
 

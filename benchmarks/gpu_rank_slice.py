@@ -37,10 +37,11 @@ from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import peak_memory_gib, start_process_group
 from hunyuan_train.planner.machine import GPUS
 from hunyuan_train.planner.memory import plan_memory
-from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.step import train_step
 
 NUM_RANKS = 8
@@ -142,7 +143,7 @@ def start_slice(run: ResolvedRun):
     start_process_group(timeout_minutes=10)
     generator = torch.Generator().manual_seed(0)
     tile = torch.randn(TILE, generator=generator).mul(A13B.initializer_range).bfloat16()
-    engine = make_engine(run, TiledWeights(tile))
+    engine = assemble_engine(run, TiledWeights(tile))
     engine.train()
     return engine
 
@@ -179,12 +180,12 @@ def measure(engine, batches: list[Batch], num_steps: int) -> Measured:
     steps = []
     for _ in range(WARM_UP_STEPS + num_steps):
         started = now()
-        train_step(engine, batches, learning_rate=LEARNING_RATE)
+        train_step(engine, SFT, batches, learning_rate=LEARNING_RATE)
         steps.append(now() - started)
     peak, resting = peak_bytes(), held_bytes()
     clock.is_on = True
     clock.mark("start", "")
-    train_step(engine, batches, learning_rate=LEARNING_RATE)
+    train_step(engine, SFT, batches, learning_rate=LEARNING_RATE)
     clock.mark("end", "")
     return Measured(
         step_seconds=float(np.median(steps[WARM_UP_STEPS:])),

@@ -53,9 +53,10 @@ from hunyuan_train.data.batches.loader import cut_batch
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel import sequence
+from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
-from hunyuan_train.run import make_engine
 from hunyuan_train.selftest.local_ranks import run_ranks
 from hunyuan_train.trainer.step import train_step
 from tests.planner.live import LiveBytes
@@ -92,7 +93,7 @@ def measure_rank(settings: dict[str, object], length: int) -> tuple[float, int]:
     machine = Machine(num_gpus=0, num_cores=NUM_PROCESSES)
     config = build_config({"num_processes": NUM_PROCESSES, "max_seq_length": length, **settings})
     run = resolve(config, shape=SHAPE, machine=machine, known=SETTINGS_ALONE)
-    engine = make_engine(run, SeededWeights(0, SHAPE.initializer_range))
+    engine = assemble_engine(run, SeededWeights(0, SHAPE.initializer_range))
     engine.train()
     size, rank = run.sequence_size, dist.get_rank()
     row = make_batch(length, SHAPE.vocab_size, seed=rank // size)
@@ -101,10 +102,10 @@ def measure_rank(settings: dict[str, object], length: int) -> tuple[float, int]:
     for _ in range(1 + NUM_STEPS):
         dist.barrier()
         began = time.perf_counter()
-        train_step(engine, [batch], learning_rate=1e-4)
+        train_step(engine, SFT, [batch], learning_rate=1e-4)
         seconds.append(time.perf_counter() - began)
     with LiveBytes() as live:
-        train_step(engine, [batch], learning_rate=1e-4)
+        train_step(engine, SFT, [batch], learning_rate=1e-4)
     return min(seconds[1:]), live.peak
 
 

@@ -44,8 +44,10 @@ from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.build import build_model
 from hunyuan_train.model.loss import LossHead
 from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.objectives.router_losses import watch_and_weigh
+from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
-from hunyuan_train.run import make_engine, make_router_terms
 from hunyuan_train.selftest.local_ranks import run_ranks
 from hunyuan_train.selftest.reference import plain_model
 from hunyuan_train.trainer.step import train_step
@@ -146,10 +148,10 @@ def prepare_ours(settings: dict[str, object], *, num_tokens: int) -> Callable[[]
     flags = {"num_processes": 1, "bf16": False, "optimizer": "adamw", **settings}
     machine = Machine(num_gpus=0, num_cores=1)
     run = resolve(build_config(flags), shape=SHAPE, machine=machine, known=SETTINGS_ALONE)
-    engine = make_engine(run, SeededWeights(0, SHAPE.initializer_range))
+    engine = assemble_engine(run, SeededWeights(0, SHAPE.initializer_range))
     engine.train()
-    routers, batch = make_router_terms(run.config, SHAPE, engine), make_row(num_tokens)
-    return lambda: train_step(engine, [batch], learning_rate=1e-4, routers=routers).loss
+    routers, batch = watch_and_weigh(engine, SHAPE, run.config.model), make_row(num_tokens)
+    return lambda: train_step(engine, SFT, [batch], learning_rate=1e-4, routers=routers).loss
 
 
 def measure_training(num_tokens: int, folder: str) -> list[tuple[str, Cost]]:

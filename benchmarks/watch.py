@@ -25,7 +25,10 @@ import numpy as np
 import torch
 
 from benchmarks.results import add_report_flag, show
+from hunyuan_train.config.run_files import METRICS, ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
+from hunyuan_train.json_lines import JsonLines, NoLines
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
@@ -68,7 +71,9 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
     engine = small_engine(stage=3, expert_size=2)
     rank = torch.distributed.get_rank()
     terms = router_terms(engine, 0.0, 0.0)
-    guardian = RouterGuardian(engine, terms, GuardianConfig(), folder, lambda *_: None)
+    log = JsonLines(folder / ROUTER_LOAD) if rank == 0 else NoLines()
+    metrics = MetricsLog(folder, NoLines(), [])
+    guardian = RouterGuardian(engine, SFT, terms, GuardianConfig(), log, metrics)
     generator = np.random.default_rng(rank)
     guardian.start(0, [make_batch(generator, ROW)])
     logs = open_logs(folder) if rank == 0 else {}
@@ -77,7 +82,7 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
     for step in range(1, num_steps + 1):
         batch = make_batch(generator, ROW)
         with watch.part("step"):
-            train_step(engine, [batch], learning_rate=1e-4, routers=terms)
+            train_step(engine, SFT, [batch], learning_rate=1e-4, routers=terms)
         torch.distributed.barrier()  # waiting for the other rank is the step's, not the guardian's
         with watch.part("guardian, every step"):
             guardian.check(step)
@@ -89,7 +94,7 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
     for log in logs.values():
         log.finish()
     batch = make_batch(generator, ROW)
-    step = partial(train_step, engine, [batch], learning_rate=1e-4, routers=terms)
+    step = partial(train_step, engine, SFT, [batch], learning_rate=1e-4, routers=terms)
     return watch.medians() | {"timing a step's collectives": time_clock(step)}
 
 
@@ -124,7 +129,10 @@ def open_logs(folder: Path) -> dict[str, MetricsLog]:
     for name, report_to in places.items():
         own = folder / report_to
         own.mkdir()
-        logs[name] = open_metrics(own, report_to=report_to, run_name="watch", settings={}, notes={})
+        lines = JsonLines(own / METRICS)
+        logs[name] = open_metrics(
+            own, lines, report_to=report_to, run_name="watch", settings={}, notes={}
+        )
     return logs
 
 

@@ -4,6 +4,8 @@
 """
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hunyuan_train.config.rules.logs import profiled_steps
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.evaluation.answers import AnswerCheck
+from hunyuan_train.evaluation.answers import AnswerCheck, ask_nothing
 from hunyuan_train.evaluation.needle_in_a_haystack import (
     NEEDLE_SEED,
     describe_needle_scores,
@@ -28,47 +30,59 @@ from hunyuan_train.evaluation.needle_probe import RetentionProbe
 from hunyuan_train.evaluation.scoring import choose_questions
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.json_lines import JsonLines, Numbers
+from hunyuan_train.json_lines import JsonLines, Lines, NoLines, Numbers
+from hunyuan_train.objectives.objective import Objective
+from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.trainer.loop import Ending, Trainer, describe_evaluation, evaluate_all
 from hunyuan_train.trainer.memory_estimate import find_gpu
-from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
-from hunyuan_train.trainer.profiler import StepProfiler
+from hunyuan_train.trainer.metrics import Logs, open_metrics
+from hunyuan_train.trainer.profiler import StepProfiler, profile_nothing
 from hunyuan_train.trainer.router_monitor import RouterGuardian, profile_batches
 from hunyuan_train.trainer.state import TrainerState
-from hunyuan_train.trainer.step import RouterTerms
 from hunyuan_train.trainer.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
+Asked = Callable[[int], Numbers]  # scores of answers, after so many steps; every rank takes part
 
-def make_metrics(
-    config: RunConfig, checkpoint: Checkpoint | None, start: dict[str, Any]
-) -> MetricsLog | None:
-    """Rank 0 keeps the numbers."""
-    if dist.get_rank():
-        return None
-    output_dir = Path(config.train.output_dir)
-    return open_metrics(
+
+def open_logs(config: RunConfig, checkpoint: Checkpoint | None, start: dict[str, Any]) -> Logs:
+    """Open the run's files and trackers: rank 0's, and each rank's own list of batches."""
+    output_dir, rank = Path(config.train.output_dir), dist.get_rank()
+
+    def lines(name: str) -> Lines:
+        return NoLines() if rank else JsonLines(output_dir / name)
+
+    metrics = open_metrics(
         output_dir,
-        report_to=config.logs.report_to,
+        lines(run_files.METRICS),
+        report_to="none" if rank else config.logs.report_to,
         run_name=config.logs.run_name or output_dir.name,
         settings=asdict(config) | {"start": start},
         notes=checkpoint[1]["notes"] if checkpoint else {},
+    )
+    batches = JsonLines(output_dir / "log" / f"batches-rank{rank}.jsonl")
+    return Logs(
+        metrics=metrics,
+        answers=lines(run_files.ANSWERS),
+        needles=lines(run_files.NEEDLES),
+        batches=batches if config.logs.record_batches else NoLines(),
+        router_load=lines(run_files.ROUTER_LOAD),
+        quarantine=lines(run_files.QUARANTINE),
+        starts=lines(run_files.STARTS),
     )
 
 
 def make_guardian(
     config: RunConfig,
     engine: deepspeed.DeepSpeedEngine,
+    objective: Objective,
     routers: RouterTerms,
-    metrics: MetricsLog | None,
+    logs: Logs,
 ) -> RouterGuardian:
-    """What sees routers go astray; rank 0 tells the tracker."""
-    folder = Path(config.train.output_dir)
-    if not metrics:
-        return RouterGuardian(engine, routers, config.guardian, folder, lambda title, text: None)
+    """What sees routers go astray."""
     return RouterGuardian(
-        engine, routers, config.guardian, folder, metrics.alert, metrics.show_load
+        engine, objective, routers, config.guardian, logs.router_load, logs.metrics
     )
 
 
@@ -76,12 +90,12 @@ def make_answer_check(
     config: RunConfig,
     engine: deepspeed.DeepSpeedEngine,
     tokenizer: Tokenizer,
-    metrics: MetricsLog | None,
-) -> AnswerCheck | None:
+    logs: Logs,
+) -> Asked:
     """Questions of the held-out data, where answers are to be judged."""
     num_prompts = config.evaluation.eval_generate
     if not num_prompts:
-        return None
+        return ask_nothing
     dataset = prepare_dataset(config.data, tokenizer, split="eval")
     questions = choose_questions(dataset, tokenizer, num_prompts)
     if not questions:
@@ -93,24 +107,22 @@ def make_answer_check(
         engine,
         questions,
         tokenizer,
-        JsonLines(Path(config.train.output_dir, run_files.ANSWERS)) if metrics else None,
-        metrics.log_table if metrics else None,
+        logs.answers,
+        logs.metrics.log_table,
         max_new_tokens=config.evaluation.eval_max_new_tokens,
-    )
+    ).run
 
 
 def make_probe(
-    config: RunConfig, engine: deepspeed.DeepSpeedEngine, tokenizer: Tokenizer
-) -> RetentionProbe | None:
+    config: RunConfig, engine: deepspeed.DeepSpeedEngine, tokenizer: Tokenizer, logs: Logs
+) -> Asked:
     """What is looked for in long texts, where that is asked for."""
     lengths = needle_lengths(config.evaluation.needle_lengths)
     if not lengths:
-        return None
+        return ask_nothing
     number = config.evaluation.needle_number
     needles = make_needles(tokenizer, lengths, number=number, seed=NEEDLE_SEED)
-    is_first = dist.get_rank() == 0
-    log = JsonLines(Path(config.train.output_dir, run_files.NEEDLES)) if is_first else None
-    return RetentionProbe(engine, needles, tokenizer, log)
+    return RetentionProbe(engine, needles, tokenizer, logs.needles).run
 
 
 def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
@@ -125,50 +137,41 @@ def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
     )
 
 
-def make_profiler(config: RunConfig) -> StepProfiler | None:
+def make_profiler(config: RunConfig) -> Callable[[int], AbstractContextManager[None]]:
     """What traces steps, where that is asked for."""
     steps = profiled_steps(config.logs.profile)
-    return StepProfiler(*steps, Path(config.train.output_dir)) if steps else None
-
-
-def make_batch_log(config: RunConfig) -> JsonLines | None:
-    """Each rank keeps its own list of batches, where that is asked for."""
-    if not config.logs.record_batches:
-        return None
-    return JsonLines(Path(config.train.output_dir, "log", f"batches-rank{dist.get_rank()}.jsonl"))
+    return StepProfiler(*steps, Path(config.train.output_dir)).step if steps else profile_nothing
 
 
 def look_before_training(
-    trainer: Trainer, probe: RetentionProbe | None, state: TrainerState, start: dict[str, Any]
+    trainer: Trainer, probe: Asked, state: TrainerState, start: dict[str, Any]
 ) -> None:
     """Note the start, the base model's routing and, for comparison, what it answers."""
-    if trainer.metrics:
-        path = Path(trainer.config.train.output_dir, run_files.STARTS)
-        JsonLines(path).append({"step": state.step, **start})
+    trainer.logs.starts.append({"step": state.step, **start})
     trainer.report_progress(state.step, "evaluating before training")
     trainer.guardian.start(state.step, profile_batches(trainer.batches))
-    if probe and probe.log:
-        probe.log.forget_after(state.step or -1)
     if state.step:
         return
     numbers: Numbers = {}
-    if trainer.answers:
+    if trainer.config.evaluation.eval_generate:
         numbers = evaluate_all(trainer, 0)
         logger.info("before training  %s", describe_evaluation(numbers))
-    if probe:
-        found = probe.run(0)
-        logger.info("before training  %s", describe_needle_scores(found))
-        numbers |= found
-    if trainer.metrics and numbers:
-        trainer.metrics.log(numbers, 0)
+    numbers |= look_for_needles(probe, 0, "before training")
+    if numbers:
+        trainer.logs.metrics.log(numbers, 0)
 
 
-def look_after_training(trainer: Trainer, probe: RetentionProbe | None, ending: Ending) -> None:
+def look_after_training(trainer: Trainer, probe: Asked, ending: Ending) -> None:
     """Note what is found in long texts now."""
-    if probe is None or not ending.is_complete:
+    if not ending.is_complete:
         return
     trainer.report_progress(ending.step, "evaluating after training")
-    found = probe.run(ending.step)
-    logger.info("after training  %s", describe_needle_scores(found))
-    if trainer.metrics:
-        trainer.metrics.amend(found, ending.step)
+    trainer.logs.metrics.amend(look_for_needles(probe, ending.step, "after training"), ending.step)
+
+
+def look_for_needles(probe: Asked, step: int, when: str) -> Numbers:
+    """Ask for what is hidden in long texts, and say what was found."""
+    found = probe(step)
+    if found:
+        logger.info("%s  %s", when, describe_needle_scores(found))
+    return found

@@ -61,6 +61,10 @@ class JsonLines:
             kept += len(line)
         os.truncate(self.path, kept)
 
+    def read(self) -> list[dict[str, Any]]:
+        """Its objects, those that wait for room included."""
+        return [json.loads(line) for line in (*self._read(), *self.unwritten)]
+
     def _read(self) -> list[str]:
         """Its lines; one that a kill has cut off is none."""
         if not self.path.exists():
@@ -72,3 +76,23 @@ class JsonLines:
         other = self.path.with_suffix(".amended")
         other.write_text("".join(lines), encoding="utf-8")
         other.replace(self.path)  # killed before this, all of it is still there
+
+
+class NoLines:
+    """Takes lines and keeps none: for ranks that do not write the file, and where nobody asked."""
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Keep nothing."""
+
+    def amend(self, entry: dict[str, Any]) -> None:
+        """Keep nothing."""
+
+    def forget_after(self, step: int) -> None:
+        """There is nothing to forget."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+
+Lines = JsonLines | NoLines

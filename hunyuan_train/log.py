@@ -1,6 +1,7 @@
 """Where log lines go: rank 0's to the screen, every rank's to a file of its own.
 
-Call sites never ask for their rank: rank 0 informs, every rank warns, of the same thing once. The
+Call sites never ask for their rank: rank 0 informs, every rank warns, of the same thing once. What
+all ranks know alike they all log with `extra=SHARED`, and the screen shows rank 0's line. The
 libraries below us warn on the screen and tell the rest to the file only, unless asked for.
 """
 
@@ -19,8 +20,11 @@ FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # These print by handlers of their own, which they add when they are imported.
 LIBRARIES = ("DeepSpeed", "transformers", "accelerate", "datasets", "peft")
 
-# One console for log lines and progress bars, so that a line never tears the bar.
-console = Console(stderr=True)
+SHARED = {"is_shared": True}  # `extra` of a warning that every rank gives alike
+
+# One console for log lines and progress bars, so that a line never tears the bar. Only rank 0 may
+# take it for a terminal: bars are drawn there and nowhere else.
+console = Console(stderr=True, force_terminal=None if os.environ.get("RANK", "0") == "0" else False)
 
 
 class RankFile(logging.FileHandler):
@@ -105,5 +109,6 @@ class ScreenFilter(logging.Filter):
         if record.name == PYTHON_WARNINGS:
             return False
         if record.levelno >= logging.WARNING:
-            return self.once.filter(record)
+            is_anothers = self.rank != 0 and "is_shared" in record.__dict__
+            return not is_anothers and self.once.filter(record)
         return self.rank == 0 and record.name.partition(".")[0] == OURS

@@ -1,4 +1,7 @@
-"""Shows how far work with many bytes has come, where it takes more than a moment."""
+"""Shows how far work with many bytes has come, where it takes more than a moment.
+
+Every rank calls it: only rank 0's console is a terminal, and the log shows rank 0's lines (log.py).
+"""
 
 import logging
 import time
@@ -37,15 +40,12 @@ def tell_progress() -> None:
 
 
 @contextmanager
-def show_progress(
-    title: str, num_bytes: int, *, is_shown: bool = True
-) -> Iterator[Callable[[int], None]]:
+def show_progress(title: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
     """Give a function that takes the bytes just done; after a while a bar shows, or lines do.
 
     Args:
         title: what is done, such as "merging".
         num_bytes: all of them.
-        is_shown: false on all ranks but one.
     """
     started = shown = time.monotonic()
     bar = Progress(
@@ -65,7 +65,7 @@ def show_progress(
         tell_progress()
         bar.advance(task.id, num_done)
         now = time.monotonic()
-        if not is_shown or now - started < QUIET_SECONDS:
+        if now - started < QUIET_SECONDS:
             return
         if console.is_terminal:
             bar.start()  # does nothing where it has begun
@@ -79,5 +79,5 @@ def show_progress(
         if bar.live.is_started:
             bar.stop()
     seconds = time.monotonic() - started
-    if is_shown and seconds > QUIET_SECONDS:
+    if seconds > QUIET_SECONDS:
         logger.info("%s: %.1f GB in %.0f s", title, task.completed / 1e9, seconds)

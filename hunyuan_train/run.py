@@ -24,7 +24,6 @@ from hunyuan_train.checkpoint.retention import delete_superfluous
 from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.config import run_files
-from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
@@ -46,40 +45,31 @@ from hunyuan_train.instrumentation import (
     look_after_training,
     look_before_training,
     make_answer_check,
-    make_batch_log,
     make_guardian,
-    make_metrics,
     make_probe,
     make_profiler,
     make_throughput,
+    open_logs,
 )
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.heartbeat import Signs
 from hunyuan_train.log import console, start_logging
-from hunyuan_train.model.activations import recompute_layers
-from hunyuan_train.model.attention import choose_attention, describe_attention
-from hunyuan_train.model.expert_microbatches import chunk_experts
-from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.weights import WeightSource, find_model
+from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
+from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import (
-    build_split_model,
     last_collective,
-    start_engine,
     start_process_group,
 )
-from hunyuan_train.parallel.expert import moe_blocks
-from hunyuan_train.parallel.optimizer import optimizer_factory
-from hunyuan_train.parallel.routers import watch_routers
-from hunyuan_train.parallel.sequence import share_sequences
 from hunyuan_train.progress import listen_to_progress
 from hunyuan_train.report.closing import report_at_end, show_closing
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.memory_estimate import plan_here
-from hunyuan_train.trainer.metrics import MetricsLog
+from hunyuan_train.trainer.metrics import Logs
 from hunyuan_train.trainer.starts import count_starts, describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
-from hunyuan_train.trainer.step import RouterTerms
 
 logger = logging.getLogger(__name__)
 
@@ -101,35 +91,35 @@ def run(resolved: ResolvedRun, signs: Signs) -> int:
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
-    engine = make_engine(resolved, source)
+    engine = assemble_engine(resolved, source)
     checkpoint = find_start(config)
-    routers = make_router_terms(config, shape, engine)
+    objective, routers = SFT, watch_and_weigh(engine, shape, config.model)
     batches = make_batches(config, dataset)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
     planned = plan_here(resolved, num_data_tokens=dataset.summary.num_tokens)
     start = describe_start(made_of, data, plan=planned.to_json())
-    metrics = make_metrics(config, checkpoint, start)
+    logs = open_logs(config, checkpoint, start)
     trainer = Trainer(
         engine=engine,
+        objective=objective,
         routers=routers,
         batches=batches,
         eval_batches=make_eval_batches(config, tokenizer),
         config=config,
-        metrics=metrics,
-        keeper=make_saver(config, engine, routers, {**made_of, "data": data}, metrics),
-        guardian=make_guardian(config, engine, routers, metrics),
-        answers=make_answer_check(config, engine, tokenizer, metrics),
+        logs=logs,
+        keeper=make_saver(config, engine, routers, {**made_of, "data": data}, logs),
+        guardian=make_guardian(config, engine, objective, routers, logs),
+        answer=make_answer_check(config, engine, tokenizer, logs),
         throughput=make_throughput(config, shape),
-        profiler=make_profiler(config),
-        batch_log=make_batch_log(config),
+        profile=make_profiler(config),
         planned=planned,
         num_restarts=count_starts(output_dir),
         report_progress=signs.report,
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
-    probe = make_probe(config, engine, tokenizer)
+    probe = make_probe(config, engine, tokenizer, logs)
     look_before_training(trainer, probe, state, start)
     ending = train(trainer, state, started=started)
     look_after_training(trainer, probe, ending)
@@ -177,54 +167,6 @@ def seed_generators(seed: int) -> None:
     random.seed(seed + dist.get_rank())
     np.random.seed(seed + dist.get_rank())
     torch.manual_seed(seed + dist.get_rank())
-
-
-def make_engine(
-    resolved: ResolvedRun, source: WeightSource, *, largest_gathered: int | None = None
-) -> deepspeed.DeepSpeedEngine:
-    """Build the model split over the ranks, with its weights and its optimizer.
-
-    Args:
-        resolved: what is trained, and how it is split.
-        source: of its weights.
-        largest_gathered: elements of a parameter that still stays whole on every rank under ZeRO-3,
-            instead of what the DeepSpeed file says.
-    """
-    config, shape = resolved.config, resolved.shape
-    settings = build_deepspeed_config(resolved)
-    if largest_gathered is not None:
-        settings["zero_optimization"]["stage3_param_persistence_threshold"] = largest_gathered
-    dropout = config.model.attention_dropout
-    attention = choose_attention(
-        config.model.use_flash_attn, is_bf16=resolved.is_bf16, dropout=dropout
-    )
-    logger.info("attention: %s", describe_attention(attention))
-    share_sequences(attention, resolved.sequence_size)
-    model = build_split_model(shape, settings, attention=attention, attention_dropout=dropout)
-    freeze_parameters(model, config.model)
-    if config.train.gradient_checkpointing:
-        recompute_layers(
-            model,
-            is_selective=config.train.gradient_checkpointing == "selective",
-            is_offloaded=config.train.activation_offload,
-        )
-    factory = optimizer_factory(config.optimizer, seed=config.train.seed)
-    seed = config.train.seed
-    engine = start_engine(model, shape, settings, source, factory, lora=config.lora, seed=seed)
-    chunk_experts(moe_blocks(engine.module), config.train.moe_chunks)
-    return engine
-
-
-def make_router_terms(
-    config: RunConfig, shape: ModelShape, engine: deepspeed.DeepSpeedEngine
-) -> RouterTerms:
-    """Watch the routers, and weigh the losses that balance them."""
-    return RouterTerms(
-        watch=watch_routers(engine.module, shape, engine.device),
-        top_k=shape.moe_topk,
-        balance_coefficient=config.model.router_aux_loss_coef,
-        z_coefficient=config.model.router_z_loss_coef,
-    )
 
 
 def make_batches(config: RunConfig, dataset: Dataset) -> BatchPlan:
@@ -275,7 +217,7 @@ def make_saver(
     engine: deepspeed.DeepSpeedEngine,
     routers: RouterTerms,
     made_of: dict[str, Any],
-    metrics: MetricsLog | None,
+    logs: Logs,
 ) -> Saver:
     """What writes checkpoints beside training."""
     return Saver(
@@ -284,7 +226,7 @@ def make_saver(
         Path(config.train.output_dir),
         config.checkpoints,
         made_of,
-        metrics.notes() if metrics else {},
+        logs.metrics.notes(),
         ranks_per_host=int(config.parallel.num_processes),
     )
 
@@ -317,10 +259,7 @@ def start_state(
         if not is_same:
             logger.warning("the data is not what the checkpoint saw: it is read from its start")
             state = replace(state, position=Position(state.position.epoch))
-    answer_log = trainer.answers.log if trainer.answers else None
-    for log in (trainer.metrics, trainer.batch_log, answer_log):
-        if log:
-            log.forget_after(state.step or -1)  # a run from the start owes nothing to another
+    trainer.logs.forget_after(state.step or -1)  # a run from the start owes nothing to another
     return state
 
 
@@ -342,11 +281,11 @@ def export(
 
 def close(config: RunConfig, trainer: Trainer, ending: Ending, answers: list[Answer]) -> None:
     """Leave the process group; on rank 0, show what the run has led to."""
-    if trainer.metrics:
-        trainer.metrics.finish()  # before any rank ends: torchrun then stops the others
+    trainer.logs.metrics.finish()  # before any rank ends: torchrun then stops the others
+    is_first = dist.get_rank() == 0
     dist.barrier()
     dist.destroy_process_group()
-    if trainer.metrics is None or not ending.is_complete:
+    if not (is_first and ending.is_complete):
         return
     for answer in answers:
         show_answer(answer, console)

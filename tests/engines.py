@@ -7,21 +7,17 @@ import deepspeed
 
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.state import load_checkpoint
-from hunyuan_train.config.schema import LoraConfig, OptimizerConfig
+from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig
+from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
-from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
 from hunyuan_train.optim.records import find_optimizer
-from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
-from hunyuan_train.parallel.expert import moe_blocks
-from hunyuan_train.parallel.optimizer import optimizer_factory
-from hunyuan_train.parallel.routers import watch_routers
-from hunyuan_train.parallel.sequence import share_sequences
+from hunyuan_train.parallel.assemble import build_engine
+from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.selftest.training import kept_weights, my_share
 from hunyuan_train.trainer.state import TrainerState, read_state
-from hunyuan_train.trainer.step import RouterTerms
 from tests.batches import SHAPE, WEIGHTS
 
 __all__ = ["kept_weights", "my_share", "resume", "router_terms", "small_engine"]
@@ -38,6 +34,7 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     expert_size: int,
     optimizer: str = "adamw",
     max_grad_norm: float = MAX_GRAD_NORM,
+    model: ModelConfig | None = None,
     lora: LoraConfig | None = None,
     is_bf16: bool = False,
     shape: ModelShape = SHAPE,
@@ -50,7 +47,6 @@ def small_engine(  # noqa: PLR0913 all that tests vary
 ) -> deepspeed.DeepSpeedEngine:
     """Start an engine on this rank; `expert_size` 0 leaves expert parallelism off."""
     start_process_group(timeout_minutes=2)
-    share_sequences(attention, sequence_size)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": max_grad_norm,
@@ -69,16 +65,17 @@ def small_engine(  # noqa: PLR0913 all that tests vary
             "preset_model": "hunyuan_v1_moe",
             "autoep_size": expert_size,
         }
-    model = build_split_model(shape, settings, attention=attention, attention_dropout=0.0)
-    if is_recomputed:
-        recompute_layers(model, is_selective=False, is_offloaded=False)
-    config = OptimizerConfig(
-        optimizer=optimizer, weight_decay=WEIGHT_DECAY, adam_epsilon=adam_epsilon
+    config = with_settings(
+        RunConfig(model=model or ModelConfig(), lora=lora or LoraConfig()),
+        seed=0,
+        optimizer=optimizer,
+        weight_decay=WEIGHT_DECAY,
+        adam_epsilon=adam_epsilon,
+        gradient_checkpointing=is_recomputed,
+        moe_chunks=moe_chunks,
+        sequence_parallel_size=sequence_size,
     )
-    factory = optimizer_factory(config, seed=0)
-    adapters = lora or LoraConfig()
-    engine = start_engine(model, shape, settings, source, factory, lora=adapters, seed=0)
-    chunk_experts(moe_blocks(engine.module), moe_chunks)
+    engine = build_engine(config, settings, shape, source, attention=attention)
     engine.train()
     return engine
 
@@ -86,9 +83,9 @@ def small_engine(  # noqa: PLR0913 all that tests vary
 def router_terms(
     engine: deepspeed.DeepSpeedEngine, balance_coefficient: float, z_coefficient: float
 ) -> RouterTerms:
-    """Watch the routers of an engine."""
-    watch = watch_routers(engine.module, SHAPE, engine.device)
-    return RouterTerms(watch, SHAPE.moe_topk, balance_coefficient, z_coefficient)
+    """Watch the routers of an engine, and weigh their losses."""
+    config = ModelConfig(router_aux_loss_coef=balance_coefficient, router_z_loss_coef=z_coefficient)
+    return watch_and_weigh(engine, SHAPE, config)
 
 
 def resume(engine: deepspeed.DeepSpeedEngine, folder: Path) -> TrainerState:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.background import Saver
-from hunyuan_train.config.schema import GuardianConfig, RunConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.data.batches.loader import Batch, Position, StepContent, join_samples
-from hunyuan_train.json_lines import JsonLines
+from hunyuan_train.instrumentation import open_logs
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.loop import Ending, Trainer, train
 from hunyuan_train.trainer.memory_estimate import Planned
-from hunyuan_train.trainer.metrics import MetricsLog
 from hunyuan_train.trainer.router_monitor import RouterGuardian
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.throughput import Throughput
@@ -71,31 +71,36 @@ def run_loop(
     output_dir: Path, settings: dict[str, object], poisoned: Sequence[int], start: Path | None
 ) -> Looped:
     """Train as a run does, from a checkpoint if one is given; called by every rank."""
-    usual = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    usual = {
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "router_guardian": "off",
+        "report_to": "none",
+        "record_batches": True,
+    }
     config = with_settings(RunConfig(), output_dir=str(output_dir), **(usual | settings))
     engine = small_engine(stage=3, expert_size=2)
     routers = router_terms(engine, 0.0, 0.0)
     keeper = Saver(engine, routers.watch, output_dir, config.checkpoints, {}, {}, ranks_per_host=2)
     state = resume(engine, start) if start else TrainerState()
-    rank = torch.distributed.get_rank()
-    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "log").mkdir(parents=True, exist_ok=True)
+    logs = open_logs(config, None, {})
     rows = Rows(poisoned)
     trainer = Trainer(
         engine=engine,
+        objective=SFT,
         routers=routers,
         batches=rows,
         eval_batches=my_share(global_batch(999, 4)) if config.evaluation.eval_steps else [],
         config=config,
-        metrics=MetricsLog(output_dir / "metrics.jsonl", []) if rank == 0 else None,
+        logs=logs,
         keeper=keeper,
-        batch_log=JsonLines(output_dir / f"batches-rank{rank}.jsonl"),
         planned=Planned(1.0, {}),
         num_restarts=0,
         report_progress=lambda step, what: None,
         guardian=RouterGuardian(
-            engine, routers, GuardianConfig(router_guardian="off"), output_dir, lambda *_: None
+            engine, SFT, routers, config.guardian, logs.router_load, logs.metrics
         ),
-        answers=None,
         throughput=Throughput(
             shape=SHAPE, num_ranks=2, row_length=120, trains_all=True, peak_flops=None
         ),

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.export import huggingface_folder as release
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.export.huggingface_folder import (
@@ -30,7 +30,9 @@ from hunyuan_train.model import weights
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.weights import SafetensorsFolder
-from hunyuan_train.parallel.engine import build_split_model, start_engine, start_process_group
+from hunyuan_train.parallel import assemble
+from hunyuan_train.parallel.assemble import build_engine
+from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 from tests.released import SHAPE
 
@@ -145,11 +147,11 @@ def load(folder: Path, expert_size: int) -> Load:
         },
     }
     weights.read_range = note_range
+    assemble.optimizer_factory = lambda *_, **__: stop
     with watch_memory() as peak:
         source = SafetensorsFolder.open(folder, shape)
-        model = build_split_model(shape, settings, attention=PER_DOCUMENT, attention_dropout=0.0)
         try:
-            start_engine(model, shape, settings, source, stop, lora=LoraConfig(), seed=0)
+            build_engine(RunConfig(), settings, shape, source, attention=PER_DOCUMENT)
         except _LoadedError as loaded:
             [model] = loaded.args
     weights.read_range = read_range

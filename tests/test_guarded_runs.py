@@ -1,4 +1,4 @@
-"""Each policy of the router guardian, in a whole run whose routers leave the base model's ways."""
+"""Each policy of the router guardian, in a whole run whose routing diverges from the base model."""
 
 import json
 from itertools import pairwise
@@ -31,9 +31,7 @@ def run_guarded(folder: Path, policy: str) -> tuple[Finished, list[dict[str, Any
     assert finished.returncode in (0, 1), finished.stderr
     lines = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     said = (output_dir / "log" / "rank0.txt").read_text()
-    alarms = [
-        line for line in said.splitlines() if "the routers left the base model's ways" in line
-    ]
+    alarms = [line for line in said.splitlines() if "routing diverged from the base model" in line]
     assert alarms, said
     assert alarms[0].split("step ")[1].split(":")[0].isdecimal()
     return finished, lines, int(alarms[0].split("step ")[1].split(":")[0])
@@ -62,9 +60,9 @@ def test_a_warning_reaches_the_tracker_and_leaves_the_run_as_it_is(tmp_path: Pat
     finished, lines, _ = run_guarded(tmp_path, "warn")
     assert finished.returncode == 0, finished.stderr
     assert len(lines) == STEPS
-    assert "the routers left the base model's ways" in finished.stderr
+    assert "routing diverged from the base model" in finished.stderr
     assert any("the routers left" in text for text in read_alerts(tmp_path / "run"))
-    assert "the routers left the base model" in (tmp_path / "run/report.html").read_text()
+    assert "routing diverged from the base model" in (tmp_path / "run/report.html").read_text()
 
 
 def test_a_stop_names_the_remedy_and_leaves_checkpoints(tmp_path: Path) -> None:

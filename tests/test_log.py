@@ -1,13 +1,14 @@
 """What reaches the screen."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from hunyuan_train.log import ScreenFilter
+from hunyuan_train.log import SHARED, ScreenFilter
 
 WARN_OFTEN = """
 import logging, sys, warnings
@@ -31,6 +32,27 @@ def test_a_warning_is_shown_once_on_each_rank(rank: int) -> None:
     warning = line(logging.WARNING, "transformers.x", "beware")
     assert [screen.filter(warning) for _ in range(3)] == [True, False, False]
     assert screen.filter(line(logging.WARNING, "transformers.x", "beware again"))
+
+
+def test_what_all_ranks_warn_of_alike_is_shown_by_the_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logging.getLogger("hunyuan_train.x").warning("step %d is bad", 3, extra=SHARED)
+    [shared] = caplog.records
+    screens = [ScreenFilter(rank, is_verbose=False) for rank in (0, 1, 2)]
+    assert [screen.filter(shared) for screen in screens] == [True, False, False]
+
+
+@pytest.mark.parametrize(("rank", "is_terminal"), [("0", True), ("1", False)])
+def test_only_the_first_rank_has_a_terminal_for_bars(rank: str, is_terminal: bool) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "from hunyuan_train.log import console; print(console.is_terminal)"],
+        env=os.environ | {"RANK": rank, "FORCE_COLOR": "1"},  # rich takes it for a terminal's
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(is_terminal)
 
 
 def test_libraries_inform_only_where_it_is_asked_for() -> None:

@@ -21,8 +21,8 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return screen
 
 
-def work(*, is_shown: bool = True) -> None:
-    with show_progress("loading weights", 4 * GIGABYTE, is_shown=is_shown) as advance:
+def work() -> None:
+    with show_progress("loading weights", 4 * GIGABYTE) as advance:
         for _ in range(3):
             advance(GIGABYTE)
 
@@ -60,12 +60,3 @@ def test_elsewhere_lines_tell_it(
         "loading weights: 3.0 of 4.0 GB",
         "loading weights: 3.0 GB in 0 s",
     ]
-
-
-def test_only_the_rank_that_shows_it_does(
-    screen: io.StringIO, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
-    with caplog.at_level(logging.INFO):
-        work(is_shown=False)
-    assert screen.getvalue() == caplog.text == ""

@@ -28,6 +28,7 @@ from hunyuan_train.checkpoint.retention import delete_superfluous
 from hunyuan_train.checkpoint.save import Job, write_checkpoint
 from hunyuan_train.checkpoint.state import RankContent, collect_content, load_checkpoint
 from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.log import SHARED
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.trainer.state import TrainerState, read_state
 
@@ -118,13 +119,12 @@ class Saver:
             logger.info("saved %s (%.1f s, beside training)", folder, self.seconds_of_last)
             return True
         self.num_failures += 1
-        if dist.get_rank() == 0:
-            logger.warning(
-                "NOT SAVED: %s: %s. Training goes on and earlier checkpoints are as they were; "
-                "make room or mend the disk before the next save",
-                folder,
-                fault,
-            )
+        logger.warning(
+            "NOT SAVED: %s: %s. Training goes on and earlier checkpoints are as they were; "
+            "make room or mend the disk before the next save",
+            *(folder, fault),
+            extra=SHARED,
+        )
         return False
 
     def numbers(self) -> dict[str, float | int]:
@@ -153,8 +153,7 @@ class Saver:
             return None
         folder, manifest = found
         load_checkpoint(self.engine, folder, manifest, self.watch)
-        if dist.get_rank() == 0:
-            logger.warning("went back to %s", folder)
+        logger.warning("went back to %s", folder, extra=SHARED)
         return read_state(manifest["state"])
 
     def _write(

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import find_candidates, read_manifest, refuse_all
 from hunyuan_train.checkpoint.verify import find_damage
+from hunyuan_train.log import SHARED
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,7 @@ def choose_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Checkpoi
         if not faults:
             return folder, manifest
         all_faults += faults
-        if dist.get_rank() == 0:
-            logger.warning("skipping %s: %s", folder, "; ".join(faults))
+        logger.warning("skipping %s: %s", folder, "; ".join(faults), extra=SHARED)
     refuse_all(all_faults, output_dir)
     return None
 

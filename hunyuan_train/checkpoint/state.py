@@ -141,8 +141,7 @@ def load_states(
     }
     shards = list(trained_shards(engine.module))
     num_bytes = sum(4 * (shard.stop - shard.start) * len(sources) for shard in shards)
-    is_shown = dist.get_rank() == 0
-    with show_progress(f"loading {folder.name}", num_bytes, is_shown=is_shown) as advance:
+    with show_progress(f"loading {folder.name}", num_bytes) as advance:
         for shard in shards:
             for kind, source in sources.items():
                 values = torch.empty(shard.stop - shard.start)

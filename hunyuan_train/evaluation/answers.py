@@ -11,7 +11,12 @@ import deepspeed
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.scoring import Question, describe_answer, judge, score
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.json_lines import JsonLines, Numbers
+from hunyuan_train.json_lines import Lines, Numbers
+
+
+def ask_nothing(_: int) -> Numbers:
+    """Stands where no questions are to be asked."""
+    return {}
 
 
 class AnswerCheck:
@@ -22,31 +27,29 @@ class AnswerCheck:
         engine: deepspeed.DeepSpeedEngine,
         questions: Sequence[Question],
         tokenizer: Tokenizer,
-        log: JsonLines | None,
-        log_table: Callable[[str, list[dict[str, Any]], int], None] | None,
+        log: Lines,
+        log_table: Callable[[str, list[dict[str, Any]], int], None],
         *,
         max_new_tokens: int,
     ) -> None:
         self.engine = engine
         self.questions = questions
         self.tokenizer = tokenizer
-        self.log = log  # rank 0 only
-        self.log_table = log_table  # rank 0 only
+        self.log = log  # rank 0's is kept
+        self.log_table = log_table  # and its trackers are told
         self.max_new_tokens = max_new_tokens
 
     def run(self, step: int) -> Numbers:
         """Ask, judge, and keep question and answer in `answers.jsonl`; the same on every rank."""
         outputs = self._ask()
         judged = [judge(*pair) for pair in zip(self.questions, outputs, strict=True)]
-        if self.log:
-            rows = [
-                describe_answer(*one, self.tokenizer)
-                for one in zip(self.questions, outputs, judged, strict=True)
-            ]
-            for row in rows:
-                self.log.append({"step": step, **row})
-            if self.log_table:
-                self.log_table("answers", rows, step)
+        rows = [
+            describe_answer(*one, self.tokenizer)
+            for one in zip(self.questions, outputs, judged, strict=True)
+        ]
+        for row in rows:
+            self.log.append({"step": step, **row})
+        self.log_table("answers", rows, step)
         return score(judged)
 
     def _ask(self) -> list[str]:

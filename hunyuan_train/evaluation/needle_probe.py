@@ -12,7 +12,7 @@ from hunyuan_train.evaluation.needle_in_a_haystack import (
     score_needles,
 )
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.json_lines import JsonLines, Numbers
+from hunyuan_train.json_lines import Lines, Numbers
 
 
 class RetentionProbe:
@@ -23,12 +23,12 @@ class RetentionProbe:
         engine: deepspeed.DeepSpeedEngine,
         needles: Sequence[Needle],
         tokenizer: Tokenizer,
-        log: JsonLines | None,
+        log: Lines,
     ) -> None:
         self.engine = engine
         self.needles = needles
         self.tokenizer = tokenizer
-        self.log = log  # rank 0 only
+        self.log = log  # rank 0's is kept
 
     def run(self, step: int) -> Numbers:
         """Ask, score, and keep the answers in `needles.jsonl`; the same on every rank."""
@@ -41,6 +41,5 @@ class RetentionProbe:
         outputs = [self.tokenizer.decode(answer) for answer in answers]
         model = f"step {step}" if step else "before training"
         for row in describe_needles(self.needles, outputs, step=step, model=model):
-            if self.log:
-                self.log.append(row)
+            self.log.append(row)
         return score_needles(self.needles, outputs)

@@ -29,6 +29,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.lora import is_adapter
+from hunyuan_train.model.loss import token_losses
 from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.zero import (
@@ -39,7 +40,6 @@ from hunyuan_train.parallel.zero import (
     weight_shards,
 )
 from hunyuan_train.progress import show_progress
-from hunyuan_train.trainer.step import forward_losses
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def write_owned_ranges(
         if not shard.parameter.requires_grad and not is_adapter(shard.name) and is_primary(shard)
     ]
     num_bytes = 4 * sum(shard.stop - shard.start for shard in (*trained, *others))
-    with show_progress("exporting", num_bytes, is_shown=dist.get_rank() == 0) as advance:
+    with show_progress("exporting", num_bytes) as advance:
         for shard in trained:
             values = read_state(engine, shard, MASTER)
             for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
@@ -126,7 +126,7 @@ def read_prompts(
         return None
     batch = make_prompts(shape)
     engine.eval()
-    losses = forward_losses(engine, batch).cpu()
+    losses = token_losses(engine, batch).cpu()
     engine.train()
     is_exact = written_dtype == next(engine.module.parameters()).dtype == torch.float32
     return Trained(shape, batch, losses, is_exact, engine.device.type == "cpu")

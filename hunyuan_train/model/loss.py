@@ -9,10 +9,15 @@ so inside of its own module, where ZeRO-3 gathers the weight, which embeddings m
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import torch
+from deepspeed import DeepSpeedEngine
 from deepspeed.sequence.linear_cross_entropy import vocab_parallel_linear_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.chunks import tokens_per_chunk
 
 
@@ -57,3 +62,35 @@ class LossHead(nn.Linear):
             reduction="none",
             chunk_size=tokens_per_chunk(len(self.labels)),
         )
+
+
+def token_losses(model: PreTrainedModel | DeepSpeedEngine, batch: Batch) -> Tensor:
+    """Loss of each token of a packed row, unweighted: [tokens], float32, 0 where there is no label.
+
+    Its negative is the log-probability of the label. Only positions with a label go through the
+    output layer. Ranks that share a row call it together, each with its part. The documents' bounds
+    are those of the whole row, because attention sees all of it (`parallel/sequence.py`).
+
+    Args:
+        model: with a `LossHead`, as `build_model` gives it or in the engine.
+        batch: this rank's.
+    """
+    device = model.device
+    bounds = torch.from_numpy(batch.cu_seqlens).to(device)
+    lengths = np.diff(batch.cu_seqlens).tolist()
+    positions = torch.from_numpy(np.flatnonzero(batch.labels >= 0)).to(device)
+    with model.lm_head.given(torch.from_numpy(batch.labels).to(device)[positions]):
+        output = model(
+            input_ids=torch.from_numpy(batch.input_ids).to(device)[None],
+            position_ids=torch.from_numpy(batch.position_ids).to(device)[None],
+            logits_to_keep=positions,
+            cu_seq_lens_q=bounds,
+            cu_seq_lens_k=bounds,
+            max_length_q=max(lengths),
+            max_length_k=max(lengths),
+            document_lengths=lengths,
+            part_lengths=batch.part_lengths,
+            use_cache=False,
+        )
+    no_losses = torch.zeros(len(batch.labels), dtype=torch.float32, device=device)
+    return no_losses.index_put((positions,), output.logits[0])

@@ -1,4 +1,4 @@
-"""Routers: their precision, what they did, and the losses that keep them balanced.
+"""Routers: their precision, and what they did.
 
 Shape letters:  T tokens of this rank · E experts · K experts per token · L layers
 """
@@ -84,34 +84,3 @@ class RouterWatch:
     def put_load(self, load_LE: Tensor) -> None:
         """Go on counting from what an earlier process counted: [layers, experts], local."""
         self.load_LE.copy_(load_LE)
-
-
-def balance_loss(logits_TE: list[Tensor], counts_LE: Tensor, num_tokens: int | float) -> Tensor:
-    """Load-balancing loss of Switch Transformers (arXiv 2101.03961, equation 4), mean over layers.
-
-    It is 1 where every expert gets as much as any other, and the number of experts where one gets
-    all. Counts and token number are those of all ranks, so the sum of the ranks' losses is the loss
-    of the whole batch, and so is its gradient.
-
-    Args:
-        logits_TE: router logits of each layer, [tokens, experts], local.
-        counts_LE: [layers, experts], token slots sent to each expert, all ranks.
-        num_tokens: of all ranks.
-    """
-    num_experts = counts_LE.shape[1]
-    share_LE = counts_LE / counts_LE.sum(dim=1, keepdim=True).clamp(min=1)
-    mean_probability_LE = torch.stack(
-        [layer_TE.float().softmax(dim=-1).sum(dim=0) / num_tokens for layer_TE in logits_TE]
-    )
-    return num_experts * (share_LE * mean_probability_LE).sum(dim=1).mean()
-
-
-def z_loss(logits_TE: list[Tensor], num_tokens: int | float) -> Tensor:
-    """Router z-loss of ST-MoE (arXiv 2202.08906, equation 5): keeps logits small; mean over layers.
-
-    Args:
-        logits_TE: router logits of each layer, [tokens, experts], local.
-        num_tokens: of all ranks; the sum of the ranks' losses is the loss of the whole batch.
-    """
-    squares = [layer_TE.float().logsumexp(dim=-1).square().sum() for layer_TE in logits_TE]
-    return torch.stack(squares).mean() / num_tokens

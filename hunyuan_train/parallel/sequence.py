@@ -30,8 +30,8 @@ AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 def share_sequences(attention: str, size: int) -> None:
     """Let attention of this name run over whole rows of which each rank has a part.
 
-    Every rank calls it, once the process group is there. Calls of attention that say nothing of
-    parts, such as those of a generating model, stay what they are.
+    Every rank calls it once the process group exists. A call without `part_lengths`, as in
+    generation, runs the plain function.
 
     Args:
         attention: name of an implementation in Transformers' registry.

@@ -124,7 +124,7 @@ def fill_parameters(model: PreTrainedModel, source: WeightSource) -> None:
     """
     owned = [shard for shard in weight_shards(model) if not is_adapter(shard.name)]
     num_bytes = sum(weight_values(shard).nbytes for shard in owned)
-    with show_progress("loading weights", num_bytes, is_shown=dist.get_rank() == 0) as advance:
+    with show_progress("loading weights", num_bytes) as advance:
         for shard in owned:
             kept = weight_values(shard)
             for piece in pieces_of_range(shard.stored, shard.start, shard.stop):

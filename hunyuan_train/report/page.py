@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from hunyuan_train.html_page import write_advice, write_document, write_table
+from hunyuan_train.objectives.loss_groups import BY_MODE, BY_SPAN
 from hunyuan_train.report.answers import label_of, write_answers, write_grid
 from hunyuan_train.report.charts import Curve, draw_chart, draw_heat_map, short
 from hunyuan_train.report.record import RunRecord
@@ -31,19 +32,11 @@ NONE = "none"
 # Title, and the numbers in it with their labels.
 CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("loss", {"loss": "training", "eval_loss": "held out"}),
-    ("loss by mode", {"loss_fast": "fast", "loss_slow": "slow"}),
-    (
-        "loss by span",
-        {"loss_think": "think", "loss_answer": "answer", "loss_markers": "markers"},
-    ),
+    ("loss by mode", {f"loss_{group}": group for group in BY_MODE}),
+    ("loss by span", {f"loss_{group}": group for group in BY_SPAN}),
     (
         "held-out loss by mode and span",
-        {
-            "eval_loss_fast": "fast",
-            "eval_loss_slow": "slow",
-            "eval_loss_think": "think",
-            "eval_loss_answer": "answer",
-        },
+        {f"eval_loss_{group}": group for group in (*BY_MODE, *BY_SPAN)},
     ),
     (
         "answers to held-out questions",

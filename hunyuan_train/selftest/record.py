@@ -22,10 +22,3 @@ class Record:
     grad_norms: list[float] = field(default_factory=list)  # before clipping
     gradients: list[Parts] = field(default_factory=list)  # before clipping
     end: Parts = field(default_factory=dict)  # weights after the last step
-
-
-def flatten_numbers(
-    loss: float, by_group: Mapping[str, float], router_loss: float = 0.0
-) -> dict[str, float]:
-    """The losses of a step under one name each."""
-    return {"loss": loss, "router loss": router_loss, **by_group}

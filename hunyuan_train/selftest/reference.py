@@ -31,7 +31,7 @@ from hunyuan_train.model.lora import (
 )
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.records import find_optimizer
-from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
+from hunyuan_train.selftest.record import Parts, Record
 from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
 
 PLURALS = {"marker": "markers"}
@@ -211,7 +211,8 @@ def sum_losses(model: nn.Module, samples: list[Sample]) -> SampleLoss:
         for position, span in enumerate(sample.tokens.spans[1:].tolist()):
             if not span:
                 continue
-            for group in ("all", MODES[sample.mode], PLURALS.get(SPANS[span], SPANS[span])):
+            groups = (MODES[sample.mode], PLURALS.get(SPANS[span], SPANS[span]))
+            for group in ("loss", *(f"loss_{one}" for one in groups)):
                 loss = losses[position].item()
                 weight = float(sample.tokens.weights[1 + position])
                 result.sums[group] = result.sums.get(group, 0.0) + loss
@@ -301,9 +302,8 @@ def step_loss(
     sums = _add_up([part.sums for part in parts])
     weights = _add_up([part.weights for part in parts])
     means = {group: sums[group] / weights[group] for group in sums}
-    total = torch.stack([part.total for part in parts]).sum() / weights["all"]
-    numbers = flatten_numbers(means.pop("all"), means, router_loss.item())
-    return total + router_loss, numbers
+    total = torch.stack([part.total for part in parts]).sum() / weights["loss"]
+    return total + router_loss, {"router loss": router_loss.item(), **means}
 
 
 def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:

@@ -16,11 +16,12 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, cut_batch
 from hunyuan_train.evaluation.losses import evaluate
 from hunyuan_train.families.tensors import pieces_of_range
-from hunyuan_train.objectives.loss_groups import WHOLE
+from hunyuan_train.objectives.router_losses import watch_and_weigh
+from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import Shard, is_partitioned, weight_shards, weight_values
-from hunyuan_train.run import make_engine, make_router_terms
-from hunyuan_train.selftest.record import Parts, Record, flatten_numbers
+from hunyuan_train.selftest.record import Parts, Record
 from hunyuan_train.selftest.samples import WEIGHTS, Step, lay_batches
 from hunyuan_train.trainer.step import accumulate_gradients, update_weights
 
@@ -31,21 +32,22 @@ def train_plan(run: ResolvedRun, steps: list[Step]) -> Record:
     config, shape = run.config, run.shape
     start_process_group(config.parallel.timeout_minutes)
     # As in the released model only norms stay whole, and matrices are gathered where they are used.
-    engine = make_engine(run, WEIGHTS, largest_gathered=shape.hidden_size)
-    routers = make_router_terms(config, shape, engine)
+    engine = assemble_engine(run, WEIGHTS, largest_gathered=shape.hidden_size)
+    routers = watch_and_weigh(engine, shape, config.model)
     engine.train()
-    evaluate(engine, step_batches(config, steps[0]))  # as a run looks at its routers first
+    evaluate(engine, SFT, step_batches(config, steps[0]))  # as a run looks at its routers first
     record = Record(start=as_arrays(kept_weights(engine.module)))
     for step in steps:
         batches = step_batches(config, step)
-        losses = accumulate_gradients(engine, batches, routers=routers)
-        numbers = flatten_numbers(losses.loss, losses.loss_by_group, losses.router_loss)
-        record.numbers.append(numbers)
+        losses = accumulate_gradients(engine, SFT, batches, routers=routers)
+        record.numbers.append(
+            {"loss": losses.loss, "router loss": losses.router_loss, **losses.by_group}
+        )
         record.gradients.append(as_arrays(kept_gradients(engine.module)))
         rate = config.optimizer.learning_rate
         record.grad_norms.append(update_weights(engine, rate, is_withheld=False))
-    by_group = evaluate(engine, step_batches(config, steps[0]))
-    record.numbers.append(flatten_numbers(by_group.pop(WHOLE), by_group))
+    means = evaluate(engine, SFT, step_batches(config, steps[0]))
+    record.numbers.append({"router loss": 0.0, **means})
     record.end = as_arrays(kept_weights(engine.module))
     return record
 

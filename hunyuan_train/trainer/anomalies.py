@@ -4,12 +4,10 @@ A bad step is skipped on every rank alike, because it is judged by numbers that 
 keeps its number: the learning rate and the data go on as if it had been done.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
-from pathlib import Path
 from statistics import median
 
 import torch.distributed as dist
@@ -17,6 +15,8 @@ import torch.distributed as dist
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan
+from hunyuan_train.json_lines import Lines
+from hunyuan_train.log import SHARED
 from hunyuan_train.trainer.state import Health, TrainerState
 from hunyuan_train.trainer.step import Fault, StepResult, judge_finite
 
@@ -43,7 +43,10 @@ def find_fault(loss: float, *, health: Health, config: TrainConfig) -> Fault | N
     limit = max(middle + config.spike_deviations * deviation, MIN_RISE * middle)
     if loss <= limit:
         return None
-    reason = f"the loss is {loss:.4f}, of the last {len(health.recent_losses)} {middle:.4f}"
+    reason = (
+        f"loss {loss:.4g} is a spike: the median of the last {len(health.recent_losses)} good "
+        f"steps is {middle:.4g}"
+    )
     return Fault(reason, is_withheld=config.bad_steps == "act")
 
 
@@ -57,7 +60,7 @@ def remember(health: Health, result: StepResult) -> Health:
 
 
 def quarantine(
-    output_dir: Path,
+    kept: Lines,
     batches: BatchPlan,
     micro_batches: Sequence[Batch],
     result: StepResult,
@@ -66,7 +69,7 @@ def quarantine(
     """Note the samples of a bad step; called by every rank.
 
     Args:
-        output_dir: of the run.
+        kept: rank 0's file of bad steps.
         batches: knows where samples come from.
         micro_batches: of this rank.
         result: of the bad step.
@@ -79,43 +82,30 @@ def quarantine(
     ranks: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(ranks, batches.origins(micro_batches))
     samples = list(dict.fromkeys(origin for rank in ranks for origin in rank))
-    if dist.get_rank() == 0:
-        logger.warning(
-            "step %d is bad: %s; %s; its %d samples are in %s",
-            state.step + 1,
-            result.fault.reason,
-            "the update is left out" if result.fault.is_withheld else "the update was made",
-            len(samples),
-            QUARANTINE,
-        )
-        _append_once(
-            output_dir / QUARANTINE,
-            {
-                "step": state.step + 1,
-                "epoch": state.position.epoch,
-                "row": state.position.row,
-                "reason": result.fault.reason,
-                "is_skipped": result.fault.is_withheld,
-                "loss": _number_or_none(result.loss),
-                "grad_norm": _number_or_none(result.grad_norm),
-                "samples": samples,
-            },
-        )
+    logger.warning(
+        "step %d is bad: %s. %s. Its %d samples are in %s",
+        state.step + 1,
+        result.fault.reason,
+        "The update was skipped" if result.fault.is_withheld else "The update was made",
+        len(samples),
+        QUARANTINE,
+        extra=SHARED,
+    )
+    entry = {
+        "step": state.step + 1,
+        "epoch": state.position.epoch,
+        "row": state.position.row,
+        "reason": result.fault.reason,
+        "is_skipped": result.fault.is_withheld,
+        "loss": _number_or_none(result.loss),
+        "grad_norm": _number_or_none(result.grad_norm),
+        "samples": samples,
+    }
+    if entry not in kept.read():  # a step that is done again after a resume is noted once
+        kept.append(entry)
     return samples
 
 
 def _number_or_none(value: float) -> float | None:
     """JSON has neither NaN nor infinity."""
     return value if isfinite(value) else None
-
-
-def _append_once(path: Path, entry: dict[str, object]) -> None:
-    """A step that is done again after a resume is not noted again; a full disk ends no run."""
-    line = json.dumps(entry) + "\n"
-    try:
-        known = path.read_text(encoding="utf-8") if path.exists() else ""
-        if line not in known.splitlines(keepends=True):
-            with path.open("a", encoding="utf-8") as file:
-                file.write(line)
-    except OSError as error:
-        logger.warning("%s cannot be written: %s; it lacks %s", path, error.strerror, line.strip())

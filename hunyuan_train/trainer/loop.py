@@ -4,10 +4,9 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import deepspeed
@@ -17,10 +16,12 @@ from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan, StepContent
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.evaluation.answers import AnswerCheck
+from hunyuan_train.evaluation.answers import ask_nothing
 from hunyuan_train.evaluation.losses import evaluate, name_losses
-from hunyuan_train.json_lines import JsonLines, Numbers
+from hunyuan_train.json_lines import Lines, Numbers
 from hunyuan_train.log import console
+from hunyuan_train.objectives.objective import Objective
+from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.parallel.optimizer import share_of_weights_moved
@@ -33,12 +34,12 @@ from hunyuan_train.trainer.anomalies import (
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
 from hunyuan_train.trainer.memory_estimate import Planned
-from hunyuan_train.trainer.metrics import MetricsLog
-from hunyuan_train.trainer.profiler import StepProfiler
+from hunyuan_train.trainer.metrics import Logs
+from hunyuan_train.trainer.profiler import profile_nothing
 from hunyuan_train.trainer.router_monitor import RouterGuardian
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
-from hunyuan_train.trainer.step import NonFiniteLossError, RouterTerms, StepResult, train_step
+from hunyuan_train.trainer.step import NonFiniteLossError, StepResult, train_step
 from hunyuan_train.trainer.throughput import (
     Throughput,
     measure_memory,
@@ -93,21 +94,21 @@ class Trainer:
     """The parts a run is made of; `train` moves them."""
 
     engine: deepspeed.DeepSpeedEngine
+    objective: Objective
     routers: RouterTerms
     batches: BatchPlan
     eval_batches: list[Batch]
     config: RunConfig
-    metrics: MetricsLog | None  # rank 0 only
+    logs: Logs
     keeper: Keeper
     planned: Planned
     num_restarts: int  # how often the run was started again; rank 0 knows
     report_progress: Callable[[int, str], None]  # steps done, and what comes now
     guardian: RouterGuardian
-    answers: AnswerCheck | None
     throughput: Throughput
+    answer: Callable[[int], Numbers] = ask_nothing  # held-out questions, after so many steps
+    profile: Callable[[int], AbstractContextManager[None]] = profile_nothing  # a step
     clock: StepClock = field(default_factory=StepClock)
-    profiler: StepProfiler | None = None
-    batch_log: JsonLines | None = None
 
     @property
     def total_steps(self) -> int:
@@ -157,11 +158,10 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
         if saved_step != state.step:
             keeper.save(state)
         is_saved = keeper.finish()
-    if trainer.metrics:
-        trainer.metrics.amend(keeper.numbers(), state.step)  # the last save ends after its step
+    trainer.logs.metrics.amend(keeper.numbers(), state.step)  # the last save ends after its step
     if has_stalled(config.evaluation, state):
         logger.info(
-            "%d evaluations without a better %s than %.4g of step %s: ending here",
+            "ending early: in %d evaluations %s was no better than %.4g at step %s",
             state.num_worse,
             config.evaluation.metric_for_best_model,
             state.best_value,
@@ -208,14 +208,15 @@ def do_step(
     """
     with trainer.clock.part("data"):
         micro_batches, next_position = trainer.batches.step_batches(state.position)
-    if trainer.batch_log:
-        record_batches(trainer.batch_log, micro_batches, state.step + 1)
+    if trainer.config.logs.record_batches:
+        record_batches(trainer.logs.batches, micro_batches, state.step + 1)
     with (
-        trainer.profiler.step(state.step + 1) if trainer.profiler else nullcontext(),
+        trainer.profile(state.step + 1),
         timing_collectives(partial(trainer.clock.part, "communication")),
     ):
         result = train_step(
             trainer.engine,
+            trainer.objective,
             micro_batches,
             learning_rate=learning_rate,
             routers=trainer.routers,
@@ -224,8 +225,7 @@ def do_step(
             clock=trainer.clock,
         )
     if result.fault:
-        output_dir = Path(trainer.config.train.output_dir)
-        samples = quarantine(output_dir, trainer.batches, micro_batches, result, state)
+        samples = quarantine(trainer.logs.quarantine, trainer.batches, micro_batches, result, state)
         if result.fault.is_withheld and trainer.config.train.bad_steps != "act":
             raise NonFiniteLossError(
                 f"{result.fault.reason} at step {state.step + 1}; its samples: "
@@ -263,10 +263,7 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
             )
             + f"; lower the learning rate, or look at the samples in {QUARANTINE}"
         )
-    answer_log = trainer.answers.log if trainer.answers else None
-    for log in (trainer.metrics, trainer.batch_log, answer_log):
-        if log:
-            log.forget_after(restored.step)
+    trainer.logs.forget_after(restored.step)
     trainer.guardian.go_back_to(restored.step)
     health = replace(restored.health, num_bad_in_a_row=0, num_returns=num_returns + 1)
     return replace(restored, position=state.position, health=health)
@@ -274,8 +271,8 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
 
 def evaluate_all(trainer: Trainer, step: int) -> Numbers:
     """Losses and perplexities of the held-out data, and what the model answers to it."""
-    numbers = name_losses(evaluate(trainer.engine, trainer.eval_batches))
-    return numbers | trainer.answers.run(step) if trainer.answers else numbers
+    losses = evaluate(trainer.engine, trainer.objective, trainer.eval_batches)
+    return name_losses(losses) | trainer.answer(step)
 
 
 def note_evaluation(
@@ -311,7 +308,7 @@ def wants_save(config: CheckpointConfig, state: TrainerState, saved_step: int) -
     return (is_overdue or is_best) and not state.health.num_bad_in_a_row
 
 
-def record_batches(log: JsonLines, micro_batches: Sequence[Batch], step: int) -> None:
+def record_batches(log: Lines, micro_batches: Sequence[Batch], step: int) -> None:
     """Note what this rank trains on, so that two runs can be compared."""
     digest = hashlib.sha256()
     for batch in micro_batches:
@@ -349,7 +346,7 @@ def step_numbers(
     """What one step reports, in the names of metrics.jsonl and the trackers."""
     return {
         "loss": result.loss,
-        **{f"loss_{name}": loss for name, loss in result.loss_by_group.items()},
+        **result.by_group,
         "router_loss": result.router_loss,
         "learning_rate": learning_rate,
         "grad_norm": result.grad_norm,
@@ -376,8 +373,7 @@ def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
     logger.info("%s", describe_step(numbers, step, trainer.total_steps))
     if "eval_loss" in numbers:
         logger.info("step %d  %s", step, describe_evaluation(numbers))
-    if trainer.metrics:
-        trainer.metrics.log(numbers, step)
+    trainer.logs.metrics.log(numbers, step)
 
 
 def describe_step(numbers: Numbers, step: int, total_steps: int) -> str:
@@ -418,8 +414,7 @@ def progress_bar(trainer: Trainer, state: TrainerState) -> Iterator[Callable[[in
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
     )
-    is_shown = trainer.metrics is not None and console.is_terminal
-    with Progress(*columns, console=console, disable=not is_shown) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(
             "", total=trainer.total_steps, completed=state.step, numbers="starting"
         )

@@ -1,11 +1,13 @@
 """Where numbers go: metrics.jsonl always, wandb and TensorBoard when asked.
 
-Only rank 0 owns a `MetricsLog`; a resumed run continues the same file from the step it resumes at.
+Every rank has a `MetricsLog`; those of other ranks than the first have neither file nor tracker. A
+resumed run continues the same file from the step it resumes at.
 """
 
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +15,7 @@ from typing import Any, Protocol
 from matplotlib import image
 
 from hunyuan_train.config.rules.logs import tracker_names
-from hunyuan_train.config.run_files import METRICS
-from hunyuan_train.json_lines import JsonLines, Numbers
+from hunyuan_train.json_lines import Lines, Numbers
 from hunyuan_train.trainer.heat_map import draw_heat_map
 
 logger = logging.getLogger(__name__)
@@ -147,8 +148,9 @@ class TensorBoardTracker:
 class MetricsLog:
     """Appends one JSON object per logged step and passes it on to the trackers."""
 
-    def __init__(self, path: Path, trackers: Sequence[Tracker]) -> None:
-        self.lines = JsonLines(path)
+    def __init__(self, folder: Path, lines: Lines, trackers: Sequence[Tracker]) -> None:
+        self.folder = folder  # of the run
+        self.lines = lines
         self.trackers = list(trackers)
 
     def forget_after(self, step: int) -> None:
@@ -177,7 +179,7 @@ class MetricsLog:
     def show_load(self, shares: list[list[float]], step: int) -> None:
         """Pass the load of experts on as a picture, where there is a tracker to look at it."""
         if self.trackers:
-            path = self.lines.path.with_name(HEAT_MAP)
+            path = self.folder / HEAT_MAP
             draw_heat_map(path, shares, step=step)
             self.log_image("router_load", path, step)
 
@@ -207,18 +209,38 @@ class MetricsLog:
                 self.trackers.remove(tracker)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Logs:
+    """The run's files of one object a line. What this rank does not write goes nowhere."""
+
+    metrics: MetricsLog
+    answers: Lines  # to held-out questions
+    needles: Lines  # what was found in long texts
+    batches: Lines  # what each rank trained on
+    router_load: Lines
+    quarantine: Lines  # bad steps
+    starts: Lines
+
+    def forget_after(self, step: int) -> None:
+        """Drop what belongs to steps past one that the run begins at or goes back to."""
+        for log in (self.metrics, self.answers, self.needles, self.batches):
+            log.forget_after(step)
+
+
 def open_metrics(
     output_dir: Path,
+    lines: Lines,
     *,
     report_to: str,
     run_name: str,
     settings: dict[str, Any],
     notes: Mapping[str, str],
 ) -> MetricsLog:
-    """Open metrics.jsonl in the run's folder and the trackers of `--report_to`.
+    """A log with the trackers of `--report_to`.
 
     Args:
         output_dir: of the run.
+        lines: metrics.jsonl.
         report_to: which trackers, comma-separated.
         run_name: in the trackers.
         settings: shown there.
@@ -233,4 +255,4 @@ def open_metrics(
         )
     if "tensorboard" in names:
         trackers.append(TensorBoardTracker(output_dir, settings))
-    return MetricsLog(output_dir / METRICS, trackers)
+    return MetricsLog(output_dir, lines, trackers)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,6 +15,11 @@ FOLDER = "profile"
 MAX_ROWS = 25
 # How the libraries of collectives call their work, on the GPU and on the CPU.
 COMMUNICATION = ("nccl", "gloo", "c10d::")
+
+
+def profile_nothing(_: int) -> AbstractContextManager[None]:
+    """Trace no step."""
+    return nullcontext()
 
 
 class StepProfiler:

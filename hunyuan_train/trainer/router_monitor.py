@@ -7,11 +7,9 @@ knows (the profile, and what it did) is in `router_load.jsonl`, from which a res
 Shape letters:  E experts · L layers
 """
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -22,11 +20,14 @@ from torch import Tensor
 from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
 from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position
-from hunyuan_train.json_lines import JsonLines, Numbers
+from hunyuan_train.json_lines import Lines, Numbers
+from hunyuan_train.log import SHARED
 from hunyuan_train.model.router_load import describe_load, divergence, to_shares
+from hunyuan_train.objectives.objective import Objective
+from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.parallel.optimizer import hold_routers
 from hunyuan_train.trainer.errors import TrainingError
-from hunyuan_train.trainer.step import RouterTerms, forward_losses
+from hunyuan_train.trainer.metrics import MetricsLog
 
 logger = logging.getLogger(__name__)
 
@@ -115,18 +116,18 @@ class RouterGuardian:
     def __init__(
         self,
         engine: deepspeed.DeepSpeedEngine,
+        objective: Objective,
         routers: RouterTerms,
         config: GuardianConfig,
-        output_dir: Path,
-        alert: Callable[[str, str], None],
-        show_load: Callable[[list[list[float]], int], None] = lambda shares, step: None,
+        log: Lines,
+        metrics: MetricsLog,
     ) -> None:
         self.engine = engine
+        self.objective = objective  # whose forward passes are recorded for the profile
         self.routers = routers
         self.config = config
-        self.log = JsonLines(output_dir / ROUTER_LOAD)
-        self.alert = alert  # title and text, to the tracker
-        self.show_load = show_load  # shares of a step, to the tracker; called on rank 0
+        self.log = log  # rank 0's is kept
+        self.metrics = metrics  # whose trackers are told
         self.usual_coefficient = routers.balance_coefficient
         self.profile_LE: Tensor | None = None
         self.load_LE: Tensor | None = None  # of the last check
@@ -147,7 +148,11 @@ class RouterGuardian:
             self.profile_LE = torch.tensor(known[0], dtype=torch.float64)
         else:
             if step:
-                logger.warning("%s holds no profile: drift counts from step %d", ROUTER_LOAD, step)
+                logger.warning(
+                    "%s holds no profile of the base model: drift is measured from step %d",
+                    *(ROUTER_LOAD, step),
+                    extra=SHARED,
+                )
             shares = _round_shares(self._count_load(batches))
             self.profile_LE = torch.tensor(shares, dtype=torch.float64)  # as it will be read again
             self._write(step, PROFILE, load=shares)
@@ -155,8 +160,6 @@ class RouterGuardian:
 
     def go_back_to(self, step: int) -> None:
         """Forget what came after a step that the run returns to."""
-        if dist.get_rank() == 0:
-            self.log.forget_after(step)
         entries = self._read_entries(step)
         self.last_seen.clear()
         self._set_action(has_acted=any(entry["kind"] == ACTION for entry in entries))
@@ -193,8 +196,7 @@ class RouterGuardian:
             return
         shares = _round_shares(self.load_LE)
         self._write(step, LOAD, load=shares)
-        if dist.get_rank() == 0:
-            self.show_load(shares, step)
+        self.metrics.show_load(shares, step)
 
     def _is_news(self, alarm: Alarm, step: int) -> bool:
         last = self.last_seen.get((alarm.kind, alarm.layer))
@@ -206,10 +208,9 @@ class RouterGuardian:
         if len(alarms) > 4:
             what += f"; and {len(alarms) - 4} more"
         done = "" if policy == "warn" or self.has_acted else f"; policy: {policy}"
-        text = f"step {step}: the routers left the base model's ways: {what}{done}"
-        if dist.get_rank() == 0:  # every rank knows the same
-            logger.warning("%s", text)
-            self.alert("routers", text)
+        text = f"step {step}: routing diverged from the base model: {what}{done}"
+        logger.warning("%s", text, extra=SHARED)
+        self.metrics.alert("routers", text)
         self.keep_load(step)
         if policy == "stop":
             raise RouterCollapseError(
@@ -237,7 +238,7 @@ class RouterGuardian:
         with torch.no_grad():
             for batch in batches:
                 with watch.recording():
-                    forward_losses(self.engine, batch)
+                    self.objective.forward(self.engine, batch)
         self.engine.train()
         load_LE = watch.take_load()
         watch.load_LE += earlier_LE
@@ -246,19 +247,13 @@ class RouterGuardian:
 
     def _read_entries(self, step: int) -> list[dict[str, Any]]:
         """Rank 0's lines up to a step, on every rank."""
-        entries: list[Any] = [[]]
-        if dist.get_rank() == 0:
-            self.log.forget_after(step)
-            if self.log.path.exists():
-                lines = self.log.path.read_text(encoding="utf-8").splitlines()
-                entries = [[json.loads(line) for line in lines]]
+        self.log.forget_after(step)
+        entries = [self.log.read()]
         dist.broadcast_object_list(entries)
-        known: list[dict[str, Any]] = entries[0]
-        return known
+        return entries[0]
 
     def _write(self, step: int, kind: str, **content: object) -> None:
-        if dist.get_rank() == 0:
-            self.log.append({"step": step, "kind": kind, **content})
+        self.log.append({"step": step, "kind": kind, **content})
 
 
 def profile_batches(batches: BatchPlan) -> list[Batch]:

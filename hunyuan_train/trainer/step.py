@@ -6,20 +6,11 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 
 import deepspeed
-import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.model.router import RouterWatch, balance_loss, z_loss
-from hunyuan_train.objectives.loss_groups import (
-    GROUPS,
-    WHOLE,
-    group_masks,
-    group_means,
-    group_weights,
-)
+from hunyuan_train.objectives.objective import SMALLEST_WEIGHT, Objective
+from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.parallel.optimizer import set_learning_rate
 from hunyuan_train.parallel.routers import refresh_routers
@@ -44,8 +35,8 @@ class Fault:
 class BatchLosses:
     """What the forward passes of one optimizer step gave, over all ranks."""
 
-    loss: float  # mean over the label tokens of the global batch, by weight
-    loss_by_group: dict[str, float]  # the same by mode and span, of those that have labels
+    loss: float  # the objective's mean over the global batch
+    by_group: dict[str, float]  # its other means, of the groups that weigh something
     router_loss: float  # load balance and z-loss, by their coefficients
     num_label_tokens: int
 
@@ -55,7 +46,7 @@ class StepResult:
     """What one optimizer step did, over all ranks."""
 
     loss: float
-    loss_by_group: dict[str, float]
+    by_group: dict[str, float]
     router_loss: float
     num_label_tokens: int
     grad_norm: float  # global norm before clipping; not finite where the engine dropped gradients
@@ -71,62 +62,9 @@ def update_at_once() -> None:
     """Nothing to wait for before an update."""
 
 
-@dataclass(slots=True)
-class RouterTerms:
-    """What the routers add to the loss; the guardian may raise the coefficient."""
-
-    watch: RouterWatch
-    top_k: int
-    balance_coefficient: float = 0.0
-    z_coefficient: float = 0.0
-
-    def loss(self) -> Tensor:
-        """This rank's part of the terms, of the forward pass recorded last: a float32 scalar.
-
-        Every rank takes part, because load is a matter of all tokens.
-        """
-        if not (self.balance_coefficient or self.z_coefficient):
-            return self.watch.counts_LE.new_zeros((), dtype=torch.float32)
-        counts_LE = self.watch.counts_LE.clone()
-        if dist.is_initialized():
-            dist.all_reduce(counts_LE)
-        num_tokens = int(counts_LE[0].sum()) / self.top_k
-        logits = self.watch.layer_logits()
-        balance = balance_loss(logits, counts_LE, num_tokens)
-        return self.balance_coefficient * balance + self.z_coefficient * z_loss(logits, num_tokens)
-
-
-def forward_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Tensor:
-    """Weighted loss of each token of a batch: [tokens], float32, 0 where there is no label.
-
-    Only positions with a label go through the output layer. Ranks that share a row call it
-    together, each with its part; the documents' bounds are those of the whole row, because
-    attention sees all of it (`parallel/sequence.py`).
-    """
-    device = engine.device
-    bounds = torch.from_numpy(batch.cu_seqlens).to(device)
-    lengths = np.diff(batch.cu_seqlens).tolist()
-    positions = torch.from_numpy(np.flatnonzero(batch.labels >= 0)).to(device)
-    with engine.lm_head.given(torch.from_numpy(batch.labels).to(device)[positions]):
-        output = engine(
-            input_ids=torch.from_numpy(batch.input_ids).to(device)[None],
-            position_ids=torch.from_numpy(batch.position_ids).to(device)[None],
-            logits_to_keep=positions,
-            cu_seq_lens_q=bounds,
-            cu_seq_lens_k=bounds,
-            max_length_q=max(lengths),
-            max_length_k=max(lengths),
-            document_lengths=lengths,
-            part_lengths=batch.part_lengths,
-            use_cache=False,
-        )
-    weights = torch.from_numpy(batch.loss_weights).to(device)
-    label_losses = output.logits[0] * weights[positions]
-    return torch.zeros_like(weights).index_put((positions,), label_losses)
-
-
 def train_step(
     engine: deepspeed.DeepSpeedEngine,
+    objective: Objective,
     micro_batches: list[Batch],
     *,
     learning_rate: float,
@@ -139,6 +77,7 @@ def train_step(
 
     Args:
         engine: between two steps.
+        objective: what is minimised.
         micro_batches: of this rank.
         learning_rate: of this step.
         routers: what they add to the loss.
@@ -147,7 +86,7 @@ def train_step(
         clock: told what takes how long.
     """
     clock = clock or StepClock()
-    losses = accumulate_gradients(engine, micro_batches, routers=routers, clock=clock)
+    losses = accumulate_gradients(engine, objective, micro_batches, routers=routers, clock=clock)
     fault = judge(losses.loss + losses.router_loss)
     wait_before_update()
     is_withheld = fault is not None and fault.is_withheld
@@ -160,6 +99,7 @@ def train_step(
 
 def accumulate_gradients(
     engine: deepspeed.DeepSpeedEngine,
+    objective: Objective,
     micro_batches: list[Batch],
     *,
     routers: RouterTerms | None = None,
@@ -167,36 +107,34 @@ def accumulate_gradients(
 ) -> BatchLosses:
     """Forward and backward over the micro-batches of one optimizer step.
 
-    The loss is normalised by the label tokens of the whole global batch, all ranks and micro-steps:
-    `local sum / global count * ranks`, because the engine averages gradients over ranks. So its
+    The loss is normalised by the weight of the whole global batch, all ranks and micro-steps:
+    `local sum / global weight * ranks`, because the engine averages gradients over ranks. So its
     gradient does not depend on how samples are dealt out.
     """
     num_labels, *weights = sum_over_ranks(
         [
             float(sum(int((batch.labels >= 0).sum()) for batch in micro_batches)),
-            *group_weights(micro_batches).tolist(),
+            *objective.weigh(micro_batches).tolist(),
         ],
         engine.device,
     )
     clock = clock or StepClock()
-    weight = max(weights[0], 1e-12)
-    sums = torch.zeros(1 + len(GROUPS), dtype=torch.float64, device=engine.device)
+    weight = max(weights[0], SMALLEST_WEIGHT)
+    total = torch.zeros(1 + len(weights), dtype=torch.float64, device=engine.device)
     for index, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         with clock.part("forward"), routers.watch.recording() if routers else nullcontext():
-            losses = forward_losses(engine, batch)
-        token_loss = losses.sum() / weight
-        router_term = routers.loss() / len(micro_batches) if routers else token_loss.new_zeros(())
-        masks = torch.from_numpy(group_masks(batch)).to(engine.device)
-        sums += torch.cat([router_term.detach()[None], masks @ losses.detach()])
+            sums = objective.forward(engine, batch)
+        loss = sums.loss / weight
+        router_term = routers.loss() / len(micro_batches) if routers else loss.new_zeros(())
+        total += torch.cat([router_term.detach()[None], sums.by_group])
         with clock.part("backward"):
-            engine.backward((token_loss + router_term) * engine.world_size, scale_wrt_gas=False)
-    router_loss, *sums_by_group = sum_over_ranks(sums.tolist(), engine.device)
-    by_group = group_means(sums_by_group, weights)
-    loss = by_group.pop(WHOLE)
+            engine.backward((loss + router_term) * engine.world_size, scale_wrt_gas=False)
+    router_loss, *sums_by_group = sum_over_ranks(total.tolist(), engine.device)
+    means = objective.means(sums_by_group, weights)
     return BatchLosses(
-        loss=loss,
-        loss_by_group=by_group,
+        loss=means.pop(objective.groups[0]),
+        by_group=means,
         router_loss=router_loss,
         num_label_tokens=int(num_labels),
     )

@@ -23,6 +23,7 @@ from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.safetensors_files import read_range
 from hunyuan_train.model.safetensors_header import read_header
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.selftest.local_ranks import RanksError
 from hunyuan_train.trainer.state import TrainerState
@@ -58,7 +59,9 @@ def train_and_save(
     states = []
     for step in range(num_saves):
         batches = my_share(global_batch(step, 4))
-        train_step(engine, batches, learning_rate=1e-3, wait_before_update=saver.wait_before_update)
+        train_step(
+            engine, SFT, batches, learning_rate=1e-3, wait_before_update=saver.wait_before_update
+        )
         saver.report()
         if step == 1 and spoil == "full after all":  # room was there when it was looked for
             save.shutil.disk_usage = lambda _: DiskUsage(0, 0, 10**12)

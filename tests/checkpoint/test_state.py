@@ -16,6 +16,7 @@ from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.zero import (
     optimizer_step_count,
     read_state,
@@ -73,7 +74,8 @@ def resume_and_train(folder: Path, stage: int, expert_size: int, targets: str) -
 
 def train(engine: Any, steps: range) -> Outcome:
     results = [
-        train_step(engine, my_share(global_batch(step, 4)), learning_rate=1e-3) for step in steps
+        train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=1e-3)
+        for step in steps
     ]
     return Outcome(
         losses=[result.loss for result in results],

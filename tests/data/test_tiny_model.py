@@ -43,7 +43,7 @@ def _loss_alone(model, sample):
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_sample_has_the_loss_it_has_alone(prepare, tiny_data, models, packing):
     dataset = prepare(tiny_data, max_seq_length=1024)
-    from hunyuan_train.trainer.step import forward_losses
+    from hunyuan_train.model.loss import token_losses
 
     plain, packed = models
     plan = BatchPlan(
@@ -55,7 +55,7 @@ def test_a_sample_has_the_loss_it_has_alone(prepare, tiny_data, models, packing)
     )
     [batch], _ = plan.step_batches(Position())
     with torch.no_grad():
-        losses = forward_losses(packed, batch).numpy()
+        losses = token_losses(packed, batch).numpy()
     for number, sample_id in enumerate(batch.sample_ids.tolist()[:8]):
         own = losses[batch.cu_seqlens[number] : batch.cu_seqlens[number + 1]].sum()
         assert own == pytest.approx(_loss_alone(plain, dataset.sample(sample_id)), rel=1e-4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hunyuan_train.evaluation.engine_generation import generate_split
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_model
 from tests.engines import my_share, small_engine
@@ -36,7 +37,7 @@ def answer_split(
     )
     mine = prompts[torch.distributed.get_rank()]
     before = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
-    train_step(engine, my_share(global_batch(0, 4), sequence_size), learning_rate=0.0)
+    train_step(engine, SFT, my_share(global_batch(0, 4), sequence_size), learning_rate=0.0)
     after = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
     assert engine.module.training
     return [before, after]

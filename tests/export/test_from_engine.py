@@ -22,6 +22,7 @@ from hunyuan_train.export.merge import merge_adapter
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
@@ -42,7 +43,7 @@ def train_and_export(
         stage=stage, expert_size=expert_size, is_bf16=is_bf16, shape=SHAPE, source=source
     )
     for step in range(2):
-        train_step(engine, my_share(global_batch(step, 4)), learning_rate=1e-2)
+        train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=1e-2)
     save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
     config = load_config(["--config", str(checkpoint.parents[1] / "config.yaml")])
     described = describe_release(config, SHAPE, source)
@@ -120,7 +121,7 @@ def train_and_export_adapter(
     source = SafetensorsFolder.open(base, SHAPE)
     engine = small_engine(stage=3, expert_size=expert_size, shape=SHAPE, source=source, lora=lora)
     for step in range(3):
-        train_step(engine, my_share(global_batch(step, 4)), learning_rate=1e-2)
+        train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=1e-2)
     save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
     trained = read_prompts(engine, SHAPE, written_dtype=torch.float32)
     check = partial(check_adapter, trained, source)

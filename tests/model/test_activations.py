@@ -13,6 +13,7 @@ from hunyuan_train.model import activations
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.build import build_model
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_model
 from tests.engines import small_engine
@@ -90,8 +91,8 @@ def losses_after_an_evaluation(is_selective: bool) -> list[float]:
     engine = small_engine(stage=3, expert_size=1)
     recompute_layers(engine.module, is_selective=is_selective, is_offloaded=False)
     batches = global_batch(0, 1)
-    evaluate(engine, batches)
-    return [train_step(engine, batches, learning_rate=1e-3).loss for _ in range(3)]
+    evaluate(engine, SFT, batches)
+    return [train_step(engine, SFT, batches, learning_rate=1e-3).loss for _ in range(3)]
 
 
 def test_weights_may_be_gathered_and_freed_at_other_places_in_the_second_run() -> None:

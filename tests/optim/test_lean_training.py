@@ -8,6 +8,7 @@ import pytest
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.step import train_step
 from tests.batches import batch_of
 from tests.engines import my_share, small_engine
@@ -56,7 +57,8 @@ def train(optimizer: str) -> list[float]:
         source=WEIGHTS,
     )
     return [
-        train_step(engine, my_share(batches), learning_rate=RATE).loss for batches in make_batches()
+        train_step(engine, SFT, my_share(batches), learning_rate=RATE).loss
+        for batches in make_batches()
     ]
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.comm import comm
 
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.collective_timers import COLLECTIVES, TimedWork, timing_collectives
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.step import train_step
@@ -25,9 +26,9 @@ def train_timed() -> dict[str, Any]:
     timed = partial(clock.part, "communication")
     batches = my_share(global_batch(0, 2))
     with timing_collectives(timed):
-        first = train_step(engine, batches, learning_rate=0.0, clock=clock)
+        first = train_step(engine, SFT, batches, learning_rate=0.0, clock=clock)
     seconds = clock.take()
-    plain = train_step(engine, batches, learning_rate=0.0, clock=clock)
+    plain = train_step(engine, SFT, batches, learning_rate=0.0, clock=clock)
     untimed = clock.take()
 
     def come_late(*_: object) -> None:
@@ -35,7 +36,7 @@ def train_timed() -> dict[str, Any]:
 
     engine.module.model.layers[0].register_forward_pre_hook(come_late)
     with timing_collectives(timed):
-        train_step(engine, batches, learning_rate=0.0, clock=clock)
+        train_step(engine, SFT, batches, learning_rate=0.0, clock=clock)
     return {
         "losses": (first.loss, plain.loss),
         "seconds": seconds,

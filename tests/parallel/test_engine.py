@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hunyuan_train.families.tensors import pieces_of_range
+from hunyuan_train.parallel import assemble
 from hunyuan_train.parallel.engine import (
     last_collective,
     max_over_ranks,
@@ -18,8 +19,8 @@ from hunyuan_train.parallel.engine import (
     sum_over_ranks,
 )
 from hunyuan_train.parallel.zero import MASTER, read_state, trained_shards
-from tests import engines
 from tests.batches import plain_model, released_state
+from tests.engines import small_engine
 from tests.ranks import run_ranks
 
 SECONDS = 6.0
@@ -97,7 +98,7 @@ class Started(NamedTuple):
 
 
 def start_split() -> Started:
-    build, built = engines.build_split_model, []
+    build, built = assemble.build_split_model, []
 
     def build_and_count(*arguments: Any, **settings: Any) -> Any:
         model = build(*arguments, **settings)
@@ -108,8 +109,8 @@ def start_split() -> Started:
         built.append(sum(one.ds_tensor.numel() for one in others))
         return model
 
-    engines.build_split_model = build_and_count
-    engine = engines.small_engine(stage=3, expert_size=2)
+    assemble.build_split_model = build_and_count
+    engine = small_engine(stage=3, expert_size=2)
     return Started(
         *built,
         masters={

@@ -12,11 +12,10 @@ from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.parallel.engine import build_split_model
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
-from tests import engines
 from tests.batches import global_batch, plain_loss, plain_model, released_state
 from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine
 from tests.ranks import run_ranks
@@ -32,17 +31,16 @@ SETTINGS = {
 def train_frozen(
     folder: Path, config: ModelConfig, expert_size: int, is_bf16: bool
 ) -> dict[tuple[str, int], Tensor]:
-    def build_and_freeze(*arguments, **settings):
-        model = build_split_model(*arguments, **settings)
-        freeze_parameters(model, config)
-        return model
-
-    engines.build_split_model = build_and_freeze
     engine = small_engine(
-        stage=3, expert_size=expert_size, optimizer="sgd", max_grad_norm=0.0, is_bf16=is_bf16
+        stage=3,
+        expert_size=expert_size,
+        optimizer="sgd",
+        max_grad_norm=0.0,
+        model=config,
+        is_bf16=is_bf16,
     )
     for step in range(NUM_STEPS):
-        train_step(engine, my_share(global_batch(step, 4)), learning_rate=RATE)
+        train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=RATE)
     save_checkpoint(engine, TrainerState(), folder, fingerprints={})
     return kept_weights(engine.module)
 

@@ -13,9 +13,11 @@ from transformers import HunYuanMoEV1Config
 
 from hunyuan_train.export.check import load_served
 from hunyuan_train.families.registry import family_of
+from hunyuan_train.model.loss import token_losses
 from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
-from hunyuan_train.trainer.step import forward_losses, train_step
+from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, released_state
 from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine
 from tests.ranks import run_ranks
@@ -40,9 +42,9 @@ def split_gradients(base: Path, expert_size: int) -> tuple[list[Tensor], dict]:
     )
     batches = my_share(global_batch(0, NUM_BATCHES))
     with torch.no_grad():
-        losses = [forward_losses(engine, batch).clone() for batch in batches]
+        losses = [token_losses(engine, batch).clone() for batch in batches]
     before = kept_weights(engine.module)
-    train_step(engine, batches, learning_rate=1.0)
+    train_step(engine, SFT, batches, learning_rate=1.0)
     after = kept_weights(engine.module)
     return losses, {key: before[key] - after[key] for key in before}
 
@@ -52,7 +54,7 @@ def plain_gradients(base: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
     config = HunYuanMoEV1Config(**family_of(SHAPE).native_config(SHAPE))
     model = load_served(base, torch.float32, config)
     batches = global_batch(0, NUM_BATCHES)
-    losses = [token_losses(model, batch) for batch in batches]
+    losses = [plain_token_losses(model, batch) for batch in batches]
     plain_loss(model, batches).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.flatten(1 if ".experts." in name else 0).abs().amax(-1).min() > 1e-4
@@ -64,7 +66,7 @@ def plain_gradients(base: Path) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, batch) -> Tensor:
+def plain_token_losses(model: nn.Module, batch) -> Tensor:
     parts = []
     for start, stop in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
         logits = model(input_ids=torch.from_numpy(batch.input_ids[start:stop])[None]).logits[0]

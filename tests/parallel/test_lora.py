@@ -11,6 +11,7 @@ from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.export.adapter import export_adapter
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
@@ -58,7 +59,7 @@ def train_adapters(
             state = TrainerState(3, Position(), 0)
             save_checkpoint(engine, state, checkpoint, fingerprints={})
         batches = my_share(global_batch(step, 4), sequence_size)
-        losses.append(train_step(engine, batches, learning_rate=RATE).loss)
+        losses.append(train_step(engine, SFT, batches, learning_rate=RATE).loss)
     export_adapter(engine, folder / "after", lora, SHAPE, base_model="tiny")
     return losses
 

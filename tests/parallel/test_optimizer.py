@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hunyuan_train.config.schema import OptimizerConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.extension import CPU_ADAM
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.optim.blockwise_states import BlockwiseState
 from hunyuan_train.optim.lean import LeanAdamW, update_blocks
 from hunyuan_train.optim.records import OPTIMIZERS, find_optimizer
@@ -117,7 +118,7 @@ def states_of_each_optimizer() -> dict[str, Kept]:
                 for flat in flat_masters(engine)
             ]
 
-        train_step(engine, my_share(global_batch(0, 1)), learning_rate=1e-3)
+        train_step(engine, SFT, my_share(global_batch(0, 1)), learning_rate=1e-3)
         kinds, by_step, count = state_kinds(engine), forms(), optimizer_step_count(engine)
         prepare_optimizer_states(engine, count)
         prepared, counts = forms(), (count, optimizer_step_count(engine))

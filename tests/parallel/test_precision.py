@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.routers import pinned_routers
 from hunyuan_train.parallel.zero import MASTER, read_state, trained_shards
 from hunyuan_train.trainer.step import train_step
@@ -19,7 +20,7 @@ def train_in_bfloat16(stage: int, expert_size: int) -> dict[str, object]:
     losses = []
     for step in range(4):
         batches = my_share(global_batch(step, 2))
-        losses.append(train_step(engine, batches, learning_rate=1e-3, routers=terms).loss)
+        losses.append(train_step(engine, SFT, batches, learning_rate=1e-3, routers=terms).loss)
         if step == 0:
             load = terms.watch.take_load()
     masters = {

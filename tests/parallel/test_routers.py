@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunyuan_train.model.router import balance_loss, z_loss
-from hunyuan_train.trainer.step import forward_losses, train_step
+from hunyuan_train.model.loss import token_losses
+from hunyuan_train.objectives.router_losses import balance_loss, z_loss
+from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_loss, plain_model, released_state
 from tests.engines import kept_weights, my_share, router_terms, small_engine
 from tests.ranks import run_ranks
@@ -20,7 +22,7 @@ def train_with_router_losses(expert_size: int) -> tuple[list[float], Tensor, dic
     losses = []
     for step in range(3):
         batches = my_share(global_batch(step, 2))
-        result = train_step(engine, batches, learning_rate=RATE, routers=terms)
+        result = train_step(engine, SFT, batches, learning_rate=RATE, routers=terms)
         losses.append(result.router_loss)
     return losses, terms.watch.take_load(), kept_weights(engine.module)
 
@@ -95,7 +97,7 @@ def route(expert_size: int, is_bf16: bool) -> list[tuple[Tensor, Tensor, Tensor]
     for layer in engine.module.model.layers:
         (layer.mlp.router if expert_size else layer.mlp.gate).register_forward_hook(see)
     with torch.no_grad():
-        forward_losses(engine, my_share(global_batch(0, 2))[0])
+        token_losses(engine, my_share(global_batch(0, 2))[0])
     return seen
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.evaluation.losses import evaluate
 from hunyuan_train.model.attention import FLASH_2, FLASH_3, PER_DOCUMENT, VARIABLE_LENGTH
-from hunyuan_train.objectives.loss_groups import WHOLE
+from hunyuan_train.model.loss import token_losses
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.parallel.sequence import repeat_heads
-from hunyuan_train.trainer.step import forward_losses, train_step
+from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, make_batch, plain_loss, plain_model, released_state
 from tests.engines import (
     LEARNING_RATES,
@@ -126,6 +127,7 @@ def train_shared(way: Way, with_routers: bool = False) -> Trained:
     results = [
         train_step(
             engine,
+            SFT,
             my_share(rows(step), way.sequence_size),
             learning_rate=LEARNING_RATES[way.optimizer],
             routers=routers,
@@ -134,7 +136,7 @@ def train_shared(way: Way, with_routers: bool = False) -> Trained:
     ]
     trained = Trained(
         losses=[result.loss for result in results],
-        eval_loss=evaluate(engine, my_share(rows(0), way.sequence_size))[WHOLE],
+        eval_loss=evaluate(engine, SFT, my_share(rows(0), way.sequence_size))["loss"],
         weights=kept_weights(engine.module),
         router_losses=[result.router_loss for result in results],
     )
@@ -264,9 +266,7 @@ def test_router_losses_and_what_they_train_are_those_of_whole_rows() -> None:
 def losses_of_rows(sequence_size: int, batch: Batch, changed: Batch) -> list[Tensor]:
     engine = small_engine(stage=3, expert_size=2, sequence_size=sequence_size)
     with torch.no_grad():
-        return [
-            forward_losses(engine, my_share([one], sequence_size)[0]) for one in (batch, changed)
-        ]
+        return [token_losses(engine, my_share([one], sequence_size)[0]) for one in (batch, changed)]
 
 
 def test_a_changed_document_moves_no_other() -> None:

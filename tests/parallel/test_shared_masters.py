@@ -8,6 +8,7 @@ import torch
 from deepspeed.runtime.zero import stage3
 from torch import Tensor
 
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.optim.lean_memory import LEAN_BLOCK
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.parallel.optimizer import decay_groups, share_of_weights_moved
@@ -49,7 +50,7 @@ def count_bytes(expert_size: int) -> dict[str, int]:
     before = storages()
     engine = small_engine(stage=3, expert_size=expert_size, optimizer="lean", is_bf16=True)
     for step in range(2):
-        train_step(engine, my_share(global_batch(step, 2)), learning_rate=1e-3)
+        train_step(engine, SFT, my_share(global_batch(step, 2)), learning_rate=1e-3)
     time.sleep(0.2)  # gloo's thread lets go of a collective's buffers after its result is there
     held = [storage.nbytes() for at, storage in storages().items() if at not in before]
     optimizer = engine.optimizer
@@ -97,7 +98,7 @@ def train_lean(stage: int, expert_size: int) -> tuple[Steps, float | None, list[
     steps = []
     for step in range(NUM_STEPS):
         mine = my_share(global_batch(step, BATCHES_PER_STEP))
-        result = train_step(engine, mine, learning_rate=LEARNING_RATES["lean"])
+        result = train_step(engine, SFT, mine, learning_rate=LEARNING_RATES["lean"])
         steps.append((result.loss, result.grad_norm))
     kinds = []
     for master, (_, weights) in zip(flat_masters(engine), flat_weights(engine), strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.evaluation.losses import evaluate
-from hunyuan_train.objectives.loss_groups import WHOLE
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.step import train_step
 from tests.batches import empty_batch, make_batch, plain_loss, plain_model, released_state
@@ -69,10 +69,10 @@ def train_unevenly(rank_of: int, expert_size: int, is_bf16: bool) -> Outcome:
     terms = router_terms(engine, 0.0, 0.0)
     rank = torch.distributed.get_rank()
     batches = one_long(rank_of)[rank] + last_batch_empty(rank_of)[rank]
-    eval_loss = evaluate(engine, batches)[WHOLE]
+    eval_loss = evaluate(engine, SFT, batches)["loss"]
     losses, load_LE = [], torch.zeros(())
     for make in STEPS:
-        result = train_step(engine, make(rank_of)[rank], learning_rate=RATE, routers=terms)
+        result = train_step(engine, SFT, make(rank_of)[rank], learning_rate=RATE, routers=terms)
         losses.append(result.loss)
         if make is all_alike:
             load_LE = terms.watch.take_load()

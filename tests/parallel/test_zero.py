@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.parallel.zero import (
     MASTER,
@@ -85,11 +86,11 @@ def look_at_shards(stage: int, expert_size: int, optimizer: str) -> Kept:
         for shard in weight_shards(engine.module)
         for piece in pieces_of_range(shard.stored, shard.start, shard.stop)
     }
-    train_step(engine, my_share(global_batch(0, 2)), learning_rate=1e-3)
+    train_step(engine, SFT, my_share(global_batch(0, 2)), learning_rate=1e-3)
     before = [weight_values(shard).clone() for shard in weight_shards(engine.module)]
     count = optimizer_step_count(engine)
     with dropping_gradients():
-        dropped = train_step(engine, my_share(global_batch(1, 2)), learning_rate=1e-3)
+        dropped = train_step(engine, SFT, my_share(global_batch(1, 2)), learning_rate=1e-3)
     moved = [
         shard.name
         for shard, values in zip(weight_shards(engine.module), before, strict=True)

@@ -16,13 +16,15 @@ from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.model.loss import token_losses
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import flat_masters
-from hunyuan_train.run import make_engine
 from hunyuan_train.trainer.state import TrainerState
-from hunyuan_train.trainer.step import forward_losses, train_step
+from hunyuan_train.trainer.step import train_step
 from tests.batches import make_batch
 from tests.config.resolved import resolve_flags
 
@@ -56,10 +58,10 @@ def measure(flags: Sequence[str], shape: ModelShape, lengths: list[int]) -> Byte
     start_process_group(timeout_minutes=2)
     run = resolved(flags, shape, dist.get_world_size())
     source = SeededWeights(seed=1, standard_deviation=shape.initializer_range)
-    engine = make_engine(run, source)
+    engine = assemble_engine(run, source)
     engine.train()
     batch = make_batch(np.random.default_rng(dist.get_rank()), lengths)
-    train_step(engine, [batch], learning_rate=1e-4)
+    train_step(engine, SFT, [batch], learning_rate=1e-4)
     held = Storages()
     counted = count_states(engine, held)
     counted["activations"] = run_forward_and_backward(engine, batch, held)
@@ -117,7 +119,7 @@ def run_forward_and_backward(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = forward_losses(engine, batch).sum()
+        loss = token_losses(engine, batch).sum()
     # Selective recomputation keeps what it selects in a table of its own.
     gathered = {address(one.data) for one in engine.module.parameters()}
     saved.add(one for one in live_tensors() if address(one) not in earlier | gathered)

@@ -14,12 +14,12 @@ from benchmarks.gpu_rank_slice import make_batch
 from hunyuan_train.data.batches.loader import cut_batch
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.model.loss import token_losses
 from hunyuan_train.model.weights import SeededWeights
+from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.planner.component import Phase, total_of
 from hunyuan_train.planner.memory import plan_memory
-from hunyuan_train.run import make_engine
-from hunyuan_train.trainer.step import forward_losses
 from tests.planner.held import resolved
 from tests.planner.live import LiveBytes
 from tests.ranks import run_ranks
@@ -56,7 +56,7 @@ def measure_peaks(shape: ModelShape) -> dict[int, list[int]]:
     peaks = {}
     for num_chunks in CHUNKS:
         run = resolved(flags(num_chunks, max(LENGTHS)), shape, SIZE)
-        engine = make_engine(run, SeededWeights(1, shape.initializer_range))
+        engine = assemble_engine(run, SeededWeights(1, shape.initializer_range))
         engine.train()
         for layer in engine.module.model.layers:
             gate = layer.mlp.router.gate
@@ -80,7 +80,7 @@ def run_row(engine, shape: ModelShape, length: int) -> int:
     batch = cut_batch(make_batch(length, shape.vocab_size, seed=length), dist.get_rank(), SIZE)
     gc.collect()
     with LiveBytes() as live:
-        engine.backward(forward_losses(engine, batch).sum())
+        engine.backward(token_losses(engine, batch).sum())
     engine.step()
     return live.peak
 

@@ -84,8 +84,8 @@ def attend_to_the_own_part_only() -> None:
 def forget_a_micro_batch() -> None:
     accumulate = training.accumulate_gradients
 
-    def accumulate_less(engine, batches, **options):
-        return accumulate(engine, batches[:1], **options)
+    def accumulate_less(engine, objective, batches, **options):
+        return accumulate(engine, objective, batches[:1], **options)
 
     training.accumulate_gradients = accumulate_less
 

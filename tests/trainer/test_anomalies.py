@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.selftest.local_ranks import RanksError
 from hunyuan_train.trainer.anomalies import MIN_RECENT, find_fault, remember
 from hunyuan_train.trainer.state import Health
@@ -51,15 +52,20 @@ def test_a_spike_is_far_above_the_recent_losses(
     assert (fault and fault.is_withheld) == withheld
 
 
+def test_a_spike_is_told_beside_the_median_that_it_is_measured_by() -> None:
+    health = Health(recent_losses=(1.1, 1.3, 9.0) * 10)  # the mean would be 3.8
+    fault = find_fault(20.0, health=health, config=TrainConfig(spike_deviations=1))
+    assert fault is not None
+    assert fault.reason == "loss 20 is a spike: the median of the last 30 good steps is 1.3"
+
+
 def test_the_first_losses_are_no_spikes() -> None:
     health = Health(recent_losses=(2.0,) * (MIN_RECENT - 1))
     assert find_fault(99.0, health=health, config=TrainConfig()) is None
 
 
 def test_skipped_losses_are_not_remembered() -> None:
-    result = StepResult(
-        loss=2.2, loss_by_group={}, router_loss=0.1, num_label_tokens=5, grad_norm=1.0
-    )
+    result = StepResult(loss=2.2, by_group={}, router_loss=0.1, num_label_tokens=5, grad_norm=1.0)
     health = remember(Health(recent_losses=(1.0,), num_bad_in_a_row=2), result)
     assert health == Health(recent_losses=(1.0, 2.2 + 0.1), num_bad_in_a_row=0)
     bad = replace(result, loss=nan, fault=Fault("the loss is nan", is_withheld=True))
@@ -78,7 +84,7 @@ def train_around(stage: int, expert_size: int, how: str) -> dict[tuple[str, int]
             judge = lambda _: Fault("it is a spike", is_withheld=True)  # noqa: E731
         if step == BAD and how == "not finite on one rank" and torch.distributed.get_rank() == 1:
             batches[0].loss_weights[:] = nan
-        result = train_step(engine, batches, learning_rate=1e-3, judge=judge)
+        result = train_step(engine, SFT, batches, learning_rate=1e-3, judge=judge)
         assert bool(result.fault) == (step == BAD)
     return kept_weights(engine.module)
 

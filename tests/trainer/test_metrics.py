@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.json_lines import JsonLines
+from hunyuan_train.json_lines import JsonLines, NoLines
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
 
 
 def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", [])
+    log = MetricsLog(tmp_path, JsonLines(tmp_path / "metrics.jsonl"), [])
     for step in (1, 2, 3, 4):
         log.log({"loss": float(step)}, step)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -51,7 +51,7 @@ def test_a_full_disk_ends_nothing_and_loses_no_line(
 
 
 def test_what_is_known_late_joins_the_line_of_its_step(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", [])
+    log = MetricsLog(tmp_path, JsonLines(tmp_path / "metrics.jsonl"), [])
     log.amend({"checkpoint_step": 1}, 1)  # there is no line yet
     log.log({"loss": 2.0}, 2)
     log.amend({"checkpoint_step": 1}, 1)  # that step was not logged
@@ -65,7 +65,9 @@ def test_what_is_known_late_joins_the_line_of_its_step(tmp_path: Path) -> None:
 
 
 def test_what_json_lacks_is_null(tmp_path: Path) -> None:
-    MetricsLog(tmp_path / "metrics.jsonl", []).log({"loss": nan, "grad_norm": inf, "a": 1}, 1)
+    MetricsLog(tmp_path, JsonLines(tmp_path / "metrics.jsonl"), []).log(
+        {"loss": nan, "grad_norm": inf, "a": 1}, 1
+    )
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text == '{"step": 1, "loss": null, "grad_norm": null, "a": 1}\n'
 
@@ -73,6 +75,29 @@ def test_what_json_lacks_is_null(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_has_nothing_to_forget(tmp_path: Path) -> None:
     JsonLines(tmp_path / "none.jsonl").forget_after(3)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_without_a_file_leaves_nothing(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, NoLines(), [])
+    log.log({"loss": 2.0}, 1)
+    log.amend({"checkpoint_step": 1}, 1)
+    log.show_load([[0.5, 0.5]], 1)
+    log.alert("routers", "diverged")
+    log.forget_after(0)
+    log.finish()
+    assert log.notes() == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_are_read_as_they_were_written_but_for_one_cut_off(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    assert lines.read() == NoLines().read() == []
+    entries = [{"step": 1, "samples": ["a:1"]}, {"step": 2, "loss": 1 / 3}]
+    for entry in entries:
+        lines.append(entry)
+    with lines.path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert lines.read() == entries
 
 
 def test_a_resumed_run_goes_on_with_the_same_wandb_run(
@@ -85,7 +110,7 @@ def test_a_resumed_run_goes_on_with_the_same_wandb_run(
     known = []
     for first_step in (1, 3):  # the second process starts before the first one's last step
         metrics = open_metrics(
-            tmp_path, report_to="wandb", run_name="run", settings={"a": 1}, notes=notes
+            tmp_path, NoLines(), report_to="wandb", run_name="run", settings={"a": 1}, notes=notes
         )
         for step in (first_step, first_step + 1, first_step + 2):
             metrics.log({"loss": 1.0}, step)
@@ -98,5 +123,5 @@ def test_a_resumed_run_goes_on_with_the_same_wandb_run(
     # wandb numbers a second folder of the same second: offline-run-TIME-ID-1.
     assert all(f"-{known[0]}" in folder.name for folder in folders)
     assert open_metrics(
-        tmp_path, report_to="none", run_name="run", settings={}, notes={}
+        tmp_path, NoLines(), report_to="none", run_name="run", settings={}, notes={}
     ).notes() == {}  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 
 from hunyuan_train.config.rules.logs import profiled_steps
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.profiler import StepProfiler
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch
@@ -20,7 +21,7 @@ def train_profiled(folder: Path) -> None:
     profiler = StepProfiler(2, 3, folder)
     for step in range(1, 5):
         with profiler.step(step):
-            train_step(engine, my_share(global_batch(step, 2)), learning_rate=1e-3)
+            train_step(engine, SFT, my_share(global_batch(step, 2)), learning_rate=1e-3)
 
 
 def test_the_trace_and_the_table_of_each_rank_are_written(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ import torch
 
 from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
+from hunyuan_train.json_lines import JsonLines, Lines, NoLines
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import MASTER, publish_weights, trained_shards, write_state
+from hunyuan_train.trainer.metrics import MetricsLog
 from hunyuan_train.trainer.router_monitor import (
     RouterCollapseError,
     RouterGuardian,
@@ -24,6 +27,24 @@ from tests.ranks import run_ranks
 NUM_BATCHES = 8  # of all ranks: about a hundred token slots for each expert
 COLLAPSE_AFTER = 3
 ROUTERS = ".mlp.gate.wg."
+
+
+class Told:
+    """A tracker that keeps what it is warned of."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def alert(self, title: str, text: str) -> None:
+        self.texts.append(text)
+
+    def log_image(self, name: str, path: Path, step: int) -> None:
+        assert path.exists()
+
+
+def router_log(folder: Path) -> Lines:
+    """Only one rank writes."""
+    return NoLines() if torch.distributed.get_rank() else JsonLines(folder / ROUTER_LOAD)
 
 
 def zero_routers(engine: Any) -> None:
@@ -41,13 +62,15 @@ def train_and_collapse(
     engine = small_engine(stage=3, expert_size=expert_size)
     terms = router_terms(engine, 0.0, 0.0)
     told: list[str] = []
+    is_first = torch.distributed.get_rank() == 0
+    metrics = MetricsLog(folder, NoLines(), [Told(told)] if is_first else [])
     config = GuardianConfig(router_guardian=policy)
-    guardian = RouterGuardian(engine, terms, config, folder, lambda _, text: told.append(text))
+    guardian = RouterGuardian(engine, SFT, terms, config, router_log(folder), metrics)
     guardian.start(0, my_share(global_batch(0, NUM_BATCHES)))
     seen: dict[str, Any] = {"told": told, "stopped": 0, "numbers": [], "weights": []}
     for step in range(1, num_steps + 1):
         batches = my_share(global_batch(step, NUM_BATCHES))
-        train_step(engine, batches, learning_rate=1e-3, routers=terms)
+        train_step(engine, SFT, batches, learning_rate=1e-3, routers=terms)
         try:
             guardian.check(step)
         except RouterCollapseError:
@@ -115,7 +138,8 @@ def resume_after_action(folder: Path) -> tuple[float, list[list[float]], float]:
     engine = small_engine(stage=3, expert_size=2)
     terms = router_terms(engine, 0.0, 0.0)
     config = GuardianConfig(router_guardian="aux_loss")
-    guardian = RouterGuardian(engine, terms, config, folder, lambda *_: None)
+    metrics = MetricsLog(folder, NoLines(), [])
+    guardian = RouterGuardian(engine, SFT, terms, config, router_log(folder), metrics)
     guardian.start(5, [])
     assert guardian.profile_LE is not None
     profile, resumed = guardian.profile_LE.tolist(), terms.balance_coefficient

@@ -6,7 +6,7 @@ import pytest
 from hunyuan_train.data.batches.loader import cut_batch, join_samples
 from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
-from hunyuan_train.objectives.loss_groups import GROUPS, group_masks, group_means, group_weights
+from hunyuan_train.objectives.sft import SFT, group_masks
 
 
 def sample(spans: list[int], weight: float) -> SampleTokens:
@@ -23,37 +23,37 @@ BATCH = join_samples(
 
 
 def test_each_label_counts_in_its_mode_and_its_span() -> None:
-    weights = dict(zip(GROUPS, group_weights([BATCH]), strict=True))
+    weights = dict(zip(SFT.groups, SFT.weigh([BATCH]), strict=True))
     assert weights == {
-        "all": 4.5,
-        "slow": 3.0,
-        "fast": 1.5,
-        "think": 1.0,
-        "answer": 2.0,
-        "markers": 1.5,
+        "loss": 4.5,
+        "loss_slow": 3.0,
+        "loss_fast": 1.5,
+        "loss_think": 1.0,
+        "loss_answer": 2.0,
+        "loss_markers": 1.5,
     }
 
 
 def test_means_are_by_weight_and_leave_out_groups_without_labels() -> None:
     losses = np.where(BATCH.labels >= 0, np.arange(9.0), 0.0) * BATCH.loss_weights
-    means = group_means(group_masks(BATCH) @ losses, group_weights([BATCH]))
+    means = SFT.means(group_masks(BATCH) @ losses, SFT.weigh([BATCH]))
     # Labels stand one position before their tokens: 0, 1, 2 (slow) and 5, 6, 7 (fast).
     assert means == pytest.approx(
         {
-            "all": (0 + 1 + 2 + 0.5 * (5 + 6 + 7)) / 4.5,
-            "slow": 1.0,
-            "fast": 6.0,
-            "think": 0.0,
-            "answer": (1 + 0.5 * (5 + 6)) / 2,
-            "markers": (2 + 0.5 * 7) / 1.5,
+            "loss": (0 + 1 + 2 + 0.5 * (5 + 6 + 7)) / 4.5,
+            "loss_slow": 1.0,
+            "loss_fast": 6.0,
+            "loss_think": 0.0,
+            "loss_answer": (1 + 0.5 * (5 + 6)) / 2,
+            "loss_markers": (2 + 0.5 * 7) / 1.5,
         }
     )
     empty = [join_samples([], modes=[], sample_ids=[])]
-    assert group_means([0.0] * len(GROUPS), group_weights(empty)) == {"all": 0.0}
+    assert SFT.means([0.0] * len(SFT.groups), SFT.weigh(empty)) == {"loss": 0.0}
 
 
 def test_groups_of_the_parts_of_a_row_are_those_of_the_row() -> None:
     parts = [cut_batch(BATCH, part, 4) for part in range(4)]
     whole = group_masks(BATCH)
     assert np.array_equal(np.concatenate([group_masks(part) for part in parts], axis=1), whole)
-    assert group_weights(parts) == pytest.approx(group_weights([BATCH]))
+    assert SFT.weigh(parts) == pytest.approx(SFT.weigh([BATCH]))
