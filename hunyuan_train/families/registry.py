@@ -8,10 +8,11 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.family import Family
+from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.shape import ModelShape
 
-FAMILIES = {family.name: family for family in (HUNYUAN_V1_MOE,)}
+FAMILIES = {family.name: family for family in (HUNYUAN_V1_MOE, HUNYUAN_V1_DENSE)}
 PRESETS = {name: shape for family in FAMILIES.values() for name, shape in family.presets.items()}
 
 

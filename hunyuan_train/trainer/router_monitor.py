@@ -135,6 +135,11 @@ class RouterGuardian:
         self.last_seen: dict[tuple[str, int], int] = {}  # step of each alarm's latest sign
         self.has_acted = False
 
+    @property
+    def has_routers(self) -> bool:
+        """Whether there is anything to watch: a dense model has none."""
+        return self.routers.watch.load_LE.numel() > 0
+
     def start(self, step: int, batches: Sequence[Batch]) -> None:
         """Take the base model's profile, or take over what an earlier process knew.
 
@@ -142,6 +147,8 @@ class RouterGuardian:
             step: optimizer steps done so far.
             batches: of this rank, to take the profile on; every rank brings as many.
         """
+        if not self.has_routers:
+            return
         entries = self._read_entries(step or -1)  # a run from the start owes nothing to another
         known = [entry["load"] for entry in entries if entry["kind"] == PROFILE]
         if known:
@@ -170,7 +177,7 @@ class RouterGuardian:
         Raises:
             RouterCollapseError: on an alarm, where the policy says so; on every rank.
         """
-        if step % self.config.router_check_steps:
+        if step % self.config.router_check_steps or not self.has_routers:
             return
         load_LE = self.routers.watch.take_load()
         dist.all_reduce(load_LE)

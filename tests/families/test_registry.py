@@ -16,7 +16,7 @@ from hunyuan_train.families.registry import (
     resolve_shape,
 )
 from hunyuan_train.families.tables import count_parameters, released_tensors
-from hunyuan_train.model.build import native_config
+from hunyuan_train.model.build import model_class, native_config
 from tests.reference import reference_file
 
 PUBLISHED = {
@@ -53,7 +53,7 @@ def test_released_model_has_its_exact_parameter_counts() -> None:
 def test_counted_parameters_are_those_of_the_real_class(name: str) -> None:
     shape = PRESETS[name]
     with torch.device("meta"):
-        model = HunYuanMoEV1ForCausalLM(native_config(shape))
+        model = model_class(shape)(native_config(shape))
     assert (
         sum(parameter.numel() for parameter in model.parameters()) == count_parameters(shape).total
     )

@@ -1,0 +1,76 @@
+"""The dense Hunyuan models (0.5B to 7B): the layers of A13B with one MLP in place of experts."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hunyuan_train.families.family import Family
+from hunyuan_train.families.hunyuan_v1 import (
+    attention_rows,
+    embedding_rows,
+    mlp_rows,
+    norm_rows,
+    outer_rows,
+    read_common_numbers,
+    refuse_switches,
+    write_native_numbers,
+)
+from hunyuan_train.families.hunyuan_v1_moe import TINY
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import Kind, StoredTensor
+
+NAME = "hunyuan_v1_dense"
+
+# Published switches that Transformers' class has no code for, with the only value it computes.
+FIXED_SWITCHES = {
+    "use_qk_norm": True,
+    "use_rotary_pos_emb": True,
+    "norm_type": "rms",
+    "use_cla": False,
+    "mlp_bias": False,
+    "position_embedding_xdrope": False,
+}
+
+
+def parse(config: Mapping[str, Any], source: str) -> ModelShape:
+    """Read a config.json, as published or as Transformers writes it.
+
+    Raises:
+        ConfigError: a switch that Transformers' class has no code for.
+    """
+    refuse_switches(config, source, fixed=FIXED_SWITCHES, family=NAME)
+    width = config["intermediate_size"]
+    return ModelShape(family=NAME, intermediate_size=width, **read_common_numbers(config, source))
+
+
+def native_config(shape: ModelShape) -> dict[str, Any]:
+    """Fields for Transformers' config class, which knows no experts."""
+    fields = write_native_numbers(shape)
+    return {name: fields[name] for name in fields if name not in ("num_experts", "moe_topk")}
+
+
+def served_config(_: ModelShape) -> dict[str, Any]:
+    """What vLLM takes from any Hunyuan config."""
+    return {"use_qk_norm": True}
+
+
+def table(shape: ModelShape) -> list[StoredTensor]:
+    """Every tensor, in the order of Transformers' model."""
+    rows = embedding_rows(shape)
+    for layer in range(shape.num_hidden_layers):
+        prefix = f"model.layers.{layer}"
+        rows += attention_rows(shape, f"{prefix}.self_attn")
+        rows += mlp_rows(shape, f"{prefix}.mlp", Kind.MLP)
+        rows += norm_rows(shape, prefix)
+    return [*rows, *outer_rows(shape)]
+
+
+HUNYUAN_V1_DENSE = Family(
+    name=NAME,
+    model_types=(NAME,),
+    parse=parse,
+    native_config=native_config,
+    served_config=served_config,
+    table=table,
+    presets={"tiny-dense": replace(TINY, family=NAME, num_experts=0, moe_topk=0)},
+)
