@@ -116,7 +116,7 @@ def test_each_start_says_what_the_run_is_made_of(folder: Path) -> None:
     assert {"device", "host", "disk"} <= first["plan"].keys()
     assert first["num_processes"] == 2
     config = read_config(folder)
-    assert config["train"]["eval_generate"] == 3
+    assert config["evaluation"]["eval_generate"] == 3
     for name in ("data", "git", "versions", "plan"):
         assert config["start"][name] == second[name]
 

@@ -1,6 +1,7 @@
 """A save beside training holds the state of its step, and no disk can end a run."""
 
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from hunyuan_train.checkpoint.state import collect_content
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.log import ScreenFilter
 from hunyuan_train.model.safetensors_files import read_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.objectives.sft import SFT
@@ -37,10 +39,11 @@ DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 class Warnings(logging.Handler):
-    """Keeps what is warned of."""
+    """Keeps what the screen would show of this rank's warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self.addFilter(ScreenFilter(int(os.environ["RANK"]), is_verbose=False))
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -63,22 +63,17 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(flags, message, capsys):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lean"])
-def test_it_answers_at_once_and_without_torch(repository, optimizer):
+def test_it_answers_without_what_takes_seconds_to_import(repository, optimizer):
     code = (
-        "import sys, time; from hunyuan_train.cli import main; main(sys.argv[1:]); "
-        "print(time.process_time(), file=sys.stderr); "
-        "print('torch' in sys.modules, file=sys.stderr)"
+        "import sys; from hunyuan_train.cli import main; main(sys.argv[1:]); "
+        "print(*sys.modules, file=sys.stderr)"
     )
-    seconds = []
-    for _ in range(3):  # of the process alone, from its start: the machine may be busy otherwise
-        result = subprocess.run(
-            [sys.executable, "-c", code, *ON_EIGHT, "--optimizer", optimizer],
-            cwd=repository,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        spent, has_torch = result.stderr.splitlines()[-2:]
-        seconds.append(float(spent))
-        assert has_torch == "False"
-    assert min(seconds) < 0.5
+    result = subprocess.run(
+        [sys.executable, "-c", code, *ON_EIGHT, "--optimizer", optimizer],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    slow = {"torch", "transformers", "deepspeed", "accelerate", "datasets", "pyarrow", "matplotlib"}
+    assert not slow & set(result.stderr.splitlines()[-1].split())
