@@ -182,7 +182,7 @@ def share_with_nobody(attention: str) -> None:
     sequence.exchange = stand_in
     plain = ALL_ATTENTION_FUNCTIONS[attention]
     group = dist.group.WORLD
-    AttentionInterface.register(attention, sequence.SharedAttention(plain, group))
+    AttentionInterface.register(attention, sequence.SequenceParallelAttention(plain, group))
 
 
 def run_slice(num_tokens: int, num_layers: int | None, *, is_small: bool) -> str:

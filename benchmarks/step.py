@@ -194,7 +194,7 @@ def prepare_loss(kind: str, *, num_tokens: int, label_share: float) -> Callable[
             loss = torch.stack(losses).sum()
         else:
             positions = (labels >= 0).nonzero().flatten()
-            with head.given(labels[positions]):
+            with head.fused_cross_entropy(labels[positions]):
                 loss = head(hidden[positions][None]).sum()
         loss.backward()
         head.weight.grad = hidden.grad = None

@@ -1,9 +1,9 @@
-"""What watching a run costs: the router guardian, and each place that numbers go to.
+"""What watching a run costs: the router monitor, and each place that numbers go to.
 
     python -m benchmarks.watch [--steps N] [--report]
 
 Two processes train the tiny model with split experts on rows of 1,024 tokens. Each part is timed in
-the same steps as the training it watches, and stands beside the median step. The guardian's work
+the same steps as the training it watches, and stands beside the median step. The monitor's work
 on a load of the released model's size (32 layers, 64 experts) is timed too: it grows with that size
 only, while a step of the released model takes seconds.
 """
@@ -33,7 +33,7 @@ from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.metrics import MetricsLog, open_metrics
 from hunyuan_train.trainer.router_monitor import (
-    RouterGuardian,
+    RouterMonitor,
     find_alarms,
     measure_load,
 )
@@ -73,9 +73,9 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
     terms = router_terms(engine, 0.0, 0.0)
     log = JsonLines(folder / ROUTER_LOAD) if rank == 0 else NoLines()
     metrics = MetricsLog(folder, NoLines(), [])
-    guardian = RouterGuardian(engine, SFT, terms, GuardianConfig(), log, metrics)
+    monitor = RouterMonitor(engine, SFT, terms, GuardianConfig(), log, metrics)
     generator = np.random.default_rng(rank)
-    guardian.start(0, [make_batch(generator, ROW)])
+    monitor.start(0, [make_batch(generator, ROW)])
     logs = open_logs(folder) if rank == 0 else {}
     numbers = {f"number_{index}": index / 7 for index in range(NUM_NUMBERS)}
     watch = Stopwatch()
@@ -83,16 +83,16 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
         batch = make_batch(generator, ROW)
         with watch.part("step"):
             train_step(engine, SFT, [batch], learning_rate=1e-4, routers=terms)
-        torch.distributed.barrier()  # waiting for the other rank is the step's, not the guardian's
-        with watch.part("guardian, every step"):
-            guardian.check(step)
-        with watch.part("guardian, a logged step"):
-            guardian.measure(step)
-        for name, log in logs.items():
+        torch.distributed.barrier()  # waiting for the other rank is the step's, not the monitor's
+        with watch.part("monitor, every step"):
+            monitor.check(step)
+        with watch.part("monitor, a logged step"):
+            monitor.measure(step)
+        for name, tracker in logs.items():
             with watch.part(name):
-                log.log(numbers, step)
-    for log in logs.values():
-        log.finish()
+                tracker.log(numbers, step)
+    for tracker in logs.values():
+        tracker.finish()
     batch = make_batch(generator, ROW)
     step = partial(train_step, engine, SFT, [batch], learning_rate=1e-4, routers=terms)
     return watch.medians() | {"timing a step's collectives": time_clock(step)}
@@ -153,7 +153,7 @@ def write_table(seconds: dict[str, float], large: float) -> str:
     lines = ["| Watching, beside a median step | | |", "|---|---:|---:|"]
     for name, value in seconds.items():
         lines.append(f"| {name} | {value * 1e3:.2f} ms | {value / seconds['step']:.2%} |")
-    lines.append(f"| guardian on a load of 32 layers and 64 experts | {large * 1e3:.2f} ms | |")
+    lines.append(f"| monitor on a load of 32 layers and 64 experts | {large * 1e3:.2f} ms | |")
     return "\n".join(lines)
 
 

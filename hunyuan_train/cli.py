@@ -103,12 +103,12 @@ def train(arguments: Sequence[str]) -> int:
         return start_run(command, arguments)
     sys.excepthook = report_crash
     take_environment()
-    signs = announce_rank()
+    heartbeat = announce_rank()
     slots = started_slots(command.config)
     resolved = resolve_here(command.config, machine=detect_machine(), slots=slots)
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
-    exit_code = SUCCESS if command.is_dry_run else run(resolved, signs)
+    exit_code = SUCCESS if command.is_dry_run else run(resolved, heartbeat)
     if exit_code == SUCCESS:
         mark_done()
     return exit_code

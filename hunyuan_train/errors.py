@@ -1,8 +1,8 @@
-"""The errors that a user can mend. Each names the setting or the place, the rule and the remedy."""
+"""The errors that a user can fix. Each names the setting or the place, the rule and the remedy."""
 
 
 class ConfigError(ValueError):
-    """A setting the user can mend. Its text names the setting, the rule and the remedy."""
+    """A setting the user can fix. Its text names the setting, the rule and the remedy."""
 
 
 class DataError(ValueError):

@@ -33,11 +33,11 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.json_lines import JsonLines, Lines, NoLines, Numbers
 from hunyuan_train.objectives.objective import Objective
 from hunyuan_train.objectives.router_losses import RouterTerms
-from hunyuan_train.trainer.loop import Ending, Trainer, describe_evaluation, evaluate_all
+from hunyuan_train.trainer.loop import Trainer, TrainingResult, describe_evaluation, evaluate_all
 from hunyuan_train.trainer.memory_estimate import find_gpu
 from hunyuan_train.trainer.metrics import Logs, open_metrics
 from hunyuan_train.trainer.profiler import StepProfiler, profile_nothing
-from hunyuan_train.trainer.router_monitor import RouterGuardian, profile_batches
+from hunyuan_train.trainer.router_monitor import RouterMonitor, profile_batches
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.throughput import Throughput
 
@@ -73,15 +73,15 @@ def open_logs(config: RunConfig, checkpoint: Checkpoint | None, start: dict[str,
     )
 
 
-def make_guardian(
+def make_router_monitor(
     config: RunConfig,
     engine: deepspeed.DeepSpeedEngine,
     objective: Objective,
     routers: RouterTerms,
     logs: Logs,
-) -> RouterGuardian:
-    """What sees routers go astray."""
-    return RouterGuardian(
+) -> RouterMonitor:
+    """What sees routers collapse or drift."""
+    return RouterMonitor(
         engine, objective, routers, config.guardian, logs.router_load, logs.metrics
     )
 
@@ -149,7 +149,7 @@ def look_before_training(
     """Note the start, the base model's routing and, for comparison, what it answers."""
     trainer.logs.starts.append({"step": state.step, **start})
     trainer.report_progress(state.step, "evaluating before training")
-    trainer.guardian.start(state.step, profile_batches(trainer.batches))
+    trainer.router_monitor.start(state.step, profile_batches(trainer.batches))
     if state.step:
         return
     numbers: Numbers = {}
@@ -161,12 +161,12 @@ def look_before_training(
         trainer.logs.metrics.log(numbers, 0)
 
 
-def look_after_training(trainer: Trainer, probe: Asked, ending: Ending) -> None:
+def look_after_training(trainer: Trainer, probe: Asked, result: TrainingResult) -> None:
     """Note what is found in long texts now."""
-    if not ending.is_complete:
+    if not result.is_complete:
         return
-    trainer.report_progress(ending.step, "evaluating after training")
-    trainer.logs.metrics.amend(look_for_needles(probe, ending.step, "after training"), ending.step)
+    trainer.report_progress(result.step, "evaluating after training")
+    trainer.logs.metrics.amend(look_for_needles(probe, result.step, "after training"), result.step)
 
 
 def look_for_needles(probe: Asked, step: int, when: str) -> Numbers:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 QUIET_SECONDS = 2.0
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
-# Who is to know that long work goes on, besides the screen: a rank tells its node's guard.
+# Who is to know that long work goes on, besides the screen: a rank tells its node's agent.
 Listener = Callable[[], None]
 _listeners: list[Listener] = []
 

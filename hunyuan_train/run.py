@@ -27,7 +27,7 @@ from hunyuan_train.config import run_files
 from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position, Share, eval_batches
+from hunyuan_train.data.batches.loader import Batch, BatchSampler, DataShard, Position, eval_batches
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
 from hunyuan_train.data.dataset import Dataset
@@ -45,15 +45,15 @@ from hunyuan_train.instrumentation import (
     look_after_training,
     look_before_training,
     make_answer_check,
-    make_guardian,
     make_probe,
     make_profiler,
+    make_router_monitor,
     make_throughput,
     open_logs,
 )
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.rank.heartbeat import Signs
+from hunyuan_train.launcher.rank.heartbeat import Heartbeat
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
@@ -65,8 +65,8 @@ from hunyuan_train.parallel.engine import (
 )
 from hunyuan_train.progress import listen_to_progress
 from hunyuan_train.report.closing import report_at_end, show_closing
-from hunyuan_train.trainer.loop import Ending, Trainer, train
-from hunyuan_train.trainer.memory_estimate import plan_here
+from hunyuan_train.trainer.loop import Trainer, TrainingResult, train
+from hunyuan_train.trainer.memory_estimate import estimate_here
 from hunyuan_train.trainer.metrics import Logs
 from hunyuan_train.trainer.starts import count_starts, describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
@@ -74,19 +74,19 @@ from hunyuan_train.trainer.state import TrainerState, read_state
 logger = logging.getLogger(__name__)
 
 
-def run(resolved: ResolvedRun, signs: Signs) -> int:
+def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     """Train, as one of the ranks that torchrun started, and export the result.
 
     Args:
         resolved: as every rank resolves it by itself.
-        signs: tell the guard of this node how far this rank is.
+        heartbeat: tell the agent of this node how far this rank is.
 
     Returns:
         the exit code: success, or that the run stopped on request and is to be resumed.
     """
     started, config = time.monotonic(), resolved.config
     output_dir = Path(config.train.output_dir)
-    meet_others(config, signs)
+    meet_others(config, heartbeat)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
@@ -97,8 +97,8 @@ def run(resolved: ResolvedRun, signs: Signs) -> int:
     batches = make_batches(config, dataset)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
-    planned = plan_here(resolved, num_data_tokens=dataset.summary.num_tokens)
-    start = describe_start(made_of, data, plan=planned.to_json())
+    estimate = estimate_here(resolved, num_data_tokens=dataset.summary.num_tokens)
+    start = describe_start(made_of, data, plan=estimate.to_json())
     logs = open_logs(config, checkpoint, start)
     trainer = Trainer(
         engine=engine,
@@ -108,41 +108,41 @@ def run(resolved: ResolvedRun, signs: Signs) -> int:
         eval_batches=make_eval_batches(config, tokenizer),
         config=config,
         logs=logs,
-        keeper=make_saver(config, engine, routers, {**made_of, "data": data}, logs),
-        guardian=make_guardian(config, engine, objective, routers, logs),
+        checkpointer=make_saver(config, engine, routers, {**made_of, "data": data}, logs),
+        router_monitor=make_router_monitor(config, engine, objective, routers, logs),
         answer=make_answer_check(config, engine, tokenizer, logs),
         throughput=make_throughput(config, shape),
         profile=make_profiler(config),
-        planned=planned,
+        estimate=estimate,
         num_restarts=count_starts(output_dir),
-        report_progress=signs.report,
+        report_progress=heartbeat.report,
     )
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
     probe = make_probe(config, engine, tokenizer, logs)
     look_before_training(trainer, probe, state, start)
-    ending = train(trainer, state, started=started)
-    look_after_training(trainer, probe, ending)
-    if ending.is_complete and config.checkpoints.export:
-        signs.report(ending.step, "exporting")
+    result = train(trainer, state, started=started)
+    look_after_training(trainer, probe, result)
+    if result.is_complete and config.checkpoints.export:
+        heartbeat.report(result.step, "exporting")
         export(config, engine, shape, source)
-    signs.report(ending.step, "ending")
-    is_asked = ending.is_complete and wants_sample_answers(config.evaluation, shape)
+    heartbeat.report(result.step, "ending")
+    is_asked = result.is_complete and wants_sample_answers(config.evaluation, shape)
     answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
-    close(config, trainer, ending, answers)
-    if ending.is_complete and not ending.is_saved:
+    close(config, trainer, result, answers)
+    if result.is_complete and not result.is_saved:
         raise CheckpointError("the run is complete, but its last checkpoint could not be written")
-    return SUCCESS if ending.is_complete else RESUME
+    return SUCCESS if result.is_complete else RESUME
 
 
-def meet_others(config: RunConfig, signs: Signs) -> None:
-    """Join the other ranks, and tell the guard from now on what this one does."""
+def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
+    """Join the other ranks, and tell the agent from now on what this one does."""
     output_dir = Path(config.train.output_dir)
     start_logging(output_dir, is_verbose=config.logs.verbose)
     start_process_group(config.parallel.timeout_minutes)
-    signs.last_collective = last_collective
-    listen_to_progress(signs.moved_on)
-    signs.report(0, "loading")
+    heartbeat.last_collective = last_collective
+    listen_to_progress(heartbeat.moved_on)
+    heartbeat.report(0, "loading")
     check_gpus()
     if dist.get_rank() == 0 and not (output_dir / "config.yaml").exists():
         dump_config(config, output_dir / "config.yaml")  # under a torchrun of the user's
@@ -169,9 +169,9 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed + dist.get_rank())
 
 
-def make_batches(config: RunConfig, dataset: Dataset) -> BatchPlan:
+def make_batches(config: RunConfig, dataset: Dataset) -> BatchSampler:
     """This rank's share of the training data."""
-    return BatchPlan(
+    return BatchSampler(
         dataset,
         make_share(config, rows=config.train.per_device_train_batch_size),
         accumulation_steps=config.train.gradient_accumulation_steps,
@@ -191,9 +191,9 @@ def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
     )
 
 
-def make_share(config: RunConfig, *, rows: int) -> Share:
+def make_share(config: RunConfig, *, rows: int) -> DataShard:
     """Which rows this rank reads, and which part of each."""
-    return Share(
+    return DataShard(
         rows=rows,
         num_ranks=dist.get_world_size(),
         rank=dist.get_rank(),
@@ -279,13 +279,15 @@ def export(
         export_model(engine, folder, release, source, check=partial(check_model, trained))
 
 
-def close(config: RunConfig, trainer: Trainer, ending: Ending, answers: list[Answer]) -> None:
+def close(
+    config: RunConfig, trainer: Trainer, result: TrainingResult, answers: list[Answer]
+) -> None:
     """Leave the process group; on rank 0, show what the run has led to."""
     trainer.logs.metrics.finish()  # before any rank ends: torchrun then stops the others
     is_first = dist.get_rank() == 0
     dist.barrier()
     dist.destroy_process_group()
-    if not (is_first and ending.is_complete):
+    if not (is_first and result.is_complete):
         return
     for answer in answers:
         show_answer(answer, console)

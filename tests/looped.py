@@ -15,9 +15,9 @@ from hunyuan_train.config.settings import with_settings
 from hunyuan_train.data.batches.loader import Batch, Position, StepContent, join_samples
 from hunyuan_train.instrumentation import open_logs
 from hunyuan_train.objectives.sft import SFT
-from hunyuan_train.trainer.loop import Ending, Trainer, train
-from hunyuan_train.trainer.memory_estimate import Planned
-from hunyuan_train.trainer.router_monitor import RouterGuardian
+from hunyuan_train.trainer.loop import Trainer, TrainingResult, train
+from hunyuan_train.trainer.memory_estimate import RunEstimate
+from hunyuan_train.trainer.router_monitor import RouterMonitor
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.throughput import Throughput
 from tests.batches import SHAPE, global_batch
@@ -61,7 +61,7 @@ class Rows:
 class Looped:
     """What one rank saw."""
 
-    ending: Ending
+    result: TrainingResult
     weights: dict[tuple[str, int], Tensor]
     seen: list[int]
     stalled_seconds: float
@@ -81,7 +81,9 @@ def run_loop(
     config = with_settings(RunConfig(), output_dir=str(output_dir), **(usual | settings))
     engine = small_engine(stage=3, expert_size=2)
     routers = router_terms(engine, 0.0, 0.0)
-    keeper = Saver(engine, routers.watch, output_dir, config.checkpoints, {}, {}, ranks_per_host=2)
+    checkpointer = Saver(
+        engine, routers.watch, output_dir, config.checkpoints, {}, {}, ranks_per_host=2
+    )
     state = resume(engine, start) if start else TrainerState()
     (output_dir / "log").mkdir(parents=True, exist_ok=True)
     logs = open_logs(config, None, {})
@@ -94,16 +96,16 @@ def run_loop(
         eval_batches=my_share(global_batch(999, 4)) if config.evaluation.eval_steps else [],
         config=config,
         logs=logs,
-        keeper=keeper,
-        planned=Planned(1.0, {}),
+        checkpointer=checkpointer,
+        estimate=RunEstimate(1.0, {}),
         num_restarts=0,
         report_progress=lambda step, what: None,
-        guardian=RouterGuardian(
+        router_monitor=RouterMonitor(
             engine, SFT, routers, config.guardian, logs.router_load, logs.metrics
         ),
         throughput=Throughput(
             shape=SHAPE, num_ranks=2, row_length=120, trains_all=True, peak_flops=None
         ),
     )
-    ending = train(trainer, state, started=time.monotonic())
-    return Looped(ending, kept_weights(engine.module), rows.seen, keeper.stalled_seconds)
+    result = train(trainer, state, started=time.monotonic())
+    return Looped(result, kept_weights(engine.module), rows.seen, checkpointer.stalled_seconds)

@@ -37,13 +37,13 @@ def test_the_data_commands_are_reached(capsys):
     ("error", "exit_code"),
     [(ConfigError, 2), (DataError, 2), (CheckpointError, 2), (TrainingError, 1)],
 )
-def test_what_a_user_can_mend_is_one_paragraph(error, exit_code, capsys, monkeypatch):
+def test_what_a_user_can_fix_is_one_paragraph(error, exit_code, capsys, monkeypatch):
     def fail(arguments):
-        raise error("data.jsonl:3 is broken; mend it")
+        raise error("data.jsonl:3 is broken; fix it")
 
     monkeypatch.setattr(cli, "train", fail)
     assert cli.main(["train"]) == exit_code
-    assert capsys.readouterr().err == "error: data.jsonl:3 is broken; mend it\n"
+    assert capsys.readouterr().err == "error: data.jsonl:3 is broken; fix it\n"
 
 
 def test_an_interruption_is_silent(capsys, monkeypatch):

@@ -121,7 +121,7 @@ class Saver:
         self.num_failures += 1
         logger.warning(
             "NOT SAVED: %s: %s. Training goes on and earlier checkpoints are as they were; "
-            "make room or mend the disk before the next save",
+            "make room or fix the disk before the next save",
             *(folder, fault),
             extra=SHARED,
         )

@@ -30,6 +30,7 @@ UNDECIDING = (
 )
 DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 SAMPLED_BYTES = 2**16  # of each file of a model
+FIRST_FAMILY = "hunyuan_v1_moe"  # of checkpoints from before there were others
 REMEDIES = {
     "model": "the tensors of one do not fit the other: give the model it was trained from",
     "code": "go back to it, or go on with --ignore_code_change: steps may then differ in the last "
@@ -116,6 +117,8 @@ def check_changes(
         if ignored.get(kind, False):
             continue
         before = saved.get(kind, {})
+        if kind == "model":
+            before = {"family": FIRST_FAMILY, **before}
         changed = [
             f"{name} ({before.get(name)}, now {value})"
             for name, value in values.items()

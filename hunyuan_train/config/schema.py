@@ -324,7 +324,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GuardianConfig:
-    """What is done when routers go astray: tokens of a layer crowd on few experts, or drift."""
+    """What is done when routers collapse or drift from the base model's."""
 
     router_guardian: Literal["off", "warn", "freeze_router", "aux_loss", "stop"] = setting(
         "warn",

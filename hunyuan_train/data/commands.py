@@ -44,7 +44,7 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
         "--fix",
         type=Path,
         metavar="OUT",
-        help="write all records that are used, those that need it mended; OUT.changes.jsonl lists "
+        help="write all records that are used, those that need it fixed; OUT.changes.jsonl lists "
         "every change",
     )
     check.set_defaults(run=run_check)
@@ -165,11 +165,11 @@ def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
 
 
 def run_check(arguments: Arguments) -> int:
-    """Lint; with --fix also write what can be mended."""
+    """Lint; with --fix also write what can be fixed."""
     policy = parse_policies(",".join(arguments.policy))
-    if arguments.fix:  # mend whatever can be mended, unless told otherwise
-        mendable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
-        policy = mendable | policy
+    if arguments.fix:  # fix whatever can be fixed, unless told otherwise
+        fixable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
+        policy = fixable | policy
     sources = _find_all(arguments.files)
     if arguments.fix:
         _check_output(arguments.fix, sources)
@@ -193,7 +193,7 @@ def run_check(arguments: Arguments) -> int:
             _settings(arguments, policy),
             LintOptions(
                 tokenizer_folder=arguments.tokenizer,
-                records="mended" if arguments.fix else "none",
+                records="fixed" if arguments.fix else "none",
             ),
             eval_sources=_find_all(arguments.eval),
             num_workers=arguments.num_workers,
@@ -307,7 +307,7 @@ def run_stats(arguments: Arguments) -> int:
 def run_encode(arguments: Arguments) -> int:
     """Print the token ids and the loss mask of every sample.
 
-    With --history keep a record is encoded as it is written, nothing mended, so that the ids can be
+    With --history keep a record is encoded as it is written, nothing fixed, so that the ids can be
     compared with those of the model's own template; a dialogue without an answer is a prompt then.
     """
     is_as_written = arguments.history == "keep" and arguments.mode == "auto"

@@ -9,7 +9,7 @@ from typing import Any
 import deepspeed
 
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
-from hunyuan_train.evaluation.scoring import Question, describe_answer, judge, score
+from hunyuan_train.evaluation.scoring import Question, describe_answer, score_answer, summarize
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.json_lines import Lines, Numbers
 
@@ -40,17 +40,17 @@ class AnswerCheck:
         self.max_new_tokens = max_new_tokens
 
     def run(self, step: int) -> Numbers:
-        """Ask, judge, and keep question and answer in `answers.jsonl`; the same on every rank."""
+        """Ask, score, and keep question and answer in `answers.jsonl`; the same on every rank."""
         outputs = self._ask()
-        judged = [judge(*pair) for pair in zip(self.questions, outputs, strict=True)]
+        scores = [score_answer(*pair) for pair in zip(self.questions, outputs, strict=True)]
         rows = [
             describe_answer(*one, self.tokenizer)
-            for one in zip(self.questions, outputs, judged, strict=True)
+            for one in zip(self.questions, outputs, scores, strict=True)
         ]
         for row in rows:
             self.log.append({"step": step, **row})
         self.log_table("answers", rows, step)
-        return score(judged)
+        return summarize(scores)
 
     def _ask(self) -> list[str]:
         outputs = generate_dealt_out(

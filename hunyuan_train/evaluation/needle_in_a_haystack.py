@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hunyuan_train.data.rendering.prompt import encode_prompt
-from hunyuan_train.evaluation.scoring import Question, judge
+from hunyuan_train.evaluation.scoring import Question, score_answer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 NEEDLE_SEED = 0  # the same texts for every model
@@ -87,7 +87,7 @@ def score_needles(needles: Sequence[Needle], outputs: Sequence[str]) -> dict[str
     numbers: dict[str, float | int] = {}
     for length in sorted({needle.length for needle in needles}):
         right = [
-            judge(needle.question, output).is_exact
+            score_answer(needle.question, output).is_exact
             for needle, output in zip(needles, outputs, strict=True)
             if needle.length == length
         ]
@@ -118,7 +118,7 @@ def describe_needles(
             "model": model,
             "length": needle.length,
             "depth": needle.depth,
-            "is_exact": judge(needle.question, output).is_exact,
+            "is_exact": score_answer(needle.question, output).is_exact,
             "reference": needle.question.reference,
             "output": output,
         }

@@ -17,7 +17,7 @@ from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.interface import Grammar, ParsedOutput
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
-JUDGED_MODES = ("fast", "slow")
+SCORED_MODES = ("fast", "slow")
 _SEPARATORS = re.compile("[\n,;|\uff0c\uff1b\u3001]")  # of a set: also the full-width ones
 
 
@@ -42,7 +42,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class AnswerScore:
     """What one answer is worth."""
 
     mode: str
@@ -55,12 +55,12 @@ class Judgement:
 def choose_questions(dataset: Dataset, tokenizer: Tokenizer, number: int) -> list[Question]:
     """Questions of both modes, half each where there are so many, spread evenly over the file."""
     modes = dataset.samples["mode"]
-    by_mode = [np.flatnonzero(modes == MODES.index(mode)).tolist() for mode in JUDGED_MODES]
+    by_mode = [np.flatnonzero(modes == MODES.index(mode)).tolist() for mode in SCORED_MODES]
     num_fast, num_slow = map(len, by_mode)
     fewer = min(num_fast, num_slow, number // 2)
     shares = (number - fewer, fewer) if num_fast > num_slow else (fewer, number - fewer)
     questions = []
-    for mode, samples, share in zip(JUDGED_MODES, by_mode, shares, strict=True):
+    for mode, samples, share in zip(SCORED_MODES, by_mode, shares, strict=True):
         taken = min(share, len(samples))
         chosen = [samples[index * len(samples) // taken] for index in range(taken)]
         questions += [make_question(dataset, tokenizer, mode, sample) for sample in chosen]
@@ -79,11 +79,11 @@ def make_question(dataset: Dataset, tokenizer: Tokenizer, mode: str, sample_id: 
     return Question(mode, prompt.tolist(), reference, grammar)
 
 
-def judge(question: Question, output: str) -> Judgement:
+def score_answer(question: Question, output: str) -> AnswerScore:
     """Compare an answer, as generated, with the data's."""
     given, wanted = question.parse(output), question.parse(question.reference)
     ours, theirs = items_of(given), items_of(wanted)
-    return Judgement(
+    return AnswerScore(
         mode=question.mode,
         is_well_formed=given.is_well_formed,
         is_leaking=question.grammar.answers.is_thinking(output) == (question.mode == "fast"),
@@ -111,12 +111,12 @@ def _canonical(arguments: str) -> str:
         return arguments
 
 
-def score(judgements: Sequence[Judgement]) -> dict[str, float | int]:
+def summarize(scores: Sequence[AnswerScore]) -> dict[str, float | int]:
     """Means over all answers and over those of each mode."""
-    numbers: dict[str, float | int] = {"eval_answers": len(judgements)}
+    numbers: dict[str, float | int] = {"eval_answers": len(scores)}
     names = {"valid_format": "is_well_formed", "exact_match": "is_exact", "set_f1": "set_f1"}
-    groups = {"": list(judgements)}
-    groups |= {f"_{mode}": [one for one in judgements if one.mode == mode] for mode in JUDGED_MODES}
+    groups = {"": list(scores)}
+    groups |= {f"_{mode}": [one for one in scores if one.mode == mode] for mode in SCORED_MODES}
     for suffix, group in groups.items():
         if not group:
             continue
@@ -129,12 +129,12 @@ def score(judgements: Sequence[Judgement]) -> dict[str, float | int]:
 
 
 def describe_answer(
-    question: Question, output: str, judged: Judgement, tokenizer: Tokenizer
+    question: Question, output: str, scores: AnswerScore, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """A line of `answers.jsonl`."""
     parsed = question.parse(output)
     return {
-        **asdict(judged),
+        **asdict(scores),
         "prompt": tokenizer.decode(question.prompt),
         "reference": question.reference,
         "output": output,

@@ -36,7 +36,7 @@ class LossHead(nn.Linear):
         linear.__dict__["labels"] = None
 
     @contextmanager
-    def given(self, labels: Tensor) -> Iterator[None]:
+    def fused_cross_entropy(self, labels: Tensor) -> Iterator[None]:
         """Compute losses in the forward pass inside this context.
 
         Args:
@@ -79,7 +79,7 @@ def token_losses(model: PreTrainedModel | DeepSpeedEngine, batch: Batch) -> Tens
     bounds = torch.from_numpy(batch.cu_seqlens).to(device)
     lengths = np.diff(batch.cu_seqlens).tolist()
     positions = torch.from_numpy(np.flatnonzero(batch.labels >= 0)).to(device)
-    with model.lm_head.given(torch.from_numpy(batch.labels).to(device)[positions]):
+    with model.lm_head.fused_cross_entropy(torch.from_numpy(batch.labels).to(device)[positions]):
         output = model(
             input_ids=torch.from_numpy(batch.input_ids).to(device)[None],
             position_ids=torch.from_numpy(batch.position_ids).to(device)[None],

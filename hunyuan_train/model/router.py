@@ -19,19 +19,19 @@ class Float32Linear(nn.Linear):
     gradient. Made from a plain linear layer by `pin`.
     """
 
-    exact_weight: Tensor  # [experts, hidden], float32
+    float32_weight: Tensor  # [experts, hidden], float32
 
     @classmethod
-    def pin(cls, linear: nn.Linear, exact_weight: Tensor) -> None:
+    def pin(cls, linear: nn.Linear, float32_weight: Tensor) -> None:
         """Turn a layer into this class, in place."""
         linear.__class__ = cls
-        linear.register_buffer("exact_weight", exact_weight, persistent=False)
+        linear.register_buffer("float32_weight", float32_weight, persistent=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Project [tokens, hidden] to float32 logits [tokens, experts]."""
         weight = self.weight.float()
         # Rounding leaves a rest that float32 holds exactly, so the sum is the exact weight.
-        weight = weight + (self.exact_weight - weight).detach()
+        weight = weight + (self.float32_weight - weight).detach()
         return nn.functional.linear(hidden_states.float(), weight)
 
 

@@ -20,7 +20,7 @@ from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import build_split_model, start_engine
 from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.optimizer import optimizer_factory
-from hunyuan_train.parallel.sequence import share_sequences
+from hunyuan_train.parallel.sequence import use_sequence_parallel
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def build_engine(
         source: of its weights.
         attention: name of the attention implementation.
     """
-    share_sequences(attention, config.parallel.sequence_parallel_size)
+    use_sequence_parallel(attention, config.parallel.sequence_parallel_size)
     model = build_split_model(
         shape, settings, attention=attention, attention_dropout=config.model.attention_dropout
     )

@@ -54,7 +54,7 @@ def pin_routers(model: PreTrainedModel, source: WeightSource) -> None:
 def keep_pinned_masters(engine: deepspeed.DeepSpeedEngine) -> None:
     """Undo the rounding of the optimizer's router weights, which it copied from bfloat16."""
     pinned = pinned_routers(engine.module)
-    exact = {id(linear.weight): linear.exact_weight for linear in pinned}
+    exact = {id(linear.weight): linear.float32_weight for linear in pinned}
     for shard in trained_shards(engine.module):
         if id(shard.parameter) in exact:
             values = exact[id(shard.parameter)].flatten()[shard.start : shard.stop]
@@ -66,7 +66,7 @@ def refresh_routers(engine: deepspeed.DeepSpeedEngine) -> None:
     for linear in pinned_routers(engine.module):
         if linear.weight.requires_grad:
             master = safe_get_full_fp32_param(linear.weight)
-            linear.exact_weight.copy_(master.view_as(linear.exact_weight))
+            linear.float32_weight.copy_(master.view_as(linear.float32_weight))
 
 
 def watch_routers(model: PreTrainedModel, shape: ModelShape, device: torch.device) -> RouterWatch:

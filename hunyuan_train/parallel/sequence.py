@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
-def share_sequences(attention: str, size: int) -> None:
+def use_sequence_parallel(attention: str, size: int) -> None:
     """Let attention of this name run over whole rows of which each rank has a part.
 
     Every rank calls it once the process group exists. A call without `part_lengths`, as in
@@ -38,9 +38,11 @@ def share_sequences(attention: str, size: int) -> None:
         size: consecutive ranks that share rows; 1 shares nothing.
     """
     known = ALL_ATTENTION_FUNCTIONS[attention]
-    plain = known.plain if isinstance(known, SharedAttention) else known
+    plain = known.plain if isinstance(known, SequenceParallelAttention) else known
     if size > 1:
-        AttentionInterface.register(attention, SharedAttention(plain, sequence_group(size)))
+        AttentionInterface.register(
+            attention, SequenceParallelAttention(plain, sequence_group(size))
+        )
     elif known is not plain:
         AttentionInterface.register(attention, plain)
 
@@ -55,7 +57,7 @@ def sequence_group(size: int) -> dist.ProcessGroup:
     return group
 
 
-class SharedAttention:
+class SequenceParallelAttention:
     """An attention function for rows that the ranks of a group share."""
 
     def __init__(self, plain: AttentionFunction, group: dist.ProcessGroup) -> None:

@@ -27,7 +27,7 @@ from hunyuan_train.log import console, log_to_screen
 if TYPE_CHECKING:  # they import torch, which must read the environment that is set here
     from hunyuan_train.selftest.compare import Errors
     from hunyuan_train.selftest.oracle import Verdict
-    from hunyuan_train.selftest.parity_cases import Plan
+    from hunyuan_train.selftest.parity_cases import ParityCase
 
 logger = logging.getLogger(__name__)
 
@@ -48,27 +48,27 @@ def add_selftest_command(
     """Add the command; it sets `run`, which takes the parsed arguments."""
     command = subparsers.add_parser(
         "selftest",
-        help="compare every parallel plan with one plain process",
+        help="compare every parallel case with one plain process",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
         "--recipe",
         metavar="R",
-        help="check this recipe's methods instead of all plans: tiny, lora, full, long or a file",
+        help="check this recipe's methods instead of all cases: tiny, lora, full, long or a file",
     )
     command.add_argument(
         "--processes",
         metavar="N,N",
         help="numbers of processes; default: 1,2,4 on the CPU, else powers of two up to all GPUs",
     )
-    command.add_argument("--only", metavar="TEXT", help="only plans with this in their names")
+    command.add_argument("--only", metavar="TEXT", help="only cases with this in their names")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.set_defaults(run=run_selftest)
 
 
 def run_selftest(arguments: argparse.Namespace) -> int:
-    """Check the plans that are asked for, here or on all hosts, and show what came of them."""
+    """Check the cases that are asked for, here or on all hosts, and show what came of them."""
     machine = detect_machine()
     config = with_environment(build_config({}), os.environ)
     slots = choose_num_processes(config, machine)
@@ -84,9 +84,9 @@ def run_selftest(arguments: argparse.Namespace) -> int:
     # torch and DeepSpeed, which read the environment
     from hunyuan_train.selftest.hosts import RanksOnHosts
     from hunyuan_train.selftest.oracle import RanksHere
-    from hunyuan_train.selftest.parity_cases import choose_plans
+    from hunyuan_train.selftest.parity_cases import choose_cases
 
-    check: Callable[[Plan], Errors]
+    check: Callable[[ParityCase], Errors]
     if cluster.is_alone:
         counts, num_gpus = choose_processes(arguments.processes, machine), machine.num_gpus
         check = RanksHere()
@@ -94,34 +94,36 @@ def run_selftest(arguments: argparse.Namespace) -> int:
         examination = examine_or_refuse(config, cluster, console)
         check = RanksOnHosts(examination, config.launch, arguments.recipe)
         counts, num_gpus = [check.num_processes], check.num_gpus
-    plans = [
-        plan
+    cases = [
+        case
         for count in counts
-        for plan in choose_plans(count, arguments.recipe, num_gpus=num_gpus)
-        if (arguments.only or "") in plan.name
+        for case in choose_cases(count, arguments.recipe, num_gpus=num_gpus)
+        if (arguments.only or "") in case.name
     ]
-    if not plans:
-        raise ConfigError(f"only is {arguments.only!r}, which is in no plan's name; leave it out")
+    if not cases:
+        raise ConfigError(f"only is {arguments.only!r}, which is in no case's name; leave it out")
     if cluster.is_alone:
-        compile_extensions(plans, machine)
-    verdicts = check_and_tell(plans, check)
+        compile_extensions(cases, machine)
+    verdicts = check_and_tell(cases, check)
     show(verdicts, is_json=arguments.json)
     return int(any(verdict.wrong for verdict in verdicts))
 
 
-def check_and_tell(plans: Sequence["Plan"], check: Callable[["Plan"], "Errors"]) -> list["Verdict"]:
-    """Check the plans one after the other, and log what comes of each."""
-    from hunyuan_train.selftest.oracle import check_plans
+def check_and_tell(
+    cases: Sequence["ParityCase"], check: Callable[["ParityCase"], "Errors"]
+) -> list["Verdict"]:
+    """Check the cases one after the other, and log what comes of each."""
+    from hunyuan_train.selftest.oracle import check_cases
     from hunyuan_train.selftest.report import last_line
 
     verdicts = []
-    for number, verdict in enumerate(check_plans(plans, check), start=1):
+    for number, verdict in enumerate(check_cases(cases, check), start=1):
         verdicts.append(verdict)
         if verdict.failure:
             logger.warning("%s", verdict.failure)
         logger.info(
             "%d/%d  %d processes, %s: %s (%.0f s)",
-            *(number, len(plans), verdict.plan.num_processes, verdict.plan.name),
+            *(number, len(cases), verdict.case.num_processes, verdict.case.name),
             last_line(verdict.failure) or ", ".join(verdict.wrong) or "equal",
             verdict.seconds,
         )
@@ -150,12 +152,12 @@ def set_environment(machine: Machine) -> None:
     )
 
 
-def compile_extensions(plans: Sequence["Plan"], machine: Machine) -> None:
-    """Compile what any of the plans loads."""
+def compile_extensions(cases: Sequence["ParityCase"], machine: Machine) -> None:
+    """Compile what any of the cases loads."""
     extensions = {
         extension
-        for plan in plans
-        for extension in needed_extensions(plan.run.config, num_gpus=machine.num_gpus)
+        for case in cases
+        for extension in needed_extensions(case.run.config, num_gpus=machine.num_gpus)
     }
     folder = extensions_folder(os.environ)
     for extension in sorted(extensions, key=lambda one: one.name):
@@ -178,7 +180,7 @@ def choose_processes(given: str | None, machine: Machine) -> list[int]:
     except ValueError as error:
         raise ConfigError(f"processes is {given}; give numbers, such as 1,2,4") from error
     if min(counts) < 1:
-        raise ConfigError(f"processes is {given}; a plan needs 1 or more")
+        raise ConfigError(f"processes is {given}; a case needs 1 or more")
     if machine.num_gpus and max(counts) > machine.num_gpus:
         raise ConfigError(
             f"processes is {given}, but this machine has {machine.num_gpus} GPU(s), one for each "

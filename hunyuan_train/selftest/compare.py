@@ -1,4 +1,4 @@
-"""How far a plan's training is from the reference."""
+"""How far a case's training is from the reference."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields

@@ -1,4 +1,4 @@
-"""Checks a plan on the hosts of a run: one job on all of them, through the guards of a run."""
+"""Checks a case on the hosts of a run: one job on all of them, through the agents of a run."""
 
 import json
 
@@ -16,13 +16,13 @@ from hunyuan_train.launcher.job.output import split_mark
 from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.local_ranks import RanksError
-from hunyuan_train.selftest.parity_cases import Plan
+from hunyuan_train.selftest.parity_cases import ParityCase
 
 MODULE = "hunyuan_train.selftest.rank"
 
 
 class RanksOnHosts:
-    """Trains plans on the slots of all hosts; rank 0 trains the reference and compares."""
+    """Trains cases on the slots of all hosts; rank 0 trains the reference and compares."""
 
     def __init__(self, examination: Examination, launch: LaunchConfig, recipe: str | None) -> None:
         self.examination = examination
@@ -39,26 +39,26 @@ class RanksOnHosts:
         """One for each process, or none."""
         return self.num_processes if self.examination.machine.num_gpus else 0
 
-    def __call__(self, plan: Plan) -> Errors:
-        """Train a plan and compare it.
+    def __call__(self, case: ParityCase) -> Errors:
+        """Train a case and compare it.
 
         Raises:
             RanksError: a rank or a host failed.
         """
         cluster, machine = self.examination.cluster, self.examination.machine
-        meeting = self.examination.meeting(self.launch.master_port)
-        words = (plan.name, str(self.num_processes), str(self.num_gpus), *self.recipe)
+        rendezvous = self.examination.rendezvous(self.launch.master_port)
+        words = (case.name, str(self.num_processes), str(self.num_gpus), *self.recipe)
         jobs = [
             make_job(
                 host,
                 cluster,
                 self.launch,
                 commands=[
-                    *prepare_commands(plan.run.config, machine),
-                    torchrun_command(cluster, host, meeting, ["-m", MODULE, *words]),
+                    *prepare_commands(case.run.config, machine),
+                    torchrun_command(cluster, host, rendezvous, ["-m", MODULE, *words]),
                 ],
                 files={},
-                environment=host_environment(host, cluster, meeting, machine),
+                environment=host_environment(host, cluster, rendezvous, machine),
             )
             for host in cluster.hosts
         ]

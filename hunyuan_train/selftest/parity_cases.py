@@ -1,6 +1,6 @@
-"""The plans that are checked: every way of splitting and saving memory that the project offers.
+"""The cases that are checked: every way of splitting and saving memory that the project offers.
 
-A plan is settings of a run. They pass through the checks and the assembly of a real one; only model
+A case is settings of a run. They pass through the checks and the assembly of a real one; only model
 and data are those of `samples.py`, and all but a few are float32, where differences show.
 """
 
@@ -50,7 +50,7 @@ BFLOAT16_TOLERANCE = Errors(loss=3e-2, gradients=0.5, clip=0.1, weights=0.4)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ParityCase:
     """Settings under a name, for one number of processes."""
 
     name: str
@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A plan for several numbers of processes."""
+    """A case for several numbers of processes."""
 
     name: str
     num_groups: int  # of processes, each with all experts between them; 0: experts are not split
@@ -135,31 +135,31 @@ ON_FOUR = (
 )
 
 
-def choose_plans(num_processes: int, recipe: str | None, *, num_gpus: int) -> list[Plan]:
-    """All plans for this number of processes, or that of one recipe.
+def choose_cases(num_processes: int, recipe: str | None, *, num_gpus: int) -> list[ParityCase]:
+    """All cases for this number of processes, or that of one recipe.
 
     Raises:
-        ConfigError: see `recipe_plan`.
+        ConfigError: see `recipe_case`.
     """
     if recipe:
-        return [recipe_plan(recipe, num_processes, num_gpus=num_gpus)]
-    return list_plans(num_processes, num_gpus=num_gpus)
+        return [recipe_case(recipe, num_processes, num_gpus=num_gpus)]
+    return list_cases(num_processes, num_gpus=num_gpus)
 
 
-def list_plans(num_processes: int, *, num_gpus: int) -> list[Plan]:
-    """Every plan that is checked on this number of processes."""
+def list_cases(num_processes: int, *, num_gpus: int) -> list[ParityCase]:
+    """Every case that is checked on this number of processes."""
     entries = [*ON_ANY]
     entries += {1: ON_ONE, 2: ON_TWO}.get(num_processes, ())
     if num_processes >= 4 and num_processes % 2 == 0:
         entries += ON_FOUR
     return [
-        _make_plan(entry, num_processes, num_gpus)
+        _make_case(entry, num_processes, num_gpus)
         for entry in entries
         if num_processes % entry.settings.get(SHARING, 1) == 0
     ]
 
 
-def _make_plan(entry: Entry, num_processes: int, num_gpus: int) -> Plan:
+def _make_case(entry: Entry, num_processes: int, num_gpus: int) -> ParityCase:
     group = num_processes // entry.num_groups if entry.num_groups else 1
     expert_size = gcd(group, SHAPE.num_experts)
     settings = {
@@ -169,10 +169,10 @@ def _make_plan(entry: Entry, num_processes: int, num_gpus: int) -> Plan:
         **entry.settings,
     }
     shape = replace(SHAPE, tie_word_embeddings=entry.is_tied)
-    return Plan(entry.name, _resolve(build_config(settings), shape, num_processes, num_gpus))
+    return ParityCase(entry.name, _resolve(build_config(settings), shape, num_processes, num_gpus))
 
 
-def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
+def recipe_case(recipe: str, num_processes: int, *, num_gpus: int) -> ParityCase:
     """A recipe of ours or of the user's on the tiny model: its methods, not its sizes and rates.
 
     Raises:
@@ -200,7 +200,7 @@ def recipe_plan(recipe: str, num_processes: int, *, num_gpus: int) -> Plan:
     )
     if config.lora.use_lora:
         config = with_settings(config, lora_rank=min(config.lora.lora_rank, 8), lora_dropout=0.0)
-    return Plan(recipe, _resolve(config, SHAPE, num_processes, num_gpus))
+    return ParityCase(recipe, _resolve(config, SHAPE, num_processes, num_gpus))
 
 
 def _resolve(

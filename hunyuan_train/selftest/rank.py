@@ -1,4 +1,4 @@
-"""One rank of a plan across hosts, as torchrun starts it; rank 0 prints what it found.
+"""One rank of a case across hosts, as torchrun starts it; rank 0 prints what it found.
 
 python -m hunyuan_train.selftest.rank PLAN NUM_PROCESSES NUM_GPUS [RECIPE]
 """
@@ -13,31 +13,31 @@ import torch.distributed as dist
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.selftest.compare import compare
 from hunyuan_train.selftest.oracle import References
-from hunyuan_train.selftest.parity_cases import choose_plans
+from hunyuan_train.selftest.parity_cases import choose_cases
 from hunyuan_train.selftest.record import Record
 from hunyuan_train.selftest.samples import make_steps
-from hunyuan_train.selftest.training import train_plan
+from hunyuan_train.selftest.training import train_case
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train this rank's part of the plan; on rank 0, compare all parts with the reference."""
+    """Train this rank's part of the case; on rank 0, compare all parts with the reference."""
     screen = sys.stdout  # the training hides it from the libraries
     name, num_processes, num_gpus, *recipe = arguments
-    plans = choose_plans(int(num_processes), recipe[0] if recipe else None, num_gpus=int(num_gpus))
-    [plan] = [plan for plan in plans if plan.name == name]
-    start_process_group(plan.run.config.parallel.timeout_minutes)
+    cases = choose_cases(int(num_processes), recipe[0] if recipe else None, num_gpus=int(num_gpus))
+    [case] = [case for case in cases if case.name == name]
+    start_process_group(case.run.config.parallel.timeout_minutes)
     is_first = dist.get_rank() == 0
     # Before there is an engine, which puts its own functions in the place of torch's.
-    reference = References().of(plan) if is_first else None
-    record = train_plan(plan.run, make_steps(plan.num_batches))
+    reference = References().of(case) if is_first else None
+    record = train_case(case.run, make_steps(case.num_batches))
     records: list[Record] | None = [record] * dist.get_world_size() if is_first else None
     dist.gather_object(record, records)
     if reference and records:
         errors = compare(
             reference,
             records,
-            max_grad_norm=plan.run.config.optimizer.max_grad_norm,
-            is_bf16=plan.run.is_bf16,
+            max_grad_norm=case.run.config.optimizer.max_grad_norm,
+            is_bf16=case.run.is_bf16,
         )
         screen.write(json.dumps(asdict(errors)) + "\n")
     dist.barrier()

@@ -1,4 +1,4 @@
-"""The measure of all plans: Transformers' own model in float64, one process, one sample at a time.
+"""The measure of all cases: Transformers' own model in float64, one process, one sample at a time.
 
 Nothing here comes from the training path: no engine, no packing, plain attention, every logit,
 plain cross entropy, torch's clipping and optimizers. Labels are taken from the samples themselves.
@@ -256,10 +256,10 @@ def train_reference(
     """Train on all micro-batches of each step.
 
     Args:
-        config: of the plan that is checked; what splits the model is not read.
+        config: of the case that is checked; what splits the model is not read.
         shape: of the model.
         steps: samples.
-        num_groups: ranks of the plan, or groups of them that share rows. It decides which
+        num_groups: ranks of the case, or groups of them that share rows. It decides which
             micro-batches run at the same time, and so the balance loss, which is no sum over
             tokens; everything else is the same for any.
     """
@@ -311,7 +311,7 @@ def _add_up(parts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """torch's own, whose steps the plan's optimizer takes; only matrices decay."""
+    """torch's own, whose steps the case's optimizer takes; only matrices decay."""
     settings = config.optimizer
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [

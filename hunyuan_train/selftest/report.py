@@ -10,12 +10,12 @@ from hunyuan_train.selftest.oracle import Verdict
 
 
 def make_table(verdicts: Sequence[Verdict]) -> Table:
-    """One row a plan, with what is out of tolerance in red."""
+    """One row a case, with what is out of tolerance in red."""
     table = Table(title="largest relative error against one process in float64")
-    for heading in ("processes", "plan", "loss", "gradients", "clip", "weights", "verdict"):
-        table.add_column(heading, justify="left" if heading in ("plan", "verdict") else "right")
+    for heading in ("processes", "case", "loss", "gradients", "clip", "weights", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("case", "verdict") else "right")
     for verdict in verdicts:
-        cells = [str(verdict.plan.num_processes), verdict.plan.name]
+        cells = [str(verdict.case.num_processes), verdict.case.name]
         if verdict.errors:
             errors = asdict(verdict.errors)
             cells += [_cell(errors[name], is_wrong=name in verdict.wrong) for name in errors]
@@ -44,10 +44,10 @@ def as_data(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """The same for programs."""
     return [
         {
-            "plan": verdict.plan.name,
-            "processes": verdict.plan.num_processes,
+            "case": verdict.case.name,
+            "processes": verdict.case.num_processes,
             "errors": asdict(verdict.errors) if verdict.errors else None,
-            "tolerance": asdict(verdict.plan.tolerance),
+            "tolerance": asdict(verdict.case.tolerance),
             "wrong": verdict.wrong,
             "failure": verdict.failure,
             "seconds": round(verdict.seconds, 1),

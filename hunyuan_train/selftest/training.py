@@ -1,4 +1,4 @@
-"""What each rank of a plan does: trains as a run does, and keeps what there is to compare."""
+"""What each rank of a case does: trains as a run does, and keeps what there is to compare."""
 
 import io
 import logging
@@ -26,7 +26,7 @@ from hunyuan_train.selftest.samples import WEIGHTS, Step, lay_batches
 from hunyuan_train.trainer.step import accumulate_gradients, update_weights
 
 
-def train_plan(run: ResolvedRun, steps: list[Step]) -> Record:
+def train_case(run: ResolvedRun, steps: list[Step]) -> Record:
     """Train on this rank's share of each step, then evaluate on its share of the first."""
     _silence_libraries()
     config, shape = run.config, run.shape
@@ -45,7 +45,7 @@ def train_plan(run: ResolvedRun, steps: list[Step]) -> Record:
         )
         record.gradients.append(as_arrays(kept_gradients(engine.module)))
         rate = config.optimizer.learning_rate
-        record.grad_norms.append(update_weights(engine, rate, is_withheld=False))
+        record.grad_norms.append(update_weights(engine, rate, is_skipped=False))
     means = evaluate(engine, SFT, step_batches(config, steps[0]))
     record.numbers.append({"router loss": 0.0, **means})
     record.end = as_arrays(kept_weights(engine.module))

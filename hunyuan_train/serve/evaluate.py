@@ -1,4 +1,4 @@
-"""`hunyuan-train evaluate`: what a model on disk answers to held-out questions, judged.
+"""`hunyuan-train evaluate`: what a model on disk answers to held-out questions, scored.
 
 Questions and numbers are those of `--eval_generate` and `--needle_lengths` in training, here asked
 through plain Transformers: of a model before it is fine-tuned, and of what is served afterwards.
@@ -37,7 +37,7 @@ LABELS = {
 
 def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    command = subparsers.add_parser("evaluate", help="judge what a model on disk answers")
+    command = subparsers.add_parser("evaluate", help="score what a model on disk answers")
     command.description = (
         "Let a model answer the questions of a file, greedily, and compare with the answers that "
         "the file has: format, mode, exact match, and F1 of the answers as sets (what stands "
@@ -60,7 +60,7 @@ def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    """Ask, judge and print.
+    """Ask, score and print.
 
     Raises:
         ServeError: nothing to ask, or no model to ask.
@@ -81,7 +81,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)
     numbers: Numbers = {}
     if arguments.file:
-        numbers |= judge_file(served, arguments, screen)
+        numbers |= score_file(served, arguments, screen)
     if lengths:
         numbers |= find_needles(served, lengths, arguments, screen)
     if arguments.json:
@@ -106,14 +106,19 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
-def judge_file(served: "ServedModel", arguments: argparse.Namespace, screen: Console) -> Numbers:
+def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Console) -> Numbers:
     """Scores of the answers to a file's questions.
 
     Raises:
         ServeError: it has none.
     """
     from hunyuan_train.data.compiled.cache import prepare_dataset
-    from hunyuan_train.evaluation.scoring import choose_questions, describe_answer, judge, score
+    from hunyuan_train.evaluation.scoring import (
+        choose_questions,
+        describe_answer,
+        score_answer,
+        summarize,
+    )
 
     data = DataConfig(
         train_data_file=str(arguments.file), max_seq_length=served.shape.context_length
@@ -125,12 +130,12 @@ def judge_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
             f"{arguments.file} has no fast or slow answer to ask for; give records with a mode"
         )
     outputs = ask(served, questions, arguments.max_new_tokens, screen)
-    judged = [judge(*pair) for pair in zip(questions, outputs, strict=True)]
+    scores = [score_answer(*pair) for pair in zip(questions, outputs, strict=True)]
     if arguments.answers:
-        answers = zip(questions, outputs, judged, strict=True)
+        answers = zip(questions, outputs, scores, strict=True)
         rows = [describe_answer(*one, served.tokenizer) for one in answers]
         write_rows(arguments.answers, rows, mode="w")
-    return score(judged)
+    return summarize(scores)
 
 
 def find_needles(

@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import TrainConfig
-from hunyuan_train.data.batches.loader import Batch, BatchPlan
+from hunyuan_train.data.batches.loader import Batch, BatchSampler
 from hunyuan_train.json_lines import Lines
 from hunyuan_train.log import SHARED
 from hunyuan_train.trainer.state import Health, TrainerState
-from hunyuan_train.trainer.step import Fault, StepResult, judge_finite
+from hunyuan_train.trainer.step import Anomaly, StepResult, judge_finite
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +26,18 @@ MAX_RECENT = 64  # losses that a new one is compared with
 MIN_RECENT = 16  # below, nothing is called a spike
 MIN_RISE = 1.5  # a spike is this many times the median, however quiet the losses were
 DEVIATION_BY_SPREAD = 1.4826  # standard deviation of normal numbers by their median deviation
-MAX_RETURNS = 3  # to a checkpoint, in one run
+MAX_ROLLBACKS = 3  # to a checkpoint, in one run
 
 
-def find_fault(loss: float, *, health: Health, config: TrainConfig) -> Fault | None:
+def find_anomaly(loss: float, *, health: Health, config: TrainConfig) -> Anomaly | None:
     """What is wrong with a loss, seen beside the recent ones.
 
     Median and median deviation stand for mean and deviation: earlier spikes do not move them.
     """
-    fault = judge_finite(loss)
+    anomaly = judge_finite(loss)
     is_looking = config.bad_steps != "off" and config.spike_deviations > 0
-    if fault or not is_looking or len(health.recent_losses) < MIN_RECENT:
-        return fault
+    if anomaly or not is_looking or len(health.recent_losses) < MIN_RECENT:
+        return anomaly
     middle = median(health.recent_losses)
     deviation = DEVIATION_BY_SPREAD * median(abs(one - middle) for one in health.recent_losses)
     limit = max(middle + config.spike_deviations * deviation, MIN_RISE * middle)
@@ -47,12 +47,12 @@ def find_fault(loss: float, *, health: Health, config: TrainConfig) -> Fault | N
         f"loss {loss:.4g} is a spike: the median of the last {len(health.recent_losses)} good "
         f"steps is {middle:.4g}"
     )
-    return Fault(reason, is_withheld=config.bad_steps == "act")
+    return Anomaly(reason, is_skipped=config.bad_steps == "act")
 
 
 def remember(health: Health, result: StepResult) -> Health:
     """The health after one more step."""
-    if result.fault and result.fault.is_withheld:
+    if result.anomaly and result.anomaly.is_skipped:
         return replace(health, num_bad_in_a_row=health.num_bad_in_a_row + 1)
     loss = result.loss + result.router_loss
     recent = (*health.recent_losses, loss)[-MAX_RECENT:]
@@ -61,7 +61,7 @@ def remember(health: Health, result: StepResult) -> Health:
 
 def quarantine(
     kept: Lines,
-    batches: BatchPlan,
+    batches: BatchSampler,
     micro_batches: Sequence[Batch],
     result: StepResult,
     state: TrainerState,
@@ -78,15 +78,15 @@ def quarantine(
     Returns:
         the samples of all ranks, as `file:line`.
     """
-    assert result.fault
+    assert result.anomaly
     ranks: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(ranks, batches.origins(micro_batches))
     samples = list(dict.fromkeys(origin for rank in ranks for origin in rank))
     logger.warning(
         "step %d is bad: %s. %s. Its %d samples are in %s",
         state.step + 1,
-        result.fault.reason,
-        "The update was skipped" if result.fault.is_withheld else "The update was made",
+        result.anomaly.reason,
+        "The update was skipped" if result.anomaly.is_skipped else "The update was made",
         len(samples),
         QUARANTINE,
         extra=SHARED,
@@ -95,8 +95,8 @@ def quarantine(
         "step": state.step + 1,
         "epoch": state.position.epoch,
         "row": state.position.row,
-        "reason": result.fault.reason,
-        "is_skipped": result.fault.is_withheld,
+        "reason": result.anomaly.reason,
+        "is_skipped": result.anomaly.is_skipped,
         "loss": _number_or_none(result.loss),
         "grad_norm": _number_or_none(result.grad_norm),
         "samples": samples,

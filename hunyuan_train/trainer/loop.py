@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig
-from hunyuan_train.data.batches.loader import Batch, BatchPlan, StepContent
+from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import ask_nothing
 from hunyuan_train.evaluation.losses import evaluate, name_losses
@@ -26,17 +26,17 @@ from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.parallel.optimizer import share_of_weights_moved
 from hunyuan_train.trainer.anomalies import (
-    MAX_RETURNS,
-    find_fault,
+    MAX_ROLLBACKS,
+    find_anomaly,
     quarantine,
     remember,
 )
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
-from hunyuan_train.trainer.memory_estimate import Planned
+from hunyuan_train.trainer.memory_estimate import RunEstimate
 from hunyuan_train.trainer.metrics import Logs
 from hunyuan_train.trainer.profiler import profile_nothing
-from hunyuan_train.trainer.router_monitor import RouterGuardian
+from hunyuan_train.trainer.router_monitor import RouterMonitor
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
 from hunyuan_train.trainer.step import NonFiniteLossError, StepResult, train_step
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 STEPS_BEFORE_MEMORY = 3  # by then everything that is allocated once has been
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Keeps checkpoints of the run, beside it. Every rank calls all of these at the same steps."""
 
     seconds_of_last: float  # that the last save took
@@ -81,7 +81,7 @@ class Keeper(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class TrainingResult:
     """How the loop came to an end."""
 
     is_complete: bool  # False: it stopped on request, to be resumed
@@ -96,15 +96,15 @@ class Trainer:
     engine: deepspeed.DeepSpeedEngine
     objective: Objective
     routers: RouterTerms
-    batches: BatchPlan
+    batches: BatchSampler
     eval_batches: list[Batch]
     config: RunConfig
     logs: Logs
-    keeper: Keeper
-    planned: Planned
+    checkpointer: Checkpointer
+    estimate: RunEstimate
     num_restarts: int  # how often the run was started again; rank 0 knows
     report_progress: Callable[[int, str], None]  # steps done, and what comes now
-    guardian: RouterGuardian
+    router_monitor: RouterMonitor
     throughput: Throughput
     answer: Callable[[int], Numbers] = ask_nothing  # held-out questions, after so many steps
     profile: Callable[[int], AbstractContextManager[None]] = profile_nothing  # a step
@@ -116,7 +116,7 @@ class Trainer:
         return count_steps(self.config.train, steps_per_epoch=self.batches.steps_per_epoch)
 
 
-def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
+def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingResult:
     """Run optimizer steps from `state` on, logging, evaluating and saving when due.
 
     Args:
@@ -127,7 +127,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
     Raises:
         NonFiniteLossError: naming the samples of the batch.
     """
-    config, keeper = trainer.config, trainer.keeper
+    config, checkpointer = trainer.config, trainer.checkpointer
     trainer.engine.train()
     saved_step, seconds = state.step, 0.0
     measured_at = state.step + STEPS_BEFORE_MEMORY
@@ -137,7 +137,9 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
     ):
         trainer.report_progress(state.step, "training")  # from here on a stop is heeded
         while state.step < trainer.total_steps and not has_stalled(config.evaluation, state):
-            if agree_to_stop(request, seconds + keeper.seconds_of_last, trainer.engine.device):
+            if agree_to_stop(
+                request, seconds + checkpointer.seconds_of_last, trainer.engine.device
+            ):
                 break
             began = time.perf_counter()
             state, numbers = advance(trainer, state)
@@ -146,19 +148,21 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
             if state.step == measured_at:
                 compare_memory(trainer)
             trainer.report_progress(state.step, "training")
-            keeper.report()
+            checkpointer.report()
             if state.health.num_bad_in_a_row >= config.train.max_bad_steps:
                 state = go_back(trainer, state)
                 saved_step = state.step
             if wants_save(config.checkpoints, state, saved_step):
-                keeper.save(state)
+                checkpointer.save(state)
                 saved_step = state.step
         trainer.report_progress(state.step, "saving")
         is_complete = state.step >= trainer.total_steps or has_stalled(config.evaluation, state)
         if saved_step != state.step:
-            keeper.save(state)
-        is_saved = keeper.finish()
-    trainer.logs.metrics.amend(keeper.numbers(), state.step)  # the last save ends after its step
+            checkpointer.save(state)
+        is_saved = checkpointer.finish()
+    trainer.logs.metrics.amend(
+        checkpointer.numbers(), state.step
+    )  # the last save ends after its step
     if has_stalled(config.evaluation, state):
         logger.info(
             "ending early: in %d evaluations %s was no better than %.4g at step %s",
@@ -169,7 +173,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> Ending:
         )
     if not is_complete:
         logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
-    return Ending(is_complete=is_complete, is_saved=is_saved, step=state.step)
+    return TrainingResult(is_complete=is_complete, is_saved=is_saved, step=state.step)
 
 
 def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Numbers]:
@@ -180,7 +184,7 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
     )
     content = trainer.batches.step_content(state.position)
     state, result = do_step(trainer, state, learning_rate, content)
-    trainer.guardian.check(state.step)
+    trainer.router_monitor.check(state.step)
     seconds = time.perf_counter() - began
     config, is_last = trainer.config, state.step == trainer.total_steps
     numbers = step_numbers(trainer, state, result, learning_rate, seconds)
@@ -190,9 +194,9 @@ def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Number
         numbers |= evaluate_all(trainer, state.step)
         state = note_evaluation(config.evaluation, state, numbers)
     if is_last or "eval_loss" in numbers:
-        trainer.guardian.keep_load(state.step)
+        trainer.router_monitor.keep_load(state.step)
     is_logged = is_due(state.step, config.logs.logging_steps, is_last)
-    if is_logged or "eval_loss" in numbers or result.fault:
+    if is_logged or "eval_loss" in numbers or result.anomaly:
         numbers |= measure_ranks(trainer, state)
         log_numbers(trainer, numbers, state.step)
     return state, numbers
@@ -220,15 +224,15 @@ def do_step(
             micro_batches,
             learning_rate=learning_rate,
             routers=trainer.routers,
-            judge=partial(find_fault, health=state.health, config=trainer.config.train),
-            wait_before_update=trainer.keeper.wait_before_update,
+            judge=partial(find_anomaly, health=state.health, config=trainer.config.train),
+            wait_before_update=trainer.checkpointer.wait_before_update,
             clock=trainer.clock,
         )
-    if result.fault:
+    if result.anomaly:
         samples = quarantine(trainer.logs.quarantine, trainer.batches, micro_batches, result, state)
-        if result.fault.is_withheld and trainer.config.train.bad_steps != "act":
+        if result.anomaly.is_skipped and trainer.config.train.bad_steps != "act":
             raise NonFiniteLossError(
-                f"{result.fault.reason} at step {state.step + 1}; its samples: "
+                f"{result.anomaly.reason} at step {state.step + 1}; its samples: "
                 f"{', '.join(samples)}. The last checkpoint is intact: resume with "
                 "--bad_steps act, which leaves such batches out, or with a lower --learning_rate "
                 "and --ignore_settings_change"
@@ -251,21 +255,21 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
     Raises:
         NonFiniteLossError: that has not helped before, or there is no checkpoint.
     """
-    num_bad, num_returns = state.health.num_bad_in_a_row, state.health.num_returns
-    restored = trainer.keeper.go_back() if num_returns < MAX_RETURNS else None
+    num_bad, num_rollbacks = state.health.num_bad_in_a_row, state.health.num_rollbacks
+    restored = trainer.checkpointer.go_back() if num_rollbacks < MAX_ROLLBACKS else None
     if restored is None:
         raise NonFiniteLossError(
             f"{num_bad} bad steps in a row up to step {state.step}, and "
             + (
-                f"{num_returns} returns did not help"
-                if num_returns
+                f"{num_rollbacks} returns did not help"
+                if num_rollbacks
                 else "no checkpoint to return to"
             )
             + f"; lower the learning rate, or look at the samples in {QUARANTINE}"
         )
     trainer.logs.forget_after(restored.step)
-    trainer.guardian.go_back_to(restored.step)
-    health = replace(restored.health, num_bad_in_a_row=0, num_returns=num_returns + 1)
+    trainer.router_monitor.go_back_to(restored.step)
+    health = replace(restored.health, num_bad_in_a_row=0, num_rollbacks=num_rollbacks + 1)
     return replace(restored, position=state.position, health=health)
 
 
@@ -321,7 +325,7 @@ def record_batches(log: Lines, micro_batches: Sequence[Batch], step: int) -> Non
 def compare_memory(trainer: Trainer) -> None:
     """Log the memory that the plan predicted beside what the fullest process has held."""
     (measured,) = max_over_ranks([peak_memory_gib()], trainer.engine.device)
-    planned = trainer.planned.memory_gib
+    planned = trainer.estimate.memory_gib
     logger.info(
         "memory after %d steps: %.2f GiB at the peak of a process, %.2f planned (%+.0f %%)",
         STEPS_BEFORE_MEMORY,
@@ -362,8 +366,8 @@ def step_numbers(
 
 def measure_ranks(trainer: Trainer, state: TrainerState) -> Numbers:
     """What a logged step reports of all ranks together; every rank takes part."""
-    numbers = trainer.guardian.measure(state.step) | measure_memory(trainer.engine.device)
-    numbers |= trainer.keeper.numbers()
+    numbers = trainer.router_monitor.measure(state.step) | measure_memory(trainer.engine.device)
+    numbers |= trainer.checkpointer.numbers()
     moved = share_of_weights_moved(trainer.engine)
     return numbers if moved is None else numbers | {"weights_moved": moved}
 

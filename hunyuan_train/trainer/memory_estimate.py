@@ -14,7 +14,7 @@ SPEEDS = ("sent_per_step", "step_seconds", "tokens_per_second")
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class RunEstimate:
     """What was foreseen."""
 
     memory_gib: float  # of the fullest process, as `peak_memory_gib` counts
@@ -33,7 +33,7 @@ def find_gpu() -> GpuModel | None:
     return next((gpu for model, gpu in GPUS.items() if model in name), None)
 
 
-def plan_here(run: ResolvedRun, *, num_data_tokens: int) -> Planned:
+def estimate_here(run: ResolvedRun, *, num_data_tokens: int) -> RunEstimate:
     """Plan this run on the processes that it has."""
     gpu = find_gpu()
     hardware = Hardware(gpu=gpu or GPUS["h100"])
@@ -44,4 +44,4 @@ def plan_here(run: ResolvedRun, *, num_data_tokens: int) -> Planned:
     unknown = () if gpu else SPEEDS
     unknown = ("fits", "shortages", "nearest", *unknown)  # limits were judged before the start
     known = {name: value for name, value in content.items() if name not in unknown}
-    return Planned(peak / 2**30, known)
+    return RunEstimate(peak / 2**30, known)

@@ -1,4 +1,4 @@
-"""The router guardian: sees when routers go astray, says so, and does what was asked for.
+"""The router monitor: sees when routers collapse or drift, says so, and does what was asked for.
 
 Routing is compared with a profile of the base model, taken before the first step on the first
 training batches. All ranks see the load of all ranks, so all judge and act alike. What the guardian
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
-from hunyuan_train.data.batches.loader import Batch, BatchPlan, Position
+from hunyuan_train.data.batches.loader import Batch, BatchSampler, Position
 from hunyuan_train.json_lines import Lines, Numbers
 from hunyuan_train.log import SHARED
 from hunyuan_train.model.router_load import describe_load, divergence, to_shares
@@ -47,7 +47,7 @@ MEANINGS = {
 
 
 class RouterCollapseError(TrainingError):
-    """Routers went astray, and the run was asked to stop then."""
+    """Routers collapsed or drifted, and the run was asked to stop then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def measure_load(load_LE: Tensor, profile_LE: Tensor | None) -> Numbers:
     return numbers
 
 
-class RouterGuardian:
+class RouterMonitor:
     """Watches the routers of one run. Every rank has one and calls it at the same steps."""
 
     def __init__(
@@ -263,7 +263,7 @@ class RouterGuardian:
         self.log.append({"step": step, "kind": kind, **content})
 
 
-def profile_batches(batches: BatchPlan) -> list[Batch]:
+def profile_batches(batches: BatchSampler) -> list[Batch]:
     """This rank's micro-batches at the beginning of the data, enough for a profile."""
     found: list[Batch] = []
     position = Position()

@@ -11,7 +11,7 @@ class Health:
 
     recent_losses: tuple[float, ...] = ()  # of good steps, oldest first
     num_bad_in_a_row: int = 0
-    num_returns: int = 0  # how often the run went back to a checkpoint
+    num_rollbacks: int = 0  # how often the run went back to a checkpoint
 
 
 def add_counts(total: dict[str, int], more: dict[str, int]) -> dict[str, int]:
@@ -41,4 +41,6 @@ def read_state(saved: dict[str, object]) -> TrainerState:
     assert isinstance(position, dict)
     assert isinstance(health, dict)
     health["recent_losses"] = tuple(health["recent_losses"])
+    if "num_returns" in health:  # as its name was in the first checkpoints
+        health["num_rollbacks"] = health.pop("num_returns")
     return TrainerState(position=Position(**position), health=Health(**health), **fields)  # type: ignore[arg-type]

@@ -24,11 +24,11 @@ class NonFiniteLossError(TrainingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Anomaly:
     """What is wrong with a step."""
 
     reason: str
-    is_withheld: bool  # whether the weights were left as they are
+    is_skipped: bool  # whether the weights were left as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class StepResult:
     router_loss: float
     num_label_tokens: int
     grad_norm: float  # global norm before clipping; not finite where the engine dropped gradients
-    fault: Fault | None = None
+    anomaly: Anomaly | None = None
 
 
-def judge_finite(loss: float) -> Fault | None:
+def judge_finite(loss: float) -> Anomaly | None:
     """Withhold the update of a loss that is no number."""
-    return None if isfinite(loss) else Fault(f"the loss is {loss}", is_withheld=True)
+    return None if isfinite(loss) else Anomaly(f"the loss is {loss}", is_skipped=True)
 
 
 def update_at_once() -> None:
@@ -69,7 +69,7 @@ def train_step(
     *,
     learning_rate: float,
     routers: RouterTerms | None = None,
-    judge: Callable[[float], Fault | None] = judge_finite,
+    judge: Callable[[float], Anomaly | None] = judge_finite,
     wait_before_update: Callable[[], None] = update_at_once,
     clock: StepClock | None = None,
 ) -> StepResult:
@@ -81,20 +81,20 @@ def train_step(
         micro_batches: of this rank.
         learning_rate: of this step.
         routers: what they add to the loss.
-        judge: finds fault with the loss of all ranks, on every rank alike.
+        judge: finds anomaly with the loss of all ranks, on every rank alike.
         wait_before_update: returns when weights and states may change.
         clock: told what takes how long.
     """
     clock = clock or StepClock()
     losses = accumulate_gradients(engine, objective, micro_batches, routers=routers, clock=clock)
-    fault = judge(losses.loss + losses.router_loss)
+    anomaly = judge(losses.loss + losses.router_loss)
     wait_before_update()
-    is_withheld = fault is not None and fault.is_withheld
+    is_skipped = anomaly is not None and anomaly.is_skipped
     with clock.part("optimizer"):
-        grad_norm = update_weights(engine, learning_rate, is_withheld=is_withheld)
-    if not fault and not isfinite(grad_norm):
-        fault = Fault(f"the gradient norm is {grad_norm}", is_withheld=True)
-    return StepResult(**asdict(losses), grad_norm=grad_norm, fault=fault)
+        grad_norm = update_weights(engine, learning_rate, is_skipped=is_skipped)
+    if not anomaly and not isfinite(grad_norm):
+        anomaly = Anomaly(f"the gradient norm is {grad_norm}", is_skipped=True)
+    return StepResult(**asdict(losses), grad_norm=grad_norm, anomaly=anomaly)
 
 
 def accumulate_gradients(
@@ -141,16 +141,16 @@ def accumulate_gradients(
 
 
 def update_weights(
-    engine: deepspeed.DeepSpeedEngine, learning_rate: float, *, is_withheld: bool
+    engine: deepspeed.DeepSpeedEngine, learning_rate: float, *, is_skipped: bool
 ) -> float:
     """Let the engine clip and apply the gradients, or drop them; returns their norm.
 
     Gradients whose norm is not finite the engine drops by itself, on all ranks.
     """
     set_learning_rate(engine.optimizer, learning_rate)
-    with dropping_gradients() if is_withheld else nullcontext():
+    with dropping_gradients() if is_skipped else nullcontext():
         engine.step()
     grad_norm = float(engine.get_global_grad_norm())
-    if isfinite(grad_norm) and not is_withheld:
+    if isfinite(grad_norm) and not is_skipped:
         refresh_routers(engine)
     return grad_norm

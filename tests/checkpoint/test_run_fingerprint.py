@@ -171,6 +171,14 @@ def test_another_shape_is_refused_whatever_is_ignored() -> None:
         check_changes(SAVED, other, FOLDER, config=config)
 
 
+def test_a_checkpoint_from_before_there_were_families_is_one_of_the_first() -> None:
+    before = {name: value for name, value in SAVED["model"].items() if name != "family"}
+    check_changes({**SAVED, "model": before}, SAVED, FOLDER, config=RunConfig())
+    dense = {**SAVED["model"], "family": "hunyuan_v1_dense"}
+    with pytest.raises(CheckpointError, match=r"family \(hunyuan_v1_moe, now hunyuan_v1_dense\)"):
+        check_changes({**SAVED, "model": before}, {"model": dense}, FOLDER, config=RunConfig())
+
+
 def test_another_model_of_the_same_shape_is_told_apart(tmp_path: Path) -> None:
     write_released(tmp_path / "one")
     write_released(tmp_path / "same")

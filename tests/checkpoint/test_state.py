@@ -37,7 +37,7 @@ STATE = TrainerState(
     tokens_seen=99,
     best_value=1 / 3,
     best_step=2,
-    health=Health(recent_losses=(0.1, 2 / 3), num_bad_in_a_row=1, num_returns=2),
+    health=Health(recent_losses=(0.1, 2 / 3), num_bad_in_a_row=1, num_rollbacks=2),
 )
 
 

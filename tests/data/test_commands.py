@@ -26,7 +26,7 @@ def run(capsys, monkeypatch):
 
 @pytest.fixture
 def mixed(write_records):
-    """Good, mendable and hopeless records."""
+    """Good, fixable and hopeless records."""
     return write_records(
         [
             chat("a", "b", mode="fast"),
@@ -48,14 +48,14 @@ def test_check_lists_what_it_finds_and_fails_on_errors(run, mixed):
     code, output, _ = run("check", mixed)
     assert code == 1
     assert f"{mixed}:4: error [empty_answer] messages[1].content: an answer without text" in output
-    assert f"{mixed}:2: mended [tags]" in output
+    assert f"{mixed}:2: fixed [tags]" in output
     assert "1 error(s): training refuses this data" in output
 
 
-def test_a_refusal_names_the_policy_that_mends_it(run, write_records):
+def test_a_refusal_names_the_policy_that_fixes_it(run, write_records):
     path = write_records([{"messages": [*chat("a")["messages"], *chat("b", "c")["messages"]]}])
     output = run("check", path)[1]
-    assert "mend it, or choose repeated_role=fix: joined by an empty line" in output
+    assert "fix it, or choose repeated_role=fix: joined by an empty line" in output
 
 
 def test_check_of_good_data_succeeds(run, tiny_data, tokenizer):
@@ -133,10 +133,10 @@ def test_check_finds_questions_of_the_evaluation_set(run, write_records):
     assert run(*words)[0] == 1
 
 
-def test_fix_writes_what_can_be_mended_and_a_report_of_the_rest(run, mixed, tmp_path):
+def test_fix_writes_what_can_be_fixed_and_a_report_of_the_rest(run, mixed, tmp_path):
     out = tmp_path / "fixed.jsonl"
     code, _, _ = run("check", mixed, "--fix", out, "--policy", "duplicate=drop")
-    assert code == 1  # one record cannot be mended
+    assert code == 1  # one record cannot be fixed
     fixed = _json_lines(out.read_text())
     changes = _json_lines((tmp_path / "fixed.jsonl.changes.jsonl").read_text())
     lost = {one["line"] for one in changes if one["action"] in ("error", "drop")}
@@ -161,10 +161,10 @@ def test_fix_leaves_what_is_sound_as_it_is_and_keeps_ids_in_what_it_mends(
     late = {"tools": [WEATHER], "now": NOW, "messages": [*turns, turns[0]]}
     path = write_records([sound, {"prompt": "c", "completion": "d"}, late])
     assert run("check", path, "--fix", tmp_path / "out.jsonl")[0] == 0
-    *kept, mended = _json_lines((tmp_path / "out.jsonl").read_text())
+    *kept, fixed = _json_lines((tmp_path / "out.jsonl").read_text())
     assert kept == [sound, {"prompt": "c", "completion": "d"}]
-    assert mended["messages"][1]["tool_calls"][0]["id"] == "c1"
-    assert mended["messages"][2] == turns[2]
+    assert fixed["messages"][1]["tool_calls"][0]["id"] == "c1"
+    assert fixed["messages"][2] == turns[2]
     array = tmp_path / "array.json"
     array.write_text(json.dumps([sound], indent=1))
     assert run("check", array, "--fix", tmp_path / "out.jsonl")[0] == 0
@@ -215,7 +215,7 @@ def test_a_number_that_means_nothing_is_refused(run, mixed, capsys, words):
     assert f"argument {words[1]}: " in capsys.readouterr().err
 
 
-def test_fix_mends_also_what_is_an_error_by_default(run, write_records, tmp_path):
+def test_fix_fixes_also_what_is_an_error_by_default(run, write_records, tmp_path):
     tagged = "<think>\n\n</think>\n<answer>\nb\n</answer>"
     two = {"messages": [*chat("a")["messages"], *chat("b", "c")["messages"]]}
     path = write_records([chat("a", tagged), two])

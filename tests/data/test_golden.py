@@ -64,7 +64,7 @@ def test_bad_records_are_refused(errors, name, kind):
 
 
 @pytest.mark.parametrize(("name", "rendered"), RENDERED.items())
-def test_mendable_records_are_rendered(errors, vendor_tokenizer, name, rendered):
+def test_fixable_records_are_rendered(errors, vendor_tokenizer, name, rendered):
     tokens = _encode(errors[name], vendor_tokenizer, "all").tokens
     assert vendor_tokenizer.decode(tokens.tolist()) == rendered
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hunyuan_train.data.batches.loader import IGNORED, BatchPlan, Position, Share
+from hunyuan_train.data.batches.loader import IGNORED, BatchSampler, DataShard, Position
 from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from tests.data.dialogues import chat, read
@@ -46,9 +46,9 @@ def test_a_sample_has_the_loss_it_has_alone(prepare, tiny_data, models, packing)
     from hunyuan_train.model.loss import token_losses
 
     plain, packed = models
-    plan = BatchPlan(
+    plan = BatchSampler(
         dataset,
-        Share(rows=2 if packing else 6, num_ranks=1, rank=0),
+        DataShard(rows=2 if packing else 6, num_ranks=1, rank=0),
         accumulation_steps=1,
         seed=0,
         packing=packing,

@@ -1,4 +1,4 @@
-"""Answers are judged by what a server would return of them; values by hand."""
+"""Answers are scored by what a server would return of them; values by hand."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.evaluation.scoring import (
-    Judgement,
+    AnswerScore,
     Question,
     choose_questions,
-    judge,
-    score,
+    score_answer,
+    summarize,
 )
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
@@ -50,9 +50,9 @@ def slow(content: str) -> str:
 def test_an_answer_is_judged(
     mode: str, reference: str, output: str, expected: tuple[bool, bool, bool, float]
 ) -> None:
-    judged = judge(Question(mode, [], reference, HUNYUAN_A13B), output)
+    scores = score_answer(Question(mode, [], reference, HUNYUAN_A13B), output)
     is_well_formed, is_leaking, is_exact, set_f1 = expected
-    assert judged == Judgement(mode, is_well_formed, is_leaking, is_exact, pytest.approx(set_f1))
+    assert scores == AnswerScore(mode, is_well_formed, is_leaking, is_exact, pytest.approx(set_f1))
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_questions_of_both_modes_are_the_datas_own(
     expected = (num_fast or summary.num_fast, num_slow or summary.num_slow)
     assert (by_mode["fast"], by_mode["slow"]) == expected
     for question in questions:
-        assert judge(question, question.reference) == Judgement(
+        assert score_answer(question, question.reference) == AnswerScore(
             question.mode, is_well_formed=True, is_leaking=False, is_exact=True, set_f1=1.0
         )
         assert tokenizer.decode(question.prompt).endswith("<|extra_0|>")
 
 
 def test_scores_are_means_over_all_and_over_each_mode() -> None:
-    numbers = score(
+    numbers = summarize(
         [
-            Judgement("fast", True, False, True, 1.0),
-            Judgement("fast", True, True, False, 0.5),
-            Judgement("slow", False, True, False, 0.0),
+            AnswerScore("fast", True, False, True, 1.0),
+            AnswerScore("fast", True, True, False, 0.5),
+            AnswerScore("slow", False, True, False, 0.0),
         ]
     )
     assert numbers["eval_answers"] == 3

@@ -3,7 +3,7 @@
     python -m tests.launcher.fan_out SETTINGS   a JSON object: hosts, code, ssh_config, launch,
                                              log_folder, meeting_seconds
 
-The code is Python; each host runs it under its guard. How it ended is the last line on stdout.
+The code is Python; each host runs it under its agent. How it ended is the last line on stdout.
 """
 
 import json
@@ -24,7 +24,7 @@ from hunyuan_train.launcher.job.output import HostOutput
 
 def main() -> int:
     settings = json.loads(sys.argv[1])
-    watch.MEETING_SECONDS = settings["meeting_seconds"]
+    watch.RENDEZVOUS_SECONDS = settings["meeting_seconds"]
     launch = LaunchConfig(ssh_config=settings["ssh_config"], **settings["launch"])
     hosts = tuple(Host(address, 1) for address in settings["hosts"])
     cluster = Cluster(hosts=hosts, local=find_local(hosts, None))

@@ -31,7 +31,7 @@ def plain(linear: nn.Linear, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 def chunked(linear: nn.Linear, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     LossHead.install(linear)
-    with linear.given(labels):
+    with linear.fused_cross_entropy(labels):
         losses = linear(hidden)[0]
     return losses, *torch.autograd.grad((losses * weights()).sum() / 7, (hidden, linear.weight))
 
@@ -62,7 +62,7 @@ def test_without_labels_there_are_logits() -> None:
 def test_no_label_at_all_leaves_zero_gradients_not_none() -> None:
     linear, hidden, labels = head(torch.float32)
     LossHead.install(linear)
-    with linear.given(labels[:0]):
+    with linear.fused_cross_entropy(labels[:0]):
         losses = linear(hidden[:, :0])
     losses.sum().backward()
     assert losses.shape == (1, 0)
@@ -84,7 +84,7 @@ def test_the_logits_of_all_tokens_never_exist() -> None:
             return output
 
     with Watch():
-        with linear.given(labels):
+        with linear.fused_cross_entropy(labels):
             loss = linear(hidden).sum()
         loss.backward()
     assert largest == max(linear.weight.numel(), NUM_TOKENS * VOCABULARY // 4)

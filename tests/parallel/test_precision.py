@@ -16,7 +16,7 @@ from tests.ranks import run_ranks
 def train_in_bfloat16(stage: int, expert_size: int) -> dict[str, object]:
     engine = small_engine(stage=stage, expert_size=expert_size, is_bf16=True)
     terms = router_terms(engine, 0.0, 0.0)
-    start = [linear.exact_weight.clone() for linear in pinned_routers(engine.module)]
+    start = [linear.float32_weight.clone() for linear in pinned_routers(engine.module)]
     losses = []
     for step in range(4):
         batches = my_share(global_batch(step, 2))
@@ -29,9 +29,9 @@ def train_in_bfloat16(stage: int, expert_size: int) -> dict[str, object]:
         if "gate.w" in shard.name
     }
     end = {
-        name: module.exact_weight
+        name: module.float32_weight
         for name, module in engine.module.named_modules()
-        if "exact_weight" in dict(module.named_buffers(recurse=False))
+        if "float32_weight" in dict(module.named_buffers(recurse=False))
     }
     return {
         "rope": engine.module.model.rotary_emb.inv_freq,

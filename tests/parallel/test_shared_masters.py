@@ -68,7 +68,7 @@ def count_bytes(expert_size: int) -> dict[str, int]:
             for parameter in optimizer.persistent_parameters
             if parameter.data_ptr() != parameter.ds_tensor.data_ptr()  # in a group of one they are
         ),
-        "routers": sum(one.exact_weight.nbytes for one in pinned_routers(engine.module)),
+        "routers": sum(one.float32_weight.nbytes for one in pinned_routers(engine.module)),
     }
 
 

@@ -78,7 +78,7 @@ def attend_to_the_own_part_only() -> None:
         lengths = [query.shape[2]] if part_lengths else document_lengths
         return self.plain(module, query, *arguments, document_lengths=lengths, **options)
 
-    sequence.SharedAttention.__call__ = see_part
+    sequence.SequenceParallelAttention.__call__ = see_part
 
 
 def forget_a_micro_batch() -> None:
@@ -97,4 +97,4 @@ def die() -> None:
 def train_with_fault(plant, *arguments):
     """What a rank runs: the fault, and then the self-test's own training."""
     plant()
-    return training.train_plan(*arguments)
+    return training.train_case(*arguments)

@@ -15,11 +15,11 @@ def run_with_fault(
     fault: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    plan: str = "experts split, SGD",
+    case: str = "experts split, SGD",
 ) -> tuple[int, list[dict]]:
     train = partial(faults.train_with_fault, fault)
     monkeypatch.setattr(oracle, "RanksHere", partial(oracle.RanksHere, train))
-    exit_code = main(["selftest", "--processes", "2", "--only", plan, "--json"])
+    exit_code = main(["selftest", "--processes", "2", "--only", case, "--json"])
     return exit_code, json.loads(capsys.readouterr().out)
 
 

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from hunyuan_train.selftest.parity_cases import list_plans
+from hunyuan_train.selftest.parity_cases import list_cases
 from hunyuan_train.selftest.samples import SHAPE, lay_batches, make_steps
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4, 8])
 @pytest.mark.parametrize("packing", [True, False])
 def test_ranks_get_as_many_batches_and_the_awkward_ones(num_processes: int, packing: bool) -> None:
-    [plan, *_] = list_plans(num_processes, num_gpus=0)
+    [case, *_] = list_cases(num_processes, num_gpus=0)
     uneven, unlabelled, short, _ = (
-        lay_batches(step, packing=packing) for step in make_steps(plan.num_batches)
+        lay_batches(step, packing=packing) for step in make_steps(case.num_batches)
     )
     for batches in (uneven, unlabelled, short):
         assert len(batches) % num_processes == 0

@@ -47,7 +47,7 @@ def test_every_plan_equals_one_plain_process() -> None:
     assert not wrong
     assert finished.returncode == 0
     for processes, names in PROMISED.items():
-        found = {verdict["plan"] for verdict in verdicts if verdict["processes"] == processes}
+        found = {verdict["case"] for verdict in verdicts if verdict["processes"] == processes}
         assert names <= found
 
 
@@ -64,8 +64,8 @@ def test_a_recipe_is_checked_scaled_down(recipe: str) -> None:
     ("arguments", "message"),
     [
         (["--processes", "two"], "processes is two; give numbers, such as 1,2,4"),
-        (["--processes", "0"], "a plan needs 1 or more"),
-        (["--only", "quantum"], "only is 'quantum', which is in no plan's name"),
+        (["--processes", "0"], "a case needs 1 or more"),
+        (["--only", "quantum"], "only is 'quantum', which is in no case's name"),
         (["--recipe", "none.yaml"], "neither a recipe of ours"),
     ],
 )

@@ -13,9 +13,9 @@ from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.schema import TrainConfig
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.selftest.local_ranks import RanksError
-from hunyuan_train.trainer.anomalies import MIN_RECENT, find_fault, remember
+from hunyuan_train.trainer.anomalies import MIN_RECENT, find_anomaly, remember
 from hunyuan_train.trainer.state import Health
-from hunyuan_train.trainer.step import Fault, StepResult, train_step
+from hunyuan_train.trainer.step import Anomaly, StepResult, train_step
 from tests.batches import global_batch
 from tests.engines import kept_weights, my_share, small_engine
 from tests.looped import Looped, run_loop
@@ -28,9 +28,9 @@ BAD = 2
 @pytest.mark.parametrize("policy", ["off", "warn", "act"])
 @pytest.mark.parametrize("loss", [nan, inf, -inf])
 def test_what_is_no_number_is_always_withheld(policy: str, loss: float) -> None:
-    fault = find_fault(loss, health=Health(), config=TrainConfig(bad_steps=policy))
-    assert fault is not None
-    assert fault.is_withheld
+    anomaly = find_anomaly(loss, health=Health(), config=TrainConfig(bad_steps=policy))
+    assert anomaly is not None
+    assert anomaly.is_skipped
 
 
 @pytest.mark.parametrize(
@@ -48,27 +48,27 @@ def test_what_is_no_number_is_always_withheld(policy: str, loss: float) -> None:
 def test_a_spike_is_far_above_the_recent_losses(
     loss: float, settings: dict[str, object], withheld: bool | None
 ) -> None:
-    fault = find_fault(loss, health=QUIET, config=TrainConfig(**settings))
-    assert (fault and fault.is_withheld) == withheld
+    anomaly = find_anomaly(loss, health=QUIET, config=TrainConfig(**settings))
+    assert (anomaly and anomaly.is_skipped) == withheld
 
 
 def test_a_spike_is_told_beside_the_median_that_it_is_measured_by() -> None:
     health = Health(recent_losses=(1.1, 1.3, 9.0) * 10)  # the mean would be 3.8
-    fault = find_fault(20.0, health=health, config=TrainConfig(spike_deviations=1))
-    assert fault is not None
-    assert fault.reason == "loss 20 is a spike: the median of the last 30 good steps is 1.3"
+    anomaly = find_anomaly(20.0, health=health, config=TrainConfig(spike_deviations=1))
+    assert anomaly is not None
+    assert anomaly.reason == "loss 20 is a spike: the median of the last 30 good steps is 1.3"
 
 
 def test_the_first_losses_are_no_spikes() -> None:
     health = Health(recent_losses=(2.0,) * (MIN_RECENT - 1))
-    assert find_fault(99.0, health=health, config=TrainConfig()) is None
+    assert find_anomaly(99.0, health=health, config=TrainConfig()) is None
 
 
 def test_skipped_losses_are_not_remembered() -> None:
     result = StepResult(loss=2.2, by_group={}, router_loss=0.1, num_label_tokens=5, grad_norm=1.0)
     health = remember(Health(recent_losses=(1.0,), num_bad_in_a_row=2), result)
     assert health == Health(recent_losses=(1.0, 2.2 + 0.1), num_bad_in_a_row=0)
-    bad = replace(result, loss=nan, fault=Fault("the loss is nan", is_withheld=True))
+    bad = replace(result, loss=nan, anomaly=Anomaly("the loss is nan", is_skipped=True))
     assert remember(health, bad) == Health(health.recent_losses, num_bad_in_a_row=1)
 
 
@@ -81,11 +81,11 @@ def train_around(stage: int, expert_size: int, how: str) -> dict[tuple[str, int]
         batches = my_share(global_batch(step, 4))
         judge = lambda _: None  # noqa: E731
         if step == BAD and how == "withheld":
-            judge = lambda _: Fault("it is a spike", is_withheld=True)  # noqa: E731
+            judge = lambda _: Anomaly("it is a spike", is_skipped=True)  # noqa: E731
         if step == BAD and how == "not finite on one rank" and torch.distributed.get_rank() == 1:
             batches[0].loss_weights[:] = nan
         result = train_step(engine, SFT, batches, learning_rate=1e-3, judge=judge)
-        assert bool(result.fault) == (step == BAD)
+        assert bool(result.anomaly) == (step == BAD)
     return kept_weights(engine.module)
 
 
@@ -115,8 +115,8 @@ def test_after_bad_steps_in_a_row_the_run_goes_back_and_on_behind_them(
     folder, ranks = returned
     for rank in ranks:
         assert rank.seen == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
-        assert rank.ending.is_complete
-        assert rank.ending.is_saved
+        assert rank.result.is_complete
+        assert rank.result.is_saved
     lines = [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
     assert [line["row"] for line in lines] == [2, 5, 6, 7]
     assert [line["step"] for line in lines] == [3, 6, 7, 8]

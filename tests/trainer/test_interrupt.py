@@ -62,8 +62,8 @@ def test_a_run_out_of_time_saves_where_it_stands(tmp_path: Path) -> None:
     settings = {"max_steps": 10**6, "max_hours": 3 / 3600}
     ranks: list[Looped] = run_ranks(run_loop, 2, tmp_path, settings, (), None)
     for rank in ranks:
-        assert not rank.ending.is_complete
-        assert rank.ending.is_saved
+        assert not rank.result.is_complete
+        assert rank.result.is_saved
         assert rank.seen == ranks[0].seen
     [checkpoint] = list_checkpoints(tmp_path)
     assert read_manifest(checkpoint)["state"]["step"] == len(ranks[0].seen)

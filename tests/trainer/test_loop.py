@@ -16,7 +16,7 @@ from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunC
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.report.closing import closing_rows
 from hunyuan_train.trainer.loop import (
-    Ending,
+    TrainingResult,
     describe_step,
     has_stalled,
     is_due,
@@ -117,7 +117,7 @@ def test_a_checkpoint_is_due_at_its_interval_and_at_the_best_evaluation(
 def test_a_run_logs_evaluates_and_saves_when_due_by_one_rank(tmp_path: Path) -> None:
     settings = {"max_steps": 5, "logging_steps": 3, "eval_steps": 2, "save_steps": 2}
     results = run_ranks(run_loop, 2, tmp_path, settings, (), None)
-    assert [looped.ending for looped in results] == [Ending(True, True, 5)] * 2
+    assert [looped.result for looped in results] == [TrainingResult(True, True, 5)] * 2
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 5]
     assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4, 5]
@@ -140,7 +140,7 @@ def test_a_stalled_run_is_complete_and_saved(tmp_path: Path) -> None:
     }
     results = run_ranks(run_loop, 2, tmp_path, settings, range(9), None)
     for looped in results:
-        assert looped.ending == Ending(is_complete=True, is_saved=True, step=3)
+        assert looped.result == TrainingResult(is_complete=True, is_saved=True, step=3)
         assert looped.seen == [0, 1, 2]
     assert (tmp_path / "checkpoints" / "step-000003").exists()
 
@@ -160,4 +160,4 @@ def test_the_best_checkpoint_is_kept_beside_the_last_one(tmp_path: Path) -> None
         train=TrainConfig(output_dir=str(tmp_path)), checkpoints=CheckpointConfig(save_best=True)
     )
     assert closing_rows(config)["best one"] == checkpoint_folder(tmp_path, best)
-    assert all(looped.ending.is_saved for looped in results)
+    assert all(looped.result.is_saved for looped in results)

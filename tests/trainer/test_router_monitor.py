@@ -16,7 +16,7 @@ from hunyuan_train.parallel.zero import MASTER, publish_weights, trained_shards,
 from hunyuan_train.trainer.metrics import MetricsLog
 from hunyuan_train.trainer.router_monitor import (
     RouterCollapseError,
-    RouterGuardian,
+    RouterMonitor,
     find_alarms,
 )
 from hunyuan_train.trainer.step import train_step
@@ -65,18 +65,18 @@ def train_and_collapse(
     is_first = torch.distributed.get_rank() == 0
     metrics = MetricsLog(folder, NoLines(), [Told(told)] if is_first else [])
     config = GuardianConfig(router_guardian=policy)
-    guardian = RouterGuardian(engine, SFT, terms, config, router_log(folder), metrics)
-    guardian.start(0, my_share(global_batch(0, NUM_BATCHES)))
+    monitor = RouterMonitor(engine, SFT, terms, config, router_log(folder), metrics)
+    monitor.start(0, my_share(global_batch(0, NUM_BATCHES)))
     seen: dict[str, Any] = {"told": told, "stopped": 0, "numbers": [], "weights": []}
     for step in range(1, num_steps + 1):
         batches = my_share(global_batch(step, NUM_BATCHES))
         train_step(engine, SFT, batches, learning_rate=1e-3, routers=terms)
         try:
-            guardian.check(step)
+            monitor.check(step)
         except RouterCollapseError:
             seen["stopped"] = step
             break
-        seen["numbers"].append(guardian.measure(step))
+        seen["numbers"].append(monitor.measure(step))
         seen["weights"].append(kept_weights(engine.module))
         if is_collapsing and step == COLLAPSE_AFTER:
             zero_routers(engine)
@@ -139,11 +139,11 @@ def resume_after_action(folder: Path) -> tuple[float, list[list[float]], float]:
     terms = router_terms(engine, 0.0, 0.0)
     config = GuardianConfig(router_guardian="aux_loss")
     metrics = MetricsLog(folder, NoLines(), [])
-    guardian = RouterGuardian(engine, SFT, terms, config, router_log(folder), metrics)
-    guardian.start(5, [])
-    assert guardian.profile_LE is not None
-    profile, resumed = guardian.profile_LE.tolist(), terms.balance_coefficient
-    guardian.go_back_to(COLLAPSE_AFTER)
+    monitor = RouterMonitor(engine, SFT, terms, config, router_log(folder), metrics)
+    monitor.start(5, [])
+    assert monitor.profile_LE is not None
+    profile, resumed = monitor.profile_LE.tolist(), terms.balance_coefficient
+    monitor.go_back_to(COLLAPSE_AFTER)
     return resumed, profile, terms.balance_coefficient
 
 

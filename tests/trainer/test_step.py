@@ -18,7 +18,7 @@ from hunyuan_train.objectives.objective import Objective, Sums
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.selftest.reference import trained_gradients
 from hunyuan_train.selftest.training import kept_gradients
-from hunyuan_train.trainer.step import Fault, accumulate_gradients, train_step, update_weights
+from hunyuan_train.trainer.step import Anomaly, accumulate_gradients, train_step, update_weights
 from tests.batches import SHAPE, batch_of, plain_model
 from tests.engines import kept_weights, my_share, small_engine
 from tests.ranks import run_ranks
@@ -76,7 +76,7 @@ class Seen:
     gradients: dict[str, Kept] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
     judged: list[float] = field(default_factory=list)
-    faults: dict[str, Fault | None] = field(default_factory=dict)
+    faults: dict[str, Anomaly | None] = field(default_factory=dict)
     moved: dict[str, bool] = field(default_factory=dict)
     num_label_tokens: int = 0
 
@@ -93,14 +93,14 @@ def watch_steps() -> Seen:
         seen.losses[name] = {"loss": found.loss, **found.by_group}
         seen.num_label_tokens = found.num_label_tokens
         seen.gradients[name] = kept_gradients(engine.module)
-        update_weights(engine, 0.0, is_withheld=True)
+        update_weights(engine, 0.0, is_skipped=True)
         seen.losses[f"{name}, evaluated"] = evaluate(engine, objective, batches)
     before = kept_weights(engine.module)
 
-    def judge(loss: float) -> Fault:
+    def judge(loss: float) -> Anomaly:
         seen.events.append("judged")
         seen.judged.append(loss)
-        return Fault("a test says so", is_withheld=True)
+        return Anomaly("a test says so", is_skipped=True)
 
     def wait() -> None:
         seen.events.append("waited")
@@ -113,7 +113,7 @@ def watch_steps() -> Seen:
     }
     for name, (objective, options) in steps.items():
         result = train_step(engine, objective, my_share(rows_of(4)), learning_rate=0.1, **options)
-        seen.faults[name] = result.fault
+        seen.faults[name] = result.anomaly
         seen.moved[name] = has_moved(engine, before)
     return seen
 
@@ -172,17 +172,17 @@ def test_a_fault_withholds_the_update_on_every_rank(ranks: list[Seen]) -> None:
     for seen in ranks:
         assert seen.events == ["judged", "waited"]
         assert seen.judged == [pytest.approx(seen.losses["2 batches of 4"]["loss"], abs=TOLERANCE)]
-        assert seen.faults["withheld"] == Fault("a test says so", is_withheld=True)
+        assert seen.faults["withheld"] == Anomaly("a test says so", is_skipped=True)
         assert not seen.moved["withheld"]
     assert not any(seen.moved["before the wait"] for seen in ranks)
 
 
 def test_a_gradient_that_is_no_number_moves_nothing_and_is_told(ranks: list[Seen]) -> None:
     for seen in ranks:
-        fault = seen.faults["no finite gradient"]
-        assert fault is not None
-        assert fault.reason == "the gradient norm is inf"  # as the engine puts it
-        assert fault.is_withheld
+        anomaly = seen.faults["no finite gradient"]
+        assert anomaly is not None
+        assert anomaly.reason == "the gradient norm is inf"  # as the engine puts it
+        assert anomaly.is_skipped
         assert not seen.moved["no finite gradient"]
         assert seen.faults["sound"] is None
         assert seen.moved["sound"]

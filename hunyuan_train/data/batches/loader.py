@@ -47,7 +47,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class DataShard:
     """Which rows a rank reads, and which part of each."""
 
     rows: int  # in a micro-step, of each group that shares its rows
@@ -66,7 +66,7 @@ class Share:
         return self.rank // self.sequence_size
 
     @property
-    def part(self) -> int:
+    def sequence_rank(self) -> int:
         """This rank's place in its group."""
         return self.rank % self.sequence_size
 
@@ -95,11 +95,17 @@ class StepContent:
     tokens_by_source: dict[str, int]
 
 
-class BatchPlan:
+class BatchSampler:
     """Which rows each step of each epoch trains on, for one rank."""
 
     def __init__(
-        self, dataset: Dataset, share: Share, *, accumulation_steps: int, seed: int, packing: bool
+        self,
+        dataset: Dataset,
+        share: DataShard,
+        *,
+        accumulation_steps: int,
+        seed: int,
+        packing: bool,
     ) -> None:
         self.dataset = dataset
         self.share = share
@@ -176,7 +182,7 @@ def _add_up(names: list[str], counts: list[float]) -> dict[str, int]:
     return sums
 
 
-def eval_batches(dataset: Dataset, share: Share, *, packing: bool) -> list[Batch]:
+def eval_batches(dataset: Dataset, share: DataShard, *, packing: bool) -> list[Batch]:
     """All samples once, in file order or packed; every rank gets the same number of batches."""
     rows = _lay_rows(dataset, np.arange(len(dataset)), packing=packing)
     numbers = np.arange(len(rows))
@@ -186,10 +192,10 @@ def eval_batches(dataset: Dataset, share: Share, *, packing: bool) -> list[Batch
     ]
 
 
-def _gather(dataset: Dataset, rows: Rows, numbers: Integers, share: Share) -> Batch:
+def _gather(dataset: Dataset, rows: Rows, numbers: Integers, share: DataShard) -> Batch:
     chosen = [rows[number] for number in numbers.tolist()]
     batch = make_batch(dataset, chosen, min_tokens=share.sequence_size)
-    return cut_batch(batch, share.part, share.sequence_size)
+    return cut_batch(batch, share.sequence_rank, share.sequence_size)
 
 
 def choose_samples(dataset: Dataset, seed: int) -> Integers:

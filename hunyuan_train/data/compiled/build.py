@@ -112,8 +112,8 @@ def _refuse(log: FindingLog, counts: Counter[str]) -> None:
         more = f"\n  and {num_more:,} more" if num_more else ""
         raise DataError(
             f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
-            f"Mend them{_suggest_policy(errors)}; "
-            "`hunyuan-train data check` lists all of them and can write a mended file."
+            f"Fix them{_suggest_policy(errors)}; "
+            "`hunyuan-train data check` lists all of them and can write a fixed file."
         )
     if not counts["samples"]:
         raise DataError(

@@ -74,7 +74,7 @@ class Record:
     dialogue: Dialogue
     content_hash: int
     raw: bytes  # its JSON text
-    is_mended: bool  # the dialogue is not what the text says
+    is_fixed: bool  # the dialogue is not what the text says
 
 
 def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer) -> CompiledChunk:
@@ -170,8 +170,8 @@ def read_records(
         if is_used and dialogue is not None:
             counts["used"] += 1
             content_hash = hash_messages(dialogue.messages, dialogue.tools)
-            is_mended = any([finding.action == "fix" for finding in findings[num_before:]])
-            yield Record(line, dialogue, content_hash, raw, is_mended)
+            is_fixed = any([finding.action == "fix" for finding in findings[num_before:]])
+            yield Record(line, dialogue, content_hash, raw, is_fixed)
 
 
 def _decide(
@@ -187,7 +187,7 @@ def _decide(
         action = policies.decide(problem)
         fix = problem.fix
         if action == "error" and problem.is_repaired:
-            fix = f"mend it, or choose {problem.kind}=fix: {fix}"
+            fix = f"fix it, or choose {problem.kind}=fix: {fix}"
         findings.append(
             Finding(path, line, problem.kind, action, problem.field, problem.reason, fix)
         )

@@ -10,7 +10,7 @@ from hunyuan_train.data.findings import POLICIES, Finding, FindingLog
 from hunyuan_train.data.inspection.stats import DataStats, TokenStats
 
 _ACTION_STYLES = {"error": "bold red", "drop": "yellow", "fix": "green", "note": "dim"}
-_ACTION_WORDS = {"error": "error", "drop": "left out", "fix": "mended", "note": "noted"}
+_ACTION_WORDS = {"error": "error", "drop": "left out", "fix": "fixed", "note": "noted"}
 _SPARK = " ▁▂▃▄▅▆▇█"
 
 

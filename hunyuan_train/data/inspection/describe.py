@@ -38,7 +38,7 @@ def describe_counts(summary: DataSummary) -> str:
 
 
 def describe_findings(summary: DataSummary) -> str:
-    """What was left out, mended or only noted; "" where nothing was found."""
+    """What was left out, fixed or only noted; "" where nothing was found."""
     noted = {
         kind: count - summary.num_fixed.get(kind, 0) - summary.num_dropped.get(kind, 0)
         for kind, count in summary.num_findings.items()
@@ -46,7 +46,7 @@ def describe_findings(summary: DataSummary) -> str:
     num_typed = noted.pop("special_tokens", 0)
     parts = [
         f"{num_typed:,} record(s) with typed special tokens, which stay text" if num_typed else "",
-        _list_kinds("mended", summary.num_fixed),
+        _list_kinds("fixed", summary.num_fixed),
         _list_kinds("left out", summary.num_dropped),
         _list_kinds("noted", noted),
     ]

@@ -55,8 +55,8 @@ class LintOptions:
 
     # For lengths, shares of loss, what is too long; and for the grammar that records are read in.
     tokenizer_folder: Path | None = None
-    # Which records to give: none, all in canonical form, or as they are where nothing was mended.
-    records: Literal["none", "canonical", "mended"] = "none"
+    # Which records to give: none, all in canonical form, or as they are where nothing was fixed.
+    records: Literal["none", "canonical", "fixed"] = "none"
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ def inspect_chunk(
 
 
 def _write_record(record: Record, options: LintOptions, grammar: Grammar) -> str:
-    if record.is_mended or options.records == "canonical":
+    if record.is_fixed or options.records == "canonical":
         return dump_json(to_record(record.dialogue, grammar))
     if b"\n" in record.raw:  # of a JSON array; here a record is a line
         return dump_json(decode_record(record.raw, []))

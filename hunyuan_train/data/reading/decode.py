@@ -89,7 +89,7 @@ def _decode_slowly(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: 
         reason = f"JSON that cannot be held: {error}"
         problems.append(Problem("json", "", reason, "simplify this record"))
     else:
-        return _mend_surrogates(raw, value, problems)
+        return _fix_surrogates(raw, value, problems)
     return None
 
 
@@ -145,11 +145,11 @@ def _describe_json_error(text: str, error: json.JSONDecodeError) -> Problem:
     return Problem("json", "", f"{what}, column {error.colno}", fix)
 
 
-def _mend_surrogates(raw: bytes, value: Any, problems: list[Problem]) -> Any:  # noqa: ANN401
+def _fix_surrogates(raw: bytes, value: Any, problems: list[Problem]) -> Any:  # noqa: ANN401
     if not _SURROGATE.search(raw):
         return value
-    mended = _replace_in_strings(value)
-    if mended != value:
+    fixed = _replace_in_strings(value)
+    if fixed != value:
         problems.append(
             Problem(
                 "surrogate",
@@ -159,7 +159,7 @@ def _mend_surrogates(raw: bytes, value: Any, problems: list[Problem]) -> Any:  #
                 is_repaired=True,
             )
         )
-    return mended
+    return fixed
 
 
 def _replace_in_strings(value: Any) -> Any:  # noqa: ANN401

@@ -123,7 +123,7 @@ def _from_alpaca(record: Record, problems: list[Problem]) -> tuple[Record | None
     history = record.get("history") or []
     if not (isinstance(history, list) and all(_is_pair(turn) for turn in history)):
         problems.append(
-            Problem("form", "history", "history must be pairs of question and answer", "mend it")
+            Problem("form", "history", "history must be pairs of question and answer", "fix it")
         )
         return None, ""
     turns = [

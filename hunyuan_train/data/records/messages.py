@@ -41,9 +41,9 @@ def read_message(
         return Message("user", _UNREADABLE)
     role, content = raw.get("role"), raw.get("content")
     if role not in ROLES:
-        role = _mend_role(raw, place, problems)
+        role = _fix_role(raw, place, problems)
     if not isinstance(content, str):
-        content = _mend_content(raw, role, place, problems)
+        content = _fix_content(raw, role, place, problems)
     message = Message(role, content)
     if len(raw) > 2 or "content" not in raw:  # more than role and content
         _read_other_fields(raw, message, place, grammar, as_written=as_written, problems=problems)
@@ -55,7 +55,7 @@ def read_message(
     return message
 
 
-def _mend_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
+def _fix_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
     role = raw.get("role")
     field = f"{place}.role"
     if not isinstance(role, str):
@@ -74,7 +74,7 @@ def _mend_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
     return hint or "user"
 
 
-def _mend_content(raw: dict[str, Any], role: str, place: str, problems: list[Problem]) -> str:
+def _fix_content(raw: dict[str, Any], role: str, place: str, problems: list[Problem]) -> str:
     content = raw.get("content")
     if content is None:
         return ""  # an answer may be a call only; any other emptiness is found later
@@ -146,7 +146,7 @@ def _read_thoughts(raw: dict[str, Any], place: str, problems: list[Problem]) -> 
         problems.append(Problem("tags", f"{place}.{fields[1]}", reason, "keep one of them"))
     if not isinstance(thoughts, str):
         reason = "thoughts must be a string"
-        problems.append(Problem("content_type", f"{place}.{fields[0]}", reason, "mend it"))
+        problems.append(Problem("content_type", f"{place}.{fields[0]}", reason, "fix it"))
         return None
     return thoughts if thoughts.strip() else None
 
@@ -177,7 +177,7 @@ def _read_calls(
     if isinstance(calls, dict):
         calls = [calls]
     if not isinstance(calls, list):
-        problems.append(Problem("tools", field, "tool calls must be a list", "mend it"))
+        problems.append(Problem("tools", field, "tool calls must be a list", "fix it"))
         return None
     read = [
         _read_call(call, f"{field}[{index}]", grammar, as_written=as_written, problems=problems)
@@ -224,7 +224,7 @@ def _parse_arguments(arguments: object, field: str, problems: list[Problem]) -> 
     if isinstance(arguments, dict):
         return arguments
     reason = "arguments that are not a JSON object"
-    problems.append(Problem("tools", field, reason, "mend the JSON"))
+    problems.append(Problem("tools", field, reason, "fix the JSON"))
     return {}
 
 
@@ -238,7 +238,7 @@ def _take_tags_out(message: Message, place: str, grammar: Grammar, problems: lis
             reason = f"tags not as the model writes them: {tagged.repair}"
             problems.append(Problem("tags", field, reason, "written anew", True))
         if tagged.error:
-            fix = "mend the tags, or give reasoning_content and content apart"
+            fix = "fix the tags, or give reasoning_content and content apart"
             problems.append(Problem("tags", field, tagged.error, fix))
     elif grammar.answers.opens_thoughts(message.content):
         reason = "thoughts both as a field and as tags"

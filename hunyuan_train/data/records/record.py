@@ -38,7 +38,7 @@ class Reading:
     grammar: Grammar  # of the model that is to learn from them
     mode: str = "auto"  # of records that state none
     now: str = ""  # of records that state none; "" for a time seeded by the dialogue
-    # Nothing parsed or mended: what the model's own template makes of the messages. Does not hold
+    # Nothing parsed or fixed: what the model's own template makes of the messages. Does not hold
     # for a record that states a mode or thoughts, which that template knows nothing of.
     is_as_written: bool = False
     is_prompt: bool = False  # the last message is the question to answer
@@ -83,7 +83,7 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
 
 
 def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
-    """Mend the order of turns and report what cannot be mended."""
+    """Fix the order of turns and report what cannot be fixed."""
     _order_systems(dialogue, reading, problems)
     if not reading.is_as_written:
         _check_tool_turns(dialogue, reading.grammar, problems)
@@ -113,7 +113,7 @@ def _read_fields(
                 "unused_field",
                 ", ".join(unused),
                 "not read by training",
-                "remove it, or mend its name",
+                "remove it, or fix its name",
             )
         )
     dialogue.extra = {key: record[key] for key in record if key in unused or key == "id"}
@@ -211,7 +211,7 @@ def _check_calls(message: Message, dialogue: Dialogue, place: str, problems: lis
     for call in message.tool_calls:
         if call.name and call.name not in names:
             reason = f"calls {call.name!r}, which is not among the tools"
-            problems.append(Problem("tools", field, reason, "add it to tools, or mend the name"))
+            problems.append(Problem("tools", field, reason, "add it to tools, or fix the name"))
 
 
 def _check_texts(messages: list[Message], reading: Reading, problems: list[Problem]) -> None:

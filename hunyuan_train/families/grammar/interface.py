@@ -47,7 +47,7 @@ class TaggedText(NamedTuple):
 
     thoughts: str | None  # None: the text has no tags; "": an empty think block
     answer: str
-    repair: str = ""  # what had to be mended
+    repair: str = ""  # what had to be fixed
     error: str = ""  # why it cannot be
 
 

@@ -17,7 +17,7 @@ EXIT_UNREACHABLE = 255  # ssh's own failures; those of the remote command are lo
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a host could not be reached, and what mends it."""
+    """Why a host could not be reached, and what fixes it."""
 
     check: str
     found: str
@@ -57,7 +57,7 @@ def ssh_command(host: Host, launch: LaunchConfig, command: Sequence[str]) -> lis
 
 
 def explain(stderr: str, host: Host, launch: LaunchConfig) -> Trouble:
-    """Turn ssh's last words into what was found and what to do."""
+    """Turn ssh's failure report into what was found and what to do."""
     words = " ".join(stderr.split()) or "ssh ended without a word"
     login = f"{launch.ssh_user}@{host.address}" if launch.ssh_user else host.address
     port = f"-p {launch.ssh_port} " if launch.ssh_port else ""
@@ -76,10 +76,10 @@ def explain(stderr: str, host: Host, launch: LaunchConfig) -> Trouble:
         "Could not resolve": ("ssh", "give the address, or add the name to DNS or /etc/hosts"),
         "timed out": (
             "ssh",
-            f"switch {host.address} on, or mend the network or firewall before it",
+            f"switch {host.address} on, or fix the network or firewall before it",
         ),
-        "No route to host": ("ssh", f"switch {host.address} on, or mend the network to it"),
-        "unreachable": ("ssh", f"mend the network to {host.address}"),
+        "No route to host": ("ssh", f"switch {host.address} on, or fix the network to it"),
+        "unreachable": ("ssh", f"fix the network to {host.address}"),
         "Too many authentication": ("ssh key", "name one key for the host in ~/.ssh/config"),
         "Bad owner or permissions": ("ssh", "chmod 600 the file that ssh names"),
         "No such file or directory": ("ssh", "give an existing file with --ssh_config"),
@@ -87,4 +87,4 @@ def explain(stderr: str, host: Host, launch: LaunchConfig) -> Trouble:
     for mark, (check, remedy) in reasons.items():
         if mark in words:
             return Trouble(check, words, remedy)
-    return Trouble("ssh", words, f"mend what `ssh {port}{login} true` says")
+    return Trouble("ssh", words, f"fix what `ssh {port}{login} true` says")

@@ -1,4 +1,4 @@
-"""A real all-reduce across the hosts of a run, through the same guards as the run itself."""
+"""A real all-reduce across the hosts of a run, through the same agents as the run itself."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.checks import Finding
-from hunyuan_train.launcher.job.jobs import Meeting, host_environment, make_job, torchrun_command
+from hunyuan_train.launcher.job.jobs import Rendezvous, host_environment, make_job, torchrun_command
 from hunyuan_train.launcher.job.output import split_mark
 from hunyuan_train.launcher.job.watch import run_jobs
 
@@ -31,22 +31,22 @@ class Bandwidth:
 
 
 def measure_bandwidth(
-    cluster: Cluster, launch: LaunchConfig, meeting: Meeting, machine: Machine
+    cluster: Cluster, launch: LaunchConfig, rendezvous: Rendezvous, machine: Machine
 ) -> Bandwidth | str:
     """Run the all-reduce with one process per host; returns why it failed, if it did."""
     one_each = replace_slots(cluster)
     lines: list[str] = []
-    interfaces = {replace(host, slots=1): name for host, name in meeting.interfaces.items()}
-    meeting = replace(meeting, interfaces=interfaces)
+    interfaces = {replace(host, slots=1): name for host, name in rendezvous.interfaces.items()}
+    rendezvous = replace(rendezvous, interfaces=interfaces)
 
     jobs = [
         make_job(
             host,
             one_each,
             launch,
-            commands=[torchrun_command(one_each, host, meeting, [str(SCRIPT)])],
+            commands=[torchrun_command(one_each, host, rendezvous, [str(SCRIPT)])],
             files={},
-            environment=host_environment(host, one_each, meeting, machine),
+            environment=host_environment(host, one_each, rendezvous, machine),
         )
         for host in one_each.hosts
     ]

@@ -1,4 +1,4 @@
-"""Turns what the hosts answered into verdicts: what was found, what is wanted, what mends it."""
+"""Turns what the hosts answered into verdicts: what was found, what is wanted, what fixes it."""
 
 import shlex
 import sys
@@ -72,7 +72,7 @@ def _reach(report: Report) -> Finding:
         found=trouble.found,
         wanted="the same Python at the same path"
         if trouble.check == "python"
-        else "a login without a question",
+        else "passwordless SSH",
         remedy=trouble.remedy,
     )
 
@@ -202,7 +202,7 @@ def check_gpus(found: Found, first: Report, report: Report, wanted: Wanted) -> I
         len(gpus) >= slots,
         found=found["gpu_error"] or f"{len(gpus)} GPUs",
         wanted=f"{slots}, by the slots of the host",
-        remedy="nvidia-smi -L; lower its slots, or mend its driver",
+        remedy="nvidia-smi -L; lower its slots, or fix its driver",
     )
     if not gpus:
         return

@@ -28,14 +28,14 @@ usage: NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 hunyuan-train doctor [--trust] [--fix]
            [--bandwidth] [any flag of train]
 
 Look at all hosts of a run at once, and say for each host and check what was found, what is wanted
-and which command mends it. Answers within 5 seconds, with --bandwidth within 60. Give it the flags
+and which command fixes it. Answers within 5 seconds, with --bandwidth within 60. Give it the flags
 of the run, so that its model, data and output folder are looked at too.
 
   --trust      note the ssh keys of hosts that are not known yet, and show their fingerprints
   --fix        carry out those remedies that can do no harm
   --bandwidth  measure what an all-reduce across the hosts carries
 
-exit code: 0 if the run may start, 1 if something has to be mended first, 2 for a wrong setting
+exit code: 0 if the run may start, 1 if something has to be fixed first, 2 for a wrong setting
 """
 
 
@@ -79,7 +79,7 @@ def show_keys(cluster: Cluster, launch: LaunchConfig, console: Console) -> None:
         state = "now trusted" if key.is_new else "known"
         words = f"{key.fingerprint} ({state})" if key.fingerprint else "no key"
         if key.trouble:
-            words += f"; {key.trouble.found}; mend it: {key.trouble.remedy}"
+            words += f"; {key.trouble.found}; fix: {key.trouble.remedy}"
         console.print(f"{key.host.address}: {words}", markup=False, soft_wrap=True)
 
 
@@ -112,8 +112,8 @@ def try_bandwidth(examination: Examination, config: RunConfig, console: Console)
     if len(cluster.hosts) == 1:
         return []
     console.print("measuring an all-reduce across the hosts, up to a minute")
-    meeting = examination.meeting(None)
-    measured = measure_bandwidth(cluster, config.launch, meeting, examination.machine)
+    rendezvous = examination.rendezvous(None)
+    measured = measure_bandwidth(cluster, config.launch, rendezvous, examination.machine)
     if not isinstance(measured, str):
         return judge_bandwidth(measured, cluster.hosts)
     return [

@@ -17,7 +17,7 @@ from hunyuan_train.launcher.cluster.inputs import input_paths, model_folder
 from hunyuan_train.launcher.doctor.checks import Finding, Wanted, check_hosts, choose_interface
 from hunyuan_train.launcher.doctor.survey import Report, survey
 from hunyuan_train.launcher.host.extension import extensions_folder, needed_extensions
-from hunyuan_train.launcher.job.jobs import Meeting
+from hunyuan_train.launcher.job.jobs import Rendezvous
 from hunyuan_train.launcher.rank.environment import rank_environment
 from hunyuan_train.shipped import CODE_FOLDER, REQUIREMENTS, TOP_LEVEL
 
@@ -43,11 +43,11 @@ class Examination:
         failed = {finding.host for finding in self.failed}
         return [host for host in self.cluster.hosts if host in failed]
 
-    def meeting(self, master_port: int | None) -> Meeting:
+    def rendezvous(self, master_port: int | None) -> Rendezvous:
         """Where the ranks meet; every host has answered."""
         chief = self.reports[0]
         interfaces = {report.host: choose_interface(report) for report in self.reports}
-        return Meeting(
+        return Rendezvous(
             address=chief.host.address,
             port=master_port or int(chief.found["free_port"]),
             interfaces={host: name for host, name in interfaces.items() if name},

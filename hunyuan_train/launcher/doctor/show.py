@@ -29,7 +29,7 @@ def worst(findings: Sequence[Finding], check: str, host: Host) -> str:
 
 
 def describe(findings: Sequence[Finding]) -> str:
-    """Each finding that is not good: the host, what was found and wanted, what mends it."""
+    """Each finding that is not good: the host, what was found and wanted, what fixes it."""
     lines = []
     for finding in findings:
         if finding.verdict != "ok":
@@ -37,7 +37,7 @@ def describe(findings: Sequence[Finding]) -> str:
                 f"{finding.verdict}: host {finding.host.address}: {finding.check}: {facts(finding)}"
             )
             if finding.remedy:
-                lines.append(f"    mend it: {finding.remedy}")
+                lines.append(f"    fix: {finding.remedy}")
     return "\n".join(lines)
 
 

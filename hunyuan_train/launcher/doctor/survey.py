@@ -96,7 +96,7 @@ class Visit:
         else:
             last = (words.strip().splitlines() or ["nothing"])[-1]
             self.report.trouble = Trouble(
-                "python", f"the probe said {last}", f"mend {sys.executable} on {host.address}"
+                "python", f"the probe said {last}", f"fix {sys.executable} on {host.address}"
             )
 
     async def _compare_clocks(self) -> None:

@@ -51,7 +51,7 @@ async def _collect_key(host: Host, launch: LaunchConfig) -> HostKey:
     except TimeoutError:
         process.kill()
         await process.wait()
-        trouble = Trouble("ssh", f"no answer in {TRUST_SECONDS:g} s", "mend the network to it")
+        trouble = Trouble("ssh", f"no answer in {TRUST_SECONDS:g} s", "fix the network to it")
         return HostKey(host=host, fingerprint="", is_new=False, trouble=trouble)
     text = stderr.decode(errors="replace")
     key = SERVER_KEY.search(text)

@@ -32,7 +32,7 @@ from hunyuan_train.launcher.rank.heartbeat import (
     ask_where_ranks_stand,
     read_process_ids,
     read_progress,
-    read_standings,
+    read_statuses,
 )
 
 POLL_SECONDS = 0.1
@@ -45,7 +45,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """What a guard is to do."""
+    """What a node agent is to do."""
 
     commands: list[list[str]]  # one after the other, until one fails
     environment: dict[str, str]  # on top of the node's own
@@ -55,7 +55,7 @@ class Spec:
     stop_seconds: float  # for ranks to end by themselves after a stop
 
 
-class Guard:
+class NodeAgent:
     """The state of one node's part of a run."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
@@ -133,7 +133,7 @@ class Guard:
         elif name == "ask":
             ask_where_ranks_stand(self.folder)
             time.sleep(ANSWER_SECONDS)
-            tell("standings", ranks=[asdict(one) for one in read_standings(self.folder)])
+            tell("statuses", ranks=[asdict(one) for one in read_statuses(self.folder)])
         else:  # kill, or the launcher is gone
             self.is_lost = name == "lost"
             self.kill_at = time.monotonic()
@@ -197,11 +197,11 @@ def _folder_of_node(files: dict[str, str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _heed_signals(guard: Guard) -> None:
+def _heed_signals(agent: NodeAgent) -> None:
     """A first signal asks the ranks to save and end; a second one ends them."""
 
     def stop(_: int, __: FrameType | None) -> None:
-        guard.orders.put(["kill" if guard.is_stopping else "stop"])
+        agent.orders.put(["kill" if agent.is_stopping else "stop"])
 
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
@@ -209,7 +209,7 @@ def _heed_signals(guard: Guard) -> None:
 
 
 def main() -> int:
-    """Guard one node's part of a run."""
+    """Supervise one node's part of a run."""
     if os.getpid() != os.getsid(0):
         with suppress(PermissionError):
             os.setsid()
@@ -220,10 +220,10 @@ def main() -> int:
     spec = Spec(**json.loads(line))
     tell("started", time=time.time())
     with _folder_of_node(spec.files) as folder:
-        guard = Guard(spec, folder)
-        _heed_signals(guard)
-        threading.Thread(target=guard.listen, daemon=True).start()
-        exit_code = guard.run()
+        agent = NodeAgent(spec, folder)
+        _heed_signals(agent)
+        threading.Thread(target=agent.listen, daemon=True).start()
+        exit_code = agent.run()
     # The thread that reads stdin may hold its lock for as long as the launcher lives.
     sys.stdout.flush()
     os._exit(exit_code)

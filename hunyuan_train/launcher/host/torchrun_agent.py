@@ -1,8 +1,8 @@
-"""torchrun's own agent in a process of its own, with its last words replaced by ours.
+"""torchrun's own agent in a process of its own, with its failure report replaced by ours.
 
 `python -m hunyuan_train.launcher.host.torchrun_agent ARGUMENTS` runs what the `torchrun` command
 runs, but passes on the exit code of the rank that failed first (torchrun always says 1), and leaves
-what that rank said to the node's guard instead of printing a traceback of the agent.
+what that rank said to the node's agent instead of printing a traceback of the agent.
 """
 
 import json
@@ -20,12 +20,12 @@ from torch.distributed.run import parse_args, run
 from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.host.node_agent import CAUSE
 from hunyuan_train.launcher.rank.heartbeat import node_folder
-from hunyuan_train.launcher.rank.worker import LAST_WORDS
+from hunyuan_train.launcher.rank.worker import FAILURE_REPORT
 
 
 def main(arguments: Sequence[str]) -> int:
     """Start the ranks, wait for them, and return the exit code of the first that failed."""
-    logging.disable()  # the agent narrates signals and exits; what matters is left to the guard
+    logging.disable()  # the agent narrates signals and exits; what matters is left to the agent
     try:
         run(parse_args(list(arguments)))
     except ChildFailedError as error:
@@ -39,9 +39,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
-    """Tell the guard which rank failed first, and return its exit code as a shell would.
+    """Tell the agent which rank failed first, and return its exit code as a shell would.
 
-    Without a guard, as under Slurm, the ranks have said their last words themselves.
+    Without an agent, as under Slurm, the ranks have said their failure report themselves.
     """
     if folder is None:
         number = exit_codes[min(exit_codes)]
@@ -49,7 +49,7 @@ def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
     rank, words = find_cause(exit_codes, folder)
     number = exit_codes[rank]
     exit_code = number if number > 0 else 128 - number
-    file = folder / f"{rank}{LAST_WORDS}"
+    file = folder / f"{rank}{FAILURE_REPORT}"
     cause = {
         "rank": rank,
         "exit_code": exit_code,
@@ -61,7 +61,7 @@ def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
 
 
 def find_cause(exit_codes: Mapping[int, int], folder: Path) -> tuple[int, str]:
-    """The rank of this node that failed first and its last words.
+    """The rank of this node that failed first and its failure report.
 
     A killed rank says nothing, while those it leaves behind complain of a lost connection; among
     ranks that ended by themselves the first to write is the cause.
@@ -69,7 +69,7 @@ def find_cause(exit_codes: Mapping[int, int], folder: Path) -> tuple[int, str]:
     for rank, exit_code in exit_codes.items():
         if exit_code < 0 and exit_code != -signal.SIGTERM:  # SIGTERM is how the agent stops them
             return rank, describe_end(rank, exit_code)
-    files = sorted(folder.glob(f"*{LAST_WORDS}"), key=lambda file: file.stat().st_mtime_ns)
+    files = sorted(folder.glob(f"*{FAILURE_REPORT}"), key=lambda file: file.stat().st_mtime_ns)
     for file in files:
         if int(file.stem) in exit_codes:
             return int(file.stem), file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Builds what each host is told to do: torchrun with static rendezvous, under the node's guard."""
+"""Builds what each host is told to do: torchrun with static rendezvous, under the node's agent."""
 
 import os
 import shlex
@@ -34,7 +34,7 @@ PREFIX_VARIABLE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Meeting:
+class Rendezvous:
     """Where the ranks of a run meet, and by which network interface each host comes."""
 
     address: str  # of rank 0's host, as the others know it
@@ -42,7 +42,9 @@ class Meeting:
     interfaces: Mapping[Host, str]  # hosts that are not in it leave the choice to the backend
 
 
-def make_jobs(config: RunConfig, cluster: Cluster, meeting: Meeting, machine: Machine) -> list[Job]:
+def make_jobs(
+    config: RunConfig, cluster: Cluster, rendezvous: Rendezvous, machine: Machine
+) -> list[Job]:
     """One job per host, rank 0's first.
 
     Args:
@@ -53,7 +55,7 @@ def make_jobs(config: RunConfig, cluster: Cluster, meeting: Meeting, machine: Ma
     commands = {
         host: [
             *prepare_commands(config, machine),
-            torchrun_command(cluster, host, meeting, scripts),
+            torchrun_command(cluster, host, rendezvous, scripts),
         ]
         for host in cluster.hosts
     }
@@ -64,7 +66,7 @@ def make_jobs(config: RunConfig, cluster: Cluster, meeting: Meeting, machine: Ma
             config.launch,
             commands=commands[host],
             files={CONFIG_FILE: dump_text(with_settings(config, num_processes=host.slots or 1))},
-            environment=host_environment(host, cluster, meeting, machine),
+            environment=host_environment(host, cluster, rendezvous, machine),
         )
         for host in cluster.hosts
     ]
@@ -110,7 +112,7 @@ def prepare_commands(config: RunConfig, machine: Machine) -> list[list[str]]:
 
 
 def torchrun_command(
-    cluster: Cluster, host: Host, meeting: Meeting, script: list[str]
+    cluster: Cluster, host: Host, rendezvous: Rendezvous, script: list[str]
 ) -> list[str]:
     """torchrun on one host.
 
@@ -123,13 +125,13 @@ def torchrun_command(
         f"--nnodes={len(cluster.hosts)}",
         f"--node_rank={cluster.hosts.index(host)}",
         f"--nproc_per_node={host.slots}",
-        *(f"--master_addr={meeting.address}", f"--master_port={meeting.port}"),
+        *(f"--master_addr={rendezvous.address}", f"--master_port={rendezvous.port}"),
         *("--max_restarts=0", *marked, *script),
     ]
 
 
 def host_environment(
-    host: Host, cluster: Cluster, meeting: Meeting, machine: Machine
+    host: Host, cluster: Cluster, rendezvous: Rendezvous, machine: Machine
 ) -> dict[str, str]:
     """What the ranks of one host find in their environment."""
     environment = rank_environment(
@@ -140,7 +142,7 @@ def host_environment(
     )
     if not cluster.is_alone:
         environment[PREFIX_VARIABLE] = f"{RANK_MARK}${{rank}}{RANK_MARK}"
-    if interface := meeting.interfaces.get(host):
+    if interface := rendezvous.interfaces.get(host):
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             environment.setdefault(variable, interface)
     return environment

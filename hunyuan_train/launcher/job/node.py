@@ -1,4 +1,4 @@
-"""One node of a running job, as the launcher sees it: the process of its guard, and its words."""
+"""One node of a running job, as the launcher sees it: the process of its agent, and its words."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.host.node_agent import Spec
-from hunyuan_train.launcher.rank.heartbeat import Progress, Standing
+from hunyuan_train.launcher.rank.heartbeat import Progress, RankStatus
 
 MAX_LINE_BYTES = 16 * 2**20  # the stacks of a node's ranks are one line
 TAIL_LINES = 20
@@ -19,7 +19,7 @@ TAIL_LINES = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A node's part of a run: how its guard is started, and what it is told to do."""
+    """A node's part of a run: how its agent is started, and what it is told to do."""
 
     host: Host
     command: Sequence[str]
@@ -48,7 +48,7 @@ class Node:
     heard_at: float = field(default_factory=time.monotonic)
     clock_ahead: float = 0.0  # seconds by which the node's clock is ahead of ours
     progress: dict[int, Progress] = field(default_factory=dict)
-    standings: list[Standing] = field(default_factory=list)
+    statuses: list[RankStatus] = field(default_factory=list)
     exit_code: int | None = None
     failure: Failure | None = None
     was_told_to_end: bool = False
@@ -64,7 +64,7 @@ class Node:
         return self.job.host
 
     async def run(self) -> None:
-        """Start the guard, hand it its spec, and listen until it ends."""
+        """Start the agent, hand it its spec, and listen until it ends."""
         self.process = await asyncio.create_subprocess_exec(
             *self.job.command,
             stdin=asyncio.subprocess.PIPE,
@@ -82,18 +82,18 @@ class Node:
         self.is_over = True
 
     def send(self, line: str) -> None:
-        """Give the guard an order; one that is gone needs none."""
+        """Give the agent an order; one that is gone needs none."""
         if self.process and self.process.stdin and not self.process.stdin.is_closing():
             with suppress(OSError, RuntimeError):
                 self.process.stdin.write(f"{line}\n".encode())
 
     def ping(self, number: int) -> None:
-        """Keep the guard's lease alive, and ask for its time."""
+        """Keep the agent's lease alive, and ask for its time."""
         self.sent_at = {number: time.time()}
         self.send(f"ping {number}")
 
     async def abandon(self) -> None:
-        """Stop waiting for a guard that does not answer; it ends by itself when its lease ends."""
+        """Stop waiting for an agent that does not answer; it ends by itself when its lease ends."""
         if self.process and self.process.returncode is None:
             self.process.kill()
             await self.process.wait()  # or asyncio complains of its end when the loop is closed
@@ -116,9 +116,9 @@ class Node:
             self._compare_clocks(event["number"], event["time"])
         elif name == "progress":
             self.progress = {int(rank): Progress(**one) for rank, one in event["ranks"].items()}
-        elif name == "standings":
-            self.standings = [
-                Standing(**{**one, "progress": Progress(**one["progress"])})
+        elif name == "statuses":
+            self.statuses = [
+                RankStatus(**{**one, "progress": Progress(**one["progress"])})
                 for one in event["ranks"]
             ]
         elif name == "ended":

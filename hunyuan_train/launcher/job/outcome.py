@@ -16,7 +16,7 @@ from hunyuan_train.launcher.exit_codes import (
     USER_ERROR,
 )
 from hunyuan_train.launcher.job.node import Failure, Node
-from hunyuan_train.launcher.rank.heartbeat import STARTING, TRAINING, Standing
+from hunyuan_train.launcher.rank.heartbeat import STARTING, TRAINING, RankStatus
 
 Reason = Literal["done", "stopped", "failed", "lost", "hung", "unready"]
 
@@ -110,7 +110,7 @@ def describe_loss(node: Node, launch: LaunchConfig) -> str:
         return f"{node.host.address} cannot be reached: {trouble.found}; {trouble.remedy}"
     return (
         f"{node.host.address} does not answer any more: it crashed, the network to it is "
-        "cut, or its sshd or guard was killed. If it lives, it ends its part of the run within "
+        "cut, or its sshd or agent was killed. If it lives, it ends its part of the run within "
         f"{launch.host_timeout_seconds:g} s of the last contact"
     )
 
@@ -125,15 +125,15 @@ def describe_silent_end(node: Node) -> str:
 
 def describe_hang(nodes: Sequence[Node], seconds: float) -> Outcome:
     """The outcome of a job in which nothing went on for too long, with the ranks at fault."""
-    standings = [(node, one) for node in nodes for one in node.standings]
-    guilty = [(node, one) for node, one in standings if is_held_up(one, standings)]
-    silent = [node for node in nodes if len(node.standings) < (node.host.slots or 1)]
+    statuses = [(node, one) for node in nodes for one in node.statuses]
+    guilty = [(node, one) for node, one in statuses if is_held_up(one, statuses)]
+    silent = [node for node in nodes if len(node.statuses) < (node.host.slots or 1)]
     named = [
         f"rank {one.rank} on {node.host.address} is {one.state}, {one.progress.doing}"
         for node, one in guilty
     ]
     named += [
-        f"{len(node.standings)} of {node.host.slots or 1} ranks on {node.host.address} say where "
+        f"{len(node.statuses)} of {node.host.slots or 1} ranks on {node.host.address} say where "
         "they stand"
         for node in silent
     ]
@@ -156,14 +156,14 @@ def describe_stage(nodes: Sequence[Node]) -> str:
     return "no step ended" if doing[0] == TRAINING else f"nothing moved on while {doing[0]}"
 
 
-def is_held_up(one: Standing, all_of_them: Sequence[tuple[Node, Standing]]) -> bool:
+def is_held_up(one: RankStatus, all_of_them: Sequence[tuple[Node, RankStatus]]) -> bool:
     """Whether a rank does not run, or has not come to the collective that others wait in."""
     if one.state in ("stopped", "tracing stop", "disk sleep", "zombie", "ended"):
         return True
     return number_of_collective(one) < max(number_of_collective(other) for _, other in all_of_them)
 
 
-def number_of_collective(one: Standing) -> int:
+def number_of_collective(one: RankStatus) -> int:
     """How many collectives a rank has begun; -1 where it could not say."""
     return int(one.collective.split()[0]) if one.collective else -1
 
@@ -175,7 +175,7 @@ def write_standings(nodes: Sequence[Node]) -> str:
         f"{one.progress.step} steps done\nlast collective: {one.collective or 'unknown'}\n"
         f"{one.stacks or 'no stacks: the process does not answer'}\n"
         for node in nodes
-        for one in node.standings
+        for one in node.statuses
     ]
     return "\n".join(parts)
 

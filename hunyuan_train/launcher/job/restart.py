@@ -79,7 +79,7 @@ def judge(config: RunConfig, history: History, outcome: Outcome) -> tuple[Histor
     if failed_step is not None and failed_step == history.failed_step:
         return after, (
             f"not restarted: the run failed twice after step {failed_step}, so it is not the "
-            "hardware; mend what the error above says"
+            "hardware; fix what the error above says"
         )
     if num_restarts >= limit:
         return after, f"not restarted: {limit} restarts (--max_restarts) led to no new checkpoint"

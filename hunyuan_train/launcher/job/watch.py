@@ -1,4 +1,4 @@
-"""Starts the guards of all nodes and watches them until the last has ended.
+"""Starts the agents of all nodes and watches them until the last has ended.
 
 One process that fails, one host that falls silent or one run that does not move on ends everything
 everywhere, within stated times: a failed process at once, a silent host after
@@ -30,9 +30,9 @@ POLL_SECONDS = 0.2
 START_SECONDS = 30.0  # for ssh to connect and Python to start
 # For extensions to be compiled, libraries to be imported and ranks to meet, of which nothing is
 # heard meanwhile: at least so long before it counts as a hang.
-MEETING_SECONDS = 600.0
+RENDEZVOUS_SECONDS = 600.0
 SETTLE_SECONDS = 2.0  # for other nodes to notice a failure, and to say which of them had it first
-KILL_SECONDS = 8.0  # for a guard to end its part
+KILL_SECONDS = 8.0  # for an agent to end its part
 ANSWER_SECONDS = 6.0  # for ranks to say where they stand
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -140,14 +140,14 @@ class Watch:
             one.doing != STARTING for node in self.nodes for one in node.progress.values()
         )
         limit = self.launch.hang_timeout_seconds
-        return limit if have_met else max(limit, MEETING_SECONDS)
+        return limit if have_met else max(limit, RENDEZVOUS_SECONDS)
 
     async def _describe_hang(self, console: Console, log_folder: Path | None) -> Outcome:
         """Ask every rank where it stands, and keep the answers."""
         for node in self.nodes:
             node.send("ask")
         deadline = time.monotonic() + ANSWER_SECONDS
-        while time.monotonic() < deadline and not all(node.standings for node in self.nodes):
+        while time.monotonic() < deadline and not all(node.statuses for node in self.nodes):
             await asyncio.sleep(POLL_SECONDS)
         text = write_standings(self.nodes)
         if log_folder:

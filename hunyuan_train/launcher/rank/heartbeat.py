@@ -1,6 +1,6 @@
-"""What a rank leaves in its node's folder, where the guard of the node reads it.
+"""What a rank leaves in its node's folder, where the agent of the node reads it.
 
-One small file of each kind per rank: its process id, how far it is, and, when the guard asks, where
+One small file of each kind per rank: its process id, how far it is, and, when the agent asks, where
 it stands. Nothing here needs the rank's main thread, which may hang.
 """
 
@@ -24,7 +24,7 @@ FOLDER_VARIABLE = "HUNYUAN_TRAIN_NODE_FOLDER"
 STACKS_SIGNAL = signal.SIGUSR2
 ASKED = "asked_where_ranks_stand"
 POLL_SECONDS = 0.5
-TELL_SECONDS = 1.0  # between two signs of the same work
+TELL_SECONDS = 1.0  # between two heartbeat of the same work
 STARTING = "starting"  # until all ranks have met
 TRAINING = "training"
 HEEDING = (TRAINING, "evaluating", "saving")  # in these a stop finishes the step, and saves
@@ -40,7 +40,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RankStatus:
     """Where a rank stood when it was asked."""
 
     rank: int
@@ -51,13 +51,13 @@ class Standing:
 
 
 def node_folder() -> Path | None:
-    """The folder of this rank's node; None where no guard reads it."""
+    """The folder of this rank's node; None where no agent reads it."""
     folder = os.environ.get(FOLDER_VARIABLE)
     return Path(folder) if folder else None
 
 
-class Signs:
-    """What one rank tells its guard; nothing where there is none."""
+class Heartbeat:
+    """What one rank tells its agent; nothing where there is none."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -86,33 +86,35 @@ class Signs:
             try:
                 _write_whole(self.folder / f"{os.environ['RANK']}.progress", text)
             except OSError as error:  # no reason to lose the run; the next one may get through
-                logger.warning("the guard could not be told how far this rank is: %s", error)
+                logger.warning("the agent could not be told how far this rank is: %s", error)
 
 
-def announce_rank() -> Signs:
-    """Tell the guard that this rank lives, and answer it from now on.
+def announce_rank() -> Heartbeat:
+    """Tell the agent that this rank lives, and answer it from now on.
 
     Called before anything that takes long, such as importing torch, so that it can say where it
     hangs there, too.
     """
     folder = node_folder()
-    signs = Signs(folder)
+    heartbeat = Heartbeat(folder)
     if folder is None:
-        return signs
+        return heartbeat
     die_with_parent(signal.SIGKILL)  # of the agent: without it nobody would stop this rank
     rank = int(os.environ["RANK"])
     stacks = (folder / f"{rank}.stacks").open("w")
     faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
     _write_whole(folder / f"{rank}.pid", str(os.getpid()))
-    signs.report(0, STARTING)
-    threading.Thread(target=_answer, args=(folder, rank, signs), daemon=True, name="signs").start()
-    return signs
+    heartbeat.report(0, STARTING)
+    threading.Thread(
+        target=_answer, args=(folder, rank, heartbeat), daemon=True, name="heartbeat"
+    ).start()
+    return heartbeat
 
 
-def _answer(folder: Path, rank: int, signs: Signs) -> None:
+def _answer(folder: Path, rank: int, heartbeat: Heartbeat) -> None:
     while not (folder / ASKED).exists():
         time.sleep(POLL_SECONDS)
-    _write_whole(folder / f"{rank}.collective", signs.last_collective())
+    _write_whole(folder / f"{rank}.collective", heartbeat.last_collective())
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -135,7 +137,7 @@ def read_process_ids(folder: Path) -> dict[int, int]:
 
 
 def ask_where_ranks_stand(folder: Path) -> None:
-    """Ask every rank of a node; `read_standings` a few seconds later finds the answers."""
+    """Ask every rank of a node; `read_statuses` a few seconds later finds the answers."""
     (folder / ASKED).touch()
     for process_id in read_process_ids(folder).values():
         try:
@@ -144,11 +146,11 @@ def ask_where_ranks_stand(folder: Path) -> None:
             continue  # it has ended meanwhile
 
 
-def read_standings(folder: Path) -> list[Standing]:
+def read_statuses(folder: Path) -> list[RankStatus]:
     """What the ranks of a node answered, in the order of their ranks."""
     progress = read_progress(folder)
     return [
-        Standing(
+        RankStatus(
             rank=rank,
             progress=progress.get(rank, Progress(0, STARTING)),
             state=process_state(process_id),

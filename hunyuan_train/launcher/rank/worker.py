@@ -11,7 +11,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.rank.heartbeat import node_folder
 
-LAST_WORDS = ".words"  # ending of the file in which a failing rank leaves them
+FAILURE_REPORT = ".failure"  # suffix of the file in which a failing rank leaves its report
 # Under DeepSpeed's launcher: a folder that all hosts share. Ranks find their environment there, and
 # leave a mark at their end, because that launcher's word cannot be trusted.
 SHARED_VARIABLE = "HUNYUAN_TRAIN_SHARED"
@@ -40,16 +40,16 @@ def started_slots(config: RunConfig) -> tuple[int, ...]:
 
 
 def report_failure(text: str) -> None:
-    """Leave this rank's last words to the launcher, or say them where there is none.
+    """Leave this rank's failure report to the launcher, or print it where there is none.
 
-    A failing rank takes others with it, whose words would hide the cause: the launcher prints only
-    those that were written first, and prints them last.
+    A failing rank takes others with it, whose reports would hide the cause: the launcher prints
+    only the one that was written first, and prints it last.
     """
     folder = node_folder()
     if folder and is_worker():
-        (folder / f"{os.environ['RANK']}{LAST_WORDS}").write_text(text, encoding="utf-8")
+        (folder / f"{os.environ['RANK']}{FAILURE_REPORT}").write_text(text, encoding="utf-8")
     else:
-        print(text, file=sys.stderr)  # noqa: T201 the last words, after logging has ended
+        print(text, file=sys.stderr)  # noqa: T201 after logging has ended
 
 
 def environment_file(folder: Path, node_rank: int) -> Path:

@@ -24,7 +24,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.exit_codes import FAILURE, SUCCESS
 from hunyuan_train.launcher.host.supervise import run_supervised
-from hunyuan_train.launcher.job.jobs import Meeting, host_environment
+from hunyuan_train.launcher.job.jobs import Rendezvous, host_environment
 from hunyuan_train.launcher.job.outcome import Outcome
 from hunyuan_train.launcher.rank.worker import SHARED_VARIABLE, count_marks, environment_file
 from hunyuan_train.launcher.start.many import ManyHosts
@@ -54,10 +54,10 @@ def try_deepspeed(many: ManyHosts, config: RunConfig) -> Outcome:
         # One file for all hosts, whose numbers of processes may differ: each takes what is started.
         parallel = replace(config.parallel, num_processes="auto")
         dump_config(replace(config, parallel=parallel), config_file)
-        meeting = examination.meeting(config.launch.master_port)
+        rendezvous = examination.rendezvous(config.launch.master_port)
         ranks = [
             {
-                **host_environment(host, cluster, meeting, examination.machine),
+                **host_environment(host, cluster, rendezvous, examination.machine),
                 "LOCAL_WORLD_SIZE": str(host.slots),  # which DeepSpeed does not tell
             }
             for host in cluster.hosts
@@ -65,7 +65,7 @@ def try_deepspeed(many: ManyHosts, config: RunConfig) -> Outcome:
         for number, environment in enumerate(ranks):
             write_privately(environment_file(Path(shared), number), json.dumps(environment))
         environment = launcher_environment(config.launch, ranks[0], Path(shared))
-        command = deepspeed_command(config.launch, hostfile, meeting, config_file)
+        command = deepspeed_command(config.launch, hostfile, rendezvous, config_file)
         exit_code = run_supervised(command, environment)
         num_marks = count_marks(Path(shared))
     return judge(exit_code, num_marks, cluster)
@@ -132,13 +132,13 @@ def write_privately(path: Path, text: str) -> None:
 
 
 def deepspeed_command(
-    launch: LaunchConfig, hostfile: Path, meeting: Meeting, config_file: Path
+    launch: LaunchConfig, hostfile: Path, rendezvous: Rendezvous, config_file: Path
 ) -> list[str]:
     """DeepSpeed's launcher with one argument for the script: it expands others in a shell there."""
     port = ["--ssh_port", str(launch.ssh_port)] if launch.ssh_port else []
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--launcher", "pdsh"),
         *("--no_ssh_check", "--hostfile", str(hostfile), *port),
-        *("--master_addr", meeting.address, "--master_port", str(meeting.port)),
+        *("--master_addr", rendezvous.address, "--master_port", str(rendezvous.port)),
         *(str(TRAIN_SCRIPT), "--config", str(config_file)),
     ]

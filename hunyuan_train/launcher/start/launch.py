@@ -18,7 +18,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
 from hunyuan_train.launcher.cluster.sync import sync_hosts
 from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
-from hunyuan_train.launcher.job.jobs import Meeting, make_jobs
+from hunyuan_train.launcher.job.jobs import Rendezvous, make_jobs
 from hunyuan_train.launcher.job.outcome import Outcome
 from hunyuan_train.launcher.job.restart import Try, run_until_done
 from hunyuan_train.launcher.job.watch import run_jobs
@@ -95,9 +95,9 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
 
 def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
     """One try on this machine alone: no ssh, and the ranks share our terminal."""
-    meeting = Meeting(address="127.0.0.1", port=free_port(), interfaces={})
+    rendezvous = Rendezvous(address="127.0.0.1", port=free_port(), interfaces={})
     return run_jobs(
-        make_jobs(config, cluster, meeting, machine),
+        make_jobs(config, cluster, rendezvous, machine),
         config.launch,
         console=Console(stderr=True, soft_wrap=True),
         show_output=lambda _: None,

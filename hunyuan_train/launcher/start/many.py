@@ -25,7 +25,7 @@ def examine_or_refuse(config: RunConfig, cluster: Cluster, console: Console) -> 
     """Look at all hosts before the first try.
 
     Raises:
-        ConfigError: with what is wrong on which host, and what mends it.
+        ConfigError: with what is wrong on which host, and what fixes it.
     """
     began = time.monotonic()
     with console.status(f"looking at {len(cluster.hosts)} hosts"):
@@ -79,10 +79,10 @@ class ManyHosts:
         log_folder = Path(config.train.output_dir, "log")
         log_folder.mkdir(parents=True, exist_ok=True)
         output = HostOutput(self.console, log_folder)
-        meeting = examination.meeting(config.launch.master_port)
+        rendezvous = examination.rendezvous(config.launch.master_port)
         try:
             return run_jobs(
-                make_jobs(run.config, self.cluster, meeting, machine),
+                make_jobs(run.config, self.cluster, rendezvous, machine),
                 config.launch,
                 console=self.console,
                 show_output=output.of,

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.data.batches.loader import BatchPlan, Share
+from hunyuan_train.data.batches.loader import BatchSampler, DataShard
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
 from hunyuan_train.families.registry import PRESETS
@@ -71,13 +71,13 @@ def describe_hosts(slots: Sequence[int]) -> str:
 def describe_length(run: ResolvedRun, dataset: Dataset) -> str:
     """How many steps, and what one of them reads."""
     config, train = run.config, run.config.train
-    share = Share(
+    share = DataShard(
         rows=train.per_device_train_batch_size,
         num_ranks=run.num_ranks,
         rank=0,
         sequence_size=run.sequence_size,
     )
-    batches = BatchPlan(
+    batches = BatchSampler(
         dataset,
         share,
         accumulation_steps=train.gradient_accumulation_steps,

@@ -6,9 +6,9 @@ import pytest
 from hunyuan_train.data.batches.loader import (
     IGNORED,
     Batch,
-    BatchPlan,
+    BatchSampler,
+    DataShard,
     Position,
-    Share,
     cut_batch,
     eval_batches,
     make_batch,
@@ -24,9 +24,9 @@ def dataset(prepare, tiny_data):
 
 def _plans(dataset, num_ranks, accumulation_steps=2, rows_per_rank=2, packing=True, seed=3):
     return [
-        BatchPlan(
+        BatchSampler(
             dataset,
-            Share(rows=rows_per_rank, num_ranks=num_ranks, rank=rank),
+            DataShard(rows=rows_per_rank, num_ranks=num_ranks, rank=rank),
             accumulation_steps=accumulation_steps,
             seed=seed,
             packing=packing,
@@ -37,7 +37,7 @@ def _plans(dataset, num_ranks, accumulation_steps=2, rows_per_rank=2, packing=Tr
 
 def _step(plans, position):
     """The samples of one step over all ranks, in order, and the next position."""
-    results = [plan.step_batches(position) for plan in plans]
+    results = [sampler.step_batches(position) for sampler in plans]
     assert len({following for _, following in results}) == 1
     micro_steps = zip(*(batches for batches, _ in results), strict=True)
     ids = [sample for step in micro_steps for batch in step for sample in batch.sample_ids.tolist()]
@@ -111,8 +111,8 @@ def test_epochs_and_seeds_differ_and_repeat(dataset):
 def test_every_rank_gets_as_many_batches_to_the_end_of_the_epoch(dataset):
     plans = _plans(dataset, num_ranks=8, accumulation_steps=3, rows_per_rank=1)
     position = Position(0, plans[0].rows_per_step * (plans[0].steps_per_epoch - 1))
-    for plan in plans:
-        batches, following = plan.step_batches(position)
+    for sampler in plans:
+        batches, following = sampler.step_batches(position)
         assert len(batches) == 3
         assert following == Position(1, 0)
         assert all(len(batch.input_ids) > 0 for batch in batches)
@@ -161,8 +161,8 @@ def test_dtypes_are_those_that_the_model_takes(dataset):
 
 
 def test_packed_rows_fit_and_hold_labels(dataset):
-    plan = _plans(dataset, num_ranks=1)[0]
-    for batch in plan.step_batches(Position())[0]:
+    sampler = _plans(dataset, num_ranks=1)[0]
+    for batch in sampler.step_batches(Position())[0]:
         assert len(batch.input_ids) <= 2 * 1024
         assert (batch.labels != IGNORED).any()
 
@@ -170,7 +170,7 @@ def test_packed_rows_fit_and_hold_labels(dataset):
 @pytest.mark.parametrize("packing", [True, False])
 def test_evaluation_shows_everything_once_and_every_rank_as_many_batches(dataset, packing):
     batches = [
-        eval_batches(dataset, Share(rows=2, num_ranks=3, rank=rank), packing=packing)
+        eval_batches(dataset, DataShard(rows=2, num_ranks=3, rank=rank), packing=packing)
         for rank in range(3)
     ]
     assert len({len(own) for own in batches}) == 1
@@ -185,15 +185,15 @@ def _join(parts: list[Batch], name: str) -> list[int]:
 @pytest.mark.parametrize("sequence_size", [2, 3, 6])
 def test_ranks_that_share_a_row_have_all_of_it_between_them(dataset, sequence_size):
     num_ranks, options = 6, {"accumulation_steps": 2, "seed": 3, "packing": True}
-    shares = [Share(rows=1, num_ranks=num_ranks, rank=rank) for rank in range(num_ranks)]
+    shares = [DataShard(rows=1, num_ranks=num_ranks, rank=rank) for rank in range(num_ranks)]
     shared = [replace(share, sequence_size=sequence_size) for share in shares]
     num_groups = num_ranks // sequence_size
     wholes = [
-        BatchPlan(dataset, replace(share, num_ranks=num_groups), **options)
+        BatchSampler(dataset, replace(share, num_ranks=num_groups), **options)
         for share in shares[:num_groups]
     ]
-    parts = [BatchPlan(dataset, share, **options) for share in shared]
-    assert {plan.rows_per_step for plan in (*wholes, *parts)} == {2 * num_groups}
+    parts = [BatchSampler(dataset, share, **options) for share in shared]
+    assert {sampler.rows_per_step for sampler in (*wholes, *parts)} == {2 * num_groups}
     for group, whole in enumerate(wholes):
         members = parts[group * sequence_size :][:sequence_size]
         expected, following = whole.step_batches(Position())
@@ -210,9 +210,9 @@ def test_ranks_that_share_a_row_have_all_of_it_between_them(dataset, sequence_si
 
 
 def test_a_row_shorter_than_its_ranks_is_filled_up(dataset):
-    share = Share(rows=1, num_ranks=2048, rank=2047, sequence_size=2048)
-    plan = BatchPlan(dataset, share, accumulation_steps=1, seed=3, packing=True)
-    [batch], _ = plan.step_batches(Position())
+    share = DataShard(rows=1, num_ranks=2048, rank=2047, sequence_size=2048)
+    sampler = BatchSampler(dataset, share, accumulation_steps=1, seed=3, packing=True)
+    [batch], _ = sampler.step_batches(Position())
     assert batch.part_lengths == (1,) * 2048
     assert batch.input_ids.tolist() == [dataset.pad_id]
     assert batch.labels.tolist() == [IGNORED]
@@ -221,9 +221,11 @@ def test_a_row_shorter_than_its_ranks_is_filled_up(dataset):
 
 
 def test_evaluation_parts_are_of_the_same_rows(dataset):
-    [whole, *_] = eval_batches(dataset, Share(rows=2, num_ranks=1, rank=0), packing=True)
+    [whole, *_] = eval_batches(dataset, DataShard(rows=2, num_ranks=1, rank=0), packing=True)
     parts = [
-        eval_batches(dataset, Share(rows=2, num_ranks=2, rank=rank, sequence_size=2), packing=True)
+        eval_batches(
+            dataset, DataShard(rows=2, num_ranks=2, rank=rank, sequence_size=2), packing=True
+        )
         for rank in range(2)
     ]
     assert _join([part[0] for part in parts], "labels") == whole.labels.tolist()
@@ -233,9 +235,9 @@ def test_evaluation_parts_are_of_the_same_rows(dataset):
 def test_origins_name_file_and_line(prepare, write_records):
     path = write_records([chat("a", "b"), chat("c", "d", "e", "f", mode="fast")])
     dataset = prepare(path)
-    plan = _plans(dataset, num_ranks=1, rows_per_rank=1)[0]
-    batches = plan.step_batches(Position())[0]
-    assert sorted(plan.origins(batches)) == [f"{path}:1", f"{path}:2", f"{path}:2"]
+    sampler = _plans(dataset, num_ranks=1, rows_per_rank=1)[0]
+    batches = sampler.step_batches(Position())[0]
+    assert sorted(sampler.origins(batches)) == [f"{path}:1", f"{path}:2", f"{path}:2"]
 
 
 def _times_shown(dataset, seed=0):

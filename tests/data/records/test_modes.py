@@ -60,7 +60,7 @@ def test_thoughts_after_no_think_are_a_contradiction_in_any_dialogue():
     assert kinds_of(record) == {"mode"}
 
 
-def test_an_empty_block_without_no_think_is_mended_on_demand():
+def test_an_empty_block_without_no_think_is_fixed_on_demand():
     record = chat("a", _tagged("", "b"))
     assert _queries(record) == ["/no_think a"]
     assert kinds_of(record) == {"mode"}

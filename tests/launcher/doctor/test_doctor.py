@@ -55,7 +55,7 @@ def assert_refused(network, flags, *words, host=1, check, **variables):
     line = next((line for line in lines if f": {check}: " in line), None)
     assert line, lines
     sys.stdout.write(f"| {check} | {seconds:.1f} s | `{line}` |\n")
-    assert "mend it: " in result.stderr
+    assert "fix: " in result.stderr
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
@@ -120,7 +120,7 @@ def test_a_wrong_key(network, flags, tmp_path):
     assert_refused(network, flags, *words, check="ssh key", SSH_CONFIG=str(config))
 
 
-def test_an_unknown_host_key_and_that_trust_mends_it(network, flags, tmp_path):
+def test_an_unknown_host_key_and_that_trust_fixes_it(network, flags, tmp_path):
     known = tmp_path / "known_hosts"
     lines = (network.root / "known_hosts").read_text().splitlines(keepends=True)
     known.write_text("".join(line for line in lines if network.address(1) not in line))
@@ -219,9 +219,9 @@ def test_a_missing_working_folder_is_made_where_that_is_asked_for(network, flags
     with mounted(network, 1, "-t", "tmpfs", "none", str(folder.parent)):
         refused, _ = doctor(network, *flags, cwd=folder)
         assert f"host {network.address(1)}: working folder: no {folder}" in refused.stdout
-        mended, _ = doctor(network, "--fix", *flags, cwd=folder)
+        fixed, _ = doctor(network, "--fix", *flags, cwd=folder)
         assert network.run(1, "test", "-d", str(folder)).returncode == 0
-    assert (refused.returncode, mended.returncode) == (1, 0), mended.stdout
+    assert (refused.returncode, fixed.returncode) == (1, 0), fixed.stdout
 
 
 def test_missing_code(network, flags, repository):
@@ -285,7 +285,7 @@ def test_a_stale_lock_is_warned_of_and_fixed(network, flags, tmp_path):
     os.utime(lock, (0, 0))
     result, _ = doctor(network, *flags, **settings)
     assert result.returncode == 0
-    assert f"mend it: rm -f {lock}" in result.stdout
+    assert f"fix: rm -f {lock}" in result.stdout
     result, _ = doctor(network, "--fix", *flags, **settings)
     assert not lock.exists()
     assert "warning" not in result.stdout

@@ -1,4 +1,4 @@
-"""A guard on this machine, told what to do by hand."""
+"""An agent on this machine, told what to do by hand."""
 
 import json
 import os
@@ -22,7 +22,7 @@ BUSY = (
 
 
 @pytest.fixture
-def guard(repository, tmp_path):
+def agent(repository, tmp_path):
     started = []
 
     def start(*codes, lease=30.0, stop=30.0, working_folder=tmp_path, **environment):
@@ -68,13 +68,13 @@ def events(process):
     return {event.pop("event"): event for event in map(json.loads, process.stdout)}
 
 
-def test_commands_run_one_after_the_other_in_a_folder_of_their_own(guard, tmp_path):
+def test_commands_run_one_after_the_other_in_a_folder_of_their_own(agent, tmp_path):
     first = "import sys; open('mark', 'w').write(open(sys.argv[1] + '/note').read())"
     second = (
         "import os, sys\n"
         "print(os.environ['WORD'], open('mark').read(), sys.argv[1], file=sys.stderr)"
     )
-    process = guard(first, second, WORD="hello")
+    process = agent(first, second, WORD="hello")
     told = events(process)
     assert told["ended"] == {"exit_code": 0, "failure": None, "was_told_to": False}
     *words, folder = process.stderr.read().split()
@@ -83,14 +83,14 @@ def test_commands_run_one_after_the_other_in_a_folder_of_their_own(guard, tmp_pa
     assert process.wait() == 0
 
 
-def test_after_a_failed_command_nothing_starts(guard, tmp_path):
-    process = guard("raise SystemExit(7)", "open('mark', 'w')")
+def test_after_a_failed_command_nothing_starts(agent, tmp_path):
+    process = agent("raise SystemExit(7)", "open('mark', 'w')")
     assert events(process)["ended"]["exit_code"] == 7
     assert not (tmp_path / "mark").exists()
 
 
-def test_it_answers_a_ping_with_its_time(guard):
-    process = guard(BUSY)
+def test_it_answers_a_ping_with_its_time(agent):
+    process = agent(BUSY)
     busy_processes(process)
     order(process, "ping 5")
     for line in process.stdout:
@@ -102,8 +102,8 @@ def test_it_answers_a_ping_with_its_time(guard):
 
 
 @pytest.mark.parametrize("how", ["end of stdin", "silence"])
-def test_without_its_launcher_it_ends_everything(guard, how):
-    process = guard(BUSY, lease=1.0 if how == "silence" else 30.0)
+def test_without_its_launcher_it_ends_everything(agent, how):
+    process = agent(BUSY, lease=1.0 if how == "silence" else 30.0)
     processes = busy_processes(process)
     if how == "end of stdin":
         process.stdin.close()
@@ -112,15 +112,15 @@ def test_without_its_launcher_it_ends_everything(guard, how):
 
 
 @pytest.mark.parametrize("how", ["kill", "stop", signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_it_ends_everything_when_it_is_told_to(guard, how):
-    process = guard(BUSY)
+def test_it_ends_everything_when_it_is_told_to(agent, how):
+    process = agent(BUSY)
     processes = busy_processes(process)
     order(process, how) if isinstance(how, str) else process.send_signal(how)
     assert events(process)["ended"]["exit_code"] in (137, 143)
     assert all(has_ended(one) for one in processes)
 
 
-def test_ranks_get_their_time_to_save(guard):
+def test_ranks_get_their_time_to_save(agent):
     saving = (
         "import os, signal, sys, time\n"
         "open(sys.argv[1] + '/0.pid', 'w').write(str(os.getpid()))\n"
@@ -128,16 +128,16 @@ def test_ranks_get_their_time_to_save(guard):
         "print('ready', file=sys.stderr, flush=True)\n"
         "while True: time.sleep(0.1)\n"
     )
-    process = guard(saving)
+    process = agent(saving)
     assert process.stderr.readline() == "ready\n"
     order(process, "stop")
     assert events(process)["ended"]["exit_code"] == 75
 
 
-def test_only_its_own_processes_are_touched(guard):
+def test_only_its_own_processes_are_touched(agent):
     bystander = subprocess.Popen(["sleep", "1000"])
     try:
-        process = guard(BUSY)
+        process = agent(BUSY)
         busy_processes(process)
         order(process, "kill")
         process.wait(timeout=20)
@@ -147,14 +147,14 @@ def test_only_its_own_processes_are_touched(guard):
         bystander.wait()
 
 
-def test_a_killed_guard_takes_its_command_along(guard):
-    process = guard("import os, sys, time; print(os.getpid(), file=sys.stderr); time.sleep(1000)")
+def test_a_killed_agent_takes_its_command_along(agent):
+    process = agent("import os, sys, time; print(os.getpid(), file=sys.stderr); time.sleep(1000)")
     (child,) = busy_processes(process)
     os.kill(process.pid, signal.SIGKILL)
     assert has_ended(child)
 
 
-def test_a_missing_working_folder_is_said(guard, tmp_path):
-    process = guard(BUSY, working_folder=tmp_path / "nowhere")
+def test_a_missing_working_folder_is_said(agent, tmp_path):
+    process = agent(BUSY, working_folder=tmp_path / "nowhere")
     assert events(process)["ended"]["exit_code"] == 2
     assert f"{tmp_path}/nowhere, from which the run is started, is missing" in process.stderr.read()

@@ -75,14 +75,14 @@ def test_the_failing_rank_has_the_last_word_and_the_exit_code(
 
 def test_the_first_words_are_the_cause(tmp_path):
     for rank, seconds in ((0, 20), (2, 5), (3, 10), (1, 30)):
-        file = tmp_path / f"{rank}.words"
+        file = tmp_path / f"{rank}.failure"
         file.write_text(f"rank {rank}")
         os.utime(file, (seconds, seconds))
     assert find_cause({0: 1, 1: 1, 3: 2}, tmp_path) == (3, "rank 3")
 
 
 def test_a_killed_rank_is_the_cause_whatever_the_others_say(tmp_path):
-    (tmp_path / "0.words").write_text("connection closed by peer")
+    (tmp_path / "0.failure").write_text("connection closed by peer")
     rank, words = find_cause({0: 1, 1: -9}, tmp_path)
     assert rank == 1
     assert words.startswith("error: rank 1 was killed (SIGKILL)")

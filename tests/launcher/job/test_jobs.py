@@ -8,7 +8,7 @@ from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import ssh_command
-from hunyuan_train.launcher.job.jobs import CONFIG_FILE, Meeting, make_jobs
+from hunyuan_train.launcher.job.jobs import CONFIG_FILE, Rendezvous, make_jobs
 
 MACHINE = Machine(num_gpus=0, num_cores=8)
 A, B = Host("10.0.0.1", 2), Host("10.0.0.2", 4)
@@ -16,8 +16,8 @@ A, B = Host("10.0.0.1", 2), Host("10.0.0.2", 4)
 
 def jobs(cluster, **interfaces):
     config = load_config(["--num_processes", "2", "--ssh_port", "36005", "--seed", "7"])
-    meeting = Meeting(address="10.0.0.1", port=29501, interfaces=interfaces)
-    return make_jobs(config, cluster, meeting, MACHINE)
+    rendezvous = Rendezvous(address="10.0.0.1", port=29501, interfaces=interfaces)
+    return make_jobs(config, cluster, rendezvous, MACHINE)
 
 
 def test_each_host_starts_its_own_ranks_which_meet_at_the_first(repository):
@@ -69,10 +69,10 @@ def test_a_run_here_uses_no_ssh_and_keeps_the_terminal(monkeypatch):
 def test_a_host_talks_through_its_own_interface_unless_the_user_says_another(monkeypatch):
     cluster = Cluster(hosts=(A, B), local=A)
     config = load_config(["--num_processes", "2"])
-    meeting = Meeting(address="10.0.0.1", port=1, interfaces={A: "eth0", B: "bond1"})
-    first, second = make_jobs(config, cluster, meeting, MACHINE)
+    rendezvous = Rendezvous(address="10.0.0.1", port=1, interfaces={A: "eth0", B: "bond1"})
+    first, second = make_jobs(config, cluster, rendezvous, MACHINE)
     assert first.spec.environment["GLOO_SOCKET_IFNAME"] == "eth0"
     assert second.spec.environment["NCCL_SOCKET_IFNAME"] == "bond1"
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    _, second = make_jobs(config, cluster, meeting, MACHINE)
+    _, second = make_jobs(config, cluster, rendezvous, MACHINE)
     assert second.spec.environment["NCCL_SOCKET_IFNAME"] == "ib0"

@@ -7,7 +7,7 @@ from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.host.node_agent import Spec
 from hunyuan_train.launcher.job.node import Failure, Job, Node
 from hunyuan_train.launcher.job.outcome import conclude, describe_hang
-from hunyuan_train.launcher.rank.heartbeat import Progress, Standing
+from hunyuan_train.launcher.rank.heartbeat import Progress, RankStatus
 
 SPEC = Spec(
     commands=[], environment={}, files={}, working_folder="/", lease_seconds=1, stop_seconds=1
@@ -96,7 +96,7 @@ def test_a_hang_names_who_keeps_the_others_waiting(states, collectives, words):
     nodes = [node("a"), node("b")]
     for rank, (state, collective) in enumerate(zip(states, collectives, strict=True)):
         progress = Progress(5, "training")
-        nodes[rank].standings = [Standing(rank, progress, state, collective, "stacks")]
+        nodes[rank].statuses = [RankStatus(rank, progress, state, collective, "stacks")]
     outcome = describe_hang(nodes, 60)
     assert words in outcome.words
     assert "rank 0" not in outcome.words

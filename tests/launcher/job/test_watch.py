@@ -1,6 +1,6 @@
 """What ends a job ends it on every host in time, says where, and leaves no process behind.
 
-Hosts, sshd, ssh and guards are real; what runs under them are small programs, so that a case takes
+Hosts, sshd, ssh and agents are real; what runs under them are small programs, so that a case takes
 seconds. `test_faults.py` does the same to real training.
 """
 
@@ -155,7 +155,7 @@ def test_a_killed_process_ends_all_hosts_and_leaves_no_orphan(fan_out, network):
     wait_until_empty(network, 0, 1)
 
 
-def test_a_killed_guard_ends_all_hosts(fan_out, network):
+def test_a_killed_agent_ends_all_hosts(fan_out, network):
     job = fan_out("import time; print('busy'); time.sleep(1000)")
     job.wait_until_busy()
     os.kill(job.find(1, "hunyuan_train.launcher.host.node_agent"), signal.SIGKILL)
@@ -297,7 +297,7 @@ HANG = """
 import os, sys, time
 os.environ["RANK"] = sys.argv[1]
 from hunyuan_train.launcher.rank.heartbeat import announce_rank
-signs = announce_rank()
+heartbeat = announce_rank()
 def the_place_where_it_hangs():
     time.sleep(1000)
 """
@@ -305,9 +305,9 @@ def the_place_where_it_hangs():
 
 def test_a_run_that_does_not_move_on_is_ended_with_the_stacks_of_all(fan_out, network, tmp_path):
     code = """
-signs.last_collective = lambda: f"{7 - int(sys.argv[1])} all_reduce"
+heartbeat.last_collective = lambda: f"{7 - int(sys.argv[1])} all_reduce"
 for step in range(3):
-    signs.report(step, "training")
+    heartbeat.report(step, "training")
     time.sleep(0.3)
 print("busy")
 the_place_where_it_hangs()
@@ -329,10 +329,10 @@ the_place_where_it_hangs()
 
 def test_a_hang_outside_of_training_is_ended_in_time_too(fan_out, network, tmp_path):
     code = """
-signs.report(0, "loading")
+heartbeat.report(0, "loading")
 for _ in range(30):
     time.sleep(0.1)
-    signs.moved_on()
+    heartbeat.moved_on()
 print("busy")
 the_place_where_it_hangs()
 """

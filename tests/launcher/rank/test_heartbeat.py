@@ -1,43 +1,45 @@
-"""What a rank leaves for its guard, and that leaving it never costs the run."""
+"""What a rank leaves for its agent, and that leaving it never costs the run."""
 
 import time
 
 import pytest
 
 from hunyuan_train.launcher.rank import heartbeat as signs_module
-from hunyuan_train.launcher.rank.heartbeat import Progress, Signs, announce_rank, read_progress
+from hunyuan_train.launcher.rank.heartbeat import Heartbeat, Progress, announce_rank, read_progress
 
 
 @pytest.fixture
-def signs(tmp_path, monkeypatch):
+def heartbeat(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "3")
-    return Signs(tmp_path)
+    return Heartbeat(tmp_path)
 
 
-def test_each_report_is_told_at_once(signs, tmp_path):
-    signs.report(0, "loading")
+def test_each_report_is_told_at_once(heartbeat, tmp_path):
+    heartbeat.report(0, "loading")
     assert read_progress(tmp_path) == {3: Progress(0, "loading", 1)}
-    signs.report(7, "training")
+    heartbeat.report(7, "training")
     assert read_progress(tmp_path) == {3: Progress(7, "training", 2)}
 
 
-def test_parts_of_work_are_told_now_and_then_however_many_there_are(signs, tmp_path, monkeypatch):
+def test_parts_of_work_are_told_now_and_then_however_many_there_are(
+    heartbeat, tmp_path, monkeypatch
+):
     monkeypatch.setattr(signs_module, "TELL_SECONDS", 0.2)
-    signs.report(7, "exporting")
+    heartbeat.report(7, "exporting")
     began = time.monotonic()
     while time.monotonic() - began < 1:
-        signs.moved_on()
+        heartbeat.moved_on()
     (progress,) = read_progress(tmp_path).values()
     assert (progress.step, progress.doing) == (7, "exporting")
     assert 2 <= progress.num_moves <= 6
 
 
-def test_a_full_disk_is_said_and_ends_nothing(signs, monkeypatch, caplog):
+def test_a_full_disk_is_said_and_ends_nothing(heartbeat, monkeypatch, caplog):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(signs_module, "_write_whole", fail)
-    signs.report(1, "training")
+    heartbeat.report(1, "training")
     assert "No space left on device" in caplog.text
 
 

@@ -11,7 +11,7 @@ from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
-from hunyuan_train.launcher.job.jobs import Meeting
+from hunyuan_train.launcher.job.jobs import Rendezvous
 from hunyuan_train.launcher.rank.worker import environment_file, take_environment
 from hunyuan_train.launcher.start.deepspeed_launcher import (
     check_settings,
@@ -43,8 +43,8 @@ def test_what_its_shell_sees_is_little_and_quoted(tmp_path, monkeypatch):
     file = Path(made["DS_ENV_FILE"])
     assert file.stat().st_mode & 0o077 == 0
     assert file.read_text() == f"PATH=/bin:/a b:\\$(id)\nHUNYUAN_TRAIN_SHARED={tmp_path}\n"
-    meeting = Meeting(address="a", port=29501, interfaces={})
-    command = deepspeed_command(launch, tmp_path / "hostfile", meeting, tmp_path / "run.yaml")
+    rendezvous = Rendezvous(address="a", port=29501, interfaces={})
+    command = deepspeed_command(launch, tmp_path / "hostfile", rendezvous, tmp_path / "run.yaml")
     assert command[-2:] == ["--config", str(tmp_path / "run.yaml")]
     assert {"--no_ssh_check", "36005", "29501"} <= set(command)
 

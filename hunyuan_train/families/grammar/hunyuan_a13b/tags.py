@@ -49,7 +49,7 @@ def write_tags(thoughts: str, answer: str) -> str:
 def parse_tags(text: str) -> TaggedText:
     """Thoughts and answer of a message that may carry tags as text.
 
-    Only what has a single reading is mended: newlines and blanks around the tags, an answer without
+    Only what has a single reading is fixed: newlines and blanks around the tags, an answer without
     its wrapper. Anything else that looks like tags is an error. Tags talked about inside an
     untagged answer are text.
     """
@@ -74,9 +74,9 @@ def parse_tags(text: str) -> TaggedText:
 def _parse_loose(text: str, *, tags: list[str]) -> TaggedText:
     in_order = ["<think>", "</think>", "<answer>", "</answer>"]
     if tags == in_order and (match := _LOOSE.fullmatch(text)):
-        return _mended(match, "newlines around the tags")
+        return _fixed(match, "newlines around the tags")
     if tags == in_order[:2] and (match := _UNWRAPPED.fullmatch(text)):
-        return _mended(match, "answer put between <answer> tags")
+        return _fixed(match, "answer put between <answer> tags")
     if tags == in_order[2:] and (match := _ANSWER_ONLY.fullmatch(text)):
         return TaggedText("", match[1].strip("\r\n"), repair="empty think block added")
     is_meant = text.lstrip().startswith(("<think>", "<answer>")) or "</think>" in tags
@@ -86,7 +86,7 @@ def _parse_loose(text: str, *, tags: list[str]) -> TaggedText:
     return TaggedText(None, text, error=f"tags do not form one think and one answer: {found}")
 
 
-def _mended(match: re.Match[str], repair: str) -> TaggedText:
+def _fixed(match: re.Match[str], repair: str) -> TaggedText:
     thoughts, answer = (part.strip("\r\n") for part in match.groups())
     return TaggedText("" if thoughts.isspace() else thoughts, answer, repair=repair)
 
