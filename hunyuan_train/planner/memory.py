@@ -90,18 +90,21 @@ def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
     ]  # fmt: skip
     num_chunks = run.config.train.moe_chunks
     chunks = f", experts in {num_chunks} chunks" if num_chunks > 1 else ""
+    has_experts = run.shape.num_experts > 0
+    skew = f"; {imbalance:g} times an equal share of rows for its experts" if has_experts else ""
     if is_recomputed:
         lines.append(
             Component(
                 "recomputed layer", recomputed_bytes(run, imbalance=imbalance), Phase.LAYER,
-                f"what one layer saves, while it is run a second time{chunks}; "
-                f"{imbalance:g} times an equal share of rows for its experts",
+                f"what one layer saves, while it is run a second time{chunks}{skew}",
             )
         )  # fmt: skip
+    source = f"experts' outputs being weighed and summed, and gradients of it{chunks}"
     lines.append(
         Component(
-            "dispatch buffers", dispatch_bytes(run, imbalance=imbalance), Phase.LAYER,
-            f"experts' outputs being weighed and summed, and gradients of it{chunks}",
+            "dispatch buffers" if has_experts else "gradients of a layer",
+            dispatch_bytes(run, imbalance=imbalance), Phase.LAYER,
+            source if has_experts else "of its output and of its input",
         )
     )  # fmt: skip
     return lines

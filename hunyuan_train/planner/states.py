@@ -168,7 +168,8 @@ def device_states(run: ResolvedRun) -> Iterator[Component]:
     """Lines of the plan for weights, gradients, optimizer and the engine's buffers."""
     yield Component(
         "weights", weight_bytes(run), Phase.ALWAYS,
-        "this rank's part of every parameter (partition_parameters.py), and float32 routers",
+        "this rank's part of every parameter (partition_parameters.py)"
+        + (", and float32 routers" if run.shape.num_experts else ""),
     )  # fmt: skip
     if run.stage == 3:
         yield Component(

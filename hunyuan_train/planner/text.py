@@ -46,7 +46,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     )
     yield (
         f"{run.num_ranks} {device} on {run.num_nodes} machine(s), ZeRO stage {run.stage}, "
-        f"experts split over {run.expert_size}"
+        + (f"experts split over {run.expert_size}" if shape.num_experts else "no experts")
         + (f", each row shared by {run.sequence_size}" if run.sequence_size > 1 else "")
     )
 

@@ -17,7 +17,7 @@ from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.optim.records import choose_optimizer, find_optimizer
 from hunyuan_train.selftest.compare import Errors
-from hunyuan_train.selftest.samples import DEFAULT_BATCHES, SHAPE
+from hunyuan_train.selftest.samples import DEFAULT_BATCHES, DENSE, SHAPE
 from hunyuan_train.shipped import DS_CONFIGS
 
 Settings = dict[str, Any]
@@ -36,10 +36,12 @@ SPLIT: Settings = {"deepspeed": str(DS_CONFIGS / "zero3_ep.json")}
 SHARING = "sequence_parallel_size"
 SHARED: Settings = {SHARING: 2}
 LORA: Settings = {"use_lora": True, "lora_rank": 8, "lora_alpha": 16}
-LORA_IN_CHUNKS: Settings = LORA | {"lora_target_modules": "all", "moe_chunks": 3}
+ON_ALL: Settings = {"lora_target_modules": "all"}
+LORA_IN_CHUNKS: Settings = LORA | ON_ALL | {"moe_chunks": 3}
 KEPT: Settings = {"gradient_checkpointing": False}
 SELECTIVE: Settings = {"gradient_checkpointing": "selective"}
 LONG: Settings = {SHARING: 4, "moe_chunks": 3, "activation_offload": True}
+UNTIED = replace(SHAPE, tie_word_embeddings=False)
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
 
 # Of float32 against float64: three times to a hundred times what was measured.
@@ -84,11 +86,11 @@ class Entry:
     name: str
     num_groups: int  # of processes, each with all experts between them; 0: experts are not split
     settings: Settings
-    is_tied: bool = True
+    shape: ModelShape = SHAPE
 
 
-def _entry(name: str, num_groups: int, *settings: Settings, is_tied: bool = True) -> Entry:
-    return Entry(name, num_groups, {k: v for part in settings for k, v in part.items()}, is_tied)
+def _entry(name: str, num_groups: int, *settings: Settings, shape: ModelShape = SHAPE) -> Entry:
+    return Entry(name, num_groups, {k: v for part in settings for k, v in part.items()}, shape)
 
 
 ON_ANY = (
@@ -103,6 +105,7 @@ ON_ONE = (
     _entry("AdamW in host memory", 0, ADAMW, {"optimizer": "offload"}),
     _entry("adapters on attention", 0, SGD, LORA),
     _entry("nothing recomputed", 0, SGD, KEPT),
+    _entry("dense", 0, SGD, shape=DENSE),
 )
 ON_TWO = (
     _entry("AdamW in host memory", 1, ADAMW, {"optimizer": "offload"}),
@@ -116,13 +119,15 @@ ON_TWO = (
     _entry("router losses", 1, SGD, {"router_aux_loss_coef": 0.3, "router_z_loss_coef": 0.01}),
     _entry("experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}),
     _entry("adapters on attention", 1, SGD, LORA),
-    _entry("adapters everywhere", 1, SGD, LORA, {"lora_target_modules": "all"}),
+    _entry("adapters everywhere", 1, SGD, LORA, ON_ALL),
     _entry("experts in chunks", 1, SGD, {"moe_chunks": 3}),
     _entry("rows shared", 1, SGD, SHARED),
     _entry("rows shared, AdamW, nothing recomputed", 0, ADAMW, SHARED, KEPT),
     _entry("rows shared, adapters everywhere, experts in chunks", 1, SGD, SHARED, LORA_IN_CHUNKS),
-    _entry("output layer of its own, ZeRO-3", 0, SGD, is_tied=False),
-    _entry("output layer of its own", 1, SGD, is_tied=False),
+    _entry("output layer of its own, ZeRO-3", 0, SGD, shape=UNTIED),
+    _entry("output layer of its own", 1, SGD, shape=UNTIED),
+    _entry("dense, rows shared", 0, ADAMW, SHARED, shape=DENSE),
+    _entry("dense, adapters everywhere", 0, SGD, LORA, ON_ALL, shape=DENSE),
 )
 ON_FOUR = (
     _entry("experts split twice", 2, SGD),
@@ -161,15 +166,15 @@ def list_cases(num_processes: int, *, num_gpus: int) -> list[ParityCase]:
 
 def _make_case(entry: Entry, num_processes: int, num_gpus: int) -> ParityCase:
     group = num_processes // entry.num_groups if entry.num_groups else 1
-    expert_size = gcd(group, SHAPE.num_experts)
+    expert_size = gcd(group, entry.shape.num_experts)
     settings = {
         "bf16": False,
         "max_grad_norm": MAX_NORM,
         "expert_parallel_size": expert_size,
         **entry.settings,
     }
-    shape = replace(SHAPE, tie_word_embeddings=entry.is_tied)
-    return ParityCase(entry.name, _resolve(build_config(settings), shape, num_processes, num_gpus))
+    run = _resolve(build_config(settings), entry.shape, num_processes, num_gpus)
+    return ParityCase(entry.name, run)
 
 
 def recipe_case(recipe: str, num_processes: int, *, num_gpus: int) -> ParityCase:

@@ -38,6 +38,7 @@ PLURALS = {"marker": "markers"}
 ROUTERS = "*.mlp.gate.wg.weight"
 LINEAR_TARGETS = {
     "attention": r"self_attn\.[qkvo]_proj",
+    "mlp": r"mlp\.\w+_proj",
     "shared_mlp": r"mlp\.shared_mlp\.\w+_proj",
     "router": r"mlp\.gate\.wg",
 }
@@ -160,7 +161,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None
 def _adapt_experts(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
     scaling = lora.lora_alpha / (lora.lora_rank**0.5 if lora.use_rslora else lora.lora_rank)
     for layer, module in enumerate(model.model.layers):
-        experts = module.mlp.experts
+        experts = module.mlp._modules.get("experts")
+        if experts is None:  # a dense model
+            continue
         for kind in ("gate_up", "down"):
             weight = experts.get_parameter(f"{kind}_proj")
             name = f"model.layers.{layer}.mlp.experts.{kind}_lora_A"
@@ -236,6 +239,8 @@ class RouterTap:
 
     def loss(self, balance_coefficient: float, z_coefficient: float) -> Tensor:
         """Both losses of everything caught since the last call, mean over layers: a scalar."""
+        if not self.caught:  # a dense model
+            return torch.zeros((), dtype=torch.float64)
         num_layers = len(self.model.model.layers)
         balance = z = torch.zeros((), dtype=torch.float64)
         for layer in range(num_layers):

@@ -27,6 +27,7 @@ SHAPE = replace(
     num_experts=32,
     moe_topk=2,
 )
+DENSE = replace(SHAPE, family="hunyuan_v1_dense", num_experts=0, moe_topk=0)
 WEIGHTS = SeededWeights(seed=1, standard_deviation=0.08)
 PAD_ID = 0
 DEFAULT_BATCHES = 4

@@ -1,9 +1,11 @@
 """The dense family: the released size, and a run of a tiny one from training to serving."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -68,11 +70,23 @@ def test_settings_of_experts_are_refused(
     assert rule in " ".join(capsys.readouterr().err.split())
 
 
-def test_it_trains_resumes_and_exports_what_it_trained(tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finished = start_train(*SETTINGS, "--output_dir", str(whole), cwd=tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from its first step to its export."""
+    folder = tmp_path_factory.mktemp("dense")
+    finished = start_train(*SETTINGS, "--output_dir", str(folder / "run"), cwd=folder)
     assert finished.returncode == 0, finished.stderr
     assert "train = serve" in finished.stderr
+    return folder / "run"
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    files = folder.glob("*.safetensors")
+    return {name: one for file in files for name, one in load_file(file).items()}
+
+
+def test_it_resumes_and_exports_what_it_trained(whole: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "step-000004")
     shutil.rmtree(cut / "export")
@@ -80,16 +94,43 @@ def test_it_trains_resumes_and_exports_what_it_trained(tmp_path: Path) -> None:
     finished = start_train(*SETTINGS, *resume, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert "resumed from" in finished.stderr
-    ends = [
-        {
-            name: one
-            for file in folder.glob("export/*.safetensors")
-            for name, one in load_file(file).items()
-        }
-        for folder in (whole, cut)
-    ]
+    ends = [read_tensors(folder / "export") for folder in (whole, cut)]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     served = AutoModelForCausalLM.from_pretrained(whole / "export")
     assert served.config.model_type == "hunyuan_v1_dense"
     assert {name for name, _ in served.named_parameters()} == ends[0].keys()
+
+
+def test_its_adapter_is_served_and_merged_as_peft_does(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, run, merged = whole / "export", tmp_path / "run", tmp_path / "merged"
+    settings = ("--recipe", "tiny", "--model_name_or_path", str(base), "--max_steps", "3")
+    adapting = ("--use_lora", "--lora_target_modules", "all", "--learning_rate", "1e-2")
+    finished = start_train(
+        *(*settings, *adapting, "--sample_answers", "false", "--output_dir", str(run)), cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "train = serve" in finished.stderr
+    assert main(["merge", str(base), str(run / "export"), str(merged)]) == 0
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    expected = peft.PeftModel.from_pretrained(plain, run / "export").merge_and_unload()
+    tensors, before = read_tensors(merged), read_tensors(base)
+    for name, values in expected.named_parameters():
+        assert torch.equal(tensors[name], values.to(tensors[name].dtype)), name
+    changed = {name for name in before if not torch.equal(before[name], tensors[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+    asked = ("--prompt", "hello", "--max_new_tokens", "4", "--json")
+    for folder in (merged, run / "export"):
+        capsys.readouterr()
+        assert main(["chat", str(folder), *asked]) == 0
+        assert json.loads(capsys.readouterr().out)["usage"]["completion_tokens"] == 4
+
+
+def test_a_plan_of_it_counts_every_weight_as_active(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["plan", "--model", "tiny-dense", "--gpus", "1", "--gpu_memory", "80", "--json"]
+    assert main(plan) == 0
+    device = json.loads(capsys.readouterr().out)["device"]
+    assert device["weights"] >= 2 * count_parameters(DENSE).total
+    assert not any("expert" in name or "dispatch" in name for name in device)

@@ -60,7 +60,7 @@ def test_a_planted_fault_of_shared_rows_is_found(
         assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
 
 
-def test_a_rank_that_dies_is_a_failed_plan_and_not_a_crash(
+def test_a_rank_that_dies_is_a_failed_case_and_not_a_crash(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exit_code, [verdict] = run_with_fault(faults.die, monkeypatch, capsys)

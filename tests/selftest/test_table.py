@@ -13,13 +13,14 @@ from hunyuan_train.selftest.commands import choose_processes
 from tests.conftest import REPOSITORY
 
 PROMISED = {
-    1: {"ZeRO-2", "ZeRO-3", "AdamW", "AdamW in host memory", "adapters on attention"},
+    1: {"ZeRO-2", "ZeRO-3", "AdamW", "AdamW in host memory", "adapters on attention", "dense"},
     2: {
         *("ZeRO-2", "ZeRO-3", "experts split, SGD", "one sample a row", "no clipping"),
         *("nothing recomputed", "selective recomputation", "activations in host memory"),
         *("router losses", "adapters on attention", "adapters everywhere"),
         *("AdamW in host memory", "output layer of its own", "experts in chunks", "rows shared"),
         "rows shared, adapters everywhere, experts in chunks",
+        *("dense, rows shared", "dense, adapters everywhere"),
     },
     4: {
         *("ZeRO-3", "experts split, SGD", "experts split twice"),
@@ -40,7 +41,7 @@ def selftest(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_plan_equals_one_plain_process() -> None:
+def test_every_case_equals_one_plain_process() -> None:
     finished = selftest("--json")
     verdicts = json.loads(finished.stdout)
     wrong = [verdict for verdict in verdicts if verdict["wrong"]]
