@@ -12,7 +12,8 @@ from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.selftest import reference
 
-SHAPE = replace(TINY, vocab_size=512)
+# Two layers show all that more would: what differs from layer to layer, and what lies between two.
+SHAPE = replace(TINY, vocab_size=512, num_hidden_layers=2)
 WEIGHTS = SeededWeights(seed=1, standard_deviation=SHAPE.initializer_range)
 
 

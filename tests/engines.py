@@ -20,11 +20,12 @@ from hunyuan_train.selftest.training import kept_weights, my_share
 from hunyuan_train.trainer.state import TrainerState, read_state
 from tests.batches import SHAPE, WEIGHTS
 
-__all__ = ["kept_weights", "my_share", "resume", "router_terms", "small_engine"]
+__all__ = ["end_engines", "kept_weights", "my_share", "resume", "router_terms", "small_engine"]
 
 LEARNING_RATES = {"sgd": 0.05, "adamw": 1e-3, "lean": 1e-3}
 SHARED = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 MAX_GRAD_NORM = 1.0
+_started: list[deepspeed.DeepSpeedEngine] = []  # and not ended yet
 WEIGHT_DECAY = 0.01
 
 
@@ -77,7 +78,14 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     )
     engine = build_engine(config, settings, shape, source, attention=attention)
     engine.train()
+    _started.append(engine)
     return engine
+
+
+def end_engines() -> None:
+    """Let go of what this rank's engines hold, and of their hooks."""
+    while _started:
+        _started.pop().destroy()
 
 
 def router_terms(

@@ -18,7 +18,9 @@ from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, plain_model, released_state
 from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_each
+
+Kept = dict[tuple[str, int], Tensor]
 
 NUM_STEPS, RATE = 3, 0.05
 SETTINGS = {
@@ -28,9 +30,7 @@ SETTINGS = {
 }
 
 
-def train_frozen(
-    folder: Path, config: ModelConfig, expert_size: int, is_bf16: bool
-) -> dict[tuple[str, int], Tensor]:
+def train_frozen(folder: Path, config: ModelConfig, expert_size: int, is_bf16: bool) -> Kept:
     engine = small_engine(
         stage=3,
         expert_size=expert_size,
@@ -63,29 +63,42 @@ def train_plain(config: ModelConfig) -> tuple[dict[str, Tensor], set[str]]:
     return released_state(model), trained
 
 
-@pytest.mark.parametrize(
-    ("name", "expert_size", "is_bf16"),
-    [
-        ("routed experts", 2, False),
-        ("routed experts", 2, True),
-        ("down projections and router", 2, False),
-        ("down projections and router", 0, False),
-        ("all but attention", 2, False),
-    ],
-)
+Case = tuple[str, int, bool]  # what is frozen, ranks that share experts, whether in bfloat16
+CASES: list[Case] = [
+    ("routed experts", 2, False),
+    ("routed experts", 2, True),
+    ("down projections and router", 2, False),
+    ("down projections and router", 0, False),
+    ("all but attention", 2, False),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[Path, list[Kept]]]:
+    """Checkpoint and weights of each rank after training, by case."""
+    folders = [tmp_path_factory.mktemp("frozen") / "step-000003" for _ in CASES]
+    arguments = [
+        (folder, SETTINGS[name], *split)
+        for folder, (name, *split) in zip(folders, CASES, strict=True)
+    ]
+    kept = run_each(train_frozen, 2, arguments)
+    return dict(zip(CASES, zip(folders, kept, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_frozen_parameters_stay_and_the_others_train(
-    tmp_path: Path, name: str, expert_size: int, is_bf16: bool
+    trained: dict[Case, tuple[Path, list[Kept]]], case: Case
 ) -> None:
-    folder = tmp_path / "step-000003"
-    ranks = run_ranks(train_frozen, 2, folder, SETTINGS[name], expert_size, is_bf16)
-    before, (expected, trained) = released_state(plain_model()), train_plain(SETTINGS[name])
+    name, _, is_bf16 = case
+    folder, ranks = trained[case]
+    before, (expected, names) = released_state(plain_model()), train_plain(SETTINGS[name])
     for kept in ranks:
         for (tensor, start), values in kept.items():
-            if tensor in trained and is_bf16:
+            if tensor in names and is_bf16:
                 continue
-            theirs = (expected if tensor in trained else before)[tensor]
+            theirs = (expected if tensor in names else before)[tensor]
             theirs = theirs[start : start + len(values)].to(values.dtype)
-            limit = 1e-6 if tensor in trained else 0.0
+            limit = 1e-6 if tensor in names else 0.0
             assert (values - theirs).abs().max() <= limit, tensor
     saved = {
         tensor.name
@@ -95,5 +108,5 @@ def test_frozen_parameters_stay_and_the_others_train(
             HUNYUAN_V1_MOE, parameter, tuple(shape), first_expert=first_expert
         )
     }
-    assert saved == trained
-    assert any((expected[one] - before[one]).abs().max() > 1e-3 for one in trained)
+    assert saved == names
+    assert any((expected[one] - before[one]).abs().max() > 1e-3 for one in names)

@@ -20,7 +20,7 @@ from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, released_state
 from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_together
 from tests.released import SHAPE, write_released
 
 NUM_BATCHES = 4
@@ -75,23 +75,33 @@ def plain_token_losses(model: nn.Module, batch) -> Tensor:
     return torch.cat(parts)
 
 
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Models on disk, with fused experts or single ones."""
+    folders = {is_fused: tmp_path_factory.mktemp("base") for is_fused in (False, True)}
+    for is_fused, folder in folders.items():
+        write_released(folder, is_fused=is_fused, is_native=is_fused, dtype=torch.float32)
+    return folders
+
+
+# By number of ranks: those that share one set of experts, and whether these come fused.
+CASES = {
+    1: [(1, False)],
+    2: [(1, True), (2, False)],
+    4: [(1, False), (2, True), (4, True)],
+}
+
+
 @pytest.mark.parametrize(
     ("world_size", "expert_size", "is_fused"),
-    [
-        pytest.param(1, 1, False, id="1 rank"),
-        pytest.param(2, 1, True, id="2 ranks, experts over 1, fused"),
-        pytest.param(2, 2, False, id="2 ranks, experts over 2"),
-        pytest.param(4, 1, False, id="4 ranks, experts over 1"),
-        pytest.param(4, 2, True, id="4 ranks, experts over 2, fused"),
-        pytest.param(4, 4, True, id="4 ranks, experts over 4, fused"),
-    ],
+    [(size, *case) for size, cases in CASES.items() for case in cases],
 )
 def test_losses_and_gradients_are_those_of_transformers(
-    tmp_path: Path, world_size: int, expert_size: int, is_fused: bool
+    bases: dict[bool, Path], world_size: int, expert_size: int, is_fused: bool
 ) -> None:
-    write_released(tmp_path, is_fused=is_fused, is_native=is_fused, dtype=torch.float32)
-    expected_losses, expected = plain_gradients(tmp_path)
-    ranks = run_ranks(split_gradients, world_size, tmp_path, expert_size)
+    expected_losses, expected = plain_gradients(bases[is_fused])
+    cases = tuple((bases[fused], size) for size, fused in CASES[world_size])
+    ranks = run_together(split_gradients, world_size, cases)[bases[is_fused], expert_size]
     losses = [one for rank_losses, _ in ranks for one in rank_losses]
     for ours, theirs in zip(losses, expected_losses, strict=True):
         assert (ours - theirs).abs().max() < TOLERANCE

@@ -1,5 +1,7 @@
 """Adapters anywhere, experts split or not, train as PEFT's do in one plain process."""
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import peft
@@ -17,7 +19,7 @@ from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_loss, plain_model
 from tests.engines import WEIGHT_DECAY, my_share, resume, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_each, run_ranks
 
 NUM_STEPS = 5
 RATE = 0.5
@@ -29,39 +31,77 @@ def adapters(targets: str, **settings: object) -> LoraConfig:
     )
 
 
-def train_adapters(
-    folder: Path,
-    lora: LoraConfig,
-    expert_size: int,
-    num_steps: int,
-    is_resumed: bool,
-    sequence_size: int = 1,
-) -> list[float]:
-    """Train with SGD, whose steps show a wrong gradient scale; export before or after."""
+@dataclass(frozen=True)
+class Case:
+    """Where adapters go, and how the model is split."""
+
+    targets: str
+    expert_size: int
+    sequence_size: int = 1
+    settings: tuple[str, ...] = ()
+
+    @property
+    def lora(self) -> LoraConfig:
+        return LoraConfig(
+            use_lora=True,
+            lora_rank=8,
+            lora_alpha=16,
+            lora_target_modules=self.targets,
+            **dict.fromkeys(self.settings, True),
+        )
+
+    def __str__(self) -> str:
+        split = f"experts over {self.expert_size}, rows over {self.sequence_size}"
+        return ", ".join([self.targets, split, *self.settings])
+
+
+CASES = [
+    Case("attention", 2),
+    Case("experts", 2),
+    Case("experts", 1),
+    Case("all", 2, settings=("use_rslora",)),
+    Case("all", 2, 2),
+    Case("shared_mlp,router,q_proj", 0),
+    Case("attention", 2, settings=("use_dora",)),
+    Case("attention", 0, 2, ("use_dora",)),
+]
+
+
+def train_adapters(folder: Path, case: Case, *, is_resumed: bool = False) -> list[float]:
+    """Train with SGD, whose steps show a wrong gradient scale; export before and after."""
     engine = small_engine(
         stage=3,
-        expert_size=expert_size,
+        expert_size=case.expert_size,
         optimizer="sgd",
         max_grad_norm=0.0,
-        lora=lora,
-        sequence_size=sequence_size,
-        moe_chunks=sequence_size,
+        lora=case.lora,
+        sequence_size=case.sequence_size,
+        moe_chunks=case.sequence_size,
     )
-    state = TrainerState()
     checkpoint = folder / "step-000003"
     if is_resumed:
         state = resume(engine, checkpoint)
-    if num_steps == 0:
-        export_adapter(engine, folder / "before", lora, SHAPE, base_model="tiny")
+    else:
+        state = TrainerState()
+        export_adapter(engine, folder / "before", case.lora, SHAPE, base_model="tiny")
     losses = []
-    for step in range(state.step, num_steps):
+    for step in range(state.step, NUM_STEPS):
         if step == 3 and not is_resumed:
-            state = TrainerState(3, Position(), 0)
-            save_checkpoint(engine, state, checkpoint, fingerprints={})
-        batches = my_share(global_batch(step, 4), sequence_size)
+            save_checkpoint(engine, TrainerState(3, Position(), 0), checkpoint, fingerprints={})
+        batches = my_share(global_batch(step, 4), case.sequence_size)
         losses.append(train_step(engine, SFT, batches, learning_rate=RATE).loss)
-    export_adapter(engine, folder / "after", lora, SHAPE, base_model="tiny")
+    export_adapter(engine, folder / "after", case.lora, SHAPE, base_model="tiny")
     return losses
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[list[float], Path]]:
+    """Losses and folder of every case."""
+    folders = [tmp_path_factory.mktemp("adapters") for _ in CASES]
+    losses = [
+        first for first, _ in run_each(train_adapters, 2, list(zip(folders, CASES, strict=True)))
+    ]
+    return dict(zip(CASES, zip(losses, folders, strict=True), strict=True))
 
 
 def train_plain(folder: Path) -> tuple[list[float], dict[str, Tensor]]:
@@ -78,43 +118,35 @@ def train_plain(folder: Path) -> tuple[list[float], dict[str, Tensor]]:
     return losses, peft.get_peft_model_state_dict(model)
 
 
-@pytest.mark.parametrize(
-    ("targets", "expert_size", "sequence_size", "settings"),
-    [
-        ("attention", 2, 1, {}),
-        ("experts", 2, 1, {}),
-        ("experts", 1, 1, {}),
-        ("all", 2, 1, {"use_rslora": True}),
-        ("all", 2, 2, {}),
-        ("shared_mlp,router,q_proj", 0, 1, {}),
-        ("attention", 2, 1, {"use_dora": True}),
-        ("attention", 0, 2, {"use_dora": True}),
-    ],
-)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_adapters_train_as_in_plain_peft(
-    tmp_path: Path, targets: str, expert_size: int, sequence_size: int, settings: dict[str, bool]
+    trained: dict[Case, tuple[list[float], Path]], case: Case
 ) -> None:
-    lora = adapters(targets, **settings)
-    run_ranks(train_adapters, 2, tmp_path, lora, expert_size, 0, False)
-    [losses, _] = run_ranks(
-        train_adapters, 2, tmp_path, lora, expert_size, NUM_STEPS, False, sequence_size
-    )
-    expected_losses, expected = train_plain(tmp_path / "before")
+    losses, folder = trained[case]
+    expected_losses, expected = train_plain(folder / "before")
     assert losses == pytest.approx(expected_losses, abs=2e-6)
-    trained = peft.load_peft_weights(tmp_path / "after", device="cpu")
-    before = peft.load_peft_weights(tmp_path / "before", device="cpu")
-    assert trained.keys() == expected.keys()
-    for name, values in trained.items():
+    after = peft.load_peft_weights(folder / "after", device="cpu")
+    before = peft.load_peft_weights(folder / "before", device="cpu")
+    assert after.keys() == expected.keys()
+    for name, values in after.items():
         assert (values - expected[name]).abs().max() < 5e-6, name
-    assert any((values - before[name]).abs().max() > 1e-3 for name, values in trained.items())
+    assert any((values - before[name]).abs().max() > 1e-3 for name, values in after.items())
 
 
-def test_resumed_expert_adapters_are_bit_equal(tmp_path: Path) -> None:
-    lora = adapters("all")
-    [losses, _] = run_ranks(train_adapters, 2, tmp_path, lora, 2, NUM_STEPS, False)
-    whole = peft.load_peft_weights(tmp_path / "after", device="cpu")
-    [later, _] = run_ranks(train_adapters, 2, tmp_path, lora, 2, NUM_STEPS, True)
+def resume_adapters(folder: Path, case: Case) -> list[float]:
+    return train_adapters(folder, case, is_resumed=True)
+
+
+def test_resumed_expert_adapters_are_bit_equal(
+    trained: dict[Case, tuple[list[float], Path]], tmp_path: Path
+) -> None:
+    case = CASES[3]
+    losses, folder = trained[case]
+    shutil.copytree(folder / "step-000003", tmp_path / "step-000003")
+    [later, _] = run_ranks(resume_adapters, 2, tmp_path, case)
     assert later == losses[3:]
+    whole = peft.load_peft_weights(folder / "after", device="cpu")
     resumed = peft.load_peft_weights(tmp_path / "after", device="cpu")
+    assert whole.keys() == resumed.keys()
     for name, values in whole.items():
         assert torch.equal(resumed[name], values), name

@@ -10,7 +10,7 @@ from hunyuan_train.parallel.zero import MASTER, read_state, trained_shards
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_model
 from tests.engines import my_share, router_terms, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_together
 
 
 def train_in_bfloat16(stage: int, expert_size: int) -> dict[str, object]:
@@ -44,9 +44,12 @@ def train_in_bfloat16(stage: int, expert_size: int) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize(("stage", "expert_size"), [(3, 2), (3, 0), (2, 0)])
+SPLITS = ((3, 2), (3, 0), (2, 0))  # ZeRO stage, ranks that share one set of experts
+
+
+@pytest.mark.parametrize(("stage", "expert_size"), SPLITS)
 def test_routers_and_rope_stay_float32(stage: int, expert_size: int) -> None:
-    ranks = run_ranks(train_in_bfloat16, 2, stage, expert_size)
+    ranks = run_together(train_in_bfloat16, 2, SPLITS)[stage, expert_size]
     plain = plain_model()
     plain_losses, plain_load = train_plain_with_exact_routers()
     for rank in ranks:

@@ -18,18 +18,15 @@ from hunyuan_train.parallel.zero import flat_masters
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, plain_model
 from tests.engines import LEARNING_RATES, MAX_GRAD_NORM, WEIGHT_DECAY, my_share, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_ranks, run_together
 
 NUM_STEPS, BATCHES_PER_STEP = 6, 4
 
 Steps = list[tuple[float, float]]  # loss and gradient norm of each step
 
 SLACK_BYTES = 4096  # tables of the codes, rope's frequencies, scalars
-SPLITS = [
-    pytest.param(3, 2, id="ZeRO-3, experts split"),
-    pytest.param(3, 0, id="ZeRO-3"),
-    pytest.param(2, 0, id="ZeRO-2"),
-]
+SPLITS = ((3, 2), (3, 0), (2, 0))  # ZeRO stage, ranks that share one set of experts
+STAGES = ((2,), (3,))
 
 
 def storages() -> dict[int, torch.UntypedStorage]:
@@ -132,7 +129,7 @@ def plain_adamw() -> Steps:
 def test_every_split_takes_the_steps_of_adamw(
     plain_adamw: Steps, stage: int, expert_size: int
 ) -> None:
-    ranks = run_ranks(train_lean, 2, stage, expert_size)
+    ranks = run_together(train_lean, 2, SPLITS)[stage, expert_size]
     assert ranks[0] == ranks[1]
     steps, moved, kinds = ranks[0]
     for (loss, norm), (expected_loss, expected_norm) in zip(steps, plain_adamw, strict=True):
@@ -154,8 +151,8 @@ def masters_without_our_hand(stage: int) -> list[bool]:
     return [master.data_ptr() == weights.data_ptr() for master, (_, weights) in pairs]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_the_engine_still_keeps_a_second_copy_of_the_weights(stage: int) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_engine_still_keeps_a_second_copy_of_the_weights(stage: tuple[int]) -> None:
     """When this fails for a stage, `share_masters` need no longer replace its masters."""
-    [are_shared] = run_ranks(masters_without_our_hand, 1, stage)
+    [are_shared] = run_together(masters_without_our_hand, 1, STAGES)[stage]
     assert not any(are_shared)

@@ -18,7 +18,7 @@ from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.step import train_step
 from tests.batches import empty_batch, make_batch, plain_loss, plain_model, released_state
 from tests.engines import WEIGHT_DECAY, kept_weights, router_terms, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_together
 
 RATE = 0.05
 
@@ -96,10 +96,21 @@ def train_plain(num_ranks: int) -> tuple[float, list[float], dict[str, Tensor]]:
     return eval_loss, losses, released_state(model)
 
 
+CASES = {  # by number of ranks: that and how many share experts, and whether in bfloat16
+    2: ((2, 2, False), (2, 2, True)),
+    4: ((4, 2, False), (4, 4, False)),
+}
+
+
+def train_together(num_ranks: int, expert_size: int, is_bf16: bool) -> list[Outcome]:
+    case = (num_ranks, expert_size, is_bf16)
+    return run_together(train_unevenly, num_ranks, CASES[num_ranks])[case]
+
+
 @pytest.mark.parametrize(("world_size", "expert_size"), [(2, 2), (4, 2), (4, 4)])
 def test_uneven_ranks_train_and_evaluate_as_one_process(world_size: int, expert_size: int) -> None:
     expected_eval, expected_losses, expected = train_plain(world_size)
-    ranks = run_ranks(train_unevenly, world_size, world_size, expert_size, False)
+    ranks = train_together(world_size, expert_size, False)
     for rank in ranks:
         assert rank.eval_loss == pytest.approx(expected_eval, abs=2e-6)
         assert rank.losses == pytest.approx(expected_losses, abs=2e-6)
@@ -114,5 +125,5 @@ def test_uneven_ranks_train_and_evaluate_as_one_process(world_size: int, expert_
 
 def test_uneven_ranks_train_in_bfloat16() -> None:
     _, expected_losses, _ = train_plain(2)
-    for rank in run_ranks(train_unevenly, 2, 2, 2, True):
+    for rank in train_together(2, 2, True):
         assert rank.losses == pytest.approx(expected_losses, rel=2e-2)  # three digits, four steps
