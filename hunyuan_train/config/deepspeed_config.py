@@ -1,6 +1,6 @@
 """Fills a DeepSpeed file with the run's own numbers.
 
-A number that belongs to the run (batch sizes, clipping, precision, expert-parallel size) is "auto"
+A number that belongs to the run (batch sizes, clipping, precision, expert-parallel size, family) is "auto"
 in the file. One written there must say the same as the run; otherwise the run stops before it
 starts. Keys that are not ours pass through to DeepSpeed unread.
 """
@@ -50,6 +50,7 @@ def build_deepspeed_config(run: ResolvedRun) -> dict[str, Any]:
             owned["bf16", flag] = (f"optimizer {optimizer.name}", True)
     if run.splits_experts:
         owned["expert_parallel", "autoep_size"] = ("expert_parallel_size", run.expert_size)
+        owned["expert_parallel", "preset_model"] = ("the model's family", run.shape.family)
     for keys, (setting, value) in owned.items():
         _put(content, keys, setting=setting, value=value, path=path)
     return _without_auto(content, path)

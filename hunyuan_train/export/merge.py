@@ -35,7 +35,7 @@ from hunyuan_train.export.lora_delta_rows import ChangeReader
 from hunyuan_train.export.lora_deltas import Change, open_merge
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.safetensors_files import read_range, write_all
-from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation
+from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation, largest
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
-            is_exact = merge.weights["model.embed_tokens.weight"].dtype == "F32"
+            is_exact = largest(merge.weights).dtype == "F32"
             check_merged(base, adapter, unfinished, merge.shape, is_exact=is_exact)
         digests = {name: difference.sha256 for name, difference in differences.items()}
         publish_summed(folder, digests | hash_files(others, lambda _: None))

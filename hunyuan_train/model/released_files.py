@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import model_parameters, released_tensors
+from hunyuan_train.families.tables import kind_of, model_parameters, released_tensors
 from hunyuan_train.families.tensors import Kind, expert_tensors
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")  # of weights that are not quantised
 NUM_NAMED = 3  # in an error, of each kind
-TIED = "lm_head.weight"
 
 
 def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]:
@@ -33,7 +33,8 @@ def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]
         stored |= found
     if shape.tie_word_embeddings:
         # Some writers store the tied output weights a second time; the embedding is read.
-        stored.pop(TIED, None)
+        family = family_of(shape)
+        stored = {n: one for n, one in stored.items() if kind_of(family, n) is not Kind.HEAD}
     located = _unfuse_experts(stored, shape, folder)
     _check_complete(located, shape, folder)
     return located

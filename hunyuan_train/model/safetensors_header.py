@@ -5,6 +5,7 @@ https://huggingface.co/docs/safetensors. The bytes themselves are `safetensors_f
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,6 +34,11 @@ class TensorLocation:
     def num_bytes(self) -> int:
         """Size of the whole tensor."""
         return prod(self.shape) * self.itemsize
+
+
+def largest(locations: Mapping[str, TensorLocation]) -> TensorLocation:
+    """Where the largest of some tensors lies."""
+    return max(locations.values(), key=lambda one: one.num_bytes)
 
 
 def read_header(file: Path) -> dict[str, TensorLocation]:

@@ -20,7 +20,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_files import DTYPES, read_range
-from hunyuan_train.model.safetensors_header import TensorLocation
+from hunyuan_train.model.safetensors_header import TensorLocation, largest
 
 
 class WeightSource(Protocol):
@@ -65,8 +65,8 @@ class SafetensorsFolder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights: that of the embedding, because routers may be wider."""
-        return DTYPES[self.locations["model.embed_tokens.weight"].dtype]
+        """Dtype of the weights: that of the largest tensor, because routers may be wider."""
+        return DTYPES[largest(self.locations).dtype]
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor, in the stored dtype.

@@ -46,6 +46,7 @@ def test_the_runs_own_numbers_are_filled_in():
     assert filled["gradient_clipping"] == 0.5
     assert filled["bf16"] == {"enabled": True}
     assert filled["expert_parallel"]["autoep_size"] == 2
+    assert filled["expert_parallel"]["preset_model"] == "hunyuan_v1_moe"
     assert filled["zero_optimization"]["stage"] == 3
 
 
@@ -76,6 +77,10 @@ def test_every_file_we_ship_is_complete_once_filled(path):
         (
             {"expert_parallel": {"enabled": True, "autoep_size": 8}},
             "expert_parallel.autoep_size to 8, but expert_parallel_size of this run is 2",
+        ),
+        (
+            {"expert_parallel": {"enabled": True, "preset_model": "mixtral"}},
+            'preset_model to "mixtral", but the model\'s family of this run is "hunyuan_v1_moe"',
         ),
         ({"zero_optimization": 3}, "sets zero_optimization to 3; it is a section"),
         ({"zero_optimization": {"stage": "auto"}}, 'stage to "auto"; it must be 2 or 3'),

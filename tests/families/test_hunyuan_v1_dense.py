@@ -58,6 +58,7 @@ def test_it_has_no_experts_and_no_router() -> None:
     ("flags", "rule"),
     [
         ("--expert_parallel_size 2", "no routed experts to split"),
+        ("--deepspeed ds_configs/zero3_ep.json", "zero3_ep.json has an enabled expert_parallel"),
         ("--freeze_router", "no routed experts"),
         ("--use_lora --lora_target_modules experts", "name some of attention, mlp, all"),
     ],

@@ -22,7 +22,13 @@ def check_offloading(run: ResolvedRun) -> None:
 
 
 def check_expert_section(run: ResolvedRun) -> None:
-    """Refuse to split experts by a file that leaves them whole."""
+    """Refuse to split experts by a file that leaves them whole, and a file that would split none."""
+    if run.splits_experts and not run.shape.num_experts:
+        raise ConfigError(
+            f"{run.engine_path} has an enabled expert_parallel section, but the model "
+            f"({run.shape.family}) has no routed experts to split; use --deepspeed auto, or "
+            "ds_configs/zero3.json"
+        )
     if run.expert_size != 1 and not run.splits_experts:
         raise ConfigError(
             f"expert_parallel_size is {run.expert_size}, but {run.engine_path} has no enabled "
