@@ -1,8 +1,8 @@
 """Fills a DeepSpeed file with the run's own numbers.
 
-A number that belongs to the run (batch sizes, clipping, precision, expert-parallel size, family) is "auto"
-in the file. One written there must say the same as the run; otherwise the run stops before it
-starts. Keys that are not ours pass through to DeepSpeed unread.
+What belongs to the run (batch sizes, clipping, precision, expert-parallel size, model family) is
+"auto" in the file. A value written there must say the same as the run; otherwise the run stops
+before it starts. Keys that are not ours pass through to DeepSpeed unread.
 """
 
 import json
