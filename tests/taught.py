@@ -1,9 +1,11 @@
 """A small model that has learnt its answers by heart, as a folder that anything loads."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hunyuan_train.data.records.record import Reading, read_dialogue
@@ -13,6 +15,7 @@ from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from hunyuan_train.families.grammar.hunyuan_a13b.tokens import RANK_FILE
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
@@ -54,9 +57,24 @@ CALL = {
 
 
 def write_taught_model(folder: Path) -> Path:
-    """Teach the three dialogues to a model of random weights and save it; half a minute."""
-    torch.manual_seed(0)
+    """A model that knows the three dialogues; half a minute."""
     tokenizer = load_tokenizer(TINY_TOKENIZER)
+    samples = []
+    for record in (SLOW, FAST, CALL):
+        dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
+        assert isinstance(dialogue, Dialogue)
+        chunk = encode_renderings([render(dialogue)], tokenizer)
+        for number in range(len(chunk.samples)):
+            sample = chunk.sample(number)
+            samples.append((sample.tokens.astype("int64"), sample.spans > 0))
+    return teach(folder, tokenizer, samples)
+
+
+def teach(
+    folder: Path, tokenizer: Tokenizer, samples: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Path:
+    """Teach token ids, those with labels, to a model of random weights and save it."""
+    torch.manual_seed(0)
     shape = replace(
         SHAPE,
         vocab_size=tokenizer.vocab_size,
@@ -67,16 +85,10 @@ def write_taught_model(folder: Path) -> Path:
     )
     model = load_source(shape, SeededWeights(0, shape.initializer_range)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
-    samples = []
-    for record in (SLOW, FAST, CALL):
-        dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
-        assert isinstance(dialogue, Dialogue)
-        chunk = encode_renderings([render(dialogue)], tokenizer)
-        samples += [chunk.sample(number) for number in range(len(chunk.samples))]
     for _ in range(NUM_STEPS):
-        for sample in samples:
-            ids = torch.from_numpy(sample.tokens.astype("int64"))[None]
-            labels = ids.masked_fill(torch.from_numpy(sample.spans == 0)[None], -100)
+        for tokens, has_label in samples:
+            ids = torch.from_numpy(tokens)[None]
+            labels = ids.masked_fill(~torch.from_numpy(has_label)[None], -100)
             loss = model(input_ids=ids, labels=labels, use_cache=False).loss / len(samples)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -4,25 +4,44 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hunyuan_train import cli
+from hunyuan_train.evaluation.needle_in_a_haystack import NEEDLE_SEED, make_needles
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.conftest import start_train
+from tests.taught import teach
 
 LENGTHS, NUMBER, STEPS = (256, 448, 640), 2, 2
-NAMES = {f"needles_{length}" for length in LENGTHS}
+SCORES = {"needles_256": 0.5, "needles_448": 0.5, "needles_640": 0.0}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.fixture
+def taught(tmp_path: Path) -> Path:
+    """A model that knows one answer to a short text, one to a longer one, none to the longest."""
+    tokenizer = load_tokenizer(TINY_TOKENIZER)
+    needles = make_needles(tokenizer, LENGTHS, number=NUMBER, seed=NEEDLE_SEED)
+    samples = []
+    for needle in needles[0:3:2]:
+        answer = [*tokenizer.encode(needle.question.reference), tokenizer.eos_id]
+        ids = np.array([*needle.question.prompt, *answer])
+        samples.append((ids, np.arange(len(ids)) >= len(needle.question.prompt)))
+    return teach(tmp_path / "taught", tokenizer, samples)
+
+
 def test_the_model_in_training_and_the_exported_one_are_asked_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     asked = ["--needle_lengths", ",".join(map(str, LENGTHS)), "--needle_number", str(NUMBER)]
     settings = ["--recipe", "tiny", "--max_steps", str(STEPS), "--logging_steps", "1"]
+    settings += ["--model_name_or_path", str(taught), "--learning_rate", "1e-9", "--min_lr", "0"]
     settings += ["--sample_answers", "false", "--output_dir", str(folder)]
     finished = start_train(*settings, *asked, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -35,12 +54,12 @@ def test_the_model_in_training_and_the_exported_one_are_asked_the_same(
     lines = read_lines(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2]
     for line in (lines[0], lines[-1]):
-        assert line.keys() >= NAMES
-    assert "before training  needles found  256: 0%  448: 0%  640: 0%" in finished.stderr
+        assert {name: line[name] for name in SCORES} == SCORES
+    assert "before training  needles found  256: 50%  448: 50%  640: 0%" in finished.stderr
 
     command = ["evaluate", str(folder / "export"), *asked, "--json", "--run", str(folder)]
     assert cli.main(command) == 0
-    assert json.loads(capsys.readouterr().out).keys() == NAMES
+    assert json.loads(capsys.readouterr().out) == SCORES
     rows = read_lines(folder / "needles.jsonl")
     outputs = {
         model: [row["output"] for row in rows if row["model"] == model]
@@ -50,7 +69,8 @@ def test_the_model_in_training_and_the_exported_one_are_asked_the_same(
     assert trained == exported
     assert cli.main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
-    assert page.count("<td>0 of 2</td>") == 3 * len(LENGTHS)
+    assert page.count(f"<td>1 of {NUMBER}</td>") == 3 * 2
+    assert page.count(f"<td>0 of {NUMBER}</td>") == 3
 
 
 @pytest.mark.parametrize(
