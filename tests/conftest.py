@@ -26,9 +26,27 @@ if count_gpus() == 0:
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
+COMPUTING, WAITING = "computing", "waiting"  # two groups, of which each has a process of its own
+NICENESS = 10  # of those that compute, so that what is waited for answers in its time
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 Finished = subprocess.CompletedProcess[str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of hosts wait for processes and time limits, like those that are marked so."""
+    for item in items:
+        waits = item.get_closest_marker("waits") or "launcher" in item.path.parts
+        item.add_marker(pytest.mark.xdist_group(WAITING if waits else COMPUTING))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let the processes that compute give way, where there are two."""
+    is_beside_others = "PYTEST_XDIST_WORKER" in os.environ
+    group = item.get_closest_marker("xdist_group")
+    if is_beside_others and group and group.args == (COMPUTING,) and os.nice(0) < NICENESS:
+        os.nice(NICENESS)
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from tests.launcher.network import Network, environment_of
 SETTINGS = (
     *("--recipe", "tiny", "--eval_data_file", "none", "--eval_steps", "0", "--no_export"),
     *("--logging_steps", "1", "--expert_parallel_size", "1", "--sample_answers", "false"),
+    *("--max_seq_length", "256", "--overlong", "drop"),
 )
-STEPS = 16
+STEPS = 8
 RUN = (*SETTINGS, "--max_steps", str(STEPS), "--save_steps", "4")
 
 
