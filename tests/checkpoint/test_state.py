@@ -27,7 +27,7 @@ from hunyuan_train.trainer.state import Health, TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch
 from tests.engines import kept_weights, my_share, resume, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_each, run_ranks
 
 NUM_STEPS = 6
 SAVED_AT = 3
@@ -114,23 +114,39 @@ def lora_config(targets: str) -> LoraConfig | None:
     return LoraConfig(use_lora=True, lora_rank=4, lora_alpha=8, lora_target_modules=targets)
 
 
-@pytest.mark.parametrize(
-    ("stage", "expert_size", "targets"),
-    [
-        pytest.param(3, 2, "", id="ZeRO-3, experts split"),
-        pytest.param(3, 0, "", id="ZeRO-3"),
-        pytest.param(2, 0, "", id="ZeRO-2"),
-        pytest.param(3, 2, "attention", id="adapters, frozen experts split"),
-        pytest.param(3, 2, "all", id="adapters on split experts"),
-    ],
-)
+Case = tuple[int, int, str]  # ZeRO stage, ranks that share experts, what is adapted
+CASES: dict[str, Case] = {
+    "ZeRO-3, experts split": (3, 2, ""),
+    "ZeRO-3": (3, 0, ""),
+    "ZeRO-2": (2, 0, ""),
+    "adapters, frozen experts split": (3, 2, "attention"),
+    "adapters on split experts": (3, 2, "all"),
+}
+Saved = tuple[Path, list[Outcome]]  # a checkpoint of two ranks, and how the run went on from it
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
+    """A run of each case."""
+    folders = [tmp_path_factory.mktemp("run") / "step-000003" for _ in CASES]
+    arguments = [(one, *case) for one, case in zip(folders, CASES.values(), strict=True)]
+    runs = run_each(train_and_save, 2, arguments)
+    return dict(zip(CASES, zip(folders, runs, strict=True), strict=True))
+
+
+@pytest.fixture(scope="module")
+def resumed(saved: dict[str, Saved]) -> dict[str, list[Outcome]]:
+    """How each went on, in other processes."""
+    arguments = [(saved[name][0], *case) for name, case in CASES.items()]
+    return dict(zip(CASES, run_each(resume_and_train, 2, arguments), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_resumed_run_is_bit_equal(
-    tmp_path: Path, stage: int, expert_size: int, targets: str
+    saved: dict[str, Saved], resumed: dict[str, list[Outcome]], name: str
 ) -> None:
-    folder = tmp_path / "step-000003"
-    whole = run_ranks(train_and_save, 2, folder, stage, expert_size, targets)
-    resumed = run_ranks(resume_and_train, 2, folder, stage, expert_size, targets)
-    for one, later in zip(whole, resumed, strict=True):
+    _, whole = saved[name]
+    for one, later in zip(whole, resumed[name], strict=True):
         assert later.losses == one.losses[SAVED_AT:]
         assert later.norms == one.norms[SAVED_AT:]
         assert later.draws == one.draws
@@ -140,20 +156,9 @@ def test_resumed_run_is_bit_equal(
     assert whole[0].draws != whole[1].draws
 
 
-@pytest.fixture(scope="module")
-def saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """A checkpoint of two ranks with split experts, and how the run went on from it."""
-    return save_by_two(tmp_path_factory.mktemp("run") / "step-000003", "")
-
-
-@pytest.fixture(scope="module")
-def adapters_saved_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """The same of a run that trains adapters on attention beside frozen split experts."""
-    return save_by_two(tmp_path_factory.mktemp("adapters") / "step-000003", "attention")
-
-
-def save_by_two(folder: Path, targets: str) -> tuple[Path, Outcome]:
-    first, second = run_ranks(train_and_save, 2, folder, 3, 2, targets)
+def join_ranks(saved: Saved) -> tuple[Path, Outcome]:
+    """A checkpoint, and what both ranks had at the end."""
+    folder, (first, second) = saved
     return folder, first._replace(weights=first.weights | second.weights)
 
 
@@ -169,9 +174,9 @@ LAYOUTS = [  # processes, ZeRO stage, ranks that share one set of experts (0: no
 
 @pytest.mark.parametrize(("world_size", "stage", "expert_size"), LAYOUTS)
 def test_other_layouts_go_on_from_the_same_bits(
-    saved_by_two: tuple[Path, Outcome], world_size: int, stage: int, expert_size: int
+    saved: dict[str, Saved], world_size: int, stage: int, expert_size: int
 ) -> None:
-    folder, whole = saved_by_two
+    folder, whole = join_ranks(saved["ZeRO-3, experts split"])
     resumed = run_ranks(resume_and_train, world_size, folder, stage, expert_size, "")
     check_same_run(folder, whole, resumed)
 
@@ -181,9 +186,9 @@ def test_other_layouts_go_on_from_the_same_bits(
     [(1, 3, 1), pytest.param(4, 3, 4, marks=pytest.mark.slow)],
 )
 def test_adapters_beside_frozen_split_experts_go_on_from_the_same_bits(
-    adapters_saved_by_two: tuple[Path, Outcome], world_size: int, stage: int, expert_size: int
+    saved: dict[str, Saved], world_size: int, stage: int, expert_size: int
 ) -> None:
-    folder, whole = adapters_saved_by_two
+    folder, whole = join_ranks(saved["adapters, frozen experts split"])
     resumed = run_ranks(resume_and_train, world_size, folder, stage, expert_size, "attention")
     check_same_run(folder, whole, resumed)
     frozen = [name for name, _ in whole.weights if "experts" in name]

@@ -1,5 +1,7 @@
 """A split model answers as in one process, however unevenly the prompts lie on its ranks."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_model
 from tests.engines import my_share, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_together
 
 NUM_TOKENS = 12
 # The last rank has none; the first has more, and longer ones, than the others.
@@ -28,14 +30,24 @@ def answer_plainly(prompts: list[list[int]], stop_ids: list[int]) -> list[list[i
     return answers
 
 
-def answer_split(
-    expert_size: int, sequence_size: int, prompts: list[list[list[int]]], stop_ids: list[int]
-) -> list[list[list[int]]]:
+def deal_out(world_size: int) -> list[list[list[int]]]:
+    """The prompts of each rank."""
+    return [PROMPTS[0], *PROMPTS[4 - world_size + 1 :]]
+
+
+@cache
+def choose_stop_id() -> int:
+    """An id by which some answer ends early while others go on."""
+    return answer_plainly([PROMPTS[0][0]], [-1])[0][4]
+
+
+def answer_split(expert_size: int, sequence_size: int, stop_id: int) -> list[list[list[int]]]:
     """Answer this rank's prompts twice, before and after what training does."""
     engine = small_engine(
         stage=3, expert_size=expert_size, sequence_size=sequence_size, moe_chunks=sequence_size
     )
-    mine = prompts[torch.distributed.get_rank()]
+    mine = deal_out(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+    stop_ids = [stop_id]
     before = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
     train_step(engine, SFT, my_share(global_batch(0, 4), sequence_size), learning_rate=0.0)
     after = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
@@ -43,17 +55,20 @@ def answer_split(
     return [before, after]
 
 
+# By number of ranks: those that share experts, and those that share a row.
+SPLITS = {2: [(2, 1), (0, 1), (2, 2)], 4: [(2, 1), (4, 1), (2, 4)]}
+
+
 @pytest.mark.parametrize(
     ("world_size", "expert_size", "sequence_size"),
-    [(2, 2, 1), (4, 2, 1), (4, 4, 1), (2, 0, 1), (2, 2, 2), (4, 2, 4)],
+    [(size, *split) for size, splits in SPLITS.items() for split in splits],
 )
 def test_answers_are_those_of_one_process(
     world_size: int, expert_size: int, sequence_size: int
 ) -> None:
-    prompts = [PROMPTS[0], *PROMPTS[4 - world_size + 1 :]]
-    first = answer_plainly([PROMPTS[0][0]], [-1])[0]
-    stop_ids = [first[4]]  # so that some answer ends early while others go on
-    ranks = run_ranks(answer_split, world_size, expert_size, sequence_size, prompts, stop_ids)
-    for mine, (before, after) in zip(prompts, ranks, strict=True):
-        assert before == after == answer_plainly(mine, stop_ids)
+    stop_id = choose_stop_id()
+    cases = tuple((*split, stop_id) for split in SPLITS[world_size])
+    ranks = run_together(answer_split, world_size, cases)[expert_size, sequence_size, stop_id]
+    for mine, (before, after) in zip(deal_out(world_size), ranks, strict=True):
+        assert before == after == answer_plainly(mine, [stop_id])
     assert len(ranks[0][0][0]) < NUM_TOKENS

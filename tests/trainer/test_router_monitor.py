@@ -22,7 +22,7 @@ from hunyuan_train.trainer.router_monitor import (
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch
 from tests.engines import kept_weights, my_share, router_terms, small_engine
-from tests.ranks import run_ranks
+from tests.ranks import run_each, run_ranks
 
 NUM_BATCHES = 8  # of all ranks: about a hundred token slots for each expert
 COLLAPSE_AFTER = 3
@@ -88,11 +88,30 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / ROUTER_LOAD).read_text().splitlines()]
 
 
+Run = tuple[str, int, int]  # the policy, steps, ranks that share one set of experts
+RUNS: list[Run] = [
+    *(("warn", 5, 2), ("warn", 5, 0), ("stop", 6, 2)),
+    *(("freeze_router", 7, 2), ("aux_loss", 12, 2), ("aux_loss", 5, 2)),
+]
+
+
+Collapsed = dict[Run, tuple[Path, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory: pytest.TempPathFactory) -> Collapsed:
+    """The folder of each run, and what its ranks saw."""
+    folders = [tmp_path_factory.mktemp("collapsed") for _ in RUNS]
+    arguments = [(folder, *run) for folder, run in zip(folders, RUNS, strict=True)]
+    seen = run_each(train_and_collapse, 2, arguments)
+    return dict(zip(RUNS, zip(folders, seen, strict=True), strict=True))
+
+
 @pytest.mark.parametrize("expert_size", [2, 0])
 def test_a_collapse_is_told_at_the_next_check_and_a_sound_run_is_not(
-    tmp_path: Path, expert_size: int
+    collapsed: Collapsed, expert_size: int
 ) -> None:
-    first, second = run_ranks(train_and_collapse, 2, tmp_path, "warn", 5, expert_size)
+    folder, (first, second) = collapsed["warn", 5, expert_size]
     assert second["told"] == []  # one rank speaks for all
     assert len(first["told"]) == 1
     assert first["told"][0].startswith(f"step {COLLAPSE_AFTER + 1}: ")
@@ -105,17 +124,20 @@ def test_a_collapse_is_told_at_the_next_check_and_a_sound_run_is_not(
     assert after["expert_imbalance"] == pytest.approx(most)
     assert after["router_entropy"] == pytest.approx(0.5)  # log 4 / log 16
     assert after["router_drift"] > 0.4 > 0.1 > before["router_drift"]
-    kinds = [(line["step"], line["kind"]) for line in read_lines(tmp_path)]
+    kinds = [(line["step"], line["kind"]) for line in read_lines(folder)]
     assert kinds == [(0, "profile"), (COLLAPSE_AFTER + 1, "load")]
 
 
-def test_the_run_stops_where_that_is_asked_for(tmp_path: Path) -> None:
-    results = run_ranks(train_and_collapse, 2, tmp_path, "stop", 6, 2)
+def test_the_run_stops_where_that_is_asked_for(collapsed: Collapsed) -> None:
+    _, results = collapsed["stop", 6, 2]
     assert [result["stopped"] for result in results] == [COLLAPSE_AFTER + 1] * 2
 
 
-def test_held_routers_stay_as_they_are_bit_for_bit_and_the_rest_is_trained(tmp_path: Path) -> None:
-    for result in run_ranks(train_and_collapse, 2, tmp_path, "freeze_router", 7, 2):
+def test_held_routers_stay_as_they_are_bit_for_bit_and_the_rest_is_trained(
+    collapsed: Collapsed,
+) -> None:
+    folder, results = collapsed["freeze_router", 7, 2]
+    for result in results:
         weights = result["weights"]
         held, later = weights[COLLAPSE_AFTER], weights[-1]
         moved = {key for key in held if not torch.equal(held[key], later[key])}
@@ -125,11 +147,11 @@ def test_held_routers_stay_as_they_are_bit_for_bit_and_the_rest_is_trained(tmp_p
         assert moved == held.keys() - routers
         trained = weights[COLLAPSE_AFTER - 2]
         assert all(not torch.equal(trained[one], held[one]) for one in routers)
-    assert [line["kind"] for line in read_lines(tmp_path)] == ["profile", "load", "action"]
+    assert [line["kind"] for line in read_lines(folder)] == ["profile", "load", "action"]
 
 
-def test_the_balance_loss_turns_on_and_spreads_the_load_again(tmp_path: Path) -> None:
-    result, _ = run_ranks(train_and_collapse, 2, tmp_path, "aux_loss", 12, 2)
+def test_the_balance_loss_turns_on_and_spreads_the_load_again(collapsed: Collapsed) -> None:
+    _, (result, _) = collapsed["aux_loss", 12, 2]
     assert result["coefficient"] == GuardianConfig().router_alarm_aux_coef
     assert result["numbers"][-1]["dead_experts"] < result["numbers"][COLLAPSE_AFTER]["dead_experts"]
 
@@ -147,10 +169,12 @@ def resume_after_action(folder: Path) -> tuple[float, list[list[float]], float]:
     return resumed, profile, terms.balance_coefficient
 
 
-def test_a_resumed_run_knows_the_base_models_profile_and_what_was_done(tmp_path: Path) -> None:
-    run_ranks(train_and_collapse, 2, tmp_path, "aux_loss", 5, 2)
-    profile = read_lines(tmp_path)[0]["load"]
-    for resumed, known, before_the_alarm in run_ranks(resume_after_action, 2, tmp_path):
+def test_a_resumed_run_knows_the_base_models_profile_and_what_was_done(
+    collapsed: Collapsed,
+) -> None:
+    folder, _ = collapsed["aux_loss", 5, 2]
+    profile = read_lines(folder)[0]["load"]
+    for resumed, known, before_the_alarm in run_ranks(resume_after_action, 2, folder):
         assert resumed == GuardianConfig().router_alarm_aux_coef
         assert known == profile
         assert before_the_alarm == 0.0
