@@ -1,6 +1,7 @@
 """What the tests of every part share."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(os.environ))
 if count_gpus() == 0:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # which ignores Ctrl-C, and so would all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example may take any time, and is no less right for it.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
