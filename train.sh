@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune a Hunyuan MoE. With nothing set: a tiny model on the bundled dialogues, in minutes.
+# Fine-tune a Hunyuan model. With nothing set: a tiny model on the bundled dialogues, in minutes.
 #
 #   bash train.sh
 #   MODEL_PATH=/models/Hunyuan-A13B-Instruct TRAIN_FILE=my.jsonl bash train.sh --learning_rate 5e-5

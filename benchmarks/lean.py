@@ -3,7 +3,7 @@
     python -m benchmarks.lean [--report]
 
 Sixty steps at a fine-tuning rate on gradients of a fixed direction, noise and uneven magnitudes;
-then 300 steps of a small model with AdamW and with lean (tests/trainer/test_lean_training.py); then
+then 300 steps of a small model with AdamW and with lean (tests/optim/test_lean_training.py); then
 the time of an update, plain and compiled.
 """
 

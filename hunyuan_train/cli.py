@@ -70,7 +70,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     Train, plan and doctor are only listed: they read their flags themselves.
     """
     parser = argparse.ArgumentParser(
-        prog="hunyuan-train", description="Fine-tune Hunyuan-A13B and what goes with it."
+        prog="hunyuan-train", description="Fine-tune Hunyuan models, and what goes with it."
     )
     parser.add_argument("--version", action="version", version=f"hunyuan-train {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -26,7 +26,7 @@ from hunyuan_train.evaluation.needle_in_a_haystack import (
     describe_needle_scores,
     make_needles,
 )
-from hunyuan_train.evaluation.needle_probe import RetentionProbe
+from hunyuan_train.evaluation.needle_probe import NeedleProbe
 from hunyuan_train.evaluation.scoring import choose_questions
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
@@ -92,7 +92,7 @@ def make_answer_check(
     tokenizer: Tokenizer,
     logs: Logs,
 ) -> Asked:
-    """Questions of the held-out data, where answers are to be judged."""
+    """Questions of the held-out data, where answers are to be scored."""
     num_prompts = config.evaluation.eval_generate
     if not num_prompts:
         return ask_nothing
@@ -122,7 +122,7 @@ def make_probe(
         return ask_nothing
     number = config.evaluation.needle_number
     needles = make_needles(tokenizer, lengths, number=number, seed=NEEDLE_SEED)
-    return RetentionProbe(engine, needles, tokenizer, logs.needles).run
+    return NeedleProbe(engine, needles, tokenizer, logs.needles).run
 
 
 def make_throughput(config: RunConfig, shape: ModelShape) -> Throughput:
@@ -143,7 +143,7 @@ def make_profiler(config: RunConfig) -> Callable[[int], AbstractContextManager[N
     return StepProfiler(*steps, Path(config.train.output_dir)).step if steps else profile_nothing
 
 
-def look_before_training(
+def note_before_training(
     trainer: Trainer, probe: Asked, state: TrainerState, start: dict[str, Any]
 ) -> None:
     """Note the start, the base model's routing and, for comparison, what it answers."""
@@ -161,12 +161,14 @@ def look_before_training(
         trainer.logs.metrics.log(numbers, 0)
 
 
-def look_after_training(trainer: Trainer, probe: Asked, result: TrainingResult) -> None:
+def note_after_training(trainer: Trainer, probe: Asked, result: TrainingResult) -> None:
     """Note what is found in long texts now."""
     if not result.is_complete:
         return
     trainer.report_progress(result.step, "evaluating after training")
-    trainer.logs.metrics.amend(look_for_needles(probe, result.step, "after training"), result.step)
+    found = look_for_needles(probe, result.step, "after training")
+    if found:
+        trainer.logs.metrics.amend(found, result.step)
 
 
 def look_for_needles(probe: Asked, step: int, when: str) -> Numbers:

@@ -42,13 +42,13 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.instrumentation import (
-    look_after_training,
-    look_before_training,
     make_answer_check,
     make_probe,
     make_profiler,
     make_router_monitor,
     make_throughput,
+    note_after_training,
+    note_before_training,
     open_logs,
 )
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
@@ -79,7 +79,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
 
     Args:
         resolved: as every rank resolves it by itself.
-        heartbeat: tell the agent of this node how far this rank is.
+        heartbeat: tells the node agent how far this rank is.
 
     Returns:
         the exit code: success, or that the run stopped on request and is to be resumed.
@@ -120,9 +120,9 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     seed_generators(config.train.seed)
     state = start_state(config, trainer, checkpoint, made_of=made_of, data=data)
     probe = make_probe(config, engine, tokenizer, logs)
-    look_before_training(trainer, probe, state, start)
+    note_before_training(trainer, probe, state, start)
     result = train(trainer, state, started=started)
-    look_after_training(trainer, probe, result)
+    note_after_training(trainer, probe, result)
     if result.is_complete and config.checkpoints.export:
         heartbeat.report(result.step, "exporting")
         export(config, engine, shape, source)
@@ -173,7 +173,7 @@ def make_batches(config: RunConfig, dataset: Dataset) -> BatchSampler:
     """This rank's share of the training data."""
     return BatchSampler(
         dataset,
-        make_share(config, rows=config.train.per_device_train_batch_size),
+        make_shard(config, rows=config.train.per_device_train_batch_size),
         accumulation_steps=config.train.gradient_accumulation_steps,
         seed=config.train.seed,
         packing=config.data.packing,
@@ -186,12 +186,12 @@ def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
         return []
     return eval_batches(
         prepare_dataset(config.data, tokenizer, split="eval"),
-        make_share(config, rows=config.evaluation.per_device_eval_batch_size),
+        make_shard(config, rows=config.evaluation.per_device_eval_batch_size),
         packing=config.data.packing,
     )
 
 
-def make_share(config: RunConfig, *, rows: int) -> DataShard:
+def make_shard(config: RunConfig, *, rows: int) -> DataShard:
     """Which rows this rank reads, and which part of each."""
     return DataShard(
         rows=rows,

@@ -38,6 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 Finished = subprocess.CompletedProcess[str]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of hosts wait for processes and time limits, like those that are marked so."""
     for item in items:

@@ -6,7 +6,7 @@
 
 It is written as `step-000120.incomplete` and renamed when every file is on disk, so a folder with
 the final name is whole. Tensors are ranges of released tensors in disguise (see
-`model/layout.py`), which any other split of the model can read. Nothing in it is pickled.
+`families/tables.py`), which any other split of the model can read. Nothing in it is pickled.
 """
 
 import hashlib

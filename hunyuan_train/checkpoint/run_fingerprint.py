@@ -25,6 +25,7 @@ UNDECIDING = (
     *("html_page.py", "json_lines.py", "log.py", "progress.py"),
     *("config/describe.py", "data/commands.py", "data/inspection"),
     *("evaluation/samples.py", "evaluation/show_answer.py"),
+    "parallel/collective_timers.py",
     *("trainer/clock.py", "trainer/heat_map.py", "trainer/memory_estimate.py"),
     *("trainer/profiler.py", "trainer/starts.py", "trainer/throughput.py"),
 )

@@ -10,7 +10,7 @@ from hunyuan_train.config.values import describe_type
 
 WIDTH = 90
 INTRODUCTION = """\
-Fine-tune a Hunyuan MoE with DeepSpeed ZeRO-3 and expert parallelism.
+Fine-tune a Hunyuan model with DeepSpeed ZeRO-3 and expert parallelism.
 
 usage: hunyuan-train train [--recipe NAME] [--setting value ...]
 

@@ -11,6 +11,7 @@ from typing import Literal
 from hunyuan_train.config.declare import Auto, check_bounds, free_setting, setting
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.optim.records import OptimizerName, choose_optimizer, describe_optimizers
 
 
@@ -19,7 +20,8 @@ class ModelConfig:
     """Which model is trained, and how its attention runs."""
 
     model_name_or_path: str = free_setting(
-        "tiny", "a Hugging Face model folder, or a preset with random weights: tiny, tiny-gpu, a13b"
+        "tiny",
+        "a Hugging Face model folder, or a preset with random weights: " + ", ".join(PRESETS),
     )
     tokenizer_name_or_path: str | None = free_setting(
         None, "folder with hy.tiktoken; default: the model folder, or the bundled tiny tokenizer"
@@ -219,7 +221,7 @@ class EvaluationConfig:
     eval_generate: int = free_setting(
         0,
         "let the model answer N held-out prompts before the first step and at each evaluation: "
-        "format, mode, exact match and set F1 are judged, the answers kept in answers.jsonl",
+        "format, mode, exact match and set F1 are scored, the answers kept in answers.jsonl",
         low=0,
     )
     eval_max_new_tokens: int = free_setting(512, "tokens of such an answer at most", low=1)
@@ -380,7 +382,8 @@ class LoraConfig:
     use_dora: bool = setting(False, "weight-decomposed adapters on linear layers (DoRA)")
     lora_target_modules: str = setting(
         "attention",
-        "comma-separated: attention, shared_mlp, experts (all routed ones), router, all, or single "
+        "comma-separated: attention, mlp (of a dense model), shared_mlp, experts (all routed "
+        "ones), router, all, or single "
         "projections of attention (q_proj, k_proj, v_proj, o_proj)",
     )
 

@@ -15,7 +15,7 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.json_lines import Lines, Numbers
 
 
-class RetentionProbe:
+class NeedleProbe:
     """Asks for the same needles each time. Every rank has one; they ask together."""
 
     def __init__(

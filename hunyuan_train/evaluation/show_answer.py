@@ -22,7 +22,7 @@ class Answer:
 
 
 def show_answer(answer: Answer, console: Console) -> None:
-    """Print a prompt and what the exported model made of it, taken apart."""
+    """Print a prompt and what the trained model made of it, taken apart."""
     parsed = answer.output
     content = parsed.content or ""
     lines = [Text(answer.prompt, style="cyan")]

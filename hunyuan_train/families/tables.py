@@ -1,8 +1,10 @@
 """What follows from a family's table of tensors, for any family: names, parameters, counts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 
 from hunyuan_train.families.family import Family
 from hunyuan_train.families.registry import family_of
@@ -84,7 +86,8 @@ def stored_tensors(
     return [StoredTensor(to_released(family, name), tuple(shape))]
 
 
-def released_tensors(shape: ModelShape) -> dict[str, StoredTensor]:
+@lru_cache(maxsize=4)
+def released_tensors(shape: ModelShape) -> Mapping[str, StoredTensor]:
     """Every tensor of a released checkpoint, by name, in the order of its files."""
     found: list[tuple[tuple[int, int, int], StoredTensor]] = []
     for row in family_of(shape).table(shape):
@@ -95,7 +98,7 @@ def released_tensors(shape: ModelShape) -> dict[str, StoredTensor]:
             position = (layer, KIND_ORDER[row.kind], expert)
             found.append((position, StoredTensor(name, row.shape, row.kind)))
     found.sort(key=lambda one: one[0])  # stable: rows of one kind stay in the table's order
-    return {tensor.name: tensor for _, tensor in found}
+    return MappingProxyType({tensor.name: tensor for _, tensor in found})
 
 
 @lru_cache(maxsize=16)

@@ -26,7 +26,7 @@ from hunyuan_train.parallel.zero import flat_masters, num_dimensions, weight_sha
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = "is_router"  # marks a group that the guardian may hold
+ROUTERS = "is_router"  # marks a group that the router monitor may hold
 HELD = "is_held"
 NAME = "optimizer"  # of the record that a group's optimizer was made from
 
@@ -34,7 +34,7 @@ NAME = "optimizer"  # of the record that a group's optimizer was made from
 def decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: matrices, which decay; vectors, which never do; routers, apart from both.
 
-    Routers are matrices too; the guardian may hold them.
+    Routers are matrices too; the router monitor may hold them.
     """
     family = FAMILIES[model.config.model_type]
     named = [pair for pair in model.named_parameters() if pair[1].requires_grad]

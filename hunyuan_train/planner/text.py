@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.planner.component import Component, Phase, gigabytes
 from hunyuan_train.planner.estimate import Estimate, Shortage
@@ -46,9 +47,15 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     )
     yield (
         f"{run.num_ranks} {device} on {run.num_nodes} machine(s), ZeRO stage {run.stage}, "
-        + (f"experts split over {run.expert_size}" if shape.num_experts else "no experts")
-        + (f", each row shared by {run.sequence_size}" if run.sequence_size > 1 else "")
+        f"{describe_split(run)}"
     )
+
+
+def describe_split(run: ResolvedRun) -> str:
+    """How experts and rows are divided."""
+    experts = f"experts split over {run.expert_size}" if run.shape.num_experts else "no experts"
+    sharing = f", each row shared by {run.sequence_size}" if run.sequence_size > 1 else ""
+    return experts + sharing
 
 
 def describe_lines(title: str, lines: Iterable[Component]) -> Iterator[str]:

@@ -50,9 +50,8 @@ class _Frame:
 
     first: float
     last: float
-    marks: Sequence[
-        float
-    ]  # of the grid, lowest first; the chart reaches from the first to the last
+    # Of the grid, lowest first; the chart reaches from the first to the last.
+    marks: Sequence[float]
 
     def x(self, step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - self.first) / ((self.last - self.first) or 1)

@@ -1,6 +1,6 @@
 """One rank of a case across hosts, as torchrun starts it; rank 0 prints what it found.
 
-python -m hunyuan_train.selftest.rank PLAN NUM_PROCESSES NUM_GPUS [RECIPE]
+python -m hunyuan_train.selftest.rank CASE NUM_PROCESSES NUM_GPUS [RECIPE]
 """
 
 import json

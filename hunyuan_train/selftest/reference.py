@@ -1,7 +1,9 @@
 """The measure of all cases: Transformers' own model in float64, one process, one sample at a time.
 
 Nothing here comes from the training path: no engine, no packing, plain attention, every logit,
-plain cross entropy, torch's clipping and optimizers. Labels are taken from the samples themselves.
+plain cross entropy, torch's clipping and optimizers. Labels are taken from the samples themselves,
+and names of tensors and targets stand here once more. Only where adapters start is asked of the
+training path (`draw_adapter`): it is a seed, and no result.
 """
 
 from collections.abc import Iterator

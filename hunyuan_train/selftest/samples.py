@@ -13,12 +13,12 @@ from hunyuan_train.data.batches.loader import Batch, join_samples
 from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
-from hunyuan_train.families.hunyuan_v1_moe import TINY
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.model.weights import SeededWeights
 
 # More experts than the third step has places for, so that some get no token on any rank.
 SHAPE = replace(
-    TINY,
+    PRESETS["tiny"],
     vocab_size=320,
     hidden_size=64,
     intermediate_size=32,
@@ -27,7 +27,7 @@ SHAPE = replace(
     num_experts=32,
     moe_topk=2,
 )
-DENSE = replace(SHAPE, family="hunyuan_v1_dense", num_experts=0, moe_topk=0)
+DENSE = replace(SHAPE, family=PRESETS["tiny-dense"].family, num_experts=0, moe_topk=0)
 WEIGHTS = SeededWeights(seed=1, standard_deviation=0.08)
 PAD_ID = 0
 DEFAULT_BATCHES = 4

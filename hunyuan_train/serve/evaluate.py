@@ -18,6 +18,7 @@ from hunyuan_train.config.rules.evaluation import check_needles_fit, needle_leng
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.families.registry import read_shape
+from hunyuan_train.json_lines import Numbers
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hunyuan_train.evaluation.scoring import Question
     from hunyuan_train.serve.generate import ServedModel
 
-Numbers = dict[str, float | int]
 LABELS = {
     "eval_valid_format": "well-formed",
     "eval_mode_leak": "wrong mode",

@@ -18,7 +18,7 @@ from hunyuan_train.data.batches.loader import Batch, BatchSampler
 from hunyuan_train.json_lines import Lines
 from hunyuan_train.log import SHARED
 from hunyuan_train.trainer.state import Health, TrainerState
-from hunyuan_train.trainer.step import Anomaly, StepResult, judge_finite
+from hunyuan_train.trainer.step import Anomaly, StepResult, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def find_anomaly(loss: float, *, health: Health, config: TrainConfig) -> Anomaly
 
     Median and median deviation stand for mean and deviation: earlier spikes do not move them.
     """
-    anomaly = judge_finite(loss)
+    anomaly = check_finite(loss)
     is_looking = config.bad_steps != "off" and config.spike_deviations > 0
     if anomaly or not is_looking or len(health.recent_losses) < MIN_RECENT:
         return anomaly

@@ -12,6 +12,7 @@ from typing import Protocol
 import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hunyuan_train.config.rules.evaluation import LOSS_METRICS
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
@@ -51,7 +52,7 @@ STEPS_BEFORE_MEMORY = 3  # by then everything that is allocated once has been
 
 
 class Checkpointer(Protocol):
-    """Keeps checkpoints of the run, beside it. Every rank calls all of these at the same steps."""
+    """Saves checkpoints beside training. Every rank calls all of these at the same steps."""
 
     seconds_of_last: float  # that the last save took
 
@@ -125,8 +126,11 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
         started: time.monotonic() of the run's start, for max_hours.
 
     Raises:
+        ConfigError: no evaluation gives the loss that metric_for_best_model names.
         NonFiniteLossError: naming the samples of the batch.
+        RouterCollapseError: routers collapsed, and the run is to stop then.
     """
+    check_best_metric(trainer.config.evaluation, trainer.objective)
     config, checkpointer = trainer.config, trainer.checkpointer
     trainer.engine.train()
     saved_step, seconds = state.step, 0.0
@@ -160,9 +164,8 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
         if saved_step != state.step:
             checkpointer.save(state)
         is_saved = checkpointer.finish()
-    trainer.logs.metrics.amend(
-        checkpointer.numbers(), state.step
-    )  # the last save ends after its step
+    # The last save ends after its step.
+    trainer.logs.metrics.amend(checkpointer.numbers(), state.step)
     if has_stalled(config.evaluation, state):
         logger.info(
             "ending early: in %d evaluations %s was no better than %.4g at step %s",
@@ -174,6 +177,14 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
     if not is_complete:
         logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
     return TrainingResult(is_complete=is_complete, is_saved=is_saved, step=state.step)
+
+
+def check_best_metric(config: EvaluationConfig, objective: Objective) -> None:
+    """Refuse the name of a loss that the objective does not have."""
+    name = config.metric_for_best_model
+    known = name_losses(dict.fromkeys(objective.groups, 0.0))
+    if name.startswith(LOSS_METRICS) and name not in known:
+        raise ConfigError(f"metric_for_best_model is {name}; the losses are {', '.join(known)}")
 
 
 def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Numbers]:
@@ -224,7 +235,7 @@ def do_step(
             micro_batches,
             learning_rate=learning_rate,
             routers=trainer.routers,
-            judge=partial(find_anomaly, health=state.health, config=trainer.config.train),
+            find_anomaly=partial(find_anomaly, health=state.health, config=trainer.config.train),
             wait_before_update=trainer.checkpointer.wait_before_update,
             clock=trainer.clock,
         )
@@ -261,7 +272,7 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
         raise NonFiniteLossError(
             f"{num_bad} bad steps in a row up to step {state.step}, and "
             + (
-                f"{num_rollbacks} returns did not help"
+                f"{num_rollbacks} rollbacks did not help"
                 if num_rollbacks
                 else "no checkpoint to return to"
             )
@@ -285,7 +296,7 @@ def note_evaluation(
     """Remember the best evaluation, and how many have followed it.
 
     Raises:
-        ConfigError: it gave no such number as is to be gone by.
+        ConfigError: the evaluation did not report metric_for_best_model.
     """
     name = config.metric_for_best_model
     if name not in numbers:

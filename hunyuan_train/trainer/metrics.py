@@ -67,9 +67,8 @@ class WandbTracker:
             "dir": folder,
             "config": settings,
             "id": run_id,
-            "settings": wandb.Settings(
-                silent=True, init_timeout=INIT_SECONDS
-            ),  # else it asks for a key on the terminal
+            # Without `silent` it asks for a key on the terminal.
+            "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
         }
         wandb.setup(settings=wandb.Settings(silent=True))
         try:

@@ -1,7 +1,7 @@
 """The router monitor: sees when routers collapse or drift, says so, and does what was asked for.
 
 Routing is compared with a profile of the base model, taken before the first step on the first
-training batches. All ranks see the load of all ranks, so all judge and act alike. What the guardian
+training batches. All ranks see the load of all ranks, so all judge and act alike. What the monitor
 knows (the profile, and what it did) is in `router_load.jsonl`, from which a resumed run takes it.
 
 Shape letters:  E experts · L layers

@@ -53,8 +53,8 @@ class StepResult:
     anomaly: Anomaly | None = None
 
 
-def judge_finite(loss: float) -> Anomaly | None:
-    """Withhold the update of a loss that is no number."""
+def check_finite(loss: float) -> Anomaly | None:
+    """Skip the update when the loss is not finite."""
     return None if isfinite(loss) else Anomaly(f"the loss is {loss}", is_skipped=True)
 
 
@@ -69,7 +69,7 @@ def train_step(
     *,
     learning_rate: float,
     routers: RouterTerms | None = None,
-    judge: Callable[[float], Anomaly | None] = judge_finite,
+    find_anomaly: Callable[[float], Anomaly | None] = check_finite,
     wait_before_update: Callable[[], None] = update_at_once,
     clock: StepClock | None = None,
 ) -> StepResult:
@@ -81,13 +81,13 @@ def train_step(
         micro_batches: of this rank.
         learning_rate: of this step.
         routers: what they add to the loss.
-        judge: finds anomaly with the loss of all ranks, on every rank alike.
+        find_anomaly: what is wrong with the loss of all ranks; the same on every rank.
         wait_before_update: returns when weights and states may change.
         clock: told what takes how long.
     """
     clock = clock or StepClock()
     losses = accumulate_gradients(engine, objective, micro_batches, routers=routers, clock=clock)
-    anomaly = judge(losses.loss + losses.router_loss)
+    anomaly = find_anomaly(losses.loss + losses.router_loss)
     wait_before_update()
     is_skipped = anomaly is not None and anomaly.is_skipped
     with clock.part("optimizer"):

@@ -79,12 +79,12 @@ def train_around(stage: int, expert_size: int, how: str) -> dict[tuple[str, int]
         if step == BAD and how == "left out":
             continue
         batches = my_share(global_batch(step, 4))
-        judge = lambda _: None  # noqa: E731
+        find = lambda _: None  # noqa: E731
         if step == BAD and how == "withheld":
-            judge = lambda _: Anomaly("it is a spike", is_skipped=True)  # noqa: E731
+            find = lambda _: Anomaly("it is a spike", is_skipped=True)  # noqa: E731
         if step == BAD and how == "not finite on one rank" and torch.distributed.get_rank() == 1:
             batches[0].loss_weights[:] = nan
-        result = train_step(engine, SFT, batches, learning_rate=1e-3, judge=judge)
+        result = train_step(engine, SFT, batches, learning_rate=1e-3, find_anomaly=find)
         assert bool(result.anomaly) == (step == BAD)
     return kept_weights(engine.module)
 

@@ -14,9 +14,11 @@ from hunyuan_train.checkpoint.folder import (
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig, TrainConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.report.closing import closing_rows
 from hunyuan_train.trainer.loop import (
     TrainingResult,
+    check_best_metric,
     describe_step,
     has_stalled,
     is_due,
@@ -75,6 +77,12 @@ def test_a_number_that_the_data_does_not_give_is_named() -> None:
     config = EvaluationConfig(metric_for_best_model="eval_loss_slow")
     with pytest.raises(ConfigError, match="this data gives eval_loss, eval_loss_fast"):
         note_evaluation(config, TrainerState(), {"eval_loss": 1.0, "eval_loss_fast": 1.0})
+
+
+def test_a_loss_that_the_objective_does_not_have_is_named_before_the_first_step() -> None:
+    check_best_metric(EvaluationConfig(metric_for_best_model="eval_perplexity_think"), SFT)
+    with pytest.raises(ConfigError, match="eval_loss_quick; the losses are eval_loss, eval_loss_f"):
+        check_best_metric(EvaluationConfig(metric_for_best_model="eval_loss_quick"), SFT)
 
 
 @pytest.mark.parametrize(

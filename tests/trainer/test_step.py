@@ -97,7 +97,7 @@ def watch_steps() -> Seen:
         seen.losses[f"{name}, evaluated"] = evaluate(engine, objective, batches)
     before = kept_weights(engine.module)
 
-    def judge(loss: float) -> Anomaly:
+    def find_anomaly(loss: float) -> Anomaly:
         seen.events.append("judged")
         seen.judged.append(loss)
         return Anomaly("a test says so", is_skipped=True)
@@ -107,7 +107,7 @@ def watch_steps() -> Seen:
         seen.moved["before the wait"] = has_moved(engine, before)
 
     steps: dict[str, tuple[Objective, dict[str, Any]]] = {
-        "withheld": (SFT, {"judge": judge, "wait_before_update": wait}),
+        "withheld": (SFT, {"find_anomaly": find_anomaly, "wait_before_update": wait}),
         "no finite gradient": (SPOILED, {}),
         "sound": (SFT, {}),
     }

@@ -22,7 +22,7 @@ def check_offloading(run: ResolvedRun) -> None:
 
 
 def check_expert_section(run: ResolvedRun) -> None:
-    """Refuse to split experts by a file that leaves them whole, or to split none by one."""
+    """Refuse a file that leaves whole what is to be split, or splits experts of a dense model."""
     if run.splits_experts and not run.shape.num_experts:
         raise ConfigError(
             f"{run.engine_path} has an enabled expert_parallel section, but the model "

@@ -5,7 +5,12 @@ from hunyuan_train.errors import ConfigError
 
 MIN_NEEDLE_LENGTH = 256  # tokens; the question and the facts take about 100
 LOSS_METRICS = ("eval_loss", "eval_perplexity")
-ANSWER_METRICS = ("eval_valid_format", "eval_mode_leak", "eval_exact_match", "eval_set_f1")
+ANSWER_METRICS = (
+    *("eval_valid_format", "eval_valid_format_fast", "eval_valid_format_slow"),
+    *("eval_exact_match", "eval_exact_match_fast", "eval_exact_match_slow"),
+    *("eval_set_f1", "eval_set_f1_fast", "eval_set_f1_slow"),
+    *("eval_mode_leak_fast", "eval_mode_leak_slow"),
+)
 
 
 def check_evaluation_data(run: ResolvedRun) -> None:
@@ -38,15 +43,15 @@ def check_early_stopping(run: ResolvedRun) -> None:
 def check_best_metric(run: ResolvedRun) -> None:
     """Refuse to go by a number that no evaluation gives."""
     metric = run.config.evaluation.metric_for_best_model
-    needs_answers = metric.startswith(ANSWER_METRICS)
+    needs_answers = metric in ANSWER_METRICS
     if not needs_answers and not metric.startswith(LOSS_METRICS):
         raise ConfigError(
             f"metric_for_best_model is {metric}; it must begin with one of "
-            f"{', '.join(LOSS_METRICS + ANSWER_METRICS)}"
+            f"{', '.join(LOSS_METRICS)}, or be one of {', '.join(ANSWER_METRICS)}"
         )
     if needs_answers and not run.config.evaluation.eval_generate:
         raise ConfigError(
-            f"metric_for_best_model is {metric}, which answers are judged by; let the model answer "
+            f"metric_for_best_model is {metric}, which is a score of answers; let the model answer "
             "with --eval_generate 64"
         )
 

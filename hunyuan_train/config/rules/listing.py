@@ -45,7 +45,7 @@ RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     trained_parameters.check_adapter_targets: Needs.SETTINGS,
     trained_parameters.check_expert_adapters: Needs.SETTINGS,
     trained_parameters.check_freezing: Needs.SETTINGS,
-    trained_parameters.check_guardian: Needs.SETTINGS,
+    trained_parameters.check_router_guardian: Needs.SETTINGS,
     trained_parameters.check_experts_exist: Needs.SETTINGS,
     processes.check_attention_kernels: Needs.SETTINGS,
     processes.check_attention_package: Needs.PACKAGES,

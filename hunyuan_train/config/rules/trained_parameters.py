@@ -87,8 +87,8 @@ def check_freezing(run: ResolvedRun) -> None:
         raise ConfigError(f"freeze is {model.freeze!r}, which leaves nothing to train; freeze less")
 
 
-def check_guardian(run: ResolvedRun) -> None:
-    """Refuse a guardian that would freeze what is frozen."""
+def check_router_guardian(run: ResolvedRun) -> None:
+    """Refuse a router_guardian that would freeze what is frozen."""
     if run.config.guardian.router_guardian == "freeze_router" and not trains_routers(run):
         raise ConfigError(
             "router_guardian is freeze_router, but this run does not train the routers; use "

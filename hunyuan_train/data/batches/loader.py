@@ -101,14 +101,14 @@ class BatchSampler:
     def __init__(
         self,
         dataset: Dataset,
-        share: DataShard,
+        shard: DataShard,
         *,
         accumulation_steps: int,
         seed: int,
         packing: bool,
     ) -> None:
         self.dataset = dataset
-        self.share = share
+        self.shard = shard
         self.accumulation_steps = accumulation_steps
         self.seed = seed
         self.packing = packing
@@ -118,7 +118,7 @@ class BatchSampler:
     @property
     def rows_per_step(self) -> int:
         """Rows of all ranks in one optimizer step."""
-        return self.share.rows * self.share.num_groups * self.accumulation_steps
+        return self.shard.rows * self.shard.num_groups * self.accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,11 +131,11 @@ class BatchSampler:
         Each rank gets `accumulation_steps` batches, in a last step that is short of rows too.
         """
         order = self._row_order(position.epoch)
-        rows_per_micro_batch = self.share.rows * self.share.num_groups
+        rows_per_micro_batch = self.shard.rows * self.shard.num_groups
         batches = []
         for step in range(self.accumulation_steps):
-            mine = self.share.rows_after(position.row + step * rows_per_micro_batch)
-            batches.append(_gather(self.dataset, self.rows, order[mine], self.share))
+            mine = self.shard.rows_after(position.row + step * rows_per_micro_batch)
+            batches.append(_gather(self.dataset, self.rows, order[mine], self.shard))
         end = position.row + self.rows_per_step
         is_last = end >= len(self.rows)
         following = Position(position.epoch + 1, 0) if is_last else Position(position.epoch, end)
@@ -182,20 +182,20 @@ def _add_up(names: list[str], counts: list[float]) -> dict[str, int]:
     return sums
 
 
-def eval_batches(dataset: Dataset, share: DataShard, *, packing: bool) -> list[Batch]:
+def eval_batches(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[Batch]:
     """All samples once, in file order or packed; every rank gets the same number of batches."""
     rows = _lay_rows(dataset, np.arange(len(dataset)), packing=packing)
     numbers = np.arange(len(rows))
     return [
-        _gather(dataset, rows, numbers[share.rows_after(start)], share)
-        for start in range(0, len(rows), share.rows * share.num_groups)
+        _gather(dataset, rows, numbers[shard.rows_after(start)], shard)
+        for start in range(0, len(rows), shard.rows * shard.num_groups)
     ]
 
 
-def _gather(dataset: Dataset, rows: Rows, numbers: Integers, share: DataShard) -> Batch:
+def _gather(dataset: Dataset, rows: Rows, numbers: Integers, shard: DataShard) -> Batch:
     chosen = [rows[number] for number in numbers.tolist()]
-    batch = make_batch(dataset, chosen, min_tokens=share.sequence_size)
-    return cut_batch(batch, share.sequence_rank, share.sequence_size)
+    batch = make_batch(dataset, chosen, min_tokens=shard.sequence_size)
+    return cut_batch(batch, shard.sequence_rank, shard.sequence_size)
 
 
 def choose_samples(dataset: Dataset, seed: int) -> Integers:

@@ -313,7 +313,7 @@ def find_stale_locks(folder: str) -> list[str]:
 
 
 def count_other_runs() -> int:
-    """Guards of other runs on this host."""
+    """Node agents of other runs on this host."""
     processes = [name for name in os.listdir("/proc") if name.isdigit()]
     return sum("hunyuan_train.launcher.host.node_agent" in read_command(one) for one in processes)
 

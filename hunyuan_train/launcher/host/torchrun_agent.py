@@ -25,7 +25,7 @@ from hunyuan_train.launcher.rank.worker import FAILURE_REPORT
 
 def main(arguments: Sequence[str]) -> int:
     """Start the ranks, wait for them, and return the exit code of the first that failed."""
-    logging.disable()  # the agent narrates signals and exits; what matters is left to the agent
+    logging.disable()  # it narrates signals and exits; the node agent reports what matters
     try:
         run(parse_args(list(arguments)))
     except ChildFailedError as error:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
     """Tell the agent which rank failed first, and return its exit code as a shell would.
 
-    Without an agent, as under Slurm, the ranks have said their failure report themselves.
+    Without an agent, as under Slurm, the ranks have printed their failure reports themselves.
     """
     if folder is None:
         number = exit_codes[min(exit_codes)]

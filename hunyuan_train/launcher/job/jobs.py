@@ -26,7 +26,7 @@ from hunyuan_train.launcher.rank.environment import (
 from hunyuan_train.shipped import CODE_FOLDER, TRAIN_SCRIPT
 
 CONFIG_FILE = "run.yaml"
-GUARD = ("-m", "hunyuan_train.launcher.host.node_agent")
+NODE_AGENT = ("-m", "hunyuan_train.launcher.host.node_agent")
 AGENT = (sys.executable, "-u", "-m", "hunyuan_train.launcher.host.torchrun_agent")
 # What marks a line with its rank on the way to the launcher, which shows it otherwise.
 RANK_MARK = "\x1e"
@@ -91,14 +91,15 @@ def make_job(
         stop_seconds=launch.stop_timeout_seconds,
     )
     if host == cluster.local:
-        command = [sys.executable, *GUARD]
+        command = [sys.executable, *NODE_AGENT]
         return Job(host=host, command=command, spec=spec, environment=own_environment())
-    return Job(host=host, command=ssh_command(host, launch, ["sh", "-c", START_GUARD]), spec=spec)
+    command = ssh_command(host, launch, ["sh", "-c", START_NODE_AGENT])
+    return Job(host=host, command=command, spec=spec)
 
 
 # Fails with the folder's or the interpreter's name where a host lacks them.
-START_GUARD = (
-    f"cd {shlex.quote(str(CODE_FOLDER))} && exec {shlex.quote(sys.executable)} {shlex.join(GUARD)}"
+START_NODE_AGENT = (
+    f"cd {shlex.quote(str(CODE_FOLDER))} && exec {shlex.join([sys.executable, *NODE_AGENT])}"
 )
 
 

@@ -63,7 +63,7 @@ def write_torchrun(run: ResolvedRun, cluster: Cluster, arguments: Sequence[str])
     """The command of each host, to be started by hand or by another scheduler.
 
     Args:
-        plan: of the run.
+        run: resolved.
         cluster: its hosts.
         arguments: those of `hunyuan-train train`.
     """
@@ -88,7 +88,7 @@ def write_slurm(run: ResolvedRun, arguments: Sequence[str]) -> str:
     """A script for sbatch; Slurm says which hosts.
 
     Args:
-        plan: of the run, with as many hosts and processes on each as the job is to have.
+        run: resolved, with as many hosts and processes on each as the job is to have.
         arguments: those of `hunyuan-train train`.
 
     Raises:

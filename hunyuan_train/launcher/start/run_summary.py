@@ -12,6 +12,7 @@ from hunyuan_train.data.inspection.describe import describe_counts, describe_dat
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.prepare import PreparedRun
+from hunyuan_train.planner.text import describe_split
 from hunyuan_train.trainer.schedule import count_steps
 
 
@@ -32,8 +33,8 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
         + (f"; random weights from seed {config.train.seed}" if is_preset else ""),
         "training": describe_method(run),
         "processes": f"{describe_hosts(run.slots)} on {'GPUs' if run.is_on_gpu else 'CPU'} in "
-        f"{'bfloat16' if run.is_bf16 else 'float32'}: ZeRO stage {run.stage}, experts split over "
-        f"{run.expert_size}{describe_sharing(run)}",
+        f"{'bfloat16' if run.is_bf16 else 'float32'}: ZeRO stage {run.stage}, "
+        f"{describe_split(run)}",
         "data": f"{config.data.train_data_file}: {describe_counts(prepared.train.summary)}",
     }
     lines |= describe_dataset(prepared.train, config.data.history, prepared.tokenizer)
@@ -55,11 +56,6 @@ def describe_method(run: ResolvedRun) -> str:
     )
 
 
-def describe_sharing(run: ResolvedRun) -> str:
-    """How rows are divided; nothing where they are not."""
-    return f", each row shared by {run.sequence_size}" if run.sequence_size > 1 else ""
-
-
 def describe_hosts(slots: Sequence[int]) -> str:
     """How many processes, and how they are spread."""
     if len(slots) == 1:
@@ -71,7 +67,7 @@ def describe_hosts(slots: Sequence[int]) -> str:
 def describe_length(run: ResolvedRun, dataset: Dataset) -> str:
     """How many steps, and what one of them reads."""
     config, train = run.config, run.config.train
-    share = DataShard(
+    shard = DataShard(
         rows=train.per_device_train_batch_size,
         num_ranks=run.num_ranks,
         rank=0,
@@ -79,7 +75,7 @@ def describe_length(run: ResolvedRun, dataset: Dataset) -> str:
     )
     batches = BatchSampler(
         dataset,
-        share,
+        shard,
         accumulation_steps=train.gradient_accumulation_steps,
         seed=train.seed,
         packing=config.data.packing,
