@@ -37,7 +37,7 @@ from hunyuan_train.trainer.loop import Trainer, TrainingResult, describe_evaluat
 from hunyuan_train.trainer.memory_estimate import find_gpu
 from hunyuan_train.trainer.metrics import Logs, open_metrics
 from hunyuan_train.trainer.profiler import StepProfiler, profile_nothing
-from hunyuan_train.trainer.router_monitor import RouterMonitor, profile_batches
+from hunyuan_train.trainer.router_monitor import NoRouters, RouterMonitor, profile_batches
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.throughput import Throughput
 
@@ -79,8 +79,10 @@ def make_router_monitor(
     objective: Objective,
     routers: RouterTerms,
     logs: Logs,
-) -> RouterMonitor:
-    """What sees routers collapse or drift."""
+) -> RouterMonitor | NoRouters:
+    """What sees routers collapse or drift, where the model has any."""
+    if not routers.watch.load_LE.numel():
+        return NoRouters()
     return RouterMonitor(
         engine, objective, routers, config.guardian, logs.router_load, logs.metrics
     )

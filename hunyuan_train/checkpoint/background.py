@@ -145,7 +145,7 @@ class Saver:
             self.pending.outcome.exception()  # waits; `report` raises it
         return self.report()
 
-    def go_back(self) -> TrainerState | None:
+    def roll_back(self) -> TrainerState | None:
         """Restore the newest good checkpoint of this run; None where there is none."""
         self.finish()
         found = choose_checkpoint("auto", self.output_dir)

@@ -21,7 +21,7 @@ from hunyuan_train.launcher.host.extension import (
 )
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.environment import rank_environment
-from hunyuan_train.launcher.start.many import examine_or_refuse
+from hunyuan_train.launcher.start.many import preflight_or_refuse
 from hunyuan_train.log import console, log_to_screen
 
 if TYPE_CHECKING:  # they import torch, which must read the environment that is set here
@@ -91,8 +91,8 @@ def run_selftest(arguments: argparse.Namespace) -> int:
         counts, num_gpus = choose_processes(arguments.processes, machine), machine.num_gpus
         check = RanksHere()
     else:
-        examination = examine_or_refuse(config, cluster, console)
-        check = RanksOnHosts(examination, config.launch, arguments.recipe)
+        preflight = preflight_or_refuse(config, cluster, console)
+        check = RanksOnHosts(preflight, config.launch, arguments.recipe)
         counts, num_gpus = [check.num_processes], check.num_gpus
     cases = [
         case

@@ -5,7 +5,7 @@ import json
 from rich.console import Console
 
 from hunyuan_train.config.launch_schema import LaunchConfig
-from hunyuan_train.launcher.doctor.examine import Examination
+from hunyuan_train.launcher.doctor.preflight import Preflight
 from hunyuan_train.launcher.job.jobs import (
     host_environment,
     make_job,
@@ -24,20 +24,20 @@ MODULE = "hunyuan_train.selftest.rank"
 class RanksOnHosts:
     """Trains cases on the slots of all hosts; rank 0 trains the reference and compares."""
 
-    def __init__(self, examination: Examination, launch: LaunchConfig, recipe: str | None) -> None:
-        self.examination = examination
+    def __init__(self, preflight: Preflight, launch: LaunchConfig, recipe: str | None) -> None:
+        self.preflight = preflight
         self.launch = launch
         self.recipe = [recipe] if recipe else []
 
     @property
     def num_processes(self) -> int:
         """Slots of all hosts."""
-        return sum(self.examination.cluster.slots)
+        return sum(self.preflight.cluster.slots)
 
     @property
     def num_gpus(self) -> int:
         """One for each process, or none."""
-        return self.num_processes if self.examination.machine.num_gpus else 0
+        return self.num_processes if self.preflight.machine.num_gpus else 0
 
     def __call__(self, case: ParityCase) -> Errors:
         """Train a case and compare it.
@@ -45,8 +45,8 @@ class RanksOnHosts:
         Raises:
             RanksError: a rank or a host failed.
         """
-        cluster, machine = self.examination.cluster, self.examination.machine
-        rendezvous = self.examination.rendezvous(self.launch.master_port)
+        cluster, machine = self.preflight.cluster, self.preflight.machine
+        rendezvous = self.preflight.rendezvous(self.launch.master_port)
         words = (case.name, str(self.num_processes), str(self.num_gpus), *self.recipe)
         jobs = [
             make_job(

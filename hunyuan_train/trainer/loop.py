@@ -37,7 +37,7 @@ from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
 from hunyuan_train.trainer.memory_estimate import RunEstimate
 from hunyuan_train.trainer.metrics import Logs
 from hunyuan_train.trainer.profiler import profile_nothing
-from hunyuan_train.trainer.router_monitor import RouterMonitor
+from hunyuan_train.trainer.router_monitor import NoRouters, RouterMonitor
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
 from hunyuan_train.trainer.step import NonFiniteLossError, StepResult, train_step
@@ -72,7 +72,7 @@ class Checkpointer(Protocol):
         """Wait for a save to end; False if it failed."""
         ...
 
-    def go_back(self) -> TrainerState | None:
+    def roll_back(self) -> TrainerState | None:
         """Restore the newest good checkpoint; None where there is none."""
         ...
 
@@ -105,7 +105,7 @@ class Trainer:
     estimate: RunEstimate
     num_restarts: int  # how often the run was started again; rank 0 knows
     report_progress: Callable[[int, str], None]  # steps done, and what comes now
-    router_monitor: RouterMonitor
+    router_monitor: RouterMonitor | NoRouters
     throughput: Throughput
     answer: Callable[[int], Numbers] = ask_nothing  # held-out questions, after so many steps
     profile: Callable[[int], AbstractContextManager[None]] = profile_nothing  # a step
@@ -154,7 +154,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
             trainer.report_progress(state.step, "training")
             checkpointer.report()
             if state.health.num_bad_in_a_row >= config.train.max_bad_steps:
-                state = go_back(trainer, state)
+                state = roll_back(trainer, state)
                 saved_step = state.step
             if wants_save(config.checkpoints, state, saved_step):
                 checkpointer.save(state)
@@ -260,14 +260,14 @@ def do_step(
     return following, result
 
 
-def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
+def roll_back(trainer: Trainer, state: TrainerState) -> TrainerState:
     """Return to the last good checkpoint, and go on from there behind the bad batches.
 
     Raises:
         NonFiniteLossError: that has not helped before, or there is no checkpoint.
     """
     num_bad, num_rollbacks = state.health.num_bad_in_a_row, state.health.num_rollbacks
-    restored = trainer.checkpointer.go_back() if num_rollbacks < MAX_ROLLBACKS else None
+    restored = trainer.checkpointer.roll_back() if num_rollbacks < MAX_ROLLBACKS else None
     if restored is None:
         raise NonFiniteLossError(
             f"{num_bad} bad steps in a row up to step {state.step}, and "
@@ -279,7 +279,7 @@ def go_back(trainer: Trainer, state: TrainerState) -> TrainerState:
             + f"; lower the learning rate, or look at the samples in {QUARANTINE}"
         )
     trainer.logs.forget_after(restored.step)
-    trainer.router_monitor.go_back_to(restored.step)
+    trainer.router_monitor.roll_back_to(restored.step)
     health = replace(restored.health, num_bad_in_a_row=0, num_rollbacks=num_rollbacks + 1)
     return replace(restored, position=state.position, health=health)
 

@@ -135,11 +135,6 @@ class RouterMonitor:
         self.last_seen: dict[tuple[str, int], int] = {}  # step of each alarm's latest sign
         self.has_acted = False
 
-    @property
-    def has_routers(self) -> bool:
-        """Whether there is anything to watch: a dense model has none."""
-        return self.routers.watch.load_LE.numel() > 0
-
     def start(self, step: int, batches: Sequence[Batch]) -> None:
         """Take the base model's profile, or take over what an earlier process knew.
 
@@ -147,8 +142,6 @@ class RouterMonitor:
             step: optimizer steps done so far.
             batches: of this rank, to take the profile on; every rank brings as many.
         """
-        if not self.has_routers:
-            return
         entries = self._read_entries(step or -1)  # a run from the start owes nothing to another
         known = [entry["load"] for entry in entries if entry["kind"] == PROFILE]
         if known:
@@ -165,7 +158,7 @@ class RouterMonitor:
             self._write(step, PROFILE, load=shares)
         self._set_action(has_acted=any(entry["kind"] == ACTION for entry in entries))
 
-    def go_back_to(self, step: int) -> None:
+    def roll_back_to(self, step: int) -> None:
         """Forget what came after a step that the run returns to."""
         entries = self._read_entries(step)
         self.last_seen.clear()
@@ -177,7 +170,7 @@ class RouterMonitor:
         Raises:
             RouterCollapseError: on an alarm, where the policy says so; on every rank.
         """
-        if step % self.config.router_check_steps or not self.has_routers:
+        if step % self.config.router_check_steps:
             return
         load_LE = self.routers.watch.take_load()
         dist.all_reduce(load_LE)
@@ -261,6 +254,26 @@ class RouterMonitor:
 
     def _write(self, step: int, kind: str, **content: object) -> None:
         self.log.append({"step": step, "kind": kind, **content})
+
+
+class NoRouters:
+    """The monitor of a dense model, which has nothing to watch."""
+
+    def start(self, step: int, batches: Sequence[Batch]) -> None:
+        """Take no profile."""
+
+    def roll_back_to(self, step: int) -> None:
+        """There is nothing to forget."""
+
+    def check(self, step: int) -> None:
+        """Nothing can be wrong."""
+
+    def measure(self, step: int) -> Numbers:
+        """Nothing."""
+        return {}
+
+    def keep_load(self, step: int) -> None:
+        """There is none."""
 
 
 def profile_batches(batches: BatchSampler) -> list[Batch]:

@@ -165,7 +165,7 @@ def resume_after_action(folder: Path) -> tuple[float, list[list[float]], float]:
     monitor.start(5, [])
     assert monitor.profile_LE is not None
     profile, resumed = monitor.profile_LE.tolist(), terms.balance_coefficient
-    monitor.go_back_to(COLLAPSE_AFTER)
+    monitor.roll_back_to(COLLAPSE_AFTER)
     return resumed, profile, terms.balance_coefficient
 
 

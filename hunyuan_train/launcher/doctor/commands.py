@@ -15,7 +15,7 @@ from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.ssh import ssh_command
 from hunyuan_train.launcher.doctor.bandwidth import judge_bandwidth, measure_bandwidth
 from hunyuan_train.launcher.doctor.checks import Finding, choose_interface
-from hunyuan_train.launcher.doctor.examine import Examination, examine
+from hunyuan_train.launcher.doctor.preflight import Preflight, run_preflight
 from hunyuan_train.launcher.doctor.show import describe, show_table
 from hunyuan_train.launcher.doctor.trust import collect_keys
 from hunyuan_train.launcher.exit_codes import FAILURE, SUCCESS
@@ -52,23 +52,23 @@ def run_doctor(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     if "trust" in asked:
         show_keys(cluster, config.launch, console)
-    examination = examine(config, cluster)
-    if "fix" in asked and apply_fixes(examination.findings, cluster, config.launch, console):
-        examination = examine(config, cluster)
-    findings = list(examination.findings)
-    if "bandwidth" in asked and not examination.failed:
-        findings += try_bandwidth(examination, config, console)
+    preflight = run_preflight(config, cluster)
+    if "fix" in asked and apply_fixes(preflight.findings, cluster, config.launch, console):
+        preflight = run_preflight(config, cluster)
+    findings = list(preflight.findings)
+    if "bandwidth" in asked and not preflight.failed:
+        findings += try_bandwidth(preflight, config, console)
     show_table(cluster.hosts, findings, console)
-    console.print(describe_network(examination), markup=False, soft_wrap=True, end="")
+    console.print(describe_network(preflight), markup=False, soft_wrap=True, end="")
     console.print(describe(findings), markup=False, soft_wrap=True, end="\n" if findings else "")
     return FAILURE if any(one.verdict == "failed" for one in findings) else SUCCESS
 
 
-def describe_network(examination: Examination) -> str:
+def describe_network(preflight: Preflight) -> str:
     """By which interfaces the hosts will talk to each other; empty where one is not known."""
-    reports = [report for report in examination.reports if report.found]
+    reports = [report for report in preflight.reports if report.found]
     ways = [f"{report.host.address} by {choose_interface(report)}" for report in reports]
-    if len(reports) < max(2, len(examination.reports)) or not all(map(choose_interface, reports)):
+    if len(reports) < max(2, len(preflight.reports)) or not all(map(choose_interface, reports)):
         return ""
     return f"ranks will talk to each other at {', '.join(ways)}\n"
 
@@ -106,14 +106,14 @@ def on_host(
     return list(command) if host == cluster.local else ssh_command(host, launch, command)
 
 
-def try_bandwidth(examination: Examination, config: RunConfig, console: Console) -> list[Finding]:
+def try_bandwidth(preflight: Preflight, config: RunConfig, console: Console) -> list[Finding]:
     """The verdicts of an all-reduce; one failure for all hosts where it does not come about."""
-    cluster = examination.cluster
+    cluster = preflight.cluster
     if len(cluster.hosts) == 1:
         return []
     console.print("measuring an all-reduce across the hosts, up to a minute")
-    rendezvous = examination.rendezvous(None)
-    measured = measure_bandwidth(cluster, config.launch, rendezvous, examination.machine)
+    rendezvous = preflight.rendezvous(None)
+    measured = measure_bandwidth(cluster, config.launch, rendezvous, preflight.machine)
     if not isinstance(measured, str):
         return judge_bandwidth(measured, cluster.hosts)
     return [

@@ -45,8 +45,8 @@ def try_deepspeed(many: ManyHosts, config: RunConfig) -> Outcome:
         ConfigError: pdsh is missing, or a setting that it cannot do.
     """
     check_settings(config.launch, many.cluster)
-    examination, cluster = many.examination, many.cluster
-    assert examination  # there is one try, right after the hosts were looked at
+    preflight, cluster = many.preflight, many.cluster
+    assert preflight  # there is one try, right after the hosts were looked at
     folder = Path(config.train.output_dir).absolute()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".deepspeed-") as shared:
         hostfile, config_file = Path(shared, "hostfile"), Path(shared, "run.yaml")
@@ -54,10 +54,10 @@ def try_deepspeed(many: ManyHosts, config: RunConfig) -> Outcome:
         # One file for all hosts, whose numbers of processes may differ: each takes what is started.
         parallel = replace(config.parallel, num_processes="auto")
         dump_config(replace(config, parallel=parallel), config_file)
-        rendezvous = examination.rendezvous(config.launch.master_port)
+        rendezvous = preflight.rendezvous(config.launch.master_port)
         ranks = [
             {
-                **host_environment(host, cluster, rendezvous, examination.machine),
+                **host_environment(host, cluster, rendezvous, preflight.machine),
                 "LOCAL_WORLD_SIZE": str(host.slots),  # which DeepSpeed does not tell
             }
             for host in cluster.hosts

@@ -24,7 +24,7 @@ from hunyuan_train.launcher.job.restart import Try, run_until_done
 from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.start.deepspeed_launcher import try_deepspeed
-from hunyuan_train.launcher.start.many import ManyHosts, examine_or_refuse
+from hunyuan_train.launcher.start.many import ManyHosts, preflight_or_refuse
 from hunyuan_train.launcher.start.memory import check_memory
 from hunyuan_train.launcher.start.other_launchers import write_slurm, write_torchrun
 from hunyuan_train.launcher.start.prepare import (
@@ -67,9 +67,9 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
         return launch(run, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
     if config.launch.sync:
         sync_hosts(config, cluster, console)
-    examination = examine_or_refuse(config, cluster, console)
-    run = resolve_here(config, machine=examination.machine, slots=cluster.slots)
-    many = ManyHosts(config, examination, console)
+    preflight = preflight_or_refuse(config, cluster, console)
+    run = resolve_here(config, machine=preflight.machine, slots=cluster.slots)
+    many = ManyHosts(config, preflight, console)
     start = partial(try_deepspeed, many) if config.launch.launcher == "deepspeed" else many
     return launch(run, start, is_dry_run=is_dry_run)
 

@@ -25,7 +25,7 @@ NCCL_PACKAGES = ("nvidia-nccl-cu12", "nvidia-nccl-cu13", "flash-attn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Examination:
+class Preflight:
     """What came of one look at all hosts."""
 
     cluster: Cluster
@@ -75,7 +75,7 @@ def least_machine(reports: Sequence[Report]) -> Machine:
     )
 
 
-def examine(config: RunConfig, cluster: Cluster) -> Examination:
+def run_preflight(config: RunConfig, cluster: Cluster) -> Preflight:
     """Look at all hosts of a run, within five seconds.
 
     Args:
@@ -110,7 +110,7 @@ def examine(config: RunConfig, cluster: Cluster) -> Examination:
         output_folder=str(output_folder),
     )
     findings = check_hosts(reports, wanted)
-    return Examination(cluster=cluster, reports=reports, findings=findings)
+    return Preflight(cluster=cluster, reports=reports, findings=findings)
 
 
 def required_packages() -> list[str]:
