@@ -1,4 +1,4 @@
-"""What watches a run: numbers, routers, answers, rates, traces; asked before it and after it.
+"""What watches a run: logs, routers, answers, rates, traces; what is noted before and after it.
 
 `run.py` hands each to where it is used.
 """

@@ -16,13 +16,15 @@ class ParallelConfig:
     )
     expert_parallel_size: int | Auto = free_setting(
         "auto",
-        "processes that share one full set of routed experts; auto: as many as divide both",
+        "processes that share one full set of routed experts; auto: the most that divide both the "
+        "processes and the experts",
         low=1,
     )
     sequence_parallel_size: int = free_setting(
         1,
-        "processes that share each row, an equal part of its tokens on each: for rows too long for "
-        "one; it divides the processes of all machines and the model's attention heads",
+        "sequence parallelism (Ulysses): processes that share each row, with an equal part of its "
+        "tokens on each, for rows too long for one; it divides the number of all processes and of "
+        "the model's attention heads",
         low=1,
     )
     deepspeed: str = free_setting(

@@ -137,9 +137,9 @@ class TrainConfig:
     )
     moe_chunks: int = free_setting(
         1,
-        "compute the routed experts of a layer on so many parts of the tokens, one after the other "
-        "and in the backward pass again: N-fold less memory for them, also where the routers send "
-        "many tokens to one process, for up to a third forward pass of the experts",
+        "microbatches in which a layer's routed experts compute their tokens, one after the other. "
+        "N of them take 1/N of the memory, even where routers send many tokens to one process, "
+        "and cost up to one more forward pass of the experts",
         low=1,
     )
     max_hours: float = free_setting(
@@ -264,7 +264,7 @@ class CheckpointConfig:
         "also save whenever metric_for_best_model is at its best, and keep that checkpoint",
     )
     save_keep_every: int = free_setting(
-        0, "never delete the checkpoints of every N-th step; 0: no exception", low=0
+        0, "keep the checkpoint of every N-th step for good; 0: of none", low=0
     )
     save_only_model: bool = free_setting(
         False,
@@ -350,8 +350,8 @@ class GuardianConfig:
     )
     router_violation_rise: float = setting(
         0.75,
-        "alarm when the busiest expert of a layer has come this far from where the base model had "
-        "it towards getting every token",
+        "alarm when the load of a layer's busiest expert has risen by this share of what is left "
+        "between its load in the base model and all tokens (MaxVio)",
         low=0,
         high=1,
     )

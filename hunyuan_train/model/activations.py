@@ -65,10 +65,10 @@ def keep_some() -> tuple[TorchDispatchMode, TorchDispatchMode]:
 
 
 class Again(TorchDispatchMode):
-    """The second run, in which operators that are not kept may be others than in the first.
+    """The second run, in which operators whose results are not kept may differ from the first.
 
-    Torch's own context counts those, too, and ends a run whose counts differ. ZeRO-3 gathers and
-    frees weights inside of layers, and after an evaluation not at the same places both times.
+    Torch's own context counts all operators and raises where the counts differ. They do: ZeRO-3
+    gathers and frees weights inside of layers, and after an evaluation at other places than before.
     """
 
     def __init__(self, taking: TorchDispatchMode) -> None:

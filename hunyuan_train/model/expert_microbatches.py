@@ -1,4 +1,4 @@
-"""Routed experts of a layer on a part of the tokens after the other, so that few exist at a time.
+"""Runs the routed experts of a layer on one microbatch of tokens after the other, to save memory.
 
 A token takes eight rows on its way through the experts, so they hold most of what a layer does, and
 a rank that the routers favour holds that many times more. In chunks, each computed again when its

@@ -1,5 +1,5 @@
-"""The error that a training which cannot go on by itself ends in."""
+"""The error that ends a training which cannot go on by itself."""
 
 
 class TrainingError(RuntimeError):
-    """What the training came to. Names the step, what was found there and what may help."""
+    """Why training ended. Names the step, what was found there and what may help."""

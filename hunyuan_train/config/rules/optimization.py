@@ -77,9 +77,9 @@ def check_optimizer(run: ResolvedRun) -> None:
     is_set = f"optimizer is {optimizer.name}"
     if has_bf16_masters(run.engine) and not optimizer.shares_masters:
         raise ConfigError(
-            f"{path} sets bf16.bf16_master_weights_and_grads, and {is_set}, whose steps would "
-            "round away almost whole: use --optimizer lean, which updates with stochastic "
-            "rounding, or delete that key"
+            f"{path} sets bf16.bf16_master_weights_and_grads, and {is_set}: rounding to bfloat16 "
+            "would lose most of each update. Use --optimizer lean, whose rounding is stochastic, "
+            "or delete that key"
         )
     if optimizer.shares_masters and not run.is_bf16:
         raise ConfigError(
