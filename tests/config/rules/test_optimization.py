@@ -60,7 +60,7 @@ def file_with(tmp_path, *, zero=None, bf16=None):
 def test_bfloat16_masters_are_refused_where_updates_would_round_away(tmp_path):
     flags = file_with(tmp_path, bf16={"bf16_master_weights_and_grads": True})
     resolve_flags(f"{flags} --bf16 --optimizer lean")
-    with pytest.raises(ConfigError, match="lose most of each update. Use --optimizer lean"):
+    with pytest.raises(ConfigError, match=r"lose most of each update\. Use --optimizer lean"):
         resolve_flags(f"{flags} --bf16 --optimizer adamw")
 
 
