@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling, Scheduling
 
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.launcher.machine import count_gpus
@@ -30,27 +32,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # which ignores Ctrl-C, and so would al
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
-COMPUTING, WAITING = "computing", "waiting"  # two groups, of which each has a process of its own
-NICENESS = 10  # of those that compute, so that what is waited for answers in its time
+LAUNCHER = "tests/launcher/"  # tests of hosts: they wait for processes and keep to time limits
+NICENESS = 10  # of all others, so that what is waited for answers in its time
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 Finished = subprocess.CompletedProcess[str]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of hosts wait for processes and time limits, like those that are marked so."""
-    for item in items:
-        waits = item.get_closest_marker("waits") or "launcher" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group(WAITING if waits else COMPUTING))
+class ByFile(LoadScopeScheduling):
+    """Deals out files to test processes; tests of hosts come first, one after the other in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return LAUNCHER if nodeid.startswith(LAUNCHER) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """xdist's own `loadgroup` does nothing with pytest 9.2, whose node ids are no strings."""
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let the processes that compute give way, where there are two."""
     is_beside_others = "PYTEST_XDIST_WORKER" in os.environ
-    group = item.get_closest_marker("xdist_group")
-    if is_beside_others and group and group.args == (COMPUTING,) and os.nice(0) < NICENESS:
+    if is_beside_others and not item.nodeid.startswith(LAUNCHER) and os.nice(0) < NICENESS:
         os.nice(NICENESS)
 
 
