@@ -36,7 +36,7 @@ SHAPE = replace(
     moe_topk=8,
 )
 # Of shorter rows the fullest moment depends on what the engine has gathered ahead, up to 0.5 MB.
-LENGTHS = (2048, 4096)
+LENGTHS = (1024, 3072)
 SIZE = 2
 CHUNKS = (1, 4, 8)
 TOLERANCE = 0.05
@@ -61,7 +61,7 @@ def measure_peaks(shape: ModelShape) -> dict[int, list[int]]:
         for layer in engine.module.model.layers:
             gate = layer.mlp.router.gate
             gate.forward = partial(deal_out_evenly, gate.forward, shape.moe_topk)
-        run_row(engine, shape, LENGTHS[0])  # what is made once
+        run_row(engine, shape, 64)  # what is made once
         peaks[num_chunks] = [run_row(engine, shape, length) for length in LENGTHS]
         engine.destroy()
     return peaks
