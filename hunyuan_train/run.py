@@ -144,8 +144,8 @@ def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
     listen_to_progress(heartbeat.moved_on)
     heartbeat.report(0, "loading")
     check_gpus()
-    if dist.get_rank() == 0 and not (output_dir / "config.yaml").exists():
-        dump_config(config, output_dir / "config.yaml")  # under a torchrun of the user's
+    if dist.get_rank() == 0 and not (output_dir / run_files.CONFIG).exists():
+        dump_config(config, output_dir / run_files.CONFIG)  # under a torchrun of the user's
 
 
 def check_gpus() -> None:

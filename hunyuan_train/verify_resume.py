@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
@@ -29,12 +29,13 @@ from hunyuan_train.checkpoint.folder import (
 from hunyuan_train.checkpoint.run_fingerprint import describe_code
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from hunyuan_train.config.load import dump_config, load_config
-from hunyuan_train.config.run_files import is_clocked
+from hunyuan_train.config.run_files import METRICS, is_clocked
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.launcher.host.supervise import list_children
 from hunyuan_train.launcher.rank.environment import own_environment
 from hunyuan_train.log import console
+from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.shipped import TRAIN_SCRIPT
 
 Arguments = argparse.Namespace
@@ -173,14 +174,14 @@ def train_and_kill(run: Started, output_dir: Path) -> int:
         with suppress(ProcessLookupError):
             os.kill(process_id, signal.SIGKILL)
     process.wait()
-    return last_step(output_dir / "metrics.jsonl")
+    return last_step(output_dir / METRICS)
 
 
 def is_beyond_a_checkpoint(output_dir: Path) -> bool:
     """Whether a step was logged after the one that a checkpoint holds."""
     checkpoints = list_checkpoints(output_dir)
     newest = checkpoint_step(checkpoints[-1]) if checkpoints else None
-    return newest is not None and last_step(output_dir / "metrics.jsonl") > newest
+    return newest is not None and last_step(output_dir / METRICS) > newest
 
 
 def descendants(process_id: int) -> Iterator[int]:
@@ -205,7 +206,7 @@ def compare(whole: Path, resumed: Path, certificate: Certificate) -> None:
     compare_tensors(theirs, ours, certificate)
     for path in sorted((whole / "log").glob("batches-rank*.jsonl")):
         certificate.num_batches += compare_lines(path, resumed / "log" / path.name, certificate)
-    compare_lines(whole / "metrics.jsonl", resumed / "metrics.jsonl", certificate)
+    compare_lines(whole / METRICS, resumed / METRICS, certificate)
 
 
 def compare_tensors(whole: Path, resumed: Path, certificate: Certificate) -> None:
@@ -217,36 +218,24 @@ def compare_tensors(whole: Path, resumed: Path, certificate: Certificate) -> Non
         certificate.differences.append(f"{MANIFEST}: the runs stand elsewhere")
     digest = hashlib.sha256()
     for name in manifest["files"]:
-        header, start = read_tensors(whole / name)
-        if read_tensors(resumed / name) != (header, start):
+        tensors, others = read_header(whole / name), read_header(resumed / name)
+        if {one: replace(at, file=whole / name) for one, at in others.items()} != tensors:
             certificate.differences.append(f"{name}: other tensors")
             continue
-        for tensor, entry in header.items():
-            begin, end = entry["data_offsets"]
+        for tensor, at in tensors.items():
             certificate.num_tensors += 1
-            certificate.num_bytes += end - begin
-            if not same_bytes(whole / name, resumed / name, start + begin, end - begin, digest):
+            certificate.num_bytes += at.num_bytes
+            if not same_bytes(at, resumed / name, digest):
                 certificate.differences.append(f"{name}: {tensor}")
     certificate.sha256 = digest.hexdigest()
 
 
-def read_tensors(path: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
-    """The header of a safetensors file, and where its data begin."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    return header, 8 + size
-
-
-def same_bytes(
-    path: Path, other: Path, start: int, num_bytes: int, digest: "hashlib._Hash"
-) -> bool:
-    """Whether two files hold the same bytes in a place; adds those of the first to a digest."""
-    is_same = True
-    with path.open("rb") as ours, other.open("rb") as theirs:
-        ours.seek(start)
-        theirs.seek(start)
+def same_bytes(at: TensorLocation, other: Path, digest: "hashlib._Hash") -> bool:
+    """Whether another file holds the same bytes in a tensor's place; adds them to a digest."""
+    is_same, num_bytes = True, at.num_bytes
+    with at.file.open("rb") as ours, other.open("rb") as theirs:
+        ours.seek(at.byte_offset)
+        theirs.seek(at.byte_offset)
         while num_bytes:
             block = ours.read(min(BLOCK_BYTES, num_bytes))
             is_same &= block == theirs.read(len(block))

@@ -19,8 +19,8 @@ from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
 from hunyuan_train.model.safetensors_files import DTYPES, read_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
-from hunyuan_train.optim.blockwise_states import code_range, decode_range, num_blocks, scales_name
-from hunyuan_train.optim.lean_memory import LEAN_BLOCK
+from hunyuan_train.optim.blockwise_states import code_range, decode_range, scales_name
+from hunyuan_train.optim.lean_memory import LEAN_BLOCK, num_blocks
 
 
 @dataclass(frozen=True, slots=True)

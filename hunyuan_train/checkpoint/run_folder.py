@@ -5,6 +5,7 @@ from pathlib import Path
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import MANIFEST, list_checkpoints, read_manifest
 from hunyuan_train.config.load import load_config
+from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.families.registry import PRESETS, resolve_shape
 from hunyuan_train.model.released_files import locate_weights
@@ -37,7 +38,7 @@ def read_settings(checkpoint: Path, moved: dict[str, str]) -> RunConfig:
     Raises:
         CheckpointError: there is no run around the checkpoint.
     """
-    path = checkpoint.resolve().parents[1] / "config.yaml"
+    path = checkpoint.resolve().parents[1] / CONFIG
     if not path.exists():
         raise CheckpointError(
             f"{checkpoint} lies in no run: {path} is missing, which says what was trained; copy "

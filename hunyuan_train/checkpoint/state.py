@@ -23,10 +23,10 @@ from hunyuan_train.families.registry import FAMILIES
 from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.model.safetensors_files import create_file
+from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel.optimizer import engine_optimizer, prepare_optimizer_states
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import (
-    MASTER,
     optimizer_step_count,
     publish_weights,
     state_kinds,

@@ -45,11 +45,10 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.weights import WeightSource, find_model
+from hunyuan_train.optim.records import MASTER
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
-
-MASTER = "master"  # parallel/zero.py's name of the float32 weights; the engine is not imported here
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

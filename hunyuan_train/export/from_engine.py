@@ -32,13 +32,8 @@ from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.loss import token_losses
 from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.weights import WeightSource
-from hunyuan_train.parallel.zero import (
-    MASTER,
-    is_primary,
-    read_state,
-    trained_shards,
-    weight_shards,
-)
+from hunyuan_train.optim.records import MASTER
+from hunyuan_train.parallel.zero import is_primary, read_state, trained_shards, weight_shards
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)

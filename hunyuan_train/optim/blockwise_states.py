@@ -28,6 +28,7 @@ from hunyuan_train.optim.lean_memory import (
     LEAN_BLOCK,
     PACKED_GROUP,
     SLICE_BLOCKS,
+    num_blocks,
     packed_bytes,
 )
 
@@ -108,11 +109,6 @@ def code_range(dtype: torch.dtype, start: int, stop: int) -> tuple[int, int]:
     if dtype == torch.int8:
         return start, stop
     return packed_bytes(start - start % PACKED_GROUP), packed_bytes(stop)
-
-
-def num_blocks(num_elements: int) -> int:
-    """Blocks, and so scales, of a flat state."""
-    return -(-num_elements // LEAN_BLOCK)
 
 
 def block_slices(*flats: Tensor) -> Iterator[tuple[Any, ...]]:

@@ -10,10 +10,14 @@ PACKED_GROUP = 8  # codes of seven bits that share seven bytes
 NUM_TEMPORARIES = 15  # float32, as long as a slice, at one time; compiled, a third of that
 
 
+def num_blocks(num_elements: int) -> int:
+    """Blocks, and so scales, of a flat state."""
+    return -(-num_elements // LEAN_BLOCK)
+
+
 def lean_state_bytes(num_elements: int) -> int:
     """Bytes of both moments of one flat partition of one parameter, padding included."""
-    num_blocks = -(-num_elements // LEAN_BLOCK)
-    return num_elements + packed_bytes(num_elements) + 2 * 4 * num_blocks
+    return num_elements + packed_bytes(num_elements) + 2 * 4 * num_blocks(num_elements)
 
 
 def lean_temporary_bytes(num_elements: int) -> int:

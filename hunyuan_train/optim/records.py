@@ -75,6 +75,9 @@ class OptimizerRecord:
         return KeptBytes(4 * num_elements if has_master else 0, self.state_bytes(num_elements))
 
 
+# Kinds of state: the weights as the optimizer keeps them (float32, or bfloat16 where they are their
+# own master), and its states by its own names.
+MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, which `optim/lean.py` keeps
 ADAMW_TRAFFIC = 30  # master and two moments read and written, gradient read, weight written
 # In this order in the help, and for `auto`: the first that keeps its states where the run does.

@@ -21,8 +21,9 @@ from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.router import Float32Linear, RouterWatch
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel.expert import moe_blocks
-from hunyuan_train.parallel.zero import MASTER, trained_shards, write_state
+from hunyuan_train.parallel.zero import trained_shards, write_state
 
 
 def routers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:

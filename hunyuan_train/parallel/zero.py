@@ -32,12 +32,10 @@ from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.weights import WeightSource
-from hunyuan_train.optim.blockwise_states import BlockwiseState, code_range, num_blocks, scales_name
+from hunyuan_train.optim.blockwise_states import BlockwiseState, code_range, scales_name
+from hunyuan_train.optim.lean_memory import num_blocks
+from hunyuan_train.optim.records import MASTER
 from hunyuan_train.progress import show_progress
-
-# Kinds of state: the weights as the optimizer keeps them (float32, or bfloat16 where they are their
-# own master), and the optimizer's states by its own names (exp_avg, ...).
-MASTER = "master"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hunyuan_train.config.rules.evaluation import LOSS_METRICS
+from hunyuan_train.config.rules.evaluation import LOSS_METRICS, is_lower_better
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
@@ -303,9 +303,8 @@ def note_evaluation(
         found = ", ".join(sorted(one for one in numbers if one.startswith("eval_")))
         raise ConfigError(f"metric_for_best_model is {name}; this data gives {found}")
     value = numbers[name]
-    is_low_better = any(word in name for word in ("loss", "perplexity", "leak"))
     best = state.best_value
-    if best is not None and (value >= best if is_low_better else value <= best):
+    if best is not None and (value >= best if is_lower_better(name) else value <= best):
         return replace(state, num_worse=state.num_worse + 1)
     return replace(state, best_value=value, best_step=state.step, num_worse=0)
 

@@ -9,11 +9,10 @@ from hunyuan_train.optim.blockwise_states import (
     code_range,
     decode_range,
     encode_stochastically,
-    num_blocks,
     pack,
     unpack,
 )
-from hunyuan_train.optim.lean_memory import LEAN_BLOCK, packed_bytes
+from hunyuan_train.optim.lean_memory import LEAN_BLOCK, num_blocks, packed_bytes
 
 SIGNED, UNSIGNED = torch.int8, torch.uint8
 HALF_A_STEP = {SIGNED: 0.0455, UNSIGNED: 0.0955}  # of 9.1 % and 19.1 %

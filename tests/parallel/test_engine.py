@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hunyuan_train.families.tensors import pieces_of_range
+from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel import assemble
 from hunyuan_train.parallel.engine import (
     last_collective,
@@ -18,7 +19,7 @@ from hunyuan_train.parallel.engine import (
     start_process_group,
     sum_over_ranks,
 )
-from hunyuan_train.parallel.zero import MASTER, read_state, trained_shards
+from hunyuan_train.parallel.zero import read_state, trained_shards
 from tests.batches import plain_model, released_state
 from tests.engines import small_engine
 from tests.ranks import run_ranks

@@ -13,7 +13,7 @@ from hunyuan_train.launcher.host.extension import CPU_ADAM
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.optim.blockwise_states import BlockwiseState
 from hunyuan_train.optim.lean import LeanAdamW, update_blocks
-from hunyuan_train.optim.records import OPTIMIZERS, find_optimizer
+from hunyuan_train.optim.records import MASTER, OPTIMIZERS, find_optimizer
 from hunyuan_train.parallel.optimizer import (
     FACTORIES,
     compile_or_warn,
@@ -25,7 +25,7 @@ from hunyuan_train.parallel.optimizer import (
     set_learning_rate,
     share_of_weights_moved,
 )
-from hunyuan_train.parallel.zero import MASTER, flat_masters, optimizer_step_count, state_kinds
+from hunyuan_train.parallel.zero import flat_masters, optimizer_step_count, state_kinds
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, plain_model
 from tests.engines import my_share, small_engine

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel.routers import pinned_routers
-from hunyuan_train.parallel.zero import MASTER, read_state, trained_shards
+from hunyuan_train.parallel.zero import read_state, trained_shards
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_model
 from tests.engines import my_share, router_terms, small_engine

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from hunyuan_train.families.tensors import StoredTensor, pieces_of_range
 from hunyuan_train.objectives.sft import SFT
-from hunyuan_train.optim.records import find_optimizer
+from hunyuan_train.optim.records import MASTER, find_optimizer
 from hunyuan_train.parallel.zero import (
-    MASTER,
     Shard,
     dropping_gradients,
     is_primary,

@@ -11,8 +11,9 @@ from hunyuan_train.config.run_files import ROUTER_LOAD
 from hunyuan_train.config.schema import GuardianConfig
 from hunyuan_train.json_lines import JsonLines, Lines, NoLines
 from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel.routers import refresh_routers
-from hunyuan_train.parallel.zero import MASTER, publish_weights, trained_shards, write_state
+from hunyuan_train.parallel.zero import publish_weights, trained_shards, write_state
 from hunyuan_train.trainer.metrics import MetricsLog
 from hunyuan_train.trainer.router_monitor import (
     RouterCollapseError,

@@ -13,6 +13,11 @@ ANSWER_METRICS = (
 )
 
 
+def is_lower_better(metric: str) -> bool:
+    """Whether a metric falls as a model gets better."""
+    return metric.startswith((*LOSS_METRICS, "eval_mode_leak"))
+
+
 def check_evaluation_data(run: ResolvedRun) -> None:
     """Refuse to evaluate on nothing."""
     data, evaluation = run.config.data, run.config.evaluation

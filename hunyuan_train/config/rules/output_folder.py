@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.errors import ConfigError
 
 
@@ -16,7 +17,7 @@ def check_output_folder(run: ResolvedRun) -> None:
     if train.overwrite_output_dir or is_resumed:
         return
     checkpoints = sorted(folder.glob("checkpoints/step-*"))
-    if (folder / "config.yaml").exists() and checkpoints:
+    if (folder / CONFIG).exists() and checkpoints:
         raise ConfigError(
             f"output_dir is {folder}, which holds a run that reached {checkpoints[-1].name}; go on "
             "with it by --resume_from_checkpoint auto, give another --output_dir, or start afresh "

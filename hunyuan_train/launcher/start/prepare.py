@@ -20,6 +20,7 @@ from hunyuan_train.checkpoint.folder import (
 from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
 from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.fingerprint import identify_data
@@ -138,7 +139,7 @@ def prepare_output_folder(config: RunConfig, console: Console) -> Path:
     """
     folder = Path(config.train.output_dir).absolute()
     is_resumed = config.checkpoints.resume_from_checkpoint is not None
-    if config.train.overwrite_output_dir and not is_resumed and (folder / "config.yaml").exists():
+    if config.train.overwrite_output_dir and not is_resumed and (folder / CONFIG).exists():
         previous = folder.with_name(f"{folder.name}.previous")
         if list_checkpoints(folder):
             shutil.rmtree(previous, ignore_errors=True)
@@ -146,7 +147,7 @@ def prepare_output_folder(config: RunConfig, console: Console) -> Path:
             console.print(f"the earlier run in {folder} moved to {previous}")
         else:  # it reached no checkpoint, and must not push out one that did
             shutil.rmtree(folder)
-    config_file = folder / "config.yaml"
+    config_file = folder / CONFIG
     try:
         folder.mkdir(parents=True, exist_ok=True)
         dump_config(config, config_file)
