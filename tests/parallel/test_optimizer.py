@@ -186,13 +186,14 @@ def test_what_compiles_to_something_else_is_not_used(
 
 
 def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
     torch.compiler.reset()
     optimizer = lean_optimizer()
-    compile_or_warn(optimizer, CPU)
+    # Not by monkeypatch, which would leave the setting deleted: it is none of the module's own.
+    settings = {"force_disable_caches": True, "cpp.cxx": (None, "/nowhere/g++")}
+    with torch._inductor.config.patch(settings):
+        compile_or_warn(optimizer, CPU)
     assert optimizer.update_whole is update_blocks
     assert "stays uncompiled and takes about three times as long" in caplog.text
     assert "/nowhere/g++" in caplog.text
