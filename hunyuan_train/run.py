@@ -85,7 +85,6 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         the exit code: success, or that the run stopped on request and is to be resumed.
     """
     started, config = time.monotonic(), resolved.config
-    output_dir = Path(config.train.output_dir)
     meet_others(config, heartbeat)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
@@ -114,7 +113,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         throughput=make_throughput(config, shape),
         profile=make_profiler(config),
         estimate=estimate,
-        num_restarts=count_starts(output_dir),
+        num_restarts=count_starts(Path(config.train.output_dir)),
         report_progress=heartbeat.report,
     )
     seed_generators(config.train.seed)

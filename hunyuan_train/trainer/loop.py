@@ -166,17 +166,20 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
         is_saved = checkpointer.finish()
     # The last save ends after its step.
     trainer.logs.metrics.amend(checkpointer.numbers(), state.step)
-    if has_stalled(config.evaluation, state):
+    log_end(trainer, state, is_complete=is_complete)
+    return TrainingResult(is_complete=is_complete, is_saved=is_saved, step=state.step)
+
+
+def log_end(trainer: Trainer, state: TrainerState, *, is_complete: bool) -> None:
+    """Say why a run ends before its last step, if it does."""
+    evaluation = trainer.config.evaluation
+    if has_stalled(evaluation, state):
         logger.info(
             "ending early: in %d evaluations %s was no better than %.4g at step %s",
-            state.num_worse,
-            config.evaluation.metric_for_best_model,
-            state.best_value,
-            state.best_step,
+            *(state.num_worse, evaluation.metric_for_best_model, state.best_value, state.best_step),
         )
     if not is_complete:
         logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
-    return TrainingResult(is_complete=is_complete, is_saved=is_saved, step=state.step)
 
 
 def check_best_metric(config: EvaluationConfig, objective: Objective) -> None:
