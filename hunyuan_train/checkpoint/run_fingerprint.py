@@ -12,7 +12,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.schema import OptimizerConfig, RunConfig
 from hunyuan_train.config.settings import FIELDS
 from hunyuan_train.families.registry import PRESETS
-from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.shape import FIRST_FAMILY, ModelShape
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 
@@ -31,7 +31,6 @@ UNDECIDING = (
 )
 DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 SAMPLED_BYTES = 2**16  # of each file of a model
-FIRST_FAMILY = "hunyuan_v1_moe"  # of checkpoints from before there were others
 REMEDIES = {
     "model": "the tensors of one do not fit the other: give the model it was trained from",
     "code": "go back to it, or go on with --ignore_code_change: steps may then differ in the last "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 LONG_CONTEXT = 2**18  # tokens
+FIRST_FAMILY = "hunyuan_v1_moe"  # the only one when shapes did not name theirs yet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,7 +14,7 @@ class ModelShape:
     to find out which tensors there are: `families/registry.py` lists those, by kind.
     """
 
-    family: str = "hunyuan_v1_moe"  # Transformers' model type
+    family: str = FIRST_FAMILY  # Transformers' model type
     vocab_size: int
     hidden_size: int
     intermediate_size: int  # of each MLP; of each expert, routed or shared

@@ -1,19 +1,21 @@
 """The measure of all cases: Transformers' own model in float64, one process, one sample at a time.
 
 Nothing here comes from the training path: no engine, no packing, plain attention, every logit,
-plain cross entropy, torch's clipping and optimizers. Labels are taken from the samples themselves,
-and names of tensors and targets stand here once more. Only where adapters start is asked of the
-training path (`draw_adapter`): it is a seed, and no result.
+plain cross entropy, torch's clipping and optimizers. Labels are taken from the samples themselves.
+Names of tensors and targets, and where adapters start, stand here once more on purpose.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import peft
 import torch
+from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -27,10 +29,6 @@ from hunyuan_train.families.grammar.segments import SPANS
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import StoredTensor
-from hunyuan_train.model.lora import (
-    draw_adapter,
-    targets_as_named,
-)
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.selftest.record import Parts, Record
@@ -154,7 +152,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None
             use_dora=lora.use_dora,
             target_modules=rf".*\.({'|'.join(linear)})",
         )
-        with targets_as_named():
+        # As in training: PEFT would send some targets to the routed experts (model/lora.py).
+        name = "convert_peft_config_for_transformers"
+        with patch.object(transformers_weight_conversion, name, lambda *_, **__: None):
             peft.inject_adapter_in_model(description, model)
     if "experts" in names:
         _adapt_experts(model, lora, seed=seed)
@@ -170,9 +170,17 @@ def _adapt_experts(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> No
             weight = experts.get_parameter(f"{kind}_proj")
             name = f"model.layers.{layer}.mlp.experts.{kind}_lora_A"
             shape = (weight.shape[0], lora.lora_rank, weight.shape[2])
-            drawn = [draw_adapter(tensor, seed=seed) for tensor in split_name(name, shape)]
+            drawn = [_draw(tensor, seed) for tensor in split_name(name, shape)]
             adapter = ExpertAdapter(torch.cat(drawn).view(shape), weight.shape[1], scaling)
             parametrize.register_parametrization(experts, f"{kind}_proj", adapter)
+
+
+def _draw(tensor: StoredTensor, seed: int) -> Tensor:
+    """First values of an expert's A matrix: PEFT's bounds, from the seed and the name alone."""
+    digest = hashlib.sha256(f"{seed}:{tensor.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    bound = 1 / tensor.shape[-1] ** 0.5
+    return torch.empty(tensor.numel).uniform_(-bound, bound, generator=generator)
 
 
 def released_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
