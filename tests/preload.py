@@ -2,12 +2,12 @@
 
 import gc
 
-# The engine imports it when it checks the optimizer; it pulls in torch's compiler (8 s a rank).
-from deepspeed.runtime.zero.muon import muon_optimizer
-
 from hunyuan_train import run
+from hunyuan_train.parallel.engine import import_muon
 from tests import engines
 
-__all__ = ["engines", "muon_optimizer", "run"]
+__all__ = ["engines", "run"]
+
+import_muon()
 
 gc.freeze()  # the engine collects garbage often, and need not walk through all of this each time

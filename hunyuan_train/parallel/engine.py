@@ -1,16 +1,19 @@
 """Start the process group and wrap the model in the DeepSpeed engine."""
 
+import importlib
 import json
 import resource
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import compiler
 from torch import nn
 from torch._C import _distributed_c10d
 from torch.distributed import distributed_c10d
@@ -133,6 +136,7 @@ def start_engine(
         return make_optimizer(model)
 
     register_families()
+    import_muon()
     show_router_weight(model)
     with ExitStack() as construction:
         if lora.use_lora:
@@ -151,6 +155,16 @@ def start_engine(
         share_masters(engine)
     keep_pinned_masters(engine)
     return engine
+
+
+def import_muon() -> None:
+    """Import the Muon optimizer, which the engine asks whether it is ours, without compiling it.
+
+    Its functions are compiled when it is imported: 2 s of every rank's start, for torch's compiler
+    alone. No optimizer here is Muon.
+    """
+    with mock.patch.object(compiler, "compile", return_value=compiler.dummy_decorator):
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def training_dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:

@@ -2,11 +2,11 @@
 
 import gc
 
-# The engine imports it when it checks the optimizer; it pulls in torch's compiler (8 s a rank).
-from deepspeed.runtime.zero.muon import muon_optimizer
-
+from hunyuan_train.parallel.engine import import_muon
 from hunyuan_train.selftest import training
 
-__all__ = ["muon_optimizer", "training"]
+__all__ = ["training"]
+
+import_muon()
 
 gc.freeze()  # the engine collects garbage often, and need not walk through all of this each time

@@ -12,11 +12,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from matplotlib import image
-
 from hunyuan_train.config.rules.logs import tracker_names
 from hunyuan_train.json_lines import Lines, Numbers
-from hunyuan_train.trainer.heat_map import draw_heat_map
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +56,7 @@ class WandbTracker:
     def __init__(
         self, *, run_name: str, folder: Path, settings: dict[str, Any], run_id: str | None
     ) -> None:
-        import wandb  # noqa: PLC0415  (optional package: rule 14)
+        import wandb
 
         self.wandb = wandb
         options: dict[str, Any] = {
@@ -112,7 +109,7 @@ class TensorBoardTracker:
     """Event files in the run's folder: `tensorboard --logdir runs`."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (optional package)
+        from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder / "tensorboard"))
         self.writer.add_text("settings", f"```\n{json.dumps(settings, indent=1, default=str)}\n```")
@@ -129,6 +126,8 @@ class TensorBoardTracker:
 
     def log_image(self, name: str, path: Path, step: int) -> None:
         """Record a PNG file: [height, width, 4] once it is read."""
+        from matplotlib import image
+
         self.writer.add_image(name, image.imread(path), step, dataformats="HWC")
 
     def alert(self, title: str, text: str) -> None:
@@ -178,6 +177,8 @@ class MetricsLog:
     def show_load(self, shares: list[list[float]], step: int) -> None:
         """Pass the load of experts on as a picture, where there is a tracker to look at it."""
         if self.trackers:
+            from hunyuan_train.trainer.heat_map import draw_heat_map
+
             path = self.folder / HEAT_MAP
             draw_heat_map(path, shares, step=step)
             self.log_image("router_load", path, step)

@@ -1,5 +1,7 @@
 """Each patch to a library is still needed; when one of these fails, the patch can go."""
 
+import subprocess
+import sys
 from datetime import timedelta
 
 import peft
@@ -22,6 +24,21 @@ def test_peft_still_sends_the_shared_expert_to_the_routed_ones() -> None:
     adapted = [name for name, _ in model.named_parameters() if "lora_A" in name]
     assert adapted
     assert all(".experts." in name for name in adapted)
+
+
+def is_compiler_loaded(import_muon: str) -> bool:
+    code = f"import sys\n{import_muon}\nprint('torch._inductor.compile_fx' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return answer.stdout.splitlines()[-1] == "True"
+
+
+def test_the_muon_optimizer_still_loads_the_compiler_where_it_is_not_kept_from_it() -> None:
+    module = "deepspeed.runtime.zero.muon.muon_optimizer"
+    assert is_compiler_loaded(f"import {module}")
+    ours = "from hunyuan_train.parallel.engine import import_muon; import_muon()"
+    assert not is_compiler_loaded(f"{ours}; assert '{module}' in sys.modules")
 
 
 def default_timeout_of_new_groups() -> timedelta:
