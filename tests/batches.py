@@ -13,7 +13,7 @@ from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.selftest import reference
 
 # Two layers show all that more would: what differs from layer to layer, and what lies between two.
-SHAPE = replace(TINY, vocab_size=512, num_hidden_layers=2)
+SHAPE = replace(TINY, vocab_size=512, num_hidden_layers=2, num_attention_heads=8, head_dim=16)
 WEIGHTS = SeededWeights(seed=1, standard_deviation=SHAPE.initializer_range)
 
 

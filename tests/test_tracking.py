@@ -20,7 +20,7 @@ SETTINGS = (
 )
 
 GROUPS = ("fast", "slow", "think", "answer", "markers")
-SOURCE = "tiny_train.jsonl"
+SOURCE = "practice_train.jsonl"
 # What a run is to tell; mfu and GPU memory join them where there is a GPU.
 NAMES = {
     *("loss", "learning_rate", "grad_norm", "epoch", "tokens_seen", "packing_efficiency"),
@@ -92,11 +92,11 @@ def test_losses_by_mode_make_up_the_loss(folder: Path) -> None:
 
 def test_samples_and_tokens_of_each_source_are_counted_on_over_a_resume(folder: Path) -> None:
     lines = read_lines(folder / "metrics.jsonl")[1:]
-    seen = [line["samples_seen_tiny_train.jsonl"] for line in lines]
+    seen = [line[f"samples_seen_{SOURCE}"] for line in lines]
     assert seen == sorted(seen)
     assert len(set(seen)) == 3
     for line in lines:
-        assert line["tokens_seen_tiny_train.jsonl"] == line["tokens_seen"]
+        assert line[f"tokens_seen_{SOURCE}"] == line["tokens_seen"]
 
 
 def test_answers_are_kept_from_before_the_first_step_on(folder: Path) -> None:
@@ -123,5 +123,5 @@ def test_each_start_says_what_the_run_is_made_of(folder: Path) -> None:
 
 def test_a_run_ends_with_its_report(folder: Path) -> None:
     page = (folder / "report.html").read_text()
-    for text in ("held-out loss by mode", "load before training", "tiny_train.jsonl", "start 2"):
+    for text in ("held-out loss by mode", "load before training", SOURCE, "start 2"):
         assert text in page

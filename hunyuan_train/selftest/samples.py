@@ -24,6 +24,7 @@ SHAPE = replace(
     intermediate_size=32,
     num_hidden_layers=2,
     num_attention_heads=4,
+    head_dim=16,
     num_experts=32,
     moe_topk=2,
 )

@@ -186,7 +186,7 @@ def test_a_wrong_clock(network, flags, upper):
 
 
 def test_other_data(network, flags, tmp_path, repository):
-    data = repository / "data/tiny_train.jsonl"
+    data = repository / "data/practice_train.jsonl"
     other = tmp_path / "other.jsonl"
     other.write_bytes(data.read_bytes()[:-200])
     with mounted(network, 1, "--bind", str(other), str(data)):
