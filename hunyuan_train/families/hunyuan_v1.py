@@ -5,73 +5,86 @@ from dataclasses import asdict
 from typing import Any
 
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.config_fields import Fields
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import Kind, StoredTensor
 
+# Bounds far beyond any model: what lies above is a mistake or an attack, and would take memory or
+# time before anything else is found wrong.
+MAX_LAYERS, MAX_EXPERTS = 2**12, 2**12
+MAX_EXPERTS_IN_ALL = 2**16  # of all layers; the released model has 2,048
+MAX_VOCABULARY, MAX_WIDTH, MAX_POSITIONS = 2**24, 2**20, 2**31
 
-def read_common_numbers(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+
+def read_common_numbers(fields: Fields) -> dict[str, Any]:
     """The fields of a `ModelShape` that no family reads in a way of its own.
 
     Raises:
-        ConfigError: a rope that is not computed here.
+        ConfigError: a value that no model has, or a rope that is not computed here.
         KeyError: a missing field.
-        TypeError: a field of another type.
     """
-    rope_theta, rope_alpha = read_rope(config, source)
+    rope_theta, rope_alpha = read_rope(fields)
+    vocab_size = fields.whole("vocab_size", most=MAX_VOCABULARY)
+    tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "eod_token_id")
     return {
-        "vocab_size": config["vocab_size"],
-        "hidden_size": config["hidden_size"],
-        "num_hidden_layers": config["num_hidden_layers"],
-        "num_attention_heads": config["num_attention_heads"],
-        "num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
-        "head_dim": read_head_dim(config),
-        "max_position_embeddings": config["max_position_embeddings"],
+        "vocab_size": vocab_size,
+        "hidden_size": fields.whole("hidden_size", most=MAX_WIDTH),
+        "num_hidden_layers": fields.whole("num_hidden_layers", most=MAX_LAYERS),
+        **read_heads(fields),
+        "max_position_embeddings": fields.whole("max_position_embeddings", most=MAX_POSITIONS),
         "rope_theta": rope_theta,
         "rope_alpha": rope_alpha,
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
-        "initializer_range": config.get("initializer_range", 0.02),
-        "tie_word_embeddings": config.get("tie_word_embeddings", False),
-        "attention_bias": config.get("attention_bias", False),
-        "pad_token_id": config.get("pad_token_id"),
-        "bos_token_id": config.get("bos_token_id"),
-        "eos_token_id": config.get("eos_token_id"),
-        "eod_token_id": config.get("eod_token_id"),
+        "rms_norm_eps": fields.number("rms_norm_eps", default=1e-5),
+        "initializer_range": fields.number("initializer_range", default=0.02),
+        "tie_word_embeddings": fields.flag("tie_word_embeddings"),
+        "attention_bias": fields.flag("attention_bias"),
+        **{name: fields.token_id(name, vocab_size=vocab_size) for name in tokens},
     }
 
 
-def read_uniform(config: Mapping[str, Any], name: str, source: str) -> int:
-    """Read a number that the published config repeats once a layer."""
-    value = config[name]
-    if not isinstance(value, list):
-        return int(value)
-    if len(set(value)) != 1 or len(value) < config["num_hidden_layers"]:
-        raise ConfigError(
-            f"{source} has {name} = {value}: its layers differ or are not all listed, and the "
-            "native class has one value for all layers"
-        )
-    return int(value[0])
+def read_heads(fields: Fields) -> dict[str, int]:
+    """Numbers of heads and their width, which some files call `attention_head_dim` or leave out.
+
+    Raises:
+        ConfigError: heads that cannot share keys evenly, or a width that the rope cannot halve.
+        KeyError: a missing field.
+    """
+    num_heads = fields.whole("num_attention_heads", most=MAX_WIDTH)
+    num_shared = num_heads
+    if fields.is_given("num_key_value_heads"):
+        num_shared = fields.whole("num_key_value_heads", most=num_heads)
+        if num_heads % num_shared:
+            raise fields.refuse("num_key_value_heads", f"a divisor of {num_heads} attention heads")
+    given = [name for name in ("head_dim", "attention_head_dim") if fields.is_given(name)]
+    name = given[0] if given else "hidden_size"
+    width = fields.whole(name, most=MAX_WIDTH)
+    head_dim = width if given else width // num_heads
+    if head_dim < 2 or head_dim % 2:
+        raise fields.refuse(name, "such that a head has an even width, whose halves the rope turns")
+    return {
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_shared,
+        "head_dim": head_dim,
+    }
 
 
-def read_head_dim(config: Mapping[str, Any]) -> int:
-    """`head_dim`, which some published files call `attention_head_dim` or leave out."""
-    for name in ("head_dim", "attention_head_dim"):
-        if config.get(name) is not None:
-            return int(config[name])
-    return int(config["hidden_size"]) // int(config["num_attention_heads"])
-
-
-def read_rope(config: Mapping[str, Any], source: str) -> tuple[float, float | None]:
+def read_rope(fields: Fields) -> tuple[float, float | None]:
     """Theta and alpha of the rope, in the words of Transformers 4 or 5."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta", config.get("rope_theta", 10000.0)))
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    name = "rope_parameters" if fields.is_given("rope_parameters") else "rope_scaling"
+    scaling = fields.values.get(name)
+    if not isinstance(scaling, Mapping | None):
+        raise fields.refuse(name, "null or an object with the type of the rope")
+    outer = {"rope_theta": fields.values.get("rope_theta", 10000.0)}
+    rope = Fields(outer | dict(scaling or {}), f"{name} of {fields.source}")
+    theta = rope.number("rope_theta", default=10000.0)
+    rope_type = rope.values.get("rope_type", rope.values.get("type", "default"))
     if rope_type == "default":
         return theta, None
-    if rope_type == "dynamic" and scaling.get("alpha"):
-        return theta, float(scaling["alpha"])
+    if rope_type == "dynamic" and rope.values.get("alpha"):
+        return theta, rope.number("alpha", default=0.0)
     raise ConfigError(
-        f"{source} has rope type {rope_type!r} without alpha; this project computes the default "
-        "rope and the published one (dynamic with alpha)"
+        f"{fields.source} has rope type {rope_type!r} without alpha; this project computes the "
+        "default rope and the published one (dynamic with alpha)"
     )
 
 

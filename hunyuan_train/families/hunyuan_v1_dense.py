@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hunyuan_train.families.config_fields import Fields
 from hunyuan_train.families.family import Family
 from hunyuan_train.families.hunyuan_v1 import (
+    MAX_WIDTH,
     attention_rows,
     embedding_rows,
     mlp_rows,
@@ -36,11 +38,12 @@ def parse(config: Mapping[str, Any], source: str) -> ModelShape:
     """Read a config.json, as published or as Transformers writes it.
 
     Raises:
-        ConfigError: a switch that Transformers' class has no code for.
+        ConfigError: a value that no model has, or a switch that the class has no code for.
     """
     refuse_switches(config, source, fixed=FIXED_SWITCHES, family=NAME)
-    width = config["intermediate_size"]
-    return ModelShape(family=NAME, intermediate_size=width, **read_common_numbers(config, source))
+    fields = Fields(config, source)
+    width = fields.whole("intermediate_size", most=MAX_WIDTH)
+    return ModelShape(family=NAME, intermediate_size=width, **read_common_numbers(fields))
 
 
 def native_config(shape: ModelShape) -> dict[str, Any]:

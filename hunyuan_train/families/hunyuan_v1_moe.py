@@ -10,15 +10,18 @@ from dataclasses import replace
 from typing import Any
 
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.config_fields import Fields
 from hunyuan_train.families.family import Family, MoeBlock, Router
 from hunyuan_train.families.hunyuan_v1 import (
+    MAX_EXPERTS,
+    MAX_EXPERTS_IN_ALL,
+    MAX_WIDTH,
     attention_rows,
     embedding_rows,
     mlp_rows,
     norm_rows,
     outer_rows,
     read_common_numbers,
-    read_uniform,
     refuse_switches,
     write_native_numbers,
 )
@@ -48,32 +51,38 @@ def parse(config: Mapping[str, Any], source: str) -> ModelShape:
     """Read a config.json of either dialect.
 
     Raises:
-        ConfigError: layers that differ, or a switch that the native class has no code for.
+        ConfigError: layers that differ, a value that no model has, or a switch that the native
+            class has no code for.
     """
+    fields = Fields(config, source)
     flat = dict(config)
-    if config.get("num_shared_expert") is not None:
-        flat["num_shared_expert"] = read_uniform(config, "num_shared_expert", source)
+    if fields.is_given("num_shared_expert"):
+        flat["num_shared_expert"] = fields.uniform("num_shared_expert", most=MAX_EXPERTS)
     fixed = FIXED_SWITCHES | {"num_shared_expert": 1}
     refuse_switches(flat, source, fixed=fixed, family=NAME)
+    numbers = read_common_numbers(fields)
+    num_experts = fields.uniform("num_experts", most=MAX_EXPERTS)
+    if num_experts * numbers["num_hidden_layers"] > MAX_EXPERTS_IN_ALL:
+        raise fields.refuse("num_experts", f"at most {MAX_EXPERTS_IN_ALL:,} over all layers")
     return ModelShape(
         family=NAME,
-        intermediate_size=_read_expert_width(config, source),
-        num_experts=read_uniform(config, "num_experts", source),
-        moe_topk=read_uniform(config, "moe_topk", source),
-        **read_common_numbers(config, source),
+        intermediate_size=_read_expert_width(fields),
+        num_experts=num_experts,
+        moe_topk=fields.uniform("moe_topk", most=num_experts),
+        **numbers,
     )
 
 
-def _read_expert_width(config: Mapping[str, Any], source: str) -> int:
+def _read_expert_width(fields: Fields) -> int:
     """`moe_intermediate_size` wins in the published model; the native class reads the other."""
-    width = int(config["intermediate_size"])
-    if config.get("moe_intermediate_size") is None:
+    width = fields.whole("intermediate_size", most=MAX_WIDTH)
+    if not fields.is_given("moe_intermediate_size"):
         return width
-    routed = read_uniform(config, "moe_intermediate_size", source)
+    routed = fields.uniform("moe_intermediate_size", most=MAX_WIDTH)
     if routed != width:
         raise ConfigError(
-            f"{source} has moe_intermediate_size {routed} and intermediate_size {width}; the "
-            "native class has one width for routed and shared experts"
+            f"{fields.source} has moe_intermediate_size {routed} and intermediate_size {width}; "
+            "the native class has one width for routed and shared experts"
         )
     return width
 

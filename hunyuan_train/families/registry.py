@@ -1,6 +1,5 @@
 """The model families, and the models that a user can name: a folder, or a preset."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from hunyuan_train.families.family import Family
 from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.json_file import read_json_object
 
 FAMILIES = {family.name: family for family in (HUNYUAN_V1_MOE, HUNYUAN_V1_DENSE)}
 PRESETS = {name: shape for family in FAMILIES.values() for name, shape in family.presets.items()}
@@ -34,17 +34,13 @@ def parse_shape(config: Mapping[str, Any], *, source: str) -> ModelShape:
     """
     model_type = config.get("model_type")
     known = {spelling: family for family in FAMILIES.values() for spelling in family.model_types}
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise ConfigError(
             f"{source} has model_type {model_type!r}; this project trains Hunyuan models "
             f"({' or '.join(known)})"
         )
     try:
         return known[model_type].parse(config, source)
-    except TypeError as error:
-        raise ConfigError(
-            f"{source} has a field of another type than it is published with ({error})"
-        ) from error
     except KeyError as missing:
         raise ConfigError(
             f"{source} has no field {missing}; take the config.json published with the model"
@@ -59,15 +55,13 @@ def read_shape(model_folder: Path) -> ModelShape:
     """
     path = model_folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it holds no object")
+        config = read_json_object(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{model_folder} is no model folder: it holds no config.json; give the path of a "
             "downloaded Hugging Face model"
         ) from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not JSON ({error}); download it again") from error
     return parse_shape(config, source=str(path))
 

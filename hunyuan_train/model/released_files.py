@@ -1,20 +1,26 @@
 """The weight files of a downloaded model: which there are, and that they hold exactly its tensors.
 
 Only headers are read, without torch, so a damaged download is named in a moment, before any process
-starts. That values are finite is seen when they are read (`weights.py`).
+starts. That values are finite is seen when they are read (`weights.py`). A folder is believed
+nothing: it may have been made to make us read other files, or for ever.
 """
 
-import json
 from pathlib import Path
 
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.config_fields import Fields
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import kind_of, model_parameters, released_tensors
 from hunyuan_train.families.tensors import Kind, expert_tensors
+from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
+from hunyuan_train.plain_text import make_plain_name
 
 INDEX = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
+GENERATION_CONFIG = "generation_config.json"
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")  # of a generation_config.json
 DTYPES = ("F64", "F32", "F16", "BF16")  # of weights that are not quantised
 NUM_NAMED = 3  # in an error, of each kind
 
@@ -24,13 +30,17 @@ def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]
 
     Raises:
         ConfigError: no weight files or not all of them, a damaged one, or tensors that are missing,
-            unknown, misshapen, quantised, or stored twice.
+            unknown, misshapen, quantised, or stored twice; or a damaged generation_config.json.
     """
+    check_generation_config(folder, shape)
+    most = len(released_tensors(shape)) + 1  # and tied output weights
     stored: dict[str, TensorLocation] = {}
     for file in weight_files(folder):
         found = _read_file(file)
         _refuse(folder, twice=[f"{name} in {file.name}" for name in found.keys() & stored.keys()])
         stored |= found
+        if len(stored) > most:
+            break  # some are unknown, whatever the other files hold
     if shape.tie_word_embeddings:
         # Some writers store the tied output weights a second time; the embedding is read.
         family = family_of(shape)
@@ -46,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ConfigError: none, or some of those listed are not there.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob(f"*{SUFFIX}"))
     if not files:
         found = "only weights in .bin form" if any(folder.glob("*.bin")) else "no weights"
         raise ConfigError(
@@ -55,16 +65,10 @@ def weight_files(folder: Path) -> list[Path]:
             "transformers' save_pretrained)"
         )
     index = folder / INDEX
-    if not index.is_file():
+    if not index.exists():
         return files
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        listed = sorted({str(file) for file in weight_map.values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{index} is not an index of weights ({error}); download it again"
-        ) from error
-    missing = [file for file in listed if not (folder / file).is_file()]
+    listed = _read_index(index)
+    missing = [file for file in listed if not (folder / file).exists()]
     if missing or not listed:
         raise ConfigError(
             f"model_name_or_path is {folder}, where {len(missing)} of {len(listed)} weight files "
@@ -73,11 +77,60 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / file for file in listed]
 
 
+def _read_index(index: Path) -> list[str]:
+    """The files that an index lists.
+
+    Raises:
+        ConfigError: it is damaged, or names a file outside its folder.
+    """
+    try:
+        weight_map = read_json_object(index)["weight_map"]
+        listed = sorted(set(weight_map.values()))
+        outside = [name for name in listed if Path(name).name != name or "\\" in name]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"{index} is not an index of weights ({error}); download it again"
+        ) from error
+    wrong = outside or [name for name in listed if not name.endswith(SUFFIX)]
+    if wrong:
+        raise ConfigError(
+            f"{index} lists {_some(wrong)}; it may list {SUFFIX} files of its own folder only, by "
+            "their names: download the model again"
+        )
+    return listed
+
+
+def check_generation_config(folder: Path, shape: ModelShape) -> None:
+    """Check what an export would complete and a server would read.
+
+    Raises:
+        ConfigError: it is damaged, or holds what no server could use.
+    """
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return
+    try:
+        values = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be used ({error}); download it again") from error
+    stops = values.get("eos_token_id")
+    fields = Fields(values, str(path))
+    for name in ("pad_token_id", "bos_token_id"):
+        fields.token_id(name, vocab_size=shape.vocab_size)
+    for stop in stops if isinstance(stops, list) else [stops]:
+        Fields({"eos_token_id": stop}, str(path)).token_id(
+            "eos_token_id", vocab_size=shape.vocab_size
+        )
+    for name in SAMPLING:
+        if fields.is_given(name):
+            fields.number(name, default=1.0, least=-1.0)
+
+
 def _read_file(file: Path) -> dict[str, TensorLocation]:
     try:
         return read_header(file)
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); download it again") from error
     except ValueError as error:
         raise ConfigError(f"{file} cannot be used: {error}; download it again") from error
 
@@ -147,5 +200,5 @@ def _unfuse_experts(
 
 
 def _some(names: list[str]) -> str:
-    ordered = sorted(names)
+    ordered = [make_plain_name(name) for name in sorted(names)]
     return "; ".join(ordered[:NUM_NAMED]) + (" ..." if len(ordered) > NUM_NAMED else "")

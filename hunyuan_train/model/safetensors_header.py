@@ -4,16 +4,23 @@ A file is 8 bytes of header length (little endian), a JSON header, and the tenso
 https://huggingface.co/docs/safetensors. The bytes themselves are `safetensors_files.py`'s business.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from hunyuan_train.json_file import open_regular_file, parse_json
+from hunyuan_train.plain_text import make_plain_name
+
 # Bytes of an element, for the dtypes that models and checkpoints here are made of.
 ITEMSIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
-MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
+# The library takes six times as much, which Python reads for most of a minute. Eighty thousand
+# tensors fit, and the released model has 6,500.
+MAX_HEADER_BYTES = 2**24
+MAX_SIZE = 2**64  # sizes are counted in 64 bits
+FIELDS = ("dtype", "shape", "data_offsets")  # of an entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,43 +49,113 @@ def largest(locations: Mapping[str, TensorLocation]) -> TensorLocation:
 
 
 def read_header(file: Path) -> dict[str, TensorLocation]:
-    """Locate every tensor of a file.
+    """Locate every tensor of a file, by the rules of the safetensors library.
 
     Raises:
-        ValueError: not a safetensors file, cut short, or a dtype that no model or checkpoint has.
+        OSError: it cannot be read.
+        ValueError: not a safetensors file, cut short, tensors that overlap or leave holes, or a
+            dtype that no model or checkpoint has.
     """
-    file_size = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_regular_file(file) as stream:
+        file_size = os.fstat(stream.fileno()).st_size
         header_size = int.from_bytes(stream.read(8), "little")
-        if not 2 <= header_size <= min(file_size - 8, MAX_HEADER_BYTES):
+        if not 2 <= header_size <= file_size - 8:
             raise ValueError("it has no safetensors header")
-        try:
-            header = json.loads(stream.read(header_size))
-            header.pop("__metadata__", None)
-            data_start = 8 + header_size
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            locations = {name: _locate(file, data_start, header[name], name) for name in header}
-        except (KeyError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
-            raise ValueError("its safetensors header is damaged") from error
-    if data_start + end > file_size:
-        raise ValueError(f"{data_start + end - file_size} bytes are missing at its end")
+        if header_size > MAX_HEADER_BYTES:
+            raise ValueError(
+                f"its header takes {header_size:,} bytes, and those of models take "
+                f"{MAX_HEADER_BYTES:,} at most"
+            )
+        encoded = stream.read(header_size)
+    data_start = 8 + header_size
+    locations = {
+        name: _locate(file, data_start, entry, name)
+        for name, entry in _parse_header(encoded).items()
+    }
+    _check_layout(locations, data_start, file_size)
     return locations
 
 
-def _locate(file: Path, data_start: int, entry: dict[str, Any], name: str) -> TensorLocation:
+def _parse_header(encoded: bytes) -> dict[str, Any]:
+    """The entries of all tensors by name.
+
+    Raises:
+        ValueError: no JSON object, or metadata that are not words.
+    """
+    try:
+        header = parse_json(encoded)
+        if not isinstance(header, dict):
+            raise ValueError("it holds no JSON object")
+        "".join(header).encode()  # a lone surrogate is no text
+    except ValueError as error:
+        raise ValueError(f"its safetensors header is damaged ({error})") from error
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("its safetensors header is damaged (__metadata__ must hold words)")
+    return header
+
+
+def _locate(file: Path, data_start: int, entry: object, name: str) -> TensorLocation:
     """Read one tensor's entry.
 
     Raises:
-        ValueError: an unknown dtype, or a size that the shape does not have.
+        ValueError: another form, an unknown dtype, or a size that the shape does not have.
     """
-    if entry["dtype"] not in ITEMSIZES:
+    shown = make_plain_name(name)
+    if not isinstance(entry, dict) or entry.keys() != set(FIELDS):
+        raise ValueError(f"its safetensors header is damaged ({shown} needs {', '.join(FIELDS)})")
+    dtype, shape, offsets = (entry[field] for field in FIELDS)
+    if not isinstance(dtype, str) or dtype not in ITEMSIZES:
         known = ", ".join(ITEMSIZES)
-        raise ValueError(f"{name} has dtype {entry['dtype']}, which is none of {known}")
-    start, stop = entry["data_offsets"]
-    location = TensorLocation(file, data_start + start, entry["dtype"], tuple(entry["shape"]))
-    if stop - start != location.num_bytes or start < 0:
+        raise ValueError(f"{shown} has dtype {make_plain_name(dtype)}, which is none of {known}")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(
-            f"{name} has {stop - start} bytes, and as {location.dtype} of shape "
-            f"{list(location.shape)} needs {location.num_bytes}"
+            f"its safetensors header is damaged (shape and offsets of {shown} must be whole "
+            "numbers)"
         )
-    return location
+    needed = _num_bytes(shape, ITEMSIZES[dtype])
+    start, stop = offsets
+    if stop - start != needed:
+        raise ValueError(
+            f"{shown} has {stop - start} bytes, and as {dtype} of shape {make_plain_name(shape)} "
+            f"needs {'more than any file holds' if needed is None else needed}"
+        )
+    return TensorLocation(file, data_start + start, dtype, tuple(shape))
+
+
+def _are_sizes(values: object) -> bool:
+    """Whether these are whole numbers as the format has them: neither true nor 1.0."""
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value < MAX_SIZE for value in values
+    )
+
+
+def _num_bytes(shape: list[int], itemsize: int) -> int | None:
+    """Bytes of a tensor; None beyond what the format can count, where products never end."""
+    num_bytes = itemsize
+    for size in shape:
+        num_bytes *= size
+        if num_bytes >= MAX_SIZE:
+            return None
+    return num_bytes
+
+
+def _check_layout(locations: Mapping[str, TensorLocation], data_start: int, file_size: int) -> None:
+    """Check that tensors lie end to end from the header to the end of the file.
+
+    Raises:
+        ValueError: naming the first that does not.
+    """
+    position, before = data_start, "the header"
+    ordered = sorted(locations.items(), key=lambda one: (one[1].byte_offset, one[1].num_bytes))
+    for name, location in ordered:
+        if location.byte_offset < position:
+            raise ValueError(f"{make_plain_name(name)} overlaps {before}")
+        if location.byte_offset > position:
+            num_lost = location.byte_offset - position
+            raise ValueError(f"{num_lost} bytes before {make_plain_name(name)} belong to no tensor")
+        position, before = location.byte_offset + location.num_bytes, make_plain_name(name)
+    if position > file_size:
+        raise ValueError(f"{position - file_size} bytes are missing at its end")
+    if position < file_size:
+        raise ValueError(f"{file_size - position} bytes behind {before} belong to no tensor")

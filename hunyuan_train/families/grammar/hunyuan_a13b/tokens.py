@@ -13,6 +13,7 @@ from pathlib import Path
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import Tokenizer, build_tokenizer
+from hunyuan_train.json_file import read_bytes
 
 RANK_FILE = "hy.tiktoken"
 
@@ -56,10 +57,11 @@ def read_tokenizer(folder: Path, grammar: Grammar) -> Tokenizer:
     """
     path = folder / RANK_FILE
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"tokenizer folder {folder} has no readable {RANK_FILE} ({error.strerror}); "
+            f"tokenizer folder {folder} has no readable {RANK_FILE} ({reason}); "
             f"give the folder of the model or of the tokenizer"
         ) from error
     return build_tokenizer(
