@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hunyuan_train.checkpoint.folder import FORMAT_VERSION, rank_file, write_manifest
+from hunyuan_train.checkpoint.folder import DIGEST, rank_file, write_manifest
+from hunyuan_train.checkpoint.publish import hash_file
 from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from hunyuan_train.families.hunyuan_v1_moe import A13B, HUNYUAN_V1_MOE
@@ -22,6 +23,7 @@ from hunyuan_train.model.safetensors_files import create_file, write_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.shipped import TINY_TOKENIZER
+from tests.manifests import make_manifest
 
 # Every size is another one, so that no tensor passes for its transpose. The vocabulary has room for
 # the bundled tokenizer.
@@ -211,6 +213,9 @@ def write_checkpoint(
                 values = source.read(piece.tensor, piece.start, piece.stop).float()
                 write_range(locations[f"master:{name}"], piece.offset, values)
         entries = {name: [*one[1:4], *one[4]] for name, one in ranges.items()}
-        files[file.name] = {"size": file.stat().st_size, "ranges": entries}
-    manifest = {"format_version": FORMAT_VERSION, "kinds": ["master"], "files": files}
-    write_manifest(folder, manifest)
+        files[file.name] = {
+            "size": file.stat().st_size,
+            DIGEST: hash_file(file),
+            "ranges": entries,
+        }
+    write_manifest(folder, make_manifest(files))

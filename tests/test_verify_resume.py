@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hunyuan_train.checkpoint.folder import (
-    FORMAT_VERSION,
     checkpoint_folder,
     read_manifest,
     write_manifest,
@@ -18,6 +17,7 @@ from hunyuan_train.checkpoint.folder import (
 from hunyuan_train.checkpoint.publish import hash_file
 from hunyuan_train.cli import main
 from hunyuan_train.verify_resume import Certificate, compare
+from tests.manifests import make_manifest
 
 FILE = "rank-00000.safetensors"
 
@@ -37,8 +37,7 @@ def write_run(folder: Path) -> None:
 def seal(checkpoint: Path, step: int = 3) -> None:
     file = checkpoint / FILE
     entry = {"size": file.stat().st_size, "sha256": hash_file(file)}
-    content = {"format_version": FORMAT_VERSION, "state": {"step": step}, "files": {FILE: entry}}
-    write_manifest(checkpoint, content)
+    write_manifest(checkpoint, make_manifest({FILE: entry}, state={"step": step}))
 
 
 def change_tensor(run: Path) -> None:

@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.json_file import read_bytes
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
 DIGEST = "sha256"  # of the rest of the manifest, or of a file
+MAX_MANIFEST_BYTES = 2**30  # a thousand ranks take a tenth of it
+# What every manifest holds beside the format.
+FIELDS: dict[str, type] = {
+    "files": dict,
+    "state": dict,
+    "kinds": list,
+    "is_model_only": bool,
+    "optimizer_step_count": int,
+    "fingerprints": dict,
+}
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -109,24 +120,71 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest.get("format_version")
-    except (OSError, ValueError, AttributeError) as error:
+        manifest, is_sealed = _read_sealed(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {version}, and this version of hunyuan_train reads "
-            f"format {FORMAT_VERSION}; go on from it with the version that wrote it, or export it "
-            "with that version and start from the exported model"
-        )
-    if manifest.pop(DIGEST, None) != _digest_of(manifest):
+    if not is_sealed:  # then nothing in it is to be believed, its format least of all
         raise CheckpointError(f"{path} is not what was written: its checksum differs")
-    for name, entry in manifest["files"].items():
-        size = (folder / name).stat().st_size if (folder / name).exists() else None
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {manifest.get('format_version')}, and this version of "
+            f"hunyuan_train reads format {FORMAT_VERSION}; go on from it with the version that "
+            "wrote it, or export it with that version and start from the exported model"
+        )
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(manifest.get(name), kind)]
+    if wrong or not _is_state(manifest["state"]) or not _are_entries(manifest["files"]):
+        raise CheckpointError(
+            f"{path} is not what a run writes ({', '.join(wrong) or 'its state or files'}); it was "
+            "made by something else: take another checkpoint"
+        )
+    _check_files(folder, manifest["files"])
+    return manifest
+
+
+def _read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
+    """Read a manifest, and whether its own checksum is right.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON object.
+    """
+    try:
+        # A loss that is not finite stands in a manifest, so this is not the strict reading.
+        manifest = json.loads(read_bytes(path, max_bytes=MAX_MANIFEST_BYTES))
+        if not isinstance(manifest, dict):
+            raise ValueError("it holds no JSON object")
+        return manifest, manifest.pop(DIGEST, None) == _digest_of(manifest)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _is_state(state: dict[str, Any]) -> bool:
+    return type(state.get("step")) is int and isinstance(state.get("best_step"), int | None)
+
+
+def _are_entries(files: dict[str, Any]) -> bool:
+    """Whether the files are those of ranks 0 to N - 1, and each has a size and a checksum."""
+    return files.keys() == {rank_file(rank) for rank in range(max(1, len(files)))} and all(
+        isinstance(entry, dict)
+        and type(entry.get("size")) is int
+        and isinstance(entry.get(DIGEST), str)
+        and isinstance(entry.get("ranges"), dict)
+        for entry in files.values()
+    )
+
+
+def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Compare the sizes of files with those of the manifest.
+
+    Raises:
+        CheckpointError: one is missing, cut short, or no ordinary file.
+    """
+    for name, entry in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
         if size != entry["size"]:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise CheckpointError(f"{folder / name} {found}, the manifest says {entry['size']}")
-    return manifest
+            raise CheckpointError(f"{path} {found}, the manifest says {entry['size']}")
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@ import pytest
 
 from hunyuan_train.checkpoint.data_fingerprint import check_same_data
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.folder import FORMAT_VERSION, write_manifest
+from hunyuan_train.checkpoint.folder import write_manifest
+from tests.manifests import make_manifest
 
 IDENTITY = {
     "samples": "abc",
@@ -17,7 +18,8 @@ IDENTITY = {
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    manifest = {"format_version": FORMAT_VERSION, "files": {}, "fingerprints": {"data": IDENTITY}}
+    (tmp_path / "rank-00000.safetensors").touch()
+    manifest = make_manifest({"rank-00000.safetensors": {}}, fingerprints={"data": IDENTITY})
     write_manifest(tmp_path, manifest)
     return tmp_path
 

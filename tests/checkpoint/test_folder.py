@@ -1,14 +1,16 @@
 """What is not whole is not used, and what is damaged is named."""
 
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import (
-    FORMAT_VERSION,
     checkpoint_folder,
     find_checkpoint,
     list_checkpoints,
@@ -20,8 +22,10 @@ from hunyuan_train.checkpoint.retention import delete_leftovers, delete_superflu
 from hunyuan_train.cli import main
 from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.trainer.state import TrainerState
+from tests.manifests import make_manifest
 
 FILE = "rank-00001.safetensors"
+Manifest = dict[str, Any]
 
 
 def write_fake(output_dir: Path, step: int) -> Path:
@@ -33,7 +37,7 @@ def write_fake(output_dir: Path, step: int) -> Path:
         (folder / name).write_bytes(f"12345678 {name}".encode())
         size = (folder / name).stat().st_size
         files[name] = {"size": size, "sha256": hash_file(folder / name)}
-    write_manifest(folder, {"format_version": FORMAT_VERSION, "files": files})
+    write_manifest(folder, make_manifest(files))
     return folder
 
 
@@ -61,7 +65,25 @@ def cut_manifest(folder: Path) -> None:
     file.write_text(file.read_text()[:-20])
 
 
+def flip_version(folder: Path) -> None:
+    file = folder / "manifest.json"
+    file.write_text(file.read_text().replace('"format_version": 3', '"format_version": 7'))
+
+
+def nest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[" * 10**6)
+
+
+def replace_by_pipe(folder: Path) -> None:
+    for name in (FILE, "manifest.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+
 DAMAGES = [
+    (flip_version, r"manifest\.json is not what was written: its checksum differs"),
+    (nest, r"manifest\.json cannot be read: it is nested too deeply"),
+    (replace_by_pipe, r"manifest\.json cannot be read: it is no ordinary file"),
     (cut, rf"{FILE} has 4 bytes, the manifest says 31"),
     (remove, rf"{FILE} is missing"),
     (flip_byte, rf"{FILE} is not what was written: its checksum differs"),
@@ -84,6 +106,43 @@ def test_verify_names_the_damaged_file(
     assert main(["verify", str(folder)]) == 1
     output = capsys.readouterr().out
     assert re.search(message, " ".join(output.split()))
+
+
+def without(name: str) -> Callable[[Manifest], object]:
+    return lambda manifest: manifest.pop(name)
+
+
+def put(name: str, value: object) -> Callable[[Manifest], object]:
+    return lambda manifest: manifest.update({name: value})
+
+
+def name_outside(manifest: Manifest) -> None:
+    manifest["files"]["../../secret.safetensors"] = manifest["files"].pop(FILE)
+
+
+RESEALED: list[Callable[[Manifest], object]] = [
+    *(without(name) for name in ("files", "state", "kinds", "is_model_only", "fingerprints")),
+    *(put("files", value) for value in (None, [], {}, {FILE: {}}, {"rank-00000.safetensors": 1})),
+    *(put("state", value) for value in ([], {}, {"step": "3"}, {"step": 3, "best_step": "x"})),
+    lambda manifest: manifest["files"][FILE].pop("sha256"),
+    lambda manifest: manifest["files"][FILE].update(size="31"),
+    lambda manifest: manifest["files"][FILE].update(ranges=[]),
+    lambda manifest: manifest["files"].pop("rank-00000.safetensors"),
+    name_outside,
+]
+
+
+@pytest.mark.parametrize("change", RESEALED)
+def test_manifest_that_no_run_writes_is_refused_though_its_checksum_is_right(
+    tmp_path: Path, change: Callable[[Manifest], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_fake(tmp_path, 20)
+    shutil.copy(folder / FILE, tmp_path / "secret.safetensors")
+    manifest = read_manifest(folder)
+    change(manifest)
+    write_manifest(folder, manifest)
+    assert main(["verify", str(folder)]) == 1
+    assert "is not what a run writes" in capsys.readouterr().out
 
 
 def test_verify_of_a_run_looks_at_every_checkpoint(
@@ -124,7 +183,7 @@ def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     folder = write_fake(tmp_path, 20)
-    write_manifest(folder, {"format_version": 1, "files": {}})
+    write_manifest(folder, {"format_version": 1, "files": {}})  # all that it shares with this one
     with pytest.raises(CheckpointError, match="has checkpoint format 1"):
         read_manifest(folder)
 

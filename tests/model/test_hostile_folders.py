@@ -121,7 +121,7 @@ HEADERS = {
         f"bytes before {re.escape(NAMES[4])} belong to no tensor",
     ),
     "twice": (f'{json.dumps(HEADER)[:-1]}, "{NAMES[0]}": 1}}', "twice"),
-    "a field twice": (moved(0, 0).replace('"dtype"', '"dtype": "F32", "dtype"', 1), "'dtype' twice"),
+    "a field twice": (moved(0, 0).replace('"dtype"', '"dtype": 1, "dtype"', 1), "'dtype' twice"),
     "float offsets": (moved(0, 0).replace("[0, ", "[0.0, ", 1), "whole"),
     "true as size": (edited(shape=[True]), "whole numbers"),
     "negative": (edited(data_offsets=[-2, 2]), "whole numbers"),
