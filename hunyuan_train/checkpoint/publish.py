@@ -8,17 +8,22 @@ models (`sha256sum -c SHA256SUMS`); a checkpoint's manifest does so itself.
 import errno
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.verify import sum_file
+from hunyuan_train.json_file import read_bytes
 from hunyuan_train.planner.component import gigabytes
+from hunyuan_train.progress import show_progress
 
 INCOMPLETE, REPLACED = ".incomplete", ".replaced"
 CHECKSUMS = "SHA256SUMS"
+SUM_LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64}) [ *](?:\./)?(?P<name>.+)")  # as sha256sum's
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # A folder with one of these was written by an export or a merge, here or elsewhere.
 MARKS_OF_A_MODEL = ("config.json", "adapter_config.json")
@@ -126,6 +131,58 @@ def hash_files(files: list[Path], advance: Callable[[int], None]) -> dict[str, s
             digests[file.name] = digest
             advance(file.stat().st_size)
     return digests
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """The digests that a model folder keeps of its files, by name; none where it keeps none.
+
+    Raises:
+        CheckpointError: the file of checksums is damaged.
+    """
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return {}
+    try:
+        lines = read_bytes(path).decode("utf-8").splitlines()
+        pairs = [SUM_LINE.fullmatch(line) for line in lines if line.strip()]
+        return {pair["name"]: pair["digest"].lower() for pair in pairs}  # type: ignore[index]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no list of checksums, so nothing in its folder can be believed; copy the "
+            "folder again, or remove that file if it belongs to something else"
+        ) from error
+
+
+def check_sums(files: Iterable[Path]) -> None:
+    """Compare files with the checksums that lie beside them; those without are not looked at.
+
+    Raises:
+        CheckpointError: see `check_digest`.
+    """
+    known: dict[Path, dict[str, str]] = {}
+    summed = []
+    for file in files:
+        if file.parent not in known:
+            known[file.parent] = read_sums(file.parent)
+        if file.name in known[file.parent]:
+            summed.append(file)
+    with show_progress("verifying", sum(file.stat().st_size for file in summed)) as advance:
+        for file in summed:
+            check_digest(file, sum_file(file, advance), known[file.parent])
+
+
+def check_digest(file: Path, digest: str, known: Mapping[str, str]) -> None:
+    """Compare the digest of what was read of a file with the one that its folder keeps, if any.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if known.get(file.name, digest) != digest:
+        raise CheckpointError(
+            f"{file} is not what was written: its checksum is not the one in {CHECKSUMS} beside "
+            "it; copy the file again, or, if you changed it on purpose, take its line out of "
+            f"{CHECKSUMS}"
+        )
 
 
 def num_threads() -> int:

@@ -5,15 +5,24 @@ engine is needed, and memory for a few pieces.
 """
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import read_manifest
+from hunyuan_train.checkpoint.one_pass import read_pieces
 from hunyuan_train.checkpoint.publish import (
+    check_sums,
     hash_files,
+    num_threads,
     publish_summed,
     unfinished_until_published,
 )
@@ -37,6 +46,7 @@ from hunyuan_train.export.huggingface_folder import (
     read_locations,
     trained_dtype,
     write_adapter,
+    write_piece,
     write_weights,
 )
 from hunyuan_train.families.grammar.find import load_tokenizer
@@ -44,7 +54,8 @@ from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
-from hunyuan_train.model.weights import WeightSource, find_model
+from hunyuan_train.model.safetensors_header import TensorLocation
+from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, find_model
 from hunyuan_train.optim.records import MASTER
 from hunyuan_train.progress import show_progress
 
@@ -59,6 +70,12 @@ class StoppedRun:
     shape: ModelShape
     base: WeightSource
     trained: CheckpointTensors
+    manifest: dict[str, Any]  # of the checkpoint
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the checkpoint's files."""
+        return sum(self.manifest["files"][file.name]["size"] for file in self.trained.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +105,11 @@ def open_stopped_run(folder: Path, moved: dict[str, str]) -> StoppedRun:
     config = read_settings(checkpoint, moved)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     shape, base = find_model(config.model, tokenizer, seed=config.train.seed)
-    trained = open_tensors(checkpoint, read_manifest(checkpoint), family_of(shape))[MASTER]
+    manifest = read_manifest(checkpoint)
+    trained = open_tensors(checkpoint, manifest, family_of(shape))[MASTER]
+    trained.check_whole()
     logger.info("exporting %s (%s)", checkpoint, config.model.model_name_or_path)
-    return StoppedRun(config=config, shape=shape, base=base, trained=trained)
+    return StoppedRun(config=config, shape=shape, base=base, trained=trained, manifest=manifest)
 
 
 def export_stopped_run(run: StoppedRun, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -121,8 +140,12 @@ def _write_stopped_model(run: StoppedRun, folder: Path, dtype: torch.dtype | Non
         release = replace(release, dtype=dtype)
     create_release(folder, release)
     locations = read_locations(folder)
-    with show_progress("writing", sum(one.num_bytes for one in locations.values())) as advance:
-        write_weights(source, locations, advance)
+    frozen = {name: one for name, one in locations.items() if name not in run.trained.tensors}
+    verify_base(run.base, frozen)
+    size = run.num_bytes + sum(one.num_bytes for one in frozen.values())
+    with show_progress("writing", size) as advance:
+        write_trained(run, locations, advance)
+        write_weights(run.base, frozen, advance)
     if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:
         logger.info(TOO_LARGE)
         return
@@ -132,12 +155,67 @@ def _write_stopped_model(run: StoppedRun, folder: Path, dtype: torch.dtype | Non
     check_model(Trained(run.shape, batch, losses, is_exact), folder)
 
 
+def verify_base(base: WeightSource, frozen: dict[str, TensorLocation]) -> None:
+    """Sum the files that frozen tensors come from, where the base's folder has checksums.
+
+    Raises:
+        CheckpointError: one is not what was written.
+    """
+    if isinstance(base, SafetensorsFolder):
+        files = sorted({base.locations[name].file for name in frozen})
+        check_sums([*files, *(file.with_name("config.json") for file in files[:1])])
+
+
+def write_trained(
+    run: StoppedRun, locations: dict[str, TensorLocation], advance: Callable[[int], None]
+) -> None:
+    """Copy what was trained into a created folder, several of the checkpoint's files at a time.
+
+    Args:
+        run: at the checkpoint.
+        locations: of the created folder.
+        advance: told the bytes that are read.
+
+    Raises:
+        CheckpointError: a file is damaged, or of another model.
+    """
+    for name, tensor in run.trained.tensors.items():
+        if name not in locations or locations[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{run.trained.folder} holds {name} as {list(tensor.shape)}, which the run's model "
+                "does not have; it is of another model"
+            )
+    is_ended = Event()
+
+    def copy(file: Path) -> None:
+        pieces = read_pieces(run.trained, run.manifest, file, advance)
+        for piece, values in takewhile(lambda _: not is_ended.is_set(), pieces):
+            write_piece(locations, piece, values)
+
+    with ThreadPoolExecutor(num_threads()) as pool:
+        try:
+            list(pool.map(copy, run.trained.files))
+        finally:
+            is_ended.set()  # all is done, or nobody waits for the rest
+
+
+def read_trained(run: StoppedRun, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What was trained, by stored name, whole: for adapters, which are small.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    tensors = run.trained.tensors
+    found = {name: torch.empty(one.numel, dtype=dtype) for name, one in tensors.items()}
+    with show_progress("reading", run.num_bytes) as advance:
+        for file in run.trained.files:
+            for piece, values in read_pieces(run.trained, run.manifest, file, advance):
+                found[piece.tensor.name][piece.start : piece.stop] = values
+    return {name: values.view(tensors[name].shape) for name, values in found.items()}
+
+
 def _write_stopped_adapter(run: StoppedRun, folder: Path, dtype: torch.dtype | None) -> None:
-    dtype = dtype or trained_dtype(run.config)
-    adapters = {
-        name: run.trained.read(tensor, 0, tensor.numel).view(tensor.shape).to(dtype)
-        for name, tensor in run.trained.tensors.items()
-    }
+    adapters = read_trained(run, dtype or trained_dtype(run.config))
     base_model = run.config.model.model_name_or_path
     write_adapter(folder, adapters, run.config.lora, run.shape, base_model=base_model)
     if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:

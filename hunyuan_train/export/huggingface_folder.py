@@ -5,7 +5,6 @@ reserved, and whoever has a range of a tensor writes it into its place, in any o
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +19,13 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import check_room, num_threads
 from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import LoraConfig, RunConfig
+from hunyuan_train.export.companions import copy_files, list_companions
 from hunyuan_train.export.peft_layout import peft_description, peft_tensors
 from hunyuan_train.families.registry import PRESETS, family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import Kind, Piece, StoredTensor
+from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.build import model_class, native_config
 from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
@@ -33,17 +34,6 @@ from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_fini
 MAX_FILE_BYTES = 5 * 10**9
 HEADER_BYTES = 2**20  # kept free for a file's header, which takes 0.1 MB at the released size
 PIECE_ELEMENTS = 4 * 2**20  # 16 MB in float32; each thread holds about three of them
-
-# What a folder needs beside weights and config.json so that a server can load it.
-COMPANIONS = (
-    "*.tiktoken",
-    "tokenizer*",
-    "tokenization_*.py",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template*",
-    "LICENSE*",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,9 +66,7 @@ def create_release(folder: Path, release: Release) -> None:
     create_weight_files(folder, release)
     write_config(folder, release)
     for source in release.companions:
-        for path in (path for pattern in COMPANIONS for path in source.glob(pattern)):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+        copy_files(list_companions(source), folder)
     complete_generation_config(folder / "generation_config.json", release.shape)
 
 
@@ -145,7 +133,7 @@ def write_config(folder: Path, release: Release) -> None:
 
 def complete_generation_config(path: Path, shape: ModelShape) -> None:
     """Make sure that a server stops where the model was taught to; keep what else the file says."""
-    fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    fields = read_json_object(path) if path.exists() else {}
     stops = fields.get("eos_token_id")
     stops = stops if isinstance(stops, list) else [stops]
     stops += [shape.eos_token_id, shape.eod_token_id]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.export.companions import list_other_files
 from hunyuan_train.families.registry import family_of, read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors, stored_tensors
@@ -67,6 +68,7 @@ class Merge:
     shape: ModelShape
     weights: dict[str, TensorLocation]
     changes: dict[str, Change]
+    others: list[Path]  # files of the base that come along
 
 
 def open_merge(base: Path, adapter: Path) -> Merge:
@@ -74,10 +76,11 @@ def open_merge(base: Path, adapter: Path) -> Merge:
 
     Raises:
         ConfigError: the base is no whole model.
-        CheckpointError: see `read_changes`.
+        CheckpointError: see `read_changes` and `check_inside`.
     """
     shape = read_shape(base)
-    return Merge(shape, locate_weights(base, shape), read_changes(adapter, shape))
+    weights = locate_weights(base, shape)
+    return Merge(shape, weights, read_changes(adapter, shape), list_other_files(base))
 
 
 def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:

@@ -2,15 +2,15 @@
 
 Every file is written in one pass, first byte to last. A block that the adapter does not touch is
 written as it was read; one that it touches is compared with what it was. So the pass knows what it
-changed, and that nothing else can have changed. It sums the bytes as they are meant to be: what a
-disk makes of them, `sha256sum -c SHA256SUMS` tells at any time.
+changed, and that nothing else can have changed. It sums the bytes that it reads, which must be those
+that the base's SHA256SUMS names, where it has one. It sums the bytes as they are meant to be, too:
+what a disk makes of them, `sha256sum -c SHA256SUMS` tells at any time.
 """
 
 import hashlib
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -23,16 +23,19 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import (
-    CHECKSUMS,
+    check_digest,
     check_room,
+    check_sums,
     hash_files,
     num_threads,
     publish_summed,
+    read_sums,
     unfinished_until_published,
 )
 from hunyuan_train.export.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
+from hunyuan_train.export.companions import copy_files
 from hunyuan_train.export.lora_delta_rows import ChangeReader
-from hunyuan_train.export.lora_deltas import Change, open_merge
+from hunyuan_train.export.lora_deltas import DESCRIPTION, WEIGHTS, Change, open_merge
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.safetensors_files import read_range, write_all
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation, largest
@@ -43,8 +46,6 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 8 * 2**20  # of changed rows
 COPIED_BYTES = 2**20  # at once; stays in the processor's cache between reading, summing and writing
 MATRIX_BYTES = 2**29  # of adapters in memory, over all files
-# Files of a model folder that hold weights in another form, or describe the files as they were.
-NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", CHECKSUMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Difference:
     """How a merged file differs from its original."""
 
     sha256: str = ""
+    original_sha256: str = ""  # of the bytes that were read
     num_changed: dict[str, int] = field(default_factory=dict)  # elements, by tensor
     largest: float = 0.0
 
@@ -96,24 +98,39 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     """
     merge = open_merge(base, adapter)
     check_room(folder, sum(one.num_bytes for one in merge.weights.values()))
+    known = read_sums(base)
+    check_sums(sorted(adapter / name for name in (WEIGHTS, DESCRIPTION)))
     with unfinished_until_published(folder) as unfinished:
-        differences = merge_files(merge.weights, merge.changes, unfinished)
+        differences = merge_files(merge.weights, merge.changes, unfinished, known)
         report(differences.values(), num_tensors=len(merge.weights), adapter=adapter)
-        others = copy_other_files(base, unfinished)
+        others = hash_files(copy_files(merge.others, unfinished), lambda _: None)
         if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
             is_exact = largest(merge.weights).dtype == "F32"
             check_merged(base, adapter, unfinished, merge.shape, is_exact=is_exact)
         digests = {name: difference.sha256 for name, difference in differences.items()}
-        publish_summed(folder, digests | hash_files(others, lambda _: None))
+        publish_summed(folder, digests | others)
     logger.info("merged into %s", folder)
 
 
 def merge_files(
-    locations: dict[str, TensorLocation], changes: dict[str, Change], folder: Path
+    locations: dict[str, TensorLocation],
+    changes: dict[str, Change],
+    folder: Path,
+    known: Mapping[str, str],
 ) -> dict[str, Difference]:
-    """Merge every weight file of the base, several at a time; a failure or Ctrl-C ends all."""
+    """Merge every weight file of the base, several at a time; a failure or Ctrl-C ends all.
+
+    Args:
+        locations: of the base's tensors.
+        changes: by tensor.
+        folder: to write to.
+        known: digests of the base's files by name, as its folder keeps them.
+
+    Raises:
+        CheckpointError: see `merge_file`.
+    """
     files = sorted({location.file for location in locations.values()})
     is_ended = Event()
     with show_progress("merging", sum(file.stat().st_size for file in files)) as advance:
@@ -122,7 +139,10 @@ def merge_files(
             segments = takewhile(
                 lambda _: not is_ended.is_set(), cut_file(file, locations, changes)
             )
-            return merge_file(file, folder / file.name, segments, changes, advance)
+            difference = merge_file(file, folder / file.name, segments, changes, advance)
+            if not is_ended.is_set():
+                check_digest(file, difference.original_sha256, known)
+            return difference
 
         with ThreadPoolExecutor(min(num_threads(), num_files_in_memory(changes))) as pool:
             names = [file.name for file in files]
@@ -174,10 +194,12 @@ def merge_file(
     Raises:
         CheckpointError: a merged weight is not finite.
     """
-    digest, difference, reader = hashlib.sha256(), Difference(), ChangeReader()
+    original_digest, digest = hashlib.sha256(), hashlib.sha256()
+    difference, reader = Difference(), ChangeReader()
     with merged.open("wb", buffering=0) as target:
         for segment in segments:
             values = read_segment(original, segment)
+            original_digest.update(values.view(torch.uint8).numpy().data)
             if segment.location is not None:
                 before = values.view(-1, segment.location.shape[1])
                 values = reader.apply(changes[segment.name], before, segment.first_row)
@@ -189,7 +211,7 @@ def merge_file(
             os.posix_fadvise(target.fileno(), segment.start, size, os.POSIX_FADV_DONTNEED)
             advance(size)
         os.fsync(target.fileno())
-    difference.sha256 = digest.hexdigest()
+    difference.sha256, difference.original_sha256 = digest.hexdigest(), original_digest.hexdigest()
     return difference
 
 
@@ -227,12 +249,3 @@ def report(differences: Iterable[Difference], *, num_tensors: int, adapter: Path
         largest,
         num_tensors - len(num_changed),
     )
-
-
-def copy_other_files(base: Path, folder: Path) -> list[Path]:
-    """Copy what lies beside the weights: config, index, tokenizer, licence; return the copies."""
-    copies = []
-    for path in sorted(base.iterdir()):
-        if path.is_file() and not any(path.match(pattern) for pattern in NOT_COPIED):
-            copies.append(Path(shutil.copyfile(path, folder / path.name)))
-    return copies

@@ -99,7 +99,7 @@ def expert_tensors(
         None for a parameter of anything else.
     """
     match = EXPERT_PARAMETER.fullmatch(name)
-    if match is None:
+    if match is None or match["part"] not in PARTS_OF_EXPERT or len(shape) != 3:
         return None
     parts = PARTS_OF_EXPERT[match["part"]]
     size = (shape[1] // len(parts), shape[2])

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import read_manifest, write_manifest
 from hunyuan_train.cli import main
+from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.tables import released_tensors
@@ -155,6 +156,84 @@ def remove_config(run: Path) -> None:
 
 def remove_manifest(run: Path) -> None:
     (run / "checkpoints/step-000003/manifest.json").unlink()
+
+
+@pytest.mark.parametrize("place", ["a weight", "the header", "a state that is not exported"])
+@pytest.mark.parametrize("use_lora", [False, True])
+def test_one_flipped_bit_is_never_exported(
+    run: Path, tmp_path: Path, place: str, use_lora: bool, capsys: pytest.CaptureFixture
+) -> None:
+    lora = LoraConfig(use_lora=True, lora_target_modules="attention") if use_lora else None
+    checkpoint = make_run(tmp_path / "run", run.parent / "base", lora)
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=2, expert_size=1)
+    manifest = read_manifest(checkpoint)
+    ranges = manifest["files"]["rank-00001.safetensors"]["ranges"]
+    if place.startswith("a state"):
+        for entry in manifest["files"].values():
+            del entry["ranges"]["model.norm.weight"]
+        write_manifest(checkpoint, manifest)
+    assert ranges
+    file = checkpoint / "rank-00001.safetensors"
+    norm = read_header(file)["master:model.norm.weight"].byte_offset
+    flip_bit(file, 9 if place == "the header" else norm)
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "rank-00001.safetensors is not what was written" in error or "cannot be used" in error
+    assert not list(tmp_path.glob("out*"))
+
+
+def flip_bit(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model-*.safetensors", "config.json", "hy.tiktoken"])
+def test_frozen_weights_come_from_a_base_that_is_what_was_written(
+    run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    base = tmp_path / "base"
+    assert main(["export", str(run), str(base)]) == 0
+    checkpoint = make_run(tmp_path / "run", base)
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=1, expert_size=1)
+    manifest = read_manifest(checkpoint)
+    for entry in manifest["files"].values():
+        ranges = entry["ranges"]
+        entry["ranges"] = {one: ranges[one] for one in ranges if ".self_attn." in one}
+    write_manifest(checkpoint, manifest)
+    assert main(["export", str(checkpoint), str(tmp_path / "good")]) == 0
+    sums, damaged = base / "SHA256SUMS", next(base.glob(name))
+    lines = sums.read_text().splitlines()
+    changed = [
+        f"{'0' * 64}  {damaged.name}" if one.endswith(damaged.name) else one for one in lines
+    ]
+    sums.write_text("\n".join(changed))
+    capsys.readouterr()
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{damaged} is not what was written: its checksum is not the one in SHA256SUMS" in error
+    sums.unlink()
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 0
+
+
+def test_link_to_a_secret_is_not_published(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "secret").write_text("password")
+    base = tmp_path / "base"
+    write_released(base)
+    (base / "LICENSE.txt").unlink()
+    (base / "LICENSE.txt").symlink_to(tmp_path / "secret")
+    checkpoint = make_run(tmp_path / "run", base)
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=1, expert_size=1)
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 2
+    assert "outside of the model's folder" in " ".join(capsys.readouterr().err.split())
+    cache = tmp_path / "hub" / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs" / "0123").write_text("as published")
+    (base / "LICENSE.txt").unlink()
+    (base / "LICENSE.txt").symlink_to(cache / "blobs" / "0123")
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize(

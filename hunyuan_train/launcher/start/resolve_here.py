@@ -7,6 +7,7 @@ from hunyuan_train.checkpoint.folder import find_checkpoint
 from hunyuan_train.config.resolve import resolve
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.export.companions import list_companions
 from hunyuan_train.families.registry import PRESETS, resolve_shape
 from hunyuan_train.model.released_files import locate_weights
 
@@ -21,12 +22,15 @@ def resolve_here(config: RunConfig, *, machine: Machine, slots: Sequence[int] = 
 
     Raises:
         ConfigError: the first rule that it breaks, or a model that cannot be read.
-        CheckpointError: it resumes from what is no checkpoint.
+        CheckpointError: it resumes from what is no checkpoint, or its export would copy a file from
+            outside the model's folder.
     """
     name = config.model.model_name_or_path
     run = resolve(config, shape=resolve_shape(name), machine=machine, slots=slots)
     if name not in PRESETS:
         locate_weights(Path(name), run.shape)
+        if config.checkpoints.export:
+            list_companions(Path(name))
     if config.checkpoints.resume_from_checkpoint:
         find_checkpoint(config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir))
     return run
