@@ -13,6 +13,16 @@ logger = logging.getLogger(__name__)
 Numbers = dict[str, float | int]  # what a step or an evaluation reports, by name
 
 
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """The object of a line; None where it holds none with a step, as lines that were damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    has_step = isinstance(entry, dict) and type(entry.get("step")) is int
+    return entry if has_step else None
+
+
 class JsonLines:
     """A file of one JSON object per step. A disk that takes no more does not end a run."""
 
@@ -41,8 +51,8 @@ class JsonLines:
     def amend(self, entry: dict[str, Any]) -> None:
         """Let one object join the last line, if that is of the same step and the disk has room."""
         lines = self.unwritten or self._read()
-        last = json.loads(lines[-1]) if lines else {}
-        if last.get("step") != entry["step"]:
+        last = parse_line(lines[-1]) if lines else None
+        if last is None or last["step"] != entry["step"]:
             return
         lines[-1] = json.dumps(last | entry) + "\n"
         if not self.unwritten:
@@ -50,31 +60,36 @@ class JsonLines:
                 self._replace(lines)
 
     def forget_after(self, step: int) -> None:
-        """Drop lines past the step a run resumes at: those steps are about to be done again."""
+        """Drop lines past the step a run resumes at: those steps are about to be done again.
+
+        A line that a power loss or somebody's editor has damaged stays where it is.
+        """
         self.unwritten = [line for line in self.unwritten if json.loads(line)["step"] <= step]
         if not self.path.exists():
             return
         kept = 0  # bytes; steps only rise, so what goes is the end
         for line in self.path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            found = parse_line(line)
+            if not line.endswith(b"\n") or (found and found["step"] > step):
                 break
             kept += len(line)
         os.truncate(self.path, kept)
 
     def read(self) -> list[dict[str, Any]]:
-        """Its objects, those that wait for room included."""
-        return [json.loads(line) for line in (*self._read(), *self.unwritten)]
+        """Its objects, those that wait for room included, without damaged lines."""
+        found = map(parse_line, (*self._read(), *self.unwritten))
+        return [entry for entry in found if entry is not None]
 
     def _read(self) -> list[str]:
         """Its lines; one that a kill has cut off is none."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
+        text = self.path.read_text(encoding="utf-8", errors="surrogateescape")
+        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def _replace(self, lines: Sequence[str]) -> None:
         other = self.path.with_suffix(".amended")
-        other.write_text("".join(lines), encoding="utf-8")
+        other.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
         other.replace(self.path)  # killed before this, all of it is still there
 
 

@@ -2,9 +2,9 @@
 
 Every file is written in one pass, first byte to last. A block that the adapter does not touch is
 written as it was read; one that it touches is compared with what it was. So the pass knows what it
-changed, and that nothing else can have changed. It sums the bytes that it reads, which must be those
-that the base's SHA256SUMS names, where it has one. It sums the bytes as they are meant to be, too:
-what a disk makes of them, `sha256sum -c SHA256SUMS` tells at any time.
+changed, and that nothing else can have changed. It sums the bytes that it reads, which must be
+those that the base's SHA256SUMS names, where it has one. It sums the bytes as they are meant to be,
+too: what a disk makes of them, `sha256sum -c SHA256SUMS` tells at any time.
 """
 
 import hashlib

@@ -9,6 +9,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.report.page import write_report
 from hunyuan_train.report.record import read_run
+from hunyuan_train.whole_file import open_whole
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,10 @@ def make_report(folders: list[Path], output: Path) -> None:
     """
     page = write_report([read_run(folder) for folder in folders])
     try:
-        output.write_text(page, encoding="utf-8")
+        with open_whole(output) as file:
+            file.write(page.encode("utf-8", "replace"))
     except OSError as error:
         raise ConfigError(
-            f"the report cannot be written to {output} ({error.strerror}); say where with --output"
+            f"the report cannot be written to {output} ({error.strerror}); make room, or say where "
+            "with --output"
         ) from error

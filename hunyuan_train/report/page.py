@@ -212,7 +212,7 @@ def write_heat_maps(runs: Sequence[RunRecord]) -> str:
     """Expert load of the base model and at the end, a line for each run."""
     lines = []
     for run in runs:
-        loads = [row for row in run.router_loads if "load" in row]
+        loads = [row for row in run.router_loads if row.get("load")]
         figures = []
         for row in [loads[0], loads[-1]] if len(loads) > 1 else loads:
             what = "before training" if row["kind"] == "profile" else f"at step {row['step']}"
@@ -251,7 +251,7 @@ def write_data(runs: Sequence[RunRecord]) -> str:
         seen: dict[str, Any] = run.metrics[-1]
         for name, value in seen.items():
             for prefix in ("samples_seen_", "tokens_seen_"):
-                if name.startswith(prefix):
+                if name.startswith(prefix) and value is not None:
                     label = f"{prefix.split('_')[0]} of {name.removeprefix(prefix)}"
                     rows.setdefault(label, [NONE] * len(runs))[index] = f"{value:,}"
         data = run.starts[-1].get("data", {}) if run.starts else {}

@@ -1,5 +1,7 @@
 """The page about a run: what it shows, and that a browser draws it in both colour schemes."""
 
+import errno
+import itertools
 import json
 import re
 import shutil
@@ -12,7 +14,7 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from hunyuan_train import cli
+from hunyuan_train import cli, whole_file
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.report.charts import (
     Curve,
@@ -133,6 +135,112 @@ def test_a_report_shows_numbers_against_the_plan_and_what_went_wrong(tmp_path: P
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert page.index("before training (slow") < page.index("step 9 (slow; exact)")
     assert "http" not in page  # nothing is fetched
+
+
+def change_line(folder: Path, name: str, number: int, **fields: object) -> None:
+    lines = (folder / name).read_text().splitlines()
+    lines[number] = json.dumps(json.loads(lines[number]) | fields)
+    (folder / name).write_text("\n".join(lines) + "\n")
+
+
+ODD_BYTES = [
+    b"\0" * 40,
+    b"\xff\xfe",
+    b"[" * 10**6,
+    b"[]",
+    b"7",
+    b"",
+    b'{"loss": 1.0}',
+    b'{"step": 1.5}',
+    b'{"step": true}',
+    b'{"step": -1}',
+    b'{"step": 1' + b"0" * 400 + b"}",
+    b'{"step": 1, "loss": "low"}',
+    b'{"step": 1, "loss": [1]}',
+    b'{"step": 1, "loss": 1' + b"0" * 400 + b"}",
+    b'{"step": 1, "loss": 1' + b"0" * 5000 + b"}",
+    b'{"step": 1, "l\\u001b[31m": "x"}',
+]
+
+
+@pytest.mark.parametrize("line", ODD_BYTES)
+def test_odd_line_is_named_by_its_number(tmp_path: Path, line: bytes) -> None:
+    folder = make_run(tmp_path / "one")
+    path = folder / "metrics.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 1, is not what a run writes") as e:
+        make_report([folder], folder / "report.html")
+    assert "\x1b" not in str(e.value)
+    assert not (folder / "report.html").exists()
+
+
+ODD_FIELDS = [
+    ("answers.jsonl", {"prompt": None}),
+    ("answers.jsonl", {"set_f1": "x"}),
+    ("answers.jsonl", {"step": "0"}),
+    ("router_load.jsonl", {"load": [["x"]]}),
+    ("router_load.jsonl", {"load": [[]]}),
+    ("router_load.jsonl", {"kind": 1}),
+    ("starts.jsonl", {"versions": None}),
+    ("starts.jsonl", {"plan": []}),
+    ("starts.jsonl", {"plan": {"memory_gib": "x"}}),
+    ("starts.jsonl", {"git": "x"}),
+    ("starts.jsonl", {"data": {"x": 1}}),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), ODD_FIELDS)
+def test_odd_field_of_any_file_is_named(tmp_path: Path, name: str, fields: dict) -> None:
+    folder = make_run(tmp_path / "one")
+    change_line(folder, name, 0, **fields)
+    with pytest.raises(
+        ConfigError, match=rf"{name}, line 1, is not what .*\({next(iter(fields))} "
+    ):
+        make_report([folder], folder / "report.html")
+
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}]\n"
+    for old, new in itertools.pairwise("abcdefghijklmnopqrstuvw")
+)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a", "train: 3", "[" * 5000, "\0", "a: [", BOMB,
+                                  f"train:\n  {BOMB}".replace("\n", "\n  ")])  # fmt: skip
+def test_odd_settings_are_named(tmp_path: Path, text: str) -> None:
+    folder = make_run(tmp_path / "one")
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml .* the report does without"):
+        make_report([folder], folder / "report.html")
+
+
+def test_numbers_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    values = (float("nan"), float("inf"), -float("inf"), 1e300, None, 0, -(2**900))
+    for number, value in enumerate(values):
+        change_line(folder, "metrics.jsonl", number, loss=value, tokens_seen_x=value)
+    make_report([folder], folder / "report.html")
+    drawn = re.findall(r'points="([^"]*)"', (folder / "report.html").read_text())
+    assert drawn
+    assert not re.search("nan|inf", " ".join(drawn))
+
+
+def test_full_disk_leaves_the_page_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run(tmp_path / "one")
+    page = folder / "report.html"
+    page.write_text("before")
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(whole_file.os, "fsync", refuse)
+    names = {path.name for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match=r"cannot be written .*\(No space left on device\); make"):
+        make_report([folder], page)
+    assert page.read_text() == "before"
+    assert {path.name for path in folder.iterdir()} == names
 
 
 def test_several_runs_stand_side_by_side_and_what_differs_comes_first(tmp_path: Path) -> None:

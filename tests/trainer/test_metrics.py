@@ -125,3 +125,15 @@ def test_a_resumed_run_goes_on_with_the_same_wandb_run(
     assert open_metrics(
         tmp_path, NoLines(), report_to="none", run_name="run", settings={}, notes={}
     ).notes() == {}  # fmt: skip
+
+
+def test_lines_that_a_power_loss_has_damaged_end_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    damaged = b'\0\0\0\n{"step": "x"}\n[]\n\xff\n' + b"[" * 10**5 + b"\n"
+    path.write_bytes(b'{"step": 1}\n' + damaged + b'{"step": 2}\n{"step": 3}\n')
+    lines = JsonLines(path)
+    lines.forget_after(2)
+    assert lines.read() == [{"step": 1}, {"step": 2}]
+    lines.amend({"step": 2, "loss": 1.0})
+    assert lines.read() == [{"step": 1}, {"step": 2, "loss": 1.0}]
+    assert damaged in path.read_bytes()  # what nobody understands is nobody's to delete

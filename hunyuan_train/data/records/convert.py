@@ -1,18 +1,21 @@
 """Dialogues back to records: the canonical chat form, with thoughts in a field and no tags."""
 
+import errno
 import gzip
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import zstandard
 
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message
 from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.whole_file import open_whole
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Record = dict[str, Any]
 
@@ -68,29 +71,28 @@ def open_output(path: Path) -> Iterator[IO[str]]:
     """Write a file whole or not at all, compressed where its name says so.
 
     Raises:
-        DataError: it cannot be made there.
+        DataError: it cannot be made there, or the disk is full.
     """
     if path.exists() and not path.is_file():  # a folder, or a device that a file would replace
         raise DataError(f"{path} is no ordinary file; give the name of a file to write")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    has_begun = False
     try:
-        file = _open_text(temporary, path.suffix)
+        with open_whole(path) as file, _open_text(file, path.suffix) as text:
+            has_begun = True
+            yield text
     except OSError as error:
+        if has_begun and error.errno not in FULL:  # of something else that was read or written
+            raise
         raise DataError(
             f"{path} cannot be written ({error.strerror}); give a file in a folder that exists and "
-            "can be written"
+            "can be written, on a disk with room"
         ) from error
-    try:
-        with file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _open_text(path: Path, suffix: str) -> IO[str]:
+def _open_text(file: BinaryIO, suffix: str) -> IO[str]:
+    """Text for a file, compressed where its name says so; closing it leaves the file open."""
     if suffix == ".gz":
-        return gzip.open(path, "wt", encoding="utf-8")
+        return gzip.open(file, "wt", encoding="utf-8")
     if suffix == ".zst":
-        return zstandard.open(path, "wt", encoding="utf-8")
-    return path.open("w", encoding="utf-8")
+        return zstandard.open(file, "wt", encoding="utf-8")
+    return open(file.fileno(), "w", encoding="utf-8", closefd=False)

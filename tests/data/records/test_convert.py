@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 from functools import partial
@@ -6,8 +7,10 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 
+from hunyuan_train import whole_file
 from hunyuan_train.data.records import convert
 from hunyuan_train.data.records.convert import open_output
+from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from tests.data.dialogues import WEATHER, call, chat, hard_text, kinds_of, read, records
@@ -76,6 +79,33 @@ def test_texts_of_a_canonical_record_carry_no_tags():
 def test_fields_that_training_does_not_read_are_kept():
     record = chat("a", "b", id="7", source={"x": [1]})
     assert to_record(read(record)) == record
+
+
+def test_full_disk_is_told_and_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "o.jsonl"
+    path.write_text("before")
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(whole_file.os, "fsync", refuse)
+    with (
+        pytest.raises(DataError, match=r"o.jsonl cannot be written \(No space left on device\)"),
+        open_output(path) as file,
+    ):
+        file.write("half")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_link_is_followed_to_the_file_it_names(tmp_path):
+    (tmp_path / "real.jsonl").write_text("before")
+    (tmp_path / "o.jsonl").symlink_to("real.jsonl")
+    with open_output(tmp_path / "o.jsonl") as file:
+        file.write("after")
+    assert (tmp_path / "o.jsonl").is_symlink()
+    assert (tmp_path / "real.jsonl").read_text() == "after"
+    assert (tmp_path / "real.jsonl").stat().st_mode & 0o444 == 0o444
 
 
 def _write_half(path):
