@@ -28,6 +28,7 @@ from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.evaluate import add_evaluate_command
 from hunyuan_train.shipped import VERSION
+from hunyuan_train.terminal import PlainParser
 from hunyuan_train.trainer.errors import TrainingError
 from hunyuan_train.verify_resume import add_verify_resume
 
@@ -69,7 +70,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     Train, plan and doctor are only listed: they read their flags themselves.
     """
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="hunyuan-train", description="Fine-tune Hunyuan models, and what goes with it."
     )
     parser.add_argument("--version", action="version", version=f"hunyuan-train {VERSION}")

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.logging import RichHandler
+
+from hunyuan_train.terminal import PlainConsole, PlainFormatter
 
 OURS = "hunyuan_train"
 PYTHON_WARNINGS = "py.warnings"  # the logger of `logging.captureWarnings`
@@ -24,7 +25,9 @@ SHARED = {"is_shared": True}  # `extra` of a warning that every rank gives alike
 
 # One console for log lines and progress bars, so that a line never tears the bar. Only rank 0 may
 # take it for a terminal: bars are drawn there and nowhere else.
-console = Console(stderr=True, force_terminal=None if os.environ.get("RANK", "0") == "0" else False)
+console = PlainConsole(
+    stderr=True, force_terminal=None if os.environ.get("RANK", "0") == "0" else False
+)
 
 
 class RankFile(logging.FileHandler):
@@ -49,7 +52,7 @@ def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
     folder = output_dir / "log"
     folder.mkdir(parents=True, exist_ok=True)
     file = RankFile(folder / f"rank{rank}.txt", encoding="utf-8")
-    file.setFormatter(logging.Formatter(FILE_FORMAT))
+    file.setFormatter(PlainFormatter(FILE_FORMAT))
     log_to_screen(rank=rank, is_verbose=is_verbose, also=[file])
     # torch warns of a name at each collective, which would fill the file.
     logging.getLogger(PYTHON_WARNINGS).addFilter(OnceFilter())
@@ -73,7 +76,7 @@ def log_to_screen(
         screen = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     prefix = "" if rank == 0 else f"rank {rank}: "
     logging.captureWarnings(capture=True)
-    screen.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    screen.setFormatter(PlainFormatter(f"{prefix}%(message)s"))
     screen.addFilter(ScreenFilter(rank, is_verbose=is_verbose))
     logging.basicConfig(level=logging.INFO, handlers=[*also, screen], force=True)
 

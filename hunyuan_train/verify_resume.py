@@ -37,6 +37,7 @@ from hunyuan_train.launcher.rank.environment import own_environment
 from hunyuan_train.log import console
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.shipped import TRAIN_SCRIPT
+from hunyuan_train.terminal import say
 
 Arguments = argparse.Namespace
 DEFAULT_STEPS, DEFAULT_SAVES = 6, 2
@@ -263,21 +264,21 @@ def read_lines(path: Path) -> list[dict[str, object]]:
 
 def show(certificate: Certificate, path: Path) -> None:
     """Print what was proven, or what differs."""
-    print("CERTIFICATE OF RESUME" if not certificate.differences else "RESUME IS NOT EXACT")
-    print(f"  command    {certificate.command}")
-    print(f"  code       {', '.join(' '.join(pair) for pair in certificate.code.items())}")
-    print(
+    say("CERTIFICATE OF RESUME" if not certificate.differences else "RESUME IS NOT EXACT")
+    say(f"  command    {certificate.command}")
+    say(f"  code       {', '.join(' '.join(pair) for pair in certificate.code.items())}")
+    say(
         f"  run        {certificate.num_processes} processes, {certificate.last_step} steps; "
         f"killed (SIGKILL) after step {certificate.killed_after_step}, resumed from "
         f"{certificate.resumed_from_step}"
     )
-    print(
+    say(
         f"  compared   {certificate.num_tensors} tensors (weights, optimizer and random states, "
         f"{certificate.num_bytes:,} bytes) and {certificate.num_batches} batches, bit for bit"
     )
-    print(f"  sha256     {certificate.sha256}")
+    say(f"  sha256     {certificate.sha256}")
     for difference in certificate.differences:
-        print(f"  DIFFERS    {difference}")
+        say(f"  DIFFERS    {difference}")
     if not certificate.differences:
-        print("  result     nothing differs")
-    print(f"  written to {path}")
+        say("  result     nothing differs")
+    say(f"  written to {path}")

@@ -6,14 +6,11 @@ called raises DataError.
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-
-from rich.console import Console
 
 from hunyuan_train.data.compiled.compile import CompileSettings, Record, read_records
 from hunyuan_train.data.findings import POLICIES, Finding, build_policies, parse_policies
@@ -29,6 +26,7 @@ from hunyuan_train.data.records.record import Reading
 from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.find import find_grammar, load_tokenizer
+from hunyuan_train.terminal import PlainConsole, complain, say
 
 Arguments = argparse.Namespace
 
@@ -186,7 +184,8 @@ def run_check(arguments: Arguments) -> int:
                 changed = (one for one in chunk.findings if one.action != "note")
                 changes.writelines(f"{_as_json(finding)}\n" for finding in changed)
             if arguments.json:
-                sys.stdout.writelines(f"{_as_json(finding)}\n" for finding in chunk.findings)
+                for finding in chunk.findings:
+                    say(_as_json(finding))
 
         report = lint_sources(
             sources,
@@ -206,9 +205,9 @@ def run_check(arguments: Arguments) -> int:
 def _print_report(report: LintReport, *, is_json: bool) -> None:
     stats = summarise(report)
     if is_json:
-        sys.stdout.write(f"{json.dumps({'summary': asdict(stats)}, ensure_ascii=False)}\n")
+        say(json.dumps({"summary": asdict(stats)}, ensure_ascii=False))
         return
-    console = Console()
+    console = PlainConsole()
     print_findings(console, report.log)
     print_stats(console, stats)
     verdict = f"{report.num_errors:,} error(s): training refuses this data"
@@ -236,7 +235,7 @@ def run_convert(arguments: Arguments) -> int:
             LintOptions(records="canonical"),
             on_chunk=lambda chunk: file.writelines(f"{record}\n" for record in chunk.records),
         )
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     print_findings(console, report.log)
     console.print(f"{report.counts['used']:,} of {report.counts['records']:,} records written")
     return 1 if report.num_errors else 0
@@ -249,7 +248,7 @@ def run_show(arguments: Arguments) -> int:
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
     if arguments.tokens and tokenizer is None:
         raise DataError("--tokens needs --tokenizer DIR, a folder with hy.tiktoken")
-    console = Console()
+    console = PlainConsole()
     record, findings = _find_row(arguments.file, arguments.row, reading)
     for finding in findings:
         console.print(str(finding), markup=False, soft_wrap=True)
@@ -295,7 +294,7 @@ def run_stats(arguments: Arguments) -> int:
         num_workers=arguments.num_workers,
     )
     stats = summarise(report)
-    console = Console()
+    console = PlainConsole()
     print_stats(console, stats)
     page = write_page(stats, title=", ".join(arguments.files))
     with open_output(arguments.html) as file:
@@ -319,7 +318,8 @@ def run_encode(arguments: Arguments) -> int:
         if record is None:
             num_refused += 1
             refused = (one for one in findings if one.action in ("error", "drop"))
-            sys.stderr.writelines(f"{finding}\n" for finding in refused)
+            for finding in refused:
+                complain(str(finding))
             continue
         rendering = grammar.render(record.dialogue, history=arguments.history, loss=arguments.loss)
         encoded = encode_renderings([rendering], tokenizer)
@@ -328,5 +328,5 @@ def run_encode(arguments: Arguments) -> int:
             ids, mask = sample.tokens.tolist(), (sample.spans != 0).astype(int).tolist()
             line = {"row": row, "input_ids": ids, "loss_mask": mask}
             text = f"row {row}: {len(ids):,} tokens, {sum(mask):,} with loss"
-            sys.stdout.write(f"{json.dumps(line) if arguments.json else text}\n")
+            say(json.dumps(line) if arguments.json else text)
     return 1 if num_refused else 0

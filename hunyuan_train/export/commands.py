@@ -9,6 +9,7 @@ from hunyuan_train.checkpoint.run_folder import check_stopped_run
 from hunyuan_train.checkpoint.verify import checkpoints_of, verify_checkpoint
 from hunyuan_train.export.lora_deltas import open_merge
 from hunyuan_train.log import log_to_screen
+from hunyuan_train.terminal import say
 
 Arguments = argparse.Namespace
 MOVED = ("model_name_or_path", "tokenizer_name_or_path")
@@ -100,11 +101,11 @@ def run_verify(arguments: Arguments) -> int:
         try:
             manifest = verify_checkpoint(folder)
         except CheckpointError as error:
-            print(f"{folder.name} is damaged: {error}")
+            say(f"{folder.name} is damaged: {error}")
             num_damaged += 1
         else:
             size = sum(entry["size"] for entry in manifest["files"].values())
-            print(f"{folder.name} is whole: {len(manifest['files'])} files, {size:,} bytes")
+            say(f"{folder.name} is whole: {len(manifest['files'])} files, {size:,} bytes")
     return 1 if num_damaged else 0
 
 

@@ -22,6 +22,7 @@ from hunyuan_train.planner.text import (
     describe_nearest,
     describe_shortage,
 )
+from hunyuan_train.terminal import say
 
 EXIT_REFUSED = 1
 GIGA = 10**9
@@ -70,9 +71,9 @@ def run_plan(arguments: Sequence[str]) -> int:
     estimate = estimate_run(run, hardware)
     nearest = None if estimate.fits else find_nearest(asked, run, hardware)
     if options.json:
-        print(json.dumps(as_json(estimate, nearest), indent=1))  # noqa: T201 the answer itself
+        say(json.dumps(as_json(estimate, nearest), indent=1))
     else:
-        print("\n".join(answer(estimate, nearest)))  # noqa: T201
+        say("\n".join(answer(estimate, nearest)))
     if options.fit:
         write_fit(options.fit, asked if estimate.fits else nearest.config if nearest else None)
     return 0 if estimate.fits else EXIT_REFUSED

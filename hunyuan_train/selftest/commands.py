@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from hunyuan_train.config.load import build_config
 from hunyuan_train.config.resolve import choose_num_processes
 from hunyuan_train.config.resolved_run import Machine
@@ -23,6 +21,7 @@ from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.environment import rank_environment
 from hunyuan_train.launcher.start.many import preflight_or_refuse
 from hunyuan_train.log import console, log_to_screen
+from hunyuan_train.terminal import PlainConsole
 
 if TYPE_CHECKING:  # they import torch, which must read the environment that is set here
     from hunyuan_train.selftest.compare import Errors
@@ -137,7 +136,7 @@ def show(verdicts: Sequence["Verdict"], *, is_json: bool) -> None:
     if is_json:
         print(json.dumps(as_data(verdicts), indent=1))  # noqa: T201 the answer itself
     else:
-        Console().print(make_table(verdicts))
+        PlainConsole().print(make_table(verdicts))
 
 
 def set_environment(machine: Machine) -> None:

@@ -2,8 +2,6 @@
 
 import json
 
-from rich.console import Console
-
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.doctor.preflight import Preflight
 from hunyuan_train.launcher.job.jobs import (
@@ -17,6 +15,7 @@ from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.local_ranks import RanksError
 from hunyuan_train.selftest.parity_cases import ParityCase
+from hunyuan_train.terminal import PlainConsole
 
 MODULE = "hunyuan_train.selftest.rank"
 
@@ -64,7 +63,7 @@ class RanksOnHosts:
         ]
         lines: list[str] = []
         outcome = run_jobs(
-            jobs, self.launch, console=Console(quiet=True), show_output=lambda _: lines.append
+            jobs, self.launch, console=PlainConsole(quiet=True), show_output=lambda _: lines.append
         )
         if outcome.reason == "stopped":
             raise KeyboardInterrupt

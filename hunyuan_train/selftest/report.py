@@ -5,8 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from hunyuan_train.selftest.oracle import Verdict
+
+ALARM = "bold red"
 
 
 def make_table(verdicts: Sequence[Verdict]) -> Table:
@@ -15,7 +18,7 @@ def make_table(verdicts: Sequence[Verdict]) -> Table:
     for heading in ("processes", "case", "loss", "gradients", "clip", "weights", "verdict"):
         table.add_column(heading, justify="left" if heading in ("case", "verdict") else "right")
     for verdict in verdicts:
-        cells = [str(verdict.case.num_processes), verdict.case.name]
+        cells: list[str | Text] = [str(verdict.case.num_processes), verdict.case.name]
         if verdict.errors:
             errors = asdict(verdict.errors)
             cells += [_cell(errors[name], is_wrong=name in verdict.wrong) for name in errors]
@@ -25,14 +28,14 @@ def make_table(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def _cell(error: float, *, is_wrong: bool) -> str:
-    return f"[bold red]{error:.1e}[/]" if is_wrong else f"{error:.1e}"
+def _cell(error: float, *, is_wrong: bool) -> Text:
+    return Text(f"{error:.1e}", style=ALARM if is_wrong else "")
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict) -> Text:
     if verdict.failure:
-        return f"[bold red]failed[/]: {last_line(verdict.failure)}"
-    return f"[bold red]wrong: {', '.join(verdict.wrong)}[/]" if verdict.wrong else "equal"
+        return Text.assemble(("failed", ALARM), f": {last_line(verdict.failure)}")
+    return Text(f"wrong: {', '.join(verdict.wrong)}", ALARM) if verdict.wrong else Text("equal")
 
 
 def last_line(text: str) -> str:

@@ -15,7 +15,9 @@ from rich.text import Text
 
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
 from hunyuan_train.log import log_to_screen
+from hunyuan_train.plain_text import make_plain_name
 from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.terminal import PlainConsole
 
 if TYPE_CHECKING:
     from hunyuan_train.serve.chat import Dialogue, Reply
@@ -72,11 +74,11 @@ def run_chat(arguments: Arguments) -> int:
     _check_sampling(arguments)
     log_to_screen()  # and so keep Python's warnings off it
     tools = _read_tools(arguments.tools)
-    screen = Console(stderr=True)
+    screen = PlainConsole(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         dialogue = _open_dialogue(arguments, tools)
     if arguments.prompt is None:
-        talk(dialogue, arguments, Console(highlight=False))
+        talk(dialogue, arguments, PlainConsole(highlight=False))
         return 0
     question = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     reply = dialogue.ask(question, is_fast=arguments.no_think)
@@ -129,7 +131,7 @@ def _open_dialogue(arguments: Arguments, tools: list[dict[str, Any]]) -> "Dialog
 
 def _print_reply(reply: "Reply", arguments: Arguments, screen: Console) -> None:
     """What a script reads on stdout; remarks go to stderr."""
-    out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    out = PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
     if arguments.json:
         out.out(json.dumps(reply.to_json(), ensure_ascii=False))
         return
@@ -208,7 +210,7 @@ def _read_line(console: Console, prompt: str) -> str | None:
     """The next line without blanks around it; None at the end of the input."""
     while True:
         try:
-            return input(prompt).strip()
+            return input(make_plain_name(prompt)).strip()
         except EOFError:
             console.print()
             return None

@@ -22,6 +22,7 @@ from hunyuan_train.json_lines import Numbers
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder
+from hunyuan_train.terminal import PlainConsole, say
 
 if TYPE_CHECKING:
     from hunyuan_train.evaluation.scoring import Question
@@ -76,7 +77,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from hunyuan_train.serve.generate import load_model  # torch: once nothing is known to be wrong
 
     log_to_screen()  # and so keep Python's warnings off it
-    screen = Console(stderr=True)
+    screen = PlainConsole(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)
     numbers: Numbers = {}
@@ -85,10 +86,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if lengths:
         numbers |= find_needles(served, lengths, arguments, screen)
     if arguments.json:
-        print(json.dumps(numbers))  # noqa: T201 the answer itself
+        say(json.dumps(numbers))
         return 0
     for table in make_tables(numbers):
-        Console().print(table)
+        PlainConsole().print(table)
     return 0
 
 

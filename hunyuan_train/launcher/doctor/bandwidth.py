@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from rich.console import Console
-
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.launcher.cluster.cluster import Cluster
@@ -16,6 +14,7 @@ from hunyuan_train.launcher.doctor.checks import Finding
 from hunyuan_train.launcher.job.jobs import Rendezvous, host_environment, make_job, torchrun_command
 from hunyuan_train.launcher.job.output import split_mark
 from hunyuan_train.launcher.job.watch import run_jobs
+from hunyuan_train.terminal import PlainConsole
 
 SCRIPT = Path(__file__).with_name("allreduce.py")
 MIN_MBIT = 800.0  # slower than gigabit: no training across such hosts ends
@@ -51,7 +50,7 @@ def measure_bandwidth(
         for host in one_each.hosts
     ]
     outcome = run_jobs(
-        jobs, launch, console=Console(quiet=True), show_output=lambda _: lines.append
+        jobs, launch, console=PlainConsole(quiet=True), show_output=lambda _: lines.append
     )
     results = [text for _, text in map(split_mark, lines) if text.startswith('{"num_bytes"')]
     if outcome.reason != "done" or not results:

@@ -20,6 +20,7 @@ from hunyuan_train.launcher.doctor.show import describe, show_table
 from hunyuan_train.launcher.doctor.trust import collect_keys
 from hunyuan_train.launcher.exit_codes import FAILURE, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.terminal import PlainConsole
 
 FIX_SECONDS = 10
 SWITCHES = ("trust", "fix", "bandwidth")
@@ -49,7 +50,7 @@ def run_doctor(arguments: Sequence[str]) -> int:
     config = with_environment(load_command_line(flags).config, os.environ)
     slots = choose_num_processes(config, detect_machine())
     cluster = find_cluster(config, os.environ, default_slots=slots)
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     if "trust" in asked:
         show_keys(cluster, config.launch, console)
     preflight = run_preflight(config, cluster)

@@ -24,6 +24,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.exit_codes import SUCCESS, USER_ERROR
 from hunyuan_train.launcher.host.supervise import INTERRUPTED, run_supervised
 from hunyuan_train.optim.records import find_optimizer
+from hunyuan_train.terminal import PlainConsole
 
 # A rank that loads a finished extension holds torch's lock for about a second.
 STALE_AFTER_SECONDS = 60.0
@@ -59,7 +60,7 @@ def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
 
 def main(names: Sequence[str]) -> int:
     """Compile extensions on the host of a run, before its ranks start."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = PlainConsole(stderr=True, soft_wrap=True)
     environment = dict(os.environ)
     try:
         for name in names:

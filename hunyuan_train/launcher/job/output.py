@@ -13,6 +13,7 @@ from rich.text import Text
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.job.jobs import RANK_MARK
 from hunyuan_train.launcher.job.node import Job
+from hunyuan_train.plain_text import make_plain
 
 CLOSE_SECONDS = 10.0
 
@@ -59,7 +60,7 @@ class HostOutput:
     def _keep(self, name: str, text: str) -> None:
         if name not in self.files:
             self.files[name] = (self.log_folder / name).open("a", encoding="utf-8")
-        self.files[name].write(f"{text}\n")
+        self.files[name].write(f"{make_plain(text)}\n")
         self.files[name].flush()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,7 @@ from types import TracebackType
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.rank.heartbeat import node_folder
+from hunyuan_train.terminal import complain
 
 FAILURE_REPORT = ".failure"  # suffix of the file in which a failing rank leaves its report
 # Under DeepSpeed's launcher: a folder that all hosts share. Ranks find their environment there, and
@@ -49,7 +49,7 @@ def report_failure(text: str) -> None:
     if folder and is_worker():
         (folder / f"{os.environ['RANK']}{FAILURE_REPORT}").write_text(text, encoding="utf-8")
     else:
-        print(text, file=sys.stderr)  # noqa: T201 after logging has ended
+        complain(text)
 
 
 def environment_file(folder: Path, node_rank: int) -> Path:

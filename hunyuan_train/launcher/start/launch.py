@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.config.load import CommandLine
 from hunyuan_train.config.resolve import choose_num_processes
@@ -35,6 +33,7 @@ from hunyuan_train.launcher.start.prepare import (
 )
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.launcher.start.run_summary import show_summary
+from hunyuan_train.terminal import PlainConsole
 
 GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
 
@@ -50,7 +49,7 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
         the exit code of the rank that failed first, or 0.
     """
     config = with_environment(command.config, os.environ)
-    console, machine = Console(stderr=True, soft_wrap=True), detect_machine()
+    console, machine = PlainConsole(stderr=True, soft_wrap=True), detect_machine()
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
     if command.prints_torchrun or command.prints_slurm:
@@ -76,7 +75,7 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
 
 def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
     """Say what a checked run will do, start its ranks and wait for them."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = PlainConsole(stderr=True, soft_wrap=True)
     prepared = prepare_run(run)
     show_summary(prepared, console)
     check_resume(prepared)
@@ -99,7 +98,7 @@ def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
     return run_jobs(
         make_jobs(config, cluster, rendezvous, machine),
         config.launch,
-        console=Console(stderr=True, soft_wrap=True),
+        console=PlainConsole(stderr=True, soft_wrap=True),
         show_output=lambda _: None,
         log_folder=Path(config.train.output_dir, "log"),
     )
