@@ -28,7 +28,7 @@ from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, DataShard, Position, eval_batches
-from hunyuan_train.data.compiled.cache import prepare_dataset
+from hunyuan_train.data.compiled.cache import prepare_dataset, prepare_evaluation
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
@@ -181,10 +181,11 @@ def make_batches(config: RunConfig, dataset: Dataset) -> BatchSampler:
 
 def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
     """This rank's share of the held-out data; nothing where none is held out."""
-    if config.data.eval_data_file is None and not config.data.eval_fraction:
+    dataset = prepare_evaluation(config.data, tokenizer)
+    if dataset is None:
         return []
     return eval_batches(
-        prepare_dataset(config.data, tokenizer, split="eval"),
+        dataset,
         make_shard(config, rows=config.evaluation.per_device_eval_batch_size),
         packing=config.data.packing,
     )

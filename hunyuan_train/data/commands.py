@@ -20,7 +20,14 @@ from hunyuan_train.data.inspection.page import write_page
 from hunyuan_train.data.inspection.show import show_samples, write_legend
 from hunyuan_train.data.inspection.stats import summarise
 from hunyuan_train.data.reading.readers import Chunk, read_chunks
-from hunyuan_train.data.reading.sources import Source, find_sources, is_text_file
+from hunyuan_train.data.reading.sources import (
+    Listing,
+    Source,
+    find_sources,
+    is_written_file,
+    list_sources,
+    report_unread,
+)
 from hunyuan_train.data.records.convert import open_output
 from hunyuan_train.data.records.record import Reading
 from hunyuan_train.data.rendering.encode import encode_renderings
@@ -64,7 +71,7 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
 
     stats = subparsers.add_parser("stats", help="lengths, modes, turns, packing; also as a page")
     _add_files(stats)
-    stats.add_argument("--html", type=Path, default=Path("data-stats.html"), metavar="OUT")
+    stats.add_argument("--html", type=Path, metavar="OUT", help="write them as a page, too")
     stats.set_defaults(run=run_stats)
 
     encode = subparsers.add_parser("encode", help="token ids and loss mask of every sample")
@@ -136,13 +143,17 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _find_all(names: Sequence[str]) -> list[Source]:
-    return [source for name in names for source in find_sources(name)]
+def _find_all(names: Sequence[str], setting: str) -> Listing:
+    listings = [list_sources(name, setting=setting) for name in names]
+    return Listing(
+        sources=[source for listing in listings for source in listing.sources],
+        unread=[entry for listing in listings for entry in listing.unread],
+    )
 
 
 def _check_output(output: Path, sources: Sequence[Source]) -> None:
     """Refuse a name that could not be read again, and to lose records that are not written."""
-    if not is_text_file(output):
+    if not is_written_file(output):
         raise DataError(
             f"{output} does not end like a file of JSON lines, which is what is written; end it in "
             ".jsonl, .jsonl.gz or .jsonl.zst"
@@ -168,7 +179,8 @@ def run_check(arguments: Arguments) -> int:
     if arguments.fix:  # fix whatever can be fixed, unless told otherwise
         fixable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
         policy = fixable | policy
-    sources = _find_all(arguments.files)
+    listing = _find_all(arguments.files, "FILE")
+    sources, unread = listing.sources, listing.unread
     if arguments.fix:
         _check_output(arguments.fix, sources)
     with ExitStack() as stack:
@@ -187,6 +199,9 @@ def run_check(arguments: Arguments) -> int:
                 for finding in chunk.findings:
                     say(_as_json(finding))
 
+        if arguments.json:
+            found = report_unread(unread, build_policies(policy))
+            sys.stdout.writelines(f"{_as_json(finding)}\n" for finding in found)
         report = lint_sources(
             sources,
             _settings(arguments, policy),
@@ -194,7 +209,8 @@ def run_check(arguments: Arguments) -> int:
                 tokenizer_folder=arguments.tokenizer,
                 records="fixed" if arguments.fix else "none",
             ),
-            eval_sources=_find_all(arguments.eval),
+            eval_sources=_find_all(arguments.eval, "--eval").sources,
+            unread=unread,
             num_workers=arguments.num_workers,
             on_chunk=write,
         )
@@ -226,13 +242,15 @@ def run_convert(arguments: Arguments) -> int:
         now=arguments.now,
         policy=parse_policies(",".join(arguments.policy)),
     )
-    sources = find_sources(arguments.input)
+    listing = _find_all([arguments.input], "IN")
+    sources = listing.sources
     _check_output(arguments.output, sources)
     with open_output(arguments.output) as file:
         report = lint_sources(
             sources,
             settings,
             LintOptions(records="canonical"),
+            unread=listing.unread,
             on_chunk=lambda chunk: file.writelines(f"{record}\n" for record in chunk.records),
         )
     console = PlainConsole(stderr=True)
@@ -273,7 +291,7 @@ def _find_row(name: str, row: int, reading: Reading) -> tuple[Record | None, lis
 def _read_rows(name: str, reading: Reading) -> Iterator[tuple[Record | None, list[Finding]]]:
     """Each record of some files in turn, None where it is refused, and what was found in it."""
     policies = build_policies()
-    for source in find_sources(name):
+    for source in find_sources(name, setting="FILE"):
         for chunk in read_chunks(source.path):
             for line, problem in chunk.problems:
                 if policies.decide(problem) == "error":
@@ -287,19 +305,21 @@ def _read_rows(name: str, reading: Reading) -> Iterator[tuple[Record | None, lis
 
 def run_stats(arguments: Arguments) -> int:
     """Print the numbers of some files and write them as a page."""
+    listing = _find_all(arguments.files, "FILE")
     report = lint_sources(
-        _find_all(arguments.files),
+        listing.sources,
         _settings(arguments, {}),
         LintOptions(tokenizer_folder=arguments.tokenizer),
+        unread=listing.unread,
         num_workers=arguments.num_workers,
     )
     stats = summarise(report)
     console = PlainConsole()
     print_stats(console, stats)
-    page = write_page(stats, title=", ".join(arguments.files))
-    with open_output(arguments.html) as file:
-        file.write(page)
-    console.print(f"page written to {arguments.html}", markup=False)
+    if arguments.html:
+        with open_output(arguments.html) as file:
+            file.write(write_page(stats, title=", ".join(arguments.files)))
+        console.print(f"page written to {arguments.html}", markup=False)
     return 1 if report.num_errors else 0
 
 

@@ -7,7 +7,7 @@ token with loss weighs other than 1), `samples.bin` (where each sample's tokens 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,25 +131,40 @@ def sample_lengths(samples: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     return samples["history_length"].astype(np.int64) + samples["target_length"]
 
 
-def write_summary(folder: Path, summary: DataSummary) -> None:
-    """Write the summary, with the size of every file for `is_whole`."""
+def write_summary(folder: Path, summary: DataSummary, hashes: Mapping[str, str]) -> None:
+    """Write the summary, with the size and hash of every file for those who open it."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.bin"))}
-    text = json.dumps({"summary": asdict(summary), "sizes": sizes}, indent=1)
-    (folder / "summary.json").write_text(text)
+    content = {"summary": asdict(summary), "sizes": sizes, "sha256": dict(hashes)}
+    content["own_sha256"] = _hash_content(content)
+    (folder / "summary.json").write_text(json.dumps(content, indent=1))
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds a complete data set."""
+    """Whether a folder holds a complete data set, as far as sizes tell."""
     try:
-        sizes = json.loads((folder / "summary.json").read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+        content = json.loads((folder / "summary.json").read_text())
+        own = content.pop("own_sha256")
+        sizes = content["sizes"]
+        is_ours = own == _hash_content(content) and sizes.keys() == content["sha256"].keys()
+        return is_ours and all(
+            (folder / name).stat().st_size == size for name, size in sizes.items()
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
+
+
+def _hash_content(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_summary(folder: Path) -> DataSummary:
     """The summary of a whole folder."""
     return DataSummary(**json.loads((folder / "summary.json").read_text())["summary"])
+
+
+def read_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a whole folder, as it was written."""
+    return dict(json.loads((folder / "summary.json").read_text())["sha256"])
 
 
 def map_array(folder: Path, name: str) -> npt.NDArray[Any]:

@@ -32,10 +32,15 @@ _REPAIR: tuple[Action, ...] = ("error", "drop", "fix")
 _ACCEPT: tuple[Action, ...] = ("error", "drop", "note")
 
 POLICIES: dict[str, Policy] = {
+    # the folder
+    "unread_entry": Policy("error", ("error", "note"), "an entry of a folder that cannot be read"),
+    "passed_over": Policy("note", ("error", "note"), "an entry of a folder that is no dialogues"),
     # the file
     "empty_file": Policy("error", ("error", "note"), "a file without a single record"),
     "broken_file": Policy("error", ("error",), "a file that cannot be read to its end"),
     "bom": Policy("note", ("error", "note"), "a byte order mark before the first record"),
+    "misnamed": Policy("note", ("error", "note"), "a file that is not what its name says"),
+    "column_type": Policy("note", ("error", "note"), "a column of a type that JSON has not"),
     "blank_line": Policy("note", ("error", "note"), "lines with nothing on them"),
     # the line
     "encoding": Policy("error", _REFUSE, "bytes that are not UTF-8"),
@@ -63,6 +68,7 @@ POLICIES: dict[str, Policy] = {
     "history_only": Policy("note", _ACCEPT, "an untagged turn of a slow dialogue: context only"),
     "untagged": Policy("note", _ACCEPT, "answers in neither mode: they teach untagged answers"),
     "tools": Policy("error", _REFUSE, "a tool list, call or result that does not hold together"),
+    "filled_nulls": Policy("fix", _REPAIR, "nulls that a table fills into calls and tools"),
     "tool_results": Policy("note", _ACCEPT, "more or fewer tool results than calls"),
     "now": Policy("error", _REFUSE, "a time that cannot be read"),
     "weight": Policy("error", _REFUSE, "train or weight with a value that means nothing"),

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hunyuan_train.data.compiled.compile import CompiledChunk, CompileSettings, compile_chunk
 from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
 from hunyuan_train.data.dataset import DTYPES, RECORD, DataSummary, write_summary
-from hunyuan_train.data.findings import POLICIES, Finding, FindingLog
+from hunyuan_train.data.findings import POLICIES, FindingLog
 from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import Source
 from hunyuan_train.data.reading.workers import count_workers, map_in_order
@@ -30,15 +30,24 @@ _MAX_ERRORS_SHOWN = 20
 
 
 def compile_sources(
-    sources: Sequence[Source], settings: CompileSettings, tokenizer: Tokenizer, *, num_workers: int
+    sources: Sequence[Source],
+    hashes: Sequence[str],
+    settings: CompileSettings,
+    tokenizer: Tokenizer,
+    *,
+    num_workers: int,
 ) -> Iterator[tuple[int, CompiledChunk]]:
-    """Every chunk of every source, compiled, with the number of its source; in order."""
+    """Every chunk of every source, compiled, with the number of its source; in order.
+
+    Raises:
+        ChangedFileError: a source is not what its hash says.
+    """
     num_bytes = sum(source.path.stat().st_size for source in sources)
     work = functools.partial(_compile_numbered, settings=settings, folder=tokenizer.folder)
     chunks = (
         (number, chunk)
-        for number, source in enumerate(sources)
-        for chunk in read_chunks(source.path)
+        for number, (source, content) in enumerate(zip(sources, hashes, strict=True))
+        for chunk in read_chunks(source.path, expected_hash=content)
     )
     results = map_in_order(work, chunks, num_workers=count_workers(num_workers, num_bytes))
     with show_progress("tokenizing", num_bytes) as advance:
@@ -56,6 +65,7 @@ def _compile_numbered(
 
 def build_dataset(
     sources: Sequence[Source],
+    hashes: Sequence[str],
     settings: CompileSettings,
     tokenizer: Tokenizer,
     folder: Path,
@@ -65,14 +75,19 @@ def build_dataset(
 ) -> None:
     """Write a data set into an empty folder.
 
+    Args:
+        sources: the files.
+        hashes: of the content of each, which is what gets tokenized.
+
     Raises:
         DataError: naming the findings that are errors; the folder is then of no use.
+        ChangedFileError: a file is not what its hash says.
     """
     repeats = RepeatFinder(settings.build_policies().actions, eval_questions)
     log = FindingLog(max_examples=_MAX_ERRORS_SHOWN)
     counts: Counter[str] = Counter()
     with DatasetWriter(folder) as writer:
-        compiling = compile_sources(sources, settings, tokenizer, num_workers=num_workers)
+        compiling = compile_sources(sources, hashes, settings, tokenizer, num_workers=num_workers)
         for number, compiled in compiling:
             is_dropped = repeats.find(compiled)
             samples = compiled.encoded.samples
@@ -81,9 +96,9 @@ def build_dataset(
             counts.update(compiled.counts)
             counts.update(count_samples(compiled.encoded, tokenizer.eos_id))
             writer.add(number, compiled)
-        _refuse(log, counts)
-        fingerprint = writer.finish()
-    write_summary(folder, _summarise(fingerprint, counts, log))
+        _refuse(log, counts, settings)
+        fingerprint, file_hashes = writer.finish()
+    write_summary(folder, _summarise(fingerprint, counts, log), file_hashes)
 
 
 def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
@@ -104,17 +119,8 @@ def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
     return counts
 
 
-def _refuse(log: FindingLog, counts: Counter[str]) -> None:
-    errors = [finding for finding in log.examples if finding.action == "error"]
-    if errors:
-        shown = "\n  ".join(str(finding) for finding in errors[:_MAX_ERRORS_SHOWN])
-        num_more = log.count("error") - min(len(errors), _MAX_ERRORS_SHOWN)
-        more = f"\n  and {num_more:,} more" if num_more else ""
-        raise DataError(
-            f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
-            f"Fix them{_suggest_policy(errors)}; "
-            "`hunyuan-train data check` lists all of them and can write a fixed file."
-        )
+def _refuse(log: FindingLog, counts: Counter[str], settings: CompileSettings) -> None:
+    refuse_errors(log, settings.policy)
     if not counts["samples"]:
         raise DataError(
             f"no sample is left of {counts['records']:,} records; "
@@ -122,9 +128,42 @@ def _refuse(log: FindingLog, counts: Counter[str]) -> None:
         )
 
 
-def _suggest_policy(errors: Sequence[Finding]) -> str:
-    kinds = [finding.kind for finding in errors if "drop" in POLICIES[finding.kind].allowed]
-    return f", or leave such records out with --data_policy {kinds[0]}=drop" if kinds else ""
+def refuse_errors(log: FindingLog, policy: Mapping[str, str]) -> None:
+    """Name the first errors, and the one setting that accepts all that may be accepted.
+
+    Args:
+        log: what was found.
+        policy: what the user has chosen already, which the setting repeats.
+
+    Raises:
+        DataError: there are errors.
+    """
+    errors = [finding for finding in log.examples if finding.action == "error"]
+    if not errors:
+        return
+    shown = "\n  ".join(str(finding) for finding in errors[:_MAX_ERRORS_SHOWN])
+    num_more = log.count("error") - min(len(errors), _MAX_ERRORS_SHOWN)
+    more = f"\n  and {num_more:,} more" if num_more else ""
+    raise DataError(
+        f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
+        f"Fix them{_suggest_policy(log, policy)}; "
+        "`hunyuan-train data check` lists all of them and can write a fixed file."
+    )
+
+
+def _suggest_policy(log: FindingLog, policy: Mapping[str, str]) -> str:
+    """One value for all kinds of errors, with what was chosen before: a flag is not given twice."""
+    allowed = {kind: POLICIES[kind].allowed for kind in log.by_kind("error")}
+    accepted = {
+        kind: "drop" if "drop" in actions else "note"
+        for kind, actions in allowed.items()
+        if {"drop", "note"} & set(actions)
+    }
+    if not accepted:
+        return ""
+    value = ",".join(f"{kind}={action}" for kind, action in {**policy, **accepted}.items())
+    what = "leave such records out" if "drop" in accepted.values() else "go on without"
+    return f", or {what} with --data_policy {value}"
 
 
 def _summarise(fingerprint: str, counts: Counter[str], log: FindingLog) -> DataSummary:
@@ -200,12 +239,15 @@ class DatasetWriter:
         self.hashes[name].update(content)
         self.files[name].write(content)
 
-    def finish(self) -> str:
-        """Bring everything to the disk and return the fingerprint of it."""
+    def finish(self) -> tuple[str, dict[str, str]]:
+        """Bring everything to the disk; return the fingerprint of it, and the hash of each file."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
+        hashes = {name: self.hashes[name].hexdigest() for name in DTYPES}
+        whole = "".join(hashes.values())
         if not self.has_weights:
             (self.folder / "weights.bin").unlink()
-        whole = "".join(self.hashes[name].hexdigest() for name in DTYPES)
-        return hashlib.sha256(whole.encode()).hexdigest()
+            del hashes["weights"]
+        file_hashes = {f"{name}.bin": value for name, value in hashes.items()}
+        return hashlib.sha256(whole.encode()).hexdigest(), file_hashes

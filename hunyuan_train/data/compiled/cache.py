@@ -16,20 +16,30 @@ import os
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from hunyuan_train.config.schema import DataConfig
-from hunyuan_train.data.compiled.build import build_dataset
+from hunyuan_train.data.compiled.build import build_dataset, refuse_errors
 from hunyuan_train.data.compiled.compile import CompileSettings, Split
+from hunyuan_train.data.compiled.held_out import choose_hash_bound
 from hunyuan_train.data.compiled.repeats import SeenHashes
+from hunyuan_train.data.compiled.verification import find_damage, is_verified, stamp_verified
 from hunyuan_train.data.dataset import Dataset, is_whole, map_array, read_summary
-from hunyuan_train.data.findings import parse_policies
-from hunyuan_train.data.reading.sources import Source, find_sources
+from hunyuan_train.data.findings import FindingLog, parse_policies
+from hunyuan_train.data.reading.readers import ChangedFileError, hash_file
+from hunyuan_train.data.reading.sources import (
+    Listing,
+    Source,
+    find_sources,
+    list_sources,
+    report_unread,
+)
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.shipped import PACKAGE
@@ -51,57 +61,148 @@ def prepare_dataset(
 ) -> Dataset:
     """The samples of one side of a run, compiled now or opened from the cache.
 
-    Any number of processes may call this at once: one compiles, the others wait.
+    Any number of processes may call this at once: one compiles and verifies, the others wait.
 
     Args:
         split: "train", or "eval" for the eval file or else the held-out share.
 
     Raises:
-        DataError: naming what `data check` would refuse too.
+        DataError: naming what `data check` would refuse too; or there is no evaluation data.
     """
-    names, settings = choose_split(config, split)
-    sources = find_sources(names)
+    dataset = _prepare(config, tokenizer, split=split)
+    if dataset is None:
+        raise DataError(
+            f"eval_fraction is {config.eval_fraction:g}, and all samples of "
+            f"{config.train_data_file} ask the same question, so nothing can be held out; give "
+            "more dialogues, or an eval_data_file"
+        )
+    return dataset
+
+
+def prepare_evaluation(config: DataConfig, tokenizer: Tokenizer) -> Dataset | None:
+    """The held-out samples; None where none are asked for, and where none can be held out."""
+    if config.eval_data_file is None and not config.eval_fraction:
+        return None
+    return _prepare(config, tokenizer, split="eval")
+
+
+def _prepare(config: DataConfig, tokenizer: Tokenizer, *, split: Split) -> Dataset | None:
+    """`prepare_dataset`, once more where a file changes while it is read; None: nothing held out.
+
+    What the quick test of a file may miss is seen when it is read: what gets tokenized is hashed.
+    """
+    for is_last in (False, False, True):
+        try:
+            return _prepare_once(config, tokenizer, split=split)
+        except ChangedFileError as error:
+            if is_last:
+                raise
+            logger.warning("%s", error)
+            for source in find_sources(choose_files(config, split)[0]):
+                _memo_of(source.path, _cache_dir(config)).unlink(missing_ok=True)
+    raise AssertionError("the last try returns or raises")
+
+
+def _prepare_once(config: DataConfig, tokenizer: Tokenizer, *, split: Split) -> Dataset | None:
+    names, setting = choose_files(config, split)
+    listing = list_sources(names, setting=setting)
+    settings = choose_settings(config)
+    noted = _judge_unread(listing, settings)
+    sources = listing.sources
     eval_set = None
     if split == "train" and config.eval_data_file:
         eval_set = prepare_dataset(config, tokenizer, split="eval")
-    cache_dir = Path(config.cache_dir) if config.cache_dir else DEFAULT_CACHE_DIR
+    cache_dir = _cache_dir(config)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         hashes = [_hash_source(source.path, cache_dir) for source in sources]
-        key = make_key(hashes, settings, tokenizer, eval_set)
-        folder = cache_dir / key
-        if not is_whole(folder):
+        if is_shared(config):
+            bound = _find_bound(sources, hashes, settings, tokenizer, config)
+            if bound is None and split == "eval":
+                return None
+            if bound is not None:
+                settings = replace(settings, split=split, held_out_below=bound)
+        folder = cache_dir / make_key(hashes, settings, tokenizer, eval_set)
+        work = _Work(sources, hashes, settings, tokenizer, eval_set)
+        if not is_verified(folder):
             with _lock(folder):
-                if not is_whole(folder):
-                    num_workers = config.preprocessing_num_workers
-                    _build(sources, settings, tokenizer, folder, eval_set, num_workers)
+                if not is_verified(folder):
+                    _build_verified(work, folder, config.preprocessing_num_workers)
     except OSError as error:
         raise DataError(
             f"the tokenized data cannot be written to {cache_dir}: {error.strerror}; free some "
             f"room, or set cache_dir to another disk"
         ) from error
-    return open_dataset(folder, sources, hashes, tokenizer, settings.max_seq_length)
+    return open_dataset(folder, sources, hashes, tokenizer, settings.max_seq_length, noted)
 
 
-def choose_split(config: DataConfig, split: Split) -> tuple[str, CompileSettings]:
-    """Which files a side of a run reads, and how."""
-    names = config.train_data_file
-    is_shared = config.eval_data_file is None and config.eval_fraction > 0
+def _cache_dir(config: DataConfig) -> Path:
+    return Path(config.cache_dir) if config.cache_dir else DEFAULT_CACHE_DIR
+
+
+def is_shared(config: DataConfig) -> bool:
+    """Whether a share of the training data is held out."""
+    return config.eval_data_file is None and config.eval_fraction > 0
+
+
+def choose_files(config: DataConfig, split: Split) -> tuple[str, str]:
+    """Which files a side of a run reads, and the setting that names them."""
     if split == "eval" and config.eval_data_file is not None:
-        names = config.eval_data_file
-    elif split == "eval" and not is_shared:
+        return config.eval_data_file, "eval_data_file"
+    if split == "eval" and not is_shared(config):
         raise DataError("there is no evaluation data; set eval_data_file or eval_fraction")
-    return names, CompileSettings(
+    return config.train_data_file, "train_data_file"
+
+
+def choose_settings(config: DataConfig) -> CompileSettings:
+    """How both sides are read, before one is held out of the other."""
+    return CompileSettings(
         max_seq_length=config.max_seq_length,
         mode=config.mode,
         history=config.history,
         overlong=config.overlong,
         now=config.now or "",
         policy=parse_policies(config.data_policy or ""),
-        split=split if is_shared else "all",
-        eval_fraction=config.eval_fraction if is_shared else 0.0,
         compares_questions=config.eval_data_file is not None,
     )
+
+
+def _judge_unread(listing: Listing, settings: CompileSettings) -> Counter[str]:
+    """Count the entries of folders that are not read, by kind.
+
+    Raises:
+        DataError: some of them ought to be.
+    """
+    log = FindingLog()
+    log.add(report_unread(listing.unread, settings.build_policies()))
+    refuse_errors(log, settings.policy)
+    if log.examples:
+        names = ", ".join(finding.path for finding in log.examples)
+        logger.info("not read: %s", names)
+    return Counter(log.by_kind())
+
+
+def _find_bound(
+    sources: Sequence[Source],
+    hashes: Sequence[str],
+    settings: CompileSettings,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+) -> int | None:
+    """`choose_hash_bound`, remembered for these files, so that ranks need not read them."""
+    share = config.eval_fraction
+    settings = replace(settings, compares_questions=True)
+    key = make_key([*hashes, f"{share:.17g}"], settings, tokenizer, None)
+    memo = _cache_dir(config) / f"{key}.held_out.json"
+    try:
+        known = json.loads(memo.read_text())["below"]
+        if known is None or isinstance(known, int):
+            return known
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not known yet, or damaged
+    bound = choose_hash_bound(sources, hashes, settings, tokenizer, share=share)
+    _write_whole(memo, json.dumps({"below": bound}))
+    return bound
 
 
 def open_dataset(
@@ -110,9 +211,12 @@ def open_dataset(
     hashes: Sequence[str],
     tokenizer: Tokenizer,
     max_seq_length: int,
+    noted: Counter[str],
 ) -> Dataset:
-    """Map a compiled data set."""
+    """Map a compiled data set; `noted` is what was found beside its files, by kind."""
     has_weights = (folder / "weights.bin").exists()
+    summary = read_summary(folder)
+    summary = replace(summary, num_findings=dict(noted + Counter(summary.num_findings)))
     return Dataset(
         paths=[str(source.path) for source in sources],
         source_weights=[source.weight for source in sources],
@@ -120,7 +224,7 @@ def open_dataset(
         max_seq_length=max_seq_length,
         pad_id=tokenizer.pad_id,
         tokenizer_hash=tokenizer.content_hash,
-        summary=read_summary(folder),
+        summary=summary,
         samples=map_array(folder, "samples"),
         records=map_array(folder, "records"),
         tokens=map_array(folder, "tokens"),
@@ -129,27 +233,56 @@ def open_dataset(
     )
 
 
-def _build(
-    sources: Sequence[Source],
-    settings: CompileSettings,
-    tokenizer: Tokenizer,
-    folder: Path,
-    eval_set: Dataset | None,
-    num_workers: int,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a data set is made of."""
+
+    sources: Sequence[Source]
+    hashes: Sequence[str]  # of the content of each
+    settings: CompileSettings
+    tokenizer: Tokenizer
+    eval_set: Dataset | None
+
+    def find_damage(self, folder: Path) -> str:
+        """What is wrong with a data set made of this; "" where nothing is."""
+        vocab_size = self.tokenizer.vocab_size
+        return find_damage(folder, vocab_size=vocab_size, num_sources=len(self.sources))
+
+
+def _build_verified(work: _Work, folder: Path, num_workers: int) -> None:
+    """Leave a folder that holds what was written there, built now where it does not."""
+    damage = work.find_damage(folder) if folder.exists() else "it is not there"
+    if damage:
+        if folder.exists():
+            logger.warning(
+                "the tokenized data in %s is damaged and is built again: %s", folder, damage
+            )
+            shutil.rmtree(folder)
+        _build(work, folder, num_workers)
+        damage = work.find_damage(folder)
+    if damage:
+        raise DataError(
+            f"the tokenized data in {folder} is damaged as soon as it is written ({damage}); set "
+            "cache_dir to another disk"
+        )
+    stamp_verified(folder)
+
+
+def _build(work: _Work, folder: Path, num_workers: int) -> None:
     """Compile into a folder of our own and give it its name."""
     eval_questions = None
-    if eval_set is not None:
+    if work.eval_set is not None:
         eval_questions = SeenHashes()
-        eval_questions.add(np.asarray(eval_set.records["question_hash"]))
+        eval_questions.add(np.asarray(work.eval_set.records["question_hash"]))
     _clear_abandoned(folder)
     building = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.building")
     building.mkdir()
     try:
         build_dataset(
-            sources,
-            settings,
-            tokenizer,
+            work.sources,
+            work.hashes,
+            work.settings,
+            work.tokenizer,
             building,
             eval_questions=eval_questions,
             num_workers=num_workers,
@@ -191,22 +324,34 @@ def make_key(
 
 
 def _hash_source(path: Path, cache_dir: Path) -> str:
-    """The hash of a file's content, remembered for as long as the file is not touched."""
+    """The hash of a file's content, remembered for as long as the file is not touched.
+
+    Whatever is written to a file, its change time moves; no program can set that one back.
+    """
     status = path.stat()
-    state = [status.st_size, status.st_mtime_ns, status.st_ino]
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    memo = cache_dir / f"{name}.hash.json"
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+    memo = _memo_of(path, cache_dir)
+    known = None
     try:
         known = json.loads(memo.read_text())
         if known["state"] == state:
             return str(known["hash"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass  # not hashed yet, or a memo of another version
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time() - status.st_mtime > _SETTLED_SECONDS:
+    try:
+        digest = hash_file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    if known and known.get("hash") not in (None, digest):
+        logger.info("%s has another content than at the last start", path)
+    if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS:
         _write_whole(memo, json.dumps({"path": str(path), "state": state, "hash": digest}))
     return digest
+
+
+def _memo_of(path: Path, cache_dir: Path) -> Path:
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    return cache_dir / f"{name}.hash.json"
 
 
 @functools.cache
@@ -237,10 +382,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _clear_abandoned(folder: Path) -> None:
-    """Remove what a killed build left, and a data set of this name that is not whole."""
-    if folder.exists():
-        logger.warning("the tokenized data in %s is damaged and is built again", folder)
-        shutil.rmtree(folder)
+    """Remove what a killed build left."""
     for building in folder.parent.glob("*.building"):
         host, pid = building.name.removesuffix(".building").split(".", 1)[1].rsplit(".", 1)
         is_dead = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()

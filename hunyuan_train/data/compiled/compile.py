@@ -25,8 +25,6 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 Split = Literal["all", "train", "eval"]
 
-_HASH_RANGE = 2**64
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileSettings:
@@ -39,7 +37,7 @@ class CompileSettings:
     now: str = ""  # of records with tools that state none; "" for one seeded by the dialogue
     policy: Mapping[str, str] = field(default_factory=dict)  # finding kind to action
     split: Split = "all"
-    eval_fraction: float = 0.0
+    held_out_below: int = 0  # the hash below which a question is on the eval side
     compares_questions: bool = False  # with those of an evaluation set
 
     def reading(self, grammar: Grammar) -> Reading:
@@ -199,6 +197,5 @@ def _is_in_split(dialogue: Dialogue, settings: CompileSettings, grammar: Grammar
     """Whether a record is on this side of the held-out share; no question is on both."""
     if settings.split == "all":
         return True
-    question = hash_question(dialogue.messages, grammar)
-    is_held_out = question < settings.eval_fraction * _HASH_RANGE
+    is_held_out = hash_question(dialogue.messages, grammar) < settings.held_out_below
     return is_held_out == (settings.split == "eval")

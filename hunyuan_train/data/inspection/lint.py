@@ -28,7 +28,7 @@ from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
 from hunyuan_train.data.findings import Finding, FindingLog
 from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import Chunk, read_chunks
-from hunyuan_train.data.reading.sources import Source
+from hunyuan_train.data.reading.sources import Source, Unread, report_unread
 from hunyuan_train.data.reading.workers import count_workers, map_in_order
 from hunyuan_train.data.records.convert import to_record
 from hunyuan_train.data.records.hashes import hash_question
@@ -192,6 +192,7 @@ def lint_sources(
     options: LintOptions,
     *,
     eval_sources: Sequence[Source] = (),
+    unread: Sequence[Unread] = (),
     num_workers: int = 0,
     on_chunk: Callable[[InspectedChunk], None] = lambda chunk: None,
 ) -> LintReport:
@@ -199,9 +200,11 @@ def lint_sources(
 
     Args:
         eval_sources: files whose questions must not occur in these.
+        unread: what lies beside the files and is not read.
         on_chunk: is given each chunk in order, its findings complete, its repeats taken out.
     """
     report = LintReport(settings)
+    report.log.add(report_unread(unread, settings.build_policies()))
     repeats = RepeatFinder(settings.build_policies().actions)
     if eval_sources:
         settings = replace(settings, compares_questions=True)

@@ -80,7 +80,7 @@ def _decode_slowly(raw: bytes, problems: list[Problem]) -> Any | None:  # noqa: 
         text = raw.decode()
         value = _load(text)
     except UnicodeDecodeError as error:
-        problems.append(_describe_encoding(raw, error))
+        problems.append(describe_encoding(raw, error))
     except _InvalidJsonError as error:
         problems.append(error.problem)
     except json.JSONDecodeError as error:
@@ -115,7 +115,8 @@ def _refuse_number(text: str) -> None:
     raise _InvalidJsonError("json", f"{text} is not a number JSON can hold", "write another")
 
 
-def _describe_encoding(raw: bytes, error: UnicodeDecodeError) -> Problem:
+def describe_encoding(raw: bytes, error: UnicodeDecodeError) -> Problem:
+    """What bytes that are not UTF-8 look like."""
     if b"\0" in raw:
         guess = "UTF-16"
     else:

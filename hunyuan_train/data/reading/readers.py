@@ -6,29 +6,44 @@ record means is read in decode.py and records/record.py.
 The door of `reading`: a file goes in, chunks of raw records come out.
 """
 
-import gzip
+import hashlib
 import zlib
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 import orjson
-import zstandard
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.arrays import ArrayScanner, BrokenArrayError
-from hunyuan_train.data.reading.sources import TABLE_SUFFIXES
+from hunyuan_train.data.reading.compression import (
+    UNREADABLE,
+    CompressionError,
+    Readable,
+    decompress,
+)
+from hunyuan_train.data.reading.contents import (
+    COMPRESSED,
+    HEAD_BYTES,
+    TABLES,
+    Content,
+    describe_foreign,
+    find_content,
+)
+from hunyuan_train.data.reading.decode import describe_encoding
+from hunyuan_train.data.reading.delimited import BrokenRowsError, find_delimiter, read_delimited
+from hunyuan_train.data.reading.sources import says_content
 from hunyuan_train.data.reading.tables import BrokenTableError, read_rows
+from hunyuan_train.errors import DataError
 
 BLOCK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20
 
-_ZST_BLOCK_BYTES = 1 << 16  # compressed; text grows about tenfold
+_ROWS_PER_CHUNK = 256
 _UTF8_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(slots=True)
@@ -53,35 +68,53 @@ class Chunk:
         self.problems.append((line, Problem(kind, "", reason, fix)))
 
 
+class ChangedFileError(DataError):
+    """A file whose content is not what it was a moment ago."""
+
+
 class _BrokenFileError(Exception):
-    """The file ends, or stops making sense, before its end."""
+    """The file is not what its name says, or stops making sense before its end."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(reason)
+        self.fix = fix
 
 
 _UNREADABLE = (
     _BrokenFileError,
     BrokenTableError,
     BrokenArrayError,
+    BrokenRowsError,
+    CompressionError,
     UnicodeDecodeError,
     OSError,
     EOFError,
     zlib.error,
-    zstandard.ZstdError,
+    *UNREADABLE,
 )
 
 
-def read_chunks(path: Path) -> Iterator[Chunk]:
-    """The records of a file, about a megabyte at a time."""
+def read_chunks(path: Path, *, expected_hash: str | None = None) -> Iterator[Chunk]:
+    """The records of a file, about a megabyte at a time.
+
+    Args:
+        path: of the file.
+        expected_hash: SHA-256 that its content must have; None where it may be anything.
+
+    Raises:
+        ChangedFileError: what was read has another hash. Nothing of it may be used.
+    """
     num_records = 0
     line = 1
     try:
-        for chunk in _read_file(path):
+        for chunk in _read_file(path, expected_hash):
             num_records += len(chunk.records)
             line = chunk.lines[-1] if chunk.lines else line
             yield chunk
     except _UNREADABLE as error:
         chunk = Chunk(str(path))
-        reason = f"unreadable after this line: {error}"
-        chunk.report(line, "broken_file", reason, "write it again")
+        reason, fix = _describe_error(error)
+        chunk.report(line, "broken_file", reason, fix)
         yield chunk
         return
     if not num_records:
@@ -90,92 +123,210 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
         yield chunk
 
 
-def _read_file(path: Path) -> Iterator[Chunk]:
+def _describe_error(error: Exception) -> tuple[str, str]:
+    """What is wrong with a file, and the remedy."""
+    if isinstance(error, _BrokenFileError):
+        return str(error), error.fix
+    if isinstance(error, UnicodeDecodeError):
+        text, start = error.object, error.start
+        first, end = text.rfind(b"\n", 0, start) + 1, text.find(b"\n", start)
+        line = text[first : end if end > 0 else None]
+        here = UnicodeDecodeError("utf-8", line, start - first, start - first + 1, error.reason)
+        problem = describe_encoding(line, here)
+        return f"unreadable after this line: {problem.reason}", problem.fix
+    return f"unreadable after this line: {error}", "write it again"
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _HashedFile:
+    """A file that is hashed as it is read from its start to its end."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw = raw
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        content = self.raw.read(size)
+        self.digest.update(content)
+        return content
+
+    def tell(self) -> int:
+        """How far it was read."""
+        return self.raw.tell()
+
+    def finish(self) -> str:
+        """The hash of the whole file; what a reader left is read now."""
+        while self.read(BLOCK_BYTES):
+            pass
+        return self.digest.hexdigest()
+
+
+def _read_file(path: Path, expected_hash: str | None) -> Iterator[Chunk]:
     position = 0
     with path.open("rb") as raw:
-        for chunk in _read_any(path, raw):
-            # A table is read back and forth; what counts is how far it was read at most.
+        content = find_content(raw.read(HEAD_BYTES))
+        raw.seek(0)
+        hashed = _HashedFile(raw)
+        # A table is read back and forth, so it is hashed by itself, behind.
+        read = _read_table(path, raw, content) if _is_table(path, content) else None
+        for chunk in read or _read_text(path, hashed, content):
+            # What counts is how far it was read at most.
             chunk.num_bytes = max(raw.tell() - position, 0)
             position += chunk.num_bytes
             yield chunk
+        if expected_hash is None:
+            return
+        if read:
+            raw.seek(0)
+        if hashed.finish() != expected_hash:
+            raise ChangedFileError(
+                f"{path} changes while it is read; start again once it is written"
+            )
 
 
-def _read_any(path: Path, raw: BinaryIO) -> Iterator[Chunk]:
-    if path.suffix in TABLE_SUFFIXES:
-        yield from _read_table(path, raw)
-        return
-    blocks = _read_blocks(path, raw)
+def _is_table(path: Path, content: Content) -> bool:
+    """Whether a file is a table; the streams of old versions of Arrow have only their name."""
+    return content in TABLES or (content == "text" and path.suffix.lower() == ".arrow")
+
+
+def _say_content(path: Path, content: Content) -> Iterator[Chunk]:
+    """Say where a name promises another content."""
+    if path.stat().st_size and not says_content(path, content):
+        chunk = Chunk(str(path))
+        reason = f"the name says otherwise, but the content is {content}"
+        chunk.report(1, "misnamed", reason, "read as what it is")
+        yield chunk
+
+
+def _read_text(path: Path, raw: Readable, content: Content) -> Iterator[Chunk]:
+    """Records of lines, of a JSON array or of rows, compressed or not."""
+    yield from _say_content(path, content)
+    if content in COMPRESSED:
+        blocks = decompress(raw, content, BLOCK_BYTES)
+    else:
+        blocks = iter(lambda: raw.read(BLOCK_BYTES), b"")
     head = next(blocks, b"")
-    if head.startswith(_UTF16_BOMS):
-        raise _BrokenFileError("it is UTF-16; convert it with iconv -f UTF-16 -t UTF-8")
+    _refuse_foreign(head, content)
     if head.startswith(_UTF8_BOM):
         head = head.removeprefix(_UTF8_BOM)
         chunk = Chunk(str(path))
         chunk.report(1, "bom", "the file starts with a byte order mark", "skipped")
         yield chunk
     blocks = chain([head], blocks)
+    delimiter = find_delimiter(path)
+    if delimiter:
+        rows = read_delimited(blocks, delimiter, max_bytes=MAX_RECORD_BYTES)
+        yield from _gather(path, rows)
+        return
     yield from _read_array(path, blocks) if _is_array(head) else _read_lines(path, blocks)
 
 
-def _read_blocks(path: Path, raw: BinaryIO) -> Iterator[bytes]:
-    """The uncompressed bytes of a file."""
-    if path.suffix == ".zst":
-        yield from _read_zst(raw)
-        return
-    file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-    while block := file.read(BLOCK_BYTES):
-        yield block
+def _refuse_foreign(head: bytes, content: Content) -> None:
+    """Name what lies in place of the dialogues."""
+    if foreign := describe_foreign(head[:HEAD_BYTES]):
+        what, fix = foreign
+        inside = f", inside of {content}" if content in COMPRESSED else ""
+        raise _BrokenFileError(f"it is {what}{inside}", fix)
+    inner = find_content(head[:HEAD_BYTES])
+    if content in COMPRESSED and inner != "text":
+        raise _BrokenFileError(f"it is {inner} inside of {content}", "unpack it once")
 
 
-def _read_zst(raw: BinaryIO) -> Iterator[bytes]:
-    # Not stream_reader: that one takes a file cut off between two blocks for a whole one.
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    is_open = False
-    while block := raw.read(_ZST_BLOCK_BYTES):
-        while block:
-            is_open = True
-            yield frame.decompress(block)
-            block = b""
-            if frame.eof:
-                block, is_open = frame.unused_data, False
-                frame = zstandard.ZstdDecompressor().decompressobj()
-    if is_open:
-        raise _BrokenFileError("the compressed data ends too early")
-
-
-def _read_lines(path: Path, blocks: Iterator[bytes]) -> Iterator[Chunk]:
-    line = 1
-    rest = b""
-    is_skipping = False  # inside a line that is too long
-    for block in blocks:
-        chunk = Chunk(str(path))
-        *lines, rest = (rest + block).split(b"\n")
-        if is_skipping and lines:  # here it ends
-            del lines[0]
-            line += 1
-            is_skipping = False
-        for record in lines:
-            _add_line(chunk, line, record)
-            line += 1
-        if is_skipping:
-            rest = b""
-        elif len(rest) > MAX_RECORD_BYTES:
-            limit = MAX_RECORD_BYTES >> 20
-            chunk.report(line, "size", f"a line of more than {limit} MB", "split the record")
-            rest, is_skipping = b"", True
-        yield chunk
+def _gather(path: Path, rows: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
+    """Some hundred rows a chunk; what came before an error is not lost."""
     chunk = Chunk(str(path))
-    if rest:
-        _add_line(chunk, line, rest)
+    try:
+        for line, record in rows:
+            chunk.add(line, record)
+            if len(chunk.records) == _ROWS_PER_CHUNK:
+                yield chunk
+                chunk = Chunk(str(path))
+    except _UNREADABLE:
+        yield chunk
+        raise
     yield chunk
 
 
-def _add_line(chunk: Chunk, line: int, record: bytes) -> None:
-    record = record.strip()
-    if record:
-        chunk.add(line, record)
-    else:
-        chunk.report(line, "blank_line", "a line with nothing on it", "skipped")
+def _read_lines(path: Path, blocks: Iterator[bytes]) -> Iterator[Chunk]:
+    lines = _Lines(path)
+    for block in blocks:
+        yield lines.feed(block)
+    yield lines.finish()
+
+
+class _Lines:
+    """Cuts blocks into lines, of which it holds no more than a record may be long."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line = 1
+        self.rest = b""
+        self.is_skipping = False  # inside a line that is too long
+        self.num_blank = 0  # lines in a row just now: counted, for a file may hold nothing else
+
+    def feed(self, block: bytes) -> Chunk:
+        """The records that end in this block."""
+        chunk = Chunk(str(self.path))
+        if not self.rest and not self.is_skipping and block.isspace():
+            self._pass_blanks(block)
+            return chunk
+        *lines, rest = block.split(b"\n")
+        if lines:
+            lines[0] = self.rest + lines[0]
+            self.rest = b""
+        if self.is_skipping and lines:  # here it ends
+            del lines[0]
+            self.line += 1
+            self.is_skipping = False
+        for record in lines:
+            self._add(chunk, record)
+            self.line += 1
+        if not self.is_skipping:
+            self.rest += rest
+        if len(self.rest) > MAX_RECORD_BYTES:
+            limit = MAX_RECORD_BYTES >> 20
+            self._end_blanks(chunk)
+            chunk.report(self.line, "size", f"a line of more than {limit} MB", "split the record")
+            self.rest, self.is_skipping = b"", True
+        return chunk
+
+    def finish(self) -> Chunk:
+        """What is left at the end of the file."""
+        chunk = Chunk(str(self.path))
+        if self.rest:
+            self._add(chunk, self.rest)
+            self.line += 1
+        self._end_blanks(chunk)
+        return chunk
+
+    def _pass_blanks(self, block: bytes) -> None:
+        num_lines = block.count(b"\n")
+        self.num_blank += num_lines
+        self.line += num_lines
+        self.rest = block[block.rfind(b"\n") + 1 :]
+
+    def _add(self, chunk: Chunk, record: bytes) -> None:
+        record = record.strip()
+        if not record:
+            self.num_blank += 1
+            return
+        self._end_blanks(chunk)
+        chunk.add(self.line, record)
+
+    def _end_blanks(self, chunk: Chunk) -> None:
+        if not self.num_blank:
+            return
+        what = "a line with nothing on it"
+        if self.num_blank > 1:
+            what = f"{self.num_blank:,} lines with nothing on them"
+        chunk.report(self.line - self.num_blank, "blank_line", what, "skipped")
+        self.num_blank = 0
 
 
 def _is_array(head: bytes) -> bool:
@@ -205,10 +356,11 @@ def _read_array(path: Path, blocks: Iterator[bytes]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _read_table(path: Path, raw: BinaryIO) -> Iterator[Chunk]:
+def _read_table(path: Path, raw: BinaryIO, content: Content) -> Iterator[Chunk]:
+    yield from _say_content(path, content)
     row = 1
-    for records in read_rows(path, raw):
-        chunk = Chunk(str(path))
+    for records, problems in read_rows(raw, content):
+        chunk = Chunk(str(path), problems=[(row, problem) for problem in problems])
         for record in records:
             chunk.add(row, record)
             row += 1

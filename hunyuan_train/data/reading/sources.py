@@ -1,21 +1,56 @@
-"""What `train_data_file` names: files and folders, each with a weight, and what a folder holds."""
+"""What `train_data_file` names: files and folders, each with a weight, and what a folder holds.
+
+Every entry of a folder is read or named: what looks like dialogues and cannot be read is an error,
+and what is beside them (a README, a licence) is noted.
+"""
 
 import json
+import os
 import re
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from hunyuan_train.data.findings import Finding, PolicySet, Problem
+from hunyuan_train.data.reading.contents import (
+    HEAD_BYTES,
+    Content,
+    describe_foreign,
+    find_content,
+)
 from hunyuan_train.errors import DataError
 
-TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson")
-TABLE_SUFFIXES = (".parquet", ".arrow")
-COMPRESSED_SUFFIXES = (".gz", ".zst")
+TEXT_SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+WRITTEN_SUFFIXES = (".jsonl", ".json", ".ndjson")  # of what we write
 
 MAX_WEIGHT = 1000.0
 
 _WEIGHT = re.compile(r"(?P<path>.+):(?P<weight>[^:/]*)")
 _SPLIT = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}")  # how the Hub names the files of a split
 _NO_RECORDS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"}
+# What lies beside data everywhere, and holds none.
+_BESIDE = re.compile(
+    r"\.git.*|\.cache|\.DS_Store|__MACOSX|readme.*|licen[cs]e.*|copying.*|notice.*|changelog.*"
+    r"|citation.*|.*\.(md|rst|py|ipynb|sh|ya?ml|toml|cff|bib|png|jpe?g|gif|svg|css|html?)",
+    re.IGNORECASE,
+)
+_CONTENTS: dict[str, tuple[Content, ...]] = {
+    ".gz": ("gzip",),
+    ".zst": ("zstandard",),
+    ".zstd": ("zstandard",),
+    ".bz2": ("bzip2",),
+    ".xz": ("xz",),
+    ".parquet": ("parquet",),
+    ".arrow": ("arrow", "arrow file", "text"),  # text: old streams have no mark
+    ".feather": ("arrow file",),
+}
+
+
+# How programs name what they have not finished to write.
+_UNFINISHED = {".part", ".partial", ".crdownload", ".incomplete", ".download", ".tmp", ".aria2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +61,63 @@ class Source:
     weight: float = 1.0
 
 
-def find_sources(names: str) -> list[Source]:
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """An entry of a folder that is not read, and why."""
+
+    path: Path
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What some names stand for."""
+
+    sources: list[Source] = field(default_factory=list)
+    unread: list[Unread] = field(default_factory=list)
+
+
+def find_sources(names: str, *, setting: str = "train_data_file") -> list[Source]:
     """The files behind `a.jsonl:2,folder,b.parquet:0.5`, in that order."""
+    return list_sources(names, setting=setting).sources
+
+
+def list_sources(names: str, *, setting: str = "train_data_file") -> Listing:
+    """The same, with the entries of folders that are not read.
+
+    Args:
+        names: comma-separated files and folders, each with an optional weight.
+        setting: what the user calls them, for the message.
+
+    Raises:
+        DataError: one of them is not there, or holds nothing that can be read.
+    """
     if names.strip() and Path(names).exists():  # a path may hold a comma or a colon
         words = [names]
     else:
         words = [word.strip() for word in names.split(",") if word.strip()]
     if not words:
-        raise DataError("train_data_file is empty; name a file or folder of dialogues")
-    return [source for word in words for source in _expand(*_split_weight(word))]
+        raise DataError(f"{setting} is empty; name a file or folder of dialogues")
+    listing = Listing()
+    for word in words:
+        _expand(*_split_weight(word), setting, listing)
+    return listing
+
+
+def report_unread(unread: Sequence[Unread], policies: PolicySet) -> list[Finding]:
+    """What is found about the entries of folders that are not read."""
+    return [
+        Finding(
+            str(one.path),
+            1,
+            one.problem.kind,
+            policies.decide(one.problem),
+            one.problem.field,
+            one.problem.reason,
+            one.problem.fix,
+        )
+        for one in unread
+    ]
 
 
 def _split_weight(word: str) -> tuple[Path, float]:
@@ -54,27 +137,149 @@ def _split_weight(word: str) -> tuple[Path, float]:
     return Path(match["path"]), weight
 
 
-def _expand(path: Path, weight: float) -> list[Source]:
-    if path.is_file():
-        if not is_data_file(path):
-            known = " ".join((*TEXT_SUFFIXES, *TABLE_SUFFIXES, *COMPRESSED_SUFFIXES))
-            raise DataError(f"{path} has no ending that is read as data; the endings are {known}")
-        return [Source(path, weight)]
+def _expand(path: Path, weight: float, setting: str, listing: Listing) -> None:
     if not path.is_dir():
-        raise DataError(f"{path} does not exist; train_data_file takes files and folders")
+        _check_file(path, setting)
+        listing.sources.append(Source(path, weight))
+        return
     if (path / "dataset_dict.json").exists():
-        splits = sorted(child.name for child in path.iterdir() if child.is_dir())
-        raise DataError(
-            f"{path} holds the splits {', '.join(splits)}; name one, like {path / splits[0]}"
-        )
+        _refuse_dataset_dict(path)
     if (path / "state.json").exists():  # written by datasets.save_to_disk, beside its caches
-        names = json.loads((path / "state.json").read_text())["_data_files"]
-        return [Source(path / name["filename"], weight) for name in names]
-    files = sorted(child for child in path.rglob("*") if child.is_file() and is_data_file(child))
+        listing.sources.extend(Source(file, weight) for file in _list_saved(path, setting))
+        return
+    files = []
+    for entry in _walk(path):
+        if problem := _judge_entry(entry):
+            listing.unread.append(Unread(entry, problem))
+        else:
+            files.append(entry)
     if not files:
-        raise DataError(f"{path} holds no file of dialogues (.jsonl, .json, .parquet and more)")
+        found = ", ".join(str(one.path.relative_to(path)) for one in listing.unread[:3])
+        raise DataError(
+            f"{path} holds no file of dialogues (.jsonl, .json, .csv, .parquet and more)"
+            + (f"; it has {found}" if found else "")
+            + f"; {setting} takes files and folders with such files"
+        )
     _refuse_several_splits(path, files)
-    return [Source(file, weight) for file in files]
+    listing.sources.extend(Source(file, weight) for file in files)
+
+
+def _refuse_dataset_dict(path: Path) -> None:
+    splits = sorted(child.name for child in path.iterdir() if child.is_dir())
+    raise DataError(
+        f"{path} holds the splits {', '.join(splits)}; name one, like {path / splits[0]}"
+        if splits
+        else f"{path} holds a dataset_dict.json and not one split; copy the data set again"
+    )
+
+
+def _list_saved(folder: Path, setting: str) -> list[Path]:
+    """The files of a data set that was saved, as its own list has them."""
+    path = folder / "state.json"
+    try:
+        names = [str(one["filename"]) for one in json.loads(path.read_bytes())["_data_files"]]
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("it must name files of this folder")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not the list of files that datasets.save_to_disk writes ({error!r}); save "
+            "the data set again, or name its files"
+        ) from error
+    for name in names:
+        _check_file(folder / name, setting)
+    return [folder / name for name in names]
+
+
+def _check_file(path: Path, setting: str) -> None:
+    """Refuse what is named and cannot be read."""
+    if path.is_file():
+        if is_data_file(path):
+            return
+        what = _name_content(path)
+        known = " ".join((*TEXT_SUFFIXES, *TABLE_SUFFIXES, *COMPRESSED_SUFFIXES))
+        raise DataError(
+            f"{path} has no ending that is read as data"
+            + (f" (it is {what})" if what else "")
+            + f"; the endings are {known}"
+        )
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist; {setting} takes files "
+            "and folders"
+        )
+    if path.exists():
+        raise DataError(
+            f"{path} is {_name_special(path)} and no file; {setting} takes files and folders"
+        )
+    raise DataError(f"{path} does not exist; {setting} takes files and folders")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every entry of a folder but its folders, in the order of their paths; links are followed."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_closed):
+        here = Path(name).stat()
+        if (here.st_dev, here.st_ino) in seen:  # by a link, which may lead to where we came from
+            folders.clear()
+            found.append(Path(name))
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        hidden = [one for one in folders if _is_beside(one)]
+        folders[:] = [one for one in folders if one not in hidden]
+        found += [Path(name) / entry for entry in (*files, *hidden)]
+    return iter(sorted(found))
+
+
+def _refuse_closed(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}); open it, or take it out")
+
+
+def _is_beside(name: str) -> bool:
+    return name.startswith(".") or bool(_BESIDE.fullmatch(name))
+
+
+def _judge_entry(path: Path) -> Problem | None:
+    """Why an entry of a folder is not read; None where it is."""
+    name = path.name
+    if path.is_file() and is_data_file(path):
+        return None
+    if name in _NO_RECORDS or _is_beside(name):
+        return Problem("passed_over", name, "its name says that it holds no dialogues", "not read")
+    if path.is_symlink() and not path.exists():
+        reason = f"a link to {os.readlink(path)}, which does not exist"
+        return Problem("unread_entry", name, reason, "mend or remove it")
+    if path.is_dir():
+        return Problem("passed_over", name, "the same folder is read by another name", "not read")
+    if not path.is_file():
+        reason = f"{_name_special(path)} and no file"
+        return Problem("unread_entry", name, reason, "take it out of the folder")
+    what = _name_content(path)
+    if not what and path.suffix.lower() not in _UNFINISHED:
+        return Problem("passed_over", name, "its name has no ending that is read", "not read")
+    reason = f"a file that is {what or 'unfinished'} by an ending that is not read"
+    fix = "give it an ending that is read, such as .jsonl, or take it out of the folder"
+    return Problem("unread_entry", name, reason, fix)
+
+
+def _name_special(path: Path) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return kinds.get(stat.S_IFMT(path.stat().st_mode), "a device")
+
+
+def _name_content(path: Path) -> str:
+    """What a file holds; "" where it is empty or text of another kind than JSON."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        return f"closed to us ({error.strerror})"
+    if foreign := describe_foreign(head):
+        return foreign[0]
+    content = find_content(head)
+    if content == "text":
+        return "JSON" if head.lstrip()[:1] in (b"{", b"[") else ""
+    return content
 
 
 def _refuse_several_splits(folder: Path, files: list[Path]) -> None:
@@ -89,18 +294,25 @@ def _refuse_several_splits(folder: Path, files: list[Path]) -> None:
 
 def is_data_file(path: Path) -> bool:
     """Whether a file is read as data, by its name."""
-    return is_text_file(path) or _has_ending(path, TABLE_SUFFIXES)
+    return _has_ending(path, (*TEXT_SUFFIXES, *TABLE_SUFFIXES))
 
 
-def is_text_file(path: Path) -> bool:
-    """Whether a file is read as JSON, by its name."""
-    return _has_ending(path, TEXT_SUFFIXES)
+def is_written_file(path: Path) -> bool:
+    """Whether a file that we write would be read again, by its name."""
+    suffix = path.suffix.lower()
+    can_compress = suffix not in COMPRESSED_SUFFIXES or suffix in (".gz", ".zst")
+    return can_compress and _has_ending(path, WRITTEN_SUFFIXES)
+
+
+def says_content(path: Path, content: Content) -> bool:
+    """Whether the name of a file promises this content."""
+    return content in _CONTENTS.get(path.suffix.lower(), ("text",))
 
 
 def _has_ending(path: Path, endings: tuple[str, ...]) -> bool:
     if path.name in _NO_RECORDS or path.name.startswith("."):
         return False
-    suffixes = path.suffixes[-2:]
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes = suffixes[:-1]
     return bool(suffixes) and suffixes[-1] in endings

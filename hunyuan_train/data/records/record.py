@@ -18,6 +18,7 @@ from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.records.hashes import seed_now
 from hunyuan_train.data.records.messages import has_blank_run, read_message, take_calls_out
 from hunyuan_train.data.records.modes import settle_modes
+from hunyuan_train.data.records.nulls import drop_filled_nulls
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT, Dialogue, Message, dump_json
 from hunyuan_train.families.grammar.interface import Grammar
@@ -57,6 +58,8 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
         problems.append(Problem("converted", "", f"{form} form", "read as messages"))
     if reading.is_as_written and _states_thinking(record):
         reading = replace(reading, is_as_written=False)
+    if not reading.is_as_written:
+        record = drop_filled_nulls(record, problems)
     messages = [
         read_message(
             raw,

@@ -1,6 +1,7 @@
 """What is done once, before the ranks start: tokenized data, and the folder of the run."""
 
 import fcntl
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +23,15 @@ from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.compiled.cache import prepare_dataset
+from hunyuan_train.data.compiled.cache import is_shared, prepare_dataset, prepare_evaluation
 from hunyuan_train.data.compiled.fingerprint import identify_data
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import fit_vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +52,6 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
     """
     config = run.config
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
-    has_evaluation = config.data.eval_data_file or config.data.eval_fraction
     shape = fit_vocabulary(
         config.model.model_name_or_path,
         run.shape,
@@ -57,14 +59,38 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,
     )
+    evaluation = prepare_evaluation(config.data, tokenizer)
+    if evaluation is None and is_shared(config.data):
+        say_nothing_is_held_out(config)
     return PreparedRun(
         run=replace(run, shape=shape),
         tokenizer=tokenizer,
         train=prepare_dataset(config.data, tokenizer),
-        evaluation=prepare_dataset(config.data, tokenizer, split="eval")
-        if has_evaluation
-        else None,
+        evaluation=evaluation,
     )
+
+
+def say_nothing_is_held_out(config: RunConfig) -> None:
+    """Say that there is no evaluation, although a share is to be held out.
+
+    Raises:
+        ConfigError: a setting cannot do without one.
+    """
+    reason = (
+        f"all samples of {config.data.train_data_file} ask the same question, so no share of them "
+        f"can be held out (eval_fraction is {config.data.eval_fraction:g})"
+    )
+    wanting = {
+        "eval_generate": config.evaluation.eval_generate,
+        "save_best": config.checkpoints.save_best,
+        "early_stopping_patience": config.evaluation.early_stopping_patience,
+    }
+    for name, value in wanting.items():
+        if value:
+            raise ConfigError(
+                f"{name} is {value}, but {reason}; give more dialogues, or --eval_data_file"
+            )
+    logger.warning("there is no evaluation: %s", reason)
 
 
 def check_resume(prepared: PreparedRun) -> None:

@@ -39,7 +39,10 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
     }
     lines |= describe_dataset(prepared.train, config.data.history, prepared.tokenizer)
     if prepared.evaluation:
-        source = config.data.eval_data_file or f"{config.data.eval_fraction:.0%} of it"
+        source = (
+            config.data.eval_data_file
+            or f"{config.data.eval_fraction:.0%} of it, one question at least"
+        )
         lines["evaluation"] = f"{source}: {describe_counts(prepared.evaluation.summary)}"
     lines["length"] = describe_length(run, prepared.train)
     lines["output"] = config.train.output_dir

@@ -40,6 +40,7 @@ def test_a_saved_dataset_is_read_by_its_own_list_of_files(folder):
     saved = folder / "saved"
     saved.mkdir()
     (saved / "state.json").write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
+    (saved / "data-0.arrow").write_text("")
     (saved / "cache-123.arrow").write_text("")
     assert _named("saved") == [("saved/data-0.arrow", 1.0)]
 
