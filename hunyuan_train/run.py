@@ -41,6 +41,7 @@ from hunyuan_train.export.huggingface_folder import describe_release, trained_dt
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.vocabulary import check_vocabulary
 from hunyuan_train.instrumentation import (
     make_answer_check,
     make_probe,
@@ -89,6 +90,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
+    check_vocabulary(config.model.model_name_or_path, shape, tokenizer)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
     engine = assemble_engine(resolved, source)
     checkpoint = find_start(config)

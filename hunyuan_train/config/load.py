@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from hunyuan_train.config.flags import read_flags
+from hunyuan_train.config.held_out import merge_held_out
 from hunyuan_train.config.schema import ModelConfig, RunConfig
 from hunyuan_train.config.settings import (
     COMMAND_FLAGS,
@@ -63,7 +64,7 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
         given = " and ".join(f"--{name}" for name in COMMAND_SWITCHES if asked[name])
         raise ConfigError(f"{given} are given together; give one of them")
     return CommandLine(
-        config=build_config({**settings, **flags}),
+        config=build_config(merge_held_out(settings, flags)),
         is_dry_run=asked["dry_run"],
         prints_torchrun=asked["print_torchrun"],
         prints_slurm=asked["print_slurm"],

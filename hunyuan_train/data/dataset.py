@@ -135,8 +135,8 @@ def write_summary(folder: Path, summary: DataSummary, hashes: Mapping[str, str])
     """Write the summary, with the size and hash of every file for those who open it."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.bin"))}
     content = {"summary": asdict(summary), "sizes": sizes, "sha256": dict(hashes)}
-    content["own_sha256"] = _hash_content(content)
-    (folder / "summary.json").write_text(json.dumps(content, indent=1))
+    sealed = {**content, "own_sha256": _hash_content(content)}
+    (folder / "summary.json").write_text(json.dumps(sealed, indent=1))
 
 
 def is_whole(folder: Path) -> bool:

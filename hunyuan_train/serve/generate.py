@@ -18,6 +18,7 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.vocabulary import check_vocabulary
 from hunyuan_train.model.build import native_config
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.errors import ServeError
@@ -70,6 +71,8 @@ def load_model(
     """
     model_folder = find_model_folder(folder, base=base)
     shape = read_shape(model_folder)
+    words = load_tokenizer(tokenizer or model_folder)
+    check_vocabulary(str(model_folder), shape, words)
     weights = SafetensorsFolder.open(model_folder, shape)  # names what is missing or damaged
     transformers_logging.disable_progress_bar()  # it would tear ours
     transformers_logging.set_verbosity_error()  # greedy answers make it warn of unused settings
@@ -81,7 +84,7 @@ def load_model(
     )
     if is_adapter(folder):
         model = PeftModel.from_pretrained(model, folder)
-    return ServedModel(model.eval(), shape, load_tokenizer(tokenizer or model_folder))
+    return ServedModel(model.eval(), shape, words)
 
 
 class TokenWatch(BaseStreamer):

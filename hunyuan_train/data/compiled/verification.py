@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hunyuan_train.data.dataset import DTYPES, is_whole, map_array, read_hashes
 
 STAMP = "verified.json"
@@ -45,14 +43,14 @@ def _find_misplaced(folder: Path, *, vocab_size: int, num_sources: int) -> str:
         return f"the token {largest} is beyond the vocabulary of {vocab_size}"
     if any(len(arrays[name]) != len(tokens) for name in ("spans", "weights") if name in arrays):
         return "tokens and their loss differ in number"
-    ends = [samples[f"{part}_start"] + samples[f"{part}_length"] for part in ("history", "target")]
-    are_inside = [(samples[f"{part}_start"] >= 0).all() for part in ("history", "target")]
-    are_inside += [bool((end <= len(tokens)).all()) for end in ends]
-    are_inside += [
-        bool(((values >= 0) & (values < limit)).all())
-        for values, limit in ((samples["record"], len(records)), (records["source"], num_sources))
-    ]
-    return "" if np.all(are_inside) else "samples lie outside of the tokens"
+    for part in ("history", "target"):
+        first, last = samples[f"{part}_start"], samples[f"{part}_start"] + samples[f"{part}_length"]
+        if not ((first >= 0).all() and (first <= last).all() and (last <= len(tokens)).all()):
+            return "samples lie outside of the tokens"
+    for values, limit in ((samples["record"], len(records)), (records["source"], num_sources)):
+        if not ((values >= 0).all() and (values < limit).all()):
+            return "samples or records belong to nothing"
+    return ""
 
 
 def is_verified(folder: Path) -> bool:

@@ -37,15 +37,7 @@ class Readable(Protocol):
         """How far it was read."""
 
 
-class _Stream(Protocol):
-    """What bz2 and lzma call a decompressor."""
-
-    eof: bool
-    needs_input: bool
-    unused_data: bytes
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        """What comes of some input, or more of what came of it before."""
+_Stream = bz2.BZ2Decompressor | lzma.LZMADecompressor
 
 
 def decompress(raw: Readable, content: Content, block_bytes: int) -> Iterator[bytes]:

@@ -213,6 +213,8 @@ def _read_text(path: Path, raw: Readable, content: Content) -> Iterator[Chunk]:
         blocks = iter(lambda: raw.read(BLOCK_BYTES), b"")
     head = next(blocks, b"")
     _refuse_foreign(head, content)
+    if not says_content(path, content) and content == "text" and not _is_text(head):
+        raise _BrokenFileError(f"it is not what {path.suffix} files are", "write it again")
     if head.startswith(_UTF8_BOM):
         head = head.removeprefix(_UTF8_BOM)
         chunk = Chunk(str(path))
@@ -225,6 +227,15 @@ def _read_text(path: Path, raw: Readable, content: Content) -> Iterator[Chunk]:
         yield from _gather(path, rows)
         return
     yield from _read_array(path, blocks) if _is_array(head) else _read_lines(path, blocks)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether these may be the first bytes of a text."""
+    try:
+        getincrementaldecoder("utf-8")().decode(head[:HEAD_BYTES])
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head[:HEAD_BYTES]
 
 
 def _refuse_foreign(head: bytes, content: Content) -> None:

@@ -114,9 +114,9 @@ def _name_kind(kind: Any) -> str:  # noqa: ANN401  # a type of Arrow
     is_json = (types.is_string, types.is_large_string, types.is_string_view, types.is_boolean)
     if any(test(kind) for test in (*is_json, types.is_integer, types.is_null)):
         return ""
-    is_text = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
-    is_text += (types.is_binary_view, types.is_decimal, types.is_date, types.is_time)
-    is_known = any(test(kind) for test in (*is_text, types.is_timestamp))
+    is_bytes = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
+    is_written = (types.is_decimal, types.is_date, types.is_time, types.is_timestamp)
+    is_known = any(test(kind) for test in (*is_bytes, types.is_binary_view, *is_written))
     is_known = is_known or getattr(kind, "extension_name", "") in ("arrow.json", "arrow.uuid")
     return "text" if is_known else "refused"
 

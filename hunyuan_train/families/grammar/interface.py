@@ -21,6 +21,7 @@ class ControlTokens:
     end: str  # closes an answer
     pad: str  # fills; never a label
     stops: tuple[str, ...]  # those on which generation ends
+    ends: tuple[str, ...]  # those that a config.json may name as the end of a text
     find: Callable[[str], str]  # the first one that a text spells; "" where it spells none
 
 

@@ -34,6 +34,7 @@ class Tokenizer:
     special_tokens: tuple[str, ...]  # by name, in the order of their ids
     marks: Mapping[str, str]  # the character that stands for each control token in marked text
     token_num_bytes: npt.NDArray[np.int64]  # [vocab], length of each token; marks count 4
+    remarks: tuple[str, ...] = ()  # about what its folder holds and is not read
 
     @property
     def vocab_size(self) -> int:
@@ -58,6 +59,11 @@ class Tokenizer:
     def stop_ids(self) -> tuple[int, ...]:
         """The ids on which generation ends, as the model's own generation config has them."""
         return tuple(self.special_id(token) for token in self.grammar.controls.stops)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that a config.json may name as the end of a text."""
+        return tuple(self.special_id(token) for token in self.grammar.controls.ends)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of ordinary text in NFC; special strings stay text, lone surrogates U+FFFD."""
@@ -88,6 +94,7 @@ def build_tokenizer(
     split_pattern: str,
     ranks: Mapping[bytes, int],
     special_tokens: tuple[str, ...],
+    remarks: tuple[str, ...] = (),
 ) -> Tokenizer:
     """A tokenizer of byte-pair ranks 0 to N-1, its special tokens behind them."""
     written = grammar.controls.written
@@ -111,6 +118,7 @@ def build_tokenizer(
         special_tokens=special_tokens,
         marks=marks,
         token_num_bytes=num_bytes,
+        remarks=remarks,
     )
 
 

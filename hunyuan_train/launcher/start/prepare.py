@@ -30,6 +30,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import fit_vocabulary
+from hunyuan_train.families.vocabulary import check_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,9 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,
     )
+    check_vocabulary(config.model.model_name_or_path, shape, tokenizer)
+    for remark in tokenizer.remarks:
+        logger.warning("%s", remark)
     evaluation = prepare_evaluation(config.data, tokenizer)
     if evaluation is None and is_shared(config.data):
         say_nothing_is_held_out(config)

@@ -17,6 +17,7 @@ HUNYUAN_A13B = Grammar(
         end=tokens.EOS,
         pad=tokens.PAD,
         stops=(tokens.EOS, tokens.ANSWER_STOP),
+        ends=(tokens.TEXT_END, tokens.EOS, tokens.ANSWER_STOP),
         find=tokens.find_control_token,
     ),
     queries=QueryForm(

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.hunyuan_a13b.companions import describe_unread
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import Tokenizer, build_tokenizer
 from hunyuan_train.json_file import read_bytes
@@ -23,6 +24,7 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+TEXT_END = "<|endoftext|>"
 START = "<|startoftext|>"  # opens a dialogue and every later user turn
 SYSTEM_END = "<|extra_4|>"
 USER_END = "<|extra_0|>"  # closes a user or tool message: the model speaks next
@@ -32,7 +34,7 @@ ANSWER_STOP = "<|extra_5|>"  # the second id on which the served model stops
 
 # Special tokens follow the ranks in this order.
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
+    TEXT_END,
     START,
     "<|bos|>",
     EOS,
@@ -53,7 +55,7 @@ def read_tokenizer(folder: Path, grammar: Grammar) -> Tokenizer:
     """Read `hy.tiktoken` from a model or tokenizer folder.
 
     Raises:
-        DataError: it is not there, or damaged.
+        DataError: it is not there, or damaged, or the files beside it say so.
     """
     path = folder / RANK_FILE
     try:
@@ -64,13 +66,16 @@ def read_tokenizer(folder: Path, grammar: Grammar) -> Tokenizer:
             f"tokenizer folder {folder} has no readable {RANK_FILE} ({reason}); "
             f"give the folder of the model or of the tokenizer"
         ) from error
+    ranks = _parse_ranks(content, path)
+    special_ids = {token: len(ranks) + number for number, token in enumerate(SPECIAL_TOKENS)}
     return build_tokenizer(
         folder,
         grammar,
         content_hash=hashlib.sha256(content).hexdigest(),
         split_pattern=SPLIT_PATTERN,
-        ranks=_parse_ranks(content, path),
+        ranks=ranks,
         special_tokens=SPECIAL_TOKENS,
+        remarks=describe_unread(folder, special_ids, grammar.chat_template),
     )
 
 

@@ -1,0 +1,115 @@
+"""What lies beside `hy.tiktoken` in a folder and is not read: added tokens, another template.
+
+Others read it, so a model that was made with it expects what training here does not give.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hunyuan_train.errors import DataError
+
+_CONFIG = "tokenizer_config.json"
+_TEMPLATE = "chat_template.jinja"
+# SHA-256 of the text that was published with the model.
+_RELEASED_TEMPLATE = "c9635ab946bc8f88301ddd90da091fe6f50ee3bcbea5f338d86a67099ffebc32"
+_NUM_NAMED = 3
+
+
+def describe_unread(folder: Path, known: dict[str, int], chat_template: str) -> tuple[str, ...]:
+    """Sentences about what a folder has beside its ranks.
+
+    Args:
+        folder: of the model or tokenizer.
+        known: ids of the special tokens, by name.
+        chat_template: of the grammar.
+
+    Raises:
+        DataError: it gives a special token another id than its ranks do.
+    """
+    added = dict(_find_added(folder))
+    for token, number in added.items():
+        if number is not None and known.get(token, number) != number:
+            raise DataError(
+                f"{folder} gives {token} the id {number}, and by its ranks it is {known[token]}; "
+                "the rank file is cut or of another model, copy the folder again"
+            )
+    remarks = []
+    if new := sorted(added.keys() - known.keys()):
+        named = ", ".join(new[:_NUM_NAMED]) + (" and more" if len(new) > _NUM_NAMED else "")
+        remarks.append(
+            f"{folder} adds {len(new)} token(s) to the vocabulary ({named}), which are not read: "
+            "in texts they are ordinary text"
+        )
+    if _find_templates(folder) - _known_templates(chat_template):
+        remarks.append(
+            f"the chat template in {folder} is not the released one and is not read: dialogues "
+            "are written as the released one writes them"
+        )
+    return tuple(remarks)
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401  # any JSON
+    """The content of a file that may be missing; one that is broken says nothing either."""
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _find_added(folder: Path) -> Iterator[tuple[str, int | None]]:
+    """Each added token with the id it is given, as far as one is."""
+    config, by_name = _read(folder / _CONFIG), _read(folder / "added_tokens.json")
+    tokenizer, special = _read(folder / "tokenizer.json"), _read(folder / "special_tokens_map.json")
+    for one in (config, special):
+        if isinstance(one, dict):
+            extra = one.get("additional_special_tokens")
+            named = [*(extra if isinstance(extra, list) else []), *map(one.get, _ROLES)]
+            yield from ((token, None) for token in map(_spell, named) if token)
+    if isinstance(by_name, dict):
+        yield from ((token, _as_id(number)) for token, number in by_name.items())
+    if isinstance(config, dict) and isinstance(config.get("added_tokens_decoder"), dict):
+        decoder = config["added_tokens_decoder"].items()
+        yield from ((token, _as_id(number)) for number, one in decoder if (token := _spell(one)))
+    if isinstance(tokenizer, dict) and isinstance(tokenizer.get("added_tokens"), list):
+        for one in tokenizer["added_tokens"]:
+            if isinstance(one, dict) and (token := _spell(one)):
+                yield token, _as_id(one.get("id"))
+
+
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+
+
+def _spell(token: object) -> str:
+    """The text of a token, which is written alone or with its settings."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
+def _as_id(number: object) -> int | None:
+    try:
+        return int(str(number))
+    except ValueError:
+        return None
+
+
+def _find_templates(folder: Path) -> set[str]:
+    """Hashes of the chat templates in a folder."""
+    config, path = _read(folder / _CONFIG), folder / _TEMPLATE
+    templates = config.get("chat_template") if isinstance(config, dict) else None
+    found = templates if isinstance(templates, list) else [templates]
+    texts = [one.get("template") if isinstance(one, dict) else one for one in found]
+    if path.is_file():
+        texts.append(path.read_bytes().decode("utf-8", "replace"))
+    return {_hash(text) for text in texts if isinstance(text, str)}
+
+
+def _known_templates(chat_template: str) -> set[str]:
+    return {_RELEASED_TEMPLATE, _hash(chat_template)}
+
+
+def _hash(text: str) -> str:
+    """Of a template; blanks at its ends and the line ends of an editor change nothing."""
+    return hashlib.sha256(text.replace("\r\n", "\n").strip().encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""A share and a file of held-out dialogues: what a flag says wins, and both at once are refused."""
+
+import pytest
+
+from hunyuan_train.config.load import load_config
+from hunyuan_train.errors import ConfigError
+
+
+def _load(*arguments):
+    config = load_config(arguments)
+    return config.data.eval_fraction, config.data.eval_data_file, config.evaluation.eval_steps
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full", "long"])
+def test_a_recipes_share_gives_way_to_a_file(recipe):
+    fraction, file, steps = _load("--recipe", recipe, "--eval_data_file", "mine.jsonl")
+    assert (fraction, file) == (0.0, "mine.jsonl")
+    assert steps
+
+
+def test_a_recipes_file_gives_way_to_a_share():
+    fraction, file, _ = _load("--recipe", "tiny", "--eval_fraction", "0.1")
+    assert (fraction, file) == (0.1, None)
+
+
+@pytest.mark.parametrize("recipe", ["lora", "full", "long"])
+@pytest.mark.parametrize("zero", ["0", "0.0", "0e0"])
+def test_without_a_share_a_recipe_evaluates_nothing(recipe, zero):
+    assert _load("--recipe", recipe, "--eval_fraction", zero) == (0.0, None, 0)
+
+
+def test_without_a_share_a_recipes_file_is_kept():
+    fraction, file, steps = _load("--recipe", "tiny", "--eval_fraction", "0")
+    assert (fraction, steps) == (0.0, 50)
+    assert file.endswith("data/tiny_eval.jsonl")
+
+
+def test_what_is_asked_for_by_a_flag_is_never_taken_away():
+    arguments = ("--recipe", "lora", "--eval_fraction", "0", "--eval_steps", "10")
+    assert _load(*arguments) == (0.0, None, 10)  # which the rules refuse, by name
+
+
+def test_both_in_one_place_are_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {eval_fraction: 0.2, eval_data_file: f.jsonl}\n")
+    both = ("--eval_fraction", "0.2", "--eval_data_file", "f.jsonl")
+    for arguments in (both, ("--recipe", "lora", *both), ("--config", str(path))):
+        with pytest.raises(ConfigError, match=r"eval_fraction is 0\.2 and eval_data_file f\.jsonl"):
+            _load(*arguments)
+    fraction, file, _ = _load("--config", str(path), "--eval_data_file", "other.jsonl")
+    assert (fraction, file) == (0.0, "other.jsonl")
