@@ -69,6 +69,7 @@ from hunyuan_train.report.closing import report_at_end, show_closing
 from hunyuan_train.trainer.loop import Trainer, TrainingResult, train
 from hunyuan_train.trainer.memory_estimate import estimate_here
 from hunyuan_train.trainer.metrics import Logs
+from hunyuan_train.trainer.schedule import count_steps, in_whole_steps
 from hunyuan_train.trainer.starts import count_starts, describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
 
@@ -96,6 +97,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     checkpoint = find_start(config)
     objective, routers = SFT, watch_and_weigh(engine, shape, config.model)
     batches = make_batches(config, dataset)
+    total_steps = count_steps(config.train, steps_per_epoch=batches.steps_per_epoch)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
     estimate = estimate_here(resolved, num_data_tokens=dataset.summary.num_tokens)
@@ -107,7 +109,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         routers=routers,
         batches=batches,
         eval_batches=make_eval_batches(config, tokenizer),
-        config=config,
+        config=in_whole_steps(config, total_steps),
         logs=logs,
         checkpointer=make_saver(config, engine, routers, {**made_of, "data": data}, logs),
         router_monitor=make_router_monitor(config, engine, objective, routers, logs),

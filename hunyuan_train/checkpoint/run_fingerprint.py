@@ -73,7 +73,8 @@ def deciding_settings(config: RunConfig) -> dict[str, Any]:
 def follows_length(optimizer: OptimizerConfig) -> bool:
     """Whether the learning rate of a step depends on how many steps there are."""
     is_constant = optimizer.lr_scheduler_type in ("constant", "constant_with_warmup")
-    return not is_constant or bool(optimizer.warmup_ratio and not optimizer.warmup_steps)
+    steps, ratio = optimizer.warmup_steps, optimizer.warmup_ratio
+    return not is_constant or 0 < steps < 1 or bool(ratio and not steps)
 
 
 def identify_weights(model_name_or_path: str) -> str:

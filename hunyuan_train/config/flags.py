@@ -1,15 +1,22 @@
-"""Reads a command line: `--flag value`, `--flag=value`, for switches `--flag` or `--no_flag`."""
+"""Reads a command line: `--flag value`, `--flag=value`, for switches `--flag` or `--no_flag`.
+
+One word may stand alone: a YAML file of settings, as with `--recipe`.
+"""
 
 from collections.abc import Iterator, Sequence
 
-from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, is_switch, suggest
+from hunyuan_train.config.nearest import suggest
+from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, is_switch
 from hunyuan_train.config.vendor import (
     FOREIGN_NAMES,
     Refusal,
     describe_refusals,
     translate_flag,
+    translate_value,
 )
 from hunyuan_train.errors import ConfigError
+
+YAML_ENDINGS = (".yaml", ".yml")
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, str]:
@@ -40,6 +47,9 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     words = list(arguments)
     while words:
         flag, equals, value = words.pop(0).partition("=")
+        if (flag + equals + value).endswith(YAML_ENDINGS) and not flag.startswith("-"):
+            yield "recipe", flag + equals + value
+            continue
         if not flag.startswith("--"):
             raise ConfigError(f"unexpected {flag!r}; settings are given as --name value")
         name = flag[2:].replace("-", "_")
@@ -61,5 +71,5 @@ def _translate(name: str, value: str | None) -> tuple[str, str] | Refusal | None
         known = (*SECTION_OF, *COMMAND_FLAGS)
         return Refusal(f"--{name}", f"unknown flag; {suggest(name, known, prefix='--')}")
     if value is not None:
-        return name, value
+        return translate_value(name, value)
     return (name, "true") if is_switch(name) else Refusal(f"--{name}", "it needs a value")

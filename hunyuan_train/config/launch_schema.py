@@ -6,19 +6,27 @@ from typing import Literal
 from hunyuan_train.config.declare import Auto, check_bounds, free_setting
 from hunyuan_train.errors import ConfigError
 
+MOST_PROCESSES = 1024  # on a host
+MOST_SECONDS = 10**7  # of any wait: four months, within what clocks and libraries count
+MOST_MINUTES = 10**5
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
     """How processes divide the model."""
 
     num_processes: int | Auto = free_setting(
-        "auto", "processes on each machine; auto: one per GPU, or two on CPU", low=1
+        "auto",
+        "processes on each machine; auto: one per GPU, or two on CPU",
+        low=1,
+        high=MOST_PROCESSES,
     )
     expert_parallel_size: int | Auto = free_setting(
         "auto",
         "processes that share one full set of routed experts; auto: the most that divide both the "
         "processes and the experts",
         low=1,
+        high=MOST_PROCESSES,
     )
     sequence_parallel_size: int = free_setting(
         1,
@@ -26,15 +34,18 @@ class ParallelConfig:
         "tokens on each, for rows too long for one; it divides the number of all processes and of "
         "the model's attention heads",
         low=1,
+        high=MOST_PROCESSES,
     )
     deepspeed: str = free_setting(
-        "auto", "DeepSpeed JSON; auto picks from ds_configs/ by expert_parallel_size and optimizer"
+        "auto",
+        "DeepSpeed JSON; auto picks from ds_configs/ by expert_parallel_size and optimizer",
+        form="path",
     )
     force_plan: bool = free_setting(
         False, "start even where the plan says that memory or disk will not do"
     )
     timeout_minutes: float = free_setting(
-        30.0, "a collective that waits longer than this ends the run", low=0.1
+        30.0, "a collective that waits longer than this ends the run", low=0.1, high=MOST_MINUTES
     )
 
     def __post_init__(self) -> None:
@@ -46,23 +57,28 @@ class LaunchConfig:
     """On which hosts a run starts, how they are reached, and what happens when one fails."""
 
     node_ip_list: str | None = free_setting(
-        None, "hosts of the run with their processes: 10.0.0.1:8,10.0.0.2:8; default: this machine"
+        None,
+        "hosts of the run with their processes: 10.0.0.1:8,10.0.0.2:8; default: this machine",
+        form="list",
     )
     hostfile: str | None = free_setting(
-        None, "the same as a file with one `ADDRESS slots=8` a line; see hostfiles/"
+        None, "the same as a file with one `ADDRESS slots=8` a line; see hostfiles/", form="path"
     )
     local_ip: str | None = free_setting(
         None, "the host that this machine is; default: the one with an address of this machine"
     )
     chief_ip: str | None = free_setting(None, "the host of rank 0; default: the first of the list")
     ssh_port: int | None = free_setting(
-        None, "port of sshd on the hosts; default: what ssh's own configuration says", low=1
+        None,
+        "port of sshd on the hosts; default: what ssh's own configuration says",
+        low=1,
+        high=65535,
     )
     ssh_user: str | None = free_setting(
         None, "user on the hosts; default: as ssh's configuration says"
     )
     ssh_config: str | None = free_setting(
-        None, "a configuration file for ssh; default: ~/.ssh/config"
+        None, "a configuration file for ssh; default: ~/.ssh/config", form="path"
     )
     master_port: int | None = free_setting(
         None, "port of rank 0 at which all ranks meet; default: a free one", low=1, high=65535
@@ -79,26 +95,35 @@ class LaunchConfig:
         "restarts from the newest checkpoint after a failure; a newer checkpoint allows as many "
         "again",
         low=0,
+        high=10**6,
     )
     min_hosts: int | None = free_setting(
         None,
         "go on with so many hosts when others do not come back; default: all are needed",
         low=1,
+        high=10**5,
     )
     wait_for_hosts_seconds: float = free_setting(
-        600.0, "how long a restart waits for hosts to come back", low=0
+        600.0, "how long a restart waits for hosts to come back", low=0, high=MOST_SECONDS
     )
     host_timeout_seconds: float = free_setting(
-        20.0, "a host that is silent for longer counts as lost, and ends its own part", low=2
+        20.0,
+        "a host that is silent for longer counts as lost, and ends its own part",
+        low=2,
+        high=MOST_SECONDS,
     )
     hang_timeout_seconds: float = free_setting(
         1800.0,
         "a run in which nothing moves on for so long (no step, no batch of an evaluation, no part "
         "of a file) is ended, with the stacks of all ranks; its start has 600 s at least",
         low=1,
+        high=MOST_SECONDS,
     )
     stop_timeout_seconds: float = free_setting(
-        600.0, "how long ranks may take to finish their step and save after a stop", low=0
+        600.0,
+        "how long ranks may take to finish their step and save after a stop",
+        low=0,
+        high=MOST_SECONDS,
     )
 
     def __post_init__(self) -> None:

@@ -4,8 +4,10 @@ Flags win over the file, the file over the defaults of `schema.py`. Nobody chang
 it is loaded; `resolve.py` makes the one copy in which "auto" has become a value.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from os.path import exists, expanduser  # which take a name of any length
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import yaml
 
 from hunyuan_train.config.flags import read_flags
 from hunyuan_train.config.held_out import merge_held_out
+from hunyuan_train.config.nearest import find_nearest_word, suggest
 from hunyuan_train.config.schema import ModelConfig, RunConfig
 from hunyuan_train.config.settings import (
     COMMAND_FLAGS,
@@ -21,15 +24,24 @@ from hunyuan_train.config.settings import (
     ONCE_IN_TRAIN,
     SECTION_OF,
     SECTIONS,
-    suggest,
 )
-from hunyuan_train.config.values import parse_value
+from hunyuan_train.config.values import parse_value, quote
+from hunyuan_train.config.vendor import (
+    FOREIGN_NAMES,
+    RENAMED,
+    Refusal,
+    describe_refusals,
+    translate_flag,
+    translate_value,
+)
+from hunyuan_train.config.yaml_file import load_yaml_file
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.shipped import RECIPES, TINY_TOKENIZER, TOP_LEVEL
 
 # A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
+MOST_BYTES_OF_A_NAME = 255  # on every file system of Linux
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,22 +102,65 @@ def build_config(values: dict[str, Any]) -> RunConfig:
     """Give each value its type and its section."""
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for name, raw in values.items():
-        value = parse_value(name, FIELDS[name].type, raw)
-        sections[SECTION_OF[name]][name] = value
-        if name in SHIPPED_INPUTS and value is not None:
-            sections[SECTION_OF[name]][name] = locate_input(value)
+        sections[SECTION_OF[name]][name] = read_value(name, raw)
     built: dict[str, Any] = {name: section(**sections[name]) for name, section in SECTIONS.items()}
     return RunConfig(**built)
 
 
+def read_value(name: str, raw: Any) -> Any:
+    """One setting as its field declares it: of its type, a list in one text, ~ replaced.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    form = FIELDS[name].metadata["form"]
+    if form in ("list", "paths") and isinstance(raw, list | int) and not isinstance(raw, bool):
+        raw = join_list(name, raw if isinstance(raw, list) else [raw])
+    value = parse_value(name, FIELDS[name].type, raw)
+    if isinstance(value, str) and form in ("path", "paths"):
+        value = expand_home(name, value, is_list=form == "paths")
+        return locate_input(value) if name in SHIPPED_INPUTS else value
+    return value
+
+
+def join_list(name: str, items: list[Any]) -> str:
+    """A list of YAML as its setting is written on a command line.
+
+    Raises:
+        ConfigError: it is empty, or holds what no comma-separated text can.
+    """
+    words = [str(item) for item in items if isinstance(item, str | int | float)]
+    if not words or len(words) < len(items) or any("," in word for word in words):
+        raise ConfigError(
+            f"{name} is {quote(items)}; it takes words without commas, as a list or comma-separated"
+        )
+    return ",".join(words)
+
+
+def expand_home(name: str, paths: str, *, is_list: bool) -> str:
+    """Paths with ~ and ~user replaced, which a shell leaves alone behind = and in YAML.
+
+    Raises:
+        ConfigError: one is longer than any file system takes.
+    """
+    expanded = [expanduser(path) for path in (paths.split(",") if is_list else [paths])]
+    for path in expanded:
+        if max(len(os.fsencode(part)) for part in path.split("/")) > MOST_BYTES_OF_A_NAME:
+            raise ConfigError(
+                f"{name} is {quote(path)}, in which one name has more than {MOST_BYTES_OF_A_NAME} "
+                "bytes; no file has such a name"
+            )
+    return ",".join(expanded)
+
+
 def locate_input(paths: str) -> str:
     """Find comma-separated files, each with an optional :weight, here or among those we ship."""
-    if Path(paths).exists():  # its name may hold a comma or a colon
+    if exists(paths):  # its name may hold a comma or a colon
         return paths
     located = []
     for path_and_weight in paths.split(","):
         path = path_and_weight.partition(":")[0]
-        is_shipped = path and not Path(path).exists() and (TOP_LEVEL / path).exists()
+        is_shipped = path and not exists(path) and exists(TOP_LEVEL / path)
         located.append(str(TOP_LEVEL / path_and_weight) if is_shipped else path_and_weight)
     return ",".join(located)
 
@@ -132,45 +187,77 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Flatten the sections of a YAML file, refusing names that are not where they belong."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
-        _check_keys_differ(yaml.compose(text), path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    """Flatten the sections of a YAML file, refusing names that are not where they belong.
+
+    A file of another tool has no sections. Its names are taken as those flags are.
+    """
+    content = load_yaml_file(path) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no sections; it needs some of {', '.join(SECTIONS)}")
     values: dict[str, Any] = {}
-    for section, settings in content.items():
-        if section not in SECTIONS:
-            raise ConfigError(f"{path}: unknown section {section}; {suggest(section, SECTIONS)}")
-        if not isinstance(settings, dict):
-            raise ConfigError(f"{path}: section {section} must hold `name: value` lines")
-        for name in settings:
-            _check_key(path, section, name)
-            if name in values:
+    given_in: dict[str, str] = {}
+    refusals: list[Refusal] = []
+    for name, content_of_name in content.items():
+        if name in SECTIONS and isinstance(content_of_name, dict):
+            taken: Any = _read_section(path, name, content_of_name)
+        else:
+            taken = _read_top_level(path, name, content_of_name)
+        if isinstance(taken, Refusal):
+            refusals.append(taken)
+            continue
+        for setting in taken:
+            if setting in values:
                 raise ConfigError(
-                    f"{path}: {name} is given twice, in train and in {SECTION_OF[name]}; keep one"
+                    f"{path}: {setting} is given twice, in {given_in[setting]} and in {name}; "
+                    "keep one"
                 )
-        values.update(settings)
+            given_in[setting] = name
+        values.update(taken)
+    if refusals:
+        raise ConfigError(describe_refusals(refusals, of=f"these keys of {path}"))
     return values
 
 
-def _check_keys_differ(node: yaml.Node | None, path: Path) -> None:
-    """Refuse a name given twice, of which YAML would silently take the last."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    names = [key.value for key, _ in node.value]
-    for position, (key, value) in enumerate(node.value):
-        if key.value in names[:position]:
-            raise ConfigError(
-                f"{path}:{key.start_mark.line + 1}: {key.value} is given twice; keep one of them"
-            )
-        _check_keys_differ(value, path)
+def _read_section(path: Path, section: str, settings: dict[Any, Any]) -> dict[str, Any]:
+    """The settings of one section."""
+    for name in settings:
+        _check_key(path, section, name)
+    return settings
 
 
-def _check_key(path: Path, section: str, name: str) -> None:
+def _read_top_level(path: Path, name: Any, value: Any) -> dict[str, Any] | Refusal:
+    """A setting outside of all sections, in our words or those of another tool.
+
+    A key without a value says nothing: tools write all that they know, and leave most empty.
+    """
+    if value is None and (name in SECTIONS or name in FOREIGN_NAMES or name in SECTION_OF):
+        return {}
+    if name in SECTION_OF and not isinstance(value, dict):
+        is_word = isinstance(value, str)
+        return dict([translate_value(name, value)]) if is_word else {name: value}
+    if name in FOREIGN_NAMES:
+        return _translate_key(name, value)
+    if name in SECTIONS:
+        setting = find_nearest_word(name, set(SECTION_OF))
+        remedy = f"; for a {name} write {setting}" if setting and setting != name else ""
+        raise ConfigError(f"{path}: section {name} must hold `name: value` lines{remedy}")
+    if isinstance(value, dict):
+        raise ConfigError(f"{path}: unknown section {name}; {suggest(name, SECTIONS)}")
+    return Refusal(str(name), f"unknown key; {suggest(name, SECTION_OF)}")
+
+
+def _translate_key(name: str, value: Any) -> dict[str, Any] | Refusal:
+    """A key of another tool's file; its value keeps its type where the name alone differs."""
+    if name in RENAMED:
+        return {RENAMED[name]: value}
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    translated = translate_flag(name, text)
+    if isinstance(translated, Refusal):
+        return Refusal(translated.flag.removeprefix("--"), translated.remedy)
+    return dict([translated]) if translated else {}
+
+
+def _check_key(path: Path, section: str, name: Any) -> None:
     if name not in SECTION_OF:
         raise ConfigError(f"{path}: unknown key {section}.{name}; {suggest(name, SECTION_OF)}")
     home = SECTION_OF[name]

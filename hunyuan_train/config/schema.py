@@ -8,11 +8,13 @@ live in `rules/`. What says how processes and hosts share the work stands in `la
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hunyuan_train.config.declare import Auto, check_bounds, free_setting, setting
+from hunyuan_train.config.declare import LEAST_SHARE, Auto, check_bounds, free_setting, setting
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.optim.records import OptimizerName, choose_optimizer, describe_optimizers
+
+HIGHEST_DECAY = 0.999999  # of a moment: at 1 nothing new would ever be learned from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,21 +24,28 @@ class ModelConfig:
     model_name_or_path: str = free_setting(
         "tiny",
         "a Hugging Face model folder, or a preset with random weights: " + ", ".join(PRESETS),
+        form="path",
     )
     tokenizer_name_or_path: str | None = free_setting(
-        None, "folder with hy.tiktoken; default: the model folder, or the bundled tiny tokenizer"
+        None,
+        "folder with hy.tiktoken; default: the model folder, or the bundled tiny tokenizer",
+        form="path",
     )
     use_flash_attn: bool | Auto = free_setting(
         "auto", "flash-attn kernels: true demands the package, auto takes it where it is installed"
     )
     router_aux_loss_coef: float = setting(
-        0.0, "weight of the load-balancing loss; 0 leaves the released routing alone", low=0
+        0.0,
+        "weight of the load-balancing loss; 0 leaves the released routing alone",
+        low=0,
+        high=1000,
     )
-    router_z_loss_coef: float = setting(0.0, "weight of the router z-loss", low=0)
+    router_z_loss_coef: float = setting(0.0, "weight of the router z-loss", low=0, high=1000)
     freeze: str | None = setting(
         None,
         "comma-separated patterns of parameters that are not trained, such as "
         "'*.mlp.experts.*,model.embed_tokens.weight'",
+        form="list",
     )
     freeze_router: bool = setting(False, "do not train the routers")
     train_attention_params_only: bool = setting(False, "train attention and nothing else")
@@ -58,15 +67,20 @@ class DataConfig:
     train_data_file: str = setting(
         "data/tiny_train.jsonl",
         "files or folders, comma-separated, each with an optional :weight (a.jsonl:2,b.jsonl)",
+        form="paths",
     )
-    eval_data_file: str | None = setting(None, "held-out dialogues, in the same forms")
+    eval_data_file: str | None = setting(
+        None, "held-out dialogues, in the same forms", form="paths"
+    )
     eval_fraction: float = setting(
         0.0,
         "share of the training records held out for evaluation when there is no eval file",
         low=0,
         high=0.5,
     )
-    max_seq_length: int = setting(4096, "tokens in the longest sample and in a packed row", low=16)
+    max_seq_length: int = setting(
+        4096, "tokens in the longest sample and in a packed row", low=16, high=2**24
+    )
     packing: bool = setting(True, "lay several samples in one row of max_seq_length, kept apart")
     mode: Literal["auto", "fast", "slow"] = setting(
         "auto", "thinking mode of records that do not state one; auto reads it off each record"
@@ -83,16 +97,17 @@ class DataConfig:
         None,
         "what is done about kinds of findings, as `data check --policy` takes it: "
         "tags=error,duplicate=drop (error, drop, fix or note; `data check --help` lists the kinds)",
+        form="list",
     )
     now: str | None = setting(
         None,
         'fixed date and time of tool prompts, "2026-03-02 09:15:00"; a record may state its own',
     )
     cache_dir: str | None = free_setting(
-        None, "folder of tokenized data; default: ~/.cache/hunyuan_train"
+        None, "folder of tokenized data; default: ~/.cache/hunyuan_train", form="path"
     )
     preprocessing_num_workers: int = free_setting(
-        0, "processes that tokenize; 0 means one per core", low=0
+        0, "processes that tokenize; 0 means one per core", low=0, high=1024
     )
 
     def __post_init__(self) -> None:
@@ -104,12 +119,12 @@ class TrainConfig:
     """What is trained for how long, in which pieces, and what is done about bad steps."""
 
     output_dir: str = free_setting(
-        "runs/tiny", "folder of this run: config, metrics, checkpoints, export"
+        "runs/tiny", "folder of this run: config, metrics, checkpoints, export", form="path"
     )
     overwrite_output_dir: bool = free_setting(
         False, "start afresh where output_dir holds a run: that one moves to OUTPUT_DIR.previous"
     )
-    seed: int = setting(42, "seed of data order, dropout and preset weights", low=0)
+    seed: int = setting(42, "seed of data order, dropout and preset weights", low=0, high=2**32 - 1)
     max_steps: int = setting(
         -1,
         "optimizer steps; -1 means num_train_epochs decides",
@@ -117,12 +132,21 @@ class TrainConfig:
         changes_steps="by schedule",
     )
     num_train_epochs: float = setting(
-        1.0, "passes over the data when max_steps is -1", low=0, changes_steps="by schedule"
+        1.0,
+        "passes over the data when max_steps is -1",
+        low=0,
+        high=10**6,
+        changes_steps="by schedule",
     )
     per_device_train_batch_size: int = free_setting(
-        1, "rows per process (or per group of sequence_parallel_size) and micro-step", low=1
+        1,
+        "rows per process (or per group of sequence_parallel_size) and micro-step",
+        low=1,
+        high=2**16,
     )
-    gradient_accumulation_steps: int = free_setting(1, "micro-steps per optimizer step", low=1)
+    gradient_accumulation_steps: int = free_setting(
+        1, "micro-steps per optimizer step", low=1, high=2**16
+    )
     bf16: bool | Auto = setting(
         "auto", "bfloat16 weights and activations; auto: on GPUs, not on CPU"
     )
@@ -141,9 +165,13 @@ class TrainConfig:
         "N of them take 1/N of the memory, even where routers send many tokens to one process, "
         "and cost up to one more forward pass of the experts",
         low=1,
+        high=2**16,
     )
     max_hours: float = free_setting(
-        0.0, "save and stop in time to end within so many hours of the start; 0: no limit", low=0
+        0.0,
+        "save and stop in time to end within so many hours of the start; 0: no limit",
+        low=0,
+        high=10**6,
     )
     bad_steps: Literal["off", "warn", "act"] = free_setting(
         "act",
@@ -156,6 +184,7 @@ class TrainConfig:
         6.0,
         "a loss this many standard deviations above the recent ones is a spike; 0: none is",
         low=0,
+        high=10**6,
     )
 
     def __post_init__(self) -> None:
@@ -180,9 +209,12 @@ class OptimizerConfig:
         f"{describe_optimizers()}; auto: {choose_optimizer(is_on_host=True)} where the DeepSpeed "
         f"file offloads, else {choose_optimizer(is_on_host=False)}",
     )
-    learning_rate: float = setting(1e-5, "highest learning rate", low=0)
+    learning_rate: float = setting(1e-5, "highest learning rate", low=0, high=100)
     min_lr: float = setting(
-        0.0, "learning rate at the end, an absolute rate, for cosine_with_min_lr and wsd", low=0
+        0.0,
+        "learning rate at the end, an absolute rate, for cosine_with_min_lr and wsd",
+        low=0,
+        high=100,
     )
     lr_scheduler_type: Literal[
         "cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup", "wsd"
@@ -190,17 +222,21 @@ class OptimizerConfig:
     warmup_ratio: float = setting(
         0.0, "share of the steps in which the learning rate rises", low=0, high=1
     )
-    warmup_steps: int = setting(
-        0, "steps in which it rises; wins over warmup_ratio when above 0", low=0
+    warmup_steps: int | float = setting(
+        0,
+        "steps in which it rises, or below 1 a share of the run; wins over warmup_ratio when above "
+        "0",
+        low=0,
+        form="share",
     )
     wsd_decay_ratio: float = setting(
         0.1, "share of the steps in which wsd falls at the end", low=0, high=1
     )
-    adam_beta1: float = setting(0.9, "AdamW's first moment decay", low=0, high=1)
-    adam_beta2: float = setting(0.95, "AdamW's second moment decay", low=0, high=1)
-    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0)
+    adam_beta1: float = setting(0.9, "AdamW's first moment decay", low=0, high=HIGHEST_DECAY)
+    adam_beta2: float = setting(0.95, "AdamW's second moment decay", low=0, high=HIGHEST_DECAY)
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0, high=1)
     weight_decay: float = setting(
-        0.0, "decoupled weight decay; norms and biases are never decayed", low=0
+        0.0, "decoupled weight decay; norms and biases are never decayed", low=0, high=100
     )
     max_grad_norm: float = setting(
         1.0, "clip gradients to this global norm; 0 turns clipping off", low=0
@@ -214,17 +250,26 @@ class OptimizerConfig:
 class EvaluationConfig:
     """What is measured beside the training loss, and what follows from it."""
 
-    eval_steps: int = free_setting(
-        0, "evaluate every N steps; 0: only at the end, if there is eval data", low=0
+    eval_steps: int | float = free_setting(
+        0,
+        "evaluate every N steps, or below 1 after each such share of the run (0.1: ten times); "
+        "0: only at the end, if there is eval data",
+        low=0,
+        form="share",
     )
-    per_device_eval_batch_size: int = free_setting(1, "the same in an evaluation step", low=1)
+    per_device_eval_batch_size: int = free_setting(
+        1, "the same in an evaluation step", low=1, high=2**16
+    )
     eval_generate: int = free_setting(
         0,
         "let the model answer N held-out prompts before the first step and at each evaluation: "
         "format, mode, exact match and set F1 are scored, the answers kept in answers.jsonl",
         low=0,
+        high=10**6,
     )
-    eval_max_new_tokens: int = free_setting(512, "tokens of such an answer at most", low=1)
+    eval_max_new_tokens: int = free_setting(
+        512, "tokens of such an answer at most", low=1, high=2**20
+    )
     metric_for_best_model: str = free_setting(
         "eval_loss",
         "which number of an evaluation save_best and early stopping go by, such as "
@@ -240,8 +285,9 @@ class EvaluationConfig:
         None,
         "before the first step and after the last, let the model find facts in texts of so many "
         "tokens, such as 1024,4096,16384, to see whether long context is kept",
+        form="list",
     )
-    needle_number: int = free_setting(8, "texts of each of these lengths", low=1)
+    needle_number: int = free_setting(8, "texts of each of these lengths", low=1, high=10**5)
     sample_answers: bool | Auto = free_setting(
         "auto",
         "let the model answer two training prompts at the end; auto: if it is smaller than 4 GB",
@@ -255,7 +301,13 @@ class EvaluationConfig:
 class CheckpointConfig:
     """What is saved and how long it is kept, and what a run goes on from."""
 
-    save_steps: int = free_setting(0, "checkpoint every N steps; 0: only at the end", low=0)
+    save_steps: int | float = free_setting(
+        0,
+        "checkpoint every N steps, or below 1 after each such share of the run (0.2: five times); "
+        "0: only at the end",
+        low=0,
+        form="share",
+    )
     save_total_limit: int = free_setting(
         0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0
     )
@@ -276,9 +328,12 @@ class CheckpointConfig:
         "host memory, in GiB per process, for copies of states that are written while training "
         "goes on; the rest is written before the next update; auto: half of what is free",
         low=0,
+        high=10**6,
     )
     resume_from_checkpoint: str | None = free_setting(
-        None, "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder"
+        None,
+        "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder",
+        form="path",
     )
     ignore_data_change: bool = free_setting(
         False,
@@ -301,9 +356,16 @@ class CheckpointConfig:
 class LoggingConfig:
     """What a run says of itself, and where."""
 
-    logging_steps: int = free_setting(1, "log every N steps", low=1)
+    logging_steps: int | float = free_setting(
+        1,
+        "log every N steps, or below 1 after each such share of the run",
+        low=LEAST_SHARE,
+        form="share",
+    )
     report_to: str = free_setting(
-        "none", "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none"
+        "none",
+        "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none",
+        form="list",
     )
     run_name: str | None = free_setting(
         None, "name of the run in trackers; default: output_dir's name"
@@ -363,7 +425,10 @@ class GuardianConfig:
         high=1,
     )
     router_alarm_aux_coef: float = setting(
-        0.01, "weight of the load-balancing loss that the policy aux_loss turns on", low=0
+        0.01,
+        "weight of the load-balancing loss that the policy aux_loss turns on",
+        low=0,
+        high=1000,
     )
 
     def __post_init__(self) -> None:
@@ -375,8 +440,10 @@ class LoraConfig:
     """Low-rank adapters instead of full-parameter training."""
 
     use_lora: bool = setting(False, "train low-rank adapters and freeze everything else")
-    lora_rank: int = setting(64, "rank of each adapter", low=1)
-    lora_alpha: float = setting(128.0, "adapters are scaled by lora_alpha / lora_rank")
+    lora_rank: int = setting(64, "rank of each adapter", low=1, high=2**14)
+    lora_alpha: float = setting(
+        128.0, "adapters are scaled by lora_alpha / lora_rank", low=0, high=10**6
+    )
     lora_dropout: float = setting(0.0, "dropout before each adapter", low=0, high=0.9)
     use_rslora: bool = setting(False, "scale adapters by lora_alpha / sqrt(lora_rank) instead")
     use_dora: bool = setting(False, "weight-decomposed adapters on linear layers (DoRA)")
@@ -385,6 +452,7 @@ class LoraConfig:
         "comma-separated: attention, mlp (of a dense model), shared_mlp, experts (all routed "
         "ones), router, all, or single "
         "projections of attention (q_proj, k_proj, v_proj, o_proj)",
+        form="list",
     )
 
     def __post_init__(self) -> None:

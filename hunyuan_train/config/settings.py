@@ -1,8 +1,6 @@
-"""The index of all settings: the section that holds each, and the name nearest to a typo."""
+"""The index of all settings: the section that holds each, with the flags of the command itself."""
 
-from collections.abc import Iterable
 from dataclasses import Field, fields, replace
-from difflib import get_close_matches
 from typing import Any
 
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
@@ -64,12 +62,3 @@ def with_settings(config: RunConfig, **values: Any) -> RunConfig:
 def is_switch(name: str) -> bool:
     """Whether a flag may stand without a value."""
     return name in COMMAND_SWITCHES or (name in FIELDS and bool in alternatives(FIELDS[name].type))
-
-
-def suggest(name: object, known: Iterable[str], *, prefix: str = "") -> str:
-    """Name the nearest known word, and where it lives."""
-    close = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    if not close:
-        return "`hunyuan-train train --help` lists all of them"
-    section = f" (section {SECTION_OF[close[0]]})" if close[0] in SECTION_OF else ""
-    return f"did you mean {prefix}{close[0]}{section}?"

@@ -2,6 +2,7 @@
 
 import math
 import types
+import unicodedata
 from typing import Any, Literal, Union, get_args, get_origin
 
 from hunyuan_train.errors import ConfigError
@@ -9,6 +10,11 @@ from hunyuan_train.errors import ConfigError
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 BOOLEAN_WORDS = (*TRUE_WORDS, *FALSE_WORDS)
+MOST_CHARACTERS = 50_000  # of a text: the addresses of a few thousand hosts
+MOST_QUOTED = 80  # characters of a value in an error
+# Line breaks, escape sequences and bytes that are no text: they would end up in terminals, scripts
+# and files.
+CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -22,7 +28,10 @@ def describe_type(annotation: Any) -> str:
     """What a setting takes, in words: `true, false or auto`."""
     names = {bool: "true, false", int: "a whole number", float: "a number", str: "text"}
     words: list[str] = []
-    for option in alternatives(annotation):
+    admitted = alternatives(annotation)
+    for option in admitted:
+        if option is int and float in admitted:
+            continue
         if get_origin(option) is Literal:
             words += get_args(option)
         elif option is not types.NoneType:
@@ -44,10 +53,40 @@ def parse_value(name: str, annotation: Any, value: Any) -> Any:
     # Text accepts every word, so it comes last.
     for option in sorted(alternatives(annotation), key=lambda option: option is str):
         try:
-            return _convert(option, value)
-        except ValueError:
+            parsed = _convert(option, value)
+        except (ValueError, OverflowError):
             continue
-    raise ConfigError(f"{name} is {value!r}; it takes {describe_type(annotation)}")
+        if isinstance(parsed, str):
+            check_text(name, parsed)
+        return parsed
+    raise ConfigError(f"{name} is {quote(value)}; it takes {describe_type(annotation)}")
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse a text that no name, path or list of them has.
+
+    Raises:
+        ConfigError: it holds control characters or broken bytes, or has no end.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"{name} is {quote(text)}, a text of {len(text):,} characters; give at most "
+            f"{MOST_CHARACTERS:,}"
+        )
+    if any(unicodedata.category(character) in CONTROL_CATEGORIES for character in text):
+        raise ConfigError(
+            f"{name} is {quote(text)}, which holds a line break, another control character or "
+            "bytes that are not UTF-8; write it in one line of plain text"
+        )
+
+
+def quote(value: object) -> str:
+    """A value as an error shows it: in one line, with escapes written out, and cut when long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}…"
 
 
 def _convert(option: Any, value: Any) -> Any:
@@ -87,10 +126,14 @@ def _boolean(value: Any) -> bool:
 def _number(number_type: type[int] | type[float], value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError
+    if number_type is int and isinstance(value, int):
+        return value
     number = float(value)
     if not math.isfinite(number) or (number_type is int and not number.is_integer()):
         raise ValueError
-    return number_type(number)
+    # A whole number keeps all its digits, of which a float has 16.
+    is_written_whole = isinstance(value, str) and value.strip().lstrip("+-").isdecimal()
+    return int(value) if number_type is int and is_written_whole else number_type(number)
 
 
 def _text(value: Any) -> str:

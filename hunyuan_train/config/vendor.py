@@ -1,13 +1,16 @@
 """Flags that people bring from the vendor's train.sh, from Hugging Face's Trainer and from PEFT.
 
-Each is accepted (it is one of ours by another name, or says what is done anyway) or refused with
-what to use instead. The vendor's flags are those of the training scripts that Tencent publishes for
-its Hunyuan models (A13B and its successors).
+Those of other tools stand in `other_tools.py`. Each is accepted (it is one of ours by another name,
+or says what is done anyway) or refused with what to use instead. The vendor's flags are those of
+the training scripts that Tencent publishes for its Hunyuan models (A13B and its successors).
 """
 
 from dataclasses import dataclass
 
+from hunyuan_train.config import other_tools
 from hunyuan_train.optim.records import OPTIMIZERS
+
+Choices = dict[str, dict[str, tuple[str, str] | None]]
 
 # Another name for one of our settings, with the same values.
 RENAMED = {
@@ -22,11 +25,11 @@ RENAMED = {
     "tokenizer_name": "tokenizer_name_or_path",
     "train_batch_size": "per_device_train_batch_size",
     "eval_batch_size": "per_device_eval_batch_size",
-}
+} | other_tools.RENAMED
 
 # Flags whose value decides: each accepted value maps to one of our settings, or to None where it
 # asks for what is done anyway.
-TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
+TRANSLATED: Choices = {
     "do_train": {"true": None},
     "do_eval": {"true": None, "false": None},
     "save_strategy": {"steps": None, "no": ("save_steps", "0")},
@@ -50,6 +53,7 @@ TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
     "bf16_full_eval": {"true": None},
     "average_tokens_across_devices": {"true": None},
 }
+TRANSLATED |= other_tools.TRANSLATED
 # What we do not have: only its absence can be asked for.
 NOT_OFFERED = (
     "auto_find_batch_size",
@@ -102,6 +106,7 @@ IGNORED = (
     "tf32",
     "torch_empty_cache_steps",
     "use_cache",
+    *other_tools.IGNORED,
 )
 
 SHAPE_REMEDY = "the model's shape comes from config.json in --model_name_or_path; leave them out"
@@ -190,10 +195,13 @@ REFUSED_TOGETHER = {
     "min_lr is an absolute rate: say --min_lr": ("lr_scheduler_kwargs", "min_lr_rate"),
     "the training data is one set of dialogues: say --train_data_file": (
         "complex_data",
+        "dataset",
         "dataset_name",
     ),
-}
+} | other_tools.REFUSED_TOGETHER
 REFUSED = {name: remedy for remedy, names in REFUSED_TOGETHER.items() for name in names}
+
+ABSENT = ("false", "none", "null")  # values by which a tool's file says that it does without
 
 FOREIGN_NAMES = frozenset({*RENAMED, *TRANSLATED, *IGNORED, *REFUSED})
 
@@ -217,17 +225,25 @@ def translate_flag(name: str, value: str) -> tuple[str, str] | Refusal | None:
     if name in IGNORED:
         return None
     if name in REFUSED:
-        return Refusal(f"--{name}", REFUSED[name])
+        is_turned_off = value.lower() in ABSENT
+        return None if is_turned_off else Refusal(f"--{name}", REFUSED[name])
     accepted = TRANSLATED[name]
     if value.lower() in accepted:
         return accepted[value.lower()]
     return Refusal(f"--{name} {value}", f"only {' or '.join(accepted)} is offered")
 
 
-def describe_refusals(refusals: list[Refusal]) -> str:
-    """All refused flags in one text, those with the same remedy together."""
+def translate_value(name: str, value: str) -> tuple[str, str]:
+    """One of our settings, also where its value is written in Hugging Face's words."""
+    if name == "optimizer" and value in TRANSLATED["optim"]:
+        return TRANSLATED["optim"][value] or (name, value)
+    return name, value
+
+
+def describe_refusals(refusals: list[Refusal], *, of: str = "these flags") -> str:
+    """All refused flags, or keys of a file, in one text; those with the same remedy together."""
     remedies: dict[str, list[str]] = {}
     for refusal in refusals:
         remedies.setdefault(refusal.remedy, []).append(refusal.flag)
     lines = [f"  {', '.join(flags)}: {remedy}" for remedy, flags in remedies.items()]
-    return "\n".join(["these flags are not taken here:", *lines])
+    return "\n".join([f"{of} are not taken here:", *lines])

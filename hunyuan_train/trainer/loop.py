@@ -348,7 +348,7 @@ def compare_memory(trainer: Trainer) -> None:
     )
 
 
-def is_due(step: int, interval: int, is_last: bool) -> bool:
+def is_due(step: int, interval: float, is_last: bool) -> bool:
     """Whether something that happens every `interval` steps (0: only at the end) happens now."""
     return is_last or (interval > 0 and step % interval == 0)
 

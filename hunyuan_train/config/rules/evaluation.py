@@ -1,8 +1,11 @@
 """Rules about what is evaluated, and what follows from it."""
 
+import re
+
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.errors import ConfigError
 
+NUMBER_OF_TOKENS = re.compile(r"[0-9]{1,9}")
 MIN_NEEDLE_LENGTH = 256  # tokens; the question and the facts take about 100
 LOSS_METRICS = ("eval_loss", "eval_perplexity")
 ANSWER_METRICS = (
@@ -86,7 +89,9 @@ def needle_lengths(text: str | None) -> list[int]:
         ConfigError: they are none.
     """
     words = text.split(",") if text is not None else []
-    if not all(word.strip().isdecimal() and int(word) >= MIN_NEEDLE_LENGTH for word in words):
+    if not all(NUMBER_OF_TOKENS.fullmatch(word.strip()) for word in words) or any(
+        int(word) < MIN_NEEDLE_LENGTH for word in words
+    ):
         raise ConfigError(
             f"needle_lengths is {text}; give numbers of tokens of {MIN_NEEDLE_LENGTH} or more, "
             "such as 1024,4096,16384"

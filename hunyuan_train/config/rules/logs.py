@@ -43,7 +43,7 @@ def profiled_steps(profile: str | None) -> tuple[int, int] | None:
     """
     if profile is None:
         return None
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", profile)
+    match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", profile)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= first <= last:
         raise ConfigError(f"profile is {profile}; name a step or several in a row, such as 10-12")

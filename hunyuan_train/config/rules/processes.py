@@ -48,7 +48,7 @@ def check_sequence_size(run: ResolvedRun) -> None:
     num_heads, num_key_value_heads = run.shape.num_attention_heads, run.shape.num_key_value_heads
     fitting = [
         other
-        for other in range(1, run.num_ranks + 1)
+        for other in range(1, min(run.num_ranks, num_heads) + 1)
         if run.num_ranks % other == 0
         and num_heads % other == 0
         and (num_key_value_heads % other == 0 or other % num_key_value_heads == 0)

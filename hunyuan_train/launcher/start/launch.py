@@ -32,7 +32,7 @@ from hunyuan_train.launcher.start.prepare import (
     prepare_run,
 )
 from hunyuan_train.launcher.start.resolve_here import resolve_here
-from hunyuan_train.launcher.start.run_summary import show_summary
+from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
 from hunyuan_train.terminal import PlainConsole
 
 GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
@@ -78,6 +78,7 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
     console = PlainConsole(stderr=True, soft_wrap=True)
     prepared = prepare_run(run)
     show_summary(prepared, console)
+    check_schedule(prepared, console)
     check_resume(prepared)
     check_memory(prepared, console)
     if is_dry_run:

@@ -23,6 +23,7 @@ from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.batches.loader import BatchSampler, DataShard
 from hunyuan_train.data.compiled.cache import is_shared, prepare_dataset, prepare_evaluation
 from hunyuan_train.data.compiled.fingerprint import identify_data
 from hunyuan_train.data.dataset import Dataset
@@ -31,6 +32,7 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import fit_vocabulary
 from hunyuan_train.families.vocabulary import check_vocabulary
+from hunyuan_train.trainer.schedule import count_steps
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,16 @@ class PreparedRun:
     tokenizer: Tokenizer
     train: Dataset
     evaluation: Dataset | None
+    length: "RunLength"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLength:
+    """How long a run is on its data."""
+
+    num_steps: int
+    steps_per_epoch: int
+    rows_per_step: int
 
 
 def prepare_run(run: ResolvedRun) -> PreparedRun:
@@ -66,11 +78,37 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
     evaluation = prepare_evaluation(config.data, tokenizer)
     if evaluation is None and is_shared(config.data):
         say_nothing_is_held_out(config)
+    train = prepare_dataset(config.data, tokenizer)
     return PreparedRun(
         run=replace(run, shape=shape),
         tokenizer=tokenizer,
-        train=prepare_dataset(config.data, tokenizer),
+        train=train,
         evaluation=evaluation,
+        length=measure_length(run, train),
+    )
+
+
+def measure_length(run: ResolvedRun, dataset: Dataset) -> RunLength:
+    """Lay the rows of an epoch, and count the steps."""
+    train = run.config.train
+    shard = DataShard(
+        rows=train.per_device_train_batch_size,
+        num_ranks=run.num_ranks,
+        rank=0,
+        sequence_size=run.sequence_size,
+    )
+    batches = BatchSampler(
+        dataset,
+        shard,
+        accumulation_steps=train.gradient_accumulation_steps,
+        seed=train.seed,
+        packing=run.config.data.packing,
+    )
+    steps_per_epoch = batches.steps_per_epoch
+    return RunLength(
+        num_steps=count_steps(train, steps_per_epoch=steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        rows_per_step=batches.rows_per_step,
     )
 
 

@@ -1,19 +1,24 @@
 """Says what a run will do, before it does it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from hunyuan_train.checkpoint.folder import find_checkpoint
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.data.batches.loader import BatchSampler, DataShard
-from hunyuan_train.data.dataset import Dataset
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.prepare import PreparedRun
 from hunyuan_train.planner.text import describe_split
-from hunyuan_train.trainer.schedule import count_steps
+from hunyuan_train.trainer.schedule import (
+    check_warmup,
+    describe_schedule,
+    find_idle_settings,
+)
 
 
 def show_summary(prepared: PreparedRun, console: Console) -> None:
@@ -44,7 +49,12 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
             or f"{config.data.eval_fraction:.0%} of it, one question at least"
         )
         lines["evaluation"] = f"{source}: {describe_counts(prepared.evaluation.summary)}"
-    lines["length"] = describe_length(run, prepared.train)
+    lines["length"] = describe_length(prepared)
+    lines["schedule"] = describe_schedule(
+        config, prepared.length.num_steps, has_evaluation=prepared.evaluation is not None
+    )
+    if config.checkpoints.resume_from_checkpoint:
+        lines["resume"] = describe_resume(config)
     lines["output"] = config.train.output_dir
     return lines
 
@@ -67,24 +77,32 @@ def describe_hosts(slots: Sequence[int]) -> str:
     return f"{sum(slots)} on {len(slots)} hosts ({spread})"
 
 
-def describe_length(run: ResolvedRun, dataset: Dataset) -> str:
+def describe_length(prepared: PreparedRun) -> str:
     """How many steps, and what one of them reads."""
-    config, train = run.config, run.config.train
-    shard = DataShard(
-        rows=train.per_device_train_batch_size,
-        num_ranks=run.num_ranks,
-        rank=0,
-        sequence_size=run.sequence_size,
-    )
-    batches = BatchSampler(
-        dataset,
-        shard,
-        accumulation_steps=train.gradient_accumulation_steps,
-        seed=train.seed,
-        packing=config.data.packing,
-    )
-    num_steps = count_steps(train, steps_per_epoch=batches.steps_per_epoch)
+    length, config = prepared.length, prepared.run.config
     return (
-        f"{num_steps:,} steps ({num_steps / batches.steps_per_epoch:.1f} epochs) of "
-        f"{batches.rows_per_step} rows of up to {config.data.max_seq_length} tokens"
+        f"{length.num_steps:,} steps ({length.num_steps / length.steps_per_epoch:.1f} epochs) of "
+        f"{length.rows_per_step} rows of up to {config.data.max_seq_length} tokens"
     )
+
+
+def describe_resume(config: RunConfig) -> str:
+    """What a run that is to be resumed goes on from."""
+    wanted, output_dir = config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir)
+    folder = find_checkpoint(wanted or "auto", output_dir)
+    if folder is None:
+        return f"there is no checkpoint in {output_dir}, so training starts at its first step"
+    return f"from {folder}"
+
+
+def check_schedule(prepared: PreparedRun, console: Console) -> None:
+    """Say what of a schedule makes no sense on this data.
+
+    Raises:
+        ConfigError: the warm-up is as long as the run.
+    """
+    config, num_steps = prepared.run.config, prepared.length.num_steps
+    check_warmup(config, num_steps)
+    has_evaluation = prepared.evaluation is not None
+    for warning in find_idle_settings(config, num_steps, has_evaluation=has_evaluation):
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
