@@ -4,7 +4,7 @@
 #   bash train.sh
 #   MODEL_PATH=/models/Hunyuan-A13B-Instruct TRAIN_FILE=my.jsonl bash train.sh --learning_rate 5e-5
 #
-# RECIPE          tiny, lora, full, long or a YAML file; default: lora with a model, tiny without
+# RECIPE          tiny, lora, full, long or a YAML file; default: lora with a model, tiny with nothing
 # MODEL_PATH      folder of the model             TOKENIZER_PATH  folder with hy.tiktoken
 # TRAIN_FILE      dialogues to train on           EVAL_FILE       held-out dialogues
 # OUTPUT_DIR      folder of the run               NUM_PROCESSES   processes (HOST_GPU_NUM works too)
@@ -15,7 +15,8 @@
 # SSH_PORT SSH_USER SSH_CONFIG  how to reach them CHIEF_IP LOCAL_IP  rank 0's host, and this one
 # NODES HOST_GPU_NUM  where they are set, they must agree with the list
 #
-# Any flag of `hunyuan-train train` may follow; `bash train.sh --help` lists them.
+# A variable that only resembles one of these is refused, and so is a model without dialogues.
+# A YAML file or any flag of `hunyuan-train train` may follow; `bash train.sh --help` lists them.
 set -euo pipefail
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=hunyuan_train/launcher/venv.sh
@@ -24,11 +25,15 @@ source "$repository/hunyuan_train/launcher/venv.sh"
 arguments=()
 add_flag() { if [[ -n $2 ]]; then arguments+=("$1" "$2"); fi; }
 
-recipe=${RECIPE:-}
-case " $* " in
+recipe=${RECIPE:-} words=" $* "
+if [[ ${1:-} == *.yaml || ${1:-} == *.yml ]]; then words=" --recipe $words"; fi
+case $words in
   *" --recipe"* | *" --config"* | *" --help "*) ;;
   *" --model_name_or_path"*) recipe=${recipe:-lora} ;;
-  *) recipe=${recipe:-${MODEL_PATH:+lora}} recipe=${recipe:-tiny} ;;
+  # Data without a model is no demo: train.py asks whose model is meant.
+  *" --train_data_file"*) recipe=${recipe:-${MODEL_PATH:+lora}} ;;
+  *) recipe=${recipe:-${MODEL_PATH:+lora}}
+    if [[ -z ${TRAIN_FILE:-}${EVAL_FILE:-}${TOKENIZER_PATH:-} ]]; then recipe=${recipe:-tiny}; fi ;;
 esac
 add_flag --recipe "$recipe"
 add_flag --model_name_or_path "${MODEL_PATH:-}"

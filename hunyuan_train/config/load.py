@@ -49,6 +49,7 @@ class CommandLine:
     """What `hunyuan-train train` was asked: the run, and what to do instead of starting it."""
 
     config: RunConfig
+    given: frozenset[str] = frozenset()  # what flags or a file of the user's say, by name
     is_dry_run: bool = False
     prints_torchrun: bool = False
     prints_slurm: bool = False
@@ -70,13 +71,16 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
     if "recipe" in command and "config" in command:
         raise ConfigError("--recipe and --config both name a file of settings; give one of them")
     source = command.get("recipe") or command.get("config")
-    settings = read_yaml(find_recipe(source)) if source else {}
+    file = find_recipe(source) if source else None
+    settings = read_yaml(file) if file else {}
+    own_settings = settings if file and file.parent != RECIPES else {}
     asked = {name: parse_value(name, bool, command.get(name, False)) for name in COMMAND_SWITCHES}
     if sum(asked.values()) > 1:
         given = " and ".join(f"--{name}" for name in COMMAND_SWITCHES if asked[name])
         raise ConfigError(f"{given} are given together; give one of them")
     return CommandLine(
         config=build_config(merge_held_out(settings, flags)),
+        given=frozenset({*command, *flags, *own_settings}),
         is_dry_run=asked["dry_run"],
         prints_torchrun=asked["print_torchrun"],
         prints_slurm=asked["print_slurm"],

@@ -102,10 +102,22 @@ def test_an_interrupted_installation_starts_afresh(copy):
             {"TRAIN_FILE": "t", "EVAL_FILE": "e", "OUTPUT_DIR": "o", "TOKENIZER_PATH": "k"},
             [],
             [
-                *("--recipe", "tiny", "--tokenizer_name_or_path", "k", "--train_data_file", "t"),
+                *("--tokenizer_name_or_path", "k", "--train_data_file", "t"),
                 *("--eval_data_file", "e", "--output_dir", "o"),
             ],
         ),
+        (
+            {"TRAIN_FILE": "t", "RECIPE": "tiny"},
+            [],
+            ["--recipe", "tiny", "--train_data_file", "t"],
+        ),
+        (
+            {"TRAIN_FILE": "t", "MODEL_PATH": "m"},
+            [],
+            ["--recipe", "lora", "--model_name_or_path", "m", "--train_data_file", "t"],
+        ),
+        ({}, ["--train_data_file", "t"], ["--train_data_file", "t"]),
+        ({}, ["my.yaml", "--seed", "1"], ["my.yaml", "--seed", "1"]),
         ({"HOST_GPU_NUM": "8"}, [], ["--recipe", "tiny", "--num_processes", "8"]),
     ],
 )

@@ -33,6 +33,7 @@ from hunyuan_train.launcher.start.prepare import (
 )
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
+from hunyuan_train.launcher.start.variables import check_model_and_data, check_variables
 from hunyuan_train.terminal import PlainConsole
 
 GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
@@ -48,6 +49,8 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     Returns:
         the exit code of the rank that failed first, or 0.
     """
+    check_variables(os.environ, command)
+    check_model_and_data(command)
     config = with_environment(command.config, os.environ)
     console, machine = PlainConsole(stderr=True, soft_wrap=True), detect_machine()
     default_slots = choose_num_processes(config, machine)
