@@ -16,6 +16,7 @@ import yaml
 from hunyuan_train.config.flags import read_flags
 from hunyuan_train.config.held_out import merge_held_out
 from hunyuan_train.config.nearest import find_nearest_word, suggest
+from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
 from hunyuan_train.config.schema import ModelConfig, RunConfig
 from hunyuan_train.config.settings import (
     COMMAND_FLAGS,
@@ -53,6 +54,7 @@ class CommandLine:
     is_dry_run: bool = False
     prints_torchrun: bool = False
     prints_slurm: bool = False
+    machines: PlannedMachines | None = None  # to plan for, in a dry run, instead of this one
 
 
 def load_config(arguments: Sequence[str]) -> RunConfig:
@@ -78,12 +80,19 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
     if sum(asked.values()) > 1:
         given = " and ".join(f"--{name}" for name in COMMAND_SWITCHES if asked[name])
         raise ConfigError(f"{given} are given together; give one of them")
+    described = {name: command[name] for name in HELP if name in command}
+    if described and not asked["dry_run"]:
+        raise ConfigError(
+            f"--{' and --'.join(described)} describe machines to plan for, with --dry_run or "
+            "`hunyuan-train plan`; a run takes the GPUs of its hosts, or --num_processes of them"
+        )
     return CommandLine(
         config=build_config(merge_held_out(settings, flags)),
         given=frozenset({*command, *flags, *own_settings}),
         is_dry_run=asked["dry_run"],
         prints_torchrun=asked["print_torchrun"],
         prints_slurm=asked["print_slurm"],
+        machines=parse_machines(described) if described else None,
     )
 
 

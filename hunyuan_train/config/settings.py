@@ -4,6 +4,7 @@ from dataclasses import Field, fields, replace
 from typing import Any
 
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
+from hunyuan_train.config.planned_machines import HELP
 from hunyuan_train.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -46,6 +47,7 @@ COMMAND_FLAGS = {
     "dry_run": "run every check, say what the run would do and take, start nothing",
     "print_torchrun": "print the plain torchrun command of each host, start nothing",
     "print_slurm": "print a script for sbatch that does the same under Slurm, start nothing",
+    **{name: f"with --dry_run, of the machines to plan for: {HELP[name]}" for name in HELP},
 }
 COMMAND_SWITCHES = ("dry_run", "print_torchrun", "print_slurm")
 

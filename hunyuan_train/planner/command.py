@@ -3,18 +3,19 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from hunyuan_train.config.load import dump_config, load_command_line
+from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
 from hunyuan_train.config.resolve import choose_num_processes, resolve
-from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS, resolve_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.planner.estimate import Estimate, estimate_run
-from hunyuan_train.planner.machine import GPUS, MATMUL_SHARE, Hardware, find_gpu
+from hunyuan_train.planner.machine import GPUS, as_hardware, as_machine
 from hunyuan_train.planner.search import Nearest, find_nearest
 from hunyuan_train.planner.text import (
     as_json,
@@ -25,7 +26,6 @@ from hunyuan_train.planner.text import (
 from hunyuan_train.terminal import say
 
 EXIT_REFUSED = 1
-GIGA = 10**9
 RELEASED = "a13b"
 RELEASED_FOLDER = "Hunyuan-A13B-Instruct"  # in the recipes; --fit must not write a preset
 DESCRIPTION = """\
@@ -45,6 +45,7 @@ examples:
   adapters, with longer rows, on two machines:
     hunyuan-train plan --model a13b --method lora --nodes 2 --max_seq_length 32768
 
+Speeds are known of {gpus}.
 GB are 10^9 bytes. nvidia-smi shows what a card really has: an "80 GB" H100 has 85.5."""
 
 
@@ -60,12 +61,15 @@ def run_plan(arguments: Sequence[str]) -> int:
     parser = build_parser()
     options, settings = parser.parse_known_args(list(arguments))
     asked = read_settings(options, settings)
-    machine, hardware = read_machine(options), read_hardware(options)
+    given = {name: vars(options)[name] for name in HELP if vars(options)[name] is not None}
+    machines = parse_machines(given)
+    hardware = as_hardware(machines)
+    machine = as_machine(machines)
     run = resolve(
         asked,
         shape=find_shape(asked.model.model_name_or_path),
         machine=machine,
-        slots=[choose_num_processes(asked, machine)] * options.nodes,
+        slots=[choose_num_processes(asked, machine)] * machines.nodes,
         known=SETTINGS_ALONE,
     )
     estimate = estimate_run(run, hardware)
@@ -84,23 +88,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hunyuan-train plan",
         description=DESCRIPTION,
-        epilog=EPILOG,
+        epilog=EPILOG.format(gpus=", ".join(GPUS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--model", metavar="NAME", help="a13b (default), another preset, or a model folder")
     add("--method", choices=("full", "lora"), help="the recipe to start from (default: full)")
-    add("--gpus", type=int, default=8, metavar="N", help="GPUs of each machine (default: 8)")
-    add("--nodes", type=int, default=1, metavar="N", help="machines (default: 1)")
-    add("--gpu", default="h100", choices=sorted(GPUS), help="speeds to assume (default: h100)")
-    add("--gpu_memory", type=float, metavar="GB", help="of each GPU (default: that of --gpu)")
-    add("--host_memory", type=float, default=0, metavar="GB", help="of each machine; 0: no limit")
-    add("--disk", type=float, default=0, metavar="GB", help="free for the run; 0: no limit")
-    add(
-        "--matmul_share", type=float, default=MATMUL_SHARE, metavar="SHARE",
-        help=f"of the GPU's peak that matrix products reach (default: {MATMUL_SHARE})",
-    )  # fmt: skip
+    for field in fields(PlannedMachines):
+        default = "" if field.default is None else f" (default: {field.default})"
+        add(f"--{field.name}", metavar="VALUE", help=field.metadata["help"] + default)
     add("--json", action="store_true", help="print the plan for programs: bytes and seconds")
     add("--fit", type=Path, metavar="YAML", help="write the settings that fit to a file")
     return parser
@@ -136,41 +133,13 @@ def find_shape(name: str) -> ModelShape:
     return PRESETS[RELEASED] if is_absent else resolve_shape(name)
 
 
-def read_machine(options: argparse.Namespace) -> Machine:
-    """One of the machines that are asked about.
-
-    Raises:
-        ConfigError: a number that no machine has.
-    """
-    for name in ("gpus", "nodes", "matmul_share"):
-        value = vars(options)[name]
-        if value <= 0:
-            raise ConfigError(f"{name} is {value}; it must be more than 0")
-    usual, given = find_gpu(options.gpu).memory_bytes, options.gpu_memory
-    return Machine(
-        num_gpus=options.gpus,
-        num_cores=options.gpus,
-        gpu_memory=usual if given is None else int(given * GIGA),
-        host_memory=int(options.host_memory * GIGA),
-    )
-
-
-def read_hardware(options: argparse.Namespace) -> Hardware:
-    """What else is to be assumed of these machines."""
-    return Hardware(
-        disk=int(options.disk * GIGA),
-        gpu=find_gpu(options.gpu),
-        matmul_share=options.matmul_share,
-    )
-
-
 def answer(estimate: Estimate, nearest: Nearest | None) -> list[str]:
     """The plan and the verdict on it."""
     lines = [*describe_estimate(estimate), ""]
     if estimate.fits:
         return [*lines, "fits"]
     refusals = [f"does not fit: {describe_shortage(one)}" for one in estimate.shortages]
-    return [*lines, *refusals, describe_nearest(nearest)]
+    return [*lines, *refusals, describe_nearest(nearest, estimate)]
 
 
 def write_fit(path: Path, config: RunConfig | None) -> None:

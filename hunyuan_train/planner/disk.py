@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
@@ -21,18 +22,36 @@ class Disk:
         return self.num_kept * self.checkpoint + self.export
 
 
-def plan_disk(run: ResolvedRun) -> Disk:
-    """Sizes of all files, over all ranks."""
+def plan_disk(run: ResolvedRun, *, num_checkpoints: int | None = None) -> Disk:
+    """Sizes of all files, over all ranks.
+
+    Args:
+        run: what is trained.
+        num_checkpoints: at one time, where the length of the run is known.
+    """
     saves = run.config.checkpoints
     parameters = list_parameters(run)
     trained = [one for one in parameters if one.is_trained]
-    keeps_all = saves.save_steps and not saves.save_total_limit
-    # The oldest goes once the newest is whole. Without a limit their number is not known here.
-    num_kept = saves.save_total_limit + 1 if saves.save_steps and not keeps_all else 1
-    num_kept += 1 if saves.save_best else 0
+    num_kept = num_checkpoints or usual_checkpoints(saves)
     written = trained if run.config.lora.use_lora else parameters
     export = 2 * sum(whole_elements(one, run) for one in written) if saves.export else 0
     return Disk(sum(checkpoint_bytes(one, run) for one in trained), num_kept, export)
+
+
+def usual_checkpoints(saves: CheckpointConfig) -> int:
+    """Checkpoints at one time, of a run whose length is not known: without a limit, one."""
+    keeps_all = saves.save_steps and not saves.save_total_limit
+    # The oldest goes once the newest is whole.
+    num_kept = saves.save_total_limit + 1 if saves.save_steps and not keeps_all else 1
+    return num_kept + (1 if saves.save_best else 0)
+
+
+def count_checkpoints(saves: CheckpointConfig, num_steps: int, interval: int) -> int:
+    """Checkpoints at one time, of a run of so many steps that saves every `interval`, 0: never."""
+    num_saves = -(-num_steps // interval) if interval else 1
+    if saves.save_total_limit:
+        return min(num_saves + (1 if saves.save_best else 0), usual_checkpoints(saves))
+    return num_saves + (1 if saves.save_best else 0)
 
 
 def whole_elements(parameter: Parameter, run: ResolvedRun) -> int:

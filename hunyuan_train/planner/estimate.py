@@ -9,6 +9,8 @@ from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.memory import Memory, plan_memory
 from hunyuan_train.planner.speed import Speed, plan_speed
 
+DISK = "the disk"
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
@@ -18,6 +20,11 @@ class Shortage:
     needed: int
     available: int
     parts: tuple[Component, ...]
+
+    @property
+    def is_of_disk(self) -> bool:
+        """Whether it is room on a disk that lacks, which no smaller step makes up for."""
+        return self.what == DISK
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,13 @@ class Estimate:
                 Component(f"{self.disk.num_kept} checkpoints", checkpoints, Phase.ALWAYS, ""),
                 Component("export", self.disk.export, Phase.ALWAYS, ""),
             )
-            found.append(Shortage("the disk", self.disk.total, disk, parts))
+            found.append(Shortage(DISK, self.disk.total, disk, parts))
         return found
+
+    @property
+    def lacks_disk_alone(self) -> bool:
+        """Whether nothing but room on the disk is wanting."""
+        return bool(self.shortages) and all(one.is_of_disk for one in self.shortages)
 
     @property
     def fits(self) -> bool:
@@ -70,7 +82,13 @@ class Estimate:
         return not self.shortages
 
 
-def estimate_run(run: ResolvedRun, hardware: Hardware, *, num_data_tokens: int = 0) -> Estimate:
-    """Plan a run."""
+def estimate_run(
+    run: ResolvedRun,
+    hardware: Hardware,
+    *,
+    num_data_tokens: int = 0,
+    num_checkpoints: int | None = None,
+) -> Estimate:
+    """Plan a run; its data and the number of its checkpoints at one time may not be known."""
     memory = plan_memory(run, num_data_tokens=num_data_tokens)
-    return Estimate(run, hardware, memory, plan_disk(run))
+    return Estimate(run, hardware, memory, plan_disk(run, num_checkpoints=num_checkpoints))

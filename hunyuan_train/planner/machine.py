@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from hunyuan_train.config.planned_machines import MATMUL_SHARE, PlannedMachines
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.errors import ConfigError
+
+GIGA = 10**9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +47,39 @@ GPUS = {
             source="NVIDIA H100 SXM data sheet; NDR InfiniBand, PCIe 5",
         ),
         GpuModel(
+            name="a800",
+            memory_bytes=80 * 10**9,
+            bf16_flops=312e12,
+            memory_bandwidth=2.04e12,
+            node_bandwidth=200e9,
+            network_bandwidth=25e9,
+            host_bandwidth=32e9,
+            source="NVIDIA A800 80GB SXM data sheet: an A100 with NVLink of 400 GB/s both ways; "
+            "HDR InfiniBand, PCIe 4",
+        ),
+        GpuModel(
+            name="h800",
+            memory_bytes=80 * 10**9,
+            bf16_flops=989e12,
+            memory_bandwidth=3.35e12,
+            node_bandwidth=200e9,
+            network_bandwidth=50e9,
+            host_bandwidth=64e9,
+            source="NVIDIA H800 SXM data sheet: an H100 with NVLink of 400 GB/s both ways; NDR "
+            "InfiniBand, PCIe 5",
+        ),
+        GpuModel(
+            name="h20",
+            memory_bytes=96 * 10**9,
+            bf16_flops=148e12,
+            memory_bandwidth=4.0e12,
+            node_bandwidth=450e9,
+            network_bandwidth=50e9,
+            host_bandwidth=64e9,
+            source="NVIDIA HGX H20 96GB as published by those who sell it (NVIDIA has no data "
+            "sheet of it on its site); NDR InfiniBand, PCIe 5",
+        ),
+        GpuModel(
             name="h200",
             memory_bytes=141 * 10**9,
             bf16_flops=989e12,
@@ -65,8 +102,7 @@ GPUS = {
     )
 }
 
-# What a well-written program reaches of the rates above.
-MATMUL_SHARE = 0.55  # grouped and plain matrix products of this model's sizes
+# What a well-written program reaches of the rates above, beside MATMUL_SHARE.
 BANDWIDTH_SHARE = 0.8  # of memory and links: what NCCL's and STREAM's tests reach
 HOST_MEMORY_BANDWIDTH = 300e9  # of a machine's CPUs, for the offloaded update
 
@@ -89,3 +125,23 @@ def find_gpu(name: str) -> GpuModel:
     if name not in GPUS:
         raise ConfigError(f"gpu is {name}; speeds are known of {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def as_machine(machines: PlannedMachines) -> Machine:
+    """One of the machines that are planned for."""
+    usual, given = find_gpu(machines.gpu).memory_bytes, machines.gpu_memory
+    return Machine(
+        num_gpus=machines.gpus,
+        num_cores=machines.gpus,
+        gpu_memory=usual if given is None else int(given * GIGA),
+        host_memory=int(machines.host_memory * GIGA),
+    )
+
+
+def as_hardware(machines: PlannedMachines) -> Hardware:
+    """What else is to be assumed of them."""
+    return Hardware(
+        disk=int(machines.disk * GIGA),
+        gpu=find_gpu(machines.gpu),
+        matmul_share=machines.matmul_share,
+    )

@@ -57,6 +57,8 @@ def find_nearest(asked: RunConfig, run: ResolvedRun, hardware: Hardware) -> Near
         hardware: of these machines.
     """
     kinds = list_choices(asked, run, hardware)
+    if estimate_run(run, hardware).lacks_disk_alone:
+        kinds = [disk_choices(asked)]  # nothing that changes a step makes room on a disk
     most_frugal = estimate_with(tuple(kind[-1] for kind in kinds), asked, run, hardware)
     if most_frugal and not most_frugal.fits:
         return None

@@ -140,10 +140,23 @@ def describe_shortage(shortage: Shortage) -> str:
     )
 
 
-def describe_nearest(nearest: Nearest | None) -> str:
-    """The remedy, in one sentence."""
+def describe_nearest(nearest: Nearest | None, asked: Estimate) -> str:
+    """The remedy, in one sentence.
+
+    Args:
+        nearest: the plan that fits, where one is known.
+        asked: the plan that does not.
+    """
+    of_disk = [one for one in asked.shortages if one.is_of_disk]
+    room = [
+        f"make room for {gigabytes(one.needed)}, or give an output_dir elsewhere" for one in of_disk
+    ]
+    if asked.lacks_disk_alone:
+        fewer = [f"or save less by {' '.join(nearest.flags)}"] if nearest else []
+        return ", ".join(room + fewer)
     if nearest is None:
-        return "no plan near it fits: use a smaller model, or more and larger machines"
+        other = "no plan near it fits: use a smaller model, or more and larger machines"
+        return "; ".join([other, *room])
     peak = nearest.estimate.memory.device_peak
     is_on_gpu = nearest.estimate.run.is_on_gpu
     device = f"{gigabytes(peak)} = {peak / 2**30:,.1f} GiB a GPU, " if is_on_gpu else ""

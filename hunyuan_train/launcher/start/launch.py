@@ -31,6 +31,7 @@ from hunyuan_train.launcher.start.prepare import (
     prepare_output_folder,
     prepare_run,
 )
+from hunyuan_train.launcher.start.rehearse import rehearse
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
 from hunyuan_train.launcher.start.variables import check_model_and_data, check_variables
@@ -51,6 +52,8 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     """
     check_variables(os.environ, command)
     check_model_and_data(command)
+    if command.machines:
+        return rehearse(command.config, command.machines)
     config = with_environment(command.config, os.environ)
     console, machine = PlainConsole(stderr=True, soft_wrap=True), detect_machine()
     default_slots = choose_num_processes(config, machine)

@@ -34,7 +34,7 @@ def check_memory(prepared: PreparedRun, console: Console) -> None:
     if run.config.parallel.force_plan:
         console.print(f"started all the same, as force_plan says: {reasons}", soft_wrap=True)
         return
-    remedy = describe_nearest(find_nearest(run.config, run, hardware))
+    remedy = describe_nearest(find_nearest(run.config, run, hardware), estimate)
     raise ConfigError(
         f"this run does not fit: {reasons}; {remedy}. `hunyuan-train plan --config FILE` "
         "shows all of it; --force_plan starts it all the same"
