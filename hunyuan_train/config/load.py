@@ -5,7 +5,7 @@ it is loaded; `resolve.py` makes the one copy in which "auto" has become a value
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os.path import exists, expanduser  # which take a name of any length
 from pathlib import Path
@@ -42,6 +42,8 @@ from hunyuan_train.shipped import RECIPES, TINY_TOKENIZER, TOP_LEVEL
 
 # A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
+# Of two settings that say the same in different ways, which one is looked at first.
+OVERRULED_BY = {"num_train_epochs": "max_steps", "warmup_ratio": "warmup_steps"}
 MOST_BYTES_OF_A_NAME = 255  # on every file system of Linux
 
 
@@ -82,10 +84,12 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
         raise ConfigError(f"{given} are given together; give one of them")
     described = {name: command[name] for name in HELP if name in command}
     if described and not asked["dry_run"]:
+        verb = "describes" if len(described) == 1 else "describe"
         raise ConfigError(
-            f"--{' and --'.join(described)} describe machines to plan for, with --dry_run or "
+            f"--{' and --'.join(described)} {verb} machines to plan for, with --dry_run or "
             "`hunyuan-train plan`; a run takes the GPUs of its hosts, or --num_processes of them"
         )
+    drop_overruled(settings, flags)
     return CommandLine(
         config=build_config(merge_held_out(settings, flags)),
         given=frozenset({*command, *flags, *own_settings}),
@@ -94,6 +98,13 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
         prints_slurm=asked["print_slurm"],
         machines=parse_machines(described) if described else None,
     )
+
+
+def drop_overruled(settings: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Take settings out of a file that would win over a flag, which wins over the file."""
+    for weaker, stronger in OVERRULED_BY.items():
+        if weaker in flags and stronger not in flags:
+            settings.pop(stronger, None)
 
 
 def dump_config(config: RunConfig, path: Path) -> None:
@@ -142,7 +153,8 @@ def join_list(name: str, items: list[Any]) -> str:
     Raises:
         ConfigError: it is empty, or holds what no comma-separated text can.
     """
-    words = [str(item) for item in items if isinstance(item, str | int | float)]
+    plain = [item for item in items if isinstance(item, str | int | float)]
+    words = [item if isinstance(item, str) else quote(item) for item in plain]
     if not words or len(words) < len(items) or any("," in word for word in words):
         raise ConfigError(
             f"{name} is {quote(items)}; it takes words without commas, as a list or comma-separated"

@@ -184,7 +184,7 @@ REFUSED_TOGETHER = {
 MEANT_TOGETHER = {
     "model_name_or_path": "base model model_dir model_id model_name model_path pretrained",
     "tokenizer_name_or_path": "tokenizer tokenizer_dir tokenizer_path",
-    "train_data_file": "data data_file data_path dataset dataset_path datasets train train_data "
+    "train_data_file": "data data_file data_path dataset_path train train_data "
     "train_dataset train_path training_data training_file",
     "eval_data_file": "eval_data eval_path test_file val_data val_file valid_file validation_data "
     "validation_file",

@@ -18,7 +18,7 @@ from hunyuan_train.errors import ConfigError
 MOST_BYTES = 200_000  # of a file; a resolved config.yaml has 5,000
 MOST_NODES = 5_000  # scalars, lists and mappings, those behind aliases counted each time
 DEEPEST = 16  # a section, its settings and a list in one of them: three
-PLAIN_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)$")
+PLAIN_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})$")  # longer ones are nobody's
 KEPT_TYPES = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 

@@ -221,7 +221,11 @@ def write_adapter(
         base_model: the model they belong on.
     """
     tensors = peft_tensors(adapters)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights = folder / "adapter_model.safetensors"
+    weights.touch()
+    mode = weights.stat().st_mode  # as umask says; safetensors writes a file for its owner alone
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(mode)
     description = peft_description(config, shape, base_model=base_model)
     # A set, whose order changes from process to process, and with it the file's checksum.
     description.target_modules = sorted(description.target_modules)

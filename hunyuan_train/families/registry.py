@@ -1,5 +1,6 @@
 """The model families, and the models that a user can name: a folder, or a preset."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.json_file import read_json_object
 
 FAMILIES = {family.name: family for family in (HUNYUAN_V1_MOE, HUNYUAN_V1_DENSE)}
+PUBLISHER, MODELSCOPE_PUBLISHER = "tencent", "Tencent-Hunyuan"
+RELEASED_NAME = re.compile(r"Hunyuan-[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PRESETS = {name: shape for family in FAMILIES.values() for name, shape in family.presets.items()}
 
 
@@ -78,9 +82,24 @@ def resolve_shape(model_name_or_path: str) -> ModelShape:
     if not folder.is_dir():
         raise ConfigError(
             f"model_name_or_path is {model_name_or_path}, which is neither a folder nor one of the "
-            f"presets {', '.join(PRESETS)}; give the path of a downloaded model"
+            f"presets {', '.join(PRESETS)}; {describe_download(model_name_or_path)}"
         )
     return read_shape(folder)
+
+
+def describe_download(name: str) -> str:
+    """How to get a model that a hub has under this name; nothing is downloaded here."""
+    if folder_name := RELEASED_NAME.fullmatch(name):
+        name = f"{PUBLISHER}/{folder_name[0]}"
+    if not HUB_NAME.fullmatch(name):
+        return "give the path of a downloaded model"
+    owner, folder = name.split("/")
+    publisher = MODELSCOPE_PUBLISHER if owner == PUBLISHER else owner
+    return (
+        f"if a hub has it under this name, download it first with `hf download {name} --local-dir "
+        f"{folder}` (huggingface-cli of older installations), or `modelscope download --model "
+        f"{publisher}/{folder} --local_dir {folder}`, and give --model_name_or_path {folder}"
+    )
 
 
 def fit_vocabulary(

@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
+from hunyuan_train.families.registry import read_shape
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.plain_text import make_plain_name
 from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.serve.folder import find_model_folder
 from hunyuan_train.terminal import PlainConsole
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def run_chat(arguments: Arguments) -> int:
     if arguments.json and arguments.prompt is None:
         raise ServeError("--json prints one answer; give its question with --prompt")
     _check_sampling(arguments)
+    read_shape(find_model_folder(arguments.model, base=arguments.base))  # before torch is imported
     log_to_screen()  # and so keep Python's warnings off it
     tools = _read_tools(arguments.tools)
     screen = PlainConsole(stderr=True)

@@ -1,5 +1,7 @@
 """The rule about the run's own folder on disk."""
 
+import os
+from os.path import exists
 from pathlib import Path
 
 from hunyuan_train.config.resolved_run import ResolvedRun
@@ -11,8 +13,17 @@ def check_output_folder(run: ResolvedRun) -> None:
     """Refuse to write over the checkpoints of another run."""
     train = run.config.train
     folder = Path(train.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir is {folder}, which is a file; give a folder")
+    existing = next(
+        path for path in (folder.absolute(), *folder.absolute().parents) if exists(path)
+    )
+    if not existing.is_dir():
+        where = "is a file" if existing == folder.absolute() else f"lies below the file {existing}"
+        raise ConfigError(f"output_dir is {folder}, which {where}; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"output_dir is {folder}, and nothing may be written in {existing}; give a folder of "
+            "yours, or have its owner allow it"
+        )
     is_resumed = run.config.checkpoints.resume_from_checkpoint is not None
     if train.overwrite_output_dir or is_resumed:
         return

@@ -1,0 +1,245 @@
+"""Files and words of other tools: taken where they mean ours, else answered with ours."""
+
+from dataclasses import asdict
+
+import pytest
+
+from hunyuan_train.config.load import load_config
+from hunyuan_train.config.other_tools import MEANT, MEANT_TOGETHER
+from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF
+from hunyuan_train.config.vendor import FOREIGN_NAMES
+from hunyuan_train.errors import ConfigError
+
+LLAMA_FACTORY = """\
+### model
+model_name_or_path: /models/m
+trust_remote_code: false
+### method
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: q_proj,v_proj
+### dataset
+train_data_file: my.jsonl
+cutoff_len: 2048
+overwrite_cache: true
+preprocessing_num_workers: 16
+### output
+output_dir: ~/saves/m
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+overwrite_output_dir: true
+### train
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+resume_from_checkpoint: null
+### eval
+val_size: 0.1
+per_device_eval_batch_size: 1
+eval_strategy: steps
+eval_steps: 500
+"""
+AXOLOTL = """\
+base_model: /models/m
+load_in_8bit: false
+load_in_4bit: false
+strict: false
+val_set_size: 0.1
+adapter: lora
+lora_r: 8
+lora_target_modules:
+  - q_proj
+  - v_proj
+sequence_len: 2048
+sample_packing: true
+wandb_project:
+wandb_entity:
+gradient_accumulation_steps: 8
+micro_batch_size: 1
+num_epochs: 3
+optimizer: adamw_torch_fused
+lr_scheduler: cosine
+learning_rate: 0.0001
+bf16: auto
+tf32: false
+fp16:
+gradient_checkpointing: true
+early_stopping_patience:
+warmup_ratio: 0.1
+eval_steps: 500
+logging_steps: 10
+save_steps: 500
+weight_decay: 0.0
+special_tokens:
+output_dir: ~/saves/m
+"""
+TRL = """\
+model_name_or_path: /models/m
+use_peft: true
+lora_r: 8
+lora_target_modules: [q_proj, v_proj]
+max_length: 2048
+packing: true
+assistant_only_loss: true
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1e-4
+num_train_epochs: 3
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+eval_strategy: 'steps'
+eval_steps: 500
+logging_steps: 10
+save_steps: 500
+report_to: [none]
+output_dir: ~/saves/m
+"""
+
+
+@pytest.mark.parametrize("text", [LLAMA_FACTORY, AXOLOTL, TRL], ids=["llama", "axolotl", "trl"])
+@pytest.mark.parametrize("how", ["", "--recipe", "--config"])
+def test_a_flat_file_of_another_tool_means_the_same(tmp_path, text, how, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    config = load_config([*filter(None, [how]), str(path)])
+    assert config.model.model_name_or_path == "/models/m"
+    assert config.train.output_dir == f"{tmp_path}/saves/m"
+    assert config.data.max_seq_length == 2048
+    assert config.lora.use_lora
+    assert config.lora.lora_rank == 8
+    assert config.lora.lora_target_modules == "q_proj,v_proj"
+    assert config.train.gradient_accumulation_steps == 8
+    assert config.train.num_train_epochs == 3
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.optimizer.lr_scheduler_type == "cosine"
+    assert config.evaluation.eval_steps == 500
+
+
+def test_what_a_file_asks_for_and_we_lack_is_refused_at_once_with_what_there_is(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "template: llama3\nload_in_4bit: true\ndataset: identity\nevals_per_epoch: 4\n"
+        "train_on_inputs: true\nlearning_rte: 1e-4\nnonsense_word_zz: 1\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config([str(path)])
+    message = str(caught.value)
+    assert f"these keys of {path} are not taken here" in message
+    for words in (
+        "template: dialogues are rendered by the model's own template",
+        "load_in_4bit: there are no quantized weights here",
+        "dataset: the training data is one set of dialogues: say --train_data_file",
+        "evals_per_epoch: evaluate and save after shares of the run: say eval_steps 0.1",
+        "train_on_inputs true: only false is offered",
+        "learning_rte: unknown key; did you mean learning_rate (section optimizer)?",
+        "nonsense_word_zz: unknown key; `hunyuan-train train --help` lists",
+    ):
+        assert words in message
+    assert "\n\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora_r: 8\nlora_rank: 8\n", "lora_rank is given twice, in lora_r and in lora_rank"),
+        (
+            "learning_rate: 1e-4\noptimizer: {learning_rate: 1e-4}\n",
+            "given twice, in learning_rate",
+        ),
+        ("model: /models/m", "section model must hold .*; for a model write model_name_or_path"),
+        ("data: my.jsonl", "section data must hold .*; for a data write train_data_file"),
+        ("lora_target_modules: [q_proj, [v_proj]]", r"lora_target_modules is .*without commas"),
+        ("lora_target_modules: []", r"lora_target_modules is \[\]"),
+        ("seed: [1]", r"seed is \[1\]; it takes a whole number"),
+        ("optimizer: {lora_rank: 8}", "lora_rank belongs in section lora"),
+    ],
+)
+def test_a_flat_file_that_contradicts_itself_is_explained(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config([str(path)])
+
+
+def test_sections_and_flat_settings_may_stand_in_one_file(tmp_path):
+    path = tmp_path / "run.yml"
+    path.write_text("seed: 3\nlora: {use_lora: true}\nneedle_lengths: [1024, 4096]\n")
+    config = load_config([str(path), "--max_steps", "7"])
+    assert (config.train.seed, config.lora.use_lora, config.train.max_steps) == (3, True, 7)
+    assert config.evaluation.needle_lengths == "1024,4096"
+
+
+def test_two_files_are_one_too_many(tmp_path):
+    with pytest.raises(ConfigError, match="recipe is given twice"):
+        load_config(["a.yaml", "b.yaml"])
+    with pytest.raises(ConfigError, match="--recipe and --config both name a file"):
+        load_config(["a.yaml", "--config", "b.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--lr", "did you mean --learning_rate (section optimizer)?"),
+        ("--batch_size", "did you mean --per_device_train_batch_size"),
+        ("--epochs", "did you mean --num_train_epochs"),
+        ("--grad_accum", "did you mean --gradient_accumulation_steps"),
+        ("--wd", "did you mean --weight_decay"),
+        ("--rank", "did you mean --lora_rank"),
+        ("--model", "did you mean --model_name_or_path"),
+        ("--data", "did you mean --train_data_file"),
+        ("--enable_thinking", "did you mean --mode"),
+        ("--nproc_per_node", "did you mean --num_processes"),
+        ("--resume", "did you mean --resume_from_checkpoint"),
+        ("--load_in_4bit", "there are no quantized weights here"),
+        ("--quantization_bit", "there are no quantized weights here"),
+        ("--load_in_4bits", "--load_in_4bit is not offered either: there are no quantized"),
+        ("--tensor_parallel_size", "say expert_parallel_size and sequence_parallel_size"),
+        ("--learning_rat", "did you mean --learning_rate"),
+        ("--gradient_checkpoint", "did you mean --gradient_checkpointing"),
+        ("--zzqx", "`hunyuan-train train --help` lists all of them"),
+    ],
+)
+def test_the_nearest_name_is_found_by_meaning_and_then_by_spelling(flag, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config([flag, "4"])
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("word", sorted(MEANT))
+def test_every_word_that_is_meant_leads_to_a_setting_and_is_none_itself(word):
+    assert MEANT[word] in SECTION_OF
+    assert word not in {*SECTION_OF, *FOREIGN_NAMES, *COMMAND_FLAGS}
+    if word not in ("gpus",):
+        with pytest.raises(ConfigError, match=f"did you mean --{MEANT[word]}"):
+            load_config([f"--{word}=1"])
+
+
+def test_no_word_is_meant_twice():
+    words = [word for words in MEANT_TOGETHER.values() for word in words.split()]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("flag", ["--optimizer", "--optim"])
+def test_an_optimizer_may_have_hugging_faces_name(flag):
+    assert load_config([flag, "adamw_torch"]).optimizer.optimizer == "adamw"
+
+
+def test_a_flag_wins_over_what_the_file_says_in_another_way():
+    demo = asdict(load_config(["--recipe", "tiny", "--num_train_epochs", "3"]))["train"]
+    assert (demo["max_steps"], demo["num_train_epochs"]) == (-1, 3)
+    both = load_config(["--recipe", "tiny", "--num_train_epochs", "3", "--max_steps", "9"])
+    assert both.train.max_steps == 9
+
+
+def test_a_warm_up_by_flag_wins_over_the_files(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("warmup_steps: 10\n")
+    assert load_config([str(path), "--warmup_ratio", "0.1"]).optimizer.warmup_steps == 0
