@@ -101,6 +101,27 @@ def test_what_is_wrong_is_said_before_anything_starts(run_train, flags, message)
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("command", ["chat", "evaluate"])
+def test_a_folder_without_a_model_is_refused_before_torch_is_imported(
+    repository, tmp_path, command
+):
+    code = (
+        "import sys; from hunyuan_train.cli import main; code = main(sys.argv[1:]); "
+        f"print(code, [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    wrong = tmp_path / "wrong"
+    rest = ["--needle_lengths", "1024"] if command == "evaluate" else []
+    result = subprocess.run(
+        [sys.executable, "-c", code, command, str(wrong), *rest],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.splitlines()[-1] == "2 []"
+    assert f"{wrong} holds neither config.json nor" in result.stderr
+
+
 def test_export_and_merge_refuse_what_they_are_given_without_torch(repository, tmp_path):
     code = (
         "import sys; from hunyuan_train.cli import main; code = main(sys.argv[1:]); "

@@ -10,6 +10,7 @@ from copy import deepcopy
 from typing import Any
 
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.values import show_name
 from hunyuan_train.errors import ConfigError
 
 # Hugging Face's Trainer derives these from the hidden size; left out, DeepSpeed's defaults hold.
@@ -81,5 +82,7 @@ def _without_auto(section: dict[str, Any], path: str) -> dict[str, Any]:
         elif value != "auto":
             kept[key] = value
         elif key not in DROPPED_WHEN_AUTO:
-            raise ConfigError(f'{path} sets {key} to "auto", which nothing fills; write a value')
+            raise ConfigError(
+                f'{path} sets {show_name(key)} to "auto", which nothing fills; write a value'
+            )
     return kept

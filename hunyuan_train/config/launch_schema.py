@@ -6,7 +6,7 @@ from typing import Literal
 from hunyuan_train.config.declare import Auto, check_bounds, free_setting
 from hunyuan_train.errors import ConfigError
 
-MOST_PROCESSES = 1024  # on a host
+MOST_PROCESSES = 4096  # on a host
 MOST_SECONDS = 10**7  # of any wait: four months, within what clocks and libraries count
 MOST_MINUTES = 10**5
 

@@ -26,7 +26,7 @@ from hunyuan_train.config.settings import (
     SECTION_OF,
     SECTIONS,
 )
-from hunyuan_train.config.values import parse_value, quote
+from hunyuan_train.config.values import parse_value, quote, show_name
 from hunyuan_train.config.vendor import (
     FOREIGN_NAMES,
     RENAMED,
@@ -267,8 +267,8 @@ def _read_top_level(path: Path, name: Any, value: Any) -> dict[str, Any] | Refus
         remedy = f"; for a {name} write {setting}" if setting and setting != name else ""
         raise ConfigError(f"{path}: section {name} must hold `name: value` lines{remedy}")
     if isinstance(value, dict):
-        raise ConfigError(f"{path}: unknown section {name}; {suggest(name, SECTIONS)}")
-    return Refusal(str(name), f"unknown key; {suggest(name, SECTION_OF)}")
+        raise ConfigError(f"{path}: unknown section {show_name(name)}; {suggest(name, SECTIONS)}")
+    return Refusal(show_name(name), f"unknown key; {suggest(name, SECTION_OF)}")
 
 
 def _translate_key(name: str, value: Any) -> dict[str, Any] | Refusal:
@@ -284,7 +284,9 @@ def _translate_key(name: str, value: Any) -> dict[str, Any] | Refusal:
 
 def _check_key(path: Path, section: str, name: Any) -> None:
     if name not in SECTION_OF:
-        raise ConfigError(f"{path}: unknown key {section}.{name}; {suggest(name, SECTION_OF)}")
+        raise ConfigError(
+            f"{path}: unknown key {section}.{show_name(name)}; {suggest(name, SECTION_OF)}"
+        )
     home = SECTION_OF[name]
     if home != section and not (section == "train" and home in ONCE_IN_TRAIN):
         raise ConfigError(f"{path}: {name} belongs in section {home}, not {section}")

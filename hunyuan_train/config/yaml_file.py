@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from hunyuan_train.config.values import show_name
 from hunyuan_train.errors import ConfigError
 
 MOST_BYTES = 200_000  # of a file; a resolved config.yaml has 5,000
@@ -111,7 +112,8 @@ def _check_tag(event: yaml.NodeEvent, path: Path) -> None:
     tag = event.tag
     if tag not in (None, "!"):
         raise ConfigError(
-            f"{path}:{event.start_mark.line + 1}: the tag {tag} is not taken; write the value alone"
+            f"{path}:{event.start_mark.line + 1}: the tag {show_name(tag)} is not taken; write the "
+            "value alone"
         )
 
 
@@ -135,7 +137,6 @@ def _check_keys_differ(node: yaml.Node | None, path: Path) -> None:
     names = [key.value for key, _ in node.value]
     for position, (key, value) in enumerate(node.value):
         if key.value in names[:position]:
-            raise ConfigError(
-                f"{path}:{key.start_mark.line + 1}: {key.value} is given twice; keep one of them"
-            )
+            place = f"{path}:{key.start_mark.line + 1}"
+            raise ConfigError(f"{place}: {show_name(key.value)} is given twice; keep one of them")
         _check_keys_differ(value, path)

@@ -97,7 +97,8 @@ def describe_schedule(config: RunConfig, total_steps: int, *, has_evaluation: bo
 
 def _describe_interval(interval: float, total_steps: int) -> str:
     is_repeated = 0 < interval < total_steps
-    return f"every {interval:,} steps and at the end" if is_repeated else "at the end"
+    every = "every step" if interval == 1 else f"every {interval:,} steps and at the end"
+    return every if is_repeated else "at the end"
 
 
 def find_idle_settings(

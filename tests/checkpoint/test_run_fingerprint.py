@@ -82,6 +82,8 @@ def test_another_length_is_another_run_where_the_learning_rate_follows_from_it()
     check_changes(describe(saved), describe(longer), FOLDER, config=longer)
     warmed_up = load_config([*constant[:2], "--warmup_ratio", "0.1"])
     assert "max_steps" in describe(warmed_up)["settings"]
+    by_share = load_config([*constant[:2], "--warmup_steps", "0.1"])
+    assert "max_steps" in describe(by_share)["settings"]
 
 
 def test_another_global_batch_is_another_run() -> None:

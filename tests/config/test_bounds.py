@@ -72,13 +72,13 @@ def test_every_number_has_bounds_and_is_refused_beyond_them(field):
 @pytest.mark.parametrize("field", NUMERIC, ids=lambda field: field.name)
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_the_ends_of_the_bounds_are_planned_at_once(field, end):
-    began = time.monotonic()
+    began = time.process_time()
     with suppress(ConfigError):
         run = resolve_flags(
             ["--recipe", "tiny", f"--{field.name}={field.metadata[end]}"], EIGHT_GPUS
         )
         _ = estimate_run(run, Hardware()).fits
-    assert time.monotonic() - began < 5  # takes milliseconds; a loop over all of it would not end
+    assert time.process_time() - began < 5  # takes milliseconds; a loop over all of it would not end
 
 
 def test_a_whole_number_keeps_all_its_digits():

@@ -122,6 +122,13 @@ def test_an_optimizer_or_scheduler_of_the_files_own_is_refused(tmp_path, section
         (None, "does not exist; choose ds_configs/zero2.json, ds_configs/zero3.json"),
         ("{", "is not a JSON file"),
         ("[]", "holds no JSON object"),
+        ('{"a": ' * 100_000, "nested more than 16 levels deep"),
+        ("[" * 100_000, "nested more than 16 levels deep"),
+        ('{"a": ' * 300 + "1" + "}" * 300, "nested more than 16 levels deep"),
+        ('{"a": [' * 20 + "1" + "]}" * 20, "nested more than 16 levels deep"),
+        ('{"a": 1, "a": 2}', "it gives a twice; keep one"),
+        (" " * 2_000_000, "it has 2,000,000 bytes, and 1,000,000 are read"),
+        ("9" * 5_000, "is not a JSON file"),
     ],
 )
 def test_a_file_that_is_not_there_or_not_json_is_refused(tmp_path, text, message):
@@ -130,6 +137,20 @@ def test_a_file_that_is_not_there_or_not_json_is_refused(tmp_path, text, message
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_deepspeed_file(str(path))
+
+
+@pytest.mark.parametrize("size", ["many", [1], None, {}, -1, 1e400, "1e400", 10**400, "nan"])
+def test_a_size_that_is_none_is_refused(tmp_path, size):
+    section = {"stage": 3, "sub_group_size": size}
+    message = r"sets zero_optimization.sub_group_size to .*; it takes a number from 0 to"
+    with pytest.raises(ConfigError, match=message):
+        read_deepspeed_file(str(write(tmp_path, zero_optimization=section)))
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/"])
+def test_what_is_no_file_is_not_read(path):
+    with pytest.raises(ConfigError, match=f"deepspeed is {path}, which is not a JSON file"):
+        read_deepspeed_file(path)
 
 
 def test_building_leaves_the_file_that_was_read_untouched():

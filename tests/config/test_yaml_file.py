@@ -54,11 +54,23 @@ def chain(levels):
 def test_what_would_grow_or_never_end_is_refused_in_under_a_second(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ConfigError, match=message) as caught:
         load_yaml_file(path)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"\\e[31mx": {a: 1}', '"\\e[31mx": 1', 'train: {"\\e[31mx": 1}', '"\\ex": 1\n"\\ex": 2'],
+)
+def test_no_escape_sequence_reaches_the_terminal(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config([str(path)])
+    assert "\x1b" not in str(caught.value)
 
 
 def test_a_few_aliases_are_followed(tmp_path):

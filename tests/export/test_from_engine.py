@@ -168,6 +168,9 @@ def test_adapter_of_a_run_loads_in_plain_peft_and_merges(
         name.partition(".layers.")[2].partition(".")[2].partition(".lora_")[0]
         for name in load_peft_weights(live, device="cpu")
     }
+    assert (live / "adapter_model.safetensors").stat().st_mode == (
+        live / "adapter_config.json"
+    ).stat().st_mode
     assert adapted == set().union(*(MODULES_OF_PRESET[preset] for preset in presets))
     model = load_source(SHAPE, SafetensorsFolder.open(base, SHAPE))
     model = PeftModel.from_pretrained(model, live)

@@ -117,3 +117,33 @@ def test_folder_without_config_and_damaged_config_are_refused(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED)[:-5])
     with pytest.raises(ConfigError, match="is not JSON"):
         resolve_shape(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        (
+            "tencent/Hunyuan-A13B-Instruct",
+            [
+                "`hf download tencent/Hunyuan-A13B-Instruct --local-dir Hunyuan-A13B-Instruct`",
+                "modelscope download --model Tencent-Hunyuan/Hunyuan-A13B-Instruct --local_dir",
+                "give --model_name_or_path Hunyuan-A13B-Instruct",
+            ],
+        ),
+        ("Hunyuan-A13B-Instruct", ["hf download tencent/Hunyuan-A13B-Instruct --local-dir"]),
+        ("someone/a-model.v2", ["modelscope download --model someone/a-model.v2 --local_dir"]),
+    ],
+)
+def test_a_name_of_a_hub_is_told_how_to_be_downloaded(name, commands):
+    with pytest.raises(
+        ConfigError, match=f"model_name_or_path is {name}, which is neither"
+    ) as caught:
+        resolve_shape(name)
+    assert all(command in str(caught.value) for command in commands)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "a/b/c", "../models/x", "a b/c;d", "tinny"])
+def test_other_names_are_no_hubs(name):
+    with pytest.raises(ConfigError, match="give the path of a downloaded model") as caught:
+        resolve_shape(name)
+    assert "hf download" not in str(caught.value)

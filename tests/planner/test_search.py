@@ -75,6 +75,11 @@ def test_a_full_disk_leads_to_fewer_checkpoints():
     assert found.flags == ["--save_total_limit 1"]
 
 
+def test_a_disk_without_room_leads_to_nothing_that_changes_what_is_learned():
+    found = nearest("--optimizer", "lean", disk=10**9)
+    assert found is None
+
+
 def test_what_no_change_makes_fit_is_said_to_be_so():
     assert nearest(machine=Machine(num_gpus=1, num_cores=1, gpu_memory=10**9)) is None
 

@@ -36,6 +36,20 @@ def test_an_output_folder_without_checkpoints_may_be_used_again(tmp_path):
     check(tmp_path)
 
 
+@pytest.mark.parametrize("below", ["x", "x/y/z"])
+def test_an_output_folder_below_a_file_is_refused(tmp_path, below):
+    (tmp_path / "file").touch()
+    message = rf"output_dir is .*file/{below}, which lies below the file .*file; give a folder"
+    with pytest.raises(ConfigError, match=message):
+        check(tmp_path / "file" / below)
+
+
+def test_an_output_folder_where_nothing_may_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match=f"nothing may be written in {tmp_path}"):
+        check(tmp_path / "new/run")
+
+
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(ConfigError, match="which is a file; give a folder"):

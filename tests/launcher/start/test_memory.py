@@ -44,6 +44,17 @@ def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("free", [1, 10**6])
+def test_a_disk_without_room_is_no_reason_for_a_smaller_model(tmp_path, monkeypatch, free):
+    monkeypatch.setattr("hunyuan_train.launcher.start.memory.free_disk", lambda folder: free)
+    with pytest.raises(
+        ConfigError, match=r"the disk would need .*; make room for [\d.]+ MB"
+    ) as caught:
+        check_memory(prepare_run(resolved(tmp_path)), Console(stderr=True))
+    assert "smaller model" not in str(caught.value)
+    assert "--use_lora" not in str(caught.value)
+
+
 def test_long_rows_are_refused_with_the_length_that_fits(tmp_path):
     small = replace(CPU, host_memory=7 * 10**9)
     run = resolved(tmp_path, "--max_seq_length", "262144", machine=small)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from hunyuan_train.config.load import load_config
@@ -61,6 +63,39 @@ def test_the_policy_of_a_run_decides_what_is_refused(tmp_path):
     assert lines["found"].startswith("left out: empty_answer 1")
     with pytest.raises(DataError, match="did you mean empty_answer"):
         prepare_run(resolved(tmp_path, *flags, "--data_policy", "empty_anser=drop"))
+
+
+def test_a_hint_keeps_the_policies_that_are_given_and_names_all_kinds_at_once(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": ""}\n{"nothing": 1}\n'
+        '{"prompt": "", "completion": "d"}\nnot JSON\n',
+        "utf-8",
+    )
+    flags = ["--train_data_file", str(path), "--eval_data_file", "none", "--eval_steps", "0"]
+    hint = r"--data_policy (duplicate=drop,[a-z_=,]+);"
+    flags += ["--data_policy", "duplicate=drop"]
+    with pytest.raises(DataError) as caught:
+        prepare_run(resolved(tmp_path, *flags))
+    [policy] = re.findall(hint, str(caught.value))
+    assert policy.count("=drop") == 5
+    assert prepare_run(resolved(tmp_path, *flags[:-1], policy)).train.summary.num_samples == 1
+
+
+def test_a_schedule_that_makes_no_sense_is_told_before_the_start(tmp_path, capsys):
+    flags = ("--max_steps", "6", "--save_steps", "200", "--warmup_ratio", "0.03")
+    assert launch(resolved(tmp_path, *flags), pytest.fail, is_dry_run=True) == 0
+    said = capsys.readouterr().err
+    assert "warning: save_steps is 200 and the run has 6 steps: nothing is saved before" in said
+    assert "warning: eval_steps is 50 and the run has 6 steps" in said
+    assert "warning: warmup_ratio is 0.03 and the run has 6 steps" in said
+
+
+def test_a_resume_with_nothing_to_resume_says_so(tmp_path):
+    run = resolved(tmp_path, "--resume_from_checkpoint", "auto")
+    lines = summarise_run(prepare_run(run))
+    assert lines["resume"].startswith(f"there is no checkpoint in {tmp_path / 'run'}, so training")
+    assert "resume" not in summarise_run(prepare_run(resolved(tmp_path)))
 
 
 def test_a_dry_run_leaves_no_trace(tmp_path, capsys):
