@@ -10,8 +10,8 @@ from copy import deepcopy
 from typing import Any
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.config.values import show_name
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.plain_text import make_plain_name
 
 # Hugging Face's Trainer derives these from the hidden size; left out, DeepSpeed's defaults hold.
 DROPPED_WHEN_AUTO = (
@@ -83,6 +83,6 @@ def _without_auto(section: dict[str, Any], path: str) -> dict[str, Any]:
             kept[key] = value
         elif key not in DROPPED_WHEN_AUTO:
             raise ConfigError(
-                f'{path} sets {show_name(key)} to "auto", which nothing fills; write a value'
+                f'{path} sets {make_plain_name(key)} to "auto", which nothing fills; write a value'
             )
     return kept

@@ -6,9 +6,10 @@ from typing import Any
 
 from hunyuan_train.config.values import quote
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.json_file import parse_json, read_bytes
 from hunyuan_train.shipped import DS_CONFIGS
 
-MOST_BYTES = 1_000_000
+MAX_BYTES = 1_000_000
 DEEPEST = 16
 MOST_ELEMENTS = 10**15  # DeepSpeed's documentation writes 1e14 for "never"
 
@@ -35,38 +36,17 @@ def choose_file(*, is_split: bool, is_offloaded: bool) -> str:
 def read_deepspeed_file(path: str) -> dict[str, Any]:
     """Read a DeepSpeed JSON, refusing the sections that the run itself decides."""
     try:
-        content = json.loads(_read_text(Path(path)), object_pairs_hook=_without_repeats)
+        content = parse_json(read_bytes(Path(path), max_bytes=MAX_BYTES))
     except FileNotFoundError as error:
         shipped = ", ".join(sorted(f"ds_configs/{file.name}" for file in DS_CONFIGS.glob("*.json")))
         raise ConfigError(f"deepspeed is {path}, which does not exist; choose {shipped}") from error
     except (ValueError, OSError) as error:
         raise ConfigError(f"deepspeed is {path}, which is not a JSON file: {error}") from error
-    except RecursionError as error:
-        raise _too_deep(path) from error
     if not isinstance(content, dict):
         raise ConfigError(f"deepspeed is {path}, which holds no JSON object")
     _check_depth(content, path)
     _check_sections(content, path)
     _check_numbers(content, path)
-    return content
-
-
-def _read_text(path: Path) -> str:
-    """The text of a file; a device or a pipe would have no end."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is not a file")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"it has {path.stat().st_size:,} bytes, and {MOST_BYTES:,} are read")
-    return path.read_text(encoding="utf-8")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names differ: of two equal ones JSON would silently take the last."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it gives {repeated} twice; keep one of them")
     return content
 
 
@@ -77,14 +57,10 @@ def _check_depth(content: Any, path: str) -> None:
         inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
         level = [item for items in inner if isinstance(items, list) for item in items]
     if level:
-        raise _too_deep(path)
-
-
-def _too_deep(path: str) -> ConfigError:
-    return ConfigError(
-        f"deepspeed is {path}, which is nested more than {DEEPEST} levels deep; DeepSpeed's "
-        "sections are two or three"
-    )
+        raise ConfigError(
+            f"deepspeed is {path}, which is nested more than {DEEPEST} levels deep; DeepSpeed's "
+            "sections are two or three"
+        )
 
 
 def _check_numbers(content: dict[str, Any], path: str) -> None:

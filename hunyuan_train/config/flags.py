@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from hunyuan_train.config.nearest import suggest
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, is_switch
-from hunyuan_train.config.values import quote, show_name
+from hunyuan_train.config.values import quote
 from hunyuan_train.config.vendor import (
     FOREIGN_NAMES,
     Refusal,
@@ -16,6 +16,7 @@ from hunyuan_train.config.vendor import (
     translate_value,
 )
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.plain_text import make_plain_name
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -35,8 +36,8 @@ def read_flags(arguments: Sequence[str]) -> dict[str, str]:
             refusals.append(setting)
         elif setting is not None and values.setdefault(*setting) != setting[1]:
             raise ConfigError(
-                f"{setting[0]} is given twice, as {show_name(values[setting[0]])} and as "
-                f"{show_name(setting[1])}; "
+                f"{setting[0]} is given twice, as {make_plain_name(values[setting[0]])} and as "
+                f"{make_plain_name(setting[1])}; "
                 "keep one of them"
             )
     if refusals:
@@ -71,7 +72,9 @@ def _translate(name: str, value: str | None) -> tuple[str, str] | Refusal | None
         return name[3:], "false"
     if name not in SECTION_OF and name not in COMMAND_FLAGS:
         known = (*SECTION_OF, *COMMAND_FLAGS)
-        return Refusal(f"--{show_name(name)}", f"unknown flag; {suggest(name, known, prefix='--')}")
+        return Refusal(
+            f"--{make_plain_name(name)}", f"unknown flag; {suggest(name, known, prefix='--')}"
+        )
     if value is not None:
         return translate_value(name, value)
     return (name, "true") if is_switch(name) else Refusal(f"--{name}", "it needs a value")

@@ -26,7 +26,7 @@ from hunyuan_train.config.settings import (
     SECTION_OF,
     SECTIONS,
 )
-from hunyuan_train.config.values import parse_value, quote, show_name
+from hunyuan_train.config.values import parse_value, quote
 from hunyuan_train.config.vendor import (
     FOREIGN_NAMES,
     RENAMED,
@@ -38,6 +38,7 @@ from hunyuan_train.config.vendor import (
 from hunyuan_train.config.yaml_file import load_yaml_file
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.plain_text import make_plain_name
 from hunyuan_train.shipped import RECIPES, TINY_TOKENIZER, TOP_LEVEL
 
 # A relative path in these may also name a shipped file, wherever the command is run.
@@ -267,8 +268,10 @@ def _read_top_level(path: Path, name: Any, value: Any) -> dict[str, Any] | Refus
         remedy = f"; for a {name} write {setting}" if setting and setting != name else ""
         raise ConfigError(f"{path}: section {name} must hold `name: value` lines{remedy}")
     if isinstance(value, dict):
-        raise ConfigError(f"{path}: unknown section {show_name(name)}; {suggest(name, SECTIONS)}")
-    return Refusal(show_name(name), f"unknown key; {suggest(name, SECTION_OF)}")
+        raise ConfigError(
+            f"{path}: unknown section {make_plain_name(name)}; {suggest(name, SECTIONS)}"
+        )
+    return Refusal(make_plain_name(name), f"unknown key; {suggest(name, SECTION_OF)}")
 
 
 def _translate_key(name: str, value: Any) -> dict[str, Any] | Refusal:
@@ -285,7 +288,7 @@ def _translate_key(name: str, value: Any) -> dict[str, Any] | Refusal:
 def _check_key(path: Path, section: str, name: Any) -> None:
     if name not in SECTION_OF:
         raise ConfigError(
-            f"{path}: unknown key {section}.{show_name(name)}; {suggest(name, SECTION_OF)}"
+            f"{path}: unknown key {section}.{make_plain_name(name)}; {suggest(name, SECTION_OF)}"
         )
     home = SECTION_OF[name]
     if home != section and not (section == "train" and home in ONCE_IN_TRAIN):

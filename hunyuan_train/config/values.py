@@ -80,11 +80,6 @@ def check_text(name: str, text: str) -> None:
         )
 
 
-def show_name(name: object) -> str:
-    """A name out of a file as an error shows it: as it is, unless it would reach a terminal raw."""
-    return str(name) if str(name).isprintable() and len(str(name)) <= MOST_QUOTED else quote(name)
-
-
 def quote(value: object) -> str:
     """A value as an error shows it: in one line, with escapes written out, and cut when long."""
     try:

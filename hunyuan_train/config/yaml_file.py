@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from hunyuan_train.config.values import show_name
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.json_file import read_bytes
+from hunyuan_train.plain_text import make_plain_name
 
-MOST_BYTES = 200_000  # of a file; a resolved config.yaml has 5,000
+MAX_BYTES = 200_000  # of a file; a resolved config.yaml has 5,000
 MOST_NODES = 5_000  # scalars, lists and mappings, those behind aliases counted each time
 DEEPEST = 16  # a section, its settings and a list in one of them: three
 PLAIN_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})$")  # longer ones are nobody's
@@ -54,14 +55,9 @@ def load_yaml_file(path: Path) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(
-                f"{path} has {path.stat().st_size:,} bytes, and a file of settings has "
-                f"{MOST_BYTES:,} at most; give the file that holds the settings"
-            )
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+        return read_bytes(path, max_bytes=MAX_BYTES).decode("utf-8")
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML of settings: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -112,8 +108,8 @@ def _check_tag(event: yaml.NodeEvent, path: Path) -> None:
     tag = event.tag
     if tag not in (None, "!"):
         raise ConfigError(
-            f"{path}:{event.start_mark.line + 1}: the tag {show_name(tag)} is not taken; write the "
-            "value alone"
+            f"{path}:{event.start_mark.line + 1}: the tag {make_plain_name(tag)} is not taken; "
+            "write the value alone"
         )
 
 
@@ -138,5 +134,7 @@ def _check_keys_differ(node: yaml.Node | None, path: Path) -> None:
     for position, (key, value) in enumerate(node.value):
         if key.value in names[:position]:
             place = f"{path}:{key.start_mark.line + 1}"
-            raise ConfigError(f"{place}: {show_name(key.value)} is given twice; keep one of them")
+            raise ConfigError(
+                f"{place}: {make_plain_name(key.value)} is given twice; keep one of them"
+            )
         _check_keys_differ(value, path)

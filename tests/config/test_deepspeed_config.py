@@ -122,12 +122,12 @@ def test_an_optimizer_or_scheduler_of_the_files_own_is_refused(tmp_path, section
         (None, "does not exist; choose ds_configs/zero2.json, ds_configs/zero3.json"),
         ("{", "is not a JSON file"),
         ("[]", "holds no JSON object"),
-        ('{"a": ' * 100_000, "nested more than 16 levels deep"),
-        ("[" * 100_000, "nested more than 16 levels deep"),
+        ('{"a": ' * 100_000, "is nested too deeply"),
+        ("[" * 100_000, "is nested too deeply"),
         ('{"a": ' * 300 + "1" + "}" * 300, "nested more than 16 levels deep"),
         ('{"a": [' * 20 + "1" + "]}" * 20, "nested more than 16 levels deep"),
-        ('{"a": 1, "a": 2}', "it gives a twice; keep one"),
-        (" " * 2_000_000, "it has 2,000,000 bytes, and 1,000,000 are read"),
+        ('{"a": 1, "a": 2}', "it gives 'a' twice"),
+        (" " * 2_000_000, "it has more than 1,000,000 bytes"),
         ("9" * 5_000, "is not a JSON file"),
     ],
 )
@@ -139,7 +139,7 @@ def test_a_file_that_is_not_there_or_not_json_is_refused(tmp_path, text, message
         read_deepspeed_file(str(path))
 
 
-@pytest.mark.parametrize("size", ["many", [1], None, {}, -1, 1e400, "1e400", 10**400, "nan"])
+@pytest.mark.parametrize("size", ["many", [1], None, {}, -1, "1e400", 10**400, "nan"])
 def test_a_size_that_is_none_is_refused(tmp_path, size):
     section = {"stage": 3, "sub_group_size": size}
     message = r"sets zero_optimization.sub_group_size to .*; it takes a number from 0 to"

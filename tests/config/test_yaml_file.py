@@ -42,7 +42,7 @@ def chain(levels):
         ("a: &a [*a]", r"\*a stands for nothing that ends before it"),
         ("a: *b", r"run.yaml:1: \*b stands for nothing"),
         ("- x\n" * 6_000, "more than 5,000 values"),
-        ("a: " + "x" * 300_000, "bytes, and a file of settings has 200,000 at most"),
+        ("a: " + "x" * 300_000, "it has more than 200,000 bytes"),
         ("train: {seed: !!int 3}", "the tag .*int is not taken"),
         ("train: {seed: !!python/name:os.system x}", "the tag .* is not taken"),
         ("train: !!set {seed}", "the tag .*set is not taken"),
