@@ -54,6 +54,8 @@ def _pack_window(lengths: Integers, order: Integers, max_length: int) -> tuple[I
     Samples wait in one pile per length. `lower[l]` leads to the longest length up to l whose pile
     is not empty, by path halving, so that a sample is placed in constant time.
     """
+    # A row that takes all samples is as good as a longer one, for which as many piles would wait.
+    max_length = min(max_length, int(lengths[order].sum()))
     waiting: list[list[int]] = [[] for _ in range(max_length + 1)]
     for sample, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         waiting[length].append(sample)

@@ -35,6 +35,14 @@ def test_no_sample_would_have_fitted_in_an_earlier_row(lengths):
         assert min(lengths[rows[number]]) > max(room[:number])
 
 
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=100))
+def test_a_row_that_takes_everything_is_packed_at_once(lengths):
+    lengths = np.array(lengths)
+    rows = pack_rows(lengths, np.arange(len(lengths)), max_length=2**62)
+    assert sorted(rows[0]) == list(range(len(lengths)))
+    assert len(rows) == 1
+
+
 def test_rows_of_a_realistic_mix_are_full(realistic):
     rows = pack_rows(realistic, np.arange(len(realistic)), max_length=4096)
     assert measure_fill(realistic, rows, 4096) > 0.995
