@@ -41,6 +41,7 @@ def test_the_model_in_training_and_the_exported_one_are_asked_the_same(
     folder = tmp_path / "run"
     asked = ["--needle_lengths", ",".join(map(str, LENGTHS)), "--needle_number", str(NUMBER)]
     settings = ["--recipe", "tiny", "--max_steps", str(STEPS), "--logging_steps", "1"]
+    settings += ["--train_data_file", "data/tiny_train.jsonl"]
     settings += ["--model_name_or_path", str(taught), "--learning_rate", "1e-9", "--min_lr", "0"]
     settings += ["--sample_answers", "false", "--output_dir", str(folder)]
     finished = start_train(*settings, *asked, cwd=tmp_path)

@@ -108,6 +108,7 @@ def test_its_adapter_is_served_and_merged_as_peft_does(
 ) -> None:
     base, run, merged = whole / "export", tmp_path / "run", tmp_path / "merged"
     settings = ("--recipe", "tiny", "--model_name_or_path", str(base), "--max_steps", "3")
+    settings += ("--train_data_file", "data/tiny_train.jsonl")
     adapting = ("--use_lora", "--lora_target_modules", "all", "--learning_rate", "1e-2")
     finished = start_train(
         *(*settings, *adapting, "--sample_answers", "false", "--output_dir", str(run)), cwd=tmp_path

@@ -172,8 +172,9 @@ def test_dry_run_names_what_is_wrong_with_the_weights_without_torch(
         "print('torch' in sys.modules, code)"
     )
     command = [sys.executable, "-c", code, "train", "--dry_run", "--output_dir", "out"]
+    data = ["--train_data_file", "data/tiny_train.jsonl"]
     finished = subprocess.run(
-        [*command, "--model_name_or_path", str(tmp_path / "model")],
+        [*command, "--model_name_or_path", str(tmp_path / "model"), *data],
         cwd=repository,
         capture_output=True,
         text=True,

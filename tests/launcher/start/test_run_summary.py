@@ -83,7 +83,8 @@ def test_a_hint_keeps_the_policies_that_are_given_and_names_all_kinds_at_once(tm
 
 
 def test_a_schedule_that_makes_no_sense_is_told_before_the_start(tmp_path, capsys):
-    flags = ("--max_steps", "6", "--save_steps", "200", "--warmup_ratio", "0.03")
+    flags = ("--max_steps", "6", "--save_steps", "200", "--eval_steps", "50")
+    flags += ("--warmup_ratio", "0.03")
     assert launch(resolved(tmp_path, *flags), pytest.fail, is_dry_run=True) == 0
     said = capsys.readouterr().err
     assert "warning: save_steps is 200 and the run has 6 steps: nothing is saved before" in said
