@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from hunyuan_train.data.reading.sources import find_sources
+from hunyuan_train.data.reading.sources import find_sources, list_sources
 from hunyuan_train.errors import DataError
 
 
@@ -74,3 +76,62 @@ def test_a_mistake_is_named(folder, names, message):
     (folder / "splits" / "dataset_dict.json").write_text("{}")
     with pytest.raises(DataError, match=message):
         find_sources(names)
+
+
+def test_every_entry_of_a_folder_is_read_or_named(tmp_path):
+    record = b'{"prompt": "q", "completion": "a"}\n'
+    read = ["a.jsonl", "B.JSONL", "c.csv", "d.tsv", "e.jsonl.bz2", "f.json.xz", "g.Parquet"]
+    read += ["sub/h.ndjson", "i.jsonl.zstd", "j.feather"]
+    errors = ["data.zip", "k.jsonl.part", "l", "m.JSONL.bak", "pipe", "dangling.jsonl", "n.tgz"]
+    noted = ["README.md", ".hidden.jsonl", "notes.txt", "dataset_info.json", "LICENSE"]
+    for name in (*read, *errors[:4], *noted):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"PK\x03\x04" if name == "data.zip" else record)
+    (tmp_path / "notes.txt").write_text("what was done")
+    (tmp_path / "n.tgz").write_bytes(b"\x1f\x8b\x08")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "empty").mkdir()
+    outside = tmp_path.parent / f"{tmp_path.name} outside"
+    outside.mkdir()
+    (outside / "o.jsonl").write_bytes(record)
+    (tmp_path / "linked").symlink_to(outside)
+    listing = list_sources(str(tmp_path))
+    found = {str(source.path.relative_to(tmp_path)) for source in listing.sources}
+    assert found == {*read, "linked/o.jsonl"}
+    by_kind = {kind: set() for kind in ("unread_entry", "passed_over")}
+    for entry in listing.unread:
+        by_kind[entry.problem.kind].add(str(entry.path.relative_to(tmp_path)))
+    assert by_kind == {"unread_entry": set(errors), "passed_over": {*noted, "loop"}}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("{", "not the list of files"),
+        ("[" * 5000, "not the list of files"),
+        ('{"_data_files": []}', "not the list of files"),
+        ('{"_data_files": [{"filename": "../a.jsonl"}]}', "must name files of this folder"),
+        ('{"_data_files": [{"filename": "gone.arrow"}]}', "gone.arrow does not exist"),
+    ],
+)
+def test_a_saved_dataset_with_a_broken_list_is_refused(folder, state, message):
+    (folder / "state.json").write_text(state)
+    with pytest.raises(DataError, match=message):
+        find_sources(".")
+
+
+def test_a_data_set_without_splits_is_refused(folder):
+    (folder / "dataset_dict.json").write_text("")
+    (folder / "inner" / "d.jsonl.zst").unlink()
+    (folder / "inner").rmdir()
+    with pytest.raises(DataError, match="not one split"):
+        find_sources(".")
+
+
+def test_a_missing_file_is_told_by_the_setting_that_names_it(folder):
+    for setting in ("train_data_file", "eval_data_file", "FILE"):
+        with pytest.raises(DataError, match=f"does not exist; {setting} takes files"):
+            find_sources("gone.jsonl", setting=setting)

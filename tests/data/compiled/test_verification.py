@@ -1,0 +1,136 @@
+"""The cache never gives tokens that are not those of the file."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from hunyuan_train.data.compiled import build, cache, verification
+from hunyuan_train.data.dataset import map_array, write_summary
+from hunyuan_train.data.reading.readers import ChangedFileError
+from tests.data.dialogues import chat
+
+
+@pytest.fixture
+def folder(prepare, write_records, tmp_path):
+    prepare(write_records([chat(f"question {n}", f"answer {n}") for n in range(20)]))
+    [folder] = [path for path in (tmp_path / "cache").glob("*") if path.is_dir()]
+    return folder
+
+
+def _answers(dataset, tokenizer):
+    return [tokenizer.decode(dataset.sample(n).tokens.tolist()) for n in range(len(dataset))]
+
+
+@pytest.mark.parametrize(
+    "name", ["tokens.bin", "spans.bin", "samples.bin", "records.bin", "summary.json"]
+)
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_flipped_bit_anywhere_is_noticed(
+    folder, prepare, tmp_path, tokenizer, caplog, name, place
+):
+    expected = _answers(prepare(tmp_path / "data.jsonl"), tokenizer)
+    path = folder / name
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert _answers(prepare(tmp_path / "data.jsonl"), tokenizer) == expected
+    assert "is damaged and is built again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("tokens", None, 0xFFFFFFFF, "the token 4294967295 is beyond the vocabulary"),
+        ("samples", "target_start", 10**9, "samples lie outside of the tokens"),
+        ("samples", "history_start", -1, "samples lie outside of the tokens"),
+        ("samples", "record", 20, "belong to nothing"),
+        ("records", "source", 1, "belong to nothing"),
+    ],
+)
+def test_a_number_that_points_nowhere_is_noticed_though_its_hash_is_right(
+    folder, tokenizer, name, field, value, message
+):
+    array = np.array(map_array(folder, name))
+    if field:
+        array[field][3] = value
+    else:
+        array[3] = value
+    (folder / f"{name}.bin").write_bytes(array.tobytes())
+    hashes = {path.name: cache.hash_file(path) for path in folder.glob("*.bin")}
+    write_summary(folder, cache.read_summary(folder), hashes)
+    damage = verification.find_damage(folder, vocab_size=tokenizer.vocab_size, num_sources=1)
+    assert message in damage
+
+
+def test_ranks_pass_by_the_stamp_of_their_start_and_the_next_start_looks_again(
+    folder, prepare, tmp_path, monkeypatch
+):
+    looked_at = []
+    find_damage = cache.find_damage
+    monkeypatch.setattr(
+        cache, "find_damage", lambda *a, **k: looked_at.append(1) or find_damage(*a, **k)
+    )
+    prepare(tmp_path / "data.jsonl")
+    assert not looked_at
+    stamp = folder / verification.STAMP
+    content = json.loads(stamp.read_text())
+    stamp.write_text(json.dumps({**content, "time": content["time"] - 3600}))
+    prepare(tmp_path / "data.jsonl")
+    assert len(looked_at) == 1
+
+
+def test_an_edit_that_keeps_size_and_time_is_another_file(
+    prepare, write_records, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(cache, "_SETTLED_SECONDS", -1.0)  # as if it had lain there for long
+    path = write_records([chat("a", "one")])
+    before = path.stat()
+    assert "one" in _answers(prepare(path), tokenizer)[0]
+    path.write_text(path.read_text().replace("one", "two"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "two" in _answers(prepare(path), tokenizer)[0]
+
+
+def test_a_file_replaced_between_hash_and_reading_is_read_as_what_it_is(
+    prepare, write_records, tokenizer, monkeypatch, caplog
+):
+    path = write_records([chat("a", "first")])
+    other = write_records([chat("a", "other")], "other.jsonl")
+    read_chunks = build.read_chunks
+
+    def replace_first(*arguments, **options):
+        if other.exists():
+            shutil.move(other, path)
+        return read_chunks(*arguments, **options)
+
+    monkeypatch.setattr(build, "read_chunks", replace_first)
+    assert "other" in _answers(prepare(path), tokenizer)[0]
+    assert "changes while it is read" in caplog.text
+    path.write_text(json.dumps(chat("a", "first")))  # what was there when the name was made
+    assert "first" in _answers(prepare(path), tokenizer)[0]
+
+
+def test_a_file_that_never_rests_is_refused(prepare, write_records, monkeypatch):
+    path = write_records([chat("a", "b")])
+    monkeypatch.setattr(cache, "hash_file", lambda path: "0" * 64)
+    with pytest.raises(ChangedFileError, match="start again once it is written"):
+        prepare(path)
+
+
+def test_one_hint_accepts_all_kinds_and_repeats_what_was_chosen(prepare, write_records):
+    records = [chat("a", "b"), chat("a", ""), chat("", "b"), {"what": 1}, chat("a", "b")]
+    path = write_records(records)
+    with path.open("a") as file:
+        file.write("{not json}\n")
+    with pytest.raises(cache.DataError) as caught:
+        prepare(path, data_policy="duplicate=drop")
+    hint = str(caught.value).partition("--data_policy ")[2].partition(";")[0]
+    assert set(hint.split(",")) == {
+        *("duplicate=drop", "empty_answer=drop", "empty_user=drop", "form=drop", "json=drop")
+    }
+    assert len(prepare(path, data_policy=hint)) == 1
