@@ -19,20 +19,26 @@ def merge_held_out(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> Val
         ConfigError: a share and a file are asked for in one place.
     """
     kept = dict(settings)
-    if flags.get("eval_data_file"):
+    if _is_file(flags.get("eval_data_file")):
         kept.pop("eval_fraction", None)
     elif _is_share(flags.get("eval_fraction")):
         kept.pop("eval_data_file", None)
     merged = {**kept, **flags}
     share, file = merged.get("eval_fraction"), merged.get("eval_data_file")
-    if _is_share(share) and file:
+    if _is_share(share) and _is_file(file):
         raise ConfigError(
             f"eval_fraction is {share} and eval_data_file {file}; keep one of them: a share is "
             "held out where there is no file"
         )
-    if "eval_fraction" in flags and not (_is_share(share) or file) and "eval_steps" not in flags:
-        merged.pop("eval_steps", None)  # of a recipe that would have held a share out
+    is_asked = bool({"eval_fraction", "eval_data_file"} & flags.keys())
+    if is_asked and not (_is_share(share) or _is_file(file)) and "eval_steps" not in flags:
+        merged.pop("eval_steps", None)  # of a recipe that would have held something out
     return merged
+
+
+def _is_file(value: object) -> bool:
+    """Whether a file is named; "none" is how a flag says that there is none."""
+    return value not in (None, "", "none")
 
 
 def _is_share(value: object) -> bool:

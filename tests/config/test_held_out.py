@@ -29,6 +29,14 @@ def test_without_a_share_a_recipe_evaluates_nothing(recipe, zero):
     assert _load("--recipe", recipe, "--eval_fraction", zero) == (0.0, None, 0)
 
 
+def test_no_file_is_no_file():
+    fraction, file, steps = _load("--recipe", "lora", "--eval_data_file", "none")
+    assert (fraction, file) == (0.01, None)
+    assert steps
+    assert _load("--recipe", "tiny", "--eval_data_file", "none") == (0.0, None, 0)
+    assert _load("--recipe", "tiny", "--eval_data_file", "none", "--eval_fraction", "0.2")[0] == 0.2
+
+
 def test_without_a_share_a_recipes_file_is_kept():
     fraction, file, steps = _load("--recipe", "tiny", "--eval_fraction", "0")
     assert (fraction, steps) == (0.0, 50)
