@@ -201,8 +201,8 @@ def run_check(arguments: Arguments) -> int:
                     say(_as_json(finding))
 
         if arguments.json:
-            found = report_unread(unread, build_policies(policy))
-            sys.stdout.writelines(f"{_as_json(finding)}\n" for finding in found)
+            for finding in report_unread(unread, build_policies(policy)):
+                say(_as_json(finding))
         report = lint_sources(
             sources,
             _settings(arguments, policy),

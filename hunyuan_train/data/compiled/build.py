@@ -162,7 +162,7 @@ def _suggest_policy(log: FindingLog, policy: Mapping[str, str]) -> str:
     if not accepted:
         return ""
     value = ",".join(f"{kind}={action}" for kind, action in {**policy, **accepted}.items())
-    what = "leave such records out" if "drop" in accepted.values() else "go on without"
+    what = "leave such records out" if "drop" in accepted.values() else "accept them"
     return f", or {what} with --data_policy {value}"
 
 

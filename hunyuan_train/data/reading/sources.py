@@ -257,7 +257,9 @@ def _judge_entry(path: Path) -> Problem | None:
     what = _name_content(path)
     if not what and path.suffix.lower() not in _UNFINISHED:
         return Problem("passed_over", name, "its name has no ending that is read", "not read")
-    reason = f"a file that is {what or 'unfinished'} by an ending that is not read"
+    reason = "a file that its program has not finished, by its ending"
+    if what:
+        reason = f"it is {what}, and its ending is not one that is read"
     fix = "give it an ending that is read, such as .jsonl, or take it out of the folder"
     return Problem("unread_entry", name, reason, fix)
 
