@@ -63,6 +63,7 @@ class DataSummary:
     num_dropped: dict[str, int]  # records and samples left out, by the kind of finding
     num_fixed: dict[str, int]  # repairs, by the kind of finding
     num_findings: dict[str, int]  # everything found, by kind
+    noted_fields: dict[str, dict[str, int]]  # how often each field was only noted, by kind
     growth: float  # tokens of all samples by those of one sample per dialogue
 
 

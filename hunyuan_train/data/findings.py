@@ -4,6 +4,7 @@ Every finding names its place, the field, the reason and the fix. A *kind* group
 deserve the same treatment; `POLICIES` is the one table of kinds, defaults and allowed choices.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ POLICIES: dict[str, Policy] = {
     "form": Policy("error", _REFUSE, "no known form of record"),
     "converted": Policy("note", _ACCEPT, "a record in another form than messages"),
     "unused_field": Policy("note", _ACCEPT, "a field that training does not read"),
+    "unread_text": Policy("error", _ACCEPT, "a field with text that training does not read"),
     "role": Policy("fix", _REPAIR, "a role in capitals, or one that is not known"),
     "order": Policy("error", _REFUSE, "messages in an order that the model never sees"),
     "system": Policy("error", _REPAIR, "several system messages, or one that is not the first"),
@@ -70,8 +72,13 @@ POLICIES: dict[str, Policy] = {
     "tools": Policy("error", _REFUSE, "a tool list, call or result that does not hold together"),
     "filled_nulls": Policy("fix", _REPAIR, "nulls that a table fills into calls and tools"),
     "tool_results": Policy("note", _ACCEPT, "more or fewer tool results than calls"),
+    "result_order": Policy("fix", _REPAIR, "tool results in another order than their calls"),
+    "call_field": Policy("error", _ACCEPT, "a key of a call that is not read"),
+    "missing_argument": Policy("error", _ACCEPT, "a call without a required argument"),
+    "odd_argument": Policy("note", _ACCEPT, "an argument that does not fit its schema"),
     "now": Policy("error", _REFUSE, "a time that cannot be read"),
-    "weight": Policy("error", _REFUSE, "train or weight with a value that means nothing"),
+    "weight": Policy("error", _REFUSE, "a loss field with a value that cannot be read"),
+    "prompt_loss": Policy("error", _ACCEPT, "loss asked for on a message that is no answer"),
     "special_tokens": Policy("note", _ACCEPT, "control tokens typed as text; encoded as text"),
     "normalised": Policy("fix", _REPAIR, "text that is not NFC"),
     # the set
@@ -158,6 +165,11 @@ def parse_policies(text: str) -> dict[str, str]:
     return choices
 
 
+_INDEX = re.compile(r"\[\d+\]")
+_WHOLE = ("", "messages", "messages[]")  # places that are no field of their own
+_MAX_FIELDS = 1000  # distinct names that are counted: keys of data can be without end
+
+
 @dataclass(slots=True)
 class FindingLog:
     """Findings counted, and the first of each kind kept: memory does not grow with the file."""
@@ -165,14 +177,23 @@ class FindingLog:
     max_examples: int = 20  # of each kind and action
     counts: Counter[tuple[str, Action]] = field(default_factory=Counter)
     examples: list[Finding] = field(default_factory=list)
+    # How often each field was named, by kind and action: `messages[].loss`, whichever message.
+    fields: dict[tuple[str, Action], Counter[str]] = field(default_factory=dict)
 
     def add(self, findings: Iterable[Finding]) -> None:
         """Count findings and keep the first ones."""
         for finding in findings:
             key = (finding.kind, finding.action)
             self.counts[key] += 1
+            self._count_fields(key, finding.field)
             if self.counts[key] <= self.max_examples:
                 self.examples.append(finding)
+
+    def _count_fields(self, key: tuple[str, Action], place: str) -> None:
+        counts = self.fields.setdefault(key, Counter())
+        for name in _INDEX.sub("[]", place).removeprefix("[].").split(", "):
+            if name not in _WHOLE and (name in counts or len(counts) < _MAX_FIELDS):
+                counts[name] += 1
 
     def count(self, action: Action) -> int:
         """Findings that were treated in this way."""
@@ -185,3 +206,19 @@ class FindingLog:
             if action in (None, done):
                 totals[kind] += number
         return dict(totals)
+
+    def noted_fields(self) -> dict[str, dict[str, int]]:
+        """How often each field was only noted, by kind."""
+        return {
+            kind: dict(counts)
+            for (kind, action), counts in self.fields.items()
+            if action == "note" and counts
+        }
+
+
+def list_fields(counts: Mapping[str, int], *, max_fields: int = 8) -> str:
+    """Fields with how often they were found, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {number:,}" for name, number in ordered[:max_fields])
+    num_more = len(ordered) - max_fields
+    return f"{shown} and {num_more:,} more" if num_more > 0 else shown

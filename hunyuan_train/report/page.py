@@ -245,7 +245,7 @@ def _share(are_right: Sequence[bool]) -> str:
 
 
 def write_data(runs: Sequence[RunRecord]) -> str:
-    """Samples and tokens by source, and what the data is."""
+    """Samples and tokens by source, what was found in the data, and what it is."""
     rows: dict[str, list[str]] = {}
     for index, run in enumerate(runs):
         seen: dict[str, Any] = run.metrics[-1]
@@ -254,8 +254,10 @@ def write_data(runs: Sequence[RunRecord]) -> str:
                 if name.startswith(prefix) and value is not None:
                     label = f"{prefix.split('_')[0]} of {name.removeprefix(prefix)}"
                     rows.setdefault(label, [NONE] * len(runs))[index] = f"{value:,}"
-        data = run.starts[-1].get("data", {}) if run.starts else {}
-        if data:
+        start = run.starts[-1] if run.starts else {}
+        if found := start.get("found"):
+            rows.setdefault("found", [NONE] * len(runs))[index] = found
+        if data := start.get("data"):
             rows.setdefault("fingerprint", [NONE] * len(runs))[index] = str(data["samples"])[:16]
     return _table(rows, runs)
 

@@ -182,6 +182,7 @@ def _summarise(fingerprint: str, counts: Counter[str], log: FindingLog) -> DataS
         num_dropped=log.by_kind("drop"),
         num_fixed=log.by_kind("fix"),
         num_findings=log.by_kind(),
+        noted_fields=log.noted_fields(),
         growth=counts["tokens_laid_out"] / max(counts["tokens_once"], 1),
     )
 

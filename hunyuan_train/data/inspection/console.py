@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hunyuan_train.data.findings import POLICIES, Finding, FindingLog
+from hunyuan_train.data.findings import POLICIES, Finding, FindingLog, list_fields
 from hunyuan_train.data.inspection.stats import DataStats, TokenStats
 
 _ACTION_STYLES = {"error": "bold red", "drop": "yellow", "fix": "green", "note": "dim"}
@@ -24,7 +24,10 @@ def print_findings(console: Console, log: FindingLog) -> None:
     table = Table("kind", "", "times", "what it is", box=None, pad_edge=False)
     for (kind, action), number in sorted(log.counts.items(), key=_by_severity):
         word = Text(_ACTION_WORDS[action], _ACTION_STYLES[action])
-        table.add_row(kind, word, f"{number:,}", POLICIES[kind].meaning)
+        meaning = POLICIES[kind].meaning
+        if fields := list_fields(log.fields[kind, action]):
+            meaning = f"{meaning}: {fields}"
+        table.add_row(kind, word, f"{number:,}", Text(meaning))
     console.print(table)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hunyuan_train.data.dataset import Dataset, DataSummary
+from hunyuan_train.data.findings import list_fields
 from hunyuan_train.data.inspection.show import write_sample
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
@@ -48,13 +49,20 @@ def describe_findings(summary: DataSummary) -> str:
         f"{num_typed:,} record(s) with typed special tokens, which stay text" if num_typed else "",
         _list_kinds("fixed", summary.num_fixed),
         _list_kinds("left out", summary.num_dropped),
-        _list_kinds("noted", noted),
+        _list_kinds("noted", noted, summary.noted_fields),
     ]
     return "; ".join(part for part in parts if part)
 
 
-def _list_kinds(word: str, counts: Mapping[str, int]) -> str:
-    listed = ", ".join(f"{kind} {count:,}" for kind, count in counts.items() if count)
+def _list_kinds(
+    word: str, counts: Mapping[str, int], fields: Mapping[str, Mapping[str, int]] | None = None
+) -> str:
+    named = {kind: list_fields(names) for kind, names in (fields or {}).items()}
+    listed = ", ".join(
+        f"{kind} {count:,} ({named[kind]})" if named.get(kind) else f"{kind} {count:,}"
+        for kind, count in counts.items()
+        if count
+    )
     return f"{word}: {listed}" if listed else ""
 
 

@@ -1,34 +1,40 @@
 """One message of a record: role, content, thoughts, tool calls, loss fields."""
 
-import re
 from typing import Any
 from unicodedata import is_normalized
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.reading.decode import parse_json
+from hunyuan_train.data.records.calls import (
+    BLANK_RUN,
+    CALL_FIELDS,
+    MAX_BLANK_RUN,
+    find_calls,
+    has_blank_run,
+    read_calls,
+)
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, name_type
-from hunyuan_train.families.grammar.dialogue import ROLES, Message, ToolCall, dump_json
+from hunyuan_train.data.records.loss import LOSS_FIELDS, read_answer_loss, refuse_prompt_loss
+from hunyuan_train.data.records.tools import RESULT_ID_FIELDS, TOOL_FIELDS
+from hunyuan_train.data.records.turns import NOTHING, SPEAKERS
+from hunyuan_train.data.records.unread import note_unused, report_unread
+from hunyuan_train.families.grammar.dialogue import ROLES, Message, dump_json
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import to_nfc
 
-# tiktoken's regex gives up at a run of about a million; no honest text comes near this.
-MAX_BLANK_RUN = 200_000
-
-_BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
-_NOTHING: tuple[object, ...] = (None, "", [])  # how a table fills a field that a message lacks
 _UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in a record that is refused: not empty as well
 _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
-_RENAMED_ROLES = {"developer": "system", "function": "tool"}
-_ROLE_HINTS = dict.fromkeys(("gpt", "bot", "model", "ai", "chatgpt"), "assistant") | {
-    "human": "user",
-    "observation": "tool",
+# Roles that are read; the other names of SPEAKERS are asked for, as a hint.
+_RENAMED_ROLES = {
+    name: role for name, role in SPEAKERS.items() if role == "tool" or name in (*ROLES, "developer")
 }
-_KEPT_FIELDS = {"name", "tool_call_id", "id"}  # of the OpenAI form; the template writes none
-_FIELDS = {"role", "content", *_KEPT_FIELDS}
-_CALL_FIELDS = {"type", "function", "name", "arguments"}
-_ANSWER_FIELDS = {*_FIELDS, "tool_calls", "function_call", "train", "weight", *THOUGHT_FIELDS}
-# Beyond these float32 loses the loss of this message, or of all others.
-MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
+_KEPT_FIELDS = {"name", "id", *RESULT_ID_FIELDS}  # the template writes none of them
+_FIELDS = {"role", "content", "id"}
+_FIELDS_OF = {
+    "system": {*_FIELDS, *TOOL_FIELDS},
+    "user": _FIELDS,
+    "assistant": {*_FIELDS, *CALL_FIELDS, *LOSS_FIELDS, *THOUGHT_FIELDS},
+    "tool": {*_FIELDS, "name", *RESULT_ID_FIELDS},
+}
 
 
 def read_message(
@@ -68,7 +74,7 @@ def _fix_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
     if known in ROLES:
         problems.append(Problem("role", field, f"role {role!r}", f"read as {known}", True))
         return known
-    hint = _ROLE_HINTS.get(plain)
+    hint = SPEAKERS.get(plain)
     fix = f"did you mean {hint}?" if hint else f"give one of {', '.join(ROLES)}"
     problems.append(Problem("role", field, f"unknown role {role!r}", fix))
     return hint or "user"
@@ -117,22 +123,25 @@ def _read_other_fields(
     as_written: bool,
     problems: list[Problem],
 ) -> None:
-    read = _ANSWER_FIELDS if message.role == "assistant" else _FIELDS
-    unused = [key for key, value in raw.items() if key not in read and value not in _NOTHING]
-    if unused:
-        fields = ", ".join(f"{place}.{key}" for key in unused)
-        problems.append(Problem("unused_field", fields, "not read by training", "remove it"))
-    message.extra = {key: raw[key] for key in raw if key in unused or key in _KEPT_FIELDS}
+    read = _FIELDS_OF[message.role]
+    unread = {key: raw[key] for key in raw if key not in read and raw[key] not in NOTHING}
+    message.extra = {key: raw[key] for key in raw if key in unread or key in _KEPT_FIELDS}
+    if as_written:
+        note_unused(unread, f"{place}.", problems)
+    elif unread:
+        if message.role != "assistant":
+            unread = refuse_prompt_loss(unread, place, problems)
+        report_unread(unread, f"{place}.", read - _KEPT_FIELDS, [raw], problems)
     if message.role != "assistant":
         return
-    _read_loss_fields(raw, message, place, problems)
+    read_answer_loss(raw, message, place, problems)
     message.thoughts = _read_thoughts(raw, place, problems)
-    calls = raw.get("tool_calls")
-    if calls is None and raw.get("function_call") is not None:
-        calls = [raw["function_call"]]
+    calls, field = find_calls(raw, place, problems)
+    if as_written:  # an empty list is written too
+        calls, field = raw.get("tool_calls", calls), f"{place}.tool_calls"
     if calls is not None:
-        message.tool_calls = _read_calls(
-            calls, f"{place}.tool_calls", grammar, as_written=as_written, problems=problems
+        message.tool_calls = read_calls(
+            calls, field, grammar, as_written=as_written, problems=problems
         )
 
 
@@ -149,83 +158,6 @@ def _read_thoughts(raw: dict[str, Any], place: str, problems: list[Problem]) -> 
         problems.append(Problem("content_type", f"{place}.{fields[0]}", reason, "fix it"))
         return None
     return thoughts if thoughts.strip() else None
-
-
-def _read_loss_fields(
-    raw: dict[str, Any], message: Message, place: str, problems: list[Problem]
-) -> None:
-    train, weight = raw.get("train", True), raw.get("weight", 1.0)
-    if train is not None and not isinstance(train, bool):
-        reason = f"train is {train!r}"
-        problems.append(Problem("weight", f"{place}.train", reason, "give true or false"))
-        return
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    is_usable = is_number and (weight == 0 or MIN_WEIGHT <= weight <= MAX_WEIGHT)
-    if weight is not None and not is_usable:
-        reason, fix = f"weight is {weight!r}", f"give 0 or {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
-        problems.append(Problem("weight", f"{place}.weight", reason, fix))
-        return
-    message.weight = 1.0 if weight is None else float(weight)
-    message.is_trained = train is not False and message.weight > 0
-
-
-def _read_calls(
-    calls: object, field: str, grammar: Grammar, *, as_written: bool, problems: list[Problem]
-) -> list[ToolCall] | None:
-    if isinstance(calls, str):
-        calls = parse_json(calls)
-    if isinstance(calls, dict):
-        calls = [calls]
-    if not isinstance(calls, list):
-        problems.append(Problem("tools", field, "tool calls must be a list", "fix it"))
-        return None
-    read = [
-        _read_call(call, f"{field}[{index}]", grammar, as_written=as_written, problems=problems)
-        for index, call in enumerate(calls)
-    ]
-    return (read or None) if not as_written else read
-
-
-def _read_call(
-    call: object, field: str, grammar: Grammar, *, as_written: bool, problems: list[Problem]
-) -> ToolCall:
-    call = call if isinstance(call, dict) else {}
-    function = call.get("function", call)
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(name, str) or not name:
-        problems.append(Problem("tools", field, "a call without a function name", "give one"))
-        return ToolCall("", "{}")
-    if has_blank_run(name):
-        problems.append(Problem("size", f"{field}.name", "too many blanks", "shorten it"))
-        return ToolCall("", "{}")
-    if not as_written and dump_json(name) != f'"{name}"':
-        reason = f"the function name {name!r} breaks the JSON of the call"
-        problems.append(Problem("tools", field, reason, "leave quotes and backslashes out"))
-    field = f"{field}.arguments"
-    arguments = function.get("arguments", {})
-    if as_written:
-        written = arguments if isinstance(arguments, str) else dump_json(arguments)
-    else:
-        written = dump_json(_parse_arguments(arguments, field, problems))
-    if not as_written and (cut := grammar.tools.find_cut(written)):
-        reason = f"a server would cut this call: {cut}"
-        problems.append(Problem("tools", field, reason, "reword them"))
-    if has_blank_run(written):
-        problems.append(Problem("size", field, "too many blanks", "shorten them"))
-    kept = ((key, value) for key, value in call.items() if key not in _CALL_FIELDS)
-    return ToolCall(name, written, tuple(kept))
-
-
-def _parse_arguments(arguments: object, field: str, problems: list[Problem]) -> dict[str, Any]:
-    if arguments is None:  # how a table fills those of a function that takes none
-        return {}
-    if isinstance(arguments, str):  # the OpenAI form; a client parses it before the template
-        arguments = parse_json(arguments) if arguments.strip() else {}
-    if isinstance(arguments, dict):
-        return arguments
-    reason = "arguments that are not a JSON object"
-    problems.append(Problem("tools", field, reason, "fix the JSON"))
-    return {}
 
 
 def _take_tags_out(message: Message, place: str, grammar: Grammar, problems: list[Problem]) -> None:
@@ -251,7 +183,7 @@ def take_calls_out(message: Message, place: str, grammar: Grammar, problems: lis
         return
     if split := grammar.tools.split_calls(message.content):
         message.content, calls = split
-        message.tool_calls = _read_calls(calls, place, grammar, as_written=False, problems=problems)
+        message.tool_calls = read_calls(calls, place, grammar, as_written=False, problems=problems)
 
 
 def _check_text(text: str, place: str, grammar: Grammar, problems: list[Problem]) -> str:
@@ -265,7 +197,7 @@ def _check_text(text: str, place: str, grammar: Grammar, problems: list[Problem]
     if has_blank_run(text):
         reason = f"a run of more than {MAX_BLANK_RUN:,} blanks, which the tokenizer cannot split"
         problems.append(Problem("size", place, reason, "shortened to one blank", True))
-        return _BLANK_RUN.sub(lambda run: run[0][0], text)
+        return BLANK_RUN.sub(lambda run: run[0][0], text)
     return text
 
 
@@ -273,8 +205,3 @@ def _report_once(kind: str, place: str, reason: str, fix: str, problems: list[Pr
     """For what counts by the record, however many of its texts it is in."""
     if all(problem.kind != kind for problem in problems):
         problems.append(Problem(kind, place, reason, fix, True))
-
-
-def has_blank_run(text: str) -> bool:
-    """Whether tiktoken's regex would give up on a text."""
-    return len(text) >= MAX_BLANK_RUN and bool(_BLANK_RUN.search(text))

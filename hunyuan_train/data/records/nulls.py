@@ -7,10 +7,10 @@ argument, or none that may be null; in a file of lines and in a table alike.
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.records.turns import ARGUMENT_FIELDS
 
 Json = Any
 
-_ARGUMENTS = ("arguments", "parameters", "input")
 _SCHEMAS = ("parameters", "input_schema")
 _MAY_BE_NULL = ("default", "const", "example")  # of a JSON schema
 
@@ -83,7 +83,7 @@ def _clean_call(call: Json, schemas: dict[str, Json], place: str, dropped: list[
     schema = schemas.get(str(call.get("name")))
     return {
         key: _clean_arguments(value, schema, f"{place}.{key}", dropped)
-        if key in _ARGUMENTS
+        if key in ARGUMENT_FIELDS
         else value
         for key, value in call.items()
     }
@@ -104,14 +104,14 @@ def _clean_arguments(value: Json, schema: Json, place: str, dropped: list[str]) 
     required = schema.get("required") or ()
     kept = {}
     for key, inner in value.items():
-        if inner is None and key not in required and not _allows_null(fields.get(key)):
+        if inner is None and key not in required and not allows_null(fields.get(key)):
             dropped.append(f"{place}.{key}")
         else:
             kept[key] = _clean_arguments(inner, fields.get(key), f"{place}.{key}", dropped)
     return kept
 
 
-def _allows_null(schema: Json) -> bool:
+def allows_null(schema: Json) -> bool:
     """Whether a field of this schema may be null; a field that is not listed may not."""
     if not isinstance(schema, dict):
         return schema is True
@@ -120,7 +120,7 @@ def _allows_null(schema: Json) -> bool:
         return "null" in (kinds if isinstance(kinds, list) else [kinds])
     choices = [schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)]
     if choices:
-        return any(_allows_null(choice) for choice in choices[0])
+        return any(allows_null(choice) for choice in choices[0])
     if isinstance(schema.get("enum"), list):
         return None in schema["enum"]
     return True  # it says nothing of a type

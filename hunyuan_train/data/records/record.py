@@ -9,16 +9,18 @@ The door of `records`: a decoded record goes in, a `Dialogue` comes out.
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import takewhile
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.reading.decode import parse_json
+from hunyuan_train.data.records.calls import has_blank_run
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.records.hashes import seed_now
-from hunyuan_train.data.records.messages import has_blank_run, read_message, take_calls_out
+from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS, apply_record_loss
+from hunyuan_train.data.records.messages import read_message, take_calls_out
 from hunyuan_train.data.records.modes import settle_modes
 from hunyuan_train.data.records.nulls import drop_filled_nulls
+from hunyuan_train.data.records.tools import check_calls, lift_tools, match_results, read_tools
+from hunyuan_train.data.records.unread import note_unused, report_unread
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT, Dialogue, Message, dump_json
 from hunyuan_train.families.grammar.interface import Grammar
@@ -59,7 +61,7 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     if reading.is_as_written and _states_thinking(record):
         reading = replace(reading, is_as_written=False)
     if not reading.is_as_written:
-        record = drop_filled_nulls(record, problems)
+        record = drop_filled_nulls(lift_tools(record, problems), problems)
     messages = [
         read_message(
             raw,
@@ -106,20 +108,16 @@ def _states_thinking(record: dict[str, Any]) -> bool:
 def _read_fields(
     record: dict[str, Any], dialogue: Dialogue, reading: Reading, problems: list[Problem]
 ) -> None:
-    unused = [key for key in record if key not in _FIELDS and record[key] is not None]
+    unread = {key: record[key] for key in record if key not in _FIELDS and record[key] is not None}
     if reading.is_as_written:
         _read_template_fields(record, dialogue)
-        unused = [key for key in unused if key not in _TEMPLATE_FIELDS]
-    if unused:
-        problems.append(
-            Problem(
-                "unused_field",
-                ", ".join(unused),
-                "not read by training",
-                "remove it, or fix its name",
-            )
-        )
-    dialogue.extra = {key: record[key] for key in record if key in unused or key == "id"}
+        unread = {key: unread[key] for key in unread if key not in _TEMPLATE_FIELDS}
+        note_unused(unread, "", problems)
+    elif unread:
+        apply_record_loss(unread, dialogue.messages, problems)
+        unread = {key: unread[key] for key in unread if key not in RECORD_LOSS_FIELDS}
+        report_unread(unread, "", _FIELDS - {"id"}, record["messages"], problems)
+    dialogue.extra = {key: record[key] for key in record if key in unread or key == "id"}
     dialogue.now = record.get("now") or dialogue.now
     if record.get("mode") is not None:
         if record["mode"] in ("fast", "slow", "auto"):
@@ -142,29 +140,9 @@ def _read_template_fields(record: dict[str, Any], dialogue: Dialogue) -> None:
 def _read_tools(
     tools: object, dialogue: Dialogue, reading: Reading, problems: list[Problem]
 ) -> None:
-    if isinstance(tools, str):
-        tools = parse_json(tools)
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        problems.append(Problem("tools", "tools", "not a list of functions", "give OpenAI's form"))
-        return
-    dialogue.tools = tools if reading.is_as_written else [_wrap_tool(tool) for tool in tools]
+    dialogue.tools = read_tools(tools, as_written=reading.is_as_written, problems=problems)
     if has_blank_run(dump_json(dialogue.tools)):
         problems.append(Problem("size", "tools", "too many blanks", "shorten them"))
-    for index, tool in enumerate(dialogue.tools):
-        if not (_tool_name(tool) or reading.is_as_written):
-            field = f"tools[{index}]"
-            problems.append(Problem("tools", field, "a tool without a function name", "give one"))
-
-
-def _tool_name(tool: dict[str, Any]) -> str:
-    function = tool.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
-    return name if isinstance(name, str) else ""
-
-
-def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """The form in which clients send a function to a server."""
-    return {"type": "function", "function": tool} if "function" not in tool else tool
 
 
 def _check_tool_turns(dialogue: Dialogue, grammar: Grammar, problems: list[Problem]) -> None:
@@ -178,20 +156,11 @@ def _check_tool_turns(dialogue: Dialogue, grammar: Grammar, problems: list[Probl
         if dialogue.tools:
             _read_labelled_text(message, place, grammar, problems)
         if message.role == "assistant":
-            _check_calls(message, dialogue, place, problems)
+            check_calls(message, dialogue, place, problems)
             is_open = bool(message.tool_calls) or grammar.tools.calls_open in message.content
-            _count_results(dialogue.messages, index, problems)
+            match_results(dialogue.messages, index, problems)
         elif message.role != "tool":
             is_open = False
-
-
-def _count_results(messages: list[Message], index: int, problems: list[Problem]) -> None:
-    """Compare the calls of a message with the results behind it; none at all are still to come."""
-    num_calls = len(messages[index].tool_calls or ())
-    results = list(takewhile(lambda message: message.role == "tool", messages[index + 1 :]))
-    if num_calls and results and len(results) != num_calls:
-        field, reason = f"messages[{index + 1}]", f"{len(results)} result(s) of {num_calls} call(s)"
-        problems.append(Problem("tool_results", field, reason, "give one result for each call"))
 
 
 def _read_labelled_text(
@@ -200,21 +169,6 @@ def _read_labelled_text(
     message.content = message.content.removeprefix(grammar.tools.labels.get(message.role, ""))
     if message.role == "assistant":
         take_calls_out(message, place, grammar, problems)
-
-
-def _check_calls(message: Message, dialogue: Dialogue, place: str, problems: list[Problem]) -> None:
-    if not message.tool_calls:
-        return
-    field = f"{place}.tool_calls"
-    if not dialogue.tools:
-        reason = "calls in a record without tools, which the template leaves out"
-        problems.append(Problem("tools", field, reason, "add the list of tools"))
-        return
-    names = [_tool_name(tool) for tool in dialogue.tools]
-    for call in message.tool_calls:
-        if call.name and call.name not in names:
-            reason = f"calls {call.name!r}, which is not among the tools"
-            problems.append(Problem("tools", field, reason, "add it to tools, or fix the name"))
 
 
 def _check_texts(messages: list[Message], reading: Reading, problems: list[Problem]) -> None:

@@ -115,7 +115,8 @@ def test_an_unknown_form_is_named_with_what_was_found(record, reason):
     assert reason in problems[0].reason
 
 
-def test_an_answer_beside_finished_messages_is_only_an_extra_field():
-    record = {**chat("Q", "A"), "think": "r", "answer": "B"}
+def test_an_answer_beside_finished_messages_is_refused_unless_it_says_the_same():
+    record = {**chat("Q", "A"), "answer": "B"}
     assert _turns(record) == TURNS
-    assert "unused_field" in kinds_of(record)
+    assert {"unread_text"} == kinds_of(record)
+    assert {"unused_field"} == kinds_of({**record, "answer": " A"})

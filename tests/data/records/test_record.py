@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hunyuan_train.data.findings import build_policies
-from hunyuan_train.data.records.messages import MAX_BLANK_RUN
+from hunyuan_train.data.records.calls import MAX_BLANK_RUN
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import ToolCall
 from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, USER_LABEL
@@ -300,7 +300,7 @@ def test_blanks_that_the_tokenizer_cannot_split_are_found_in_calls_too(place, is
     elif place == "name":
         function["name"] += blanks
     else:
-        arguments = {"a": blanks}
+        arguments = {"city": blanks}
         function["arguments"] = json.dumps(arguments) if place != "arguments" else arguments
     record = _chat_of(_user("a"), _answer("", tool_calls=[{"function": function}]), tools=tools)
     assert kinds_of(record, is_as_written=is_as_written) == {"size"}

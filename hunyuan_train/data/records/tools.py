@@ -1,0 +1,277 @@
+"""The functions that a dialogue offers, and whether its calls and their results fit them."""
+
+from collections import Counter
+from itertools import takewhile
+from typing import Any
+
+from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.reading.decode import parse_json
+from hunyuan_train.data.records.nulls import allows_null
+from hunyuan_train.data.records.turns import NOTHING
+from hunyuan_train.families.grammar.dialogue import Dialogue, Message, ToolCall
+
+Record = dict[str, Any]
+
+TOOL_FIELDS = ("tools", "functions")  # the second is OpenAI's older name
+RESULT_ID_FIELDS = ("tool_call_id", "tool_use_id", "call_id")
+
+_CALL_ID_FIELDS = ("id", "call_id")
+_SCHEMA_FIELDS = ("input_schema", "inputSchema")  # Anthropic's and MCP's name of `parameters`
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+
+
+def lift_tools(record: Record, problems: list[Problem]) -> Record:
+    """The record with its tools under `tools`, whether they stand there or in a system message."""
+    places = [(field, record[field]) for field in TOOL_FIELDS if record.get(field) not in NOTHING]
+    for index, message in enumerate(record["messages"]):
+        if isinstance(message, dict) and message.get("role") == "system":
+            places += [
+                (f"messages[{index}].{field}", message[field])
+                for field in TOOL_FIELDS
+                if message.get(field) not in NOTHING
+            ]
+    if not places or [field for field, _ in places] == ["tools"]:
+        return record
+    first, tools = places[0]
+    for field, others in places[1:]:
+        if _parse_list(others) != _parse_list(tools):
+            reason = f"tools here and in {first}, which differ"
+            problems.append(Problem("tools", field, reason, "keep one of the lists"))
+    if first != "tools":
+        problems.append(Problem("converted", first, "the functions on offer", "read as tools"))
+    return {**{key: record[key] for key in record if key not in TOOL_FIELDS}, "tools": tools}
+
+
+def read_tools(tools: object, *, as_written: bool, problems: list[Problem]) -> list[Record]:
+    """The tools in the form in which clients send them to a server."""
+    listed = _parse_list(tools)
+    if listed is None:
+        problems.append(Problem("tools", "tools", "not a list of functions", "give OpenAI's form"))
+        return []
+    if as_written:
+        return listed
+    return [_read_tool(tool, f"tools[{index}]", problems) for index, tool in enumerate(listed)]
+
+
+def _parse_list(tools: object) -> list[Record] | None:
+    if isinstance(tools, str):
+        tools = parse_json(tools)
+    if isinstance(tools, dict) and ("name" in tools or "function" in tools):
+        tools = [tools]
+    if not isinstance(tools, list):
+        return None
+    parsed = [parse_json(tool) if isinstance(tool, str) else tool for tool in tools]
+    listed = [tool for tool in parsed if isinstance(tool, dict)]
+    return listed if len(listed) == len(parsed) else None
+
+
+def _read_tool(tool: Record, field: str, problems: list[Problem]) -> Record:
+    if "function" in tool and tool["function"] not in NOTHING:
+        function, wrapped = tool["function"], tool
+    else:
+        is_typed = tool.get("type") == "function"  # as in OpenAI's Responses, beside the name
+        left_out = ("function", "type") if is_typed or "function" in tool else ()
+        function = {key: tool[key] for key in tool if key not in left_out}
+        wrapped = {"type": "function", "function": function}
+    if not find_name(wrapped):
+        problems.append(Problem("tools", field, "a tool without a function name", "give one"))
+        return wrapped
+    for schema_field in _SCHEMA_FIELDS:
+        if schema_field in function and "parameters" not in function:
+            reason = f"{schema_field} of a function"
+            problems.append(
+                Problem("converted", f"{field}.{schema_field}", reason, "read as parameters")
+            )
+            renamed = {schema_field: "parameters"}
+            function = {renamed.get(key, key): function[key] for key in function}
+            wrapped = {**wrapped, "function": function}
+    return wrapped
+
+
+def find_name(tool: Record) -> str:
+    """The name of a tool's function; "" where it has none."""
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def check_calls(message: Message, dialogue: Dialogue, place: str, problems: list[Problem]) -> None:
+    """Calls name listed tools, and their arguments fit the tools' schemas."""
+    if not message.tool_calls:
+        return
+    field = f"{place}.tool_calls"
+    if not dialogue.tools:
+        reason = "calls in a record without tools, which the template leaves out"
+        problems.append(Problem("tools", field, reason, "add the list of tools"))
+        return
+    tools = {find_name(tool): tool for tool in dialogue.tools}
+    for index, call in enumerate(message.tool_calls):
+        if call.name and call.name not in tools:
+            reason = f"calls {call.name!r}, which is not among the tools"
+            problems.append(Problem("tools", field, reason, "add it to tools, or fix the name"))
+        elif call.name and call.arguments:
+            schema = tools[call.name]["function"].get("parameters")
+            if isinstance(schema, dict):
+                _check_arguments(call, schema, f"{field}[{index}].arguments", problems)
+
+
+def _check_arguments(call: ToolCall, schema: Record, field: str, problems: list[Problem]) -> None:
+    arguments = parse_json(call.arguments) or {}
+    properties = schema.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
+    required = schema.get("required")
+    needed = [str(name) for name in required] if isinstance(required, list) else []
+    needed += [name for name, one in properties.items() if _is_marked_required(one)]
+    for name in dict.fromkeys(needed):
+        is_null = name in arguments and arguments[name] is None
+        if name not in arguments or (is_null and not allows_null(properties.get(name))):
+            reason = f"calls {call.name!r} without its required argument {name!r}"
+            fix = "add it, or take it out of the schema's `required`"
+            problems.append(Problem("missing_argument", f"{field}.{name}", reason, fix))
+    for name, value in arguments.items():
+        if properties and name not in properties and not schema.get("additionalProperties"):
+            reason = f"an argument that the schema of {call.name!r} does not list"
+            problems.append(Problem("odd_argument", f"{field}.{name}", reason, "check its name"))
+        elif value is not None and not _fits(value, properties.get(name)):
+            reason = f"an argument of another type than the schema of {call.name!r} says"
+            problems.append(Problem("odd_argument", f"{field}.{name}", reason, "check its value"))
+
+
+def _is_marked_required(schema: object) -> bool:
+    return isinstance(schema, dict) and schema.get("required") is True
+
+
+def _fits(value: object, schema: object) -> bool:
+    """Whether a value is of the type and among the choices that its schema names."""
+    if not isinstance(schema, dict):
+        return True
+    choices = schema.get("enum")
+    if isinstance(choices, list) and choices and value not in choices:
+        return False
+    named = schema.get("type")
+    names = named if isinstance(named, list) else [named]
+    types = [_JSON_TYPES.get(str(name)) for name in names]
+    if None in types:  # no type, or one of another vocabulary
+        return True
+    return any(_is_of_type(value, kinds) for kinds in types if kinds)
+
+
+def _is_of_type(value: object, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (
+        int in kinds and isinstance(value, float) and value.is_integer()
+    )
+
+
+def match_results(messages: list[Message], index: int, problems: list[Problem]) -> None:
+    """Put the results behind a message in the order of its calls: the template writes no ids."""
+    calls = messages[index].tool_calls or []
+    results = list(takewhile(lambda message: message.role == "tool", messages[index + 1 :]))
+    if not (calls and results):
+        return
+    if len(results) != len(calls):  # none at all are still to come
+        field, reason = (
+            f"messages[{index + 1}]",
+            f"{len(results)} result(s) of {len(calls)} call(s)",
+        )
+        problems.append(Problem("tool_results", field, reason, "give one result for each call"))
+    found: list[Problem] = []
+    places = _match_ids(calls, results, index + 1, found)
+    if places is None and not found:
+        places = _match_names(calls, results, index + 1, found)
+    problems += found
+    if places is None or found or places == sorted(places):
+        return
+    reason = "results in another order than their calls"
+    problems.append(Problem("result_order", f"messages[{index + 1}]", reason, "reordered", True))
+    in_order = sorted(zip(places, results, strict=True), key=lambda pair: pair[0])
+    messages[index + 1 : index + 1 + len(results)] = [result for _, result in in_order]
+
+
+def _match_ids(
+    calls: list[ToolCall], results: list[Message], start: int, problems: list[Problem]
+) -> list[int] | None:
+    """The call that each result answers, by id; None where no result has one."""
+    answered = [_find_id(result) for result in results]
+    if all(one is None for one in answered):
+        return None
+    ids = {
+        str(dict(call.extra)[field]): number
+        for number, call in enumerate(calls)
+        for field in _CALL_ID_FIELDS
+        if dict(call.extra).get(field) not in NOTHING
+    }
+    known = ", ".join(ids) or "none has an id"
+    places = []
+    for number, one in enumerate(answered):
+        field = f"messages[{start + number}]"
+        place = ids.get(str(one)) if one is not None else None
+        if one is None:
+            reason = "a result without an id beside results with one"
+            problems.append(Problem("tools", field, reason, "give the id of its call"))
+        elif place is None:
+            reason = f"answers the call {one!r}, which is not among those before it: {known}"
+            problems.append(Problem("tools", f"{field}.tool_call_id", reason, "fix the id"))
+        elif place in places:
+            reason = f"answers the call {one!r}, which has its result"
+            problems.append(Problem("tools", f"{field}.tool_call_id", reason, "fix the id"))
+        else:
+            places.append(place)
+            name = _find_result_name(results[number])
+            if name not in (None, calls[place].name):
+                reason = f"is named {name!r} and answers a call of {calls[place].name!r}"
+                problems.append(Problem("tools", f"{field}.name", reason, "fix name or id"))
+    repeated = [one for one, times in Counter(map(_first_id, calls)).items() if one and times > 1]
+    if repeated:
+        reason = f"two calls with the id {repeated[0]!r}"
+        problems.append(Problem("tools", f"messages[{start - 1}].tool_calls", reason, "fix the id"))
+    return places
+
+
+def _match_names(
+    calls: list[ToolCall], results: list[Message], start: int, problems: list[Problem]
+) -> list[int] | None:
+    """The call that each result answers, by the function's name; None where one lacks a name."""
+    free: dict[str, list[int]] = {}
+    for number, call in enumerate(calls):
+        free.setdefault(call.name, []).append(number)
+    names = [_find_result_name(result) for result in results]
+    for number, name in enumerate(names):
+        if name is not None and name not in free:
+            reason = f"is named {name!r}, and no call before it is: {', '.join(free)}"
+            field = f"messages[{start + number}].name"
+            problems.append(Problem("tools", field, reason, "fix the name"))
+    if problems or any(name is None for name in names):
+        return None
+    places = []
+    for number, name in enumerate(names):
+        if not free[str(name)]:
+            reason = f"more results of {name!r} than calls"
+            problems.append(Problem("tools", f"messages[{start + number}].name", reason, "fix it"))
+            return None
+        places.append(free[str(name)].pop(0))
+    return places
+
+
+def _find_id(result: Message) -> object:
+    fields = result.extra or {}
+    return next((fields[key] for key in RESULT_ID_FIELDS if fields.get(key) not in NOTHING), None)
+
+
+def _find_result_name(result: Message) -> object:
+    name = (result.extra or {}).get("name")
+    return None if name in NOTHING else name
+
+
+def _first_id(call: ToolCall) -> str:
+    fields = dict(call.extra)
+    return next((str(fields[key]) for key in _CALL_ID_FIELDS if fields.get(key) not in NOTHING), "")
