@@ -86,6 +86,8 @@ def make_run(folder: Path, *, rate: float = 1e-5) -> Path:
         [answer(0, "<script>alert(1)</script>", is_exact=False), answer(9, "A", is_exact=True)],
     )
     start = {"step": 0, "time": "now", "num_processes": 8, "device": "CPU", "versions": {"t": "1"}}
+    found = "noted: unused_field 2 (<script>alert(2)</script> 2)"
+    start |= {"found": found, "data": {"samples": "0123456789abcdef0"}}
     write_lines(folder / "starts.jsonl", [{**start, "git": None, "plan": PLAN}])
     (folder / "config.yaml").write_text(yaml.safe_dump({"train": {"learning_rate": rate}}))
     (folder / "log" / "rank0.txt").write_text(
@@ -127,6 +129,7 @@ def test_a_report_shows_numbers_against_the_plan_and_what_went_wrong(tmp_path: P
     assert (balance.open, balance.problems) == ([], [])
     assert "61.00 GiB of 64.00 planned (-5%)" in page
     assert "1,505 of 2,000 planned (-25%)" in page  # the median of 1,010 to 2,000 tokens a second
+    assert "noted: unused_field 2 (&lt;script&gt;alert(2)&lt;/script&gt; 2)" in page
     assert "the disk is nearly full (3 times)" in page
     assert "all is well" not in page
     assert "deprecated" not in page

@@ -48,7 +48,7 @@ def read_calls(
     listed = list_calls(calls)
     if not all(isinstance(call, dict) for call in listed):
         problems.append(Problem("tools", field, "calls that are not JSON objects", _EXPECTED))
-        return None
+        return [ToolCall("", "{}")]
     read = [
         _read_call(call, f"{field}[{index}]", grammar, as_written=as_written, problems=problems)
         for index, call in enumerate(listed)

@@ -51,11 +51,13 @@ _CALL_KEYS = ("id", "call_id", "type", "name", "function")
 # What a call may name its arguments.
 ARGUMENT_FIELDS = ("arguments", "parameters", "input", "args", "kwargs", "tool_input")
 _JOINED_KEYS = ("role", "content", "tool_calls")
-_BLOCK_KEYS = {  # of the blocks that are taken apart; a block with other keys stays and is refused
-    "tool_use": {"type", "id", "name", "input", "cache_control"},
-    "tool_result": {"type", "tool_use_id", "content", "cache_control", "is_error"},
-    "thinking": {"type", "thinking", "signature", "cache_control"},
+_BLOCK_KEYS = {
+    "tool_use": {"id", "name", "input"},
+    "tool_result": {"tool_use_id", "content"},
+    "thinking": {"thinking", "signature"},
 }
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_IDLE_KEYS = {"type", "cache_control"}  # of a part, and nothing to learn from
 
 
 def read_turns(turns: list[Any], field: str, problems: list[Problem]) -> list[Any]:
@@ -77,7 +79,7 @@ def are_sharegpt(turns: list[Any]) -> bool:
 
 
 def _is_plain(turn: object) -> bool:
-    if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+    if not isinstance(turn, dict) or turn.get("role") not in ROLES or "from" in turn:
         return False
     return type(turn.get("content")) is str and turn["content"] != ""
 
@@ -102,6 +104,8 @@ def _read_turn(turn: object, place: str, problems: list[Problem]) -> list[Any]:
     else:
         message = {"role": SPEAKERS.get(speaker, written), **_take_text(rest)}
     blocks = message.get("content")
+    if isinstance(blocks, list):
+        _name_unread_keys(blocks, f"{place}.content", problems)
     if isinstance(blocks, list) and any(_is_block(block) for block in blocks):
         reason = "blocks as Anthropic writes them"
         problems.append(Problem("converted", f"{place}.content", reason, "read as messages"))
@@ -185,9 +189,27 @@ def _split_pair(turn: Record) -> list[Any]:
 
 
 def _is_block(block: object) -> bool:
-    """Whether a part of a content is a block that is taken apart; one with other keys is not."""
-    kind = block.get("type") if isinstance(block, dict) else None
-    return kind in _BLOCK_KEYS and not (block.keys() - _BLOCK_KEYS[kind])  # type: ignore
+    return isinstance(block, dict) and str(block.get("type")) in _BLOCK_KEYS
+
+
+def _name_unread_keys(parts: list[Any], place: str, problems: list[Problem]) -> None:
+    """Refuse what a part of a content says beside its text, its call or its result."""
+    for index, part in enumerate(parts):
+        if not isinstance(part, dict):
+            continue
+        kind = part.get("type")
+        known = {"text"} if kind in (None, *_TEXT_PARTS) else _BLOCK_KEYS.get(str(kind))
+        if known is None:  # a medium, which is refused where the text is read
+            if isinstance(part.get("text"), str):
+                reason = f"a part of type {kind!r}"
+                fix = "give parts of type text"
+                problems.append(Problem("content_type", f"{place}[{index}].type", reason, fix))
+            continue
+        for key in part.keys() - known - _IDLE_KEYS:
+            if part[key] not in NOTHING and part[key] is not False:
+                fix = "move it into the text or remove it, or choose unread_text=note"
+                reason = "not read of a part of the content"
+                problems.append(Problem("unread_text", f"{place}[{index}].{key}", reason, fix))
 
 
 def _take_blocks_apart(
@@ -195,6 +217,9 @@ def _take_blocks_apart(
 ) -> list[Record]:
     of_kind: dict[str, list[Any]] = {kind: [] for kind in _BLOCK_KEYS}
     texts = []
+    for result in (block for block in blocks if isinstance(block, dict)):
+        if isinstance(result.get("content"), list):
+            _name_unread_keys(result["content"], f"{place}.content", problems)
     for block in blocks:
         if _is_block(block):
             of_kind[block["type"]].append(block)
@@ -209,13 +234,12 @@ def _take_blocks_apart(
     if thoughts:
         own["reasoning_content"] = thoughts[0] if len(thoughts) == 1 else thoughts
     if of_kind["tool_use"]:
-        own["tool_calls"] = [_drop_keys(block, "cache_control") for block in of_kind["tool_use"]]
+        own["tool_calls"] = [
+            {key: block[key] for key in block if key in _BLOCK_KEYS["tool_use"]}
+            for block in of_kind["tool_use"]
+        ]
     results = [
-        {"role": "tool", **_drop_keys(block, "type", "cache_control")}
+        {"role": "tool", **{key: block[key] for key in _BLOCK_KEYS["tool_result"] & block.keys()}}
         for block in of_kind["tool_result"]
     ]
     return results if results and not texts and len(own) == 2 else [*results, own]
-
-
-def _drop_keys(block: Record, *keys: str) -> Record:
-    return {key: value for key, value in block.items() if key not in keys}

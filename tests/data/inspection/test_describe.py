@@ -25,6 +25,17 @@ def test_findings_say_what_became_of_them(prepare, write_records):
     assert describe_counts(summary).startswith("3 samples (1 fast, 1 slow, 1 plain), 3 turns")
 
 
+def test_what_is_only_noted_is_named_by_field_and_count(prepare, write_records):
+    odd = {"mode": "fast", "source": "web", **chat("a", "b", "c", "d")}
+    odd["messages"][1]["score"] = odd["messages"][3]["score"] = 1
+    good = chat("g", "h", mode="fast", system="s")
+    beside = {**chat("i", "j", mode="fast"), "system": "s"}
+    summary = prepare(write_records([odd, good, beside])).summary
+    assert describe_findings(summary) == (
+        "noted: unused_field 3 (messages[].score 2, source 1), converted 1 (system 1)"
+    )
+
+
 @pytest.mark.parametrize(
     ("history", "earlier", "growth"),
     [
