@@ -219,11 +219,6 @@ class FindingLog:
 def list_fields(counts: Mapping[str, int], *, max_fields: int = 8) -> str:
     """Fields with how often they were found, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{_show(name)} {number:,}" for name, number in ordered[:max_fields])
+    shown = ", ".join(f"{name} {number:,}" for name, number in ordered[:max_fields])
     num_more = len(ordered) - max_fields
     return f"{shown} and {num_more:,} more" if num_more > 0 else shown
-
-
-def _show(name: str) -> str:
-    """A key of somebody's data, with nothing in it that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)

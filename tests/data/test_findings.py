@@ -25,7 +25,3 @@ def test_names_without_end_are_counted_in_bounded_memory():
     [counts] = log.noted_fields().values()
     assert len(counts) == 1000
     assert list_fields(counts).endswith("key7 1 and 992 more")
-
-
-def test_a_name_never_reaches_a_terminal_raw():
-    assert list_fields({"a\x1b[31m\n": 2, "键": 1}) == "a\\x1b[31m\\n 2, 键 1"

@@ -254,11 +254,11 @@ def _match_names(
         return None
     places = []
     for number, name in enumerate(names):
-        if not free[str(name)]:
+        if not free[name or ""]:
             reason = f"more results of {name!r} than calls"
             problems.append(Problem("tools", f"messages[{start + number}].name", reason, "fix it"))
             return None
-        places.append(free[str(name)].pop(0))
+        places.append(free[name or ""].pop(0))
     return places
 
 
@@ -267,9 +267,9 @@ def _find_id(result: Message) -> object:
     return next((fields[key] for key in RESULT_ID_FIELDS if fields.get(key) not in NOTHING), None)
 
 
-def _find_result_name(result: Message) -> object:
+def _find_result_name(result: Message) -> str | None:
     name = (result.extra or {}).get("name")
-    return None if name in NOTHING else name
+    return None if name in NOTHING else str(name)
 
 
 def _first_id(call: ToolCall) -> str:

@@ -242,4 +242,5 @@ def _take_blocks_apart(
         {"role": "tool", **{key: block[key] for key in _BLOCK_KEYS["tool_result"] & block.keys()}}
         for block in of_kind["tool_result"]
     ]
-    return results if results and not texts and len(own) == 2 else [*results, own]
+    is_all_results = results and own == {"role": "user", "content": ""}
+    return results if is_all_results else [*results, own]
