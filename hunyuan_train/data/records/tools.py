@@ -7,7 +7,7 @@ from typing import Any
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
 from hunyuan_train.data.records.nulls import allows_null
-from hunyuan_train.data.records.turns import NOTHING
+from hunyuan_train.data.records.turns import ARGUMENT_FIELDS, NOTHING, list_calls
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message, ToolCall
 
 Record = dict[str, Any]
@@ -84,16 +84,24 @@ def _read_tool(tool: Record, field: str, problems: list[Problem]) -> Record:
     if not find_name(wrapped):
         problems.append(Problem("tools", field, "a tool without a function name", "give one"))
         return wrapped
-    for schema_field in _SCHEMA_FIELDS:
-        if schema_field in function and "parameters" not in function:
-            reason = f"{schema_field} of a function"
-            problems.append(
-                Problem("converted", f"{field}.{schema_field}", reason, "read as parameters")
-            )
-            renamed = {schema_field: "parameters"}
-            function = {renamed.get(key, key): function[key] for key in function}
-            wrapped = {**wrapped, "function": function}
-    return wrapped
+    return {**wrapped, "function": _name_schema(function, field, problems)}
+
+
+def _name_schema(function: Record, field: str, problems: list[Problem]) -> Record:
+    """The function with its schema as an object under `parameters`."""
+    schema_field = next((one for one in _SCHEMA_FIELDS if function.get(one) not in NOTHING), None)
+    if schema_field and function.get("parameters") in NOTHING:
+        reason, fix = f"{schema_field} of a function", "read as parameters"
+        problems.append(Problem("converted", f"{field}.{schema_field}", reason, fix))
+        renamed = {schema_field: "parameters"}
+        left = (key for key in function if key != "parameters")
+        function = {renamed.get(key, key): function[key] for key in left}
+    schema = function.get("parameters")
+    if isinstance(schema, str) and isinstance(parsed := parse_json(schema), dict):
+        reason, fix = "a schema written as text", "read as the object that it is"
+        problems.append(Problem("converted", f"{field}.parameters", reason, fix))
+        function = {**function, "parameters": parsed}
+    return function
 
 
 def find_name(tool: Record) -> str:
@@ -106,6 +114,7 @@ def find_name(tool: Record) -> str:
 def check_calls(message: Message, dialogue: Dialogue, place: str, problems: list[Problem]) -> None:
     """Calls name listed tools, and their arguments fit the tools' schemas."""
     if not message.tool_calls:
+        _refuse_bare_call(message.content, dialogue.tools, f"{place}.content", problems)
         return
     field = f"{place}.tool_calls"
     if not dialogue.tools:
@@ -121,6 +130,22 @@ def check_calls(message: Message, dialogue: Dialogue, place: str, problems: list
             schema = tools[call.name]["function"].get("parameters")
             if isinstance(schema, dict):
                 _check_arguments(call, schema, f"{field}[{index}].arguments", problems)
+
+
+def _refuse_bare_call(text: str, tools: list[Record], field: str, problems: list[Problem]) -> None:
+    """An answer that is nothing but the JSON of a call would be taught as an answer."""
+    if not (tools and text.lstrip().startswith(("{", "["))):
+        return
+    calls = list_calls(text)
+    names = {find_name(tool) for tool in tools}
+    if calls and all(isinstance(call, dict) and _names_one(call, names) for call in calls):
+        reason = "a call of a tool, written as the text of an answer"
+        problems.append(Problem("tools", field, reason, "give it as tool_calls"))
+
+
+def _names_one(call: Record, names: set[str]) -> bool:
+    has_arguments = bool(call.keys() & {"function", *ARGUMENT_FIELDS})
+    return has_arguments and (call.get("name") in names or find_name(call) in names)
 
 
 def _check_arguments(call: ToolCall, schema: Record, field: str, problems: list[Problem]) -> None:

@@ -16,13 +16,17 @@ from hunyuan_train.data.records.turns import NOTHING
 Record = dict[str, Any]
 
 # By their letters alone: case, blanks, hyphens and underscores do not count.
-_MEDIA_NAME = re.compile("(image|audio|video|file|attachment)s?|media|(image|audio|video)urls?")
+_MEDIA_NAME = re.compile(
+    "(input)?(image|picture|audio|video|file|attachment)s?(url|path|file|name|data|bytes)?s?"
+    "|media|pixelvalues|objects"
+)
 _TEXT_NAME = re.compile(
     "messages?|conversations?|dialog(ue)?s?|turns|history|parts"
-    "|(system|developer)(prompt|message)?|instructions?|inputs?|inputmessages"
-    "|(context|document|passage|article|background|evidence|choice|option)s?"
-    "|(prompt|question|problem)s?|quer(y|ies)"
-    "|(completion|response|answer|output|solution|generation)s?|reply|target|refusal"
+    "|(system|sys|developer)(prompt|message|instruction|content)?s?|instructions?|inputs?"
+    "|inputmessages|(context|document|passage|article|background|evidence|choice|option)s?"
+    "|(prompt|question|problem)s?|quer(y|ies)|target|refusal|groundtruth"
+    "|(final|expected|correct|reference|gold|golden|best|model|assistant|target)?"
+    "(completion|response|answer|output|solution|generation|reply|replies)s?"
     "|(chosen|rejected)(responses?|messages)?|contents?|texts?|value"
     "|reasoning(content|details|steps|text)?|think(ing)?|thoughts?|(complex)?cot|chainofthought"
     "|rationales?|analysis|explanation|arguments|parameters|functions"

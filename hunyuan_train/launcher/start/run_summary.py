@@ -9,7 +9,11 @@ from rich.text import Text
 from hunyuan_train.checkpoint.folder import find_checkpoint
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.inspection.describe import describe_counts, describe_dataset
+from hunyuan_train.data.inspection.describe import (
+    describe_counts,
+    describe_dataset,
+    describe_findings,
+)
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.prepare import PreparedRun
@@ -49,6 +53,8 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
             or f"{config.data.eval_fraction:.0%} of it, one question at least"
         )
         lines["evaluation"] = f"{source}: {describe_counts(prepared.evaluation.summary)}"
+        if found := describe_findings(prepared.evaluation.summary):
+            lines["evaluation"] += f"; {found}"
     lines["length"] = describe_length(prepared)
     lines["schedule"] = describe_schedule(
         config, prepared.length.num_steps, has_evaluation=prepared.evaluation is not None

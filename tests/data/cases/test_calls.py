@@ -29,7 +29,6 @@ OUTCOMES: dict[str, list] = {
     "a02_swift_loss_false": ["u q1 | a- bad reply | u q2 | a good reply"],
     "a05_axolotl_sharegpt_train": ["u q1 | a- bad | u q2 | a good"],
     "a06_openai_weight0": ["u q1 | a- bad | u q2 | a good"],
-    "a21_choices": [{"unread_text", "content_type"}],
     "a22_input_output_list": [{"form"}],
     "a23_capital_fields": [{"form"}],
     "a24_input_reasoning_content": [{"form"}],
@@ -149,6 +148,11 @@ def test_a_given_file_has_its_right_outcome(name):
     assert [_outcome(decode_record(raw, [])) for raw in raws] == OUTCOMES[name]
 
 
+def test_choices_beside_a_question_are_refused():
+    record = decode_record((FOLDER / "a21_choices.jsonl").read_bytes(), [])
+    assert "unread_text" in _outcome(record)
+
+
 # calls
 
 SCHEMA = {"type": "object", "properties": {"c": {"type": "string"}}, "required": ["c"]}
@@ -251,6 +255,7 @@ def test_items_of_openais_responses_are_read():
         ({"name": "w"}, {"missing_argument"}, "arguments.c"),
         ({"name": "w", "arguments": {"c": None}}, {"missing_argument"}, "arguments.c"),
         ({"name": "v", "arguments": X}, {"tools"}, "tool_calls"),
+        ({"id": "1", "call": {"name": "w", "arguments": X}}, {"tools"}, "tool_calls[0]"),
         ("w(c='x')", {"tools"}, "tool_calls"),
         (None, {"tools"}, "tool_calls"),
     ],
@@ -259,6 +264,25 @@ def test_what_a_call_says_beyond_name_and_arguments_is_refused_by_name(call, kin
     problems: list[Problem] = []
     assert _outcome(_with_calls(call), problems) == kinds
     assert any(one.field.endswith(named) for one in problems if one.kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_call"),
+    [
+        ('{"name": "w", "arguments": {"c": "x"}}', True),
+        ('\n[{"name": "w", "parameters": {"c": "x"}}]', True),
+        ('{"function": {"name": "w"}, "arguments": {}}', True),
+        ('{"name": "other", "arguments": {}}', False),
+        ('{"name": "w"}', False),
+        ("[1, 2]", False),
+        ("{not json", False),
+    ],
+)
+def test_a_call_that_is_the_whole_text_of_an_answer_is_refused(text, is_call):
+    outcome = _outcome(_with_message({"role": "assistant", "content": text}))
+    assert (outcome == {"tools"}) == is_call
+    without_tools = _outcome(_with_message({"role": "assistant", "content": text}, tools=[]))
+    assert without_tools == f"u q | a {text}"
 
 
 @pytest.mark.parametrize(
@@ -320,6 +344,8 @@ def test_a_null_stands_for_a_required_argument_where_its_schema_takes_one(schema
         json.dumps(W),
         {"name": "w", "description": "d", "input_schema": SCHEMA},
         {"name": "w", "description": "d", "inputSchema": SCHEMA},
+        {"name": "w", "description": "d", "input_schema": SCHEMA, "parameters": None},
+        {"name": "w", "description": "d", "parameters": json.dumps(SCHEMA)},
     ],
 )
 def test_a_tool_is_offered_in_the_form_that_a_server_gets(tool):
@@ -560,7 +586,7 @@ def test_thoughts_beside_one_answer_are_its_own_and_beside_several_refused(field
         "Attachments", "rejected", "rejected_response", "function_calls", "tool_calls",
         "completion", "instruction", "input", "text", "Complex_CoT", "chain-of-thought",
         "history", "problem", "conversations", "prompt", "answer", "Messages", "Tools", "choices",
-        "target", "refusal",
+        "target", "refusal", "expected_answer", "ground_truth", "sys_prompt", "image_path",
     ],
 )  # fmt: skip
 def test_a_text_beside_the_messages_is_refused_by_name(field):
