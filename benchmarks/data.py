@@ -82,7 +82,8 @@ class Mix:
             return _chat([(query, f"<think>\n\n</think>\n<answer>\n{self._chinese(2)}\n</answer>")])
         mode = self.rng.choice(["fast", "slow", "plain"])
         num_turns = self.rng.choice([1, 1, 1, 1, 2, 2, 3, 4, 5, 8])
-        return _chat([self._turn(mode) for _ in range(num_turns)], has_system=num_turns % 2 == 1)
+        turns = [self._turn(mode) for _ in range(num_turns)]
+        return {"mode": mode, **_chat(turns, has_system=num_turns % 2 == 1)}
 
     def _turn(self, mode: str) -> tuple[str, str]:
         query, answer = self.rng.choice(self.english)[:300], self._text()

@@ -82,8 +82,11 @@ class DataConfig:
         4096, "tokens in the longest sample and in a packed row", low=16, high=2**24
     )
     packing: bool = setting(True, "lay several samples in one row of max_seq_length, kept apart")
-    mode: Literal["auto", "fast", "slow"] = setting(
-        "auto", "thinking mode of records that do not state one; auto reads it off each record"
+    mode: Literal["auto", "fast", "slow", "plain"] = setting(
+        "auto",
+        "thinking mode of records that do not state one. auto: read off thoughts and tags; a "
+        "record without any is refused. fast: answered without thinking; slow: with thoughts; "
+        "plain: without tags",
     )
     history: Literal["strip", "keep"] = setting(
         "strip",

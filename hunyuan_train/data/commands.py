@@ -1,4 +1,4 @@
-"""`hunyuan-train data ...`: check, convert, show, stats and encode.
+"""`hunyuan-train data ...`: check, convert, show, stats, render and encode.
 
 Every command returns an exit code: 0, or 1 where the data has errors. A mistake in how it was
 called raises DataError.
@@ -10,16 +10,23 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from hunyuan_train.data.compiled.compile import CompileSettings, Record, read_records
-from hunyuan_train.data.findings import POLICIES, Finding, build_policies, parse_policies
+from hunyuan_train.data.findings import (
+    POLICIES,
+    Finding,
+    FindingLog,
+    build_policies,
+    parse_policies,
+)
 from hunyuan_train.data.inspection.console import print_findings, print_stats
 from hunyuan_train.data.inspection.lint import InspectedChunk, LintOptions, LintReport, lint_sources
 from hunyuan_train.data.inspection.page import write_page
 from hunyuan_train.data.inspection.show import show_samples, write_legend
 from hunyuan_train.data.inspection.stats import summarise
+from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import (
     Listing,
@@ -30,17 +37,21 @@ from hunyuan_train.data.reading.sources import (
     report_unread,
 )
 from hunyuan_train.data.records.convert import open_output
+from hunyuan_train.data.records.forms import to_chat_form
 from hunyuan_train.data.records.record import Reading
 from hunyuan_train.data.rendering.encode import encode_renderings
+from hunyuan_train.data.rendering.mode_choices import ask_for_mode
 from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.find import find_grammar, load_tokenizer
+from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.terminal import PlainConsole, complain, say
 
 Arguments = argparse.Namespace
 
 
 def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the five commands; each sets `run`, which takes the parsed arguments."""
+    """Add the six commands; each sets `run`, which takes the parsed arguments."""
     check = subparsers.add_parser("check", help="find what is wrong with data files")
     _add_files(check)
     _add_policies(check)
@@ -75,6 +86,20 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     stats.add_argument("--html", type=Path, metavar="OUT", help="write them as a page, too")
     stats.set_defaults(run=run_stats)
 
+    render = subparsers.add_parser(
+        "render", help="the exact text of every record, to lay beside what a server sends"
+    )
+    render.add_argument("file")
+    render.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
+    render.add_argument(
+        "--generation_prompt",
+        action="store_true",
+        help="only up to where the model goes on: without the last answer",
+    )
+    render.add_argument("--json", action="store_true", help="row and text per line")
+    _add_reading(render)
+    render.set_defaults(run=run_render)
+
     encode = subparsers.add_parser("encode", help="token ids and loss mask of every sample")
     encode.add_argument("file")
     encode.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
@@ -101,9 +126,10 @@ def _length(text: str) -> int:
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
-        choices=("auto", "fast", "slow"),
+        choices=("auto", "fast", "slow", "plain"),
         default="auto",
-        help="of records that state none; auto reads it off their tags and thoughts",
+        help="of records that state none; auto reads it off their tags and thoughts and refuses a "
+        "record that has neither",
     )
     parser.add_argument(
         "--history",
@@ -215,11 +241,12 @@ def run_check(arguments: Arguments) -> int:
             num_workers=arguments.num_workers,
             on_chunk=write,
         )
-    _print_report(report, is_json=arguments.json)
+    grammar = find_grammar(arguments.tokenizer)
+    _print_report(report, grammar, is_json=arguments.json)
     return 1 if report.num_errors else 0
 
 
-def _print_report(report: LintReport, *, is_json: bool) -> None:
+def _print_report(report: LintReport, grammar: Grammar, *, is_json: bool) -> None:
     stats = summarise(report)
     if is_json:
         say(json.dumps({"summary": asdict(stats)}, ensure_ascii=False))
@@ -227,8 +254,15 @@ def _print_report(report: LintReport, *, is_json: bool) -> None:
     console = PlainConsole()
     print_findings(console, report.log)
     print_stats(console, stats)
+    _print_question(report.log, grammar, console)
     verdict = f"{report.num_errors:,} error(s): training refuses this data"
     console.print(verdict if report.num_errors else "no errors", style="bold")
+
+
+def _print_question(log: FindingLog, grammar: Grammar, console: PlainConsole) -> None:
+    """Ask for the mode of records that state none, where they are refused for it."""
+    if question := ask_for_mode(log.examples, log.counts["untagged", "error"], grammar):
+        console.print(question, highlight=False, soft_wrap=True)
 
 
 def _as_json(finding: Finding) -> str:
@@ -241,7 +275,8 @@ def run_convert(arguments: Arguments) -> int:
         max_seq_length=1,  # not looked at: nothing is tokenized
         mode=arguments.mode,
         now=arguments.now,
-        policy=parse_policies(",".join(arguments.policy)),
+        # A mode is asked for when records are trained on; written they may stay without one.
+        policy={"untagged": "note"} | parse_policies(",".join(arguments.policy)),
     )
     listing = _find_all([arguments.input], "IN")
     sources = listing.sources
@@ -270,7 +305,7 @@ def run_show(arguments: Arguments) -> int:
     console = PlainConsole()
     record, findings = _find_row(arguments.file, arguments.row, reading)
     for finding in findings:
-        console.print(str(finding), markup=False, soft_wrap=True)
+        console.print(str(finding), soft_wrap=True)
     if record is None:
         return 1
     rendering = grammar.render(record.dialogue, history=arguments.history)
@@ -289,9 +324,15 @@ def _find_row(name: str, row: int, reading: Reading) -> tuple[Record | None, lis
     raise DataError(f"{name} has no row {row}; it has {num_rows:,}, and the first is 0")
 
 
-def _read_rows(name: str, reading: Reading) -> Iterator[tuple[Record | None, list[Finding]]]:
-    """Each record of some files in turn, None where it is refused, and what was found in it."""
-    policies = build_policies()
+def _read_rows(
+    name: str, reading: Reading, *, as_prompts: bool = False
+) -> Iterator[tuple[Record | None, list[Finding]]]:
+    """Each record of some files in turn, None where it is refused, and what was found in it.
+
+    Args:
+        as_prompts: a record that ends in a question is a prompt, and nothing is missing from it.
+    """
+    policies = build_policies({"untagged": "note"})  # nothing is taught here
     for source in find_sources(name, setting="FILE"):
         for chunk in read_chunks(source.path):
             for line, problem in chunk.problems:
@@ -300,8 +341,17 @@ def _read_rows(name: str, reading: Reading) -> Iterator[tuple[Record | None, lis
             for line, raw in zip(chunk.lines, chunk.records, strict=True):
                 findings: list[Finding] = []
                 alone = Chunk(chunk.path, [line], [raw])
-                records = read_records(alone, reading, policies, findings, Counter())
+                is_prompt = as_prompts and _ends_in_question(raw)
+                records = read_records(
+                    alone, replace(reading, is_prompt=is_prompt), policies, findings, Counter()
+                )
                 yield next(records, None), findings
+
+
+def _ends_in_question(raw: bytes) -> bool:
+    record, _ = to_chat_form(decode_record(raw, []), [])
+    last = record["messages"][-1:] if record else []
+    return bool(last) and isinstance(last[0], dict) and last[0].get("role") in ("user", "tool")
 
 
 def run_stats(arguments: Arguments) -> int:
@@ -317,11 +367,67 @@ def run_stats(arguments: Arguments) -> int:
     stats = summarise(report)
     console = PlainConsole()
     print_stats(console, stats)
+    _print_question(report.log, find_grammar(arguments.tokenizer), console)
     if arguments.html:
         with open_output(arguments.html) as file:
             file.write(write_page(stats, title=", ".join(arguments.files)))
         console.print(f"page written to {arguments.html}", markup=False)
     return 1 if report.num_errors else 0
+
+
+def run_render(arguments: Arguments) -> int:
+    """Print the text of each record as the last of its samples has it, or as a server sends it.
+
+    With --history keep a record is taken as it is written, as `encode` does it.
+    """
+    is_as_written = arguments.history == "keep" and arguments.mode == "auto"
+    grammar = load_tokenizer(arguments.tokenizer).grammar
+    reading = Reading(grammar, mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
+    is_prompt = arguments.generation_prompt
+    num_refused = num_untagged = 0
+    rows = _read_rows(arguments.file, reading, as_prompts=is_prompt)
+    for row, (record, findings) in enumerate(rows):
+        num_untagged += _is_untagged(findings)
+        if record is None:
+            num_refused += 1
+            _print_refusals(findings)
+            continue
+        dialogue = _leave_answer_out(record.dialogue) if is_prompt else record.dialogue
+        if is_prompt and not is_as_written:
+            mode = dialogue.stated_mode or arguments.mode
+            segments = grammar.render_prompt(dialogue, mode=mode)
+        else:
+            segments = grammar.render(dialogue, history=arguments.history).last_sample()
+        text = "".join(segment.text for segment in segments)
+        line = json.dumps({"row": row, "text": text}, ensure_ascii=False)
+        say(line if arguments.json else f"row {row}:\n{text}")
+    _print_untagged(0 if is_prompt else num_untagged)
+    return 1 if num_refused else 0
+
+
+def _leave_answer_out(dialogue: Dialogue) -> Dialogue:
+    """The dialogue up to where the model goes on."""
+    messages = dialogue.messages
+    while messages and messages[-1].role == "assistant":
+        messages = messages[:-1]
+    return replace(dialogue, messages=messages)
+
+
+def _is_untagged(findings: Sequence[Finding]) -> bool:
+    return any(finding.kind == "untagged" for finding in findings)
+
+
+def _print_untagged(num_untagged: int) -> None:
+    """Say how records without a mode were written by a command that teaches nothing."""
+    if num_untagged:
+        said = f"{num_untagged:,} record(s) state no mode and are written as --mode plain does it"
+        complain(f"{said}; training asks for one")
+
+
+def _print_refusals(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        if finding.action in ("error", "drop"):
+            complain(str(finding))
 
 
 def run_encode(arguments: Arguments) -> int:
@@ -334,13 +440,12 @@ def run_encode(arguments: Arguments) -> int:
     tokenizer = load_tokenizer(arguments.tokenizer)
     grammar = tokenizer.grammar
     reading = Reading(grammar, mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
-    num_refused = 0
+    num_refused = num_untagged = 0
     for row, (record, findings) in enumerate(_read_rows(arguments.file, reading)):
+        num_untagged += _is_untagged(findings)
         if record is None:
             num_refused += 1
-            refused = (one for one in findings if one.action in ("error", "drop"))
-            for finding in refused:
-                complain(str(finding))
+            _print_refusals(findings)
             continue
         rendering = grammar.render(record.dialogue, history=arguments.history, loss=arguments.loss)
         encoded = encode_renderings([rendering], tokenizer)
@@ -350,4 +455,5 @@ def run_encode(arguments: Arguments) -> int:
             line = {"row": row, "input_ids": ids, "loss_mask": mask}
             text = f"row {row}: {len(ids):,} tokens, {sum(mask):,} with loss"
             say(json.dumps(line) if arguments.json else text)
+    _print_untagged(num_untagged)
     return 1 if num_refused else 0

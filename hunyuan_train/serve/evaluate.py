@@ -122,7 +122,9 @@ def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
     )
 
     data = DataConfig(
-        train_data_file=str(arguments.file), max_seq_length=served.shape.context_length
+        train_data_file=str(arguments.file),
+        max_seq_length=served.shape.context_length,
+        data_policy="untagged=note",  # nothing is taught; what has no mode is not asked
     )
     dataset = prepare_dataset(data, served.tokenizer)
     questions = choose_questions(dataset, served.tokenizer, arguments.number)

@@ -62,12 +62,19 @@ def write_records(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def prepare(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Dataset]:
-    """Compile files with the tiny tokenizer into a cache of this test's own."""
+    """Compile files with the tiny tokenizer into a cache of this test's own.
+
+    Most tests have records without a mode, which is not what they are about.
+    """
 
     def run(files: Path | str, split: str = "train", **settings) -> Dataset:
+        policy = settings.pop("data_policy", None)
+        if "untagged" not in (policy or ""):
+            policy = f"untagged=note,{policy or ''}"
         config = DataConfig(
             train_data_file=str(files),
             cache_dir=str(tmp_path / "cache"),
+            data_policy=policy,
             preprocessing_num_workers=settings.pop("num_workers", 1),
             **settings,
         )

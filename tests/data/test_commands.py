@@ -31,11 +31,14 @@ def mixed(write_records):
         [
             chat("a", "b", mode="fast"),
             chat("c", "<think>r</think>d"),
-            chat("e", "f", "g"),
+            chat("e", "f", "g", mode="plain"),
             chat("h", ""),
             chat("a", "b", mode="fast"),
-            {"prompt": "i <|eos|>", "completion": "j"},
-            {"conversations": [{"from": "human", "value": "k"}, {"from": "gpt", "value": "l"}]},
+            {"prompt": "i <|eos|>", "completion": "j", "mode": "plain"},
+            {
+                "conversations": [{"from": "human", "value": "k"}, {"from": "gpt", "value": "l"}],
+                "mode": "plain",
+            },
         ]
     )
 
@@ -118,7 +121,7 @@ def test_check_takes_a_policy_for_each_kind(run, mixed):
 
 
 def test_check_finds_long_samples_only_with_a_tokenizer(run, write_records, tokenizer):
-    path = write_records([chat("a", "word " * 200)])
+    path = write_records([chat("a", "word " * 200, mode="plain")])
     assert run("check", path, "--max_seq_length", 64)[0] == 0
     with_tokenizer = ("check", path, "--max_seq_length", 64, "--tokenizer", tokenizer.folder)
     assert run(*with_tokenizer)[0] == 1
@@ -128,7 +131,7 @@ def test_check_finds_long_samples_only_with_a_tokenizer(run, write_records, toke
 def test_samples_that_are_too_long_are_in_the_lengths_and_in_no_row(
     run, write_records, tokenizer, tmp_path
 ):
-    path = write_records([chat("a", "b"), chat("c", "word " * 200)])
+    path = write_records([chat("a", "b", mode="plain"), chat("c", "word " * 200, mode="plain")])
     words = (path, "--tokenizer", tokenizer.folder, "--max_seq_length", 64)
     tokens = _json_lines(run("check", *words, "--json")[1])[-1]["summary"]["tokens"]
     assert (tokens["num_samples"], tokens["num_overlong"], tokens["num_rows"]) == (1, 1, 1)
@@ -139,7 +142,8 @@ def test_samples_that_are_too_long_are_in_the_lengths_and_in_no_row(
 
 
 def test_check_finds_questions_of_the_evaluation_set(run, write_records):
-    train = write_records([chat("a", "b"), chat("c", "d")], "train.jsonl")
+    records = [chat("a", "b", mode="fast"), chat("c", "d", mode="fast")]
+    train = write_records(records, "train.jsonl")
     held_out = write_records([chat("c", "another answer")], "eval.jsonl")
     code, output, _ = run("check", train, "--eval", held_out, "--json")
     overlaps = [one for one in _json_lines(output)[:-1] if one["kind"] == "eval_overlap"]
@@ -173,12 +177,12 @@ def test_fix_leaves_what_is_sound_as_it_is_and_keeps_ids_in_what_it_mends(
         {"role": "tool", "tool_call_id": "c1", "content": "r"},
         {"role": "assistant", "content": "b"},
     ]
-    sound = {"tools": [WEATHER], "messages": turns}
-    late = {"tools": [WEATHER], "now": NOW, "messages": [*turns, turns[0]]}
-    path = write_records([sound, {"prompt": "c", "completion": "d"}, late])
+    sound = {"tools": [WEATHER], "mode": "plain", "messages": turns}
+    late = {"tools": [WEATHER], "now": NOW, "mode": "plain", "messages": [*turns, turns[0]]}
+    path = write_records([sound, {"prompt": "c", "completion": "d", "mode": "fast"}, late])
     assert run("check", path, "--fix", tmp_path / "out.jsonl")[0] == 0
     *kept, fixed = _json_lines((tmp_path / "out.jsonl").read_text())
-    assert kept == [sound, {"prompt": "c", "completion": "d"}]
+    assert kept == [sound, {"prompt": "c", "completion": "d", "mode": "fast"}]
     assert fixed["messages"][1]["tool_calls"][0]["id"] == "c1"
     assert fixed["messages"][2] == turns[2]
     array = tmp_path / "array.json"
@@ -233,13 +237,13 @@ def test_a_number_that_means_nothing_is_refused(run, mixed, capsys, words):
 
 def test_fix_fixes_also_what_is_an_error_by_default(run, write_records, tmp_path):
     tagged = "<think>\n\n</think>\n<answer>\nb\n</answer>"
-    two = {"messages": [*chat("a")["messages"], *chat("b", "c")["messages"]]}
+    two = {"mode": "plain", "messages": [*chat("a")["messages"], *chat("b", "c")["messages"]]}
     path = write_records([chat("a", tagged), two])
     assert run("check", path)[0] == 1
     assert run("check", path, "--fix", tmp_path / "out.jsonl")[0] == 0
     assert _json_lines((tmp_path / "out.jsonl").read_text()) == [
         chat("a", "b", mode="fast"),
-        chat("a\n\nb", "c"),
+        chat("a\n\nb", "c", mode="plain"),
     ]
 
 
@@ -249,7 +253,7 @@ def test_convert_writes_canonical_records_and_says_what_it_left_out(run, mixed, 
     assert code == 1
     assert "6 of 7 records written" in said
     assert "empty_answer" in said
-    assert _json_lines(out.read_text())[-1] == chat("k", "l")
+    assert _json_lines(out.read_text())[-1] == chat("k", "l", mode="plain")
     assert run("convert", out, tmp_path / "again.jsonl.gz")[0] == 0
 
 
@@ -356,6 +360,89 @@ def test_encode_applies_a_stated_mode_also_when_history_is_kept(run, write_recor
     words = ("encode", path, "--tokenizer", tokenizer.folder, "--history", "keep", "--json")
     [line] = _json_lines(run(*words)[1])
     assert tokenizer.decode(line["input_ids"]).startswith("<|startoftext|>/no_think a")
+
+
+UNTAGGED = [chat("2+2?", "4\x1b[31m"), chat("Q", "A"), chat("Q", "A", mode="fast")]
+
+
+@pytest.mark.parametrize("command", ["check", "stats"])
+def test_untagged_records_are_asked_about_with_one_of_them_in_every_mode(
+    run, write_records, tmp_path, command
+):
+    path = write_records(UNTAGGED)
+    page = ["--html", tmp_path / "page.html"] if command == "stats" else []
+    code, output, _ = run(command, path, *page)
+    assert code == 1
+    assert "2 record(s) state no mode" in output
+    assert f"{path}:1 in each mode" in output
+    assert "--mode fast" in output
+    assert "/no_think 2+2?<|extra_0|>[[<think>\\n\\n</think>\\n<answer>\\n4\\x1b[31m" in output
+    assert "--mode slow" in output
+    assert "--mode plain" in output
+    assert "<|startoftext|>2+2?<|extra_0|>[[4\\x1b[31m<|eos|>]]" in output
+    assert "\x1b[31m" not in output
+    for mode in ("fast", "plain"):
+        assert run(command, path, *page, "--mode", mode)[0] == 0
+    assert "state no mode" not in run(command, path, *page, "--mode", "slow")[1]
+
+
+def test_check_leaves_untagged_records_out_or_teaches_them_where_told_to(run, write_records):
+    path = write_records(UNTAGGED)
+    for policy in ("untagged=note", "untagged=drop"):
+        assert run("check", path, "--policy", policy)[0] == 0
+
+
+def test_conversion_keeps_untagged_records_and_a_stated_plain_mode(run, write_records, tmp_path):
+    path = write_records(UNTAGGED)
+    out = tmp_path / "out.jsonl"
+    assert run("convert", path, out)[0] == 0
+    assert ["mode" in record for record in _json_lines(out.read_text())] == [False, False, True]
+    assert run("convert", path, out, "--mode", "plain")[0] == 0
+    assert [record["mode"] for record in _json_lines(out.read_text())] == ["plain", "plain", "fast"]
+    assert run("check", out)[0] == 0
+
+
+def test_render_prints_the_text_that_encode_encodes(run, tiny_data, tokenizer):
+    words = (tiny_data, "--tokenizer", tokenizer.folder, "--json")
+    texts = {}
+    for line in _json_lines(run("encode", *words)[1]):
+        texts[line["row"]] = tokenizer.decode(line["input_ids"])  # the last sample of each row
+    code, output, _ = run("render", *words)
+    assert code == 0
+    assert {line["row"]: line["text"] for line in _json_lines(output)} == texts
+
+
+def test_render_of_a_generation_prompt_is_what_a_server_sends(run, write_records, tokenizer):
+    turns = chat("a", "<think>\nr\n</think>\n<answer>\nb\n</answer>", "c", "d", system="S")
+    path = write_records([{**turns, "mode": "slow"}, chat("a", "b", "c"), chat("a", mode="fast")])
+    words = ("render", path, "--tokenizer", tokenizer.folder, "--generation_prompt", "--json")
+    code, output, said = run(*words)
+    start, end = "<|startoftext|>", "<|extra_0|>"
+    assert (code, said) == (0, "")
+    assert [line["text"] for line in _json_lines(output)] == [
+        f"{start}S<|extra_4|>a{end}b<|eos|>{start}c{end}",
+        f"{start}a{end}b<|eos|>{start}c{end}",
+        f"{start}/no_think a{end}",
+    ]
+
+
+def test_render_sends_nothing_to_a_terminal_that_it_would_obey(run, write_records, tokenizer):
+    path = write_records(
+        [chat("a\x1b[2J\x9b1m\u202e", "line 1\nline 2", mode="plain"), {"x\x1b": 1}]
+    )
+    for words in ((), ("--json",)):
+        code, output, said = run("render", path, "--tokenizer", tokenizer.folder, *words)
+        assert code == 1
+        assert not set("\x1b\x9b\u202e") & set(output + said)
+    assert json.loads(output)["text"].startswith("<|startoftext|>a\x1b[2J\x9b1m\u202e<|extra_0|>")
+
+
+def test_render_shows_untagged_records_and_says_so(run, write_records, tokenizer):
+    path = write_records([chat("a", "b")])
+    code, output, said = run("render", path, "--tokenizer", tokenizer.folder, "--json")
+    assert code == 0
+    assert _json_lines(output) == [{"row": 0, "text": "<|startoftext|>a<|extra_0|>b<|eos|>"}]
+    assert "1 record(s) state no mode" in said
 
 
 def test_encode_of_the_golden_vectors(run, golden, vendor_tokenizer):

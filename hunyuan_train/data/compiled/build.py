@@ -19,9 +19,11 @@ from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import Source
 from hunyuan_train.data.reading.workers import count_workers, map_in_order
 from hunyuan_train.data.rendering.encode import EncodedChunk
+from hunyuan_train.data.rendering.mode_choices import ask_for_mode
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.segments import SPANS
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.progress import show_progress
@@ -96,7 +98,7 @@ def build_dataset(
             counts.update(compiled.counts)
             counts.update(count_samples(compiled.encoded, tokenizer.eos_id))
             writer.add(number, compiled)
-        _refuse(log, counts, settings)
+        _refuse(log, counts, settings, tokenizer.grammar)
         fingerprint, file_hashes = writer.finish()
     write_summary(folder, _summarise(fingerprint, counts, log), file_hashes)
 
@@ -119,8 +121,11 @@ def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
     return counts
 
 
-def _refuse(log: FindingLog, counts: Counter[str], settings: CompileSettings) -> None:
-    refuse_errors(log, settings.policy)
+def _refuse(
+    log: FindingLog, counts: Counter[str], settings: CompileSettings, grammar: Grammar
+) -> None:
+    num_untagged = log.counts["untagged", "error"]
+    refuse_errors(log, settings.policy, ask_for_mode(log.examples, num_untagged, grammar))
     if not counts["samples"]:
         raise DataError(
             f"no sample is left of {counts['records']:,} records; "
@@ -128,12 +133,13 @@ def _refuse(log: FindingLog, counts: Counter[str], settings: CompileSettings) ->
         )
 
 
-def refuse_errors(log: FindingLog, policy: Mapping[str, str]) -> None:
+def refuse_errors(log: FindingLog, policy: Mapping[str, str], question: str = "") -> None:
     """Name the first errors, and the one setting that accepts all that may be accepted.
 
     Args:
         log: what was found.
         policy: what the user has chosen already, which the setting repeats.
+        question: about the mode of untagged records, where there are any.
 
     Raises:
         DataError: there are errors.
@@ -141,6 +147,8 @@ def refuse_errors(log: FindingLog, policy: Mapping[str, str]) -> None:
     errors = [finding for finding in log.examples if finding.action == "error"]
     if not errors:
         return
+    if question and all(finding.kind == "untagged" for finding in errors):
+        raise DataError(question)
     shown = "\n  ".join(str(finding) for finding in errors[:_MAX_ERRORS_SHOWN])
     num_more = log.count("error") - min(len(errors), _MAX_ERRORS_SHOWN)
     more = f"\n  and {num_more:,} more" if num_more else ""
@@ -148,12 +156,13 @@ def refuse_errors(log: FindingLog, policy: Mapping[str, str]) -> None:
         f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
         f"Fix them{_suggest_policy(log, policy)}; "
         "`hunyuan-train data check` lists all of them and can write a fixed file."
+        + (f"\n{question}" if question else "")
     )
 
 
 def _suggest_policy(log: FindingLog, policy: Mapping[str, str]) -> str:
     """One value for all kinds of errors, with what was chosen before: a flag is not given twice."""
-    allowed = {kind: POLICIES[kind].allowed for kind in log.by_kind("error")}
+    allowed = {kind: POLICIES[kind].allowed for kind in log.by_kind("error") if kind != "untagged"}
     accepted = {
         kind: "drop" if "drop" in actions else "note"
         for kind, actions in allowed.items()

@@ -1,7 +1,7 @@
 """A chunk of raw records to tokens, with everything that was found on the way.
 
 This is the one path from a file to samples: training, `data check` and `data encode` all take it,
-so that what one refuses the others refuse too.
+so that what one refuses the others refuse too. Only `data encode` takes records without a mode.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ class CompileSettings:
     """Everything beside the data and the tokenizer that decides which tokens come out."""
 
     max_seq_length: int
-    mode: str = "auto"  # of records that state none: auto, fast, slow
+    mode: str = "auto"  # of records that state none: auto, fast, slow, plain
     history: str = "strip"  # strip, keep
     overlong: str = "error"  # error, drop, drop_turns
     now: str = ""  # of records with tools that state none; "" for one seeded by the dialogue

@@ -209,7 +209,9 @@ def lint_sources(
     if eval_sources:
         settings = replace(settings, compares_questions=True)
         repeats.eval_questions = SeenHashes()
-        for chunk in _inspect(eval_sources, settings, LintOptions(), num_workers):
+        # A question counts in whatever mode it is asked, also where nobody has said in which.
+        held_out = replace(settings, policy={**settings.policy, "untagged": "note"})
+        for chunk in _inspect(eval_sources, held_out, LintOptions(), num_workers):
             repeats.eval_questions.add(chunk.question_hashes)
     for chunk in _inspect(sources, settings, options, num_workers):
         is_dropped = repeats.find(chunk)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.data.rendering.encode import encode_segments
+from hunyuan_train.data.rendering.one_line import write_part
 from hunyuan_train.families.grammar.segments import (
     SPAN_ANSWER,
     SPAN_MARKER,
@@ -94,11 +95,6 @@ def write_sample(sample: SampleTokens, tokenizer: Tokenizer, *, max_part: int) -
     for tokens, flags in zip(
         np.split(sample.tokens, borders), np.split(has_loss, borders), strict=True
     ):
-        text = _shorten(tokenizer.decode(tokens.tolist()), max_part).replace("\n", "\\n")
+        text = write_part(tokenizer.decode(tokens.tolist()), max_part)
         parts.append(f"[[{text}]]" if flags[0] else text)
     return "".join(parts)
-
-
-def _shorten(text: str, max_length: int) -> str:
-    half = max_length // 2
-    return text if len(text) <= max_length else f"{text[:half]} … {text[-half:]}"

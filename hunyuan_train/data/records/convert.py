@@ -33,13 +33,15 @@ def to_record(dialogue: Dialogue, grammar: Grammar) -> Record:
 
 
 def _common_mode(dialogue: Dialogue) -> str:
-    """The mode to state; "" for a plain dialogue and for one whose turns differ."""
+    """The mode to state; "" where none was stated for a plain one, and where turns differ."""
     modes = {
         message.mode
         for message in dialogue.messages
         if message.role == "assistant" and not message.is_context
     }
-    return modes.pop() if len(modes) == 1 and modes <= {"fast", "slow"} else ""
+    if modes == {"plain"} and dialogue.stated_mode != "plain":
+        return ""
+    return modes.pop() if len(modes) == 1 else ""
 
 
 def _to_message(message: Message, mode: str, grammar: Grammar) -> Record:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
+from hunyuan_train.data.records.texts import UNREADABLE, name_type, write_text
 from hunyuan_train.data.records.turns import NOTHING, are_sharegpt, read_turns
 
 Record = dict[str, Any]
@@ -72,7 +73,7 @@ def _put_system(record: Record, form: str, problems: list[Problem]) -> Record:
         text = record[field]
         if text in NOTHING or any(_is_system(message, text) for message in messages):
             continue
-        if not isinstance(text, str | list):
+        if not isinstance(text, list) and write_text(text) is None:
             reason = f"{field} is {name_type(text)}, not a string"
             problems.append(Problem("content_type", field, reason, "give the text as a string"))
             continue
@@ -132,9 +133,8 @@ def _from_alpaca(
             Problem("form", "output", "an Alpaca record without output", f"give {_EXPECTED}")
         )
         return None, ""
-    question = record["instruction"]
-    if isinstance(record.get("input"), str) and record["input"].strip():
-        question = f"{question}\n\n{record['input']}" if question else record["input"]
+    parts = [_read_text(record, field, problems) for field in ("instruction", "input")]
+    question = "\n\n".join(part for part in parts if part.strip())
     return _single_answer(record, question, answer, {"instruction", "input"}, problems), "Alpaca"
 
 
@@ -155,6 +155,19 @@ def _read_history(record: Record, problems: list[Problem]) -> list[Any] | None:
         for pair in history
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
+
+
+def _read_text(record: Record, field: str, problems: list[Problem]) -> str:
+    """The text of a field that becomes a part of a message."""
+    value = record.get(field)
+    if isinstance(value, str):
+        return value
+    if value in NOTHING:
+        return ""
+    text, reason = write_text(value), f"{field} is {name_type(value)}, not a string"
+    fix = "give the text as a string" if text is None else "read as its text"
+    problems.append(Problem("content_type", field, reason, fix, text is not None))
+    return UNREADABLE if text is None else text
 
 
 def _is_pair(turn: object) -> bool:
@@ -210,9 +223,3 @@ def _first_field(record: Record, fields: tuple[str, ...]) -> str | None:
     """The first field that says something; else the first that says an empty text."""
     said = (field for field in fields if record.get(field) not in NOTHING)
     return next(said, next((field for field in fields if record.get(field) is not None), None))
-
-
-def name_type(value: object) -> str:
-    """What JSON calls a value."""
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a bool"}
-    return names.get(type(value), "a number")

@@ -12,8 +12,10 @@ from hunyuan_train.data.records.calls import (
     has_blank_run,
     read_calls,
 )
-from hunyuan_train.data.records.forms import THOUGHT_FIELDS, name_type
+from hunyuan_train.data.records.flags import name_flag, refuse_flag
+from hunyuan_train.data.records.forms import THOUGHT_FIELDS
 from hunyuan_train.data.records.loss import LOSS_FIELDS, read_answer_loss, refuse_prompt_loss
+from hunyuan_train.data.records.texts import UNREADABLE, name_type, write_text
 from hunyuan_train.data.records.tools import RESULT_ID_FIELDS, TOOL_FIELDS
 from hunyuan_train.data.records.turns import NOTHING, SPEAKERS
 from hunyuan_train.data.records.unread import note_unused, report_unread
@@ -21,7 +23,6 @@ from hunyuan_train.families.grammar.dialogue import ROLES, Message, dump_json
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import to_nfc
 
-_UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in a record that is refused: not empty as well
 _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
 # Roles that are read; the other names of SPEAKERS are asked for, as a hint.
 _RENAMED_ROLES = {
@@ -44,7 +45,7 @@ def read_message(
     if not isinstance(raw, dict):
         reason = "a message must be an object"
         problems.append(Problem("form", place, reason, "give role and content"))
-        return Message("user", _UNREADABLE)
+        return Message("user", UNREADABLE)
     role, content = raw.get("role"), raw.get("content")
     if role not in ROLES:
         role = _fix_role(raw, place, problems)
@@ -58,6 +59,8 @@ def read_message(
     message.content = _check_text(message.content, place, grammar, problems)
     if message.thoughts:
         message.thoughts = _check_text(message.thoughts, place, grammar, problems)
+    if role == "assistant" and not as_written:
+        _find_foreign_markers(message, place, grammar, problems)
     return message
 
 
@@ -85,27 +88,26 @@ def _fix_content(raw: dict[str, Any], role: str, place: str, problems: list[Prob
     if content is None:
         return ""  # an answer may be a call only; any other emptiness is found later
     field = f"{place}.content"
-    parts = _join_parts(content) if isinstance(content, list) else None
-    if parts is not None:
-        problems.append(Problem("content_type", field, "a list of text parts", "joined", True))
-        return parts
+    if (text := write_text(content)) is not None:
+        reason = f"content is {name_type(content)}"
+        problems.append(Problem("content_type", field, reason, "read as its text", True))
+        return text
     if role == "tool" and not _has_media(content):
         reason = "a tool result that is not a string"
         problems.append(Problem("content_type", field, reason, "written as JSON", True))
         return dump_json(content)
-    reason = f"content is {name_type(content)}, not a string"
+    reason, fix = f"content is {name_type(content)}, not a string", "give the text as a string"
     if _has_media(content):
         reason = "a part that is not text, and this model reads text only"
-    problems.append(Problem("content_type", field, reason, "give the text as a string"))
-    return _UNREADABLE
+    elif _is_texts(content):
+        reason = "content is a list of texts, which may be parts or alternatives"
+        fix = "give one text, or a record for each"
+    problems.append(Problem("content_type", field, reason, fix))
+    return UNREADABLE
 
 
-def _join_parts(parts: list[Any]) -> str | None:
-    """The text of an OpenAI part list; None where it is not one, or not text only."""
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    strings = [text for text in texts if isinstance(text, str)]
-    is_text = bool(parts) and len(strings) == len(parts) and not _has_media(parts)
-    return "".join(strings) if is_text else None
+def _is_texts(content: object) -> bool:
+    return isinstance(content, list) and all(isinstance(part, str) for part in content)
 
 
 def _has_media(content: object) -> bool:
@@ -146,16 +148,20 @@ def _read_other_fields(
 
 
 def _read_thoughts(raw: dict[str, Any], place: str, problems: list[Problem]) -> str | None:
-    fields = [key for key in THOUGHT_FIELDS if raw.get(key)]
+    fields = [key for key in THOUGHT_FIELDS if raw.get(key) not in NOTHING]
     if not fields:
         return None
     thoughts = raw[fields[0]]
+    if name_flag(thoughts):
+        problems.append(refuse_flag(f"{place}.{fields[0]}", thoughts))
+        return None
     if any(raw[key] != thoughts for key in fields[1:]):
         reason = f"thoughts in {' and '.join(fields)}, which differ"
         problems.append(Problem("tags", f"{place}.{fields[1]}", reason, "keep one of them"))
     if not isinstance(thoughts, str):
-        reason = "thoughts must be a string"
-        problems.append(Problem("content_type", f"{place}.{fields[0]}", reason, "fix it"))
+        reason = f"thoughts must be a string, here they are {name_type(thoughts)}"
+        fix = "give them as one text"
+        problems.append(Problem("content_type", f"{place}.{fields[0]}", reason, fix))
         return None
     return thoughts if thoughts.strip() else None
 
@@ -165,16 +171,32 @@ def _take_tags_out(message: Message, place: str, grammar: Grammar, problems: lis
     field = f"{place}.content"
     if message.thoughts is None:
         tagged = grammar.answers.read(message.content)
-        message.thoughts, message.content = tagged.thoughts, tagged.answer
-        if tagged.repair:
-            reason = f"tags not as the model writes them: {tagged.repair}"
-            problems.append(Problem("tags", field, reason, "written anew", True))
-        if tagged.error:
-            fix = "fix the tags, or give reasoning_content and content apart"
-            problems.append(Problem("tags", field, tagged.error, fix))
-    elif grammar.answers.opens_thoughts(message.content):
-        reason = "thoughts both as a field and as tags"
-        problems.append(Problem("tags", field, reason, "keep one of the two"))
+    else:
+        tagged = grammar.answers.read_apart(message.thoughts, message.content)
+    message.thoughts, message.content = tagged.thoughts, tagged.answer
+    if tagged.repair:
+        reason = f"tags not as the model writes them: {tagged.repair}"
+        problems.append(Problem(tagged.kind, field, reason, "written anew", True))
+    if tagged.error:
+        fix = "fix the tags, or give reasoning_content and content apart"
+        problems.append(Problem(tagged.kind, field, tagged.error, fix))
+
+
+def _find_foreign_markers(
+    message: Message, place: str, grammar: Grammar, problems: list[Problem]
+) -> None:
+    found = dict.fromkeys(
+        marker
+        for text in (message.thoughts, message.content)
+        for marker in grammar.answers.find_foreign(text or "")
+    )
+    if found:
+        reason = f"marks that this model does not write: {' '.join(found)}"
+        fix = (
+            "give thoughts as reasoning_content and calls as tool_calls; foreign_markers=note "
+            "teaches them as they are"
+        )
+        problems.append(Problem("foreign_markers", f"{place}.content", reason, fix))
 
 
 def take_calls_out(message: Message, place: str, grammar: Grammar, problems: list[Problem]) -> None:

@@ -2,27 +2,42 @@
 
 A fast turn has an empty think block and is asked for before the query, in the words of the grammar;
 a slow turn has thoughts. A bare answer of a slow dialogue is how a client sends history back: it is
-context and no target. A dialogue with neither mark is plain and keeps its answers untagged.
+context and no target. A dialogue with neither mark keeps its answers untagged; whether it is meant
+to teach that, the user is asked: `plain` says yes.
 """
 
-from hunyuan_train.data.findings import Problem
-from hunyuan_train.families.grammar.dialogue import Dialogue, Message
+from typing import cast
+
+from hunyuan_train.data.findings import POLICIES, Problem
+from hunyuan_train.families.grammar.dialogue import Dialogue, Message, Mode
 from hunyuan_train.families.grammar.interface import Grammar, QueryForm
+
+_ASK = "say which with --mode fast, slow or plain, or with mode in the record"
 
 
 def settle_modes(
     dialogue: Dialogue, run_mode: str, grammar: Grammar, problems: list[Problem]
 ) -> None:
     """Give every assistant turn its mode and have every fast query ask for it."""
-    stated = dialogue.stated_mode or run_mode
     answers = [message for message in dialogue.messages if message.role == "assistant"]
+    if not grammar.has_modes:
+        _report_answers(answers, grammar, problems)
+        return
     queries = [message for message in dialogue.messages if message.role == "user"]
+    form = grammar.queries
+    stated = dialogue.stated_mode or run_mode
+    if reason := _find_contradiction(stated, queries, answers, form):
+        if dialogue.stated_mode is None and _has_marks(queries, answers, form):
+            fix = "read as its own thoughts, tags and queries say"
+            problems.append(Problem("mode", "mode", reason, fix, True))
+            stated = "auto"
+        else:
+            problems.append(Problem("mode", "mode", reason, _CONTRADICTION_FIXES[stated]))
     if stated == "auto":
-        _read_modes(dialogue, queries, answers, grammar.queries, problems)
-    elif stated == "fast":
-        _set_fast(queries, answers, grammar.queries, problems)
+        _read_modes(dialogue, queries, answers, form, problems)
     else:
-        _set_slow(queries, answers, grammar.queries, problems)
+        dialogue.stated_mode = stated
+        _set_mode(stated, queries, answers, form)
     for answer in answers:
         if answer.mode == "slow" and not answer.thoughts:
             answer.is_context, answer.mode = True, "plain"
@@ -46,33 +61,42 @@ def _report_answers(answers: list[Message], grammar: Grammar, problems: list[Pro
             problems.append(Problem("tags", "messages", reason, "reword it"))
 
 
-def _set_fast(
-    queries: list[Message], answers: list[Message], form: QueryForm, problems: list[Problem]
-) -> None:
-    if any(answer.thoughts for answer in answers):
-        reason = "mode is fast and an answer has thoughts"
-        problems.append(Problem("mode", "mode", reason, "make it slow, or remove the thoughts"))
+_CONTRADICTION_FIXES = {
+    "fast": "make it slow, or remove the thoughts",
+    "slow": "make it fast, or write the thoughts",
+    "plain": "make it fast or slow, or remove the tags and thoughts",
+}
+
+
+def _find_contradiction(
+    mode: str, queries: list[Message], answers: list[Message], form: QueryForm
+) -> str:
+    """What in the messages does not go with a mode that was stated; "" where nothing does."""
+    has_thoughts = any(answer.thoughts for answer in answers)
+    if mode == "fast" and has_thoughts:
+        return "mode is fast and an answer has thoughts"
+    if mode in ("slow", "plain") and any(form.asks_fast(query.content) for query in queries):
+        return f"mode is {mode} and a query starts with {form.fast_word}"
+    if mode in ("slow", "plain") and any(answer.thoughts == "" for answer in answers):
+        return f"mode is {mode} and an answer has an empty think block"
+    if mode == "slow" and answers and not has_thoughts:
+        return "mode is slow and no answer has thoughts"
+    if mode == "plain" and has_thoughts:
+        return "mode is plain and an answer has thoughts"
+    return ""
+
+
+def _has_marks(queries: list[Message], answers: list[Message], form: QueryForm) -> bool:
+    """Whether a dialogue says its modes by itself."""
+    has_tags = any(answer.thoughts is not None for answer in answers)
+    return has_tags or any(form.asks_fast(query.content) for query in queries)
+
+
+def _set_mode(mode: str, queries: list[Message], answers: list[Message], form: QueryForm) -> None:
     for answer in answers:
-        answer.mode = "fast"
-    for query in queries:
+        answer.mode = cast(Mode, mode)
+    for query in queries if mode == "fast" else ():
         query.content = form.ask_fast(query.content)
-
-
-def _set_slow(
-    queries: list[Message], answers: list[Message], form: QueryForm, problems: list[Problem]
-) -> None:
-    if any(form.asks_fast(query.content) for query in queries):
-        reason = f"mode is slow and a query starts with {form.fast_word}"
-        fix = f"make it fast, or remove {form.fast_word}"
-        problems.append(Problem("mode", "mode", reason, fix))
-    if any(answer.thoughts == "" for answer in answers):
-        reason = "mode is slow and an answer has an empty think block"
-        problems.append(Problem("mode", "mode", reason, "make it fast, or write the thoughts"))
-    elif answers and not any(answer.thoughts for answer in answers):
-        reason = "mode is slow and no answer has thoughts"
-        problems.append(Problem("mode", "mode", reason, "make it fast, or write the thoughts"))
-    for answer in answers:
-        answer.mode = "slow"
 
 
 def _read_modes(
@@ -96,9 +120,14 @@ def _read_modes(
         for answer in answers:
             answer.mode = "fast"
         _ask_where_missing(queries, form, problems)
-    elif answers:
-        reason = "answers in neither mode"
-        problems.append(Problem("untagged", "messages", reason, "state a mode, for instance fast"))
+    elif answers and not any(_is_refused(problem) for problem in problems):
+        reason = "answers in neither mode: no thoughts, no tags, no mode"
+        problems.append(Problem("untagged", "messages", reason, _ASK))
+
+
+def _is_refused(problem: Problem) -> bool:
+    """Whether a record with this problem is never used, so that nothing need be asked about it."""
+    return not problem.is_repaired and "note" not in POLICIES[problem.kind].allowed
 
 
 def _read_turn_modes(dialogue: Dialogue, form: QueryForm, problems: list[Problem]) -> None:

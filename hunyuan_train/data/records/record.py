@@ -13,6 +13,7 @@ from typing import Any
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.records.calls import has_blank_run
+from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.records.hashes import seed_now
 from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS, apply_record_loss
@@ -31,7 +32,6 @@ _REGULAR = re.compile("s?(?:ua)+")
 
 _TIME_FIX = "write it like 2026-03-02 09:15:00"
 _FIELDS = frozenset({"id", "mode", "tools", "now", "messages"})
-_TEMPLATE_FIELDS = ("chat_template_kwargs", "kwargs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,17 @@ class Reading:
 
 def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> Dialogue | None:
     """The dialogue in a decoded record, or None where no form fits."""
+    stated_mode = ""
+    if isinstance(value, dict):
+        value, stated_mode = take_flags(
+            value, problems, with_template_fields=not reading.is_as_written
+        )
     record, form = to_chat_form(value, problems)
     if record is None:
         return None
     if form != "messages":
         problems.append(Problem("converted", "", f"{form} form", "read as messages"))
-    if reading.is_as_written and _states_thinking(record):
+    if reading.is_as_written and (stated_mode or _states_thinking(record)):
         reading = replace(reading, is_as_written=False)
     if not reading.is_as_written:
         record = drop_filled_nulls(lift_tools(record, problems), problems)
@@ -72,7 +77,7 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
         )
         for index, raw in enumerate(record["messages"])
     ]
-    dialogue = Dialogue(messages, form=form, now=reading.now)
+    dialogue = Dialogue(messages, form=form, now=reading.now, stated_mode=stated_mode or None)
     if len(record) > 1:  # more than messages
         _read_fields(record, dialogue, reading, problems)
     _check_texts(messages, reading, problems)
@@ -97,7 +102,7 @@ def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> Non
 
 
 def _states_thinking(record: dict[str, Any]) -> bool:
-    return record.get("mode") in ("fast", "slow") or any(
+    return any(
         message.get(field)
         for message in record["messages"]
         if isinstance(message, dict)
@@ -111,7 +116,7 @@ def _read_fields(
     unread = {key: record[key] for key in record if key not in _FIELDS and record[key] is not None}
     if reading.is_as_written:
         _read_template_fields(record, dialogue)
-        unread = {key: unread[key] for key in unread if key not in _TEMPLATE_FIELDS}
+        unread = {key: unread[key] for key in unread if key not in TEMPLATE_FIELDS}
         note_unused(unread, "", problems)
     elif unread:
         apply_record_loss(unread, dialogue.messages, problems)
@@ -119,19 +124,18 @@ def _read_fields(
         report_unread(unread, "", _FIELDS - {"id"}, record["messages"], problems)
     dialogue.extra = {key: record[key] for key in record if key in unread or key == "id"}
     dialogue.now = record.get("now") or dialogue.now
-    if record.get("mode") is not None:
-        if record["mode"] in ("fast", "slow", "auto"):
-            dialogue.stated_mode = record["mode"]
-        else:
-            reason = f"mode is {record['mode']!r}"
-            problems.append(Problem("mode", "mode", reason, "give fast, slow or auto"))
+    if record.get("mode") == "auto":
+        dialogue.stated_mode = dialogue.stated_mode or "auto"
+    elif record.get("mode") not in (None, "fast", "slow", "plain"):
+        reason = f"mode is {record['mode']!r}"
+        problems.append(Problem("mode", "mode", reason, "give fast, slow, plain or auto"))
     if record.get("tools"):
         _read_tools(record["tools"], dialogue, reading, problems)
 
 
 def _read_template_fields(record: dict[str, Any], dialogue: Dialogue) -> None:
     """What a client hands the model's own template beside the messages."""
-    for field in _TEMPLATE_FIELDS:
+    for field in TEMPLATE_FIELDS:
         if isinstance(record.get(field), dict):
             dialogue.now = record[field].get("now", dialogue.now)
             dialogue.template_options = record[field]

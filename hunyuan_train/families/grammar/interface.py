@@ -50,6 +50,7 @@ class TaggedText(NamedTuple):
     answer: str
     repair: str = ""  # what had to be fixed
     error: str = ""  # why it cannot be
+    kind: str = "tags"  # of finding, where there is a repair or an error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +59,9 @@ class AnswerForm:
 
     write: Callable[[str, str], str]  # thoughts ("" in fast mode) and answer, as the model does
     read: Callable[[str], TaggedText]  # a message of a record, which may carry tags as text
-    opens_thoughts: Callable[[str], bool]  # whether a message of a record begins with thoughts
+    read_apart: Callable[[str, str], TaggedText]  # thoughts and answer of a record, two fields
     find_cut: Callable[[str, str], str]  # where a server would cut thoughts or answer; "" if not
+    find_foreign: Callable[[str], list[str]]  # marks of other models in thoughts or answer
     is_thinking: Callable[[str], bool]  # whether an output has thoughts, even in broken tags
 
 
@@ -176,3 +178,4 @@ class Grammar:
     parse_output: ParseOutput
     stream_output: StreamOutput
     chat_template: str  # `render_prompt` in Jinja, for servers
+    has_modes: bool = True  # whether answers are written with and without thinking

@@ -41,3 +41,7 @@ class Rendering:
         """The segments of one sample in reading order."""
         target = self.targets[index]
         return self.history[: target.num_history] + target.segments
+
+    def last_sample(self) -> list[Segment]:
+        """The sample of the last answer."""
+        return self.sample(len(self.targets) - 1)

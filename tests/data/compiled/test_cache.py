@@ -266,3 +266,40 @@ def test_a_start_after_ten_kills_is_right(
     assert queue.get(timeout=60) == dataset.fingerprint
     undisturbed.join()
     assert [path.name for path in _folders(tmp_path) if path.name.endswith(".building")] == []
+
+
+def test_untagged_data_asks_for_a_mode_once_and_each_answer_has_its_own_entry(
+    prepare, write_records, tmp_path
+):
+    path = write_records([chat("2+2?", "4"), chat("Q", "A")])
+    refuse = {"data_policy": "untagged=error"}
+    with pytest.raises(DataError, match=r"^2 record\(s\) state no mode") as refused:
+        prepare(path, **refuse)
+    question = str(refused.value)
+    for mode, sample in (
+        (
+            "fast",
+            r"/no_think 2+2?<|extra_0|>[[<think>\n\n</think>\n<answer>\n4\n</answer><|eos|>]]",
+        ),
+        ("slow", r"\n</think>\n<answer>\n4\n</answer><|eos|>]]"),
+        ("plain", "<|startoftext|>2+2?<|extra_0|>[[4<|eos|>]]"),
+    ):
+        assert sample in question.partition(f"--mode {mode:5}  ")[2].split("\n")[1]
+    assert _folders(tmp_path) == []
+    assert prepare(path, mode="fast", **refuse).summary.num_fast == 2
+    assert prepare(path, mode="plain", **refuse).summary.num_plain == 2
+    assert len(_folders(tmp_path)) == 2
+
+
+def test_a_question_about_modes_stands_behind_other_errors(prepare, write_records):
+    path = write_records([chat("a", "b"), chat("c", "")])
+    with pytest.raises(
+        DataError, match=r"(?s):2: .*empty_answer=drop.*1 record\(s\) state no mode"
+    ):
+        prepare(path, data_policy="untagged=error")
+
+
+def test_records_say_their_mode_one_by_one(prepare, write_records):
+    path = write_records([chat("a", "b", mode="plain"), chat("a", "b", mode="fast")])
+    summary = prepare(path, data_policy="untagged=error").summary
+    assert (summary.num_plain, summary.num_fast) == (1, 1)

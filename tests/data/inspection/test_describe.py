@@ -20,7 +20,7 @@ def test_findings_say_what_became_of_them(prepare, write_records):
     summary = prepare(path, data_policy="empty_answer=drop").summary
     assert describe_findings(summary) == (
         "1 record(s) with typed special tokens, which stay text; fixed: tags 1; "
-        "left out: empty_answer 1; noted: untagged 2"
+        "left out: empty_answer 1; noted: untagged 1"
     )
     assert describe_counts(summary).startswith("3 samples (1 fast, 1 slow, 1 plain), 3 turns")
 

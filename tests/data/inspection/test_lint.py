@@ -18,7 +18,8 @@ def lint(write_records, tokenizer):
     def run(records, **settings):
         path = write_records(records)
         options = LintOptions(tokenizer_folder=tokenizer.folder)
-        settings = CompileSettings(**{"max_seq_length": 4096, **settings})
+        policy = {"untagged": "note"}
+        settings = CompileSettings(**{"max_seq_length": 4096, "policy": policy, **settings})
         return lint_sources(find_sources(str(path)), settings, options, num_workers=1)
 
     return run

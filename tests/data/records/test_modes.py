@@ -1,6 +1,10 @@
+import dataclasses
+
 import pytest
 
-from tests.data.dialogues import chat, kinds_of, read
+from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
+from tests.data.dialogues import chat, kinds_of, problems_of, read
 
 
 def _tagged(thoughts, answer):
@@ -28,6 +32,22 @@ def test_a_stated_fast_mode_puts_no_think_once_before_each_query(where):
 def test_a_record_goes_before_the_run():
     assert _modes(chat("a", _tagged("r", "b"), mode="auto"), mode="fast") == ["slow"]
     assert _modes(chat("a", "b", mode="fast"), mode="slow") == ["fast"]
+
+
+def test_an_untagged_dialogue_is_asked_about_unless_record_or_run_answers():
+    assert [one.kind for one in problems_of(chat("a", "b"))] == ["untagged"]
+    assert problems_of(chat("a", "b", mode="plain")) == []
+    for mode in ("plain", "fast"):
+        assert problems_of(chat("a", "b"), mode=mode) == []
+    assert "mode" in kinds_of(chat("a", "b"), mode="slow")
+
+
+def test_a_model_without_modes_is_asked_nothing():
+    grammar = dataclasses.replace(HUNYUAN_A13B, has_modes=False)
+    problems = []
+    dialogue = read_dialogue(chat("a", "b"), Reading(grammar), problems)
+    assert problems == []
+    assert dialogue.messages[1].mode == "plain"
 
 
 def test_a_plain_dialogue_stays_plain_unless_the_run_says_otherwise():

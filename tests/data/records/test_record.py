@@ -11,7 +11,8 @@ from hunyuan_train.families.grammar.dialogue import ToolCall
 from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, USER_LABEL
 from tests.data.dialogues import NOW, WEATHER, call, chat, kinds_of, problems_of, read
 
-DECIDE = build_policies().decide
+# Most records here have no mode, which is not what they are about.
+DECIDE = build_policies({"untagged": "note"}).decide
 
 
 def _user(content):
@@ -62,12 +63,14 @@ CASES = {
     "empty_system": (chat("a", "b", system=""), "empty_system", "fix"),
     "blank_system": (chat("a", "b", system=" "), "empty_system", "fix"),
     "empty_user": (chat("", "b"), "empty_user", "error"),
-    "number_content": (chat("a", 5), "content_type", "error"),
+    "number_content": (chat("a", 5), "content_type", "fix"),
+    "boolean_content": (chat("a", True), "content_type", "error"),
+    "several_texts": (chat("a", ["b", "c"]), "content_type", "error"),
     "object_content": (chat({"a": 1}, "b"), "content_type", "error"),
     "text_parts": (chat(PARTS, "b"), "content_type", "fix"),
     "image_part": (chat(IMAGE, "b"), "content_type", "error"),
     "image_beside_text": (chat(PARTS + IMAGE, "b"), "content_type", "error"),
-    "broken_tags": (chat("a", "<think>\nr"), "tags", "error"),
+    "broken_tags": (chat("a", "b<think>\nr</think>"), "tags", "error"),
     "loose_tags": (chat("a", "<think>r</think>b"), "tags", "fix"),
     "thoughts_twice": (
         _chat_of(_user("a"), _answer(_tagged("r", "b"), reasoning_content="r")),

@@ -53,7 +53,9 @@ def test_data_is_checked_before_anything_starts(tmp_path):
 def test_the_policy_of_a_run_decides_what_is_refused(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(
-        '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": ""}\n', "utf-8"
+        '{"mode": "fast", "prompt": "a", "completion": "b"}\n'
+        '{"mode": "fast", "prompt": "c", "completion": ""}\n',
+        "utf-8",
     )
     flags = ("--train_data_file", str(path), "--eval_data_file", "none", "--eval_steps", "0")
     with pytest.raises(DataError, match=r"data.jsonl:2: .*\(empty_answer\)[^$]*--data_policy"):

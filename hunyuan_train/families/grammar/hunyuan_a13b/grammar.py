@@ -1,5 +1,8 @@
 """The grammar of Hunyuan-A13B, put together. The dense 7B models share it."""
 
+import functools
+
+from hunyuan_train.families.grammar.foreign_markers import find_foreign_markers
 from hunyuan_train.families.grammar.hunyuan_a13b import output_parser, tags, template, tokens, tools
 from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
 from hunyuan_train.families.grammar.interface import (
@@ -9,6 +12,13 @@ from hunyuan_train.families.grammar.interface import (
     QueryForm,
     ToolForm,
 )
+
+_OWN_MARKERS = (*tags.TAGS, tools.TOOL_CALLS_OPEN, tools.TOOL_CALLS_CLOSE)
+
+
+def _is_own_marker(marker: str) -> bool:
+    return marker in _OWN_MARKERS or tokens.find_control_token(marker) == marker
+
 
 HUNYUAN_A13B = Grammar(
     name="hunyuan_a13b",
@@ -29,8 +39,9 @@ HUNYUAN_A13B = Grammar(
     answers=AnswerForm(
         write=tags.write_tags,
         read=tags.parse_tags,
-        opens_thoughts=tags.opens_thoughts,
+        read_apart=tags.parse_apart,
         find_cut=tags.find_cut,
+        find_foreign=functools.partial(find_foreign_markers, is_own=_is_own_marker),
         is_thinking=tags.is_thinking,
     ),
     tools=ToolForm(

@@ -12,13 +12,14 @@ from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
     parse_tags,
     write_tags,
 )
+from hunyuan_train.families.grammar.interface import TaggedText
 from tests.data.dialogues import plain_text
 
 
 @given(thoughts=plain_text, answer=plain_text)
 def test_what_is_written_is_read_back_exactly(thoughts, answer):
     parsed = parse_tags(f"{THINK_OPEN}{thoughts}{THINK_CLOSE}{answer}{ANSWER_CLOSE}")
-    assert parsed == (thoughts, answer, "", "")
+    assert parsed == TaggedText(thoughts, answer)
 
 
 def test_an_empty_think_block_is_told_from_none():
@@ -49,28 +50,34 @@ def test_the_only_possible_reading_is_taken_and_said(text, thoughts, answer):
 @pytest.mark.parametrize(
     "text",
     [
-        "<think>\nr",
-        "<think>\nr\n</think>\n<answer>\nA",
         "<think>\n\n<think>\n<answer>\nA\n</answer>",
         "<answer>\nA\n</answer>\n<think>\nr\n</think>",
         "<think>\nr\n</think>\n<answer>\nA\n</answer>\nand more",
-        "r\n</think>\n<answer>\nA\n</answer>",
         "<think>\nr\n</think>\n<answer>\nA\n</answer>B\n</answer>",
-        "<think>\na\n</think>\n<think>\nb\n</think>\n<answer>\nA\n</answer>",
+        "<think>a</think>A<think>b</think>B",
+        "<think>a<think>b</think>A",
+        "A</think><think>b</think>B",
+        "Sure.\n<think>\na\n</think>\nA",
+        "Sure.\n<think>\na",
+        "<think>\nr\n</think>\n<answer>\n<think>x</think>A\n</answer>",
+        "<think>\\nr\\n</think>\\nA",
+        "```\n<think>r</think>A\n```",
     ],
 )
 def test_what_could_be_read_in_two_ways_is_an_error(text):
     assert parse_tags(text).error
 
 
-@pytest.mark.parametrize("text", ["Write <think> first.", "an <answer> tag", "1 < 2 and think> x"])
+@pytest.mark.parametrize(
+    "text", ["Write <think> first.", "an <answer> tag", "1 < 2 and think> x", "Write `</think>`."]
+)
 def test_tags_talked_about_are_text(text):
-    assert parse_tags(text) == (None, text, "", "")
+    assert parse_tags(text) == TaggedText(None, text)
 
 
 def test_thoughts_may_hold_a_closing_tag():
     text = "<think>\na </think> b\n</think>\n<answer>\nA\n</answer>"
-    assert parse_tags(text) == ("a </think> b", "A", "", "")
+    assert parse_tags(text) == TaggedText("a </think> b", "A")
 
 
 @pytest.mark.parametrize(

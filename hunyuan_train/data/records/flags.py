@@ -1,0 +1,87 @@
+"""Fields that say whether a model is to think, under the names that servers and data sets use.
+
+In some data sets they share a name with fields that hold thoughts (`reasoning: "off"`). A flag is a
+mode, or refused by name; it is never taught.
+"""
+
+from typing import Any
+
+from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.records.forms import THOUGHT_FIELDS
+
+TEMPLATE_FIELDS = ("chat_template_kwargs", "kwargs")  # what a client hands the template beside
+_FLAG_FIELDS = (
+    "enable_thinking",
+    "thinking_enabled",
+    "enable_reasoning",
+    "thinking_mode",
+    "reasoning_mode",
+)
+_NEGATED_FIELDS = ("no_think", "nothink", "disable_thinking")
+_MODES = {
+    **dict.fromkeys(("on", "true", "enabled", "enable"), "slow"),
+    **dict.fromkeys(("off", "false", "disabled", "disable"), "fast"),
+}
+_SETTINGS = {"auto", "adaptive", "default", "none", "null", "yes", "no", "fast", "slow"} | {
+    *("minimal", "low", "medium", "high", "xhigh", "max")
+}
+
+
+def name_flag(value: object) -> str:
+    """The mode that a flag asks for, "unknown" for one that says none, "" for what is no flag."""
+    if isinstance(value, dict):  # {"type": "enabled", "budget_tokens": 1024}
+        value = value.get("type")
+    if isinstance(value, bool):
+        return "slow" if value else "fast"
+    if not isinstance(value, str):
+        return ""
+    word = value.strip().lower()
+    return _MODES.get(word) or ("unknown" if word in _SETTINGS else "")
+
+
+def refuse_flag(field: str, value: object) -> Problem:
+    """A flag that states no mode of its record."""
+    fix = "state the mode of the record: fast, slow or plain"
+    return Problem("mode", field, f"{value!r} is a setting and no thoughts", fix)
+
+
+def take_flags(
+    record: dict[str, Any], problems: list[Problem], *, with_template_fields: bool
+) -> tuple[dict[str, Any], str]:
+    """The record without its flags, and the mode that they and `mode` state; "" for none.
+
+    Args:
+        with_template_fields: also flags among what a client hands the model's own template.
+    """
+    rest = dict(record)
+    stated = {"mode": record["mode"]} if record.get("mode") in ("fast", "slow", "plain") else {}
+    for field in (*THOUGHT_FIELDS, *_FLAG_FIELDS, *_NEGATED_FIELDS):
+        _take_flag(rest, field, field, stated, problems)
+    for outer in TEMPLATE_FIELDS if with_template_fields else ():
+        if isinstance(rest.get(outer), dict):
+            inner = dict(rest[outer])
+            for field in (*_FLAG_FIELDS, "thinking"):
+                _take_flag(inner, field, f"{outer}.{field}", stated, problems)
+            rest[outer] = inner or None
+    if len(set(stated.values())) > 1:
+        said = " and ".join(f"{field} says {mode}" for field, mode in stated.items())
+        problems.append(Problem("mode", next(iter(stated)), said, "keep one of them"))
+    return rest, next(iter(stated.values()), "")
+
+
+def _take_flag(
+    fields: dict[str, Any],
+    name: str,
+    place: str,
+    stated: dict[str, str],
+    problems: list[Problem],
+) -> None:
+    mode = name_flag(fields.get(name))
+    if not mode:
+        return
+    value = fields.pop(name)
+    if mode == "unknown":
+        problems.append(refuse_flag(place, value))
+        return
+    is_negated = name in _NEGATED_FIELDS
+    stated[place] = {"fast": "slow", "slow": "fast"}[mode] if is_negated else mode

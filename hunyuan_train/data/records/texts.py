@@ -1,0 +1,39 @@
+"""Text fields that hold something else: what has one reading as text, and what has none."""
+
+from typing import Any
+
+from hunyuan_train.families.grammar.dialogue import dump_json
+
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in a record that is refused: not empty as well
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+
+
+def write_text(value: object) -> str | None:
+    """The one text that a value can mean; None where there is none, or more than one.
+
+    A number is written as JSON writes it. Parts of an OpenAI content list are joined by newlines,
+    as servers join them. Several bare strings may as well be alternatives.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return dump_json(value)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
+    if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
+        return "\n".join(part["text"] for part in value)
+    return None
+
+
+def _is_text_part(part: Any) -> bool:  # noqa: ANN401  # whatever a list holds
+    return (
+        isinstance(part, dict)
+        and part.get("type") in _TEXT_PARTS
+        and isinstance(part.get("text"), str)
+    )
+
+
+def name_type(value: object) -> str:
+    """What JSON calls a value."""
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a bool"}
+    return names.get(type(value), "a number")

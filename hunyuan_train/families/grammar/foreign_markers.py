@@ -1,0 +1,98 @@
+# ruff: noqa: RUF001, RUF003  # the marks of others in other brackets
+"""Marks that other models and agents write around thoughts, answers and calls.
+
+Where an answer holds one, a model would be taught to write what no server of its own reads. A
+grammar says which marks are its own. What a text quotes as code is talked about and left alone.
+"""
+
+import re
+from collections.abc import Callable
+
+from hunyuan_train.families.grammar.quoted_code import mask_code
+
+_MAX_NAMED = 3
+
+# What others call the parts of an answer, in lower case and without underscores.
+_NAME = re.compile(
+    r"(?:.*(?:think|thinking|thought|thoughts|reason|reasoning|reflection|reflect|invoke)"
+    r"|.*(?:tool|function)(?:calls?|use|code|outputs?|results?|responses?)"
+    r"|scratchpad|rationale|(?:inner)?monologue|cot|chainofthoughts?|observation|(?:final)?answer|finalresponse)"
+)
+# Angle brackets, their look-alikes, and the ways in which HTML, URLs and JSON escape them.
+_OPEN = r"(?:[<＜﹤‹〈⟨《«◁]|&(?:amp;)*(?:lt|LT|#0*60|#[xX]0*3[cC]);|\\+u003[cC]|%3[cC])"
+_CLOSE = r"(?:[>＞﹥›〉⟩》»▷]|&(?:amp;)*(?:gt|GT|#0*62|#[xX]0*3[eE]);|\\+u003[eE]|%3[eE])"
+_BLANK = "[\\s\u200b\u2060\ufeff]*"
+# <thinking>, </reasoning>, <tool_call id="1">, ＜think＞, &lt;think&gt;, < think >, ◁think▷
+_NAMED = re.compile(
+    rf"{_OPEN}{_BLANK}[/／]?{_BLANK}([\w:.-]{{3,40}}?)(?:\s[^<>\n]{{0,80}})?{_BLANK}[/／]?{_CLOSE}"
+)
+_PATTERNS = (
+    # <|begin_of_thought|>, <|channel|>, <|im_end|>, <｜tool▁calls▁begin｜>, <|channel>, <channel|>
+    r"[<＜][|｜][^<>|｜\s]{1,40}[|｜]?[>＞]|<[A-Za-z_]{2,40}[|｜]>",
+    # <function=get_weather>, <parameter=city>, <invoke name="f">, <function name="f">
+    r"<(?:function|parameter)=[^<>\n]{1,80}>|<(?:function|invoke|parameter)\s+name=[^<>\n]{1,80}>",
+    # [THINK], [TOOL_CALLS], [/INST], and the closing mark of one in small letters
+    r"\[/?(?:THINK|THINKING|THOUGHT|REASONING|TOOL_CALLS?|TOOL_RESULTS?|AVAILABLE_TOOLS|INST"
+    r"|ARGS|ANSWER|SYSTEM_PROMPT)\]|\[/(?:think|thinking|thoughts?|reasoning|tool_calls?)\]",
+    r"<</?SYS>>|</?(?:start|end)_of_turn>|<unused\d+>|✿(?:FUNCTION|ARGS|RESULT|RETURN)✿",
+    r"(?:</s>|<(?:eos|eot|eom|end_of_text)>)(?=\s*\Z)",
+)
+_FIXED = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS))
+_START = re.compile(r"[<＜﹤‹〈⟨《«◁&\\%\[✿]")  # what any of them begins with
+
+# ReAct: a line for each step. One label alone is prose.
+_STEP = re.compile(
+    r"^[\s*#>-]{0,6}(Thoughts?|Action(?: ?Input)?|Observation|Final Answer|思考|行动(?:输入)?|观察"
+    r"|最终答案)[*_]{0,3}\s?[:：]",
+    re.MULTILINE | re.IGNORECASE,
+)
+_STEP_HINTS = ("hought", "ction", "bservation", "inal", "思考", "行动")
+_STEP_PAIRS = (
+    {"action", "action input"},
+    {"thought", "action"},
+    {"action", "observation"},
+    {"thought", "final answer"},
+    {"思考", "行动"},
+    {"行动", "行动输入"},
+    {"思考", "最终答案"},
+)
+_HEADED = re.compile(  # ## Thinking ... ## Final Response
+    r"^#{1,4}\s*(?:Thinking|Thoughts?|Reasoning)\b.*^#{1,4}\s*Final (?:Response|Answer)\b",
+    re.MULTILINE | re.DOTALL | re.IGNORECASE,
+)
+
+
+def find_foreign_markers(text: str, is_own: Callable[[str], bool]) -> list[str]:
+    """The first few marks of others in an answer or its thoughts, each once."""
+    masked = mask_code(text)
+    found: dict[str, None] = {}
+    for start in _START.finditer(masked):
+        marker = _match_marker(masked, start.start())
+        if marker and not is_own(marker):
+            found[marker] = None
+            if len(found) == _MAX_NAMED:
+                return list(found)
+    if any(hint in masked for hint in _STEP_HINTS):
+        found |= dict.fromkeys(_find_steps(masked))
+    return list(found)
+
+
+def _match_marker(text: str, start: int) -> str:
+    """The mark that begins here; "" where none does."""
+    named = _NAMED.match(text, start)
+    if named and _NAME.fullmatch(named[1].replace("_", "").replace("-", "").lower()):
+        return named[0]
+    fixed = _FIXED.match(text, start)
+    return fixed[0] if fixed else ""
+
+
+def _find_steps(text: str) -> list[str]:
+    """The labels of an agent's steps, or the headings of thoughts and answer."""
+    labels = {" ".join(label.lower().split()): label for label in _STEP.findall(text)}
+    labels = {"thought" if key == "thoughts" else key: label for key, label in labels.items()}
+    labels = {"action input" if key == "actioninput" else key: one for key, one in labels.items()}
+    for pair in _STEP_PAIRS:
+        if pair <= labels.keys():
+            return [f"{labels[key]}:" for key in sorted(pair)]
+    headed = _HEADED.search(text)
+    return [headed[0].partition("\n")[0]] if headed else []
