@@ -376,10 +376,10 @@ def test_untagged_records_are_asked_about_with_one_of_them_in_every_mode(
     assert "2 record(s) state no mode" in output
     assert f"{path}:1 in each mode" in output
     assert "--mode fast" in output
-    assert "/no_think 2+2?<|extra_0|>[[<think>\\n\\n</think>\\n<answer>\\n4\\x1b[31m" in output
+    assert "/no_think 2+2?<|extra_0|>[[<think>\\n\\n</think>\\n<answer>\\n4\\u001b[31m" in output
     assert "--mode slow" in output
     assert "--mode plain" in output
-    assert "<|startoftext|>2+2?<|extra_0|>[[4\\x1b[31m<|eos|>]]" in output
+    assert "<|startoftext|>2+2?<|extra_0|>[[4\\u001b[31m<|eos|>]]" in output
     assert "\x1b[31m" not in output
     for mode in ("fast", "plain"):
         assert run(command, path, *page, "--mode", mode)[0] == 0

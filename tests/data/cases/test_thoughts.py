@@ -83,7 +83,7 @@ OUTCOMES = {
     "d28_answer_in_think": [[slow("I write <answer> later", "b")]],
     "d30_null_string_answer": [[fast("null")], [fast("nan")], [fast("None")]],
     "d37_query_answer_reasoning": [[slow("r", "a")]],
-    "d40_unused_typo_mode": [ASKED],
+    "d40_unused_typo_mode": [{"unread_text", "untagged"}],
     "e06_prompt_msgs_think_str": [[slow("r", "a")]],
     "e07_multiple_answers_same_prompt": [{"content_type"}],
     "e08_content_parts_mixed_nl": [ASKED],
