@@ -103,7 +103,7 @@ def _parse_loose(text: str) -> TaggedText:
     whole = _read_parts(*_split(text, text))
     if whole and whole.kind == "tags":
         return whole
-    is_meant = _nests(text) or _CLOSE in tags or masked.rstrip().endswith(_ANSWER_END)
+    is_meant = _nests(text) or _CLOSE in tags or _ANSWER_END in tags
     if not (is_meant or _closes_alone(text)):
         return TaggedText(None, text)
     if mended := _read_parts(tags, parts):
@@ -176,7 +176,8 @@ def parse_apart(thoughts: str, answer: str) -> TaggedText:
     tagged = parse_tags(answer)
     is_wrapped = tagged.repair == _BLOCK_ADDED
     if tagged.error or (tagged.thoughts is not None and not is_wrapped):
-        return TaggedText(thoughts, answer, error="thoughts both as a field and as tags")
+        error = tagged.error or "thoughts both as a field and as tags"
+        return TaggedText(thoughts, answer, error=error)
     bare = _strip_think(thoughts)
     if _CLOSE in (masked := mask_code(bare).lower()) or _nests(masked):
         return TaggedText(thoughts, answer, error="thoughts that hold tags of their own")

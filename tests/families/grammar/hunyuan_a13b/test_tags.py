@@ -59,6 +59,8 @@ def test_the_only_possible_reading_is_taken_and_said(text, thoughts, answer):
         "A</think><think>b</think>B",
         "Sure.\n<think>\na\n</think>\nA",
         "Sure.\n<think>\na",
+        "A</answer> and more",
+        "It is <answer>A</answer>, I think.",
         "<think>\nr\n</think>\n<answer>\n<think>x</think>A\n</answer>",
         "<think>\\nr\\n</think>\\nA",
         "```\n<think>r</think>A\n```",
