@@ -7,6 +7,7 @@ grammar says which marks are its own. What a text quotes as code is talked about
 
 import re
 from collections.abc import Callable
+from unicodedata import normalize
 
 from hunyuan_train.families.grammar.quoted_code import mask_code
 
@@ -14,17 +15,19 @@ _MAX_NAMED = 3
 
 # What others call the parts of an answer, in lower case and without underscores.
 _NAME = re.compile(
-    r"(?:.*(?:think|thinking|thought|thoughts|reason|reasoning|reflection|reflect|invoke)"
+    r"(?:.*(?:think|thinking|thoughts?|reason|reasoning)(?:process|steps?|content|block|trace)?"
+    r"|.*(?:reflection|reflect|invoke)|tools?|analysis|思考(?:过程)?|推理(?:过程)?|思维链|回答|答案"
     r"|.*(?:tool|function)(?:calls?|use|code|outputs?|results?|responses?)"
-    r"|scratchpad|rationale|(?:inner)?monologue|cot|chainofthoughts?|observation|(?:final)?answer|finalresponse)"
+    r"|scratchpad|rationale|(?:inner)?monologue|cot|chainofthoughts?|observation"
+    r"|(?:final)?answer|finalresponse)"
 )
 # Angle brackets, their look-alikes, and the ways in which HTML, URLs and JSON escape them.
-_OPEN = r"(?:[<＜﹤‹〈⟨《«◁]|&(?:amp;)*(?:lt|LT|#0*60|#[xX]0*3[cC]);|\\+u003[cC]|%3[cC])"
-_CLOSE = r"(?:[>＞﹥›〉⟩》»▷]|&(?:amp;)*(?:gt|GT|#0*62|#[xX]0*3[eE]);|\\+u003[eE]|%3[eE])"
+_OPEN = r"(?:[<＜﹤‹〈⟨《«◁【]|&(?:amp;)*(?:lt|LT|#0*60|#[xX]0*3[cC]);|\\+u003[cC]|%3[cC])"
+_CLOSE = r"(?:[>＞﹥›〉⟩》»▷】]|&(?:amp;)*(?:gt|GT|#0*62|#[xX]0*3[eE]);|\\+u003[eE]|%3[eE])"
 _BLANK = "[\\s\u200b\u2060\ufeff]*"
 # <thinking>, </reasoning>, <tool_call id="1">, ＜think＞, &lt;think&gt;, < think >, ◁think▷
 _NAMED = re.compile(
-    rf"{_OPEN}{_BLANK}[/／]?{_BLANK}([\w:.-]{{3,40}}?)(?:\s[^<>\n]{{0,80}})?{_BLANK}[/／]?{_CLOSE}"
+    rf"{_OPEN}{_BLANK}[/／]?{_BLANK}([\w:.-]{{2,40}}?)(?:\s[^<>\n]{{0,80}})?{_BLANK}[/／]?{_CLOSE}"
 )
 _PATTERNS = (
     # <|begin_of_thought|>, <|channel|>, <|im_end|>, <｜tool▁calls▁begin｜>, <|channel>, <channel|>
@@ -38,20 +41,23 @@ _PATTERNS = (
     r"(?:</s>|<(?:eos|eot|eom|end_of_text)>)(?=\s*\Z)",
 )
 _FIXED = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS))
-_START = re.compile(r"[<＜﹤‹〈⟨《«◁&\\%\[✿]")  # what any of them begins with
+_FIRST = "<＜﹤‹〈⟨《«◁【&\\%[✿"  # what any of them begins with
+_START = re.compile(f"[{re.escape(_FIRST)}]")
 
 # ReAct: a line for each step. One label alone is prose.
 _STEP = re.compile(
-    r"^[\s*#>-]{0,6}(Thoughts?|Action(?: ?Input)?|Observation|Final Answer|思考|行动(?:输入)?|观察"
-    r"|最终答案)[*_]{0,3}\s?[:：]",
-    re.MULTILINE | re.IGNORECASE,
+    r"[ \t*#>-]{0,6}(Thoughts?|Action(?: ?Input)?|Observation|(?:Final )?Answer"
+    r"|思考|行动(?:输入)?|观察|最终答案)[*_]{0,3}\s?[:：]",
+    re.IGNORECASE,
 )
-_STEP_HINTS = ("hought", "ction", "bservation", "inal", "思考", "行动")
+_STEP_HINTS = ("thought", "action", "思考", "行动")  # one of them is in every pair
 _STEP_PAIRS = (
     {"action", "action input"},
     {"thought", "action"},
     {"action", "observation"},
+    {"thought", "observation"},
     {"thought", "final answer"},
+    {"thought", "answer"},
     {"思考", "行动"},
     {"行动", "行动输入"},
     {"思考", "最终答案"},
@@ -66,33 +72,42 @@ def find_foreign_markers(text: str, is_own: Callable[[str], bool]) -> list[str]:
     """The first few marks of others in an answer or its thoughts, each once."""
     masked = mask_code(text)
     found: dict[str, None] = {}
-    for start in _START.finditer(masked):
+    # Most texts hold none of these, and looking for single characters costs next to nothing.
+    has_start = any(character in masked for character in _FIRST)
+    for start in _START.finditer(masked) if has_start else ():
         marker = _match_marker(masked, start.start())
         if marker and not is_own(marker):
             found[marker] = None
             if len(found) == _MAX_NAMED:
                 return list(found)
-    if any(hint in masked for hint in _STEP_HINTS):
-        found |= dict.fromkeys(_find_steps(masked))
+    found |= dict.fromkeys(_find_steps(masked))
     return list(found)
 
 
 def _match_marker(text: str, start: int) -> str:
     """The mark that begins here; "" where none does."""
     named = _NAMED.match(text, start)
-    if named and _NAME.fullmatch(named[1].replace("_", "").replace("-", "").lower()):
-        return named[0]
+    if named:
+        name = normalize("NFKC", named[1]).lower()  # letters may be full-width, too
+        if _NAME.fullmatch(name.replace("_", "").replace("-", "")):
+            return named[0]
     fixed = _FIXED.match(text, start)
     return fixed[0] if fixed else ""
 
 
 def _find_steps(text: str) -> list[str]:
-    """The labels of an agent's steps, or the headings of thoughts and answer."""
-    labels = {" ".join(label.lower().split()): label for label in _STEP.findall(text)}
-    labels = {"thought" if key == "thoughts" else key: label for key, label in labels.items()}
-    labels = {"action input" if key == "actioninput" else key: one for key, one in labels.items()}
-    for pair in _STEP_PAIRS:
-        if pair <= labels.keys():
-            return [f"{labels[key]}:" for key in sorted(pair)]
-    headed = _HEADED.search(text)
+    """The labels of an agent's steps, or the heading of thoughts that an answer follows."""
+    lower_case = text.lower()
+    if any(hint in lower_case for hint in _STEP_HINTS):
+        steps = filter(None, map(_STEP.match, text.splitlines()))
+        labels = {_name_step(step[1]): step[1] for step in steps}
+        for pair in _STEP_PAIRS:
+            if pair <= labels.keys():
+                return [f"{labels[name]}:" for name in sorted(pair)]
+    headed = _HEADED.search(text) if "#" in text and "final " in lower_case else None
     return [headed[0].partition("\n")[0]] if headed else []
+
+
+def _name_step(label: str) -> str:
+    name = label.lower().replace("actioninput", "action input")
+    return "thought" if name == "thoughts" else name

@@ -284,6 +284,10 @@ FOREIGN = [
     "Thought: r\nAction: f\nAction Input: {}", "Action: f\nAction Input: {}",
     "**Thought:** r\n**Final Answer:** A", "思考：r\n行动：f",
     "## Thinking\nr\n## Final Response\nA",
+    "<thinking_process>r</thinking_process>A", "<ｔｈｉｎｋ>r", "【思考】r【/思考】A",
+    "<思考>r</思考>A",
+    "Thought: r\nAnswer: A", "<analysis>\nr\n</analysis>A", "<tool>f</tool>",
+    "THOUGHT: r\nACTION: f",
     "✿FUNCTION✿: f", "<final_answer>A</final_answer>", "A<end_of_turn>",
 ]  # fmt: skip
 
@@ -304,7 +308,9 @@ def test_marks_of_other_models_are_named_and_taught_only_where_asked_for(text):
     "text",
     [
         "use `<thinking>` tags", "```\n<tool_call>\n```\nis how", "if a<b and c>d", "x &lt;b&gt; y",
-        "Map<String, Reason>", "The action: run", "Action: a noun.", "a <| f |> b", "[1] [answer]",
+        "Map<String, Reason>",
+        "Question: x\nAnswer: y", "《思考的快与慢》",
+        "The action: run", "Action: a noun.", "a <| f |> b", "[1] [answer]",
         "<br> <s>x</s> y", "Observation: it rains.", "<div class='thinking'>x</div>", "1 < 2 > 0",
         "the <answer> and <think> tags", "what <|eos|> is",
     ],
