@@ -2,7 +2,7 @@
 
 import sys
 
-from hunyuan_train.cli import main
+from hunyuan_train.__main__ import run_command
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    run_command(["train", *sys.argv[1:]])

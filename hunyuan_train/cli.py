@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError
 from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.export.commands import add_checkpoint_commands
-from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR
+from hunyuan_train.interrupts import ending_at_ctrl_c
+from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, NO_ROOM, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.heartbeat import announce_rank
 from hunyuan_train.launcher.rank.worker import (
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         return run_command(arguments)
+    except NoRoomError as error:
+        report_failure(f"error: {error}")
+        return NO_ROOM
     except (ConfigError, DataError, CheckpointError, ServeError) as error:
         report_failure(f"error: {error}")
         return USER_ERROR
@@ -58,7 +62,8 @@ def run_command(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] == "plan":
         return run_plan(arguments[1:])
     if arguments and arguments[0] == "doctor":
-        from hunyuan_train.launcher.doctor.commands import run_doctor
+        with ending_at_ctrl_c():
+            from hunyuan_train.launcher.doctor.commands import run_doctor
 
         return run_doctor(arguments[1:])
     parsed = build_parser(arguments).parse_args(arguments)
@@ -80,7 +85,8 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="look at the hosts of a run before it starts")
     data = commands.add_parser("data", help="check, convert, show and measure dialogues")
     if arguments and arguments[0] == "data":
-        from hunyuan_train.data.commands import add_data_commands
+        with ending_at_ctrl_c():
+            from hunyuan_train.data.commands import add_data_commands
 
         add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
     add_checkpoint_commands(commands)
@@ -99,7 +105,8 @@ def train(arguments: Sequence[str]) -> int:
         return SUCCESS
     command = load_command_line(arguments)
     if not is_worker():
-        from hunyuan_train.launcher.start.launch import start_run
+        with ending_at_ctrl_c():
+            from hunyuan_train.launcher.start.launch import start_run
 
         return start_run(command, arguments)
     sys.excepthook = report_crash

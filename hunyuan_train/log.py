@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.logging import RichHandler
 
+from hunyuan_train.screen import open_log
 from hunyuan_train.terminal import PlainConsole, PlainFormatter
 
 OURS = "hunyuan_train"
@@ -30,15 +31,6 @@ console = PlainConsole(
 )
 
 
-class RankFile(logging.FileHandler):
-    """A file of log lines on a disk that may be full: they are on the screen, too."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's own name
-        """Without this, each line would end in a page of traceback."""
-        if not isinstance(sys.exception(), OSError):
-            super().handleError(record)
-
-
 def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
     """Send log lines to the screen and to `output_dir/log/rank{N}.txt`.
 
@@ -51,7 +43,7 @@ def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
     rank = int(os.environ.get("RANK", "0"))
     folder = output_dir / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    file = RankFile(folder / f"rank{rank}.txt", encoding="utf-8")
+    file = logging.StreamHandler(open_log(folder / f"rank{rank}.txt"))
     file.setFormatter(PlainFormatter(FILE_FORMAT))
     log_to_screen(rank=rank, is_verbose=is_verbose, also=[file])
     # torch warns of a name at each collective, which would fill the file.

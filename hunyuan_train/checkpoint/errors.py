@@ -3,3 +3,7 @@
 
 class CheckpointError(ValueError):
     """A checkpoint or export that cannot be read or written. Names file, fault and remedy."""
+
+
+class NoRoomError(CheckpointError):
+    """A disk that does not take what is to be written. Names the place and what it needs."""

@@ -5,6 +5,7 @@ import signal
 SUCCESS = 0
 FAILURE = 1
 USER_ERROR = 2  # a setting or a file is wrong: starting again would end the same way
+NO_ROOM = 73  # the disk took nothing, to the end (sysexits.h calls it EX_CANTCREAT)
 HOST_LOST = 74  # a host crashed, was cut off or cannot be reached (sysexits.h calls it EX_IOERR)
 RESUME = 75  # stopped on purpose with a checkpoint on disk (sysexits.h calls it EX_TEMPFAIL)
 INTERRUPTED = 128 + signal.SIGINT

@@ -44,13 +44,14 @@ def heeding_signals(started: float, max_hours: float) -> Iterator[StopRequest]:
 
     def note(number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if request.received and now - request.received_at < SAME_SECONDS:
+        is_repeated = number == signal.SIGHUP or now - request.received_at < SAME_SECONDS
+        if request.received and is_repeated:  # a terminal that closes sends SIGHUP more than once
             return
         if request.received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         request.received, request.received_at = signal.Signals(number), now
-        logger.info("%s: finishing the step, then saving", request.received.name)
+        logger.info("asked to stop: finishing the step, then saving")
 
     # What is ignored stays ignored: `nohup` means to outlive the terminal.
     heeded = [number for number in HEEDED if signal.getsignal(number) != signal.SIG_IGN]
@@ -65,3 +66,8 @@ def heeding_signals(started: float, max_hours: float) -> Iterator[StopRequest]:
 def agree_to_stop(request: StopRequest, reserve_seconds: float, device: torch.device) -> bool:
     """Whether any rank has reason to stop; the same answer on every rank."""
     return sum_over_ranks([float(request.is_due(reserve_seconds))], device)[0] > 0
+
+
+def agree_that_signalled(request: StopRequest, device: torch.device) -> bool:
+    """Whether any rank was asked to stop, however much of its time is left; the same on all."""
+    return sum_over_ranks([float(request.received is not None)], device)[0] > 0

@@ -24,6 +24,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.exit_codes import SUCCESS, USER_ERROR
 from hunyuan_train.launcher.host.supervise import INTERRUPTED, run_supervised
 from hunyuan_train.optim.records import find_optimizer
+from hunyuan_train.screen import outlive_the_screen
 from hunyuan_train.terminal import PlainConsole
 
 # A rank that loads a finished extension holds torch's lock for about a second.
@@ -193,4 +194,5 @@ def _compile(extension: Extension, build_folder: Path, environment: Mapping[str,
 
 
 if __name__ == "__main__":
+    outlive_the_screen(is_rank=True)
     sys.exit(main(sys.argv[1:]))

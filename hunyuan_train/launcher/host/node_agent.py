@@ -34,6 +34,7 @@ from hunyuan_train.launcher.rank.heartbeat import (
     read_progress,
     read_statuses,
 )
+from hunyuan_train.screen import outlive_the_screen
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 2.0  # for ranks to say where they stand
@@ -200,7 +201,9 @@ def _folder_of_node(files: dict[str, str]) -> Iterator[Path]:
 def _heed_signals(agent: NodeAgent) -> None:
     """A first signal asks the ranks to save and end; a second one ends them."""
 
-    def stop(_: int, __: FrameType | None) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP and agent.is_stopping:
+            return  # it comes along with another, or twice, where a terminal or a session is closed
         agent.orders.put(["kill" if agent.is_stopping else "stop"])
 
     for number in STOP_SIGNALS:
@@ -230,4 +233,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_the_screen(is_rank=True)
     main()

@@ -105,6 +105,8 @@ def _forwarding_signals(
     received: list[tuple[int, float]] = []
 
     def forward(number: int, _: FrameType | None) -> None:
+        if received and number == signal.SIGHUP:
+            return  # it comes along with another, or twice, where a terminal is closed
         received.append((number, time.monotonic()))
         if len(received) > 1:
             _kill_tree(process.pid)

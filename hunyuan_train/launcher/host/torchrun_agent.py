@@ -21,6 +21,7 @@ from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.host.node_agent import CAUSE
 from hunyuan_train.launcher.rank.heartbeat import node_folder
 from hunyuan_train.launcher.rank.worker import FAILURE_REPORT
+from hunyuan_train.screen import outlive_the_screen
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,4 +91,5 @@ def describe_end(rank: int, exit_code: int) -> str:
 
 
 if __name__ == "__main__":
+    outlive_the_screen(is_rank=True)
     sys.exit(main(sys.argv[1:]))

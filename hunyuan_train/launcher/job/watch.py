@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.exit_codes import RESUME
@@ -87,12 +89,17 @@ class Watch:
         # What is ignored stays ignored: `nohup` means to outlive the terminal.
         heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in heeded:
-            loop.add_signal_handler(number, self.signals.append, int(number))
+            loop.add_signal_handler(number, self._note_signal, int(number))
         try:
             yield
         finally:
             for number in heeded:
                 loop.remove_signal_handler(number)
+
+    def _note_signal(self, number: int) -> None:
+        # A terminal that closes says so more than once: the shell passes on what the kernel sends.
+        if number != signal.SIGHUP or not self.signals:
+            self.signals.append(number)
 
     def _is_ending(self, tasks: Sequence[asyncio.Task[None]]) -> bool:
         """Whether nothing is left to wait for."""
@@ -120,13 +127,14 @@ class Watch:
 
     def _stop(self, console: Console) -> None:
         self.stopped_at = time.monotonic()
+        for node in self.nodes:
+            node.send("stop")
+        start_line(console)
         console.print(
             "stopping after this step, to save; once more stops at once"
             if all(map(_heeds_a_stop, self.nodes))
             else "stopping at once: no step is under way, so nothing needs saving"
         )
-        for node in self.nodes:
-            node.send("stop")
 
     def _is_hung(self) -> bool:
         progress = [dict(node.progress) for node in self.nodes]
@@ -149,13 +157,7 @@ class Watch:
         deadline = time.monotonic() + ANSWER_SECONDS
         while time.monotonic() < deadline and not all(node.statuses for node in self.nodes):
             await asyncio.sleep(POLL_SECONDS)
-        text = write_standings(self.nodes)
-        if log_folder:
-            file = log_folder / f"hang-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-            file.write_text(text, encoding="utf-8")
-            console.print(f"the stacks of all ranks are in {file}", soft_wrap=True)
-        else:
-            console.print(text, markup=False, soft_wrap=True)
+        show_standings(write_standings(self.nodes), console, log_folder)
         return describe_hang(self.nodes, self._hang_seconds())
 
     async def _wait(self, tasks: Sequence[asyncio.Task[None]], seconds: float) -> None:
@@ -176,6 +178,27 @@ class Watch:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(node.abandon() for node in self.nodes))
+
+
+def show_standings(text: str, console: Console, log_folder: Path | None) -> None:
+    """Keep where every rank stood in a file and name it, or show the text where that fails."""
+    start_line(console)
+    if log_folder:
+        file = log_folder / f"hang-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            console.print(f"{file} cannot be written: {error.strerror}", soft_wrap=True)
+        else:
+            console.print(f"the stacks of all ranks are in {file}", soft_wrap=True)
+            return
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def start_line(console: Console) -> None:
+    """Clear the line of a terminal in which another process, such as rank 0, may have a bar."""
+    if console.is_terminal:
+        console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
 
 
 def _heeds_a_stop(node: Node) -> bool:
