@@ -5,7 +5,9 @@ under the same names; `pyproject.toml` maps them there when the wheel is built.
 """
 
 import os
+import shlex
 import site
+import sys
 from pathlib import Path
 
 VERSION = "0.1.0"  # pyproject.toml reads it from here: a checkout knows it without being installed
@@ -37,3 +39,17 @@ def python_path(given: str | None) -> str:
     ours = [] if CODE_FOLDER in looked_at else [str(CODE_FOLDER)]
     folders = [*ours, *(given or "").split(os.pathsep)]
     return os.pathsep.join(filter(None, dict.fromkeys(folders)))
+
+
+def render_command(*words: str | Path) -> str:
+    """A command of this package as it works when pasted into a shell, whatever its folder.
+
+    By the interpreter that runs now, in the present folder: settings hold paths relative to it.
+
+    Args:
+        words: the command and its arguments, such as "chat" and a folder.
+    """
+    folders = python_path(None)
+    path = [f"PYTHONPATH={shlex.quote(folders)}"] if folders else []
+    run = shlex.join([sys.executable, "-P", "-m", __package__, *map(str, words)])
+    return " ".join([f"cd {shlex.quote(str(Path.cwd()))} &&", *path, run])

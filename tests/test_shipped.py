@@ -1,10 +1,15 @@
 import os
 import site
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from hunyuan_train import shipped
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import with_settings
+from hunyuan_train.report import closing
+from hunyuan_train.shipped import render_command
 
 
 def test_other_processes_look_for_this_package_first_and_once() -> None:
@@ -20,3 +25,48 @@ def test_nothing_comes_before_the_standard_library_where_python_looks_anyway(
     monkeypatch.setattr(shipped, "CODE_FOLDER", Path(site.getsitepackages()[0]).resolve())
     assert shipped.python_path(None) == ""
     assert shipped.python_path("/mine") == "/mine"
+
+
+def paste(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Paste a command into a shell that knows nothing of this environment."""
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_command_that_is_shown_works_in_any_folder(tmp_path: Path, monkeypatch) -> None:
+    start, elsewhere = tmp_path / "it's here", tmp_path / "elsewhere"
+    for folder in (start, elsewhere):
+        folder.mkdir()
+    (start / "json.py").write_text("raise SystemExit('the wrong json')")
+    monkeypatch.chdir(start)
+    assert paste(render_command("--version"), elsewhere).stdout.startswith("hunyuan-train ")
+    said = paste(render_command("verify", "my run"), elsewhere)  # relative to where it was shown
+    assert said.returncode == 2, said.stderr
+    assert "my run" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("name", ["talk to it", "next", "export it"])
+def test_the_commands_at_the_end_of_a_run_can_be_pasted(
+    name: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(closing, "find_best", lambda checkpoints: Path("best one"))
+    monkeypatch.setattr(closing, "list_checkpoints", lambda folder: [Path("last")])
+    config = with_settings(
+        RunConfig(),
+        model_name_or_path="base model",
+        output_dir="a run",
+        use_lora=True,
+        save_best=True,
+    )
+    command = closing.closing_rows(config)[name]
+    said = paste(f"{command} --help", Path("/"))
+    assert said.returncode == 0, said.stderr
+    assert str(tmp_path / "a run") in str(command)

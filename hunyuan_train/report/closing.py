@@ -1,6 +1,7 @@
 """The end of a run on the screen: what lies where, and what to try next."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.report.commands import make_report
+from hunyuan_train.shipped import render_command
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ def report_at_end(output_dir: Path) -> None:
     try:
         make_report([output_dir], output_dir / run_files.REPORT)
     except ConfigError as error:
-        logger.warning("%s: hunyuan-train report %s", error, output_dir)
+        logger.warning("%s: %s", error, render_command("report", output_dir))
 
 
 def show_closing(config: RunConfig, console: Console) -> None:
@@ -33,9 +35,15 @@ def show_closing(config: RunConfig, console: Console) -> None:
         console.print(Text.assemble((f"{name:<{width}}", "bold"), str(value)), soft_wrap=True)
 
 
+def describe_export(config: RunConfig) -> str:
+    """The command that exports the newest checkpoint of a run."""
+    output_dir = Path(config.train.output_dir).absolute()
+    return render_command("export", output_dir, output_dir / run_files.EXPORT)
+
+
 def closing_rows(config: RunConfig) -> dict[str, str | Path]:
     """What the run wrote, and the next commands to try."""
-    output_dir = Path(config.train.output_dir)
+    output_dir = Path(config.train.output_dir).absolute()
     export = output_dir / run_files.EXPORT
     checkpoints = list_checkpoints(output_dir)
     is_preset = config.model.model_name_or_path in PRESETS
@@ -48,19 +56,19 @@ def closing_rows(config: RunConfig) -> dict[str, str | Path]:
     best = find_best(checkpoints) if config.checkpoints.save_best else None
     if best:
         rows["best one"] = best
-        rows["export it"] = f"hunyuan-train export {best} {output_dir / 'best'}"
+        rows["export it"] = render_command("export", best, output_dir / "best")
     if config.checkpoints.export:
         rows["adapter" if config.lora.use_lora else "model"] = export
         if not (config.lora.use_lora and is_preset):
-            rows["talk to it"] = f"hunyuan-train chat {export}"
+            rows["talk to it"] = render_command("chat", export)
     if is_preset:
-        flags = "--recipe lora --model_name_or_path ... --train_data_file my.jsonl"
-        rows["next"] = f"hunyuan-train train {flags}"
+        train = render_command("train", "--recipe", "lora")
+        rows["next"] = f"{train} --model_name_or_path MODEL_FOLDER --train_data_file YOUR_FILE"
     elif config.checkpoints.export and config.lora.use_lora:
         base = config.model.model_name_or_path
-        rows["next"] = f"hunyuan-train merge {base} {export} {output_dir / 'merged'}"
+        rows["next"] = render_command("merge", base, export, output_dir / "merged")
     elif config.checkpoints.export:
-        rows["next"] = f"vllm serve {export}"
+        rows["next"] = shlex.join(["vllm", "serve", str(export)])
     return rows
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.cluster.hosts import Host
+from hunyuan_train.shipped import render_command
 
 CONNECT_SECONDS = 4
 EXIT_UNREACHABLE = 255  # ssh's own failures; those of the remote command are lower
@@ -65,9 +66,10 @@ def explain(stderr: str, host: Host, launch: LaunchConfig) -> Trouble:
     reasons = {
         "IDENTIFICATION HAS CHANGED": (
             "host key",
-            f"ssh-keygen -R {known}, if the host was installed anew; then doctor --trust",
+            f"ssh-keygen -R {known}, if the host was installed anew; then "
+            f"{render_command('doctor', '--trust')}",
         ),
-        "Host key verification failed": ("host key", "hunyuan-train doctor --trust"),
+        "Host key verification failed": ("host key", render_command("doctor", "--trust")),
         "Permission denied": ("ssh key", f"ssh-copy-id {port}{login}"),
         "Connection refused": (
             "ssh port",

@@ -15,7 +15,7 @@ from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.inputs import input_paths
 from hunyuan_train.launcher.cluster.ssh import ssh_options
-from hunyuan_train.shipped import CODE_FOLDER, IS_INSTALLED, PACKAGE
+from hunyuan_train.shipped import CODE_FOLDER, IS_INSTALLED, PACKAGE, render_command
 
 # A checkout is copied whole; of an environment only our package, beside which lie those of others.
 OUR_CODE = str(PACKAGE if IS_INSTALLED else CODE_FOLDER)
@@ -68,7 +68,7 @@ async def _sync_host(host: Host, paths: Sequence[str], launch: LaunchConfig) -> 
             words = " ".join(stderr.decode(errors="replace").split())
             raise ConfigError(
                 f"{path} could not be copied to host {host.address}: {words}; `apt-get install "
-                "rsync` there if it is missing, and see `hunyuan-train doctor`"
+                f"rsync` there if it is missing, and see `{render_command('doctor')}`"
             )
 
 

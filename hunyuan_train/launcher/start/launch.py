@@ -1,7 +1,6 @@
 """From a command line to running ranks, on this machine or on many."""
 
 import os
-import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from hunyuan_train.launcher.start.rehearse import rehearse
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
 from hunyuan_train.launcher.start.variables import check_model_and_data, check_variables
+from hunyuan_train.shipped import render_command
 from hunyuan_train.terminal import PlainConsole
 
 GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
@@ -94,8 +94,10 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
         config_file = prepare_output_folder(run.config, console)
         exit_code = run_until_done(run.config, start, console)
     if exit_code in GOES_ON and list_checkpoints(config_file.parent):
-        resume = f"--config {shlex.quote(str(config_file))} --resume_from_checkpoint auto"
-        console.print(f"stopped; to go on: hunyuan-train train {resume}", soft_wrap=True)
+        resume = render_command(
+            "train", "--config", config_file, "--resume_from_checkpoint", "auto"
+        )
+        console.print(f"stopped; to go on: {resume}", markup=False, highlight=False)
     return exit_code
 
 

@@ -14,6 +14,7 @@ from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.search import find_nearest
 from hunyuan_train.planner.text import describe_nearest, describe_shortage
+from hunyuan_train.shipped import render_command
 
 
 def check_memory(prepared: PreparedRun, console: Console) -> None:
@@ -36,7 +37,8 @@ def check_memory(prepared: PreparedRun, console: Console) -> None:
         return
     remedy = describe_nearest(find_nearest(run.config, run, hardware), estimate)
     raise ConfigError(
-        f"this run does not fit: {reasons}; {remedy}. `hunyuan-train plan --config FILE` "
+        f"this run does not fit: {reasons}; {remedy}. `{render_command('plan')} "
+        "--config FILE` "
         "shows all of it; --force_plan starts it all the same"
     )
 
