@@ -33,6 +33,18 @@ class JsonLines:
     def append(self, entry: dict[str, Any]) -> None:
         """Write one object, which has a `step`, after those that could not be written before."""
         self.unwritten.append(json.dumps(entry) + "\n")
+        is_first = len(self.unwritten) == 1
+        error = self.flush()
+        if error and is_first:
+            logger.warning(
+                "%s cannot be written: %s; its lines are kept in memory until it can be",
+                *(self.path, error),
+            )
+
+    def flush(self) -> str | None:
+        """Write what waits for room; say why that failed."""
+        if not self.unwritten:
+            return None
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -40,13 +52,9 @@ class JsonLines:
         except OSError as error:
             with suppress(OSError):
                 os.truncate(self.path, size)  # no half of a line stays
-            if len(self.unwritten) == 1:
-                logger.warning(
-                    "%s cannot be written: %s; its lines are kept in memory until it can be",
-                    *(self.path, error.strerror),
-                )
-        else:
-            self.unwritten.clear()
+            return error.strerror or str(error)
+        self.unwritten.clear()
+        return None
 
     def amend(self, entry: dict[str, Any]) -> None:
         """Let one object join the last line, if that is of the same step and the disk has room."""
@@ -98,6 +106,9 @@ class NoLines:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Keep nothing."""
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
     def amend(self, entry: dict[str, Any]) -> None:
         """Keep nothing."""

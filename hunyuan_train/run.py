@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.checkpoint.data_fingerprint import check_same_data
-from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.errors import NoRoomError
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
 from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
@@ -66,10 +66,12 @@ from hunyuan_train.parallel.engine import (
     start_process_group,
 )
 from hunyuan_train.progress import listen_to_progress
-from hunyuan_train.report.closing import report_at_end, show_closing
+from hunyuan_train.report.closing import describe_export, report_at_end, show_closing
+from hunyuan_train.trainer.interrupt import agree_that_signalled, heeding_signals
 from hunyuan_train.trainer.loop import Trainer, TrainingResult, train
 from hunyuan_train.trainer.memory_estimate import estimate_here
 from hunyuan_train.trainer.metrics import Logs
+from hunyuan_train.trainer.room import Patience, write_at_last
 from hunyuan_train.trainer.schedule import count_steps, in_whole_steps
 from hunyuan_train.trainer.starts import count_starts, describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
@@ -130,13 +132,17 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     note_after_training(trainer, probe, result)
     if result.is_complete and config.checkpoints.export:
         heartbeat.report(result.step, "exporting")
-        export(config, engine, shape, source)
+        export_at_last(resolved, trainer, source, result)
     heartbeat.report(result.step, "ending")
     is_asked = result.is_complete and wants_sample_answers(config.evaluation, shape)
     answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
     close(config, trainer, result, answers)
-    if result.is_complete and not result.is_saved:
-        raise CheckpointError("the run is complete, but its last checkpoint could not be written")
+    if not result.is_saved:
+        end = "complete" if result.is_complete else f"stopped after step {result.step}"
+        raise NoRoomError(
+            f"the run is {end}, but the disk of {config.train.output_dir} did not take its last "
+            "checkpoint: make room there; --wait_for_room_minutes says how long a run waits for it"
+        )
     return SUCCESS if result.is_complete else RESUME
 
 
@@ -269,26 +275,58 @@ def start_state(
     return state
 
 
-def export(
-    config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape, source: WeightSource
+def export_at_last(
+    resolved: ResolvedRun, trainer: Trainer, source: WeightSource, result: TrainingResult
 ) -> None:
-    """Write the model, or its adapters, in the form that servers load; check what they compute."""
+    """Write the model, or its adapters, waiting for room on the disk if need be.
+
+    Raises:
+        NoRoomError: there was none to the end.
+    """
+    config, device = resolved.config, trainer.engine.device
     folder = Path(config.train.output_dir, run_files.EXPORT)
+    attempt = partial(export, config, trainer.engine, resolved.shape, source, folder=folder)
+    minutes = config.checkpoints.wait_for_room_minutes if result.is_saved else 0  # it has waited
+    with heeding_signals(time.monotonic(), max_hours=0) as request:
+        patience = Patience(
+            minutes=minutes, is_asked_to_end=lambda: agree_that_signalled(request, device)
+        )
+        fault = write_at_last(attempt, str(folder), patience)
+    if fault and result.is_saved:
+        raise NoRoomError(
+            f"the run is complete and its last checkpoint is written, but not its export: {fault}; "
+            f"make room, then {describe_export(config)}"
+        )
+
+
+def export(
+    config: RunConfig,
+    engine: deepspeed.DeepSpeedEngine,
+    shape: ModelShape,
+    source: WeightSource,
+    *,
+    folder: Path,
+) -> str | None:
+    """Write the model, or its adapters, in the form that servers load; check what they compute.
+
+    Returns:
+        None, or what the disk did not take.
+    """
     if config.lora.use_lora:
         trained = read_prompts(engine, shape, written_dtype=trained_dtype(config))
         name = config.model.model_name_or_path
         check = partial(check_adapter, trained, source)
-        export_adapter(engine, folder, config.lora, shape, base_model=name, check=check)
-    else:
-        release = describe_release(config, shape, source)
-        trained = read_prompts(engine, shape, written_dtype=release.dtype)
-        export_model(engine, folder, release, source, check=partial(check_model, trained))
+        return export_adapter(engine, folder, config.lora, shape, base_model=name, check=check)
+    release = describe_release(config, shape, source)
+    trained = read_prompts(engine, shape, written_dtype=release.dtype)
+    return export_model(engine, folder, release, source, check=partial(check_model, trained))
 
 
 def close(
     config: RunConfig, trainer: Trainer, result: TrainingResult, answers: list[Answer]
 ) -> None:
     """Leave the process group; on rank 0, show what the run has led to."""
+    trainer.logs.flush()
     trainer.logs.metrics.finish()  # before any rank ends: torchrun then stops the others
     is_first = dist.get_rank() == 0
     dist.barrier()

@@ -111,21 +111,16 @@ class Saver:
         """Say how a save that has ended went; False if it failed. Called between steps."""
         if self.pending is None or not self.pending.outcome.done():
             return True
-        pending, self.pending = self.pending, None
-        fault, self.seconds_of_last = pending.outcome.result()
-        folder = pending.job.folder
-        if fault is None:
-            self.saved_step = pending.job.state.step
-            logger.info("saved %s (%.1f s, beside training)", folder, self.seconds_of_last)
-            return True
-        self.num_failures += 1
-        logger.warning(
-            "NOT SAVED: %s: %s. Training goes on and earlier checkpoints are as they were; "
-            "make room or fix the disk before the next save",
-            *(folder, fault),
-            extra=SHARED,
-        )
-        return False
+        folder = self.pending.job.folder
+        fault = self._take()
+        if fault:
+            logger.warning(
+                "NOT SAVED: %s: %s. Training goes on and earlier checkpoints are as they were; "
+                "make room or fix the disk before the next save",
+                *(folder, fault),
+                extra=SHARED,
+            )
+        return fault is None
 
     def numbers(self) -> dict[str, float | int]:
         """What is logged of the saves so far; nothing before the first has ended."""
@@ -141,9 +136,41 @@ class Saver:
 
     def finish(self) -> bool:
         """Wait until nothing is being written; False if that save failed."""
-        if self.pending:
-            self.pending.outcome.exception()  # waits; `report` raises it
+        self._wait()
         return self.report()
+
+    def has_saved(self, step: int) -> bool:
+        """Whether a step's checkpoint is on disk, once any that is being written has ended."""
+        if self.pending and self.pending.job.state.step != step:
+            self.finish()
+        elif self.pending:
+            self._wait()
+            self._take()
+        return self.saved_step == step
+
+    def save_at_once(self, state: TrainerState) -> str | None:
+        """Save where the run stands, and wait for it; what went wrong, the same on every rank."""
+        self.save(state)
+        self._wait()
+        return self._take()
+
+    def _wait(self) -> None:
+        if self.pending:
+            self.pending.outcome.exception()  # waits; `_take` raises it
+
+    def _take(self) -> str | None:
+        """Note the outcome of a save that has ended: what went wrong, if anything."""
+        assert self.pending
+        pending, self.pending = self.pending, None
+        fault, self.seconds_of_last = pending.outcome.result()
+        if fault:
+            self.num_failures += 1
+        else:
+            self.saved_step = pending.job.state.step
+            logger.info(
+                "saved %s (%.1f s, beside training)", pending.job.folder, self.seconds_of_last
+            )
+        return fault
 
     def roll_back(self) -> TrainerState | None:
         """Restore the newest good checkpoint of this run; None where there is none."""

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError
 from hunyuan_train.checkpoint.verify import sum_file
 from hunyuan_train.json_file import read_bytes
 from hunyuan_train.planner.component import gigabytes
@@ -56,12 +56,12 @@ def check_room(folder: Path, num_bytes: int) -> None:
         num_bytes: of all that is to be written.
 
     Raises:
-        CheckpointError: naming what is needed and what is free.
+        NoRoomError: naming what is needed and what is free.
     """
     there = next(parent for parent in folder.absolute().parents if parent.exists())
     num_free = shutil.disk_usage(there).free
     if num_bytes > num_free:
-        raise CheckpointError(
+        raise NoRoomError(
             f"{folder} needs {gigabytes(num_bytes)} and {there} has {gigabytes(num_free)} free; "
             "make room there, or give a folder on another disk"
         )
@@ -83,7 +83,8 @@ def begin_folder(folder: Path) -> Path:
     try:
         unfinished.mkdir(parents=True)
     except OSError as error:
-        raise CheckpointError(
+        kind = NoRoomError if error.errno in FULL else CheckpointError
+        raise kind(
             f"{unfinished} cannot be made ({error.strerror}); give a folder in a place that can be "
             "written"
         ) from error
@@ -95,7 +96,7 @@ def unfinished_until_published(folder: Path) -> Iterator[Path]:
     """Begin a folder; where the writing fails, nothing of it stays.
 
     Raises:
-        CheckpointError: the disk is full.
+        NoRoomError: the disk is full.
     """
     unfinished = begin_folder(folder)
     try:
@@ -103,7 +104,7 @@ def unfinished_until_published(folder: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise CheckpointError(
+        raise NoRoomError(
             f"{folder} could not be written ({error.strerror}); make room there, or give a folder "
             "on another disk"
         ) from error

@@ -333,6 +333,12 @@ class CheckpointConfig:
         low=0,
         high=10**6,
     )
+    wait_for_room_minutes: float = free_setting(
+        60.0,
+        "how long a run that is over waits for room on a full disk, with what it has trained kept "
+        "in memory, before it ends without its last checkpoint or its export",
+        low=0,
+    )
     resume_from_checkpoint: str | None = free_setting(
         None,
         "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder",

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hunyuan_train.checkpoint.publish import begin_folder
 from hunyuan_train.config.schema import LoraConfig
-from hunyuan_train.export.from_engine import FolderCheck, seal_folder
+from hunyuan_train.export.from_engine import FolderCheck, fault_of, seal_folder
 from hunyuan_train.export.huggingface_folder import write_adapter
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import pieces_of_range
@@ -32,7 +32,7 @@ def export_adapter(
     *,
     base_model: str,
     check: FolderCheck | None = None,
-) -> None:
+) -> str | None:
     """Write the adapters' weights and description; called by every rank.
 
     Args:
@@ -42,13 +42,19 @@ def export_adapter(
         shape: of the model.
         base_model: the model they belong on, for adapter_config.json.
         check: called on rank 0 with the finished folder before it gets its name.
+
+    Returns:
+        None, or what the disk did not take, the same on every rank: nothing is published then.
     """
     adapters = dict(gather_adapters(engine.module))
-    if dist.get_rank() == 0:
+
+    def write() -> None:
         write_adapter(begin_folder(folder), adapters, config, shape, base_model=base_model)
-    dist.barrier()
-    seal_folder(folder, check)
-    logger.info("exported adapters to %s", folder)
+
+    fault = fault_of(write, on_all=False) or seal_folder(folder, check)
+    if fault is None:
+        logger.info("exported adapters to %s", folder)
+    return fault
 
 
 def gather_adapters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

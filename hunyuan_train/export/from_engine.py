@@ -12,6 +12,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from hunyuan_train.checkpoint.errors import NoRoomError
 from hunyuan_train.checkpoint.publish import (
     begin_folder,
     hash_file,
@@ -48,7 +49,7 @@ def export_model(
     source: WeightSource,
     *,
     check: FolderCheck | None = None,
-) -> None:
+) -> str | None:
     """Write `folder`; called by every rank, and published by rank 0 when all have written.
 
     Args:
@@ -57,16 +58,46 @@ def export_model(
         release: what the folder says beside the weights.
         source: of the weights that were not trained.
         check: called on rank 0 with the finished folder before it gets its name.
+
+    Returns:
+        None, or what the disk did not take, the same on every rank: nothing is published then.
     """
     unfinished = unfinished_folder(folder)
-    if dist.get_rank() == 0:
+
+    def begin() -> None:
         begin_folder(folder)
         create_release(unfinished, release)
-    dist.barrier()
-    write_owned_ranges(engine, source, read_locations(unfinished))
-    dist.barrier()
-    seal_folder(folder, check)
-    logger.info("exported %s", folder)
+
+    def write() -> None:
+        write_owned_ranges(engine, source, read_locations(unfinished))
+
+    fault = fault_of(begin, on_all=False) or fault_of(write) or seal_folder(folder, check)
+    if fault is None:
+        logger.info("exported %s", folder)
+    return fault
+
+
+def fault_of(work: Callable[[], None], *, on_all: bool = True) -> str | None:
+    """Do a part of an export that writes, and needs no other rank; called by every rank.
+
+    Args:
+        work: what is done.
+        on_all: by every rank; False: by rank 0 alone.
+
+    Returns:
+        what a disk did not take of any rank's part, the same on every rank.
+    """
+    fault = None
+    try:
+        if on_all or dist.get_rank() == 0:
+            work()
+    except NoRoomError as error:
+        fault = str(error)
+    except OSError as error:
+        fault = f"{error.filename or 'the export'} cannot be written: {error.strerror or error}"
+    ranks: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, fault)
+    return next(filter(None, ranks), None)
 
 
 def write_owned_ranges(
@@ -96,17 +127,30 @@ def write_owned_ranges(
                 advance(4 * (piece.stop - piece.start))
 
 
-def seal_folder(folder: Path, check: FolderCheck | None) -> None:
-    """Check, sum up and publish a written folder; called by every rank, each sums some files."""
+def seal_folder(folder: Path, check: FolderCheck | None) -> str | None:
+    """Check, sum up and publish a written folder; called by every rank, each sums some files.
+
+    Returns:
+        None, or what the disk did not take, the same on every rank.
+    """
     files = sorted(unfinished_folder(folder).iterdir())
-    mine = {file.name: hash_file(file) for file in files[dist.get_rank() :: dist.get_world_size()]}
+    mine: dict[str, str] = {}
+
+    def sum_up() -> None:
+        for file in files[dist.get_rank() :: dist.get_world_size()]:
+            mine[file.name] = hash_file(file)
+
+    if fault := fault_of(sum_up):
+        return fault
     ranks: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(ranks, mine)
-    if dist.get_rank() == 0:
+
+    def finish() -> None:
         if check:
             check(unfinished_folder(folder))
         publish_summed(folder, {name: part[name] for part in ranks for name in part})
-    dist.barrier()
+
+    return fault_of(finish, on_all=False)
 
 
 @torch.no_grad()

@@ -221,6 +221,7 @@ def write_adapter(
         base_model: the model they belong on.
     """
     tensors = peft_tensors(adapters)
+    check_room(folder, sum(values.nbytes for values in tensors.values()))
     weights = folder / "adapter_model.safetensors"
     weights.touch()
     mode = weights.stat().st_mode  # as umask says; safetensors writes a file for its owner alone

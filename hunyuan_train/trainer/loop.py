@@ -20,7 +20,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import ask_nothing
 from hunyuan_train.evaluation.losses import evaluate, name_losses
 from hunyuan_train.json_lines import Lines, Numbers
-from hunyuan_train.log import console
+from hunyuan_train.log import SHARED, console
 from hunyuan_train.objectives.objective import Objective
 from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.parallel.collective_timers import timing_collectives
@@ -33,10 +33,16 @@ from hunyuan_train.trainer.anomalies import (
     remember,
 )
 from hunyuan_train.trainer.clock import StepClock
-from hunyuan_train.trainer.interrupt import agree_to_stop, heeding_signals
+from hunyuan_train.trainer.interrupt import (
+    StopRequest,
+    agree_that_signalled,
+    agree_to_stop,
+    heeding_signals,
+)
 from hunyuan_train.trainer.memory_estimate import RunEstimate
 from hunyuan_train.trainer.metrics import Logs
 from hunyuan_train.trainer.profiler import profile_nothing
+from hunyuan_train.trainer.room import Patience, write_at_last
 from hunyuan_train.trainer.router_monitor import NoRouters, RouterMonitor
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
@@ -68,8 +74,12 @@ class Checkpointer(Protocol):
         """Say how a save went that has ended; False if it failed."""
         ...
 
-    def finish(self) -> bool:
-        """Wait for a save to end; False if it failed."""
+    def has_saved(self, step: int) -> bool:
+        """Whether a step's checkpoint is on disk, once any that is being written has ended."""
+        ...
+
+    def save_at_once(self, state: TrainerState) -> str | None:
+        """Save where the run stands, and wait for it; what went wrong, the same on every rank."""
         ...
 
     def roll_back(self) -> TrainerState | None:
@@ -133,7 +143,8 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
     check_best_metric(trainer.config.evaluation, trainer.objective)
     config, checkpointer = trainer.config, trainer.checkpointer
     trainer.engine.train()
-    saved_step, seconds = state.step, 0.0
+    first_step = saved_step = state.step
+    seconds = 0.0
     measured_at = state.step + STEPS_BEFORE_MEMORY
     with (
         heeding_signals(started, config.train.max_hours) as request,
@@ -161,13 +172,30 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
                 saved_step = state.step
         trainer.report_progress(state.step, "saving")
         is_complete = state.step >= trainer.total_steps or has_stalled(config.evaluation, state)
-        if saved_step != state.step:
-            checkpointer.save(state)
-        is_saved = checkpointer.finish()
+        is_saved = saved_step == first_step == state.step or save_last(trainer, state, request)
     # The last save ends after its step.
     trainer.logs.metrics.amend(checkpointer.numbers(), state.step)
     log_end(trainer, state, is_complete=is_complete)
     return TrainingResult(is_complete=is_complete, is_saved=is_saved, step=state.step)
+
+
+def save_last(trainer: Trainer, state: TrainerState, request: StopRequest) -> bool:
+    """Save where the run ends, waiting for room if need be; False if it could not be done."""
+    step, device = state.step, trainer.engine.device
+
+    def attempt() -> str | None:
+        trainer.logs.flush()  # they may have been waiting for room, too
+        return None if saver.has_saved(step) else saver.save_at_once(state)
+
+    saver, was_asked = trainer.checkpointer, agree_that_signalled(request, device)
+    patience = Patience(
+        minutes=trainer.config.checkpoints.wait_for_room_minutes,
+        is_asked_to_end=lambda: not was_asked and agree_that_signalled(request, device),
+    )
+    fault = write_at_last(attempt, f"the checkpoint of step {step}", patience)
+    if fault:
+        logger.error("NOT SAVED: the checkpoint of step %d: %s", step, fault, extra=SHARED)
+    return fault is None
 
 
 def log_end(trainer: Trainer, state: TrainerState, *, is_complete: bool) -> None:

@@ -221,6 +221,12 @@ class Logs:
     quarantine: Lines  # bad steps
     starts: Lines
 
+    def flush(self) -> None:
+        """Write what has waited for room on the disk."""
+        others = (self.answers, self.needles, self.batches, self.router_load, self.quarantine)
+        for lines in (self.metrics.lines, *others, self.starts):
+            lines.flush()
+
     def forget_after(self, step: int) -> None:
         """Drop what belongs to steps past one that the run begins at or goes back to."""
         for log in (self.metrics, self.answers, self.needles, self.batches):

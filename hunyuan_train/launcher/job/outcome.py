@@ -10,6 +10,7 @@ from hunyuan_train.launcher.cluster.ssh import EXIT_UNREACHABLE, explain
 from hunyuan_train.launcher.exit_codes import (
     FAILURE,
     HOST_LOST,
+    NO_ROOM,
     RESUME,
     SUCCESS,
     TERMINATED,
@@ -184,5 +185,6 @@ def is_restartable(outcome: Outcome) -> bool:
     """Whether another try could end better: not after a stop, or a mistake of the user's."""
     return outcome.reason in ("failed", "lost", "hung") and outcome.exit_code not in (
         USER_ERROR,
+        NO_ROOM,
         RESUME,
     )

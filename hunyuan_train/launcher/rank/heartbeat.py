@@ -27,7 +27,8 @@ POLL_SECONDS = 0.5
 TELL_SECONDS = 1.0  # between two heartbeats of the same work
 STARTING = "starting"  # until all ranks have met
 TRAINING = "training"
-HEEDING = (TRAINING, "evaluating", "saving")  # in these a stop finishes the step, and saves
+# In these a stop finishes the step, and saves.
+HEEDING = (TRAINING, "evaluating", "saving")
 
 
 @dataclass(frozen=True, slots=True)
