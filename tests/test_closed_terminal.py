@@ -134,7 +134,8 @@ def test_a_dropped_ssh_saves(tmp_path: Path, ssh: list[str]) -> None:
     output_dir = tmp_path / "run"
     variables = [f"{name}={os.environ[name]}" for name in ("PATH", "OMP_NUM_THREADS")]
     line = f"cd {tmp_path} && env {shlex.join([*variables, *train_command(output_dir)])}"
-    client = subprocess.Popen([*ssh, line], stdin=subprocess.PIPE, stdout=(tmp_path / "said").open("wb"))
+    with (tmp_path / "said").open("wb") as said:
+        client = subprocess.Popen([*ssh, line], stdin=subprocess.PIPE, stdout=said)
     wait_for_step(output_dir, 2)
     client.kill()
     client.wait()

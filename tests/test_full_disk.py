@@ -12,6 +12,7 @@ import pytest
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
 from hunyuan_train.checkpoint.verify import verify_checkpoint
+from hunyuan_train.launcher.exit_codes import NO_ROOM
 from tests.conftest import REPOSITORY
 
 SETTINGS = (
@@ -50,19 +51,60 @@ class Run:
 
 
 @pytest.fixture
-def run(make_disk: Callable[[float], Path], tmp_path: Path) -> Iterator[Run]:
-    """A run on a small disk; nothing of it stays."""
-    folder, said = make_disk(130) / "run", tmp_path / "said.txt"
-    command = [sys.executable, str(REPOSITORY / "train.py"), *SETTINGS, "--output_dir", str(folder)]
-    with said.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
-    yield Run(folder, said, process)
-    process.terminate()
-    process.wait()
+def start(make_disk: Callable[[float], Path], tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts a run on a small disk; nothing of it stays."""
+    started = []
+
+    def begin(*settings: str) -> Run:
+        folder, said = make_disk(130) / "run", tmp_path / "said.txt"
+        script = [sys.executable, str(REPOSITORY / "train.py"), *SETTINGS, *settings]
+        with said.open("w") as output:
+            process = subprocess.Popen(
+                [*script, "--output_dir", str(folder)], stdout=output, stderr=output, cwd=tmp_path
+            )
+        started.append(process)
+        return Run(folder, said, process)
+
+    yield begin
+    for process in started:
+        process.terminate()
+        process.wait()
+
+
+# Saves once at the end, and exports the model.
+AT_THE_END = ("--max_steps", "4", "--save_steps", "0", "--export", "true", "--sample_answers", "no")
 
 
 @pytest.mark.slow
-def test_a_run_outlives_a_full_disk(run: Run) -> None:
+def test_a_disk_that_is_full_at_the_end_is_waited_for(start: Callable[..., Run]) -> None:
+    run = start(*AT_THE_END)
+    run.wait_until((run.folder / "metrics.jsonl").exists)
+    rest = run.folder.with_name("rest")
+    fill(rest)
+    run.wait_until(lambda: "It is kept in memory" in run.said.read_text())
+    rest.unlink()
+    assert run.process.wait(DEADLINE_SECONDS) == 0, run.said.read_text()
+    [last] = list_checkpoints(run.folder)
+    assert checkpoint_step(last) == 4
+    verify_checkpoint(last)
+    assert (run.folder / "export" / "model.safetensors.index.json").exists()
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_disk_that_stays_full_has_an_exit_code_of_its_own(start: Callable[..., Run]) -> None:
+    run = start(*AT_THE_END, "--wait_for_room_minutes", "0")
+    run.wait_until((run.folder / "metrics.jsonl").exists)
+    fill(run.folder.with_name("rest"))
+    assert run.process.wait(DEADLINE_SECONDS) == NO_ROOM, run.said.read_text()
+    assert "did not take its last checkpoint: make room there" in run.said.read_text()
+    assert "Traceback" not in run.said.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_outlives_a_full_disk(start: Callable[..., Run]) -> None:
+    run = start()
     run.wait_until(lambda: bool(list_checkpoints(run.folder)))
     rest = run.folder.with_name("rest")
     fill(rest)
