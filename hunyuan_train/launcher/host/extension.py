@@ -6,6 +6,7 @@ that was killed leaves a lock file for which every later start waits for ever, w
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -22,13 +23,21 @@ from rich.console import Console
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.exit_codes import SUCCESS, USER_ERROR
+from hunyuan_train.launcher.host.probe import find_holder, identify_file
 from hunyuan_train.launcher.host.supervise import INTERRUPTED, run_supervised
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.screen import outlive_the_screen
 from hunyuan_train.terminal import PlainConsole
 
-# A rank that loads a finished extension holds torch's lock for about a second.
-STALE_AFTER_SECONDS = 60.0
+POLL_SECONDS = 0.5
+SOON_SECONDS = 5.0  # a lock that goes by then is not worth a word
+# A rank of another host, or of another container, that loads what is built holds torch's lock for
+# about a second, and cannot be seen from here.
+UNSEEN_SECONDS = 60.0
+MARK = "compiling"  # a file that is there while we compile, and after we were killed
+# What decides, beside the versions, which commands ninja is given: where one of them differs, a
+# rank would compile again, unseen and beneath those that have it loaded.
+DECIDING = ("CXX", "CC", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")
 COMPILE = (
     "from deepspeed.accelerator import get_accelerator as accelerator\n"
     "accelerator().create_op_builder({builder!r}).load(verbose=False)\n"
@@ -76,15 +85,15 @@ def main(names: Sequence[str]) -> int:
 
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
-    """Where they are kept: one folder per environment, also below one that the user names.
+    """Where they are kept: one folder for each path by which an environment is reached.
 
     Environments that share a folder compile over each other's files, in the middle of their runs:
-    ninja takes the other's paths for a change. Asking again from inside of a run changes nothing.
+    ninja takes the other's paths for a change. So do two checkouts with links to one environment.
+    Asking again from inside of a run changes nothing.
     """
-    own = Path(sys.prefix, "torch_extensions")
-    given = Path(environment.get("TORCH_EXTENSIONS_DIR") or own)
+    given = Path(environment.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix, "torch_extensions"))
     name = f"environment-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]}"
-    return given if given == own or given.name == name else given / name
+    return given if given.name == name else given / name
 
 
 def prepare_extension(
@@ -98,13 +107,13 @@ def prepare_extension(
     build_folder = folder / extension.name
     with _only_one_launch(build_folder, console):
         _remove_stale_lock(build_folder / "lock", console)
-        if _is_built(build_folder, extension):
+        if _is_built(build_folder, extension, environment):
             return
         _check_tools(environment)
         console.print(f"compiling {extension.name} ({extension.purpose}): once, about 30 s")
         started = time.monotonic()
-        with console.status("compiling"):
-            _compile(extension, build_folder, environment)
+        # No spinner: the launcher writes on the same terminal, and would do so in its line.
+        _compile(extension, build_folder, environment)
         console.print(f"compiled in {time.monotonic() - started:.0f} s")
 
 
@@ -129,33 +138,51 @@ def _only_one_launch(build_folder: Path, console: Console) -> Iterator[None]:
 
 
 def _remove_stale_lock(lock: Path, console: Console) -> None:
-    """Remove torch's lock file when nobody can be compiling any more."""
-    while age := _age_seconds(lock):
-        if age > STALE_AFTER_SECONDS:
-            lock.unlink()
-            console.print(f"removed {lock}, left behind by a compilation that was killed")
+    """Wait for whoever holds torch's lock file, and remove it once that process has ended.
+
+    Called by the only start that may compile here.
+    """
+    said = ""
+    while found := identify_file(lock):
+        holder = find_holder(found)
+        is_over = (lock.parent / MARK).exists() or _age_seconds(lock) > UNSEEN_SECONDS
+        if holder is None and is_over:
+            if identify_file(lock) == found:  # not one that somebody has taken since
+                lock.unlink(missing_ok=True)
+                console.print(f"removed {lock}, left behind by a compilation that was killed")
             return
-        with console.status(f"another run may be loading {lock.parent.name}"):
-            time.sleep(0.5)
+        who = f"process {holder}" if holder else "a process of another host or container"
+        words = f"waiting for {who}, which compiles or loads {lock.parent}"
+        if words != said and (holder or _age_seconds(lock) > SOON_SECONDS):
+            console.print(words)
+            said = words
+        time.sleep(POLL_SECONDS)
 
 
 def _age_seconds(lock: Path) -> float:
-    """Seconds since a lock was made, more than 0; 0 where there is none."""
+    """Seconds since a lock was made."""
     try:
-        return max(time.time() - lock.stat().st_mtime, 0.001)
+        return time.time() - lock.stat().st_mtime
     except FileNotFoundError:
         return 0.0
 
 
-def _is_built(build_folder: Path, extension: Extension) -> bool:
-    """Whether it was compiled for the torch and DeepSpeed that are installed now."""
+def _is_built(build_folder: Path, extension: Extension, environment: Mapping[str, str]) -> bool:
+    """Whether it was compiled for what is installed now, and as it would be now."""
     stamp = build_folder / "compiled_for"
-    is_current = stamp.is_file() and stamp.read_text(encoding="utf-8") == _versions()
+    wanted = describe_build(environment)
+    is_current = stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted
     return is_current and (build_folder / f"{extension.name}.so").is_file()
 
 
-def _versions() -> str:
-    return f"torch {version('torch')}, deepspeed {version('deepspeed')}\n"
+def describe_build(environment: Mapping[str, str]) -> str:
+    """What the commands of a compilation follow from: versions, paths and the user's variables."""
+    values = {name: environment[name] for name in DECIDING if name in environment}
+    return (
+        f"torch {version('torch')}, deepspeed {version('deepspeed')}\n"
+        f"python {sys.version.split()[0]} in {sys.prefix}\n"
+        f"{json.dumps(values, sort_keys=True)}\n"
+    )
 
 
 def _check_tools(environment: Mapping[str, str]) -> None:
@@ -176,6 +203,7 @@ def _check_tools(environment: Mapping[str, str]) -> None:
 
 def _compile(extension: Extension, build_folder: Path, environment: Mapping[str, str]) -> None:
     """Compile in a process of its own; a failed or interrupted one leaves no lock."""
+    (build_folder / MARK).touch()
     command = [sys.executable, "-c", COMPILE.format(builder=extension.builder)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         exit_code = run_supervised(command, environment, output=output)
@@ -183,6 +211,7 @@ def _compile(extension: Extension, build_folder: Path, environment: Mapping[str,
         lines = output.read().strip().splitlines()
     if exit_code:
         (build_folder / "lock").unlink(missing_ok=True)
+    (build_folder / MARK).unlink()
     if exit_code in INTERRUPTED:
         raise SystemExit(exit_code)
     if exit_code:
@@ -190,7 +219,8 @@ def _compile(extension: Extension, build_folder: Path, environment: Mapping[str,
             f"{extension.name} could not be compiled; the compiler's last lines:\n"
             + "\n".join(lines[-15:])
         )
-    (build_folder / "compiled_for").write_text(_versions(), encoding="utf-8")
+    description = describe_build(environment)
+    (build_folder / "compiled_for").write_text(description, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 SAMPLE_BYTES = 2**20  # of files too large to be read whole: so much at both ends and in the middle
 NVIDIA_SMI_SECONDS = 3  # without persistence mode the driver takes seconds to wake up
+OLD_SECONDS = 600  # a lock that no process here has open may be one of another host's
 CONNECT_SECONDS = 2
 SIOCGIFADDR = 0x8915
 CODE = ("hunyuan_train/**/*.py", "hunyuan_train/**/*.yaml")
@@ -309,7 +310,40 @@ def free_port() -> int:
 def find_stale_locks(folder: str) -> list[str]:
     """Locks that a killed compilation left, for which every later start would wait for ever."""
     found = glob.glob(os.path.join(folder, "*", "lock"))
-    return [path for path in found if time.time() - os.path.getmtime(path) > 600]
+    return [path for path in found if is_left_behind(path)]
+
+
+def is_left_behind(lock: str) -> bool:
+    """Whether a lock is old, and no process here has it open."""
+    found = identify_file(lock)
+    if found is None or find_holder(found) is not None:
+        return False
+    return time.time() - os.path.getmtime(lock) > OLD_SECONDS
+
+
+def identify_file(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """The device and the number of a file; None where there is none."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def find_holder(file: tuple[int, int]) -> int | None:
+    """The process that has a file open, as torch has its lock's until it removes it.
+
+    Args:
+        file: its device and number.
+    """
+    for descriptor in glob.iglob("/proc/[0-9]*/fd/*"):
+        try:
+            status = os.stat(descriptor)
+        except OSError:
+            continue  # it has just been closed, or belongs to another user
+        if (status.st_dev, status.st_ino) == file:
+            return int(descriptor.split("/")[2])
+    return None
 
 
 def count_other_runs() -> int:

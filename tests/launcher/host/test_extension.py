@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ def compiled(monkeypatch):
         time.sleep(0.2)
         names.append(wanted.name)
         (build_folder / f"{wanted.name}.so").touch()
-        (build_folder / "compiled_for").write_text(extension._versions())
+        (build_folder / "compiled_for").write_text(extension.describe_build(environment))
 
     monkeypatch.setattr(extension, "_compile", compile_slowly)
     return names
@@ -55,10 +56,38 @@ def test_only_what_a_run_loads_is_compiled(optimizer, num_gpus, expected):
 
 
 def test_the_folder_belongs_to_the_environment():
-    assert extensions_folder({}) == Path(sys.prefix, "torch_extensions")
-    assert extensions_folder({"TORCH_EXTENSIONS_DIR": str(extensions_folder({}))}).name == (
-        "torch_extensions"
-    )
+    ours = extensions_folder({})
+    assert ours.parent == Path(sys.prefix, "torch_extensions")
+    assert extensions_folder({"TORCH_EXTENSIONS_DIR": str(ours)}) == ours
+    assert extensions_folder({"TORCH_EXTENSIONS_DIR": str(ours.parent)}) == ours
+
+
+def test_links_to_one_environment_do_not_share_their_builds(tmp_path, monkeypatch):
+    """Two checkouts whose .venv is one folder: each gives ninja paths of its own."""
+    (tmp_path / "environment").mkdir()
+    folders = []
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(tmp_path / "environment")
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / name))
+        folders.append(extensions_folder({}).resolve())
+    assert folders[0].parent == folders[1].parent
+    assert folders[0] != folders[1]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"CXX": "clang++"}, {"CXXFLAGS": "-O0"}, {"TORCH_CUDA_ARCH_LIST": "9.0"}, {"prefix": "/new"}],
+    ids=str,
+)
+def test_it_is_compiled_here_and_not_in_the_ranks_where_its_command_changes(
+    tmp_path, compiled, monkeypatch, changed
+):
+    prepare(tmp_path)
+    monkeypatch.setattr(extension, "_check_tools", lambda environment: None)
+    if "prefix" in changed:
+        monkeypatch.setattr(sys, "prefix", changed["prefix"])
+    prepare(tmp_path, environment={**os.environ, **changed})
+    assert len(compiled) == 2
 
 
 def test_environments_that_share_a_folder_do_not_share_their_builds(monkeypatch):
@@ -93,24 +122,81 @@ def test_two_launches_at_once_compile_once(tmp_path, compiled):
     assert compiled == ["deepspeed_shm_comm"]
 
 
-def test_the_lock_of_a_killed_compilation_is_removed_and_said(tmp_path, compiled, capsys):
+# Holds torch's own lock, says so and waits for the end of its stdin.
+HOLDS_LOCK = """
+import importlib.util, sys
+from pathlib import Path
+import os
+file = Path(importlib.util.find_spec("torch").origin).parent / "utils" / "file_baton.py"
+spec = importlib.util.spec_from_file_location("file_baton", file)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+baton = module.FileBaton(sys.argv[1])
+assert baton.try_acquire()
+print("held", flush=True)
+sys.stdin.read()
+baton.release()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path, compiled):
+    """A process that holds the lock of an extension, taken long ago."""
     prepare(tmp_path)
     lock = tmp_path / "deepspeed_shm_comm/lock"
-    lock.touch()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS_LOCK, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"held\n"
     os.utime(lock, (0, 0))
+    yield process, lock
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_lock_of_a_killed_compilation_is_removed_and_said(tmp_path, holder, capsys):
+    process, lock = holder
+    (lock.parent / extension.MARK).touch()
+    os.utime(lock)
+    process.kill()
+    process.wait()
     prepare(tmp_path, Console(width=200))
     assert not lock.exists()
     assert "left behind by a compilation that was killed" in capsys.readouterr().out
 
 
-def test_a_fresh_lock_is_waited_for(tmp_path, compiled, monkeypatch):
+def test_a_lock_whose_holder_cannot_be_seen_is_waited_for(tmp_path, compiled, monkeypatch, capsys):
+    """As that of a rank on another host, which shares the environment."""
+    monkeypatch.setattr(extension, "UNSEEN_SECONDS", 2.0)
     prepare(tmp_path)
     lock = tmp_path / "deepspeed_shm_comm/lock"
     lock.touch()
-    threading.Timer(0.3, lock.unlink).start()
-    started = time.monotonic()
+    threading.Timer(0.5, lock.unlink).start()
+    began = time.monotonic()
     prepare(tmp_path)
-    assert time.monotonic() - started > 0.3
+    assert 0.4 < time.monotonic() - began < 1.9
+    lock.touch()
+    prepare(tmp_path, Console(width=200))
+    assert "left behind" in capsys.readouterr().out
+    assert not lock.exists()
+
+
+def test_a_living_compilation_keeps_its_lock_however_long_it_takes(tmp_path, holder, capsys):
+    process, lock = holder
+    launch = threading.Thread(target=prepare, args=(tmp_path, Console(width=200)))
+    launch.start()
+    launch.join(1.5)
+    assert launch.is_alive()
+    assert lock.exists()
+    process.stdin.close()  # it ends well, and removes its lock
+    launch.join(10)
+    assert not launch.is_alive()
+    said = capsys.readouterr().out
+    assert f"waiting for process {process.pid}" in said
+    assert "left behind" not in said
 
 
 @pytest.mark.parametrize(
