@@ -4,13 +4,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError
+from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCopiedError
 from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.load import load_command_line
 from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.export.commands import add_checkpoint_commands
 from hunyuan_train.interrupts import ending_at_ctrl_c
-from hunyuan_train.launcher.exit_codes import FAILURE, INTERRUPTED, NO_ROOM, SUCCESS, USER_ERROR
+from hunyuan_train.launcher.exit_codes import (
+    FAILURE,
+    INTERRUPTED,
+    NO_ROOM,
+    NOT_COPIED,
+    SUCCESS,
+    USER_ERROR,
+)
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.heartbeat import announce_rank
 from hunyuan_train.launcher.rank.worker import (
@@ -45,6 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     except NoRoomError as error:
         report_failure(f"error: {error}")
         return NO_ROOM
+    except NotCopiedError as error:
+        report_failure(f"error: {error}")
+        return NOT_COPIED
     except (ConfigError, DataError, CheckpointError, ServeError) as error:
         report_failure(f"error: {error}")
         return USER_ERROR

@@ -4,6 +4,7 @@ They are built in the order in which they are used: processes, data, model, engi
 """
 
 import logging
+import os
 import random
 import time
 from dataclasses import replace
@@ -18,11 +19,12 @@ import torch.distributed as dist
 
 from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.checkpoint.data_fingerprint import check_same_data
-from hunyuan_train.checkpoint.errors import NoRoomError
+from hunyuan_train.checkpoint.errors import NoRoomError, NotCopiedError
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
 from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
 from hunyuan_train.checkpoint.state import load_checkpoint
+from hunyuan_train.checkpoint.user_commands import CheckpointCommands, fetch_checkpoints
 from hunyuan_train.config import run_files
 from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
@@ -55,7 +57,7 @@ from hunyuan_train.instrumentation import (
 )
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.rank.heartbeat import Heartbeat
+from hunyuan_train.launcher.rank.heartbeat import Heartbeat, node_folder
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
@@ -63,9 +65,10 @@ from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import (
     last_collective,
+    max_over_ranks,
     start_process_group,
 )
-from hunyuan_train.progress import listen_to_progress
+from hunyuan_train.progress import listen_to_progress, tell_progress
 from hunyuan_train.report.closing import describe_export, report_at_end, show_closing
 from hunyuan_train.trainer.interrupt import agree_that_signalled, heeding_signals
 from hunyuan_train.trainer.loop import Trainer, TrainingResult, train
@@ -77,6 +80,8 @@ from hunyuan_train.trainer.starts import count_starts, describe_start
 from hunyuan_train.trainer.state import TrainerState, read_state
 
 logger = logging.getLogger(__name__)
+
+COMMAND_POLL_SECONDS = 2.0
 
 
 def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
@@ -107,6 +112,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     found = describe_findings(dataset.summary)
     start = describe_start(made_of, data, found=found, plan=estimate.to_json())
     logs = open_logs(config, checkpoint, start)
+    saver = make_saver(config, engine, routers, {**made_of, "data": data}, logs)
     trainer = Trainer(
         engine=engine,
         objective=objective,
@@ -115,7 +121,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         eval_batches=make_eval_batches(config, tokenizer),
         config=in_whole_steps(config, total_steps),
         logs=logs,
-        checkpointer=make_saver(config, engine, routers, {**made_of, "data": data}, logs),
+        checkpointer=saver,
         router_monitor=make_router_monitor(config, engine, objective, routers, logs),
         answer=make_answer_check(config, engine, tokenizer, logs),
         throughput=make_throughput(config, shape),
@@ -136,14 +142,33 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     heartbeat.report(result.step, "ending")
     is_asked = result.is_complete and wants_sample_answers(config.evaluation, shape)
     answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
+    uncopied = wait_for_commands(config, saver, heartbeat, result)
     close(config, trainer, result, answers)
+    complain(config, result, uncopied)
+    return SUCCESS if result.is_complete else RESUME
+
+
+def complain(config: RunConfig, result: TrainingResult, uncopied: str | None) -> None:
+    """Refuse to call a run done that has not left all it should.
+
+    Args:
+        uncopied: how after_checkpoint failed for the last checkpoint.
+
+    Raises:
+        NoRoomError: its last checkpoint is missing.
+        NotCopiedError: it is complete, and that is not where the user wants it.
+    """
     if not result.is_saved:
         end = "complete" if result.is_complete else f"stopped after step {result.step}"
         raise NoRoomError(
             f"the run is {end}, but the disk of {config.train.output_dir} did not take its last "
             "checkpoint: make room there; --wait_for_room_minutes says how long a run waits for it"
         )
-    return SUCCESS if result.is_complete else RESUME
+    if uncopied and result.is_complete:
+        raise NotCopiedError(
+            f"the run is complete, but after_checkpoint failed for its last checkpoint: {uncopied}. "
+            f"All of it lies in {config.train.output_dir}: copy it before this machine goes"
+        )
 
 
 def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
@@ -218,10 +243,55 @@ def find_start(config: RunConfig) -> Checkpoint | None:
     wanted = config.checkpoints.resume_from_checkpoint
     if wanted is None:
         return None
+    if node_folder() is None:  # under a torchrun of the user's; otherwise the launcher has done it
+        fetch_together(config)
     checkpoint = choose_checkpoint(wanted, Path(config.train.output_dir))
     if checkpoint is None:
         logger.info("no complete checkpoint in %s: starting afresh", config.train.output_dir)
     return checkpoint
+
+
+def fetch_together(config: RunConfig) -> None:
+    """Run before_resume, once or on each host; called by every rank.
+
+    Raises:
+        ConfigError: it failed.
+    """
+    fault = None
+    if runs_user_commands(config):
+        try:
+            fetch_checkpoints(config)
+        except ConfigError as error:
+            fault = str(error)
+    faults: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, fault)
+    if any(faults):
+        raise ConfigError(next(filter(None, faults)))
+
+
+def wait_for_commands(
+    config: RunConfig, saver: Saver, heartbeat: Heartbeat, result: TrainingResult
+) -> str | None:
+    """Wait until the user's commands have seen to all checkpoints; called by every rank.
+
+    Returns:
+        how one failed for the last checkpoint, the same on every rank; None: none did.
+    """
+    command = config.checkpoints.after_checkpoint
+    if not command:
+        return None
+    heartbeat.report(result.step, "waiting for after_checkpoint")
+    commands, has_said = saver.commands, False
+    while max_over_ranks([len(commands.in_use()) if commands else 0], saver.engine.device)[0]:
+        if not has_said:
+            logger.info("waiting for the end of after_checkpoint: %s", command)
+            has_said = True
+        tell_progress()
+        time.sleep(COMMAND_POLL_SECONDS)
+    saver.delete_what_was_in_use()
+    faults: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(faults, commands.fault if commands else None)
+    return next(filter(None, faults), None)
 
 
 def make_saver(
@@ -232,6 +302,7 @@ def make_saver(
     logs: Logs,
 ) -> Saver:
     """What writes checkpoints beside training."""
+    command = config.checkpoints.after_checkpoint
     return Saver(
         engine,
         routers.watch,
@@ -240,7 +311,14 @@ def make_saver(
         made_of,
         logs.metrics.notes(),
         ranks_per_host=int(config.parallel.num_processes),
+        commands=CheckpointCommands(command) if command and runs_user_commands(config) else None,
     )
+
+
+def runs_user_commands(config: RunConfig) -> bool:
+    """Whether this rank runs the user's commands: the first of all, or of each host."""
+    is_each = config.checkpoints.commands_on == "each_host"
+    return int(os.environ["LOCAL_RANK"]) == 0 if is_each else dist.get_rank() == 0
 
 
 def start_state(

@@ -1,9 +1,11 @@
 """What the tests of every part share."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling, Scheduling
 
 from hunyuan_train.launcher.host.extension import extensions_folder
+from hunyuan_train.launcher.host.probe import free_port
 from hunyuan_train.launcher.machine import count_gpus
 
 # Before torch is imported anywhere: ranks would fight over the cores, and sums of several threads
@@ -35,6 +38,7 @@ settings.load_profile("busy")
 LAUNCHER = "tests/launcher/"  # tests of hosts: they wait for processes and keep to time limits
 NICENESS = 10  # of all others, so that what is waited for answers in its time
 
+SSHD = "/usr/sbin/sshd"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 Finished = subprocess.CompletedProcess[str]
@@ -93,3 +97,38 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[[float], Path]]:
 def run_train(tmp_path: Path) -> Callable[..., Finished]:
     """`start_train` from the test's own folder."""
     return partial(start_train, cwd=tmp_path)
+
+
+@pytest.fixture
+def loopback_ssh(tmp_path: Path) -> Iterator[list[str]]:
+    """An ssh command to this machine."""
+    if os.geteuid() or shutil.which("ssh") is None or not Path(SSHD).exists():
+        pytest.skip("sshd on loopback needs root and apt-get install openssh-server")
+    for name in ("id", "hostkey"):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run(make, check=True)
+    port = free_port()
+    Path("/run/sshd").mkdir(exist_ok=True)
+    settings = {
+        "HostKey": tmp_path / "hostkey",
+        "AuthorizedKeysFile": tmp_path / "id.pub",
+        "ListenAddress": f"127.0.0.1:{port}",
+        "PidFile": "none",
+        "StrictModes": "no",
+        "UsePAM": "no",
+    }
+    config = tmp_path / "sshd_config"
+    config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL)
+    options = ["-F", "/dev/null", "-i", str(tmp_path / "id"), "-p", str(port)]
+    hosts = ["-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path / 'known'}"]
+    command = ["ssh", *options, *hosts, "-o", "BatchMode=yes", "root@127.0.0.1"]
+    deadline = time.monotonic() + 10
+    while (test := subprocess.run([*command, "true"], capture_output=True, check=False)).returncode:
+        if time.monotonic() > deadline:
+            server.terminate()
+            pytest.skip(f"sshd on loopback lets nobody in: {test.stderr.decode()}")
+        time.sleep(0.2)
+    yield command
+    server.terminate()
+    server.wait()

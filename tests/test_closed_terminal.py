@@ -15,11 +15,9 @@ import pytest
 from hunyuan_train.checkpoint.folder import list_checkpoints, read_manifest
 from hunyuan_train.checkpoint.verify import verify_checkpoint
 from tests.conftest import REPOSITORY
-from tests.launcher.network import SSHD, make_key
 from tests.test_stopping import SETTINGS, last_step, wait_for_step
 
 DEADLINE_SECONDS = 120
-SSHD_PORT = 36022
 
 
 def train_command(output_dir: Path) -> list[str]:
@@ -97,45 +95,12 @@ def test_a_killed_tmux_saves(tmp_path: Path, tmux: list[str], way: str) -> None:
     check_saved(output_dir)
 
 
-@pytest.fixture
-def ssh(tmp_path: Path) -> Iterator[list[str]]:
-    """An ssh command to this machine, with a terminal there."""
-    if os.geteuid() or shutil.which("ssh") is None or not Path(SSHD).exists():
-        pytest.skip("sshd on loopback needs root and apt-get install openssh-server")
-    make_key(tmp_path / "id")
-    make_key(tmp_path / "hostkey")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    settings = {
-        "HostKey": tmp_path / "hostkey",
-        "AuthorizedKeysFile": tmp_path / "id.pub",
-        "ListenAddress": f"127.0.0.1:{SSHD_PORT}",
-        "PidFile": "none",
-        "StrictModes": "no",
-        "UsePAM": "no",
-    }
-    config = tmp_path / "sshd_config"
-    config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-    server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=subprocess.DEVNULL)
-    options = ["-F", "/dev/null", "-i", str(tmp_path / "id"), "-p", str(SSHD_PORT)]
-    hosts = ["-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path / 'known'}"]
-    command = ["ssh", *options, *hosts, "-o", "BatchMode=yes", "-tt", "root@127.0.0.1"]
-    deadline = time.monotonic() + 10
-    while (test := subprocess.run([*command, "true"], capture_output=True, check=False)).returncode:
-        if time.monotonic() > deadline:
-            server.terminate()
-            pytest.skip(f"sshd on loopback lets nobody in: {test.stderr.decode()}")
-        time.sleep(0.2)
-    yield command
-    server.terminate()
-    server.wait()
-
-
-def test_a_dropped_ssh_saves(tmp_path: Path, ssh: list[str]) -> None:
+def test_a_dropped_ssh_saves(tmp_path: Path, loopback_ssh: list[str]) -> None:
     output_dir = tmp_path / "run"
     variables = [f"{name}={os.environ[name]}" for name in ("PATH", "OMP_NUM_THREADS")]
     line = f"cd {tmp_path} && env {shlex.join([*variables, *train_command(output_dir)])}"
     with (tmp_path / "said").open("wb") as said:
-        client = subprocess.Popen([*ssh, line], stdin=subprocess.PIPE, stdout=said)
+        client = subprocess.Popen([*loopback_ssh, "-tt", line], stdin=subprocess.PIPE, stdout=said)
     wait_for_step(output_dir, 2)
     client.kill()
     client.wait()

@@ -27,6 +27,7 @@ from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
 from hunyuan_train.checkpoint.save import Job, write_checkpoint
 from hunyuan_train.checkpoint.state import RankContent, collect_content, load_checkpoint
+from hunyuan_train.checkpoint.user_commands import CheckpointCommands
 from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.log import SHARED
 from hunyuan_train.model.router import RouterWatch
@@ -62,6 +63,7 @@ class Saver:
         notes: dict[str, str],
         *,
         ranks_per_host: int,
+        commands: CheckpointCommands | None = None,
     ) -> None:
         self.engine = engine
         self.watch = watch
@@ -70,6 +72,8 @@ class Saver:
         self.fingerprints = fingerprints
         self.notes = notes
         self.ranks_per_host = ranks_per_host
+        self.commands = commands  # of the ranks that run the user's
+        self.last_job: Job | None = None  # that was published
         self.group = dist.new_group(backend="gloo", timeout=AGREEMENT_TIMEOUT)
         self.pending: Pending | None = None
         self.stalled_seconds = 0.0  # how long training waited for saves
@@ -197,9 +201,27 @@ class Saver:
             if stream:
                 context.enter_context(torch.cuda.stream(stream))
             fault = write_checkpoint(pending.job, content, order, group=self.group)
-        if fault is None and dist.get_rank() == 0:
-            delete_superfluous(self.output_dir, self.config, pending.job.state)
+        if fault is None:
+            self._follow_up(pending.job)
         return fault
+
+    def delete_what_was_in_use(self) -> None:
+        """Delete what a user's command has kept from being deleted; called once none runs."""
+        if self.last_job and dist.get_rank() == 0:
+            delete_superfluous(self.output_dir, self.config, self.last_job.state)
+
+    def _follow_up(self, job: Job) -> None:
+        """Start the user's command, and delete what is too much and not in use by it."""
+        ranks: list[list[Path]] = [[]] * dist.get_world_size()
+        self.last_job = job
+        if self.commands:
+            self.commands.start(job.folder)
+        if self.config.after_checkpoint:
+            mine = self.commands.in_use() if self.commands else []
+            dist.all_gather_object(ranks, mine, self.group)
+        if dist.get_rank() == 0:
+            spared = [folder for part in ranks for folder in part]
+            delete_superfluous(self.output_dir, self.config, job.state, spared=spared)
 
 
 def detach(

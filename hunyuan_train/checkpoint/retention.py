@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
@@ -33,7 +33,13 @@ def superfluous_steps(
     ]
 
 
-def delete_superfluous(output_dir: Path, config: CheckpointConfig, state: TrainerState) -> None:
+def delete_superfluous(
+    output_dir: Path,
+    config: CheckpointConfig,
+    state: TrainerState,
+    *,
+    spared: Collection[Path] = (),
+) -> None:
     """Delete what is too much; called once a checkpoint is published, or known to be good.
 
     Args:
@@ -41,6 +47,7 @@ def delete_superfluous(output_dir: Path, config: CheckpointConfig, state: Traine
         config: how many are kept.
         state: of that checkpoint. Those of later steps count for nothing and stay: a run that went
             on from an earlier one did so because they are damaged.
+        spared: those in use, which may go another time.
     """
     folders = {
         checkpoint_step(folder): folder
@@ -49,6 +56,8 @@ def delete_superfluous(output_dir: Path, config: CheckpointConfig, state: Traine
     }
     best_step = state.best_step if config.save_best else None
     for step in superfluous_steps(list(folders), config, best_step=best_step):
+        if folders[step] in spared:
+            continue
         logger.info("deleting %s (save_total_limit %d)", folders[step], config.save_total_limit)
         doomed = unfinished_folder(folders[step])
         try:

@@ -339,6 +339,21 @@ class CheckpointConfig:
         "in memory, before it ends without its last checkpoint or its export",
         low=0,
     )
+    after_checkpoint: str | None = free_setting(
+        None,
+        "a command for sh that runs beside training once a checkpoint is written, such as a copy "
+        "to another machine; its folder is $1, or the last word; a failure is told and tried again",
+    )
+    before_resume: str | None = free_setting(
+        None,
+        "a command for sh that runs before a resume looks for checkpoints, such as one that brings "
+        "copies back; output_dir is $1, or the last word; with nothing to bring it must succeed",
+    )
+    commands_on: Literal["first_host", "each_host"] = free_setting(
+        "first_host",
+        "where after_checkpoint and before_resume run: once, on the first host, or once on each, "
+        "where hosts do not share a disk",
+    )
     resume_from_checkpoint: str | None = free_setting(
         None,
         "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hunyuan_train.checkpoint.user_commands import words_of
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.config.load import dump_text
 from hunyuan_train.config.resolved_run import Machine
@@ -55,6 +56,7 @@ def make_jobs(
     commands = {
         host: [
             *prepare_commands(config, machine),
+            *fetch_commands(config, is_local=host == cluster.local),
             torchrun_command(cluster, host, rendezvous, scripts),
         ]
         for host in cluster.hosts
@@ -110,6 +112,15 @@ def prepare_commands(config: RunConfig, machine: Machine) -> list[list[str]]:
         return []
     names = [extension.name for extension in extensions]
     return [[sys.executable, "-m", "hunyuan_train.launcher.host.extension", *names]]
+
+
+def fetch_commands(config: RunConfig, *, is_local: bool) -> list[list[str]]:
+    """What brings a host its own part of copies back; the launcher has done it where it runs."""
+    checkpoints = config.checkpoints
+    command, is_each = checkpoints.before_resume, checkpoints.commands_on == "each_host"
+    if is_local or not (command and checkpoints.resume_from_checkpoint and is_each):
+        return []
+    return [words_of(command, Path(config.train.output_dir))]
 
 
 def torchrun_command(

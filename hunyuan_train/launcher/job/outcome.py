@@ -11,6 +11,7 @@ from hunyuan_train.launcher.exit_codes import (
     FAILURE,
     HOST_LOST,
     NO_ROOM,
+    NOT_COPIED,
     RESUME,
     SUCCESS,
     TERMINATED,
@@ -186,5 +187,6 @@ def is_restartable(outcome: Outcome) -> bool:
     return outcome.reason in ("failed", "lost", "hung") and outcome.exit_code not in (
         USER_ERROR,
         NO_ROOM,
+        NOT_COPIED,
         RESUME,
     )

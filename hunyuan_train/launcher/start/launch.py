@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
+from hunyuan_train.checkpoint.user_commands import fetch_checkpoints
 from hunyuan_train.config.load import CommandLine
 from hunyuan_train.config.resolve import choose_num_processes
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
@@ -85,12 +86,15 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
     prepared = prepare_run(run)
     show_summary(prepared, console)
     check_schedule(prepared, console)
-    check_resume(prepared)
-    check_memory(prepared, console)
     if is_dry_run:
+        check_resume(prepared)
+        check_memory(prepared, console)
         console.print("dry run: every check passed, nothing was started")
         return SUCCESS
     with lock_output_folder(run.config):
+        fetch_checkpoints(run.config)
+        check_resume(prepared)
+        check_memory(prepared, console)
         config_file = prepare_output_folder(run.config, console)
         exit_code = run_until_done(run.config, start, console)
     if exit_code in GOES_ON and list_checkpoints(config_file.parent):
