@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hunyuan_train.whole_file import open_whole, sync
+
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | int]  # what a step or an evaluation reports, by name
@@ -56,6 +58,11 @@ class JsonLines:
         self.unwritten.clear()
         return None
 
+    def sync(self) -> None:
+        """Wait until what is written is on disk, as far as that takes it."""
+        with suppress(OSError):
+            sync(self.path)
+
     def amend(self, entry: dict[str, Any]) -> None:
         """Let one object join the last line, if that is of the same step and the disk has room."""
         lines = self.unwritten or self._read()
@@ -96,9 +103,8 @@ class JsonLines:
         return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def _replace(self, lines: Sequence[str]) -> None:
-        other = self.path.with_suffix(".amended")
-        other.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
-        other.replace(self.path)  # killed before this, all of it is still there
+        with open_whole(self.path, is_ours=True) as file:
+            file.write("".join(lines).encode(errors="surrogateescape"))
 
 
 class NoLines:
@@ -109,6 +115,9 @@ class NoLines:
 
     def flush(self) -> None:
         """Nothing waits."""
+
+    def sync(self) -> None:
+        """Nothing is written."""
 
     def amend(self, entry: dict[str, Any]) -> None:
         """Keep nothing."""

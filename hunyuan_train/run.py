@@ -166,8 +166,8 @@ def complain(config: RunConfig, result: TrainingResult, uncopied: str | None) ->
         )
     if uncopied and result.is_complete:
         raise NotCopiedError(
-            f"the run is complete, but after_checkpoint failed for its last checkpoint: {uncopied}. "
-            f"All of it lies in {config.train.output_dir}: copy it before this machine goes"
+            "the run is complete, but after_checkpoint failed for its last checkpoint: "
+            f"{uncopied}. All of it lies in {config.train.output_dir}"
         )
 
 

@@ -20,6 +20,7 @@ from hunyuan_train.checkpoint.verify import sum_file
 from hunyuan_train.json_file import read_bytes
 from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.progress import show_progress
+from hunyuan_train.whole_file import sync
 
 INCOMPLETE, REPLACED = ".incomplete", ".replaced"
 CHECKSUMS = "SHA256SUMS"
@@ -113,9 +114,11 @@ def unfinished_until_published(folder: Path) -> Iterator[Path]:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file as it is read back, once it is safely on disk."""
+    """SHA-256 of a file as it is read back from its disk, once it is safely there."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+        # Without this it would be read back from memory, and say nothing about the disk.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -196,7 +199,7 @@ def publish_summed(folder: Path, digests: dict[str, str]) -> None:
     lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
     path = unfinished_folder(folder) / CHECKSUMS
     path.write_text("".join(lines), encoding="utf-8")
-    _sync(path)
+    sync(path)
     publish(folder)
 
 
@@ -205,18 +208,9 @@ def publish(folder: Path) -> None:
     unfinished = unfinished_folder(folder)
     replaced = folder.with_name(folder.name + REPLACED)
     shutil.rmtree(replaced, ignore_errors=True)
-    _sync(unfinished)
+    sync(unfinished)
     if folder.exists():
         folder.rename(replaced)  # deleting it in place could leave half of it under its name
     unfinished.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

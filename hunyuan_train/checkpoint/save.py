@@ -35,6 +35,7 @@ from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.progress import tell_progress
 from hunyuan_train.trainer.state import TrainerState
+from hunyuan_train.whole_file import make_folders
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def write_checkpoint(
 def _begin(folder: Path, num_bytes: int) -> str | None:
     """Make the folder, if its disk has room; or say why not."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(folder.parent)
         delete_leftovers(folder.parent)
         free = shutil.disk_usage(folder.parent).free
         if num_bytes + ROOM_FOR_MANIFEST > free:

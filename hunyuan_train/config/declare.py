@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from hunyuan_train.config.values import quote
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.plain_text import make_plain_name
 
 Auto = Literal["auto"]
 # Where nothing narrower is said: a number beyond it is a slip of the hand, and may overflow
@@ -46,9 +47,11 @@ free_setting = partial(setting, changes_steps=False)
 
 
 def check_bounds(section: Any) -> None:
-    """Refuse the first number of a section that lies outside its field's bounds."""
+    """Refuse the first number outside its field's bounds, and the first text with a line break."""
     for declared in fields(section):
         value, limits = getattr(section, declared.name), declared.metadata
+        if isinstance(value, str):
+            check_text(declared.name, value)
         if isinstance(value, str | None):
             continue
         if not limits["low"] <= value <= limits["high"]:
@@ -61,6 +64,16 @@ def check_bounds(section: Any) -> None:
                 f"{declared.name} is {value}; set it to a whole number of steps, or to a share of "
                 "the run below 1"
             )
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuse what would begin another line of a script or log, or what a terminal obeys."""
+    shown = make_plain_name(value, most=len(value))
+    if shown != value:
+        raise ConfigError(
+            f"{name} is {shown}, which holds a line break or another control character; give it "
+            "without"
+        )
 
 
 def describe_bounds(low: float, high: float, *, is_low: bool) -> str:

@@ -40,6 +40,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.plain_text import make_plain_name
 from hunyuan_train.shipped import RECIPES, TINY_TOKENIZER, TOP_LEVEL
+from hunyuan_train.whole_file import open_whole
 
 # A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
@@ -110,12 +111,8 @@ def drop_overruled(settings: dict[str, Any], flags: Mapping[str, Any]) -> None:
 
 def dump_config(config: RunConfig, path: Path) -> None:
     """Write a config as YAML, so that `--config` reads the same one back; whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.incomplete")
-    try:
-        unfinished.write_text(dump_text(config), encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with open_whole(path, is_ours=True) as file:
+        file.write(dump_text(config).encode())
 
 
 def dump_text(config: RunConfig) -> str:

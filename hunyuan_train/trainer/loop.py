@@ -168,6 +168,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
                 state = roll_back(trainer, state)
                 saved_step = state.step
             if wants_save(config.checkpoints, state, saved_step):
+                trainer.logs.flush()
                 checkpointer.save(state)
                 saved_step = state.step
         trainer.report_progress(state.step, "saving")

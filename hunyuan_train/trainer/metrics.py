@@ -222,10 +222,11 @@ class Logs:
     starts: Lines
 
     def flush(self) -> None:
-        """Write what has waited for room on the disk."""
+        """Write what has waited for room, and wait until the disk has it: a checkpoint comes."""
         others = (self.answers, self.needles, self.batches, self.router_load, self.quarantine)
         for lines in (self.metrics.lines, *others, self.starts):
             lines.flush()
+            lines.sync()
 
     def forget_after(self, step: int) -> None:
         """Drop what belongs to steps past one that the run begins at or goes back to."""

@@ -11,7 +11,14 @@ from hunyuan_train.config.load import (
     locate_input,
 )
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.config.settings import COMMAND_FLAGS, ONCE_IN_TRAIN, SECTION_OF, SECTIONS
+from hunyuan_train.config.settings import (
+    COMMAND_FLAGS,
+    FIELDS,
+    ONCE_IN_TRAIN,
+    SECTION_OF,
+    SECTIONS,
+    with_settings,
+)
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.shipped import RECIPES, TOP_LEVEL
 
@@ -150,3 +157,13 @@ def test_every_setting_has_a_help_text():
     for section in SECTIONS.values():
         assert all(field.metadata["help"] for field in fields(section))
     assert set(SECTION_OF.values()) == set(SECTIONS)
+
+
+TEXT_SETTINGS = sorted(name for name, field in FIELDS.items() if "str" in str(field.type))
+
+
+@pytest.mark.parametrize("name", TEXT_SETTINGS)
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\0", "\u2028"])
+def test_no_text_holds_a_line_break(name, character):
+    with pytest.raises(ConfigError, match=name):
+        with_settings(RunConfig(), **{name: f"x{character}#SBATCH --wrap=evil"})

@@ -44,6 +44,7 @@ from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
+from hunyuan_train.whole_file import open_lock, open_whole
 
 logger = logging.getLogger(__name__)
 
@@ -362,15 +363,14 @@ def _hash_code() -> str:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with open_whole(path, is_ours=True) as file:
+        file.write(text.encode())
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the one right to build a folder; it is given up by the system when we die."""
-    with folder.with_name(f"{folder.name}.lock").open("w") as file:
+    with open_lock(folder.with_name(f"{folder.name}.lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -28,6 +28,7 @@ from hunyuan_train.launcher.host.supervise import INTERRUPTED, run_supervised
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.screen import outlive_the_screen
 from hunyuan_train.terminal import PlainConsole
+from hunyuan_train.whole_file import open_lock
 
 POLL_SECONDS = 0.5
 SOON_SECONDS = 5.0  # a lock that goes by then is not worth a word
@@ -122,7 +123,7 @@ def _only_one_launch(build_folder: Path, console: Console) -> Iterator[None]:
     """Hold a lock that the kernel drops with its process, so that it can never be stale."""
     try:
         build_folder.mkdir(parents=True, exist_ok=True)
-        handle = (build_folder / "launch.lock").open("w")
+        handle = open_lock(build_folder / "launch.lock")
     except OSError as error:
         raise ConfigError(
             f"DeepSpeed's extensions cannot be written to {build_folder} ({error.strerror}); set "

@@ -8,6 +8,7 @@ ends or stays silent for longer than the lease, the launcher is gone or cut off,
 is ended. Only processes below this one are ever touched, so that other runs on the node never are.
 """
 
+import fcntl
 import json
 import os
 import queue
@@ -35,10 +36,13 @@ from hunyuan_train.launcher.rank.heartbeat import (
     read_statuses,
 )
 from hunyuan_train.screen import outlive_the_screen
+from hunyuan_train.whole_file import open_lock
 
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 2.0  # for ranks to say where they stand
 GRACE_SECONDS = 3.0  # for the main thread to end everything, once the launcher is gone
+FOLDER_PREFIX = "hunyuan_train_"
+LOCK = "agent.lock"  # in its folder, held for as long as it lives
 FOLDER = "{folder}"  # in a command: the folder of this node
 CAUSE = "cause.json"  # where the agent leaves which rank failed first
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -187,15 +191,30 @@ def tell(event: str, **content: object) -> None:
         sys.stdout.flush()
 
 
+def remove_left_folders() -> None:
+    """Remove the folders of agents that were killed; those that live hold a lock in theirs."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError):  # another user's, a link, or gone by now
+            if folder.lstat().st_uid != os.getuid() or not (folder / LOCK).exists():
+                continue
+            with open_lock(folder / LOCK) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def _folder_of_node(files: dict[str, str]) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="hunyuan_train_"))
+    remove_left_folders()
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    lock = open_lock(folder / LOCK)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
 
 
 def _heed_signals(agent: NodeAgent) -> None:

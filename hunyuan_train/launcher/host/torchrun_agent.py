@@ -8,13 +8,18 @@ what that rank said to the node's agent instead of printing a traceback of the a
 import json
 import logging
 import signal
+import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 from torch.distributed.run import parse_args, run
 
 from hunyuan_train.launcher.exit_codes import RESUME
@@ -23,12 +28,15 @@ from hunyuan_train.launcher.rank.heartbeat import node_folder
 from hunyuan_train.launcher.rank.worker import FAILURE_REPORT
 from hunyuan_train.screen import outlive_the_screen
 
+LOOPBACK = "127.0.0.1"  # where the ranks of one machine meet
+
 
 def main(arguments: Sequence[str]) -> int:
     """Start the ranks, wait for them, and return the exit code of the first that failed."""
     logging.disable()  # it narrates signals and exits; the node agent reports what matters
     try:
-        run(parse_args(list(arguments)))
+        with listening_where_asked():
+            run(parse_args(list(arguments)))
     except ChildFailedError as error:
         exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         if RESUME in exit_codes.values():  # all stopped as one; the agent may have ended the last
@@ -37,6 +45,35 @@ def main(arguments: Sequence[str]) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+@contextmanager
+def listening_where_asked() -> Iterator[None]:
+    """Let the store of a run on one machine listen on loopback alone.
+
+    torch 2.13 lets a store listen on every address of the machine, whatever its own is, and take
+    what anybody in the network sends. It can go once torch binds to the address that it is given.
+    """
+    plain = static_tcp_rendezvous.TCPStore
+
+    def make_store(
+        address: str,
+        port: int,
+        world_size: int,
+        is_master: bool,  # torch's order
+        timeout: timedelta,
+        **options: bool,
+    ) -> TCPStore:
+        listener: dict[str, int] = {}
+        if is_master and address == LOOPBACK:
+            listener["master_listen_fd"] = socket.create_server((address, port)).detach()
+        return plain(address, port, world_size, is_master, timeout, **options, **listener)
+
+    static_tcp_rendezvous.TCPStore = make_store  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        static_tcp_rendezvous.TCPStore = plain  # type: ignore[misc]
 
 
 def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:

@@ -131,14 +131,15 @@ def torchrun_command(
     Static rendezvous: the c10d one fails where a host's own name resolves to 127.0.1.1, and a
     restart inside of torchrun finds the addresses of dead ranks in its store (pytorch #167288).
     """
-    marked = [] if cluster.is_alone else ["--tee=3", f"--log_dir={FOLDER}/output"]
+    marked = [] if cluster.is_alone else ["--tee=3"]
     return [
         *AGENT,
         f"--nnodes={len(cluster.hosts)}",
         f"--node_rank={cluster.hosts.index(host)}",
         f"--nproc_per_node={host.slots}",
         *(f"--master_addr={rendezvous.address}", f"--master_port={rendezvous.port}"),
-        *("--max_restarts=0", *marked, *script),
+        # Without a folder it makes one of its own in /tmp, which stays there.
+        *("--max_restarts=0", f"--log_dir={FOLDER}/output", *marked, *script),
     ]
 
 

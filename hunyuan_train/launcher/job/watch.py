@@ -18,6 +18,7 @@ from rich.segment import ControlType
 
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.host.node_agent import remove_left_folders
 from hunyuan_train.launcher.job.node import Job, Node
 from hunyuan_train.launcher.job.outcome import (
     Outcome,
@@ -222,4 +223,7 @@ def run_jobs(
         log_folder: for the stacks of a hang.
     """
     watch = Watch(jobs, launch, show_output)
-    return asyncio.run(watch.run(console, log_folder))
+    try:
+        return asyncio.run(watch.run(console, log_folder))
+    finally:
+        remove_left_folders()  # an agent here may have been killed

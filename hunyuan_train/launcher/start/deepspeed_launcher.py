@@ -30,6 +30,7 @@ from hunyuan_train.launcher.rank.worker import SHARED_VARIABLE, count_marks, env
 from hunyuan_train.launcher.start.many import ManyHosts
 from hunyuan_train.shipped import TRAIN_SCRIPT
 
+SHARED_PREFIX = ".deepspeed-"
 # What its own process on each host needs before ours begins.
 EXPORTED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DS_ACCELERATOR")
 # It also exports these by itself, whatever their values are; ours go by the file.
@@ -48,7 +49,9 @@ def try_deepspeed(many: ManyHosts, config: RunConfig) -> Outcome:
     preflight, cluster = many.preflight, many.cluster
     assert preflight  # there is one try, right after the hosts were looked at
     folder = Path(config.train.output_dir).absolute()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".deepspeed-") as shared:
+    for left in folder.glob(f"{SHARED_PREFIX}*"):  # by a start that was killed; none other is here
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=SHARED_PREFIX) as shared:
         hostfile, config_file = Path(shared, "hostfile"), Path(shared, "run.yaml")
         hostfile.write_text("".join(f"{one.address} slots={one.slots}\n" for one in cluster.hosts))
         # One file for all hosts, whose numbers of processes may differ: each takes what is started.

@@ -107,7 +107,9 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
 
 def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
     """One try on this machine alone: no ssh, and the ranks share our terminal."""
-    rendezvous = Rendezvous(address="127.0.0.1", port=free_port(), interfaces={})
+    # Nothing of a run on one machine is to be heard, or reached, from another.
+    interfaces = dict.fromkeys(cluster.hosts, "lo")
+    rendezvous = Rendezvous(address="127.0.0.1", port=free_port(), interfaces=interfaces)
     return run_jobs(
         make_jobs(config, cluster, rendezvous, machine),
         config.launch,

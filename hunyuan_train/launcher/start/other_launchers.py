@@ -109,7 +109,8 @@ def write_slurm(run: ResolvedRun, arguments: Sequence[str]) -> str:
     return SLURM.format(
         name=shlex.quote(run.config.logs.run_name or output_dir.name),
         num_hosts=len(run.slots),
-        output=output_dir.with_name(f"{output_dir.name}-%j.txt"),
+        # A percent sign of the user's own is doubled, or Slurm would put something in its place.
+        output=shlex.quote(str(output_dir).replace("%", "%%") + "-%j.txt"),
         stop_seconds=STOP_SECONDS,
         gpus=f"#SBATCH --gpus-per-node={slots}\n" if run.machine.num_gpus else "",
         folder=shlex.quote(str(Path.cwd())),

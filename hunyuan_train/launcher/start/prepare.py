@@ -33,6 +33,7 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import fit_vocabulary
 from hunyuan_train.families.vocabulary import check_vocabulary
 from hunyuan_train.trainer.schedule import count_steps
+from hunyuan_train.whole_file import make_folders, open_lock
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +182,8 @@ def lock_output_folder(config: RunConfig) -> Iterator[None]:
     """
     folder = Path(config.train.output_dir).resolve()  # by whatever name it is given
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock").open("w")
+        make_folders(folder.parent)
+        lock = open_lock(folder.with_name(f".{folder.name}.lock"))
     except OSError as error:
         raise ConfigError(
             f"output_dir is {folder}, where nothing can be written ({error.strerror}); give a "
@@ -217,7 +218,7 @@ def prepare_output_folder(config: RunConfig, console: Console) -> Path:
             shutil.rmtree(folder)
     config_file = folder / CONFIG
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         dump_config(config, config_file)
     except OSError as error:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """An agent on this machine, told what to do by hand."""
 
+import fcntl
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hunyuan_train.launcher.host import node_agent
 from tests.launcher.host.test_supervise import has_ended
 
 # A process in a session of its own, as torchrun's ranks are; both are named.
@@ -158,3 +160,21 @@ def test_a_missing_working_folder_is_said(agent, tmp_path):
     process = agent(BUSY, working_folder=tmp_path / "nowhere")
     assert events(process)["ended"]["exit_code"] == 2
     assert f"{tmp_path}/nowhere, from which the run is started, is missing" in process.stderr.read()
+
+
+def test_the_folder_of_a_killed_agent_goes_and_that_of_a_living_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_agent.tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in ("killed", "living", "beginning"):
+        (tmp_path / f"hunyuan_train_{name}" / "output").mkdir(parents=True)
+    for name in ("killed", "living"):
+        (tmp_path / f"hunyuan_train_{name}" / node_agent.LOCK).touch()
+    victim = tmp_path / "victim"
+    (victim / "precious").mkdir(parents=True)
+    (victim / node_agent.LOCK).touch()
+    (tmp_path / "hunyuan_train_link").symlink_to(victim)
+    with (tmp_path / "hunyuan_train_living" / node_agent.LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        node_agent.remove_left_folders()
+        left = {folder.name.removeprefix("hunyuan_train_") for folder in tmp_path.iterdir()}
+    assert left == {"living", "beginning", "link", "victim"}
+    assert (victim / "precious").exists()

@@ -3,8 +3,10 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from hunyuan_train.launcher.host.node_agent import CAUSE
 from hunyuan_train.launcher.host.torchrun_agent import find_cause
@@ -89,3 +91,37 @@ def test_a_killed_rank_is_the_cause_whatever_the_others_say(tmp_path):
     assert find_cause({0: 1, 1: -15}, tmp_path) == (0, "connection closed by peer")
     assert find_cause({1: -11}, tmp_path)[1] == "error: rank 1 was ended by SIGSEGV"
     assert find_cause({1: 7}, tmp_path)[1] == "error: rank 1 ended with exit code 7"
+
+
+# As a rank: who listens on the port at which all meet?
+SAYS_WHO_LISTENS = """
+import os
+from pathlib import Path
+port = f"{int(os.environ['MASTER_PORT']):04X}"
+lines = [line.split() for name in ("tcp", "tcp6")
+         for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+print([one[1].partition(":")[0] for one in lines if one[3] == "0A" and one[1].endswith(port)])
+"""
+
+
+def test_the_ranks_of_one_machine_meet_on_loopback_alone(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(SAYS_WHO_LISTENS)
+    place = ("--nnodes=1", "--node_rank=0", "--nproc_per_node=1", "--master_addr=127.0.0.1")
+    command = [sys.executable, "-m", "hunyuan_train.launcher.host.torchrun_agent", *place]
+    ended = subprocess.run(
+        [*command, f"--master_port={free_port()}", f"--log_dir={tmp_path / 'log'}", str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stdout == "['0100007F']\n", ended.stderr
+
+
+def test_torch_still_listens_everywhere_by_itself():
+    """Once it does not, `listening_where_asked` can go."""
+    store = TCPStore("127.0.0.1", free_port(), 1, is_master=True)
+    lines = Path("/proc/net/tcp6").read_text().splitlines()[1:]
+    port = f"{store.port:04X}"
+    listening = [line.split()[1] for line in lines if line.split()[3] == "0A"]
+    assert f"{32 * '0'}:{port}" in listening

@@ -8,11 +8,11 @@ from hunyuan_train.errors import ConfigError
 from tests.conftest import start_train
 
 
-def printed(tmp_path, monkeypatch, *flags, nodes="10.0.0.1:4,10.0.0.2:2"):
+def printed(tmp_path, monkeypatch, *flags, nodes="10.0.0.1:4,10.0.0.2:2", folder="a run"):
     monkeypatch.setenv("NODE_IP_LIST", nodes)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     done = start_train(
-        "--recipe", "tiny", "--output_dir", str(tmp_path / "a run"), *flags, cwd=tmp_path
+        "--recipe", "tiny", "--output_dir", str(tmp_path / folder), *flags, cwd=tmp_path
     )
     return done
 
@@ -55,3 +55,16 @@ def test_a_job_of_slurms_has_as_many_processes_everywhere(tmp_path, monkeypatch)
 def test_only_one_thing_is_done_instead_of_a_run():
     with pytest.raises(ConfigError, match="--dry_run and --print_slurm are given together"):
         load_command_line(["--dry_run", "--print_slurm"])
+
+
+@pytest.mark.parametrize("folder", ["my runs/it's", "100%j", "a #comment", 'say "hello"'])
+def test_a_folder_is_one_word_in_the_lines_for_slurm(tmp_path, monkeypatch, folder):
+    flags = ("--print_slurm", "--run_name", "a b")
+    done = printed(tmp_path, monkeypatch, *flags, nodes="a:2", folder=folder)
+    assert done.returncode == 0, done.stderr
+    directives = [line for line in done.stdout.splitlines() if line.startswith("#SBATCH ")]
+    words = [word for line in directives for word in shlex.split(line.removeprefix("#SBATCH "))]
+    own = str(tmp_path / folder).replace("%", "%%")
+    assert f"--output={own}-%j.txt" in words
+    assert "--job-name=a b" in words
+    assert len(words) == len(directives)
