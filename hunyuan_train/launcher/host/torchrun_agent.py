@@ -62,12 +62,21 @@ def listening_where_asked() -> Iterator[None]:
         world_size: int,
         is_master: bool,  # torch's order
         timeout: timedelta,
-        **options: bool,
+        *,
+        multi_tenant: bool,
     ) -> TCPStore:
-        listener: dict[str, int] = {}
+        listener = None
         if is_master and address == LOOPBACK:
-            listener["master_listen_fd"] = socket.create_server((address, port)).detach()
-        return plain(address, port, world_size, is_master, timeout, **options, **listener)
+            listener = socket.create_server((address, port)).detach()
+        return plain(
+            address,
+            port,
+            world_size,
+            is_master,
+            timeout,
+            multi_tenant=multi_tenant,
+            master_listen_fd=listener,
+        )
 
     static_tcp_rendezvous.TCPStore = make_store  # type: ignore[assignment, misc]
     try:
