@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ SOON_SECONDS = 5.0  # a lock that goes by then is not worth a word
 # A rank of another host, or of another container, that loads what is built holds torch's lock for
 # about a second, and cannot be seen from here.
 UNSEEN_SECONDS = 60.0
+USERS = "ranks.lock"  # which each rank that may load what is built holds together with others
 MARK = "compiling"  # a file that is there while we compile, and after we were killed
 # What decides, beside the versions, which commands ninja is given: where one of them differs, a
 # rank would compile again, unseen and beneath those that have it loaded.
@@ -146,8 +147,7 @@ def _remove_stale_lock(lock: Path, console: Console) -> None:
     said = ""
     while found := identify_file(lock):
         holder = find_holder(found)
-        is_over = (lock.parent / MARK).exists() or _age_seconds(lock) > UNSEEN_SECONDS
-        if holder is None and is_over:
+        if holder is None and _is_left_behind(lock):
             if identify_file(lock) == found:  # not one that somebody has taken since
                 lock.unlink(missing_ok=True)
                 console.print(f"removed {lock}, left behind by a compilation that was killed")
@@ -158,6 +158,26 @@ def _remove_stale_lock(lock: Path, console: Console) -> None:
             console.print(words)
             said = words
         time.sleep(POLL_SECONDS)
+
+
+def _is_left_behind(lock: Path) -> bool:
+    """Whether a lock that no process here has open is not one of another host or container."""
+    if (lock.parent / MARK).exists() or _age_seconds(lock) > UNSEEN_SECONDS:
+        return True
+    try:
+        with open_lock(lock.with_name(USERS)) as users:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # a rank somewhere holds it, or this disk knows no locks
+        return False
+    return True
+
+
+def hold_extensions(environment: Mapping[str, str]) -> None:
+    """Let starts elsewhere know, as long as this rank lives, that it may load an extension."""
+    for build_folder in extensions_folder(environment).glob("*"):
+        with suppress(OSError), open_lock(build_folder / USERS) as users:
+            descriptor = os.dup(users.fileno())  # which is closed with the process alone
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _age_seconds(lock: Path) -> float:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.host.extension import hold_extensions
 from hunyuan_train.launcher.rank.heartbeat import node_folder
 from hunyuan_train.terminal import complain
 
@@ -58,12 +59,16 @@ def environment_file(folder: Path, node_rank: int) -> Path:
 
 
 def take_environment() -> None:
-    """Read this rank's environment from the file of its host, where it did not come by itself."""
+    """Read this rank's environment from the file of its host, where it did not come by itself.
+
+    From then on others know what the rank may load.
+    """
     folder = os.environ.get(SHARED_VARIABLE)
     if folder:
         node_rank = int(os.environ["CROSS_RANK"])  # DeepSpeed's name for it
         text = environment_file(Path(folder), node_rank).read_text(encoding="utf-8")
         os.environ.update(json.loads(text))
+    hold_extensions(os.environ)
 
 
 def mark_done() -> None:

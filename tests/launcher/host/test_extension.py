@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hunyuan_train.launcher.host.extension import (
     needed_extensions,
     prepare_extension,
 )
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
@@ -172,6 +174,8 @@ def test_a_lock_whose_holder_cannot_be_seen_is_waited_for(tmp_path, compiled, mo
     """As that of a rank on another host, which shares the environment."""
     monkeypatch.setattr(extension, "UNSEEN_SECONDS", 2.0)
     prepare(tmp_path)
+    held = (tmp_path / "deepspeed_shm_comm" / extension.USERS).open("w")
+    fcntl.flock(held, fcntl.LOCK_SH)
     lock = tmp_path / "deepspeed_shm_comm/lock"
     lock.touch()
     threading.Timer(0.5, lock.unlink).start()
@@ -182,6 +186,40 @@ def test_a_lock_whose_holder_cannot_be_seen_is_waited_for(tmp_path, compiled, mo
     prepare(tmp_path, Console(width=200))
     assert "left behind" in capsys.readouterr().out
     assert not lock.exists()
+
+
+def test_the_lock_of_a_killed_rank_goes_at_once_where_no_rank_lives(
+    tmp_path, compiled, capsys, monkeypatch
+):
+    prepare(tmp_path)
+    lock = tmp_path / "deepspeed_shm_comm/lock"
+    holds = (
+        "import os, sys\n"
+        "from hunyuan_train.launcher.host.extension import hold_extensions\n"
+        "hold_extensions(os.environ)\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    name = extensions_folder({"TORCH_EXTENSIONS_DIR": "/x"}).name
+    (tmp_path / name).symlink_to(tmp_path)
+    rank = subprocess.Popen(
+        [sys.executable, "-c", holds],
+        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path / name)},
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert rank.stdout.readline() == b"held\n"
+    lock.touch()
+    launch = threading.Thread(target=prepare, args=(tmp_path, Console(width=200)))
+    launch.start()
+    launch.join(1)
+    assert launch.is_alive(), "a rank lives that may hold it"
+    rank.kill()
+    rank.communicate()
+    launch.join(5)
+    assert not launch.is_alive()
+    assert not lock.exists()
+    assert "left behind" in capsys.readouterr().out
 
 
 def test_a_living_compilation_keeps_its_lock_however_long_it_takes(tmp_path, holder, capsys):
