@@ -16,10 +16,10 @@ from hunyuan_train.launcher.exit_codes import NO_ROOM
 from tests.conftest import REPOSITORY
 
 SETTINGS = (
-    *("--recipe", "tiny", "--eval_data_file", "none", "--eval_steps", "0", "--no_export"),
+    *("--recipe", "tiny", "--eval_data_file", "none", "--eval_steps", "0"),
     *("--max_seq_length", "256", "--overlong", "drop", "--logging_steps", "1"),
-    *("--max_steps", "16", "--save_steps", "2", "--save_total_limit", "1"),
 )
+OFTEN = ("--max_steps", "16", "--save_steps", "2", "--save_total_limit", "1", "--no_export")
 BLOCK = bytes(2**16)
 DEADLINE_SECONDS = 300
 
@@ -72,7 +72,7 @@ def start(make_disk: Callable[[float], Path], tmp_path: Path) -> Iterator[Callab
 
 
 # Saves once at the end, and exports the model.
-AT_THE_END = ("--max_steps", "4", "--save_steps", "0", "--export", "true", "--sample_answers", "no")
+AT_THE_END = ("--max_steps", "4", "--save_steps", "0", "--sample_answers", "no")
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_a_disk_that_stays_full_has_an_exit_code_of_its_own(start: Callable[...,
 
 @pytest.mark.slow
 def test_a_run_outlives_a_full_disk(start: Callable[..., Run]) -> None:
-    run = start()
+    run = start(*OFTEN)
     run.wait_until(lambda: bool(list_checkpoints(run.folder)))
     rest = run.folder.with_name("rest")
     fill(rest)

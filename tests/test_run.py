@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCopiedError
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.run_files import is_clocked
+from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.run import complain
+from hunyuan_train.trainer.loop import TrainingResult
 from tests.conftest import Finished, start_train
 
 SETTINGS = (
@@ -168,3 +173,22 @@ def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
     assert content["state"]["position"] == {"epoch": 0, "row": 6}  # three steps of two rows
     assert content["fingerprints"]["data"]["settings"]["history"] == "keep"
     assert [numbers["step"] for numbers in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("is_complete", "is_saved", "uncopied", "kind"),
+    [
+        (True, True, None, None),
+        (False, True, None, None),
+        (False, True, "no route to host", None),  # it goes on here, and copies then
+        (True, True, "no route to host", NotCopiedError),
+        (True, False, None, NoRoomError),
+        (False, False, "no route to host", NoRoomError),
+    ],
+)
+def test_a_run_that_left_less_than_it_should_is_not_called_done(
+    is_complete: bool, is_saved: bool, uncopied: str | None, kind: type[CheckpointError] | None
+) -> None:
+    result = TrainingResult(is_complete=is_complete, is_saved=is_saved, step=7)
+    with pytest.raises(kind) if kind else nullcontext():
+        complain(RunConfig(), result, uncopied)

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -35,9 +36,39 @@ SETTINGS = (
 )
 
 
-def train_as_rank(output_dir: Path) -> None:
+# Each way to train keeps, sends or saves something else; 20 kills of each are 100.
+WAYS = {
+    "lean": ("--optimizer", "lean", "--bf16", "true"),
+    "accumulation": ("--gradient_accumulation_steps", "3"),
+    "sequence sharing": ("--sequence_parallel_size", "2", "--expert_parallel_size", "2"),
+    "save_best": (
+        *("--eval_fraction", "0.1", "--eval_steps", "1", "--save_best"),
+        *("--save_total_limit", "1", "--save_steps", "2"),
+    ),
+    "LoRA on experts": ("--use_lora", "--lora_target_modules", "all"),
+}
+
+
+def settings_of(way: str | None) -> list[str]:
+    """The flags of a way to train, which take the place of the usual ones."""
+    flags = dict(pair for pair in pairwise_flags(SETTINGS))
+    flags |= dict(pairwise_flags(WAYS[way] if way else ()))
+    if "--eval_fraction" in flags:
+        del flags["--eval_data_file"]
+    return [word for pair in flags.items() for word in pair if word]
+
+
+def pairwise_flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Flags with their values; a switch has none."""
+    for position, word in enumerate(words):
+        if word.startswith("--"):
+            following = words[position + 1] if position + 1 < len(words) else "--"
+            yield word, "" if following.startswith("--") else following
+
+
+def train_as_rank(output_dir: Path, way: str | None) -> None:
     try:
-        config = load_config([*SETTINGS, "--output_dir", str(output_dir)])
+        config = load_config([*settings_of(way), "--output_dir", str(output_dir)])
         exit_code = run(resolve_here(config, machine=detect_machine()), announce_rank())
     except BaseException:  # noqa: BLE001  shown with the test's output
         traceback.print_exc()
@@ -45,15 +76,15 @@ def train_as_rank(output_dir: Path) -> None:
     os._exit(exit_code)
 
 
-def start(output_dir: Path) -> list[BaseProcess]:
+def start(output_dir: Path, way: str | None) -> list[BaseProcess]:
     """Start all ranks of a run, as torchrun does."""
-    return [process for process, _ in start_ranks(train_as_rank, NUM_RANKS, output_dir)]
+    return [process for process, _ in start_ranks(train_as_rank, NUM_RANKS, output_dir, way)]
 
 
-def finish(output_dir: Path) -> float:
+def finish(output_dir: Path, way: str | None) -> float:
     """Run to the end; returns how long that took."""
     began = time.monotonic()
-    processes = start(output_dir)
+    processes = start(output_dir, way)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * NUM_RANKS
@@ -68,10 +99,10 @@ class End:
     was_saving: bool  # a checkpoint was being written
 
 
-def kill_once(output_dir: Path, seconds: float, moments: random.Random) -> End:
+def kill_once(output_dir: Path, seconds: float, moments: random.Random, way: str | None) -> End:
     """Start, and kill all ranks after a while; every other time, during one of the next saves."""
     began = time.time()
-    processes = start(output_dir)
+    processes = start(output_dir, way)
     deadline = time.monotonic() + moments.uniform(0.2, 1.1) * seconds
     num_saves = moments.randrange(1, 4) if moments.random() < 0.5 else 0
     seen: set[str] = set()
@@ -105,12 +136,19 @@ def list_unfinished(output_dir: Path, began: float) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "num_kills", [pytest.param(10, id="10"), pytest.param(200, id="200", marks=pytest.mark.slow)]
+    ("num_kills", "way"),
+    [
+        pytest.param(10, None, id="10"),
+        pytest.param(200, None, id="200", marks=pytest.mark.slow),
+        *(pytest.param(20, way, id=f"20, {way}", marks=pytest.mark.slow) for way in WAYS),
+    ],
 )
-def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, num_kills: int) -> None:
+def test_a_killed_run_ends_as_the_uninterrupted_one(
+    tmp_path: Path, num_kills: int, way: str | None
+) -> None:
     whole = tmp_path / "whole"
     run_ranks(os.getpid, 1)  # the fork server takes long to start, once
-    seconds = finish(whole)
+    seconds = finish(whole, way)
     moments = random.Random(0)
     num_killed = num_unfinished = num_rounds = 0
     # Go on, if need be, until some of the kills have come during saves.
@@ -120,13 +158,13 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(tmp_path: Path, num_kills: i
         num_rounds += 1
         is_killed = True
         while is_killed:
-            end = kill_once(output_dir, seconds, moments)
+            end = kill_once(output_dir, seconds, moments, way)
             is_killed = end.is_killed
             num_killed += is_killed
             num_unfinished += end.was_saving
             for folder in list_checkpoints(output_dir):
                 verify_checkpoint(folder)  # whatever bears the name is whole
-        finish(output_dir)
+        finish(output_dir, way)
         compare(whole, output_dir)
         sys.stdout.write(f"{num_killed} kills, {num_unfinished} of them while saving\n")
 
