@@ -137,21 +137,21 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     result = train(trainer, state, started=started)
     note_after_training(trainer, probe, result)
     if result.is_complete and config.checkpoints.export:
-        heartbeat.report(result.step, "exporting")
         export_at_last(resolved, trainer, source, result)
     heartbeat.report(result.step, "ending")
     is_asked = result.is_complete and wants_sample_answers(config.evaluation, shape)
     answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
     uncopied = wait_for_commands(config, saver, heartbeat, result)
     close(config, trainer, result, answers)
-    complain(config, result, uncopied)
-    return SUCCESS if result.is_complete else RESUME
+    return judge(config, result, uncopied)
 
 
-def complain(config: RunConfig, result: TrainingResult, uncopied: str | None) -> None:
-    """Refuse to call a run done that has not left all it should.
+def judge(config: RunConfig, result: TrainingResult, uncopied: str | None) -> int:
+    """The exit code of a run that has left all it should.
 
     Args:
+        config: of the run.
+        result: how it ended.
         uncopied: how after_checkpoint failed for the last checkpoint.
 
     Raises:
@@ -169,6 +169,7 @@ def complain(config: RunConfig, result: TrainingResult, uncopied: str | None) ->
             "the run is complete, but after_checkpoint failed for its last checkpoint: "
             f"{uncopied}. All of it lies in {config.train.output_dir}"
         )
+    return SUCCESS if result.is_complete else RESUME
 
 
 def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
@@ -361,6 +362,7 @@ def export_at_last(
     Raises:
         NoRoomError: there was none to the end.
     """
+    trainer.report_progress(result.step, "exporting")
     config, device = resolved.config, trainer.engine.device
     folder = Path(config.train.output_dir, run_files.EXPORT)
     attempt = partial(export, config, trainer.engine, resolved.shape, source, folder=folder)

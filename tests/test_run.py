@@ -15,7 +15,8 @@ from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCop
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.run_files import is_clocked
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.run import complain
+from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
+from hunyuan_train.run import judge
 from hunyuan_train.trainer.loop import TrainingResult
 from tests.conftest import Finished, start_train
 
@@ -191,4 +192,4 @@ def test_a_run_that_left_less_than_it_should_is_not_called_done(
 ) -> None:
     result = TrainingResult(is_complete=is_complete, is_saved=is_saved, step=7)
     with pytest.raises(kind) if kind else nullcontext():
-        complain(RunConfig(), result, uncopied)
+        assert judge(RunConfig(), result, uncopied) == (SUCCESS if is_complete else RESUME)

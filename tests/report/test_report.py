@@ -307,7 +307,7 @@ def test_a_run_whose_page_cannot_be_written_is_complete_all_the_same(
     (run / "report.html").mkdir()
     report_at_end(run)
     assert "(Is a directory)" in caplog.text
-    assert f"say where with --output: hunyuan-train report {run}" in caplog.text
+    assert f"hunyuan_train report {run}" in caplog.text
 
 
 def test_long_curves_are_thinned_to_means() -> None:
