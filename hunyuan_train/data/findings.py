@@ -51,7 +51,7 @@ POLICIES: dict[str, Policy] = {
     "surrogate": Policy("fix", _REPAIR, "half of a surrogate pair"),
     # the form
     "form": Policy("error", _REFUSE, "no known form of record"),
-    "converted": Policy("note", _ACCEPT, "a record in another form than messages"),
+    "converted": Policy("note", _ACCEPT, "a record, or a field of it, in another form than ours"),
     "unused_field": Policy("note", _ACCEPT, "a field that training does not read"),
     "unread_text": Policy("error", _ACCEPT, "a field with text that training does not read"),
     "role": Policy("fix", _REPAIR, "a role in capitals, or one that is not known"),

@@ -96,7 +96,7 @@ def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> Non
     """Fix the order of turns and report what cannot be fixed."""
     _order_systems(dialogue, reading, problems)
     if not reading.is_as_written:
-        _check_tool_turns(dialogue, reading.grammar, problems)
+        _check_tool_turns(dialogue, reading, problems)
         _order_turns(dialogue, reading, problems)
     _check_start(dialogue, problems)
 
@@ -149,7 +149,7 @@ def _read_tools(
         problems.append(Problem("size", "tools", "too many blanks", "shorten them"))
 
 
-def _check_tool_turns(dialogue: Dialogue, grammar: Grammar, problems: list[Problem]) -> None:
+def _check_tool_turns(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
     """Calls name listed tools, results follow calls, labels are not doubled."""
     is_open = False  # whether a result may come now
     for index, message in enumerate(dialogue.messages):
@@ -158,11 +158,14 @@ def _check_tool_turns(dialogue: Dialogue, grammar: Grammar, problems: list[Probl
             reason = "a tool result that follows no call"
             problems.append(Problem("tools", place, reason, "add the call before it"))
         if dialogue.tools:
-            _read_labelled_text(message, place, grammar, problems)
+            _read_labelled_text(message, place, reading.grammar, problems)
         if message.role == "assistant":
             check_calls(message, dialogue, place, problems)
-            is_open = bool(message.tool_calls) or grammar.tools.calls_open in message.content
-            match_results(dialogue.messages, index, problems)
+            is_open = (
+                bool(message.tool_calls) or reading.grammar.tools.calls_open in message.content
+            )
+            if not reading.is_prompt:  # a server shows results as they come
+                match_results(dialogue.messages, index, problems)
         elif message.role != "tool":
             is_open = False
 

@@ -11,6 +11,12 @@ from hunyuan_train.families.grammar.segments import Segment
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 
+# What a server takes of its clients and its model: calls as they came, fields that it does not show.
+_SERVED = {"tools": "drop", "empty_answer": "drop"} | dict.fromkeys(
+    ("missing_argument", "call_field", "unread_text", "prompt_loss"), "note"
+)
+
+
 def encode_prompt(
     messages: list[dict[str, Any]],
     tokenizer: Tokenizer,
@@ -44,7 +50,7 @@ def render_prompt(
     problems: list[Problem] = []
     record = {"messages": messages, "tools": tools}
     dialogue = read_dialogue(record, Reading(grammar, now=now, is_prompt=True), problems)
-    policies = build_policies({"tools": "drop", "empty_answer": "drop"})
+    policies = build_policies(_SERVED)
     wrong = [problem for problem in problems if policies.decide(problem) == "error"]
     if dialogue is None or wrong:
         raise DataError(f"the prompt has {wrong[0].reason} ({wrong[0].field}); {wrong[0].fix}")

@@ -9,6 +9,7 @@ from hunyuan_train.data.findings import Problem, build_policies
 from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import read_chunks
 from hunyuan_train.data.records.calls import CALL_FIELDS
+from hunyuan_train.data.records.convert import to_record
 from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.records.turns import ARGUMENT_FIELDS, CALL_SPEAKERS, SPEAKERS
@@ -146,6 +147,18 @@ def _outcome(value: object, problems: list[Problem] | None = None) -> str | set[
 def test_a_given_file_has_its_right_outcome(name):
     raws = [raw for chunk in read_chunks(FOLDER / f"{name}.jsonl") for raw in chunk.records]
     assert [_outcome(decode_record(raw, [])) for raw in raws] == OUTCOMES[name]
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_a_given_file_reads_the_same_once_it_is_converted(name):
+    for chunk in read_chunks(FOLDER / f"{name}.jsonl"):
+        for value in (decode_record(raw, []) for raw in chunk.records):
+            if isinstance(expected := _outcome(value), set):
+                continue
+            dialogue = read_dialogue(value, Reading(HUNYUAN_A13B), [])
+            record = json.loads(json.dumps(to_record(dialogue, HUNYUAN_A13B)))
+            assert _outcome(record) == expected
+            assert not kinds_of(record) & {"converted", "role", "result_order"}
 
 
 def test_choices_beside_a_question_are_refused():

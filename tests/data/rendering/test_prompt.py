@@ -69,3 +69,21 @@ def test_a_prompt_ends_where_the_model_goes_on(tokenizer):
     assert ids[0] == tokenizer.special_id(START)
     assert ids[-1] == tokenizer.special_id(USER_END)
     assert tokenizer.decode(ids).endswith("/no_think Hi<|extra_0|>")
+
+
+def test_a_prompt_takes_calls_and_results_as_a_server_does():
+    function = {"name": "get_weather", "arguments": {}}
+    tool = {"function": {**WEATHER["function"], "parameters": {"required": ["city"]}}}
+    messages = [
+        {"role": "user", "content": "Q", "audio": "x"},
+        {
+            "role": "assistant",
+            "content": "",
+            "refusal": "no",
+            "tool_calls": [{"id": one, "function": function, "logprob": -1} for one in ("1", "2")],
+        },
+        {"role": "tool", "tool_call_id": "2", "content": "second"},
+        {"role": "tool", "tool_call_id": "1", "content": "first"},
+    ]
+    text = _prompt(messages, tools=[tool], now=NOW)
+    assert 0 < text.index("second") < text.index("first")
