@@ -10,8 +10,7 @@ from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.segments import Segment
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
-
-# What a server takes of its clients and its model: calls as they came, fields that it does not show.
+# A server takes calls as they come, and shows nothing of fields that it does not know.
 _SERVED = {"tools": "drop", "empty_answer": "drop"} | dict.fromkeys(
     ("missing_argument", "call_field", "unread_text", "prompt_loss"), "note"
 )
