@@ -33,7 +33,6 @@ from hunyuan_train.data.batches.loader import Batch, BatchSampler, DataShard, Po
 from hunyuan_train.data.compiled.cache import prepare_dataset, prepare_evaluation
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
 from hunyuan_train.data.dataset import Dataset
-from hunyuan_train.data.inspection.describe import describe_findings
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.samples import sample_answers, wants_sample_answers
 from hunyuan_train.evaluation.show_answer import Answer, show_answer
@@ -109,8 +108,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
     estimate = estimate_here(resolved, num_data_tokens=dataset.summary.num_tokens)
-    found = describe_findings(dataset.summary)
-    start = describe_start(made_of, data, found=found, plan=estimate.to_json())
+    start = describe_start(made_of, data, dataset.summary, plan=estimate.to_json())
     logs = open_logs(config, checkpoint, start)
     saver = make_saver(config, engine, routers, {**made_of, "data": data}, logs)
     trainer = Trainer(

@@ -9,20 +9,22 @@ import torch
 import torch.distributed as dist
 
 from hunyuan_train.config.run_files import STARTS
+from hunyuan_train.data.dataset import DataSummary
+from hunyuan_train.data.inspection.describe import describe_findings
 from hunyuan_train.shipped import CODE_FOLDER, IS_INSTALLED
 
 GIT_TIMEOUT_SECONDS = 10
 
 
 def describe_start(
-    made_of: dict[str, Any], data: dict[str, Any], *, found: str, plan: dict[str, Any]
+    made_of: dict[str, Any], data: dict[str, Any], summary: DataSummary, *, plan: dict[str, Any]
 ) -> dict[str, Any]:
     """One line of `starts.jsonl`, and what trackers show beside the settings.
 
     Args:
         made_of: the model and the versions of all that decides a run's numbers.
         data: identity of the training data.
-        found: what was left out of that data, fixed or only noted, with the names of fields.
+        summary: of that data; what was left out, fixed or only noted is told from it.
         plan: bytes, and seconds of a step where they are known.
     """
     is_on_gpu = torch.cuda.is_available()
@@ -34,7 +36,7 @@ def describe_start(
         # An environment may lie inside a repository of the user's, which says nothing of our code.
         "git": None if IS_INSTALLED else read_git_state(CODE_FOLDER),
         "data": data,
-        "found": found,
+        "found": describe_findings(summary),
         "plan": plan,
     }
 
