@@ -290,6 +290,14 @@ def test_stats_writes_a_page_that_needs_nothing_else(run, tiny_data, tokenizer, 
     assert "<span>99% to 100%</span>" in text
 
 
+def test_stats_writes_no_page_that_nobody_asked_for(run, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output, _ = run("stats", tiny_data)
+    assert code == 0
+    assert "page" not in output
+    assert not list(tmp_path.iterdir())
+
+
 def test_stats_page_escapes_what_files_hold(run, write_records, tmp_path):
     path = write_records([chat("a", "b")], "<b>.jsonl")
     run("stats", path, "--html", tmp_path / "page.html")

@@ -16,7 +16,6 @@ import os
 import shutil
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -168,8 +167,8 @@ def choose_settings(config: DataConfig) -> CompileSettings:
     )
 
 
-def _judge_unread(listing: Listing, settings: CompileSettings) -> Counter[str]:
-    """Count the entries of folders that are not read, by kind.
+def _judge_unread(listing: Listing, settings: CompileSettings) -> FindingLog:
+    """Note the entries of folders that are not read.
 
     Raises:
         DataError: some of them ought to be.
@@ -177,10 +176,7 @@ def _judge_unread(listing: Listing, settings: CompileSettings) -> Counter[str]:
     log = FindingLog()
     log.add(report_unread(listing.unread, settings.build_policies()))
     refuse_errors(log, settings.policy)
-    if log.examples:
-        names = ", ".join(finding.path for finding in log.examples)
-        logger.info("not read: %s", names)
-    return Counter(log.by_kind())
+    return log
 
 
 def _find_bound(
@@ -212,12 +208,16 @@ def open_dataset(
     hashes: Sequence[str],
     tokenizer: Tokenizer,
     max_seq_length: int,
-    noted: Counter[str],
+    noted: FindingLog,
 ) -> Dataset:
-    """Map a compiled data set; `noted` is what was found beside its files, by kind."""
+    """Map a compiled data set; `noted` is what was found beside its files."""
     has_weights = (folder / "weights.bin").exists()
     summary = read_summary(folder)
-    summary = replace(summary, num_findings=dict(noted + Counter(summary.num_findings)))
+    summary = replace(
+        summary,
+        num_findings={**noted.by_kind(), **summary.num_findings},
+        noted_fields={**noted.noted_fields(), **summary.noted_fields},
+    )
     return Dataset(
         paths=[str(source.path) for source in sources],
         source_weights=[source.weight for source in sources],

@@ -134,3 +134,21 @@ def test_one_hint_accepts_all_kinds_and_repeats_what_was_chosen(prepare, write_r
         *("duplicate=drop", "empty_answer=drop", "empty_user=drop", "form=drop", "json=drop")
     }
     assert len(prepare(path, data_policy=hint)) == 1
+
+
+def test_what_lies_beside_the_files_is_named_and_what_cannot_be_read_is_refused(prepare, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps(chat("a", "b")))
+    (folder / "README.md").write_text("about it")
+    for _ in range(2):  # built, and opened
+        summary = prepare(folder).summary
+        assert summary.num_findings["passed_over"] == 1
+        assert summary.noted_fields["passed_over"] == {"README.md": 1}
+    (folder / "b.jsonl.part").write_text("")
+    with pytest.raises(
+        cache.DataError, match=r"(?s)b\.jsonl\.part.*--data_policy unread_entry=note"
+    ):
+        prepare(folder)
+    summary = prepare(folder, data_policy="unread_entry=note").summary
+    assert summary.noted_fields["unread_entry"] == {"b.jsonl.part": 1}
