@@ -76,10 +76,10 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
     check_vocabulary(config.model.model_name_or_path, shape, tokenizer)
     for remark in tokenizer.remarks:
         logger.warning("%s", remark)
+    train = prepare_dataset(config.data, tokenizer)  # first: it says what is wrong with records
     evaluation = prepare_evaluation(config.data, tokenizer)
     if evaluation is None and is_shared(config.data):
         say_nothing_is_held_out(config)
-    train = prepare_dataset(config.data, tokenizer)
     return PreparedRun(
         run=replace(run, shape=shape),
         tokenizer=tokenizer,

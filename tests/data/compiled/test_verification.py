@@ -131,7 +131,8 @@ def test_one_hint_accepts_all_kinds_and_repeats_what_was_chosen(prepare, write_r
         prepare(path, data_policy="duplicate=drop")
     hint = str(caught.value).partition("--data_policy ")[2].partition(";")[0]
     assert set(hint.split(",")) == {
-        *("duplicate=drop", "empty_answer=drop", "empty_user=drop", "form=drop", "json=drop")
+        *("duplicate=drop", "empty_answer=drop", "empty_user=drop", "form=drop", "json=drop"),
+        "untagged=note",  # which the fixture chooses
     }
     assert len(prepare(path, data_policy=hint)) == 1
 
@@ -146,9 +147,7 @@ def test_what_lies_beside_the_files_is_named_and_what_cannot_be_read_is_refused(
         assert summary.num_findings["passed_over"] == 1
         assert summary.noted_fields["passed_over"] == {"README.md": 1}
     (folder / "b.jsonl.part").write_text("")
-    with pytest.raises(
-        cache.DataError, match=r"(?s)b\.jsonl\.part.*--data_policy unread_entry=note"
-    ):
+    with pytest.raises(cache.DataError, match=r"(?s)b\.jsonl\.part.*unread_entry=note; `hunyuan"):
         prepare(folder)
     summary = prepare(folder, data_policy="unread_entry=note").summary
     assert summary.noted_fields["unread_entry"] == {"b.jsonl.part": 1}
