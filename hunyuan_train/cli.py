@@ -85,7 +85,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     Train, plan and doctor are only listed: they read their flags themselves.
     """
-    parser = PlainParser(
+    parser: argparse.ArgumentParser = PlainParser(
         prog="hunyuan-train", description="Fine-tune Hunyuan models, and what goes with it."
     )
     parser.add_argument("--version", action="version", version=f"hunyuan-train {VERSION}")

@@ -140,7 +140,7 @@ def open_tensors(
 def _check_range(
     file: Path,
     name: str,
-    numbers: object,
+    numbers: list[int],
     *,
     kinds: Iterable[str],
     locations: Mapping[str, TensorLocation],

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -21,6 +20,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.model.build import build_model, native_config
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.serve.adapter import put_adapter
 from hunyuan_train.serve.errors import ServeError
 
 logger = logging.getLogger(__name__)
@@ -153,14 +153,23 @@ def run_adapter(base: PreTrainedModel, adapter: Path, batch: Batch) -> tuple[Ten
         ServeError: they are the same.
     """
     before = plain_losses(base, batch)
-    after = plain_losses(PeftModel.from_pretrained(base, adapter).eval(), batch)
+    after = plain_losses(put_adapter(base, adapter), batch)
+    return before, check_effect(before, after, adapter)
+
+
+def check_effect(before: Tensor, after: Tensor, adapter: Path) -> Tensor:
+    """Give the losses with an adapter back, if they differ from those without.
+
+    Raises:
+        ServeError: they do not.
+    """
     effect = float((after - before).abs().max())
     if effect < FLOAT32_TOLERANCE:
         raise ServeError(
             f"the adapter {adapter} changes no loss by more than {effect:.1e}: it would be served "
             "without effect; it was not trained, or was made for another base"
         )
-    return before, after
+    return after
 
 
 def check_merged(
@@ -178,10 +187,28 @@ def check_merged(
     Raises:
         ServeError: it computes something else, or the same as the base alone.
     """
-    batch = make_prompts(shape)
     config = native_config(shape)
-    before, adapted = run_adapter(load_served(base, torch.float32, config), adapter, batch)
-    merged = plain_losses(load_served(folder, torch.float32, config), batch)
+    losses = run_adapter(load_served(base, torch.float32, config), adapter, make_prompts(shape))
+    compare_merged(*losses, folder, shape, is_exact=is_exact)
+
+
+def compare_merged(
+    before: Tensor, adapted: Tensor, folder: Path, shape: ModelShape, *, is_exact: bool
+) -> None:
+    """Compare what a merged model computes with what it should.
+
+    Args:
+        before: losses of the prompts by the base: [tokens].
+        adapted: by the base with its adapter: [tokens].
+        folder: the merged model's.
+        shape: of the model.
+        is_exact: whether its weights are float32.
+
+    Raises:
+        ServeError: it computes something else.
+    """
+    served = load_served(folder, torch.float32, native_config(shape))
+    merged = plain_losses(served, make_prompts(shape))
     effect = float((adapted - before).abs().mean())
     tolerance = FLOAT32_TOLERANCE + (0 if is_exact else MERGE_LOSS * effect)
     _compare(folder, "mean", (merged - adapted).abs().mean(), tolerance)

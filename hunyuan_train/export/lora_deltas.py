@@ -5,11 +5,10 @@ parameters, share two matrices a layer and parameter: A with rows (expert, rank)
 (rank, expert). Every released tensor of one expert takes its rows of B @ A from there.
 """
 
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.export.companions import list_other_files
 from hunyuan_train.families.registry import family_of, read_shape
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import released_tensors, stored_tensors
-from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.families.tables import kind_of, released_tensors, stored_tensors
+from hunyuan_train.families.tensors import Kind, StoredTensor
+from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 
@@ -38,7 +38,7 @@ UNDERSTOOD = {
     "layers_to_transform", "layers_pattern", "init_lora_weights", "eva_config", "megatron_core",
     "qalora_group_size",
 }  # fmt: skip
-PEFT_ALPHA = 8  # its default, for a description that leaves it out
+PEFT_ALPHA, PEFT_RANK = 8, 8  # its defaults, for a description that leaves them out
 # These first values change the base weights too, so the adapter does not belong on the plain base.
 INITS_OF_ANOTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -70,6 +70,15 @@ class Merge:
     changes: dict[str, Change]
     others: list[Path]  # files of the base that come along
 
+    @property
+    def has_single_experts(self) -> bool:
+        """Whether some experts have matrices of their own, which PEFT knows for all together."""
+        family = family_of(self.shape)
+        return any(
+            change.num_experts < self.shape.num_experts and kind_of(family, name) is Kind.EXPERT
+            for name, change in self.changes.items()
+        )
+
 
 def open_merge(base: Path, adapter: Path) -> Merge:
     """Check that an adapter belongs on a base, by their headers and settings.
@@ -93,6 +102,14 @@ def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
     settings = _read_settings(folder)
     try:
         locations = read_header(folder / WEIGHTS)
+    except FileNotFoundError as error:
+        pickled = [path.name for path in folder.glob("adapter_model.*") if path.name != WEIGHTS]
+        raise CheckpointError(
+            f"{folder} holds no {WEIGHTS}"
+            + (f", and {pickled[0]} is not read: it can hold code" if pickled else "")
+            + "; load the adapter with PEFT where it comes from a source that you trust, and write "
+            "it again with save_pretrained"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be used: {error}") from error
     changes: dict[str, Change] = {}
@@ -104,6 +121,14 @@ def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
         changes |= found
         if not found:
             strangers += [f"{module}.{kind}" for kind in matrices]
+    whole = [name for name in locations if _is_whole_layer(name, shape)]
+    if whole:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} holds whole weights beside its matrices ({', '.join(whole)}), as "
+            "PEFT saves them where they were trained or the vocabulary was resized; these cannot "
+            "be merged tensor by tensor: use PEFT's merge_and_unload on a machine that holds the "
+            "model"
+        )
     if strangers or not changes:
         listed = ", ".join(strangers[:5]) + (", ..." if len(strangers) > 5 else "")
         raise CheckpointError(
@@ -113,17 +138,23 @@ def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
     return changes
 
 
+def _is_whole_layer(name: str, shape: ModelShape) -> bool:
+    """Whether an adapter's tensor is one of the model itself, which would take its place."""
+    released = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+    return released in released_tensors(shape) or released == "lm_head.weight"
+
+
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json_object(path)
         peft_type = settings.get("peft_type")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{folder} holds no {DESCRIPTION}; give the folder of a PEFT adapter, as RUN/export of "
             "a run with adapters is"
         ) from error
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); give the folder of a PEFT adapter"
         ) from error
@@ -141,7 +172,38 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             f"{path} sets {', '.join(refused)}, which cannot be merged tensor by tensor; use "
             "PEFT's merge_and_unload on a machine that holds the model"
         )
+    _check_scaling(settings, path)
     return settings
+
+
+def _check_scaling(settings: dict[str, Any], path: Path) -> None:
+    """Check the settings that decide how large a change is.
+
+    Raises:
+        CheckpointError: one that is no number, or a pattern that is none.
+    """
+    alphas = {"lora_alpha": settings.get("lora_alpha", PEFT_ALPHA)}
+    ranks = {"r": settings.get("r", PEFT_RANK)}
+    for name, values in (("alpha_pattern", alphas), ("rank_pattern", ranks)):
+        patterns = settings.get(name) or {}
+        try:
+            values |= {f"{name} of {pattern}": value for pattern, value in patterns.items()}
+            for pattern in patterns:
+                re.compile(pattern)
+        except (AttributeError, re.error) as error:
+            raise CheckpointError(f"{path} has {name} that cannot be used: {error}") from error
+    wrong = [name for name, value in alphas.items() if not _is_number(value)]
+    wrong += [name for name, value in ranks.items() if type(value) is not int or value < 1]
+    if wrong:
+        values = ranks | alphas
+        raise CheckpointError(
+            f"{path} has {wrong[0]} {values[wrong[0]]!r}, without which nobody knows how large the "
+            "adapter's change is; set it to the number that it was trained with"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and isfinite(value)  # type: ignore[arg-type]
 
 
 def _group_by_module(
@@ -220,6 +282,13 @@ def _share_out(
             f"the adapter's {target} has matrices of {matrix_a.shape[0]} and {matrix_b.shape[1]} "
             f"ranks for {num_experts} expert(s); it is damaged, export it again"
         )
+    stated = _by_pattern(settings, "rank_pattern", target, settings.get("r", PEFT_RANK))
+    if rank != stated:
+        raise CheckpointError(
+            f"the adapter's {target} has rank {rank} for {num_experts} expert(s), and its "
+            f"{DESCRIPTION} says {stated}; it is damaged, or of another number of experts: take "
+            "the base that the adapter was trained on"
+        )
     parts = len(tensors) // num_experts  # gate and up lie in one parameter
     return {
         tensor.name: Change(
@@ -237,9 +306,12 @@ def _share_out(
 
 def _scaling(settings: dict[str, Any], target: str, rank: int) -> float:
     """Factor on B @ A; alpha may be given for some targets only, as a pattern on their names."""
-    alpha = float(settings.get("lora_alpha", PEFT_ALPHA))
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", target):
-            alpha = float(value)
-            break
-    return alpha / (sqrt(rank) if settings.get("use_rslora") else rank)
+    alpha = _by_pattern(settings, "alpha_pattern", target, settings.get("lora_alpha", PEFT_ALPHA))
+    return float(alpha) / (sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _by_pattern(settings: dict[str, Any], name: str, target: str, otherwise: float) -> float:
+    """The first value whose pattern fits a target's name."""
+    patterns: dict[str, float] = settings.get(name) or {}
+    fitting = (value for one, value in patterns.items() if re.fullmatch(rf"(.*\.)?({one})", target))
+    return next(fitting, otherwise)

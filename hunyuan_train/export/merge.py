@@ -32,13 +32,24 @@ from hunyuan_train.checkpoint.publish import (
     read_sums,
     unfinished_until_published,
 )
-from hunyuan_train.export.check import MAX_PARAMETERS_BESIDE, TOO_LARGE, check_merged
+from hunyuan_train.export.check import (
+    MAX_PARAMETERS_BESIDE,
+    TOO_LARGE,
+    check_effect,
+    check_merged,
+    compare_merged,
+    load_source,
+    make_prompts,
+    plain_losses,
+)
 from hunyuan_train.export.companions import copy_files
 from hunyuan_train.export.lora_delta_rows import ChangeReader
-from hunyuan_train.export.lora_deltas import DESCRIPTION, WEIGHTS, Change, open_merge
+from hunyuan_train.export.lora_deltas import DESCRIPTION, WEIGHTS, Change, Merge, open_merge
 from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.safetensors_files import read_range, write_all
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation, largest
+from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -107,11 +118,47 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
-            is_exact = largest(merge.weights).dtype == "F32"
-            check_merged(base, adapter, unfinished, merge.shape, is_exact=is_exact)
+            check_result(merge, base, adapter, unfinished)
         digests = {name: difference.sha256 for name, difference in differences.items()}
         publish_summed(folder, digests | others)
     logger.info("merged into %s", folder)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedWeights:
+    """The base as an adapter changes it, in float32, not rounded to the base's dtypes."""
+
+    base: SafetensorsFolder
+    changes: dict[str, Change]
+    reader: ChangeReader
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) of the flattened tensor: [stop - start], on CPU."""
+        if tensor.name not in self.changes:
+            return self.base.read(tensor, start, stop)
+        before = self.base.read(tensor, 0, tensor.numel).view(tensor.shape).float()
+        after = self.reader.apply(self.changes[tensor.name], before, 0)
+        return after.flatten()[start:stop]
+
+
+def check_result(merge: Merge, base: Path, adapter: Path, folder: Path) -> None:
+    """Compare what the merged model computes with base and adapter.
+
+    PEFT puts them together, but for adapters of single experts: Transformers holds all experts of a
+    layer as one, so those can only be put together here.
+
+    Raises:
+        ServeError: it computes something else, or the same as the base alone.
+    """
+    shape, is_exact = merge.shape, largest(merge.weights).dtype == "F32"
+    if not merge.has_single_experts:
+        check_merged(base, adapter, folder, shape, is_exact=is_exact)
+        return
+    batch, source = make_prompts(shape), SafetensorsFolder(merge.weights)
+    before = plain_losses(load_source(shape, source), batch)
+    changed = ChangedWeights(source, merge.changes, ChangeReader())
+    after = check_effect(before, plain_losses(load_source(shape, changed), batch), adapter)
+    compare_merged(before, after, folder, shape, is_exact=is_exact)
 
 
 def merge_files(

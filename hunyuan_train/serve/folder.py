@@ -3,10 +3,10 @@
 Known without torch, so that what does not fit the model is refused before anything is loaded.
 """
 
-import json
 from pathlib import Path
 
 from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.json_file import read_json_object
 from hunyuan_train.serve.errors import ServeError
 
 ADAPTER = "adapter_config.json"
@@ -39,7 +39,14 @@ def is_adapter(folder: Path) -> bool:
 
 def _find_base(adapter: Path, base: Path | None) -> Path:
     """The folder of an adapter's base model."""
-    name = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        name = read_json_object(adapter / ADAPTER)["base_model_name_or_path"]
+        if not isinstance(name, str) and base is None:
+            raise ValueError(f"base_model_name_or_path is {name}")
+    except KeyError as error:
+        raise ServeError(f"{adapter / ADAPTER} has no field {error}; export it again") from error
+    except (OSError, ValueError) as error:
+        raise ServeError(f"{adapter / ADAPTER} cannot be used ({error})") from error
     if base is None and name in PRESETS:
         raise ServeError(
             f"{adapter} was trained on the random weights of the preset {name}, which lie in no "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
@@ -21,6 +20,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.vocabulary import check_vocabulary
 from hunyuan_train.model.build import native_config
 from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.serve.adapter import put_adapter
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder, is_adapter
 
@@ -83,7 +83,7 @@ def load_model(
         device_map="auto" if torch.cuda.is_available() else None,
     )
     if is_adapter(folder):
-        model = PeftModel.from_pretrained(model, folder)
+        model = put_adapter(model, folder)
     return ServedModel(model.eval(), shape, words)
 
 

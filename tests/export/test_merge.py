@@ -112,6 +112,75 @@ def assert_rounded_once(values: Tensor, exact: Tensor) -> None:
     assert torch.allclose(values.float(), rounded.float(), rtol=2**-7, atol=1e-6)
 
 
+def make_single_experts(adapter: Path, experts: tuple[int, ...]) -> dict[str, Tensor]:
+    """An adapter with matrices of its own for some experts; returns what it adds, by tensor."""
+    adapter.mkdir()
+    generator = torch.Generator().manual_seed(2)
+    tensors, added = {}, {}
+    for expert in experts:
+        name = f"model.layers.1.mlp.experts.{expert}.down_proj"
+        rows, columns = released_tensors(SHAPE)[f"{name}.weight"].shape
+        matrix_a = torch.randn(4, columns, generator=generator)
+        matrix_b = torch.randn(rows, 4, generator=generator)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = matrix_a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = matrix_b
+        added[f"{name}.weight"] = 2 * matrix_b @ matrix_a
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    return added
+
+
+@pytest.mark.parametrize("experts", [(3,), (0, 7), tuple(range(8))])
+def test_adapter_on_some_experts_is_merged(tmp_path: Path, experts: tuple[int, ...]) -> None:
+    base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
+    before = write_released(base, dtype=torch.float32)
+    added = make_single_experts(adapter, experts)
+    merge_adapter(base, adapter, merged)
+    for name, values in tensors_of(merged).items():
+        exact = before[name] + added.get(name, 0)
+        assert torch.allclose(values, exact.flatten(), rtol=1e-6, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model-00002-of-00003.safetensors",
+        "config.json",
+        "LICENSE.txt",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    ],
+)
+def test_what_keeps_checksums_is_verified_while_it_is_read(tmp_path: Path, name: str) -> None:
+    base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
+    write_released(base)
+    make_adapter(base, adapter, **ATTENTION)
+    folder = adapter if name.startswith("adapter") else base
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    sums = folder / "SHA256SUMS"
+    wrong = digest.translate(str.maketrans("0123456789abcdef", "123456789abcdef0"))
+    sums.write_text(f"{'0' * 64}  gone.txt\n{wrong}  {name}\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is not what was written: its checksum"):
+        merge_adapter(base, adapter, merged)
+    assert not list(tmp_path.glob("merged*"))
+    sums.write_text("no checksums")
+    with pytest.raises(CheckpointError, match="SHA256SUMS is no list of checksums"):
+        merge_adapter(base, adapter, merged)
+    sums.write_text(f"{digest} *{name}\n")
+    merge_adapter(base, adapter, merged)
+
+
+def test_link_out_of_the_base_is_not_merged(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    write_released(base)
+    make_adapter(base, adapter, **ATTENTION)
+    (base / "notes.txt").symlink_to("/etc/passwd")
+    with pytest.raises(CheckpointError, match=r"notes\.txt is a link to /etc/passwd, outside"):
+        merge_adapter(base, adapter, tmp_path / "merged")
+    assert not list(tmp_path.glob("merged*"))
+
+
 def test_files_beside_the_weights_come_along_and_are_summed(tmp_path: Path) -> None:
     base, adapter, merged = tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"
     write_released(base)
@@ -203,7 +272,34 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def add_whole(adapter: Path, name: str) -> None:
+    file = adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | {name: torch.ones(4, 4)}, file)
+
+
+def pickle_weights(adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+
+
 SPOILED = [
+    (set_in_config, ("lora_alpha", None), r"lora_alpha None, .*set it to the number"),
+    (set_in_config, ("lora_alpha", "16"), "lora_alpha '16'"),
+    (set_in_config, ("lora_alpha", True), "lora_alpha True"),
+    (set_in_config, ("r", None), "r None"),
+    (set_in_config, ("r", 8), r"has rank 4 for 1 expert\(s\), and its .* says 8"),
+    (set_in_config, ("alpha_pattern", {"k_proj": None}), "alpha_pattern of k_proj None"),
+    (set_in_config, ("alpha_pattern", {"(": 3}), "alpha_pattern that cannot be used"),
+    (set_in_config, ("rank_pattern", ["k_proj"]), "rank_pattern that cannot be used"),
+    (write_settings, ("[" * 10**6,), "nested too deeply"),
+    (
+        add_whole,
+        ("base_model.model.lm_head.weight",),
+        r"whole weights .*\(base_model.model.lm_head",
+    ),
+    (add_whole, ("base_model.model.model.embed_tokens.weight",), "whole weights .*embed_tokens"),
+    (add_whole, ("base_model.model.model.norm.modules_to_save.default.weight",), "whole weights"),
+    (pickle_weights, (), r"adapter_model\.bin is not read: it can hold code; .*save_pretrained"),
     (rename, ("model.layers", "layers"), r"16 of 16 tensors .* match nothing"),
     (rename, ("layers.1", "layers.2"), r"8 of 16 .*layers\.2\.self_attn\.\w_proj\.lora_A"),
     (rename, ("0.self_attn.q_proj.lora_A", "x"), "2 of 16 .*match nothing"),
