@@ -17,6 +17,7 @@ from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.json_file import read_bytes
+from hunyuan_train.optim.records import MASTER
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -132,10 +133,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "wrote it, or export it with that version and start from the exported model"
         )
     wrong = [name for name, kind in FIELDS.items() if not isinstance(manifest.get(name), kind)]
-    if wrong or not _is_state(manifest["state"]) or not _are_entries(manifest["files"]):
+    if not wrong:
+        is_right = {
+            "state": _is_state(manifest["state"]),
+            "files": _are_entries(manifest["files"]),
+            "kinds": MASTER in manifest["kinds"],
+        }
+        wrong = [name for name in is_right if not is_right[name]]
+    if wrong:
         raise CheckpointError(
-            f"{path} is not what a run writes ({', '.join(wrong) or 'its state or files'}); it was "
-            "made by something else: take another checkpoint"
+            f"{path} is not what a run writes ({', '.join(wrong)}); it was made by something else: "
+            "take another checkpoint"
         )
     _check_files(folder, manifest["files"])
     return manifest

@@ -140,7 +140,7 @@ def open_tensors(
 def _check_range(
     file: Path,
     name: str,
-    numbers: list[int],
+    numbers: object,
     *,
     kinds: Iterable[str],
     locations: Mapping[str, TensorLocation],
@@ -157,12 +157,14 @@ def _check_range(
     Raises:
         CheckpointError: it does not.
     """
-    is_range = isinstance(numbers, list) and len(numbers) > 3
-    is_range = is_range and all(type(one) is int and one >= 0 for one in numbers)
-    if is_range and 0 <= numbers[1] <= numbers[2] <= prod(numbers[3:]):
-        size = numbers[2] - numbers[1]
-        sizes = [_num_elements(locations, f"{kind}:{name}", size) for kind in kinds]
-        if all(one == size for one in sizes):
+    if (
+        isinstance(numbers, list)
+        and len(numbers) > 3
+        and all(type(one) is int and one >= 0 for one in numbers)
+    ):
+        _, start, stop, *shape = numbers
+        sizes = {_num_elements(locations, f"{kind}:{name}", stop - start) for kind in kinds}
+        if start <= stop <= prod(shape) and sizes == {stop - start}:
             return
     raise CheckpointError(
         f"{file} does not hold what its manifest says of {make_plain_name(name)}; it was made by "

@@ -27,6 +27,7 @@ from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import Kind, Piece, StoredTensor
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.build import model_class, native_config
+from hunyuan_train.model.released_files import check_generation_config
 from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
@@ -66,6 +67,7 @@ def create_release(folder: Path, release: Release) -> None:
     create_weight_files(folder, release)
     write_config(folder, release)
     for source in release.companions:
+        check_generation_config(source, release.shape)
         copy_files(list_companions(source), folder)
     complete_generation_config(folder / "generation_config.json", release.shape)
 

@@ -105,7 +105,7 @@ def _read_tools(path: Path | None) -> list[dict[str, Any]]:
         return []
     try:
         tools = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ServeError(f"tools is {path}, which cannot be read as JSON ({error})") from error
     if not isinstance(tools, list):
         raise ServeError(f"tools is {path}, which holds no list; give [{{...}}] in OpenAI's form")

@@ -124,6 +124,8 @@ RESEALED: list[Callable[[Manifest], object]] = [
     *(without(name) for name in ("files", "state", "kinds", "is_model_only", "fingerprints")),
     *(put("files", value) for value in (None, [], {}, {FILE: {}}, {"rank-00000.safetensors": 1})),
     *(put("state", value) for value in ([], {}, {"step": "3"}, {"step": 3, "best_step": "x"})),
+    put("kinds", ["exp_avg"]),
+    put("kinds", "master"),
     lambda manifest: manifest["files"][FILE].pop("sha256"),
     lambda manifest: manifest["files"][FILE].update(size="31"),
     lambda manifest: manifest["files"][FILE].update(ranges=[]),

@@ -216,6 +216,33 @@ def test_frozen_weights_come_from_a_base_that_is_what_was_written(
     assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 0
 
 
+HOSTILE_RANGES: list[object] = [
+    None,
+    [],
+    [0, 0, 64],
+    [0, 0, 64, "64"],
+    [0, 0, 64, 63],
+    [0, -1, 63, 64],
+    [0, 32, 0, 64],
+    [0, 0, 10**30, 10**30],
+    [True, 0, 64, 64],
+    [0, 0, 63, 64],
+]
+
+
+@pytest.mark.parametrize("numbers", HOSTILE_RANGES)
+def test_range_that_a_file_does_not_hold_is_refused(
+    run: Path, tmp_path: Path, numbers: object
+) -> None:
+    checkpoint = make_run(tmp_path / "run", run.parent / "base")
+    write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=1, expert_size=1)
+    manifest = read_manifest(checkpoint)
+    manifest["files"]["rank-00000.safetensors"]["ranges"]["model.norm.weight"] = numbers
+    write_manifest(checkpoint, manifest)
+    with pytest.raises(CheckpointError, match="does not hold what its manifest says of model"):
+        open_stopped_run(checkpoint, {})
+
+
 def test_link_to_a_secret_is_not_published(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -131,7 +131,7 @@ def find_faults(folder: str) -> list[str]:
             names |= set(json.load(file)["weight_map"].values())
     except FileNotFoundError:
         pass  # a model in one file has no index
-    except (ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         faults.append("model.safetensors.index.json is damaged")
     for name in [*sorted(names), "config.json"]:
         path = os.path.join(folder, name)
@@ -150,7 +150,7 @@ def is_whole(path: str) -> bool:
         try:
             header = json.loads(file.read(size)) if size < os.path.getsize(path) else {}
             ends = [one["data_offsets"][1] for name, one in header.items() if name[0] != "_"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return False
     return bool(ends) and os.path.getsize(path) == 8 + size + max(ends)
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import find_checkpoint
+from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.resolve import resolve
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.export.companions import list_companions
 from hunyuan_train.families.registry import PRESETS, resolve_shape
-from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.released_files import check_generation_config, locate_weights
 
 
 def resolve_here(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ()) -> ResolvedRun:
@@ -29,8 +30,16 @@ def resolve_here(config: RunConfig, *, machine: Machine, slots: Sequence[int] = 
     run = resolve(config, shape=resolve_shape(name), machine=machine, slots=slots)
     if name not in PRESETS:
         locate_weights(Path(name), run.shape)
-        if config.checkpoints.export:
-            list_companions(Path(name))
+        for folder in export_sources(config):
+            list_companions(folder)
+            check_generation_config(folder, run.shape)
     if config.checkpoints.resume_from_checkpoint:
         find_checkpoint(config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir))
     return run
+
+
+def export_sources(config: RunConfig) -> list[Path]:
+    """The folders that the export at the end of a run copies files from; none without one."""
+    if not config.checkpoints.export:
+        return []
+    return [Path(config.model.model_name_or_path), tokenizer_folder(config.model)]
