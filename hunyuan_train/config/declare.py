@@ -80,4 +80,4 @@ def describe_bounds(low: float, high: float, *, is_low: bool) -> str:
     """Which numbers are admitted, for one that is too low or too high."""
     if high == LARGEST and is_low:
         return f"{low if low != LEAST_SHARE else 1} or more"
-    return f"a number from {low:,} to {high:,}"
+    return f"a number from {low} to {high}"

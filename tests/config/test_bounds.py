@@ -83,7 +83,7 @@ def test_the_ends_of_the_bounds_are_planned_at_once(field, end):
 
 def test_a_whole_number_keeps_all_its_digits():
     assert load_config(["--seed", "4294967295"]).train.seed == 4294967295
-    message = r"max_steps is 100000000000000000001; set it to a number from -1 to 1,000,000,000"
+    message = r"max_steps is 100000000000000000001; set it to a number from -1 to 1000000000"
     with pytest.raises(ConfigError, match=message):
         load_config(["--max_steps", "100000000000000000001"])
 

@@ -50,9 +50,9 @@ def test_the_settings_that_fit_are_read_back_by_training_and_fit(tmp_path, capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gpus", "0"], "gpus is 0; set it to a number from 1 to 1,024"),
-        (["--gpus", "10" * 20], "; set it to a number from 1 to 1,024"),
-        (["--nodes", "1e12"], "nodes is 1000000000000; set it to a number from 1 to 10,000"),
+        (["--gpus", "0"], "gpus is 0; set it to a number from 1 to 1024"),
+        (["--gpus", "10" * 20], "; set it to a number from 1 to 1024"),
+        (["--nodes", "1e12"], "nodes is 1000000000000; set it to a number from 1 to 10000"),
         (["--gpu_memory", "inf"], "gpu_memory is 'inf'; it takes a number"),
         (["--gpu", "h2"], "gpu is h2; speeds are known of a100, "),
         (["--method", "full", "--recipe", "lora"], "method is full, and a recipe or config"),

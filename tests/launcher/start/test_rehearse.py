@@ -73,7 +73,7 @@ def test_what_does_not_fit_there_is_refused_with_the_nearest_plan(capsys):
     ("flags", "message"),
     [
         (["--gpu", "h2"], "gpu is h2; speeds are known of a100, "),
-        (["--gpus", "0"], "gpus is 0; set it to a number from 1 to 1,024"),
+        (["--gpus", "0"], "gpus is 0; set it to a number from 1 to 1024"),
         (["--num_processes", "9", "--gpus", "8"], "num_processes is 9, but"),
         (["--gpus", "8", "--node_ip_list", "a:8"], "node_ip_list is a:8, and the machines to plan"),
     ],
