@@ -104,7 +104,6 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     checkpoint = find_start(config)
     objective, routers = SFT, watch_and_weigh(engine, shape, config.model)
     batches = make_batches(config, dataset)
-    total_steps = count_steps(config.train, steps_per_epoch=batches.steps_per_epoch)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
     estimate = estimate_here(resolved, num_data_tokens=dataset.summary.num_tokens)
@@ -117,7 +116,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         routers=routers,
         batches=batches,
         eval_batches=make_eval_batches(config, tokenizer),
-        config=in_whole_steps(config, total_steps),
+        config=follow_length(config, batches),
         logs=logs,
         checkpointer=saver,
         router_monitor=make_router_monitor(config, engine, objective, routers, logs),
@@ -168,6 +167,12 @@ def judge(config: RunConfig, result: TrainingResult, uncopied: str | None) -> in
             f"{uncopied}. All of it lies in {config.train.output_dir}"
         )
     return SUCCESS if result.is_complete else RESUME
+
+
+def follow_length(config: RunConfig, batches: BatchSampler) -> RunConfig:
+    """The settings with shares of the run as numbers of steps."""
+    steps_per_epoch = batches.steps_per_epoch
+    return in_whole_steps(config, count_steps(config.train, steps_per_epoch=steps_per_epoch))
 
 
 def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:

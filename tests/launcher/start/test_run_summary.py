@@ -76,7 +76,7 @@ def test_a_hint_keeps_the_policies_that_are_given_and_names_all_kinds_at_once(tm
     )
     flags = ["--train_data_file", str(path), "--eval_data_file", "none", "--eval_steps", "0"]
     hint = r"--data_policy (duplicate=drop,[a-z_=,]+);"
-    flags += ["--data_policy", "duplicate=drop"]
+    flags += ["--mode", "plain", "--data_policy", "duplicate=drop"]
     with pytest.raises(DataError) as caught:
         prepare_run(resolved(tmp_path, *flags))
     [policy] = re.findall(hint, str(caught.value))
