@@ -97,8 +97,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     meet_others(config, heartbeat)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
-    shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
-    check_vocabulary(config.model.model_name_or_path, shape, tokenizer)
+    shape, source = find_own_model(config, tokenizer)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
     engine = assemble_engine(resolved, source)
     checkpoint = find_start(config)
@@ -173,6 +172,17 @@ def follow_length(config: RunConfig, batches: BatchSampler) -> RunConfig:
     """The settings with shares of the run as numbers of steps."""
     steps_per_epoch = batches.steps_per_epoch
     return in_whole_steps(config, count_steps(config.train, steps_per_epoch=steps_per_epoch))
+
+
+def find_own_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[ModelShape, WeightSource]:
+    """The model that is trained, whose vocabulary the tokenizer's is.
+
+    Raises:
+        ConfigError: see `find_model` and `check_vocabulary`.
+    """
+    shape, source = find_model(config.model, tokenizer, seed=config.train.seed)
+    check_vocabulary(config.model.model_name_or_path, shape, tokenizer)
+    return shape, source
 
 
 def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
