@@ -33,7 +33,7 @@ def test_the_summary_names_model_split_data_length_and_output(tmp_path):
     assert lines["history"].startswith("strip: one sample per answer")
     assert "loss on [[ ]]: <|startoftext|>" in lines["sample"]
     assert "practice_eval.jsonl" in lines["evaluation"]
-    assert lines["length"] == "7 steps (1.0 epochs) of 6 rows of up to 1024 tokens"
+    assert lines["length"] == "7 steps (0.9 epochs) of 6 rows of up to 1024 tokens"
     assert lines["output"] == str(tmp_path / "run")
 
 
