@@ -23,7 +23,7 @@ from hunyuan_train.planner.text import (
     describe_nearest,
     describe_shortage,
 )
-from hunyuan_train.terminal import say
+from hunyuan_train.terminal import PlainParser, say
 
 EXIT_REFUSED = 1
 RELEASED = "a13b"
@@ -85,7 +85,7 @@ def run_plan(arguments: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's own flags; all others are settings of a run."""
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="hunyuan-train plan",
         description=DESCRIPTION,
         epilog=EPILOG.format(gpus=", ".join(GPUS)),

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from hunyuan_train.config.planned_machines import PlannedMachines
 from hunyuan_train.config.resolve import choose_num_processes, resolve
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
@@ -22,6 +20,7 @@ from hunyuan_train.planner.estimate import Estimate, estimate_run
 from hunyuan_train.planner.machine import as_hardware, as_machine
 from hunyuan_train.planner.search import find_nearest
 from hunyuan_train.planner.text import describe_estimate, describe_nearest, describe_shortage
+from hunyuan_train.terminal import PlainConsole
 from hunyuan_train.trainer.schedule import whole_steps
 
 
@@ -31,7 +30,7 @@ def rehearse(config: RunConfig, machines: PlannedMachines) -> int:
     Raises:
         ConfigError: settings that do not go together, or a run that does not fit.
     """
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
     check_hosts(config)
     machine, hardware = as_machine(machines), as_hardware(machines)
     run = resolve(
