@@ -35,13 +35,13 @@ _ACCEPT: tuple[Action, ...] = ("error", "drop", "note")
 POLICIES: dict[str, Policy] = {
     # the folder
     "unread_entry": Policy("error", ("error", "note"), "an entry of a folder that cannot be read"),
-    "passed_over": Policy("note", ("error", "note"), "an entry of a folder that is no dialogues"),
+    "passed_over": Policy("note", ("error", "note"), "a folder's entry that holds no dialogues"),
     # the file
     "empty_file": Policy("error", ("error", "note"), "a file without a single record"),
     "broken_file": Policy("error", ("error",), "a file that cannot be read to its end"),
     "bom": Policy("note", ("error", "note"), "a byte order mark before the first record"),
     "misnamed": Policy("note", ("error", "note"), "a file that is not what its name says"),
-    "column_type": Policy("note", ("error", "note"), "a column of a type that JSON has not"),
+    "column_type": Policy("note", ("error", "note"), "a column of a type that JSON does not have"),
     "blank_line": Policy("note", ("error", "note"), "lines with nothing on them"),
     # the line
     "encoding": Policy("error", _REFUSE, "bytes that are not UTF-8"),

@@ -126,7 +126,7 @@ def read_lines(path: Path) -> list[Row]:
             rows.append(_read_row(line, path.name))
         except (ValueError, RecursionError) as error:
             raise ConfigError(
-                f"{path}, line {number}, is not what a run writes there ({error}); mend the line, "
+                f"{path}, line {number}, is not what a run writes there ({error}); fix the line, "
                 "or delete it"
             ) from error
     return rows

@@ -1,8 +1,8 @@
 """Whether a compiled data set on the disk is still what was written there.
 
-Every file is hashed once a start and host: at 1.2 GB/s of SHA-256, 4 s for a thousand million
-tokens. The process that does it leaves a stamp, by which the ranks of the same start pass; a file
-that was touched since has another change time, and is hashed again.
+Every file is hashed once a start and host: at 1.2 GB/s of SHA-256, 4 s for a billion tokens. The
+process that does it leaves a stamp, by which the ranks of the same start pass; a file that was
+touched since has another change time, and is hashed again.
 """
 
 import hashlib

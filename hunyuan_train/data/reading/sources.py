@@ -248,7 +248,7 @@ def _judge_entry(path: Path) -> Problem | None:
         return Problem("passed_over", name, "its name says that it holds no dialogues", "not read")
     if path.is_symlink() and not path.exists():
         reason = f"a link to {os.readlink(path)}, which does not exist"
-        return Problem("unread_entry", name, reason, "mend or remove it")
+        return Problem("unread_entry", name, reason, "fix or remove it")
     if path.is_dir():
         return Problem("passed_over", name, "the same folder is read by another name", "not read")
     if not path.is_file():

@@ -82,7 +82,7 @@ def _choose_writers(schema: Any, problems: list[Problem]) -> dict[str, Callable[
         if kinds:
             writers[field.name] = _make_writer(field.name)
         if kinds - {"number"}:
-            reason = f"a column of type {field.type}, which JSON has not"
+            reason = f"a column of type {field.type}, which JSON does not have"
             problems.append(Problem("column_type", field.name, reason, "read as its text"))
     return writers
 

@@ -106,8 +106,8 @@ def _parse_loose(text: str) -> TaggedText:
     is_meant = _nests(text) or _CLOSE in tags or _ANSWER_END in tags
     if not (is_meant or _closes_alone(text)):
         return TaggedText(None, text)
-    if mended := _read_parts(tags, parts):
-        return mended
+    if repaired := _read_parts(tags, parts):
+        return repaired
     found = " ".join(tags) if len(tags) <= 6 else f"{' '.join(tags[:6])} and {len(tags) - 6} more"
     return TaggedText(None, text, error=f"tags do not form one think and one answer: {found}")
 
