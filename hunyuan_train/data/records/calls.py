@@ -4,11 +4,11 @@ A call has a name and arguments. Every other key of it is refused by name, so th
 author wrote is lost on the way to `{"name": …, "arguments": …}`.
 """
 
-import re
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
+from hunyuan_train.data.records.texts import has_blank_run
 from hunyuan_train.data.records.turns import ARGUMENT_FIELDS, NOTHING, list_calls
 from hunyuan_train.families.grammar.dialogue import ToolCall, dump_json
 from hunyuan_train.families.grammar.interface import Grammar
@@ -17,10 +17,6 @@ Record = dict[str, Any]
 
 # Where a message of the assistant has its calls; the first is ours.
 CALL_FIELDS = ("tool_calls", "function_call", "function_calls", "tool_call")
-
-# tiktoken's regex gives up at a run of about a million; no honest text comes near this.
-MAX_BLANK_RUN = 200_000
-BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
 
 _CALL_TYPES = (None, "function", "tool_use", "function_call", "tool_call")
 _KEPT_KEYS = ("id", "call_id", "index")  # of no meaning to the model; conversion keeps them
@@ -154,8 +150,3 @@ def _parse_arguments(arguments: object, field: str, problems: list[Problem]) -> 
     reason = "arguments that are not a JSON object"
     problems.append(Problem("tools", field, reason, "fix the JSON"))
     return None
-
-
-def has_blank_run(text: str) -> bool:
-    """Whether tiktoken's regex would give up on a text."""
-    return len(text) >= MAX_BLANK_RUN and bool(BLANK_RUN.search(text))

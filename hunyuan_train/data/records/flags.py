@@ -22,9 +22,9 @@ _MODES = {
     **dict.fromkeys(("on", "true", "enabled", "enable"), "slow"),
     **dict.fromkeys(("off", "false", "disabled", "disable"), "fast"),
 }
-_SETTINGS = {"auto", "adaptive", "default", "none", "null", "yes", "no", "fast", "slow"} | {
-    *("minimal", "low", "medium", "high", "xhigh", "max")
-}
+# Words of a setting that are no thoughts, and say no mode.
+_SETTINGS = ("auto", "adaptive", "default", "none", "null", "yes", "no", "fast", "slow")
+_EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def name_flag(value: object) -> str:
@@ -36,7 +36,7 @@ def name_flag(value: object) -> str:
     if not isinstance(value, str):
         return ""
     word = value.strip().lower()
-    return _MODES.get(word) or ("unknown" if word in _SETTINGS else "")
+    return _MODES.get(word) or ("unknown" if word in (*_SETTINGS, *_EFFORTS) else "")
 
 
 def refuse_flag(field: str, value: object) -> Problem:

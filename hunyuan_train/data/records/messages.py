@@ -4,18 +4,18 @@ from typing import Any
 from unicodedata import is_normalized
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.records.calls import (
-    BLANK_RUN,
-    CALL_FIELDS,
-    MAX_BLANK_RUN,
-    find_calls,
-    has_blank_run,
-    read_calls,
-)
+from hunyuan_train.data.records.calls import CALL_FIELDS, find_calls, read_calls
 from hunyuan_train.data.records.flags import name_flag, refuse_flag
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS
 from hunyuan_train.data.records.loss import LOSS_FIELDS, read_answer_loss, refuse_prompt_loss
-from hunyuan_train.data.records.texts import UNREADABLE, name_type, write_text
+from hunyuan_train.data.records.texts import (
+    BLANK_RUN,
+    MAX_BLANK_RUN,
+    UNREADABLE,
+    has_blank_run,
+    name_type,
+    write_text,
+)
 from hunyuan_train.data.records.tools import RESULT_ID_FIELDS, TOOL_FIELDS
 from hunyuan_train.data.records.turns import NOTHING, SPEAKERS
 from hunyuan_train.data.records.unread import note_unused, report_unread

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.records.calls import has_blank_run
 from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.records.hashes import seed_now
@@ -20,6 +19,7 @@ from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS, apply_record_los
 from hunyuan_train.data.records.messages import read_message, take_calls_out
 from hunyuan_train.data.records.modes import settle_modes
 from hunyuan_train.data.records.nulls import drop_filled_nulls
+from hunyuan_train.data.records.texts import has_blank_run
 from hunyuan_train.data.records.tools import check_calls, lift_tools, match_results, read_tools
 from hunyuan_train.data.records.unread import note_unused, report_unread
 from hunyuan_train.errors import DataError

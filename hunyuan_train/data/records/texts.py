@@ -1,11 +1,16 @@
-"""Text fields that hold something else: what has one reading as text, and what has none."""
+"""Texts of a record: what reads as one, and what the tokenizer cannot split."""
 
+import re
 from typing import Any
 
 from hunyuan_train.families.grammar.dialogue import dump_json
 
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in a record that is refused: not empty as well
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
+
+# tiktoken's regex gives up at a run of about a million; no honest text comes near this.
+MAX_BLANK_RUN = 200_000
+BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
 
 
 def write_text(value: object) -> str | None:
@@ -37,3 +42,8 @@ def name_type(value: object) -> str:
     """What JSON calls a value."""
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a bool"}
     return names.get(type(value), "a number")
+
+
+def has_blank_run(text: str) -> bool:
+    """Whether tiktoken's regex would give up on a text."""
+    return len(text) >= MAX_BLANK_RUN and bool(BLANK_RUN.search(text))

@@ -204,10 +204,8 @@ def match_results(messages: list[Message], index: int, problems: list[Problem]) 
     if not (calls and results):
         return
     if len(results) != len(calls):  # none at all are still to come
-        field, reason = (
-            f"messages[{index + 1}]",
-            f"{len(results)} result(s) of {len(calls)} call(s)",
-        )
+        field = f"messages[{index + 1}]"
+        reason = f"{len(results)} result(s) of {len(calls)} call(s)"
         problems.append(Problem("tool_results", field, reason, "give one result for each call"))
     found: list[Problem] = []
     places = _match_ids(calls, results, index + 1, found)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hunyuan_train.data.findings import build_policies
-from hunyuan_train.data.records.calls import MAX_BLANK_RUN
+from hunyuan_train.data.records.texts import MAX_BLANK_RUN
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import ToolCall
 from hunyuan_train.families.grammar.hunyuan_a13b.tools import ASSISTANT_LABEL, USER_LABEL
