@@ -7,11 +7,12 @@ argument, or none that may be null; in a file of lines and in a table alike.
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.records.calls import CALL_FIELDS
 from hunyuan_train.data.records.turns import ARGUMENT_FIELDS
 
 Json = Any
 
-_SCHEMAS = ("parameters", "input_schema")
+SCHEMA_FIELDS = ("parameters", "input_schema", "inputSchema")  # OpenAI's, Anthropic's, MCP's
 _MAY_BE_NULL = ("default", "const", "example")  # of a JSON schema
 
 
@@ -56,7 +57,7 @@ def _find_schema(tool: Json) -> tuple[str, Json]:
     """The name of a tool and the schema of its arguments, as far as they can be found."""
     function = tool.get("function", tool) if isinstance(tool, dict) else {}
     function = function if isinstance(function, dict) else {}
-    schemas = [function[key] for key in _SCHEMAS if isinstance(function.get(key), dict)]
+    schemas = [function[key] for key in SCHEMA_FIELDS if isinstance(function.get(key), dict)]
     return str(function.get("name")), schemas[0] if schemas else None
 
 
@@ -64,21 +65,23 @@ def _clean_calls(message: Json, schemas: dict[str, Json], place: str, dropped: l
     if not isinstance(message, dict):
         return message
     cleaned = dict(message)
-    if isinstance(calls := message.get("tool_calls"), list):
-        cleaned["tool_calls"] = [
-            _clean_call(call, schemas, f"{place}.tool_calls[{number}]", dropped)
-            for number, call in enumerate(calls)
-        ]
-    if "function_call" in message:
-        field = f"{place}.function_call"
-        cleaned["function_call"] = _clean_call(message["function_call"], schemas, field, dropped)
+    for field in (one for one in CALL_FIELDS if one in message):
+        calls = message[field]
+        cleaned[field] = (
+            [
+                _clean_call(call, schemas, f"{place}.{field}[{number}]", dropped)
+                for number, call in enumerate(calls)
+            ]
+            if isinstance(calls, list)
+            else _clean_call(calls, schemas, f"{place}.{field}", dropped)
+        )
     return cleaned
 
 
 def _clean_call(call: Json, schemas: dict[str, Json], place: str, dropped: list[str]) -> Json:
     if not isinstance(call, dict):
         return call
-    if "function" in call:
+    if isinstance(call.get("function"), dict):
         return {**call, "function": _clean_call(call["function"], schemas, place, dropped)}
     schema = schemas.get(str(call.get("name")))
     return {

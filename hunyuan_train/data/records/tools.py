@@ -6,7 +6,7 @@ from typing import Any
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
-from hunyuan_train.data.records.nulls import allows_null
+from hunyuan_train.data.records.nulls import SCHEMA_FIELDS, allows_null
 from hunyuan_train.data.records.turns import ARGUMENT_FIELDS, NOTHING, list_calls
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message, ToolCall
 
@@ -16,7 +16,6 @@ TOOL_FIELDS = ("tools", "functions")  # the second is OpenAI's older name
 RESULT_ID_FIELDS = ("tool_call_id", "tool_use_id", "call_id")
 
 _CALL_ID_FIELDS = ("id", "call_id")
-_SCHEMA_FIELDS = ("input_schema", "inputSchema")  # Anthropic's and MCP's name of `parameters`
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -89,7 +88,8 @@ def _read_tool(tool: Record, field: str, problems: list[Problem]) -> Record:
 
 def _name_schema(function: Record, field: str, problems: list[Problem]) -> Record:
     """The function with its schema as an object under `parameters`."""
-    schema_field = next((one for one in _SCHEMA_FIELDS if function.get(one) not in NOTHING), None)
+    others = SCHEMA_FIELDS[1:]
+    schema_field = next((one for one in others if function.get(one) not in NOTHING), None)
     if schema_field and function.get("parameters") in NOTHING:
         reason, fix = f"{schema_field} of a function", "read as parameters"
         problems.append(Problem("converted", f"{field}.{schema_field}", reason, fix))

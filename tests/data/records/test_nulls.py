@@ -58,3 +58,16 @@ def test_a_schema_has_no_nulls_but_defaults_and_choices():
     [cleaned] = drop_filled_nulls(_record({}, tool), problems)["tools"]
     assert cleaned == {"name": "find", "parameters": {"properties": {"a": properties["a"]}}}
     assert problems[0].field == "tools[0].description, tools[0].parameters.properties.b"
+
+
+@pytest.mark.parametrize("schema", ["parameters", "input_schema", "inputSchema"])
+@pytest.mark.parametrize("field", ["tool_calls", "function_call", "function_calls", "tool_call"])
+def test_calls_and_schemas_are_known_by_all_the_names_that_are_read(schema, field):
+    call = {"name": "find", "function": None, "arguments": {"city": "x", "other": None}}
+    record = {
+        "tools": [{"name": "find", schema: TOOL["parameters"]}],
+        "messages": [{"role": "assistant", field: [call] if field.endswith("s") else call}],
+    }
+    cleaned = drop_filled_nulls(record, [])["messages"][0][field]
+    [only] = cleaned if isinstance(cleaned, list) else [cleaned]
+    assert only["arguments"] == {"city": "x"}
