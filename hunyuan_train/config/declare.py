@@ -4,9 +4,8 @@ from dataclasses import field, fields
 from functools import partial
 from typing import Any, Literal
 
-from hunyuan_train.config.values import quote
+from hunyuan_train.config.values import check_text, quote
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.plain_text import make_plain_name
 
 Auto = Literal["auto"]
 # Where nothing narrower is said: a number beyond it is a slip of the hand, and may overflow
@@ -47,7 +46,7 @@ free_setting = partial(setting, changes_steps=False)
 
 
 def check_bounds(section: Any) -> None:
-    """Refuse the first number outside its field's bounds, and the first text with a line break."""
+    """Refuse the first number outside its field's bounds, and the first text that is no line."""
     for declared in fields(section):
         value, limits = getattr(section, declared.name), declared.metadata
         if isinstance(value, str):
@@ -64,16 +63,6 @@ def check_bounds(section: Any) -> None:
                 f"{declared.name} is {value}; set it to a whole number of steps, or to a share of "
                 "the run below 1"
             )
-
-
-def check_text(name: str, value: str) -> None:
-    """Refuse what would begin another line of a script or log, or what a terminal obeys."""
-    shown = make_plain_name(value, most=len(value))
-    if shown != value:
-        raise ConfigError(
-            f"{name} is {shown}, which holds a line break or another control character; give it "
-            "without"
-        )
 
 
 def describe_bounds(low: float, high: float, *, is_low: bool) -> str:

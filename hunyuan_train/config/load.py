@@ -5,7 +5,7 @@ it is loaded; `resolve.py` makes the one copy in which "auto" has become a value
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os.path import exists, expanduser  # which take a name of any length
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from hunyuan_train.config.flags import read_flags
-from hunyuan_train.config.held_out import merge_held_out
 from hunyuan_train.config.nearest import find_nearest_word, suggest
 from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
+from hunyuan_train.config.precedence import merge_settings
 from hunyuan_train.config.schema import ModelConfig, RunConfig
 from hunyuan_train.config.settings import (
     COMMAND_FLAGS,
@@ -44,8 +44,6 @@ from hunyuan_train.whole_file import open_whole
 
 # A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
-# Of two settings that say the same in different ways, which one is looked at first.
-OVERRULED_BY = {"num_train_epochs": "max_steps", "warmup_ratio": "warmup_steps"}
 MOST_BYTES_OF_A_NAME = 255  # on every file system of Linux
 
 
@@ -91,22 +89,14 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
             f"--{' and --'.join(described)} {verb} machines to plan for, with --dry_run or "
             "`hunyuan-train plan`; a run takes the GPUs of its hosts, or --num_processes of them"
         )
-    drop_overruled(settings, flags)
     return CommandLine(
-        config=build_config(merge_held_out(settings, flags)),
+        config=build_config(merge_settings(settings, flags)),
         given=frozenset({*command, *flags, *own_settings}),
         is_dry_run=asked["dry_run"],
         prints_torchrun=asked["print_torchrun"],
         prints_slurm=asked["print_slurm"],
         machines=parse_machines(described) if described else None,
     )
-
-
-def drop_overruled(settings: dict[str, Any], flags: Mapping[str, Any]) -> None:
-    """Take settings out of a file that would win over a flag, which wins over the file."""
-    for weaker, stronger in OVERRULED_BY.items():
-        if weaker in flags and stronger not in flags:
-            settings.pop(stronger, None)
 
 
 def dump_config(config: RunConfig, path: Path) -> None:

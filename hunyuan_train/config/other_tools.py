@@ -52,6 +52,7 @@ TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
     "sdp_attention": {"true": ("use_flash_attn", "false"), "false": None},
     "assistant_only_loss": {"true": None},
     "completion_only_loss": {"true": None},
+    "dataloader_shuffle": {"true": None},
 }
 # What we do not have: only its absence can be asked for.
 NOT_OFFERED = (
@@ -79,8 +80,6 @@ TRANSLATED |= {name: {"false": None} for name in NOT_OFFERED}
 
 # About speed or bookkeeping: whatever their value, no result changes.
 IGNORED = (
-    "dataloader_shuffle",
-    "dataset_exact_dedup",
     "eval_table_size",
     "include_tokens_per_second",
     "is_llama_derived_model",
@@ -150,6 +149,7 @@ REFUSED_TOGETHER = {
         "evals_per_epoch",
         "saves_per_epoch",
     ),
+    "to leave repeated records out, say data_policy duplicate=drop": ("dataset_exact_dedup",),
     "say lora_target_modules all, or name the projections": ("lora_target_linear",),
     "experts and rows are split, not single matrices or stages: say expert_parallel_size and "
     "sequence_parallel_size": (

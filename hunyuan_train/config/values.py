@@ -2,19 +2,16 @@
 
 import math
 import types
-import unicodedata
 from typing import Any, Literal, Union, get_args, get_origin
 
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.plain_text import make_plain_name
 
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 BOOLEAN_WORDS = (*TRUE_WORDS, *FALSE_WORDS)
 MOST_CHARACTERS = 50_000  # of a text: the addresses of a few thousand hosts
 MOST_QUOTED = 80  # characters of a value in an error
-# Line breaks, escape sequences and bytes that are no text: they would end up in terminals, scripts
-# and files.
-CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -73,7 +70,8 @@ def check_text(name: str, text: str) -> None:
             f"{name} is {quote(text)}, a text of {len(text):,} characters; give at most "
             f"{MOST_CHARACTERS:,}"
         )
-    if any(unicodedata.category(character) in CONTROL_CATEGORIES for character in text):
+    # It would begin another line of a script or log, or be obeyed by a terminal.
+    if make_plain_name(text, most=len(text)) != text:
         raise ConfigError(
             f"{name} is {quote(text)}, which holds a line break, another control character or "
             "bytes that are not UTF-8; write it in one line of plain text"

@@ -1,7 +1,7 @@
-"""What is held out for evaluation: a file, or a share of the training data, and never both.
+"""Flags over a file of settings, also where the two say the same thing by different settings.
 
-A recipe holds out a share where no file is given, so what a flag says wins over what a file of
-settings says about the same thing in other words.
+A recipe that counts steps gives way to a flag that counts epochs, and one that holds out a share of
+the training data to a flag that names a file of held-out dialogues.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,25 @@ from hunyuan_train.errors import ConfigError
 
 Values = dict[str, Any]  # settings by name, still as YAML or the command line has them
 
+# Of two settings that say the same in different ways, which one is looked at first.
+OVERRULED_BY = {"num_train_epochs": "max_steps", "warmup_ratio": "warmup_steps"}
 
-def merge_held_out(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> Values:
+
+def merge_settings(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> Values:
     """Flags over the settings of a file, each as it was read.
 
     Raises:
-        ConfigError: a share and a file are asked for in one place.
+        ConfigError: a share and a file are to be held out in one place.
     """
     kept = dict(settings)
+    for weaker, stronger in OVERRULED_BY.items():
+        if weaker in flags and stronger not in flags:
+            kept.pop(stronger, None)
+    return _merge_held_out(kept, flags)
+
+
+def _merge_held_out(kept: Values, flags: Mapping[str, Any]) -> Values:
+    """The same for what is held out for evaluation: a file, or a share, and never both."""
     if _is_file(flags.get("eval_data_file")):
         kept.pop("eval_fraction", None)
     elif _is_share(flags.get("eval_fraction")):

@@ -1,4 +1,6 @@
-"""A share and a file of held-out dialogues: what a flag says wins, and both at once are refused."""
+"""What a flag says wins over what a file says in another way; both in one place are refused."""
+
+from dataclasses import asdict
 
 import pytest
 
@@ -58,3 +60,16 @@ def test_both_in_one_place_are_refused(tmp_path):
             _load(*arguments)
     fraction, file, _ = _load("--config", str(path), "--eval_data_file", "other.jsonl")
     assert (fraction, file) == (0.0, "other.jsonl")
+
+
+def test_a_flag_wins_over_what_the_file_says_in_another_way():
+    demo = asdict(load_config(["--recipe", "tiny", "--num_train_epochs", "3"]))["train"]
+    assert (demo["max_steps"], demo["num_train_epochs"]) == (-1, 3)
+    both = load_config(["--recipe", "tiny", "--num_train_epochs", "3", "--max_steps", "9"])
+    assert both.train.max_steps == 9
+
+
+def test_a_warm_up_by_flag_wins_over_the_files(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("warmup_steps: 10\n")
+    assert load_config([str(path), "--warmup_ratio", "0.1"]).optimizer.warmup_steps == 0
