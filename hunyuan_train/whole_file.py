@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MODE = 0o666  # before the user's mask
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a share of it, a limit on file sizes
 
 
 @contextmanager

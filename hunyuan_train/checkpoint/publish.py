@@ -5,7 +5,6 @@ bears the final name is whole, whenever the writer was killed. SHA256SUMS vouche
 models (`sha256sum -c SHA256SUMS`); a checkpoint's manifest does so itself.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -20,12 +19,11 @@ from hunyuan_train.checkpoint.verify import sum_file
 from hunyuan_train.json_file import read_bytes
 from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.progress import show_progress
-from hunyuan_train.whole_file import sync
+from hunyuan_train.whole_file import FULL, sync
 
 INCOMPLETE, REPLACED = ".incomplete", ".replaced"
 CHECKSUMS = "SHA256SUMS"
 SUM_LINE = re.compile(r"\\?(?P<digest>[0-9a-fA-F]{64}) [ *](?:\./)?(?P<name>.+)")  # as sha256sum's
-FULL = (errno.ENOSPC, errno.EDQUOT)
 # A folder with one of these was written by an export or a merge, here or elsewhere.
 MARKS_OF_A_MODEL = ("config.json", "adapter_config.json")
 

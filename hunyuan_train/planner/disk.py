@@ -1,6 +1,7 @@
 """Bytes on disk: a checkpoint, what a run keeps at one time, and the export."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import CheckpointConfig
@@ -40,18 +41,17 @@ def plan_disk(run: ResolvedRun, *, num_checkpoints: int | None = None) -> Disk:
 
 def usual_checkpoints(saves: CheckpointConfig) -> int:
     """Checkpoints at one time, of a run whose length is not known: without a limit, one."""
-    keeps_all = saves.save_steps and not saves.save_total_limit
+    is_limited = saves.save_steps and saves.save_total_limit
     # The oldest goes once the newest is whole.
-    num_kept = saves.save_total_limit + 1 if saves.save_steps and not keeps_all else 1
-    return num_kept + (1 if saves.save_best else 0)
+    num_kept = saves.save_total_limit + 1 if is_limited else 1
+    return num_kept + saves.save_best
 
 
 def count_checkpoints(saves: CheckpointConfig, num_steps: int, interval: int) -> int:
     """Checkpoints at one time, of a run of so many steps that saves every `interval`, 0: never."""
-    num_saves = -(-num_steps // interval) if interval else 1
-    if saves.save_total_limit:
-        return min(num_saves + (1 if saves.save_best else 0), usual_checkpoints(saves))
-    return num_saves + (1 if saves.save_best else 0)
+    num_saves = ceil(num_steps / interval) if interval else 1
+    num_kept = num_saves + saves.save_best
+    return min(num_kept, usual_checkpoints(saves)) if saves.save_total_limit else num_kept
 
 
 def whole_elements(parameter: Parameter, run: ResolvedRun) -> int:

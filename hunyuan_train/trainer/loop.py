@@ -182,13 +182,13 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
 
 def save_last(trainer: Trainer, state: TrainerState, request: StopRequest) -> bool:
     """Save where the run ends, waiting for room if need be; False if it could not be done."""
-    step, device = state.step, trainer.engine.device
+    step, saver, device = state.step, trainer.checkpointer, trainer.engine.device
+    was_asked = agree_that_signalled(request, device)
 
     def attempt() -> str | None:
         trainer.logs.flush()  # they may have been waiting for room, too
         return None if saver.has_saved(step) else saver.save_at_once(state)
 
-    saver, was_asked = trainer.checkpointer, agree_that_signalled(request, device)
     patience = Patience(
         minutes=trainer.config.checkpoints.wait_for_room_minutes,
         is_asked_to_end=lambda: not was_asked and agree_that_signalled(request, device),

@@ -116,7 +116,7 @@ def _prepare_once(config: DataConfig, tokenizer: Tokenizer, *, split: Split) -> 
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         hashes = [_hash_source(source.path, cache_dir) for source in sources]
-        if is_shared(config):
+        if holds_out_share(config):
             bound = _find_bound(sources, hashes, settings, tokenizer, config)
             if bound is None and split == "eval":
                 return None
@@ -140,7 +140,7 @@ def _cache_dir(config: DataConfig) -> Path:
     return Path(config.cache_dir) if config.cache_dir else DEFAULT_CACHE_DIR
 
 
-def is_shared(config: DataConfig) -> bool:
+def holds_out_share(config: DataConfig) -> bool:
     """Whether a share of the training data is held out."""
     return config.eval_data_file is None and config.eval_fraction > 0
 
@@ -149,7 +149,7 @@ def choose_files(config: DataConfig, split: Split) -> tuple[str, str]:
     """Which files a side of a run reads, and the setting that names them."""
     if split == "eval" and config.eval_data_file is not None:
         return config.eval_data_file, "eval_data_file"
-    if split == "eval" and not is_shared(config):
+    if split == "eval" and not holds_out_share(config):
         raise DataError("there is no evaluation data; set eval_data_file or eval_fraction")
     return config.train_data_file, "train_data_file"
 

@@ -5,14 +5,16 @@ process that does it leaves a stamp, by which the ranks of the same start pass; 
 touched since has another change time, and is hashed again.
 """
 
-import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hunyuan_train.data.dataset import DTYPES, is_whole, map_array, read_hashes
+from hunyuan_train.data.reading.readers import hash_file
+from hunyuan_train.whole_file import open_whole
 
 STAMP = "verified.json"
 STAMP_SECONDS = 600.0  # in which all ranks of a start have come
@@ -26,9 +28,8 @@ def find_damage(folder: Path, *, vocab_size: int, num_sources: int) -> str:
         return "files are missing or cut"
     hashes = read_hashes(folder)
     for name, expected in hashes.items():
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                return f"{name} is not what was written"
+        if hash_file(folder / name) != expected:
+            return f"{name} is not what was written"
     return _find_misplaced(folder, vocab_size=vocab_size, num_sources=num_sources)
 
 
@@ -66,12 +67,8 @@ def is_verified(folder: Path) -> bool:
 def stamp_verified(folder: Path) -> None:
     """Let the other processes of this start pass; where nothing can be written, each verifies."""
     text = json.dumps({"time": time.time(), "files": _describe_files(folder)})
-    temporary = folder / f"{STAMP}.{time.time_ns()}"
-    try:
-        temporary.write_text(text)
-        temporary.replace(folder / STAMP)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError), open_whole(folder / STAMP, is_ours=True) as file:
+        file.write(text.encode())
 
 
 def _describe_files(folder: Path) -> list[Any]:

@@ -20,7 +20,7 @@ _XZ_MEMORY = 256 << 20  # what a file may ask for; its largest preset takes 65 M
 MAX_EXPANSION = 1000
 MIN_BOMB_BYTES = 256 << 20  # below this nothing is refused: a repetitive file may shrink a lot
 
-UNREADABLE = (gzip.BadGzipFile, zstandard.ZstdError, lzma.LZMAError)
+DAMAGED = (gzip.BadGzipFile, zstandard.ZstdError, lzma.LZMAError)
 
 
 class CompressionError(ValueError):
@@ -45,7 +45,7 @@ def decompress(raw: Readable, content: Content, block_bytes: int) -> Iterator[by
 
     Raises:
         CompressionError: the file ends too early, or expands more than a thousandfold.
-        OSError, EOFError, zlib.error: it is damaged, and those of `UNREADABLE`.
+        OSError, EOFError, zlib.error: it is damaged, and those of `DAMAGED`.
     """
     readers: dict[Content, Callable[[], Iterator[bytes]]] = {
         "gzip": lambda: _read_file(gzip.GzipFile(fileobj=cast(Any, raw)), block_bytes),

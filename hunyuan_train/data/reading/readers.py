@@ -20,7 +20,7 @@ import orjson
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.arrays import ArrayScanner, BrokenArrayError
 from hunyuan_train.data.reading.compression import (
-    UNREADABLE,
+    DAMAGED,
     CompressionError,
     Readable,
     decompress,
@@ -36,13 +36,12 @@ from hunyuan_train.data.reading.contents import (
 from hunyuan_train.data.reading.decode import describe_encoding
 from hunyuan_train.data.reading.delimited import BrokenRowsError, find_delimiter, read_delimited
 from hunyuan_train.data.reading.sources import says_content
-from hunyuan_train.data.reading.tables import BrokenTableError, read_rows
+from hunyuan_train.data.reading.tables import ROWS_PER_CHUNK, BrokenTableError, read_rows
 from hunyuan_train.errors import DataError
 
 BLOCK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20
 
-_ROWS_PER_CHUNK = 256
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -90,7 +89,7 @@ _UNREADABLE = (
     OSError,
     EOFError,
     zlib.error,
-    *UNREADABLE,
+    *DAMAGED,
 )
 
 
@@ -255,7 +254,7 @@ def _gather(path: Path, rows: Iterable[tuple[int, bytes]]) -> Iterator[Chunk]:
     try:
         for line, record in rows:
             chunk.add(line, record)
-            if len(chunk.records) == _ROWS_PER_CHUNK:
+            if len(chunk.records) == ROWS_PER_CHUNK:
                 yield chunk
                 chunk = Chunk(str(path))
     except _UNREADABLE:

@@ -1,6 +1,5 @@
 """Dialogues back to records: the canonical chat form, with thoughts in a field and no tags."""
 
-import errno
 import gzip
 import json
 from collections.abc import Iterator
@@ -13,9 +12,7 @@ import zstandard
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message
 from hunyuan_train.families.grammar.interface import Grammar
-from hunyuan_train.whole_file import open_whole
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from hunyuan_train.whole_file import FULL, open_whole
 
 Record = dict[str, Any]
 

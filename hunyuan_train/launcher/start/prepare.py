@@ -24,7 +24,7 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import BatchSampler, DataShard
-from hunyuan_train.data.compiled.cache import is_shared, prepare_dataset, prepare_evaluation
+from hunyuan_train.data.compiled.cache import holds_out_share, prepare_dataset, prepare_evaluation
 from hunyuan_train.data.compiled.fingerprint import identify_data
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
@@ -39,6 +39,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunLength:
+    """How long a run is on its data."""
+
+    num_steps: int
+    steps_per_epoch: int
+    rows_per_step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedRun:
     """A run with its tokenized dialogues."""
 
@@ -46,16 +55,7 @@ class PreparedRun:
     tokenizer: Tokenizer
     train: Dataset
     evaluation: Dataset | None
-    length: "RunLength"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunLength:
-    """How long a run is on its data."""
-
-    num_steps: int
-    steps_per_epoch: int
-    rows_per_step: int
+    length: RunLength
 
 
 def prepare_run(run: ResolvedRun) -> PreparedRun:
@@ -78,7 +78,7 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
         logger.warning("%s", remark)
     train = prepare_dataset(config.data, tokenizer)  # first: it says what is wrong with records
     evaluation = prepare_evaluation(config.data, tokenizer)
-    if evaluation is None and is_shared(config.data):
+    if evaluation is None and holds_out_share(config.data):
         say_nothing_is_held_out(config)
     return PreparedRun(
         run=replace(run, shape=shape),

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from hunyuan_train.errors import DataError
-from hunyuan_train.families.grammar.hunyuan_a13b.companions import describe_unread
+from hunyuan_train.families.grammar.hunyuan_a13b.unread_files import describe_unread
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import Tokenizer, build_tokenizer
 from hunyuan_train.json_file import read_bytes

@@ -15,6 +15,7 @@ _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
 # SHA-256 of the text that was published with the model.
 _RELEASED_TEMPLATE = "c9635ab946bc8f88301ddd90da091fe6f50ee3bcbea5f338d86a67099ffebc32"
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 _NUM_NAMED = 3
 
 
@@ -77,9 +78,6 @@ def _find_added(folder: Path) -> Iterator[tuple[str, int | None]]:
         for one in tokenizer["added_tokens"]:
             if isinstance(one, dict) and (token := _spell(one)):
                 yield token, _as_id(one.get("id"))
-
-
-_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 
 def _spell(token: object) -> str:
