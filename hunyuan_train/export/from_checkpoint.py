@@ -183,7 +183,8 @@ def write_trained(
         if name not in locations or locations[name].shape != tensor.shape:
             raise CheckpointError(
                 f"{run.trained.folder} holds {name} as {list(tensor.shape)}, which the run's model "
-                "does not have; it is of another model"
+                "does not have; it is of another model: give the one it was trained from with "
+                "--model_name_or_path"
             )
     is_ended = Event()
 

@@ -46,7 +46,9 @@ def _find_base(adapter: Path, base: Path | None) -> Path:
     except KeyError as error:
         raise ServeError(f"{adapter / ADAPTER} has no field {error}; export it again") from error
     except (OSError, ValueError) as error:
-        raise ServeError(f"{adapter / ADAPTER} cannot be used ({error})") from error
+        raise ServeError(
+            f"{adapter / ADAPTER} cannot be used ({error}); export the adapter again"
+        ) from error
     if base is None and name in PRESETS:
         raise ServeError(
             f"{adapter} was trained on the random weights of the preset {name}, which lie in no "

@@ -1,8 +1,9 @@
-"""Refuses environment variables that somebody set for this run and that nothing would read.
+"""Refuses what was set for this run and would be passed over: variables, a model without data.
 
 `train.sh` turns a few variables into flags, and `cluster.py` reads those of job scripts. One that
 only resembles them would be passed over, and the bundled demo be trained instead of what was asked.
-A variable that is meant for another program does not matter once its flag is given.
+A variable that is meant for another program does not matter once its flag is given. So it is with a
+model that is given without dialogues, or the reverse: the other half would be the demo's.
 """
 
 from collections.abc import Iterator, Mapping
