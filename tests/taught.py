@@ -80,6 +80,7 @@ def teach(
         vocab_size=tokenizer.vocab_size,
         pad_token_id=tokenizer.pad_id,
         eos_token_id=tokenizer.eos_id,
+        eod_token_id=tokenizer.eos_id,
         rope_alpha=None,
         max_position_embeddings=2048,
     )
