@@ -74,9 +74,9 @@ def run_chat(arguments: Arguments) -> int:
     if arguments.json and arguments.prompt is None:
         raise ServeError("--json prints one answer; give its question with --prompt")
     _check_sampling(arguments)
+    tools = _read_tools(arguments.tools)
     read_shape(find_model_folder(arguments.model, base=arguments.base))  # before torch is imported
     log_to_screen()  # and so keep Python's warnings off it
-    tools = _read_tools(arguments.tools)
     screen = PlainConsole(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         dialogue = _open_dialogue(arguments, tools)
