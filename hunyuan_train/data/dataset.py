@@ -132,10 +132,24 @@ def sample_lengths(samples: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     return samples["history_length"].astype(np.int64) + samples["target_length"]
 
 
-def write_summary(folder: Path, summary: DataSummary, hashes: Mapping[str, str]) -> None:
-    """Write the summary, with the size and hash of every file for those who open it."""
+def write_summary(
+    folder: Path, summary: DataSummary, hashes: Mapping[str, str], identity: Mapping[str, Any]
+) -> None:
+    """Write the summary for those who open it.
+
+    Args:
+        folder: of the data set.
+        summary: of what it holds.
+        hashes: SHA-256 of every file.
+        identity: of what it was compiled from.
+    """
     sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.bin"))}
-    content = {"summary": asdict(summary), "sizes": sizes, "sha256": dict(hashes)}
+    content = {
+        "identity": dict(identity),
+        "summary": asdict(summary),
+        "sizes": sizes,
+        "sha256": dict(hashes),
+    }
     sealed = {**content, "own_sha256": _hash_content(content)}
     (folder / "summary.json").write_text(json.dumps(sealed, indent=1))
 
@@ -150,7 +164,7 @@ def is_whole(folder: Path) -> bool:
         return is_ours and all(
             (folder / name).stat().st_size == size for name, size in sizes.items()
         )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False
 
 
@@ -161,6 +175,11 @@ def _hash_content(content: Mapping[str, Any]) -> str:
 def read_summary(folder: Path) -> DataSummary:
     """The summary of a whole folder."""
     return DataSummary(**json.loads((folder / "summary.json").read_text())["summary"])
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What a whole folder was compiled from."""
+    return dict(json.loads((folder / "summary.json").read_text())["identity"])
 
 
 def read_hashes(folder: Path) -> dict[str, str]:

@@ -72,6 +72,7 @@ def build_dataset(
     tokenizer: Tokenizer,
     folder: Path,
     *,
+    identity: Mapping[str, Any],
     eval_questions: SeenHashes | None,
     num_workers: int,
 ) -> None:
@@ -80,6 +81,7 @@ def build_dataset(
     Args:
         sources: the files.
         hashes: of the content of each, which is what gets tokenized.
+        identity: of all that it is made of, for the summary.
 
     Raises:
         DataError: naming the findings that are errors; the folder is then of no use.
@@ -100,7 +102,7 @@ def build_dataset(
             writer.add(number, compiled)
         _refuse(log, counts, settings, tokenizer.grammar)
         fingerprint, file_hashes = writer.finish()
-    write_summary(folder, _summarise(fingerprint, counts, log), file_hashes)
+    write_summary(folder, _summarise(fingerprint, counts, log), file_hashes, identity)
 
 
 def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:

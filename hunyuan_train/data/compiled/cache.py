@@ -20,13 +20,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled.build import build_dataset, refuse_errors
 from hunyuan_train.data.compiled.compile import CompileSettings, Split
-from hunyuan_train.data.compiled.held_out import choose_hash_bound
+from hunyuan_train.data.compiled.held_out import choose_hash_bound, is_bound
+from hunyuan_train.data.compiled.memos import read_memo, write_memo
 from hunyuan_train.data.compiled.repeats import SeenHashes
 from hunyuan_train.data.compiled.verification import find_damage, is_verified, stamp_verified
 from hunyuan_train.data.dataset import Dataset, is_whole, map_array, read_summary
@@ -72,8 +74,8 @@ def prepare_dataset(
     dataset = _prepare(config, tokenizer, split=split)
     if dataset is None:
         raise DataError(
-            f"eval_fraction is {config.eval_fraction:g}, and all samples of "
-            f"{config.train_data_file} ask the same question, so nothing can be held out; give "
+            f"eval_fraction is {config.eval_fraction:g}, and the samples of "
+            f"{config.train_data_file} have one question only, so nothing can be held out; give "
             "more dialogues, or an eval_data_file"
         )
     return dataset
@@ -122,11 +124,13 @@ def _prepare_once(config: DataConfig, tokenizer: Tokenizer, *, split: Split) -> 
                 return None
             if bound is not None:
                 settings = replace(settings, split=split, held_out_below=bound)
-        folder = cache_dir / make_key(hashes, settings, tokenizer, eval_set)
-        work = _Work(sources, hashes, settings, tokenizer, eval_set)
-        if not is_verified(folder):
+        key = make_key(hashes, settings, tokenizer, eval_set)
+        identity = _identify(key, sources, hashes)
+        folder = cache_dir / key
+        work = _Work(sources, hashes, settings, tokenizer, eval_set, identity)
+        if not is_verified(folder, identity):
             with _lock(folder):
-                if not is_verified(folder):
+                if not is_verified(folder, identity):
                     _build_verified(work, folder, config.preprocessing_num_workers)
     except OSError as error:
         raise DataError(
@@ -191,14 +195,11 @@ def _find_bound(
     settings = replace(settings, compares_questions=True)
     key = make_key([*hashes, f"{share:.17g}"], settings, tokenizer, None)
     memo = _cache_dir(config) / f"{key}.held_out.json"
-    try:
-        known = json.loads(memo.read_text())["below"]
-        if known is None or isinstance(known, int):
-            return known
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not known yet, or damaged
+    known = read_memo(memo, key) or {}
+    if "below" in known and is_bound(known["below"]):
+        return known["below"]
     bound = choose_hash_bound(sources, hashes, settings, tokenizer, share=share)
-    _write_whole(memo, json.dumps({"below": bound}))
+    _write_whole(memo, write_memo(key, {"below": bound}))
     return bound
 
 
@@ -243,11 +244,11 @@ class _Work:
     settings: CompileSettings
     tokenizer: Tokenizer
     eval_set: Dataset | None
+    identity: dict[str, Any]  # see `_identify`
 
     def find_damage(self, folder: Path) -> str:
         """What is wrong with a data set made of this; "" where nothing is."""
-        vocab_size = self.tokenizer.vocab_size
-        return find_damage(folder, vocab_size=vocab_size, num_sources=len(self.sources))
+        return find_damage(folder, self.identity, vocab_size=self.tokenizer.vocab_size)
 
 
 def _build_verified(work: _Work, folder: Path, num_workers: int) -> None:
@@ -266,7 +267,7 @@ def _build_verified(work: _Work, folder: Path, num_workers: int) -> None:
             f"the tokenized data in {folder} is damaged as soon as it is written ({damage}); set "
             "cache_dir to another disk"
         )
-    stamp_verified(folder)
+    stamp_verified(folder, work.identity)
 
 
 def _build(work: _Work, folder: Path, num_workers: int) -> None:
@@ -285,6 +286,7 @@ def _build(work: _Work, folder: Path, num_workers: int) -> None:
             work.settings,
             work.tokenizer,
             building,
+            identity=work.identity,
             eval_questions=eval_questions,
             num_workers=num_workers,
         )
@@ -324,6 +326,15 @@ def make_key(
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _identify(key: str, sources: Sequence[Source], hashes: Sequence[str]) -> dict[str, Any]:
+    """What a data set says of itself, for its folder can be given another name.
+
+    The sizes are those of the files now: a wrong hash, out of a memo, then seldom passes.
+    """
+    sizes = [source.path.stat().st_size for source in sources]
+    return {"key": key, "sources": [list(pair) for pair in zip(hashes, sizes, strict=True)]}
+
+
 def _hash_source(path: Path, cache_dir: Path) -> str:
     """The hash of a file's content, remembered for as long as the file is not touched.
 
@@ -331,22 +342,18 @@ def _hash_source(path: Path, cache_dir: Path) -> str:
     """
     status = path.stat()
     state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
-    memo = _memo_of(path, cache_dir)
-    known = None
-    try:
-        known = json.loads(memo.read_text())
-        if known["state"] == state:
-            return str(known["hash"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not hashed yet, or a memo of another version
+    memo, subject = _memo_of(path, cache_dir), str(path.resolve())
+    known = read_memo(memo, subject) or {}
+    if known.get("state") == state:
+        return str(known["hash"])
     try:
         digest = hash_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    if known and known.get("hash") not in (None, digest):
+    if known and known["hash"] != digest:
         logger.info("%s has another content than at the last start", path)
     if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS:
-        _write_whole(memo, json.dumps({"path": str(path), "state": state, "hash": digest}))
+        _write_whole(memo, write_memo(subject, {"state": state, "hash": digest}))
     return digest
 
 

@@ -5,6 +5,7 @@ the other side. A share of few dialogues may be less than one; then it is one.
 """
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def choose_hash_bound(
         share: of the questions, above 0.
 
     Returns:
-        None where all samples ask the same question, so that nothing can be held out.
+        None where the samples have one question only, so that nothing can be held out.
     """
     bound = int(share * _HASH_RANGE)
     lowest, highest = _HASH_RANGE, -1
@@ -55,3 +56,8 @@ def choose_hash_bound(
     if lowest == highest:
         return None
     return lowest + 1 if bound <= lowest else highest
+
+
+def is_bound(value: object) -> TypeGuard[int | None]:
+    """Whether a value can be what `choose_hash_bound` returns."""
+    return value is None or (type(value) is int and 0 <= value <= _HASH_RANGE)

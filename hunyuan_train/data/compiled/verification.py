@@ -5,14 +5,15 @@ process that does it leaves a stamp, by which the ranks of the same start pass; 
 touched since has another change time, and is hashed again.
 """
 
-import json
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.data.dataset import DTYPES, is_whole, map_array, read_hashes
+from hunyuan_train.data.compiled.memos import read_memo, write_memo
+from hunyuan_train.data.dataset import DTYPES, is_whole, map_array, read_hashes, read_identity
 from hunyuan_train.data.reading.readers import hash_file
 from hunyuan_train.whole_file import open_whole
 
@@ -22,15 +23,17 @@ STAMP_SECONDS = 600.0  # in which all ranks of a start have come
 _NUM_TOKENS_AT_ONCE = 1 << 24
 
 
-def find_damage(folder: Path, *, vocab_size: int, num_sources: int) -> str:
-    """What is wrong with a data set; "" where nothing is."""
+def find_damage(folder: Path, identity: Mapping[str, Any], *, vocab_size: int) -> str:
+    """What is wrong with a data set that is to be of this identity; "" where nothing is."""
     if not is_whole(folder):
         return "files are missing or cut"
+    if read_identity(folder) != identity:
+        return "it was made of other data than its name says"
     hashes = read_hashes(folder)
     for name, expected in hashes.items():
         if hash_file(folder / name) != expected:
             return f"{name} is not what was written"
-    return _find_misplaced(folder, vocab_size=vocab_size, num_sources=num_sources)
+    return _find_misplaced(folder, vocab_size=vocab_size, num_sources=len(identity["sources"]))
 
 
 def _find_misplaced(folder: Path, *, vocab_size: int, num_sources: int) -> str:
@@ -54,19 +57,22 @@ def _find_misplaced(folder: Path, *, vocab_size: int, num_sources: int) -> str:
     return ""
 
 
-def is_verified(folder: Path) -> bool:
-    """Whether a process has just verified these files, untouched since."""
+def is_verified(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a process has just verified these files to be of this identity, untouched since."""
+    stamp = read_memo(folder / STAMP, identity)
     try:
-        stamp = json.loads((folder / STAMP).read_text())
-        age = time.time() - stamp["time"]
-        return bool(0 <= age < STAMP_SECONDS and stamp["files"] == _describe_files(folder))
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(
+            stamp
+            and 0 <= time.time() - stamp["time"] < STAMP_SECONDS
+            and stamp["files"] == _describe_files(folder)
+        )
+    except OSError:
         return False
 
 
-def stamp_verified(folder: Path) -> None:
+def stamp_verified(folder: Path, identity: Mapping[str, Any]) -> None:
     """Let the other processes of this start pass; where nothing can be written, each verifies."""
-    text = json.dumps({"time": time.time(), "files": _describe_files(folder)})
+    text = write_memo(identity, {"time": time.time(), "files": _describe_files(folder)})
     with suppress(OSError), open_whole(folder / STAMP, is_ours=True) as file:
         file.write(text.encode())
 

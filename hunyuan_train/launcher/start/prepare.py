@@ -120,7 +120,7 @@ def say_nothing_is_held_out(config: RunConfig) -> None:
         ConfigError: a setting cannot do without one.
     """
     reason = (
-        f"all samples of {config.data.train_data_file} ask the same question, so no share of them "
+        f"the samples of {config.data.train_data_file} have one question only, so no share of them "
         f"can be held out (eval_fraction is {config.data.eval_fraction:g})"
     )
     wanting = {

@@ -38,7 +38,7 @@ def test_a_record_without_a_sample_fills_no_side(prepare, write_records):
 def test_one_question_is_trained_on_and_not_evaluated(prepare, write_records, tokenizer, tmp_path):
     path = write_records([chat("a", f"{n}", mode="fast") for n in range(3)])
     assert len(prepare(path, eval_fraction=0.3)) == 3
-    with pytest.raises(DataError, match=r"eval_fraction is 0\.3, and all samples of .* ask the sa"):
+    with pytest.raises(DataError, match=r"eval_fraction is 0\.3, and .* have one question only"):
         prepare(path, "eval", eval_fraction=0.3)
     config = DataConfig(
         train_data_file=str(path), eval_fraction=0.3, cache_dir=str(tmp_path / "cache")

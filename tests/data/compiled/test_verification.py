@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from hunyuan_train.data.compiled import build, cache, verification
-from hunyuan_train.data.dataset import map_array, write_summary
+from hunyuan_train.data.compiled import build, cache, memos, verification
+from hunyuan_train.data.compiled.held_out import is_bound
+from hunyuan_train.data.dataset import map_array, read_identity, write_summary
 from hunyuan_train.data.reading.readers import ChangedFileError
 from tests.data.dialogues import chat
 
@@ -62,8 +63,9 @@ def test_a_number_that_points_nowhere_is_noticed_though_its_hash_is_right(
         array[3] = value
     (folder / f"{name}.bin").write_bytes(array.tobytes())
     hashes = {path.name: cache.hash_file(path) for path in folder.glob("*.bin")}
-    write_summary(folder, cache.read_summary(folder), hashes)
-    damage = verification.find_damage(folder, vocab_size=tokenizer.vocab_size, num_sources=1)
+    identity = read_identity(folder)
+    write_summary(folder, cache.read_summary(folder), hashes, identity)
+    damage = verification.find_damage(folder, identity, vocab_size=tokenizer.vocab_size)
     assert message in damage
 
 
@@ -77,9 +79,7 @@ def test_ranks_pass_by_the_stamp_of_their_start_and_the_next_start_looks_again(
     )
     prepare(tmp_path / "data.jsonl")
     assert not looked_at
-    stamp = folder / verification.STAMP
-    content = json.loads(stamp.read_text())
-    stamp.write_text(json.dumps({**content, "time": content["time"] - 3600}))
+    monkeypatch.setattr(verification, "STAMP_SECONDS", 0.0)
     prepare(tmp_path / "data.jsonl")
     assert len(looked_at) == 1
 
@@ -151,3 +151,75 @@ def test_what_lies_beside_the_files_is_named_and_what_cannot_be_read_is_refused(
         prepare(folder)
     summary = prepare(folder, data_policy="unread_entry=note").summary
     assert summary.noted_fields["unread_entry"] == {"b.jsonl.part": 1}
+
+
+@pytest.fixture
+def two(prepare, write_records, tmp_path, monkeypatch):
+    """Two files that differ in one letter, compiled, and the folder of each."""
+    monkeypatch.setattr(cache, "_SETTLED_SECONDS", -1.0)  # as if they had lain there for long
+    found = []
+    for name in ("A", "B"):
+        path = write_records([chat("q", f"from {name}")], f"{name}.jsonl")
+        prepare(path)
+        folders = {entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()}
+        [folder] = folders - {folder for _, folder in found}
+        found.append((path, folder))
+    return found
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied"])
+def test_a_folder_under_the_name_of_another_is_not_served(two, prepare, tokenizer, caplog, how):
+    (path, folder), (_, other) = two
+    shutil.rmtree(folder)
+    if how == "renamed":
+        other.rename(folder)  # its stamp still fits all of its files
+    else:
+        shutil.copytree(other, folder)
+    assert "from A" in _answers(prepare(path), tokenizer)[0]
+    assert "made of other data than its name says" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["hash", "state", "whole", "nested"])
+def test_a_memo_of_a_hash_is_believed_only_as_it_was_written(two, prepare, tokenizer, key):
+    (path, _), (other, _) = two
+    memo, of_other = (cache._memo_of(one, path.parent / "cache") for one in (path, other))
+    content, foreign = (json.loads(one.read_text()) for one in (memo, of_other))
+    if key == "whole":
+        content = foreign
+    elif key == "hash":
+        content["content"]["hash"] = foreign["content"]["hash"]
+    elif key == "state":
+        foreign["content"]["state"] = content["content"]["state"]
+        content = foreign
+    memo.write_text("[" * 100_000 if key == "nested" else json.dumps(content))
+    assert "from A" in _answers(prepare(path), tokenizer)[0]
+
+
+def test_a_forged_hash_of_a_file_of_another_size_is_noticed(prepare, write_records, tokenizer):
+    path, other = (write_records([chat("q", text)], f"{text}.jsonl") for text in ("A", "longer"))
+    prepare(path)
+    prepare(other)
+    cache_dir = path.parent / "cache"
+    status = path.stat()
+    state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+    forged = {"state": state, "hash": cache.hash_file(other)}
+    cache._memo_of(path, cache_dir).write_text(memos.write_memo(str(path.resolve()), forged))
+    assert "longer" not in _answers(prepare(path), tokenizer)[0]
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+@pytest.mark.parametrize("below", [None, 17 * 10**18, -5, 2**64 - 1, 10**26, True, "1", 0.5, []])
+def test_a_bound_of_a_held_out_share_is_believed_only_as_it_was_written(
+    prepare, write_records, tmp_path, below, is_sealed
+):
+    path = write_records([chat(f"question {n}", "b") for n in range(20)])
+    expected = len(prepare(path, eval_fraction=0.3))
+    [memo] = (tmp_path / "cache").glob("*.held_out.json")
+    text = json.dumps({**json.loads(memo.read_text()), "content": {"below": below}})
+    if is_sealed:
+        if is_bound(below):
+            return  # as good as what we write
+        text = memos.write_memo(memo.name.partition(".")[0], {"below": below})
+    memo.write_text(text)
+    assert len(prepare(path, eval_fraction=0.3)) == expected
+    assert len(prepare(path, "eval", eval_fraction=0.3)) == 20 - expected
