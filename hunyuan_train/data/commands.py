@@ -44,9 +44,14 @@ from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.find import find_grammar, load_tokenizer
 from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from hunyuan_train.families.vocabulary import describe_folder
 from hunyuan_train.terminal import PlainConsole, complain, say
 
 Arguments = argparse.Namespace
+
+# A mode is asked for when records are trained on; shown or written they may stay without one.
+_UNTAUGHT = {"untagged": "note"}
 
 
 def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -78,10 +83,12 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     show.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken")
     show.add_argument("--tokens", action="store_true", help="show where each token ends")
     _add_reading(show)
+    _add_policies(show)
     show.set_defaults(run=run_show)
 
     stats = subparsers.add_parser("stats", help="lengths, modes, turns, packing; also as a page")
     _add_files(stats)
+    _add_policies(stats)
     stats.add_argument("--html", type=Path, metavar="OUT", help="write them as a page, too")
     stats.set_defaults(run=run_stats)
 
@@ -97,6 +104,7 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     )
     render.add_argument("--json", action="store_true", help="row and text per line")
     _add_reading(render)
+    _add_policies(render)
     render.set_defaults(run=run_render)
 
     encode = subparsers.add_parser("encode", help="token ids and loss mask of every sample")
@@ -107,6 +115,7 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     )
     encode.add_argument("--json", action="store_true", help="row, input_ids, loss_mask per line")
     _add_reading(encode)
+    _add_policies(encode)
     encode.set_defaults(run=run_encode)
 
 
@@ -169,6 +178,22 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _choose_policy(arguments: Arguments) -> dict[str, str]:
+    return parse_policies(",".join(arguments.policy))
+
+
+def _open_tokenizer(folder: Path) -> Tokenizer:
+    """Read a tokenizer, and say what its folder has beside that is not read."""
+    tokenizer = load_tokenizer(folder)
+    for remark in describe_folder(tokenizer):
+        complain(remark)
+    return tokenizer
+
+
+def _open_any_tokenizer(folder: Path | None) -> Tokenizer | None:
+    return _open_tokenizer(folder) if folder else None
+
+
 def _find_all(names: Sequence[str], setting: str) -> Listing:
     listings = [list_sources(name, setting=setting) for name in names]
     return Listing(
@@ -201,7 +226,8 @@ def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
 
 def run_check(arguments: Arguments) -> int:
     """Lint; with --fix also write what can be fixed."""
-    policy = parse_policies(",".join(arguments.policy))
+    policy = _choose_policy(arguments)
+    _open_any_tokenizer(arguments.tokenizer)
     if arguments.fix:  # fix whatever can be fixed, unless told otherwise
         fixable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
         policy = fixable | policy
@@ -274,8 +300,7 @@ def run_convert(arguments: Arguments) -> int:
         max_seq_length=1,  # not looked at: nothing is tokenized
         mode=arguments.mode,
         now=arguments.now,
-        # A mode is asked for when records are trained on; written they may stay without one.
-        policy={"untagged": "note"} | parse_policies(",".join(arguments.policy)),
+        policy=_UNTAUGHT | _choose_policy(arguments),
     )
     listing = _find_all([arguments.input], "IN")
     sources = listing.sources
@@ -298,11 +323,11 @@ def run_show(arguments: Arguments) -> int:
     """Print one record in colours."""
     grammar = find_grammar(arguments.tokenizer)
     reading = Reading(grammar, mode=arguments.mode, now=arguments.now)
-    tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else None
+    tokenizer = _open_any_tokenizer(arguments.tokenizer)
     if arguments.tokens and tokenizer is None:
         raise DataError("--tokens needs --tokenizer DIR, a folder with hy.tiktoken")
     console = PlainConsole()
-    record, findings = _find_row(arguments.file, arguments.row, reading)
+    record, findings = _find_row(arguments, reading)
     for finding in findings:
         console.print(str(finding), soft_wrap=True)
     if record is None:
@@ -314,25 +339,29 @@ def run_show(arguments: Arguments) -> int:
     return 0
 
 
-def _find_row(name: str, row: int, reading: Reading) -> tuple[Record | None, list[Finding]]:
+def _find_row(arguments: Arguments, reading: Reading) -> tuple[Record | None, list[Finding]]:
     num_rows = 0
-    for found in _read_rows(name, reading):
-        if num_rows == row:
+    for found in _read_rows(arguments, reading):
+        if num_rows == arguments.row:
             return found
         num_rows += 1
-    raise DataError(f"{name} has no row {row}; it has {num_rows:,}, and the first is 0")
+    raise DataError(
+        f"{arguments.file} has no row {arguments.row}; it has {num_rows:,}, and the first is 0"
+    )
 
 
 def _read_rows(
-    name: str, reading: Reading, *, as_prompts: bool = False
+    arguments: Arguments, reading: Reading, *, as_prompts: bool = False
 ) -> Iterator[tuple[Record | None, list[Finding]]]:
     """Each record of some files in turn, None where it is refused, and what was found in it.
 
     Args:
+        arguments: name the files, and what is done about each kind of finding.
+        reading: how records are read.
         as_prompts: a record that ends in a question is a prompt, and nothing is missing from it.
     """
-    policies = build_policies({"untagged": "note"})  # nothing is taught here
-    for source in find_sources(name, setting="FILE"):
+    policies = build_policies(_UNTAUGHT | _choose_policy(arguments))
+    for source in find_sources(arguments.file, setting="FILE"):
         for chunk in read_chunks(source.path):
             for line, problem in chunk.problems:
                 if policies.decide(problem) == "error":
@@ -356,9 +385,10 @@ def _ends_in_question(raw: bytes) -> bool:
 def run_stats(arguments: Arguments) -> int:
     """Print the numbers of some files and write them as a page."""
     listing = _find_all(arguments.files, "FILE")
+    _open_any_tokenizer(arguments.tokenizer)
     report = lint_sources(
         listing.sources,
-        _settings(arguments, {}),
+        _settings(arguments, _choose_policy(arguments)),
         LintOptions(tokenizer_folder=arguments.tokenizer),
         unread=listing.unread,
         num_workers=arguments.num_workers,
@@ -380,11 +410,11 @@ def run_render(arguments: Arguments) -> int:
     With --history keep a record is taken as it is written, as `encode` does it.
     """
     is_as_written = arguments.history == "keep" and arguments.mode == "auto"
-    grammar = load_tokenizer(arguments.tokenizer).grammar
+    grammar = _open_tokenizer(arguments.tokenizer).grammar
     reading = Reading(grammar, mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
     is_prompt = arguments.generation_prompt
     num_refused = num_untagged = 0
-    rows = _read_rows(arguments.file, reading, as_prompts=is_prompt)
+    rows = _read_rows(arguments, reading, as_prompts=is_prompt)
     for row, (record, findings) in enumerate(rows):
         num_untagged += _is_untagged(findings)
         if record is None:
@@ -436,11 +466,11 @@ def run_encode(arguments: Arguments) -> int:
     compared with those of the model's own template; a dialogue without an answer is a prompt then.
     """
     is_as_written = arguments.history == "keep" and arguments.mode == "auto"
-    tokenizer = load_tokenizer(arguments.tokenizer)
+    tokenizer = _open_tokenizer(arguments.tokenizer)
     grammar = tokenizer.grammar
     reading = Reading(grammar, mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
     num_refused = num_untagged = 0
-    for row, (record, findings) in enumerate(_read_rows(arguments.file, reading)):
+    for row, (record, findings) in enumerate(_read_rows(arguments, reading)):
         num_untagged += _is_untagged(findings)
         if record is None:
             num_refused += 1

@@ -9,9 +9,10 @@ from typing import Any
 from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.families.registry import PRESETS, read_shape
 from hunyuan_train.families.shape import ModelShape
 
+_CONFIG = "config.json"
 _REMEDY = "set tokenizer_name_or_path to the folder that was published with the model"
 
 
@@ -28,7 +29,7 @@ def check_vocabulary(name: str, shape: ModelShape, tokenizer: Tokenizer) -> None
     """
     if name in PRESETS:
         return
-    _check_ids(name, shape, tokenizer)
+    _check_ids(name, shape, tokenizer, _REMEDY)
     try:
         own = load_tokenizer(Path(name))
     except DataError:
@@ -40,7 +41,24 @@ def check_vocabulary(name: str, shape: ModelShape, tokenizer: Tokenizer) -> None
         )
 
 
-def _check_ids(name: str, shape: ModelShape, tokenizer: Tokenizer) -> None:
+def describe_folder(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What its own folder says of a tokenizer that is not read from there, where no model is named.
+
+    Raises:
+        ConfigError: a config.json beside it is of another vocabulary.
+    """
+    folder = tokenizer.folder
+    if not (folder / _CONFIG).exists():
+        return tokenizer.remarks
+    try:
+        shape = read_shape(folder)
+    except ConfigError as error:
+        return (*tokenizer.remarks, f"the tokenizer is not compared with {_CONFIG}: {error}")
+    _check_ids(str(folder), shape, tokenizer, "copy the folder that was published with the model")
+    return tokenizer.remarks
+
+
+def _check_ids(name: str, shape: ModelShape, tokenizer: Tokenizer, remedy: str) -> None:
     """Compare what config.json says of the vocabulary: a shifted one has other special tokens."""
     ends = {*tokenizer.end_ids, tokenizer.pad_id}
     stated: dict[str, tuple[Any, set[int]]] = {
@@ -53,13 +71,13 @@ def _check_ids(name: str, shape: ModelShape, tokenizer: Tokenizer) -> None:
         ids = value if isinstance(value, list) else [value]
         if not set(ids) <= known:
             raise ConfigError(
-                f"{name}/config.json has {field} {value}, which the tokenizer in "
+                f"{name}/{_CONFIG} has {field} {value}, which the tokenizer in "
                 f"{tokenizer.folder} has for another token (its own are "
-                f"{', '.join(map(str, sorted(known)))}), so its ids are shifted; {_REMEDY}"
+                f"{', '.join(map(str, sorted(known)))}), so its ids are shifted; {remedy}"
             )
     is_larger = tokenizer.vocab_size > shape.vocab_size
     if is_larger or (tokenizer.vocab_size < shape.vocab_size and not given):
         raise ConfigError(
             f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} tokens and "
-            f"{name}/config.json says {shape.vocab_size}; {_REMEDY}"
+            f"{name}/{_CONFIG} says {shape.vocab_size}; {remedy}"
         )

@@ -1,10 +1,11 @@
 import argparse
 import json
+import shutil
 
 import pytest
 
 from hunyuan_train.data.commands import add_data_commands
-from hunyuan_train.errors import DataError
+from hunyuan_train.errors import ConfigError, DataError
 from tests.data.dialogues import NOW, WEATHER, call, chat
 
 
@@ -477,3 +478,44 @@ def test_a_file_that_cannot_be_read_is_an_error_of_show_and_encode(run, tmp_path
     path.write_text('[{"messages": ')
     with pytest.raises(DataError, match="unreadable after this line"):
         run("encode", path, "--tokenizer", tokenizer.folder)
+
+
+def test_every_command_that_reads_records_takes_the_policy_that_it_asks_for(
+    run, write_records, tokenizer
+):
+    path = write_records([chat("a", "t\n</think>\n<answer>\nb\n</answer>")])
+    fix = ("--policy", "unopened_think=fix")
+    for command in ("check", "show", "stats", "render", "encode"):
+        words = (command, path, "--tokenizer", tokenizer.folder)
+        assert run(*words)[0] == 1
+        assert run(*words, *fix)[0] == 0
+        with pytest.raises(DataError, match="did you mean tags"):
+            run(*words, "--policy", "tag=fix")
+    assert "<think>\nt\n</think>" in run("render", path, *words[2:], *fix)[1]
+
+
+@pytest.mark.parametrize("command", ["check", "show", "stats", "render", "encode"])
+def test_what_a_tokenizer_folder_has_and_training_does_not_read_is_told(
+    run, tiny_data, tokenizer, tmp_path, command
+):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer.folder, folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "added_tokens.json").write_text(json.dumps({"<|mine|>": 999}))
+    words = (command, tiny_data, "--tokenizer", folder)
+    said = run(*words)[2]
+    assert "the chat template in" in said
+    assert "adds 1 token(s) to the vocabulary (<|mine|>)" in said
+    (folder / "config.json").write_text("{}")
+    assert "the tokenizer is not compared with config.json: " in run(*words)[2]
+
+
+@pytest.mark.parametrize(("command", "num_lines"), [("check", 100), ("encode", 1)])
+def test_a_rank_file_that_was_cut_is_refused_by_the_config_beside_it(
+    run, tiny_data, vendor_tokenizer, tmp_path, command, num_lines
+):
+    lines = (vendor_tokenizer.folder / "hy.tiktoken").read_bytes().splitlines(keepends=True)
+    (tmp_path / "hy.tiktoken").write_bytes(b"".join(lines[:-num_lines]))
+    shutil.copy(vendor_tokenizer.folder / "config.json", tmp_path)
+    with pytest.raises(ConfigError, match="so its ids are shifted; copy the folder"):
+        run(command, tiny_data, "--tokenizer", tmp_path)

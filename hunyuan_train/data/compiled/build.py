@@ -130,9 +130,20 @@ def _refuse(
     refuse_errors(log, settings.policy, ask_for_mode(log.examples, num_untagged, grammar))
     if not counts["samples"]:
         raise DataError(
-            f"no sample is left of {counts['records']:,} records; "
+            f"no sample is left of {counts['records']:,} records{_list_losses(log)}; "
             f"`hunyuan-train data check` says what became of them"
         )
+
+
+def _list_losses(log: FindingLog) -> str:
+    """Which kinds of findings left records out."""
+    losses = [
+        f"{kind} left {number:,} out ({POLICIES[kind].meaning})"
+        for kind, number in log.by_kind("drop").items()
+    ]
+    if not losses:
+        return ""
+    return f": {', '.join(losses)}; give other data, or set data_policy or overlong otherwise"
 
 
 def refuse_errors(log: FindingLog, policy: Mapping[str, str], question: str = "") -> None:

@@ -94,6 +94,8 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
 
 def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
     """Fix the order of turns and report what cannot be fixed."""
+    if any(problem.kind == "role" and not problem.is_repaired for problem in problems):
+        return  # who speaks is not known, so nothing can be said of their order
     _order_systems(dialogue, reading, problems)
     if not reading.is_as_written:
         _check_tool_turns(dialogue, reading, problems)

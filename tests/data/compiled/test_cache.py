@@ -73,7 +73,7 @@ def test_the_name_of_the_file_does_not_matter_and_its_content_does(prepare, writ
 
 def test_a_changed_file_is_compiled_again(prepare, write_records):
     first = prepare(write_records([chat("a", "b")]))
-    second = prepare(write_records([chat("a", "b"), chat("c", "d")]))
+    second = prepare(write_records([chat("a", "b " * 99), chat("c", "d " * 99)]))
     assert (len(first), len(second)) == (1, 2)
 
 
@@ -118,8 +118,13 @@ def test_a_policy_of_drop_leaves_records_out_and_counts_them(prepare, write_reco
 
 
 def test_nothing_left_is_an_error(prepare, write_records):
-    with pytest.raises(DataError, match="no sample is left of 1 records"):
+    with pytest.raises(DataError, match="1 records: empty_answer left 1 out"):
         prepare(write_records([chat("a", "")]), data_policy="empty_answer=drop")
+    path = str(write_records([chat("a", "b " * 99), chat("c", "d " * 99)]))
+    with pytest.raises(DataError, match="of 2 records: eval_overlap left 2 out"):
+        prepare(path, eval_data_file=path, data_policy="eval_overlap=drop")
+    with pytest.raises(DataError, match="overlong left 2 out .longer than max_seq_length"):
+        prepare(path, max_seq_length=16, overlong="drop")
 
 
 def test_a_held_out_share_is_chosen_by_content_and_splits_nothing_in_two(prepare, write_records):

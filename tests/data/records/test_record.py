@@ -354,3 +354,13 @@ def test_a_time_is_written_as_the_template_writes_it():
 
 def test_the_whole_blank_run_is_shortened_by_the_repair():
     assert read(chat("a" + "\t" * 300_000 + "b", "c")).messages[0].content == "a\tb"
+
+
+@pytest.mark.parametrize("role", ["context", "documents", "reasoning", "thought", "", "用户", "me"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_unknown_role_is_the_one_thing_said_of_the_order(role, place):
+    turns = [_user("a"), _answer("b")]
+    turns.insert(place, {"role": role, "content": "c"})
+    kinds = {problem.kind for problem in problems_of({"messages": turns})}
+    assert "role" in kinds
+    assert not kinds & {"repeated_role", "order", "trailing_user", "no_answer", "system"}
