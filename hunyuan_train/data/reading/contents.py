@@ -23,18 +23,45 @@ _READ: tuple[tuple[re.Pattern[bytes], Content], ...] = (
 # What is downloaded or exported in place of dialogues, and what to do about it.
 _UNPACK = "unpack it and name what was in it"
 _EXPORT = "export it as .jsonl or .parquet"
+_DOWNLOAD = "download the file itself, such as by the link named raw or download"
 _FOREIGN: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (
-        re.compile(rb"version https://git-lfs"),
+        re.compile(rb"version https://(?:git-lfs|hawser)"),
         "a Git LFS pointer and not the file itself",
         "fetch it with `git lfs pull`, or download it from the page of the data set",
     ),
     (
         re.compile(rb"\s*(?:<!--.*?-->\s*)?<(?:!doctype|html|head|\?xml)", re.I | re.S),
         "a web page or XML",
-        "download the file itself, such as by the link named raw or download",
+        _DOWNLOAD,
     ),
-    (re.compile(rb"PK(?:\x03\x04|\x05\x06)"), "a zip archive or a spreadsheet", _UNPACK),
+    (
+        re.compile(rb"[./\\]*(?:git)?[/\\]annex[/\\]objects[/\\]"),
+        "a git-annex pointer and not the file itself",
+        "fetch it with `git annex get`",
+    ),
+    (
+        re.compile(rb"(?:[a-z]\w*:.*\n)*outs:\s*\n\s*- \w+:"),
+        "a DVC pointer and not the file itself",
+        "fetch it with `dvc pull`, and name the file that it points to",
+    ),
+    (re.compile(rb"\[InternetShortcut\]"), "a link to a web page", _DOWNLOAD),
+    (
+        re.compile(
+            rb"\s*(?:\d{3}:? *)?(?:entry not found|(?:file |repository |page )?not found"
+            rb"|invalid username or password|access (?:to|denied)|unauthori[sz]ed|forbidden"
+            rb"|bad (?:gateway|request)|internal server error|service unavailable"
+            rb"|too many requests|gateway time-?out)[^,\t\n]{0,200}\s*\Z",
+            re.I,
+        ),
+        "the refusal of a server in place of the file",
+        "download it again, signed in where the data set asks for it",
+    ),
+    (
+        re.compile(rb"PK(?:\x03\x04|\x05\x06)"),
+        "a zip archive or a spreadsheet",
+        f"{_UNPACK}, or {_EXPORT}",
+    ),
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive", _UNPACK),
     (re.compile(rb"Rar!\x1a\x07"), "a rar archive", _UNPACK),
     (re.compile(rb".{257}ustar", re.S), "a tar archive", _UNPACK),
@@ -47,9 +74,18 @@ _FOREIGN: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"PARE"), "an encrypted parquet table", "decrypt it"),
     (re.compile(rb"SQLite format 3\x00"), "an SQLite database", _EXPORT),
     (re.compile(rb"\x89HDF\r\n"), "an HDF5 file", _EXPORT),
-    (re.compile(rb"\x80[\x02-\x05]"), "a pickle, which is never opened: it may run code", _EXPORT),
+    (
+        re.compile(rb"\x80[\x02-\x05]|\([ld]p\d|[\]}]q\x00"),
+        "a pickle, which is never opened: it may run code",
+        _EXPORT,
+    ),
     (re.compile(rb"\x93NUMPY"), "a NumPy array", _EXPORT),
     (re.compile(rb"%PDF"), "a PDF", "take the text out of it"),
+    (
+        re.compile(rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff"),
+        "UTF-32",
+        "convert it with iconv -f UTF-32 -t UTF-8",
+    ),
     (re.compile(rb"\xff\xfe|\xfe\xff"), "UTF-16", "convert it with iconv -f UTF-16 -t UTF-8"),
 )
 

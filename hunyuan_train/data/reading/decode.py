@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.reading.encodings import guess_encoding
 from hunyuan_train.families.grammar.tokenizer import replace_surrogates
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -117,26 +118,19 @@ def _refuse_number(text: str) -> None:
 
 def describe_encoding(raw: bytes, error: UnicodeDecodeError) -> Problem:
     """What bytes that are not UTF-8 look like."""
-    if b"\0" in raw:
-        guess = "UTF-16"
-    else:
-        try:
-            raw.decode("gb18030")
-            guess = "GB18030 (Chinese)"
-        except UnicodeDecodeError:
-            guess = "Latin-1"
     return Problem(
         "encoding",
         "",
         f"byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8; "
-        f"the text looks like {guess}",
+        f"the text looks like {guess_encoding(raw)}",
         _RECODE,
     )
 
 
 def _describe_json_error(text: str, error: json.JSONDecodeError) -> Problem:
     if "\0" in text:
-        reason = "zero bytes between the letters; the text looks like UTF-16"
+        guess = guess_encoding(text.encode())
+        reason = f"zero bytes between the letters; the text looks like {guess}"
         return Problem("encoding", "", reason, _RECODE)
     is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
     what = "the JSON ends too early" if is_cut else f"not JSON: {error.msg}"

@@ -169,11 +169,11 @@ class _HashedFile:
 def _read_file(path: Path, expected_hash: str | None) -> Iterator[Chunk]:
     position = 0
     with path.open("rb") as raw:
-        content = find_content(raw.read(HEAD_BYTES))
+        content = _find_content(path, raw.read(HEAD_BYTES))
         raw.seek(0)
         hashed = _HashedFile(raw)
         # A table is read back and forth, so it is hashed by itself, behind.
-        read = _read_table(path, raw, content) if _is_table(path, content) else None
+        read = _read_table(path, raw, content) if content in TABLES else None
         for chunk in read or _read_text(path, hashed, content):
             # What counts is how far it was read at most.
             chunk.num_bytes = max(raw.tell() - position, 0)
@@ -189,9 +189,11 @@ def _read_file(path: Path, expected_hash: str | None) -> Iterator[Chunk]:
             )
 
 
-def _is_table(path: Path, content: Content) -> bool:
-    """Whether a file is a table; the streams of old versions of Arrow have only their name."""
-    return content in TABLES or (content == "text" and path.suffix.lower() == ".arrow")
+def _find_content(path: Path, head: bytes) -> Content:
+    """What a file holds; the streams of old versions of Arrow have only their name."""
+    content = find_content(head)
+    is_unmarked = content == "text" and not (_is_text(head) or describe_foreign(head))
+    return "arrow" if is_unmarked and path.suffix.lower() == ".arrow" else content
 
 
 def _say_content(path: Path, content: Content) -> Iterator[Chunk]:

@@ -8,12 +8,16 @@ import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hunyuan_train.data.findings import Finding, PolicySet, Problem
+from hunyuan_train.data.reading.compression import UNREADABLE, CompressionError, decompress
 from hunyuan_train.data.reading.contents import (
+    COMPRESSED,
     HEAD_BYTES,
     Content,
     describe_foreign,
@@ -44,10 +48,12 @@ _CONTENTS: dict[str, tuple[Content, ...]] = {
     ".bz2": ("bzip2",),
     ".xz": ("xz",),
     ".parquet": ("parquet",),
-    ".arrow": ("arrow", "arrow file", "text"),  # text: old streams have no mark
+    ".arrow": ("arrow", "arrow file"),
     ".feather": ("arrow file",),
 }
 
+
+_RENAME = "give it an ending that is read, such as .jsonl"
 
 # How programs name what they have not finished to write.
 _UNFINISHED = {".part", ".partial", ".crdownload", ".incomplete", ".download", ".tmp", ".aria2"}
@@ -195,11 +201,11 @@ def _check_file(path: Path, setting: str) -> None:
     if path.is_file():
         if is_data_file(path):
             return
-        what = _name_content(path)
+        what, fix = _look_inside(path)
         known = " ".join((*TEXT_SUFFIXES, *TABLE_SUFFIXES, *COMPRESSED_SUFFIXES))
         raise DataError(
             f"{path} has no ending that is read as data"
-            + (f" (it is {what})" if what else "")
+            + (f" (it is {what}; {fix})" if what else "")
             + f"; the endings are {known}"
         )
     if path.is_symlink() and not path.exists():
@@ -254,14 +260,13 @@ def _judge_entry(path: Path) -> Problem | None:
     if not path.is_file():
         reason = f"{_name_special(path)} and no file"
         return Problem("unread_entry", name, reason, "take it out of the folder")
-    what = _name_content(path)
+    what, fix = _look_inside(path)
     if not what and path.suffix.lower() not in _UNFINISHED:
         return Problem("passed_over", name, "its name has no ending that is read", "not read")
     reason = "a file that its program has not finished, by its ending"
     if what:
         reason = f"it is {what}, and its ending is not one that is read"
-    fix = "give it an ending that is read, such as .jsonl, or take it out of the folder"
-    return Problem("unread_entry", name, reason, fix)
+    return Problem("unread_entry", name, reason, f"{fix}, or take it out of the folder")
 
 
 def _name_special(path: Path) -> str:
@@ -269,19 +274,30 @@ def _name_special(path: Path) -> str:
     return kinds.get(stat.S_IFMT(path.stat().st_mode), "a device")
 
 
-def _name_content(path: Path) -> str:
-    """What a file holds; "" where it is empty or text of another kind than JSON."""
+def _look_inside(path: Path) -> tuple[str, str]:
+    """What a file holds, "" for text of another kind than JSON; and what to do with it."""
     try:
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+        head, content = _read_head(path)
     except OSError as error:
-        return f"closed to us ({error.strerror})"
+        return f"closed to us ({error.strerror})", "open it"
     if foreign := describe_foreign(head):
-        return foreign[0]
-    content = find_content(head)
+        what, fix = foreign
+        return f"{what}, inside of {content}" if content in COMPRESSED else what, fix
     if content == "text":
-        return "JSON" if head.lstrip()[:1] in (b"{", b"[") else ""
-    return content
+        return "JSON" if head.lstrip()[:1] in (b"{", b"[") else "", _RENAME
+    return content, _RENAME
+
+
+def _read_head(path: Path) -> tuple[bytes, Content]:
+    """The first bytes of a file, of what is inside where it is compressed, and what it holds."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        content = find_content(head)
+        if content in COMPRESSED:
+            file.seek(0)
+            with suppress(CompressionError, EOFError, zlib.error, *UNREADABLE):
+                head = next(decompress(file, content, HEAD_BYTES), b"")
+    return head, content
 
 
 def _refuse_several_splits(folder: Path, files: list[Path]) -> None:

@@ -65,20 +65,34 @@ def test_broken_json_is_refused_with_its_column(raw, reason):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "guess"), [("gb18030", "GB18030"), ("utf-16", "UTF-16"), ("latin-1", "Latin-1")]
+    ("encoding", "text", "guess"),
+    [
+        ("gb18030", "请提取", "GB18030"),
+        ("gbk", "今天天气很好、我们去公园吧。", "GB18030"),
+        ("big5", "請問台北在哪裡。今天天氣很好。", "Big5"),
+        ("shift_jis", "今日はいい天気ですね。", "Shift-JIS"),
+        ("shift_jis", "データ", "Shift-JIS"),
+        ("euc_jp", "今日はいい天気ですね。", "EUC-JP"),
+        ("utf-16", "请提取", "UTF-16"),
+        ("utf-32", "请提取", "UTF-32"),
+        ("latin-1", "é", "Latin-1"),
+        ("latin-1", "déjà vu à l'été", "Latin-1"),
+        ("cp1252", "“so”", "Windows-1252"),
+    ],
 )
-def test_other_encodings_are_named_with_the_byte(encoding, guess):
-    text = '{"a": "é"}' if encoding == "latin-1" else '{"a": "请提取"}'
-    value, [(kind, reason)] = _decode(text.encode(encoding))
+def test_other_encodings_are_named_with_the_byte(encoding, text, guess):
+    value, [(kind, reason)] = _decode(f'{{"a": "{text}"}}'.encode(encoding))
     assert (value, kind) == (None, "encoding")
     assert guess in reason
     assert "byte " in reason
 
 
-def test_utf_16_without_a_mark_is_named():
-    _, [(kind, reason)] = _decode('{"a": "b"}'.encode("utf-16-le"))
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["b", "请 \u0100a"])
+def test_wide_encodings_without_a_mark_are_named(encoding, text):
+    _, [(kind, reason)] = _decode(f'{{"a": "{text}"}}'.encode(encoding))
     assert kind == "encoding"
-    assert "UTF-16" in reason
+    assert f"looks like {encoding[:6].upper()}" in reason
 
 
 def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept():

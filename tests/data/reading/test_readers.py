@@ -151,7 +151,7 @@ def test_a_file_without_records_is_said(tmp_path, content):
         ("e.json", b'["\xff"]'),
         ("f.json", b"[" * 100_000),
         ("a.parquet", b"PAR1 and no more"),
-        ("a.arrow", b"nothing"),
+        ("a.arrow", b"nothing\0"),
         ("a.jsonl", LINES.decode().encode("utf-16")),
     ],
 )
@@ -201,3 +201,52 @@ def test_a_table_of_one_large_row_group_is_read_in_pieces():
     rows = [row for rows, _ in tables.read_rows(file, "parquet") for row in rows]
     assert [json.loads(row)["prompt"] for row in rows] == texts
     assert file.largest <= 2 * tables.BUFFER_BYTES < num_bytes / 8
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow", "a.feather"]
+)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LFS, "a Git LFS pointer and not the file itself"),
+        (b"<!DOCTYPE html><html></html>", "a web page"),
+        (b"/annex/objects/MD5E-s12--0123.jsonl\n", "a git-annex pointer"),
+        (b"../../.git/annex/objects/Xk/0p/SHA256E-s1--00.parquet/x", "a git-annex pointer"),
+        (b"outs:\n- md5: 0123\n  size: 4\n  path: a.jsonl\n", "a DVC pointer"),
+        (b"md5: 01\nfrozen: true\nouts:\n  - path: a.jsonl\n", "a DVC pointer"),
+        (b"Entry not found", "the refusal of a server"),
+        (b"404: Not Found", "the refusal of a server"),
+        (b"Invalid username or password.\n", "the refusal of a server"),
+        (b"PK\x03\x04\x14\x00", "a zip archive"),
+        (b"\x93NUMPY\x01\x00", "a NumPy array"),
+        (b"\x80\x04\x95\x00", "a pickle"),
+        (b"(lp0\nVa\np1\na.", "a pickle"),
+        ('{"a": "b"}'.encode("utf-32"), "UTF-32"),
+        ('{"a": "b"}'.encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_what_lies_in_place_of_a_file_is_named_whatever_its_ending(
+    tmp_path, ending, content, message
+):
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(content)
+    problems = [problem for chunk in read_chunks(path) for _, problem in chunk.problems]
+    [broken] = [problem for problem in problems if problem.kind == "broken_file"]
+    assert f"it is {message}" in broken.reason
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet", "a.feather"])
+def test_lines_with_the_name_of_a_table_are_read_as_lines(tmp_path, name):
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(LINES)
+    assert _read(path) == (RECORDS, list(range(1, 301)), [(1, "misnamed")])
+
+
+def test_a_record_that_begins_like_a_refusal_is_none(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("not found,answer\nq,a\n")
+    assert _read(path)[0] == [{"not found": "q", "answer": "a"}]

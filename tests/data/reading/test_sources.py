@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import os
 
 import pytest
@@ -135,3 +137,25 @@ def test_a_missing_file_is_told_by_the_setting_that_names_it(folder):
     for setting in ("train_data_file", "eval_data_file", "FILE"):
         with pytest.raises(DataError, match=f"does not exist; {setting} takes files"):
             find_sources("gone.jsonl", setting=setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what", "fix"),
+    [
+        ("a.pkl", b"\x80\x04\x95", "a pickle", "export it as .jsonl or .parquet"),
+        ("a.zip", b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it"),
+        ("a.npy", b"\x93NUMPY", "a NumPy array", "export it as .jsonl or .parquet"),
+        ("a.tgz", gzip.compress(bytes(257) + b"ustar"), "a tar archive, inside of gzip", "unpack"),
+        ("a.tar.bz2", bz2.compress(bytes(257) + b"ustar"), "a tar archive, ins", "unpack it"),
+        ("a.txt.gz", gzip.compress(b"{}")[:9], "gzip", "give it an ending that is read"),
+        ("a.txt", b'{"a": 1}', "JSON", "give it an ending that is read"),
+    ],
+)
+def test_what_is_to_be_done_with_a_file_of_another_kind_is_told(tmp_path, name, content, what, fix):
+    (tmp_path / "b.jsonl").write_text("{}")
+    (tmp_path / name).write_bytes(content)
+    [entry] = list_sources(str(tmp_path)).unread
+    assert entry.problem.reason.startswith(f"it is {what}")
+    assert entry.problem.fix.startswith(fix)
+    with pytest.raises(DataError, match=f"it is {what}.*; {fix}"):
+        list_sources(str(tmp_path / name))
