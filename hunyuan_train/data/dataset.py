@@ -160,7 +160,9 @@ def is_whole(folder: Path) -> bool:
         content = json.loads((folder / "summary.json").read_text())
         own = content.pop("own_sha256")
         sizes = content["sizes"]
-        is_ours = own == _hash_content(content) and sizes.keys() == content["sha256"].keys()
+        names = {path.name for path in folder.glob("*.bin")}
+        is_ours = own == _hash_content(content) and names == sizes.keys()
+        is_ours = is_ours and names == content["sha256"].keys()
         return is_ours and all(
             (folder / name).stat().st_size == size for name, size in sizes.items()
         )
@@ -177,9 +179,11 @@ def read_summary(folder: Path) -> DataSummary:
     return DataSummary(**json.loads((folder / "summary.json").read_text())["summary"])
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """What a whole folder was compiled from."""
-    return dict(json.loads((folder / "summary.json").read_text())["identity"])
+def read_identity(folder: Path) -> dict[str, Any] | None:
+    """What a whole folder was compiled from; None where it does not say so."""
+    content = json.loads((folder / "summary.json").read_text())
+    identity: dict[str, Any] | None = content.get("identity")
+    return identity
 
 
 def read_hashes(folder: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The cache never gives tokens that are not those of the file."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -177,6 +178,24 @@ def test_a_folder_under_the_name_of_another_is_not_served(two, prepare, tokenize
         shutil.copytree(other, folder)
     assert "from A" in _answers(prepare(path), tokenizer)[0]
     assert "made of other data than its name says" in caplog.text
+
+
+def test_weights_that_were_put_in_later_are_noticed(folder, prepare, tmp_path, caplog):
+    spans = np.fromfile(folder / "spans.bin", np.uint8)
+    (folder / "weights.bin").write_bytes(np.full(len(spans), 9, np.float32).tobytes())
+    assert prepare(tmp_path / "data.jsonl").weights is None
+    assert "is damaged and is built again" in caplog.text
+
+
+def test_a_folder_that_does_not_say_what_it_was_made_of_is_not_served(two, prepare, tokenizer):
+    (path, folder), (_, other) = two
+    content = json.loads((other / "summary.json").read_text())
+    content = {key: content[key] for key in ("summary", "sizes", "sha256")}
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "summary.json").write_text(json.dumps({**content, "own_sha256": own}))
+    assert "from A" in _answers(prepare(path), tokenizer)[0]
 
 
 @pytest.mark.parametrize("key", ["hash", "state", "whole", "nested"])
