@@ -379,7 +379,8 @@ def export_at_last(
     config, device = resolved.config, trainer.engine.device
     folder = Path(config.train.output_dir, run_files.EXPORT)
     attempt = partial(export, config, trainer.engine, resolved.shape, source, folder=folder)
-    minutes = config.checkpoints.wait_for_room_minutes if result.is_saved else 0  # it has waited
+    is_waited_for = result.is_saved and not result.is_signalled  # or it has waited
+    minutes = config.checkpoints.wait_for_room_minutes if is_waited_for else 0
     with heeding_signals(time.monotonic(), max_hours=0) as request:
         patience = Patience(
             minutes=minutes, is_asked_to_end=lambda: agree_that_signalled(request, device)

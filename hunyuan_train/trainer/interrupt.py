@@ -14,7 +14,7 @@ from types import FrameType
 
 import torch
 
-from hunyuan_train.parallel.engine import sum_over_ranks
+from hunyuan_train.parallel.engine import max_over_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -71,3 +71,18 @@ def agree_to_stop(request: StopRequest, reserve_seconds: float, device: torch.de
 def agree_that_signalled(request: StopRequest, device: torch.device) -> bool:
     """Whether any rank was asked to stop, however much of its time is left; the same on all."""
     return sum_over_ranks([float(request.received is not None)], device)[0] > 0
+
+
+def seconds_until_killed(
+    request: StopRequest, device: torch.device, *, grace_seconds: float, reserve_seconds: float
+) -> float:
+    """What is left of the time that ranks have after a signal; the same on all of them.
+
+    Args:
+        request: of a run of which at least one rank was signalled.
+        device: for the collective.
+        grace_seconds: from the signal on.
+        reserve_seconds: what must be left over.
+    """
+    passed = time.monotonic() - request.received_at if request.received else 0.0
+    return grace_seconds - max_over_ranks([passed + reserve_seconds], device)[0]

@@ -38,11 +38,12 @@ from hunyuan_train.trainer.interrupt import (
     agree_that_signalled,
     agree_to_stop,
     heeding_signals,
+    seconds_until_killed,
 )
 from hunyuan_train.trainer.memory_estimate import RunEstimate
 from hunyuan_train.trainer.metrics import Logs
 from hunyuan_train.trainer.profiler import profile_nothing
-from hunyuan_train.trainer.room import Patience, write_at_last
+from hunyuan_train.trainer.room import TRY_SECONDS, Patience, write_at_last
 from hunyuan_train.trainer.router_monitor import NoRouters, RouterMonitor
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
@@ -98,6 +99,7 @@ class TrainingResult:
     is_complete: bool  # False: it stopped on request, to be resumed
     is_saved: bool  # whether the last checkpoint was written
     step: int
+    is_signalled: bool = False  # whoever asked for the end waits for nothing that can be left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,29 +176,51 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
         trainer.report_progress(state.step, "saving")
         is_complete = state.step >= trainer.total_steps or has_stalled(config.evaluation, state)
         is_saved = saved_step == first_step == state.step or save_last(trainer, state, request)
+        is_signalled = agree_that_signalled(request, trainer.engine.device)
     # The last save ends after its step.
     trainer.logs.metrics.amend(checkpointer.numbers(), state.step)
     log_end(trainer, state, is_complete=is_complete)
-    return TrainingResult(is_complete=is_complete, is_saved=is_saved, step=state.step)
+    return TrainingResult(is_complete, is_saved, state.step, is_signalled)
 
 
 def save_last(trainer: Trainer, state: TrainerState, request: StopRequest) -> bool:
     """Save where the run ends, waiting for room if need be; False if it could not be done."""
-    step, saver, device = state.step, trainer.checkpointer, trainer.engine.device
-    was_asked = agree_that_signalled(request, device)
+    step, saver = state.step, trainer.checkpointer
 
     def attempt() -> str | None:
         trainer.logs.flush()  # they may have been waiting for room, too
         return None if saver.has_saved(step) else saver.save_at_once(state)
 
-    patience = Patience(
-        minutes=trainer.config.checkpoints.wait_for_room_minutes,
-        is_asked_to_end=lambda: not was_asked and agree_that_signalled(request, device),
-    )
-    fault = write_at_last(attempt, f"the checkpoint of step {step}", patience)
+    fault = write_at_last(attempt, f"the checkpoint of step {step}", wait_at_end(trainer, request))
     if fault:
         logger.error("NOT SAVED: the checkpoint of step %d: %s", step, fault, extra=SHARED)
     return fault is None
+
+
+def wait_at_end(trainer: Trainer, request: StopRequest) -> Patience:
+    """How long the last save waits for room: after a signal as long as agents let ranks live."""
+    device, minutes = trainer.engine.device, trainer.config.checkpoints.wait_for_room_minutes
+    if not agree_that_signalled(request, device):
+        return Patience(
+            minutes=minutes, is_asked_to_end=lambda: agree_that_signalled(request, device)
+        )
+
+    def seconds_left() -> float:
+        return seconds_until_killed(
+            request,
+            device,
+            grace_seconds=trainer.config.launch.stop_timeout_seconds,
+            reserve_seconds=2 * (TRY_SECONDS + trainer.checkpointer.seconds_of_last),
+        )
+
+    minutes_left = max(0.0, seconds_left() / 60)
+    if minutes <= minutes_left:
+        return Patience(minutes=minutes, is_asked_to_end=lambda: False)
+    return Patience(
+        minutes=minutes_left,
+        is_asked_to_end=lambda: seconds_left() <= 0,
+        setting="stop_timeout_seconds",
+    )
 
 
 def log_end(trainer: Trainer, state: TrainerState, *, is_complete: bool) -> None:

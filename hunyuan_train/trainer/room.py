@@ -21,6 +21,7 @@ class Patience:
 
     minutes: float
     is_asked_to_end: Callable[[], bool]  # the same answer on every rank
+    setting: str = "wait_for_room_minutes"  # which says so
 
     @property
     def num_tries(self) -> int:
@@ -48,14 +49,15 @@ def write_at_last(attempt: Callable[[], str | None], what: str, patience: Patien
         if number % TRIES_BETWEEN_REMINDERS == 0:
             logger.warning(
                 "NOT SAVED: %s: %s. It is kept in memory; make room, and it is written at once. "
-                "The run waits for %.3g minutes (--wait_for_room_minutes)",
-                *(what, fault, patience.minutes - number * TRY_SECONDS / 60),
+                "The run waits for %.3g minutes (--%s)",
+                *(what, fault, patience.minutes - number * TRY_SECONDS / 60, patience.setting),
                 extra=SHARED,
             )
         _pause()
-        if patience.is_asked_to_end():
+        is_last = patience.is_asked_to_end()
+        fault = attempt()  # one more in any case: room may have been made during the pause
+        if is_last:
             break
-        fault = attempt()
     return fault
 
 
