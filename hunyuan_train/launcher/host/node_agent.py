@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hunyuan_train.launcher.exit_codes import HOST_LOST, KILLED, SUCCESS, USER_ERROR
+from hunyuan_train.launcher.exit_codes import HOST_LOST, KILLED, SUCCESS, TERMINATED, USER_ERROR
 from hunyuan_train.launcher.host.supervise import adopt_orphans, die_with_parent, kill_descendants
 from hunyuan_train.launcher.rank.heartbeat import (
     FOLDER_VARIABLE,
@@ -83,9 +83,11 @@ class NodeAgent:
             tell("ended", exit_code=USER_ERROR, failure=None, was_told_to=False)
             return USER_ERROR
         exit_code = SUCCESS
-        for command in self.spec.commands:
+        for number, command in enumerate(self.spec.commands, start=1):
             exit_code = self._run_command(command)
-            if exit_code != SUCCESS or self.is_stopping:
+            if exit_code == SUCCESS and self.is_stopping and number < len(self.spec.commands):
+                exit_code = TERMINATED  # what was to come never ran
+            if exit_code != SUCCESS:
                 break
         if self.is_lost:
             return HOST_LOST

@@ -17,7 +17,7 @@ from rich.control import Control
 from rich.segment import ControlType
 
 from hunyuan_train.config.launch_schema import LaunchConfig
-from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.exit_codes import NO_ROOM, NOT_COPIED, RESUME, SUCCESS
 from hunyuan_train.launcher.host.node_agent import remove_left_folders
 from hunyuan_train.launcher.job.node import Job, Node
 from hunyuan_train.launcher.job.outcome import (
@@ -38,6 +38,7 @@ SETTLE_SECONDS = 2.0  # for other nodes to notice a failure, and to say which of
 KILL_SECONDS = 8.0  # for an agent to end its part
 ANSWER_SECONDS = 6.0  # for ranks to say where they stand
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ENDED_ALL_THE_SAME = (SUCCESS, NO_ROOM, NOT_COPIED)
 
 
 class Watch:
@@ -76,7 +77,10 @@ class Watch:
         return self._judge(hang)
 
     def _judge(self, hang: Outcome | None) -> Outcome:
-        if not self.signals:
+        # A signal that came when all was done, or when a run had ended without something it should
+        # leave, changes nothing about that.
+        tells_all = all(node.exit_code in ENDED_ALL_THE_SAME for node in self.nodes)
+        if tells_all or not self.signals:
             return hang or conclude(self.nodes, launch=self.launch)
         # Ctrl-C is always that; whoever sends SIGTERM starts a run again that says "resume".
         has_saved = all(node.exit_code == RESUME for node in self.nodes)
