@@ -81,6 +81,7 @@ from hunyuan_train.trainer.state import TrainerState, read_state
 logger = logging.getLogger(__name__)
 
 COMMAND_POLL_SECONDS = 2.0
+COMMAND_REMINDER_SECONDS = 60.0
 
 
 def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
@@ -295,11 +296,13 @@ def wait_for_commands(
     if not command:
         return None
     heartbeat.report(result.step, "waiting for after_checkpoint")
-    commands, has_said = saver.commands, False
+    commands, said_at = saver.commands, time.monotonic()
+    logger.info("waiting for the end of after_checkpoint: %s", command)
     while max_over_ranks([len(commands.in_use()) if commands else 0], saver.engine.device)[0]:
-        if not has_said:
-            logger.info("waiting for the end of after_checkpoint: %s", command)
-            has_said = True
+        waits_for = commands.describe() if commands else None
+        if waits_for and time.monotonic() > said_at + COMMAND_REMINDER_SECONDS:
+            logger.warning("the run is over and waits: %s", waits_for)
+            said_at = time.monotonic()
         tell_progress()
         time.sleep(COMMAND_POLL_SECONDS)
     saver.delete_what_was_in_use()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hunyuan_train.checkpoint import user_commands
@@ -67,6 +68,48 @@ def test_the_command_is_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_failure_shows_its_last_lines(tmp_path: Path) -> None:
     fault = run_user_command("seq 1000; printf '\\377'; echo no luck >&2; exit 3; # $1", tmp_path)
     assert fault == "exit code 3 | 997 | 998 | 999 | 1000 | \ufffdno luck"
+
+
+@pytest.mark.parametrize(
+    "left", ["sleep 40 &", "(sleep 40) &", "(while sleep 1; do echo x; done) &"]
+)
+def test_what_a_command_leaves_running_is_not_waited_for(tmp_path: Path, left: str) -> None:
+    began = time.monotonic()
+    assert run_user_command(f"{left} : $1", tmp_path) is None
+    fault = run_user_command(f"{left} echo no luck; exit 3; : $1", tmp_path)
+    assert time.monotonic() - began < 10
+    assert fault == "exit code 3 | no luck"
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+
+
+def list_processes(mark: str) -> list[str]:
+    return [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])
+            if mark in (one.info["cmdline"] or [])]  # fmt: skip
+
+
+def test_what_hangs_is_killed_with_its_children_and_counts_as_failed(tmp_path: Path) -> None:
+    began, mark = time.monotonic(), "86399.25"  # seconds that nothing else sleeps
+    line = f"echo at it; sleep {mark} | cat; : $1"
+    fault = run_user_command(line, tmp_path, most_seconds=0.5)
+    assert time.monotonic() - began < 10
+    assert fault == "it was killed, because it had not ended in its time | at it"
+    assert list_processes(mark) == []
+
+
+def test_a_checkpoint_whose_copy_hangs_is_freed_and_not_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    commands = CheckpointCommands("sleep 1000; : $1", (0.1, 0.1), most_hours=1 / 3600)
+    folder = make_checkpoint(tmp_path, 1)
+    commands.start(folder)
+    said = commands.describe()
+    assert said is not None
+    assert f"has been at {folder} for 0 minutes. After 0.000277778 hours it counts" in said
+    wait_until(lambda: not commands.in_use())
+    assert commands.describe() is None
+    assert commands.fault == "it was killed, because it had not ended in its time"
+    assert "Again in" not in caplog.text
 
 
 def test_every_checkpoint_has_its_turn_and_is_in_use_until_then(tmp_path: Path) -> None:
