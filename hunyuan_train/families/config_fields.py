@@ -33,6 +33,16 @@ class Fields:
         """Whether the field is there, and not null."""
         return self.values.get(name) is not None
 
+    def refuse_difference(self, alias: str, name: str) -> None:
+        """Refuse two names of one number that say different things: readers take either.
+
+        Raises:
+            ConfigError: both are given, and differ.
+        """
+        given = [self.values[one] for one in (alias, name) if self.is_given(one)]
+        if len({repr(_once(value)) for value in given}) > 1:
+            raise self.refuse(alias, f"the same as {name}, or left out")
+
     def whole(self, name: str, *, most: int, least: int = 1) -> int:
         """A whole number; neither true nor 1.0 is one.
 
@@ -96,3 +106,9 @@ class Fields:
                 name, "the same for all layers, as Transformers' class has one value for all"
             )
         return Fields({name: value[0]}, self.source).whole(name, most=most)
+
+
+def _once(value: object) -> object:
+    """A value that may be repeated once a layer."""
+    is_repeated = isinstance(value, list) and value and all(one == value[0] for one in value)
+    return value[0] if is_repeated else value

@@ -8,21 +8,26 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.config_fields import Fields
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import Kind, StoredTensor
+from hunyuan_train.plain_text import make_plain_name
 
 # Bounds far beyond any model: what lies above is a mistake or an attack, and would take memory or
 # time before anything else is found wrong.
 MAX_LAYERS, MAX_EXPERTS = 2**12, 2**12
 MAX_EXPERTS_IN_ALL = 2**16  # of all layers; the released model has 2,048
 MAX_VOCABULARY, MAX_WIDTH, MAX_POSITIONS = 2**24, 2**20, 2**31
+# Of an object that describes a rope. Published files give the last four for a rope without them.
+ROPE_FIELDS = {"rope_type", "type", "rope_theta", "factor"}
+ROPE_FIELDS |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
 
 
 def read_common_numbers(fields: Fields) -> dict[str, Any]:
     """The fields of a `ModelShape` that no family reads in a way of its own.
 
     Raises:
-        ConfigError: a value that no model has, or a rope that is not computed here.
+        ConfigError: a value that no model has, a rope that is not computed here, or quantisation.
         KeyError: a missing field.
     """
+    refuse_quantised(fields)
     rope_theta, rope_alpha = read_rope(fields)
     vocab_size = fields.whole("vocab_size", most=MAX_VOCABULARY)
     tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "eod_token_id")
@@ -55,6 +60,7 @@ def read_heads(fields: Fields) -> dict[str, int]:
         num_shared = fields.whole("num_key_value_heads", most=num_heads)
         if num_heads % num_shared:
             raise fields.refuse("num_key_value_heads", f"a divisor of {num_heads} attention heads")
+    fields.refuse_difference("attention_head_dim", "head_dim")
     given = [name for name in ("head_dim", "attention_head_dim") if fields.is_given(name)]
     name = given[0] if given else "hidden_size"
     width = fields.whole(name, most=MAX_WIDTH)
@@ -69,23 +75,69 @@ def read_heads(fields: Fields) -> dict[str, int]:
 
 
 def read_rope(fields: Fields) -> tuple[float, float | None]:
-    """Theta and alpha of the rope, in the words of Transformers 4 or 5."""
-    name = "rope_parameters" if fields.is_given("rope_parameters") else "rope_scaling"
-    scaling = fields.values.get(name)
-    if not isinstance(scaling, Mapping | None):
-        raise fields.refuse(name, "null or an object with the type of the rope")
-    outer = {"rope_theta": fields.values.get("rope_theta", 10000.0)}
-    rope = Fields(outer | dict(scaling or {}), f"{name} of {fields.source}")
-    theta = rope.number("rope_theta", default=10000.0)
-    rope_type = rope.values.get("rope_type", rope.values.get("type", "default"))
-    if rope_type == "default":
-        return theta, None
-    if rope_type == "dynamic" and rope.values.get("alpha"):
-        return theta, rope.number("alpha", default=0.0)
-    raise ConfigError(
-        f"{fields.source} has rope type {rope_type!r} without alpha; this project computes the "
-        "default rope and the published one (dynamic with alpha)"
-    )
+    """Theta and alpha of the rope, in the words of Transformers 4, of 5, or of both.
+
+    Readers differ in which of them wins, so they must say the same.
+
+    Raises:
+        ConfigError: they do not, or name a rope that is not computed here.
+    """
+    if fields.is_given("partial_rotary_factor"):
+        raise fields.refuse("partial_rotary_factor", "left out, as all of a head is turned")
+    ropes = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(fields.values.get(name), Mapping | None):
+            raise fields.refuse(name, "null or an object with the type of the rope")
+        if fields.values.get(name):
+            rope = Fields(fields.values[name], f"{name} of {fields.source}")
+            ropes[name] = (rope, _read_alpha(rope))
+    if len({alpha for _, alpha in ropes.values()}) > 1:
+        raise fields.refuse("rope_scaling", "the same rope as rope_parameters, or left out")
+    places = [fields, *(rope for rope, _ in ropes.values())]
+    given = [place for place in places if place.is_given("rope_theta")] or [fields]
+    thetas = [place.number("rope_theta", default=10000.0) for place in given]
+    if len(set(thetas)) > 1:
+        listed = " and ".join(f"{theta:g}" for theta in thetas)
+        raise ConfigError(
+            f"{fields.source} has rope_theta {listed} in different places; leave the right one only"
+        )
+    return thetas[0], next((alpha for _, alpha in ropes.values()), None)
+
+
+def _read_alpha(rope: Fields) -> float | None:
+    """Alpha of one object that describes the rope; None: the default rope.
+
+    Raises:
+        ConfigError: it is another rope, or has fields that are not computed here.
+    """
+    types = [rope.values[name] for name in ("rope_type", "type") if rope.is_given(name)]
+    rope_type = types[0] if types else "default"
+    if any(one != rope_type for one in types):
+        raise rope.refuse("type", f"the same as rope_type, {rope_type!r}")
+    has_alpha = rope_type == "dynamic" and bool(rope.values.get("alpha"))
+    if rope_type != "default" and not has_alpha:
+        raise ConfigError(
+            f"{rope.source} has rope type {make_plain_name(rope_type, most=80)!r} without alpha; "
+            "this project computes the default rope and the published one (dynamic with alpha)"
+        )
+    known = ROPE_FIELDS | {"alpha"} if has_alpha else ROPE_FIELDS
+    for name in rope.values:
+        if name not in known and rope.is_given(name):
+            raise rope.refuse(name, f"left out, as the {rope_type} rope here does not compute it")
+    if rope.is_given("factor") and rope.number("factor", default=1.0) != 1.0:
+        raise rope.refuse("factor", f"1.0, the only one that the {rope_type} rope here computes")
+    return rope.number("alpha", default=0.0) if has_alpha else None
+
+
+def refuse_quantised(fields: Fields) -> None:
+    """Refuse a model whose weights other readers would unpack before they compute.
+
+    Raises:
+        ConfigError: it says that it is quantised.
+    """
+    for name in ("quantization_config", "compression_config"):
+        if fields.is_given(name):
+            raise fields.refuse(name, "left out, as only weights that are not quantised are read")
 
 
 def refuse_switches(

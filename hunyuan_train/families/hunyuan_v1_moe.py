@@ -60,6 +60,8 @@ def parse(config: Mapping[str, Any], source: str) -> ModelShape:
         flat["num_shared_expert"] = fields.uniform("num_shared_expert", most=MAX_EXPERTS)
     fixed = FIXED_SWITCHES | {"num_shared_expert": 1}
     refuse_switches(flat, source, fixed=fixed, family=NAME)
+    fields.refuse_difference("num_local_experts", "num_experts")
+    fields.refuse_difference("num_experts_per_tok", "moe_topk")
     numbers = read_common_numbers(fields)
     num_experts = fields.uniform("num_experts", most=MAX_EXPERTS)
     if num_experts * numbers["num_hidden_layers"] > MAX_EXPERTS_IN_ALL:

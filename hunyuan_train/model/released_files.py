@@ -41,12 +41,15 @@ def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]
         stored |= found
         if len(stored) > most:
             break  # some are unknown, whatever the other files hold
+    listed = _read_weight_map(folder / INDEX) if (folder / INDEX).exists() else {}
     if shape.tie_word_embeddings:
         # Some writers store the tied output weights a second time; the embedding is read.
         family = family_of(shape)
         stored = {n: one for n, one in stored.items() if kind_of(family, n) is not Kind.HEAD}
+        listed = {n: file for n, file in listed.items() if kind_of(family, n) is not Kind.HEAD}
     located = _unfuse_experts(stored, shape, folder)
     _check_complete(located, shape, folder)
+    _check_index(folder / INDEX, listed, stored)
     return located
 
 
@@ -67,7 +70,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.exists():
         return files
-    listed = _read_index(index)
+    listed = sorted(set(_read_weight_map(index).values()))
     missing = [file for file in listed if not (folder / file).exists()]
     if missing or not listed:
         raise ConfigError(
@@ -77,15 +80,31 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / file for file in listed]
 
 
-def _read_index(index: Path) -> list[str]:
-    """The files that an index lists.
+def _check_index(index: Path, listed: dict[str, str], stored: dict[str, TensorLocation]) -> None:
+    """Refuse an index that other readers would follow to tensors that are not there.
+
+    Raises:
+        ConfigError: it differs from the headers of the files.
+    """
+    held = {name: one.file.name for name, one in stored.items()}
+    wrong = [f"{name} in {file}" for name, file in listed.items() if held.get(name) != file]
+    wrong += [f"not {name} in {held[name]}" for name in held if listed and name not in listed]
+    if wrong:
+        raise ConfigError(
+            f"{index} and the headers of the weight files differ: it lists {_some(wrong)}; "
+            "download the model again"
+        )
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index lists them.
 
     Raises:
         ConfigError: it is damaged, or names a file outside its folder.
     """
     try:
         weight_map = read_json_object(index)["weight_map"]
-        listed = sorted(set(weight_map.values()))
+        listed = set(weight_map.values())
         outside = [name for name in listed if Path(name).name != name or "\\" in name]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(
@@ -97,7 +116,7 @@ def _read_index(index: Path) -> list[str]:
             f"{index} lists {_some(wrong)}; it may list {SUFFIX} files of its own folder only, by "
             "their names: download the model again"
         )
-    return listed
+    return weight_map
 
 
 def check_generation_config(folder: Path, shape: ModelShape) -> None:

@@ -234,6 +234,29 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rope_parameters": None, "rope_theta": 0}, "rope_theta"),
     ({"rope_parameters": {"rope_type": "dynamic", "alpha": "x"}}, "alpha"),
     ({"rope_parameters": {"rope_type": ["dynamic"]}}, "rope type"),
+    # What other readers would compute instead, beside what is computed here.
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    ({"rope_scaling": {"type": "dynamic", "alpha": 1000.0}}, "rope_scaling"),
+    ({"rope_scaling": {"type": "dynamic", "alpha": "x"}}, "alpha"),
+    ({"rope_scaling": [1]}, "rope_scaling"),
+    ({"rope_scaling": []}, "rope_scaling"),
+    ({"rope_scaling": ""}, "rope_scaling"),
+    ({"rope_theta": 5e5}, "rope_theta"),
+    ({"rope_theta": 0}, "rope_theta"),
+    ({"rope_theta": "10000.0"}, "rope_theta"),
+    ({"rope_scaling": {"type": "default", "rope_theta": 5e5}}, "rope_theta"),
+    ({"rope_parameters": {"rope_type": "default", "type": "yarn"}}, "type"),
+    ({"rope_parameters": {"rope_type": "default", "alpha": 1000.0}}, "alpha"),
+    ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "factor"),
+    ({"rope_parameters": {"rope_type": "dynamic", "alpha": 9.0, "factor": 4.0}}, "factor"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"attention_head_dim": 64}, "attention_head_dim"),
+    ({"num_local_experts": 3}, "num_local_experts"),
+    ({"num_experts_per_tok": [2, 2]}, "num_experts_per_tok"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ({"quantization_config": {}}, "quantization_config"),
+    ({"compression_config": {"format": "int8"}}, "compression_config"),
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps"),
     ({"rms_norm_eps": None}, "rms_norm_eps"),
     ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
@@ -254,6 +277,59 @@ def test_number_that_no_model_has_is_refused_by_its_field(
 ) -> None:
     (folder / CONFIG).write_text(json.dumps(make_config() | change))
     refuse(folder, rf"{CONFIG} .*{field}")
+
+
+ROPE = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "alpha"),
+    [
+        # As the released A13B has it, as Transformers 5 writes that, and as our exports have it.
+        ({"rope_theta": 10000.0, "rope_parameters": None,
+          "rope_scaling": ROPE | {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
+                                  "mscale_all_dim": 1.0}}, 1000.0),
+        ({"rope_parameters": ROPE | {"rope_type": "dynamic", "rope_theta": 10000.0,
+                                     "beta_fast": 32, "mscale": 1.0}}, 1000.0),
+        ({"rope_parameters": ROPE | {"rope_theta": 10000}, "rope_theta": 10000.0,
+          "rope_scaling": ROPE | {"rope_type": "dynamic", "rope_theta": 10000.0}}, 1000.0),
+        ({"rope_theta": 10000.0, "rope_scaling": None}, None),
+        ({"rope_scaling": {}}, None),
+        ({"rope_parameters": None}, None),
+        ({"quantization_config": None, "attention_head_dim": 4}, None),
+        ({"moe_topk": [1], "num_experts_per_tok": 1}, None),
+    ],
+)  # fmt: skip
+def test_words_of_several_versions_that_agree_are_read(
+    folder: Path, change: dict[str, Any], alpha: float | None
+) -> None:
+    (folder / CONFIG).write_text(json.dumps(make_config() | change))
+    open_folder(folder)
+    shape = read_shape(folder)
+    assert (shape.rope_theta, shape.rope_alpha) == (10000.0, alpha)
+
+
+def add_a_stranger(weight_map: dict[str, str]) -> None:
+    weight_map["model.stranger"] = WEIGHTS
+
+
+def name_another_file(weight_map: dict[str, str]) -> None:
+    weight_map[NAMES[3]] = "other.safetensors"
+
+
+def leave_one_out(weight_map: dict[str, str]) -> None:
+    del weight_map[NAMES[3]]
+
+
+@pytest.mark.parametrize("edit", [add_a_stranger, name_another_file, leave_one_out])
+def test_an_index_that_differs_from_the_headers_is_refused(
+    folder: Path, edit: Callable[[dict[str, str]], None]
+) -> None:
+    write_weights(folder / "other.safetensors", "{}", 0)
+    weight_map = dict.fromkeys(HEADER, WEIGHTS)
+    edit(weight_map)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    refuse(folder, rf"{INDEX} and the headers .* differ: it lists .*({NAMES[3]}|model\.stranger)")
 
 
 NOT_JSON = ['{"a": NaN}', '{"a": Infinity}', '{"a": 1e999}', '{"a": 1, "a": 2}', "[]", "",
