@@ -15,16 +15,24 @@ def run_command(arguments: Sequence[str] | None = None) -> None:
         arguments: the command and its own; default: those of the process.
     """
     with ending_at_ctrl_c():
-        from hunyuan_train.screen import outlive_the_screen
+        from hunyuan_train.screen import UnwrittenError, drop_answers, outlive_the_screen
 
         outlive_the_screen(is_rank="RANK" in os.environ)
         from hunyuan_train.cli import main
+        from hunyuan_train.launcher.exit_codes import USER_ERROR
+        from hunyuan_train.terminal import complain
     try:
-        exit_code = main(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
+        try:
+            exit_code = main(sys.argv[1:] if arguments is None else arguments)
+        finally:  # also where argparse ends the process
+            sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_answers()
         exit_code = 128 + signal.SIGPIPE
+    except UnwrittenError as error:
+        drop_answers()
+        complain(f"error: {error}; free its disk, or send it elsewhere with > FILE")
+        exit_code = USER_ERROR
     sys.exit(exit_code)
 
 

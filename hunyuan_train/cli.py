@@ -1,12 +1,14 @@
 """The commands. Each imports what it needs when it runs, so that `--help` answers at once."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
 from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCopiedError
 from hunyuan_train.config.describe import describe_settings
-from hunyuan_train.config.load import load_command_line
+from hunyuan_train.config.load import describe_long_path, load_command_line
 from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.export.commands import add_checkpoint_commands
 from hunyuan_train.interrupts import ending_at_ctrl_c
@@ -61,6 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     except TrainingError as error:
         report_failure(f"error: {error}")
         return FAILURE
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or error.filename is None:
+            raise
+        report_failure(f"error: the path is {describe_long_path(os.fsdecode(error.filename))}")
+        return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -3,6 +3,9 @@
 None of that is a reason to end a run. A terminal that was closed, a pipe whose reader has ended and
 a full disk take what is written and lose it. One that is held (Ctrl-S, a pager) gets it later: a
 thread writes, and whoever has something to say goes on after a moment.
+
+Stdout is for answers. One that cannot be written is an error, but nobody waits for it where stdout
+is closed.
 """
 
 import atexit
@@ -19,6 +22,8 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+STDIN = 0
+STDOUT = 1
 STDERR = 2
 HELD_SECONDS = 1.0  # after which a write that has not ended is left to the thread
 MAX_WAITING = 10_000  # writes; what comes after them is lost
@@ -87,6 +92,29 @@ class Screen(io.RawIOBase):
                     self.changed.notify_all()
 
 
+class UnwrittenError(Exception):
+    """Stdout did not take an answer: its disk is full, or it is open for reading alone."""
+
+
+class Answers(io.FileIO):
+    """Stdout, whose errors are apart from those of all other files."""
+
+    def write(self, text: "ReadableBuffer", /) -> int | None:
+        """Write what is taken at once.
+
+        Raises:
+            BrokenPipeError: the reader has ended.
+            UnwrittenError: any other reason.
+        """
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise UnwrittenError(f"standard output cannot be written ({reason})") from error
+
+
 def write_whole(descriptor: int, data: bytes) -> None:
     """Write all bytes, also where another process has made the descriptor non-blocking."""
     while data:
@@ -99,12 +127,23 @@ def write_whole(descriptor: int, data: bytes) -> None:
 def outlive_the_screen(*, is_rank: bool) -> None:
     """Let what this process says on stderr from now on never end it; call it once, at its start.
 
+    What it answers on stdout ends it with `UnwrittenError` or `BrokenPipeError`.
+
     Args:
         is_rank: others wait for its end, which then does not wait for a held screen.
     """
     _fill_descriptors()
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(STDIN)
     if sys.stderr is sys.__stderr__:  # not where a test has put something else there
         sys.stderr = _write_to(STDERR, seconds=CLOSE_SECONDS if is_rank else None)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _answer_on(sys.__stdout__)
+
+
+def drop_answers() -> None:
+    """Lose what stdout has not taken, so that the end of the process does not try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
 
 
 def open_log(path: Path) -> TextIO:
@@ -121,6 +160,17 @@ def _write_to(descriptor: int, *, seconds: float | None) -> TextIO:
         encoding="utf-8",
         errors="backslashreplace",
         line_buffering=True,
+    )
+
+
+def _answer_on(stdout: TextIO | None) -> TextIO:
+    """Write as Python's own stdout does; without one, to what `_fill_descriptors` put there."""
+    is_by_line = stdout is not None and (stdout.line_buffering or os.isatty(STDOUT))
+    return io.TextIOWrapper(
+        io.BufferedWriter(Answers(STDOUT, "w", closefd=False)),
+        encoding=stdout.encoding if stdout else "utf-8",
+        errors=stdout.errors if stdout else "backslashreplace",
+        line_buffering=is_by_line,
     )
 
 

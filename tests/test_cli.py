@@ -46,6 +46,40 @@ def test_what_a_user_can_fix_is_one_paragraph(error, exit_code, capsys, monkeypa
     assert capsys.readouterr().err == "error: data.jsonl:3 is broken; fix it\n"
 
 
+LONG_NAME = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", LONG_NAME],
+        ["report", LONG_NAME],
+        ["chat", f"{LONG_NAME}/export"],
+        ["evaluate", LONG_NAME, "--needle_lengths", "1024"],
+        ["data", "check", f"{LONG_NAME}.jsonl"],
+        ["data", "stats", LONG_NAME],
+        ["data", "convert", LONG_NAME, "out.jsonl"],
+        ["export", LONG_NAME, "out"],
+        ["export", "run", "é" * 150],
+    ],
+)
+def test_a_name_that_no_file_has_is_refused_by_every_command(command, capsys):
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "in which one name has more than 255 bytes; no file has such a name" in said
+    assert said.startswith("error: the path is '")
+
+
+def test_a_path_that_no_file_has_is_refused(capsys):
+    assert cli.main(["report", "folder/" * 1000]) == 2
+    assert "which has more than 4095 bytes; no file has such a path" in capsys.readouterr().err
+
+
+def test_a_recipe_with_a_name_that_no_file_has_is_no_recipe(capsys):
+    assert cli.main(["train", "--recipe", LONG_NAME, "--dry_run"]) == 2
+    assert "is neither a recipe of ours" in capsys.readouterr().err
+
+
 def test_an_interruption_is_silent(capsys, monkeypatch):
     def interrupt(arguments):
         raise KeyboardInterrupt

@@ -134,6 +134,35 @@ def test_a_reader_that_has_read_enough_is_no_error(command: str) -> None:
     assert ended.stderr == ""
 
 
+ANSWERING = (
+    "train --help",
+    "plan --model a13b --gpus 8 --gpu h20",
+    "data check data/tiny_eval.jsonl",
+)
+
+
+@pytest.mark.parametrize("command", [*ANSWERING, "--help", "--version"])
+def test_an_answer_that_nobody_wants_is_no_error(command: str) -> None:
+    ended = run_in_a_shell(f'"$1" -m hunyuan_train {command} <&- >&-')
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", [*ANSWERING, "--help", "--version"])
+@pytest.mark.parametrize(
+    ("screen", "reason"),
+    [(">/dev/full", "No space left on device"), ("1</dev/null", "Bad file descriptor")],
+)
+def test_an_answer_that_cannot_be_written_is_one_line(
+    command: str, screen: str, reason: str
+) -> None:
+    ended = run_in_a_shell(f'"$1" -m hunyuan_train {command} {screen}')
+    assert ended.returncode == 2
+    assert f"error: standard output cannot be written ({reason})" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr
+
+
 @pytest.mark.parametrize("seconds", [0.15, 0.5, 0.9, 1.4, 2.0])
 def test_ctrl_c_during_the_start_says_nothing_of_python(seconds: float, tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "train.py"), "--recipe", "tiny", "--dry_run"]

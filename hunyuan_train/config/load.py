@@ -7,7 +7,7 @@ it is loaded; `resolve.py` makes the one copy in which "auto" has become a value
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from os.path import exists, expanduser  # which take a name of any length
+from os.path import exists, expanduser, isfile  # which take a name of any length
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from hunyuan_train.whole_file import open_whole
 # A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
 MOST_BYTES_OF_A_NAME = 255  # on every file system of Linux
+MOST_BYTES_OF_A_PATH = 4095
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,12 +159,21 @@ def expand_home(name: str, paths: str, *, is_list: bool) -> str:
     """
     expanded = [expanduser(path) for path in (paths.split(",") if is_list else [paths])]
     for path in expanded:
-        if max(len(os.fsencode(part)) for part in path.split("/")) > MOST_BYTES_OF_A_NAME:
-            raise ConfigError(
-                f"{name} is {quote(path)}, in which one name has more than {MOST_BYTES_OF_A_NAME} "
-                "bytes; no file has such a name"
-            )
+        if not _has_short_names(path):
+            raise ConfigError(f"{name} is {describe_long_path(path)}")
     return ",".join(expanded)
+
+
+def describe_long_path(path: str) -> str:
+    """The path and the rule that it breaks, where a file system has called it too long."""
+    rule = f"in which one name has more than {MOST_BYTES_OF_A_NAME} bytes; no file has such a name"
+    if _has_short_names(path):
+        rule = f"which has more than {MOST_BYTES_OF_A_PATH} bytes; no file has such a path"
+    return f"{quote(path)}, {rule}"
+
+
+def _has_short_names(path: str) -> bool:
+    return all(len(os.fsencode(part)) <= MOST_BYTES_OF_A_NAME for part in path.split("/"))
 
 
 def locate_input(paths: str) -> str:
@@ -190,8 +200,8 @@ def tokenizer_folder(config: ModelConfig) -> Path:
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe: one of ours by its name, or any YAML file by its path."""
     bundled = RECIPES / f"{name_or_path}.yaml"
-    path = bundled if bundled.is_file() else Path(name_or_path)
-    if not path.is_file():
+    path = bundled if isfile(bundled) else Path(name_or_path)
+    if not isfile(path):
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise ConfigError(
             f"{name_or_path} is neither a recipe of ours ({known}) nor the path of a YAML file"
