@@ -114,7 +114,8 @@ def dump_text(config: RunConfig) -> str:
 def build_config(values: dict[str, Any]) -> RunConfig:
     """Give each value its type and its section."""
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    for name, raw in values.items():
+    defaults = {name: FIELDS[name].default for name in SHIPPED_INPUTS if FIELDS[name].default}
+    for name, raw in {**defaults, **values}.items():
         sections[SECTION_OF[name]][name] = read_value(name, raw)
     built: dict[str, Any] = {name: section(**sections[name]) for name, section in SECTIONS.items()}
     return RunConfig(**built)

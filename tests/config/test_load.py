@@ -153,6 +153,14 @@ def test_files_of_the_repository_are_found_from_anywhere(tmp_path, monkeypatch):
     assert locate_input("ds_configs/zero3.json") == "ds_configs/zero3.json"
 
 
+@pytest.mark.parametrize("arguments", [[], ["--model_name_or_path", "tiny"], ["empty.yaml"]])
+def test_a_default_names_the_shipped_file_in_any_folder(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.yaml").touch()
+    config = load_config(arguments)
+    assert config.data.train_data_file == str(TOP_LEVEL / "data/tiny_train.jsonl")
+
+
 def test_every_setting_has_a_help_text():
     for section in SECTIONS.values():
         assert all(field.metadata["help"] for field in fields(section))
