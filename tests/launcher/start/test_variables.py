@@ -22,7 +22,14 @@ FOREIGN = {
     **{"SLURM_JOB_ID": "1", "SLURM_NODELIST": "n", "RUN_NAME": "r", "CACHE_DIR": "/c"},
     **{"MASTER_ADDR": "a", "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "NODE_RANK": "0"},
     **{"HF_HOME": "/h", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "MODE": "x", "SEED": "1"},
-    **{"NODES": "2", "NODE": "/usr/bin/node", "HOSTNAME": "h", "HOSTTYPE": "x", "http_proxy": "p"},
+    **{
+        "NODE_IP": "10.0.0.1",
+        "NODES": "2",
+        "NODE": "/usr/bin/node",
+        "HOSTNAME": "h",
+        "HOSTTYPE": "x",
+        "http_proxy": "p",
+    },
 }
 
 
@@ -42,7 +49,14 @@ def check(environment, *arguments):
         ("OUTPUT_PATH", "OUTPUT_DIR"),
         ("TOKENISER_PATH", "TOKENIZER_PATH"),
         ("NODE_IP_LISTS", "NODE_IP_LIST"),
+        ("NODE_IPS", "NODE_IP_LIST"),
+        ("NODE_LIST", "NODE_IP_LIST"),
+        ("NODES_IP_LIST", "NODE_IP_LIST"),
+        ("HOST_IP_LIST", "NODE_IP_LIST"),
         ("HOST_FILE", "HOSTFILE"),
+        ("GPUS", "NUM_PROCESSES"),
+        ("NGPUS", "NUM_PROCESSES"),
+        ("NUM_GPUS", "NUM_PROCESSES"),
         ("RECIPES", "RECIPE"),
     ],
 )
