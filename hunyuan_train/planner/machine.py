@@ -117,14 +117,15 @@ class Hardware:
 
 
 def find_gpu(name: str) -> GpuModel:
-    """The speeds of a GPU by its name.
+    """The speeds of a GPU by its name, in capitals or not.
 
     Raises:
         ConfigError: not one of those that are known here.
     """
-    if name not in GPUS:
+    known = name.strip().lower()
+    if known not in GPUS:
         raise ConfigError(f"gpu is {name}; speeds are known of {', '.join(GPUS)}")
-    return GPUS[name]
+    return GPUS[known]
 
 
 def as_machine(machines: PlannedMachines) -> Machine:

@@ -97,14 +97,22 @@ def describe_whole_run(prepared: PreparedRun, estimate: Estimate) -> Iterator[st
     """Steps, hours and disk of the whole run on this data."""
     num_steps, seconds, disk = prepared.length.num_steps, estimate.speed.seconds, estimate.disk
     num_gpus = prepared.run.num_ranks
-    hours = num_steps * seconds / 3600
+    whole = num_steps * seconds
     yield ""
     yield "the whole run on this data, without its start, evaluations and saves"
     yield (
-        f"  {num_steps:,} steps of {seconds:.2f} s: {hours:,.1f} hours, "
-        f"{hours * num_gpus:,.0f} GPU hours"
+        f"  {num_steps:,} steps of {seconds:.2f} s: {describe_time(whole)}, "
+        f"{describe_time(whole * num_gpus, of='GPU ')}"
     )
     yield (
         f"  {disk.num_kept} checkpoint(s) of {gigabytes(disk.checkpoint)} at a time and an export "
         f"of {gigabytes(disk.export)}: {gigabytes(disk.total)} of disk"
     )
+
+
+def describe_time(seconds: float, *, of: str = "") -> str:
+    """A time in the largest unit of which there is a whole one."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:,.1f} {of}{unit}"
+    return f"{seconds:,.0f} {of}seconds" if seconds >= 1 else f"less than one {of}second"

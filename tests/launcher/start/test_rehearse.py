@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train.cli import main
+from hunyuan_train.launcher.start.rehearse import describe_time
 
 REAL_JOB = ("--recipe", "lora", "--model_name_or_path", "a13b", "--eval_fraction", "0.1")
 DATA = ("--train_data_file", "data/tiny_train.jsonl")
@@ -33,21 +34,38 @@ def test_the_real_job_is_rehearsed_with_the_figures_of_the_plan(capsys):
     assert "every check passed" in said
     assert list(Path().iterdir()) == []
     seconds = float(re.search(r"in all +([\d.]+) s\n", said)[1])
-    steps, whole = re.search(r"  ([\d,]+) steps of ([\d.]+) s: ([\d.]+) hours", said).group(1, 3)
-    assert float(whole) == pytest.approx(int(steps) * seconds / 3600, abs=0.06)
+    [steps] = re.findall(r"  (\d+) steps of [\d.]+ s: ", said)
+    whole = int(steps) * seconds
+    assert f" s: {describe_time(whole)}, {describe_time(whole * 16, of='GPU ')}\n" in said
     assert main(["plan", *REAL_JOB, "--json", *machines]) == 0
     plan = json.loads(capsys.readouterr().out)
     # The bundled tokenizer is smaller than the model's own, and so is the output layer.
     assert seconds == pytest.approx(plan["step_seconds"], rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.001, "less than one second"),
+        (32.96, "33 seconds"),
+        (263.7, "4.4 minutes"),
+        (3599, "60.0 minutes"),
+        (3600, "1.0 hours"),
+        (36_000_000, "10,000.0 hours"),
+    ],
+)
+def test_a_time_is_said_in_a_unit_in_which_it_is_not_nothing(seconds, words):
+    assert describe_time(seconds) == words
+    assert describe_time(seconds, of="GPU ") == " GPU ".join(words.rsplit(" ", 1))
+
+
 def test_every_gpu_is_known_and_the_slower_takes_longer(capsys):
     hours = {}
-    for gpu in ("h20", "a800", "h800", "h100"):
+    for gpu in ("h20", "a800", "H800", "h100"):
         code, said = dry_run(capsys, "--gpus", "8", "--gpu", gpu, "--num_train_epochs", "2000")
         assert code == 0
         hours[gpu] = float(re.search(r"s: ([\d.,]+) hours", said)[1].replace(",", ""))
-    assert hours["h20"] > hours["a800"] > hours["h800"] > hours["h100"]
+    assert hours["h20"] > hours["a800"] > hours["H800"] > hours["h100"]
 
 
 def test_checkpoints_of_the_whole_run_count_against_the_disk(capsys):
