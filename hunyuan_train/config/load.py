@@ -5,6 +5,7 @@ it is loaded; `resolve.py` makes the one copy in which "auto" has become a value
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os.path import exists, expanduser, isfile  # which take a name of any length
@@ -88,7 +89,8 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
         verb = "describes" if len(described) == 1 else "describe"
         raise ConfigError(
             f"--{' and --'.join(described)} {verb} machines to plan for, with --dry_run or "
-            "`hunyuan-train plan`; a run takes the GPUs of its hosts, or --num_processes of them"
+            "`hunyuan-train plan`; a run takes the hosts of --node_ip_list (NODE_IP_LIST) or "
+            "--hostfile (HOSTFILE), and their GPUs or --num_processes of them"
         )
     return CommandLine(
         config=build_config(merge_settings(settings, flags)),
@@ -279,8 +281,13 @@ def _translate_key(name: str, value: Any) -> dict[str, Any] | Refusal:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     translated = translate_flag(name, text)
     if isinstance(translated, Refusal):
-        return Refusal(translated.flag.removeprefix("--"), translated.remedy)
+        return Refusal(_without_dashes(translated.flag), _without_dashes(translated.remedy))
     return dict([translated]) if translated else {}
+
+
+def _without_dashes(words: str) -> str:
+    """A text in which settings are written as in a file."""
+    return re.sub(r"--(?=\w)", "", words)
 
 
 def _check_key(path: Path, section: str, name: Any) -> None:

@@ -43,6 +43,8 @@ TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
     "train_type": {"lora": ("use_lora", "true"), "full": ("use_lora", "false")},
     "tuner_type": {"lora": ("use_lora", "true"), "full": ("use_lora", "false")},
     "adapter": {"lora": ("use_lora", "true"), "none": ("use_lora", "false")},
+    "peft_method": {"lora": ("use_lora", "true"), "none": ("use_lora", "false")},
+    "peft_type": {"lora": ("use_lora", "true"), "none": ("use_lora", "false")},
     "flash_attn": {
         "fa2": ("use_flash_attn", "true"),
         "auto": ("use_flash_attn", "auto"),
@@ -53,6 +55,10 @@ TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
     "assistant_only_loss": {"true": None},
     "completion_only_loss": {"true": None},
     "dataloader_shuffle": {"true": None},
+    "mask_prompt": {"true": None},
+    "mask_prompts": {"true": None},
+    "train_on_completions_only": {"true": None},
+    "train_on_responses_only": {"true": None},
 }
 # What we do not have: only its absence can be asked for.
 NOT_OFFERED = (
@@ -128,7 +134,7 @@ REFUSED_TOGETHER = {
         "special_tokens",
         "template",
     ),
-    "data is a file or a folder of dialogues: say train_data_file, and eval_data_file": (
+    "data is a file or a folder of dialogues: say --train_data_file, and --eval_data_file": (
         "data_files",
         "dataset_config",
         "dataset_dir",
@@ -145,30 +151,40 @@ REFUSED_TOGETHER = {
         "max_train_samples",
         "max_eval_samples",
     ),
-    "evaluate and save after shares of the run: say eval_steps 0.1 and save_steps 0.2": (
+    "evaluate and save after shares of the run: say --eval_steps 0.1 and --save_steps 0.2": (
         "evals_per_epoch",
         "saves_per_epoch",
     ),
     "to leave repeated records out, say data_policy duplicate=drop": ("dataset_exact_dedup",),
-    "say lora_target_modules all, or name the projections": ("lora_target_linear",),
-    "experts and rows are split, not single matrices or stages: say expert_parallel_size and "
-    "sequence_parallel_size": (
+    "say --lora_target_modules all, or name the projections": ("lora_target_linear",),
+    "experts and rows are split, not single matrices or stages: say --expert_parallel_size and "
+    "--sequence_parallel_size": (
         "pipeline_model_parallel_size",
         "pipeline_parallel_size",
         "tensor_model_parallel_size",
         "tensor_parallel_size",
     ),
-    "say deepspeed, with a file of ds_configs/": ("zero_stage",),
+    "say --deepspeed, with a file of ds_configs/": ("zero_stage",),
     "to go on with an adapter, merge it first: hunyuan-train merge BASE ADAPTER OUT": (
         "adapter_name_or_path",
         "lora_model_dir",
     ),
+    "a run takes the hosts that it is given by name: say --node_ip_list 10.0.0.1:8,10.0.0.2:8 "
+    "(NODE_IP_LIST) or --hostfile (HOSTFILE)": (
+        "n_nodes",
+        "nnode",
+        "nnodes",
+        "num_hosts",
+        "num_machines",
+        "num_nodes",
+    ),
+    "say --warmup_steps for a number of steps, --warmup_ratio for a share of them": ("warmup",),
     "more modules are not trained whole beside adapters: leave it out": (
         "additional_target",
         "lora_modules_to_save",
         "modules_to_save",
     ),
-    "logs go to output_dir; choose a tracker with report_to, its project in its own settings": (
+    "logs go to output_dir; choose a tracker with --report_to, its project in its own settings": (
         "swanlab_project",
         "wandb_entity",
         "wandb_log_model",
@@ -194,7 +210,8 @@ MEANT_TOGETHER = {
     "mode": "enable_thinking reasoning_effort thinking thinking_mode",
     "history": "mask_history",
     "preprocessing_num_workers": "num_proc num_workers workers",
-    "output_dir": "out out_dir outdir output output_path save_dir save_path",
+    "output_dir": "checkpoint_dir checkpoint_path ckpt_dir ckpt_path out out_dir outdir output "
+    "output_path save_dir save_path",
     "overwrite_output_dir": "force overwrite",
     "seed": "random_seed rng_seed",
     "max_steps": "iterations iters max_iters max_train_steps num_steps num_train_steps steps "
@@ -211,7 +228,7 @@ MEANT_TOGETHER = {
     "learning_rate": "base_lr init_lr lr max_lr peak_lr",
     "min_lr": "lr_end lr_min final_lr minimum_lr",
     "lr_scheduler_type": "lr_decay_style lr_schedule schedule scheduler scheduler_type",
-    "warmup_ratio": "warmup warmup_fraction warmup_share",
+    "warmup_ratio": "warmup_fraction warmup_share",
     "warmup_steps": "lr_warmup_steps num_warmup_steps warmup_iters",
     "weight_decay": "decay wd",
     "max_grad_norm": "clip clip_grad clip_grad_norm grad_clip gradient_clip_val gradient_clipping",

@@ -143,6 +143,9 @@ REFUSED_TOGETHER = {
     "evaluate and save by --eval_steps and --save_steps, as numbers of optimizer steps": (
         "eval_delay",
         "eval_on_start",
+    ),
+    "to keep the checkpoint of the best evaluation say --save_best; --metric_for_best_model says "
+    "which number is meant, and whether high or low is better follows from it": (
         "load_best_model_at_end",
         "greater_is_better",
     ),
@@ -198,8 +201,18 @@ REFUSED_TOGETHER = {
         "dataset",
         "dataset_name",
     ),
-} | other_tools.REFUSED_TOGETHER
-REFUSED = {name: remedy for remedy, names in REFUSED_TOGETHER.items() for name in names}
+}
+# What there is for a value that no choice of its flag's means.
+OTHER_CHOICES = {
+    "optim": "; to take less memory say --optimizer with "
+    + " or ".join(one.title for one in OPTIMIZERS.values() if not one.hugging_face_names)
+}
+REFUSED = {
+    name: remedy
+    for together in (REFUSED_TOGETHER, other_tools.REFUSED_TOGETHER)
+    for remedy, names in together.items()
+    for name in names
+}
 
 ABSENT = ("false", "none", "null")  # values by which a tool's file says that it does without
 
@@ -230,7 +243,8 @@ def translate_flag(name: str, value: str) -> tuple[str, str] | Refusal | None:
     accepted = TRANSLATED[name]
     if value.lower() in accepted:
         return accepted[value.lower()]
-    return Refusal(f"--{name} {value}", f"only {' or '.join(accepted)} is offered")
+    others = OTHER_CHOICES.get(name, "")
+    return Refusal(f"--{name} {value}", f"only {' or '.join(accepted)} is offered{others}")
 
 
 def translate_value(name: str, value: str) -> tuple[str, str]:

@@ -124,7 +124,8 @@ def test_a_flat_file_of_another_tool_means_the_same(tmp_path, text, how, monkeyp
 def test_what_a_file_asks_for_and_we_lack_is_refused_at_once_with_what_there_is(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "template: llama3\nload_in_4bit: true\ndataset: identity\nevals_per_epoch: 4\n"
+        "template: llama3\nload_in_4bit: true\ndataset: identity\ndatasets: [a]\nwarmup: 10\n"
+        "evals_per_epoch: 4\n"
         "train_on_inputs: true\nlearning_rte: 1e-4\nnonsense_word_zz: 1\n"
     )
     with pytest.raises(ConfigError) as caught:
@@ -134,7 +135,9 @@ def test_what_a_file_asks_for_and_we_lack_is_refused_at_once_with_what_there_is(
     for words in (
         "template: dialogues are rendered by the model's own template",
         "load_in_4bit: there are no quantized weights here",
-        "dataset: the training data is one set of dialogues: say --train_data_file",
+        "dataset: the training data is one set of dialogues: say train_data_file",
+        "datasets: data is a file or a folder of dialogues: say train_data_file, and eval",
+        "warmup: say warmup_steps for a number of steps, warmup_ratio for a share",
         "evals_per_epoch: evaluate and save after shares of the run: say eval_steps 0.1",
         "train_on_inputs true: only false is offered",
         "learning_rte: unknown key; did you mean learning_rate (section optimizer)?",
@@ -199,7 +202,15 @@ def test_two_files_are_one_too_many(tmp_path):
         ("--load_in_4bit", "there are no quantized weights here"),
         ("--quantization_bit", "there are no quantized weights here"),
         ("--load_in_4bits", "--load_in_4bit is not offered either: there are no quantized"),
-        ("--tensor_parallel_size", "say expert_parallel_size and sequence_parallel_size"),
+        ("--tensor_parallel_size", "say --expert_parallel_size and --sequence_parallel_size"),
+        ("--warmup", "say --warmup_steps for a number of steps, --warmup_ratio for a share"),
+        ("--load_best_model_at_end", "say --save_best; --metric_for_best_model says"),
+        ("--greater_is_better", "say --save_best; --metric_for_best_model says"),
+        ("--nnodes", "say --node_ip_list 10.0.0.1:8,10.0.0.2:8 (NODE_IP_LIST) or --hostfile"),
+        ("--num_machines", "say --node_ip_list"),
+        ("--nodes", "a run takes the hosts of --node_ip_list (NODE_IP_LIST)"),
+        ("--ckpt_dir", "did you mean --output_dir"),
+        ("--datasets", "say --train_data_file, and --eval_data_file"),
         ("--learning_rat", "did you mean --learning_rate"),
         ("--gradient_checkpoint", "did you mean --gradient_checkpointing"),
         ("--dataloader_shuffle", "only true is offered"),
@@ -229,3 +240,24 @@ def test_no_word_is_meant_twice():
 @pytest.mark.parametrize("flag", ["--optimizer", "--optim"])
 def test_an_optimizer_may_have_hugging_faces_name(flag):
     assert load_config([flag, "adamw_torch"]).optimizer.optimizer == "adamw"
+
+
+@pytest.mark.parametrize("name", ["paged_adamw_8bit", "adamw_bnb_8bit", "adafactor", "lion_32bit"])
+def test_an_optimizer_that_saves_memory_leads_to_those_that_do_so_here(name):
+    message = r"--optimizer with lean \(8-bit AdamW with .*\) or offload \(AdamW in host memory\)"
+    with pytest.raises(ConfigError, match=message):
+        load_config(["--optim", name])
+
+
+@pytest.mark.parametrize("name", ["peft_type", "peft_method", "adapter"])
+def test_adapters_may_be_asked_for_by_their_kind(name):
+    assert load_config([f"--{name}", "LORA"]).lora.use_lora
+    with pytest.raises(ConfigError, match=f"{name} IA3: only lora or none is offered"):
+        load_config([f"--{name}", "IA3"])
+
+
+@pytest.mark.parametrize("name", ["mask_prompt", "completion_only_loss", "train_on_responses_only"])
+def test_the_loss_on_answers_alone_may_be_asked_for(name):
+    assert load_config([f"--{name}", "true"]) == load_config([])
+    with pytest.raises(ConfigError, match=f"{name} false: only true is offered"):
+        load_config([f"--{name}", "false"])

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
+from hunyuan_train.config import other_tools
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF
 from hunyuan_train.config.vendor import (
@@ -107,7 +108,8 @@ def test_what_cannot_carry_over_says_what_to_use(arguments, message):
 def test_the_tables_do_not_overlap_and_lead_to_settings():
     tables = [*RENAMED, *TRANSLATED, *IGNORED, *REFUSED]
     assert len(tables) == len(FOREIGN_NAMES)
-    assert sum(len(names) for names in REFUSED_TOGETHER.values()) == len(REFUSED)
+    together = (REFUSED_TOGETHER, other_tools.REFUSED_TOGETHER)
+    assert sum(len(names) for one in together for names in one.values()) == len(REFUSED)
     assert not FOREIGN_NAMES & {*SECTION_OF, *COMMAND_FLAGS}
     assert set(RENAMED.values()) <= set(SECTION_OF)
     for words in TRANSLATED.values():

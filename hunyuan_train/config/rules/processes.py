@@ -14,7 +14,7 @@ def check_processes_fit(run: ResolvedRun) -> None:
         raise ConfigError(
             f"num_processes is {num_processes}, but this machine has {room} {kind}"
             f"{'s' if room > 1 else ''} and each process needs one; set num_processes to {room} or "
-            "less"
+            "less. Machines that are not here are planned for with --dry_run --gpus 8 --gpu h20"
         )
 
 

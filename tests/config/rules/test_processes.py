@@ -38,6 +38,7 @@ def test_expert_groups_stay_inside_a_host():
             "num_processes is 2, but this machine has 1 core and",
         ),
         ("--num_processes 16", EIGHT_GPUS, "num_processes is 16, but this machine has 8 GPUs"),
+        ("--num_processes 8", TWO_CORES, "planned for with --dry_run --gpus 8 --gpu h20$"),
         (
             "--expert_parallel_size 3",
             TWO_CORES,
