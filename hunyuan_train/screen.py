@@ -99,7 +99,7 @@ class UnwrittenError(Exception):
 class Answers(io.FileIO):
     """Stdout, whose errors are apart from those of all other files."""
 
-    def write(self, text: "ReadableBuffer", /) -> int | None:
+    def write(self, text: "ReadableBuffer", /) -> int:
         """Write what is taken at once.
 
         Raises:
@@ -165,12 +165,14 @@ def _write_to(descriptor: int, *, seconds: float | None) -> TextIO:
 
 def _answer_on(stdout: TextIO | None) -> TextIO:
     """Write as Python's own stdout does; without one, to what `_fill_descriptors` put there."""
-    is_by_line = stdout is not None and (stdout.line_buffering or os.isatty(STDOUT))
+    is_prompt = isinstance(stdout, io.TextIOWrapper) and (
+        stdout.line_buffering or stdout.write_through  # a terminal, or PYTHONUNBUFFERED
+    )
     return io.TextIOWrapper(
         io.BufferedWriter(Answers(STDOUT, "w", closefd=False)),
         encoding=stdout.encoding if stdout else "utf-8",
         errors=stdout.errors if stdout else "backslashreplace",
-        line_buffering=is_by_line,
+        line_buffering=is_prompt,
     )
 
 
