@@ -52,8 +52,8 @@ POLICIES: dict[str, Policy] = {
     # the form
     "form": Policy("error", _REFUSE, "no known form of record"),
     "converted": Policy("note", _ACCEPT, "a record, or a field of it, in another form than ours"),
-    "unused_field": Policy("note", _ACCEPT, "a field that training does not read"),
-    "unread_text": Policy("error", _ACCEPT, "a field with text that training does not read"),
+    "unused_field": Policy("note", _ACCEPT, "a field about the record, which is not read"),
+    "unread_text": Policy("error", _ACCEPT, "a field of the dialogue that training does not read"),
     "role": Policy("fix", _REPAIR, "a role in capitals, or one that is not known"),
     "order": Policy("error", _REFUSE, "messages in an order that the model never sees"),
     "system": Policy("error", _REPAIR, "several system messages, or one that is not the first"),

@@ -57,18 +57,18 @@ def test_check_lists_what_it_finds_and_fails_on_errors(run, mixed):
 
 
 def test_check_names_every_field_that_is_not_read_and_how_often(run, write_records):
-    records = [{**chat(f"q{n}", "a", mode="fast"), "source": "s", "[b]": 1} for n in range(3)]
+    records = [{**chat(f"q{n}", "a", mode="fast"), "source": "s", "[b]_id": 1} for n in range(3)]
     records[0]["messages"][0]["name"] = "Ann"
     code, output, _ = run("check", write_records(records))
     assert code == 0
-    assert "source 3, [b] 3, messages[].name 1" in " ".join(output.split())
+    assert "source 3, [b]_id 3, messages[].name 1" in " ".join(output.split())
 
 
 def test_check_refuses_a_text_that_is_not_read_unless_told_to_train_without_it(run, write_records):
     path = write_records([{**chat("q", "a", mode="fast"), "solution": "b"}])
     code, output, _ = run("check", path)
     assert code == 1
-    assert f"{path}:1: error [unread_text] solution: text that training does not read" in output
+    assert f"{path}:1: error [unread_text] solution: a field that training does not read" in output
     assert run("check", path, "--policy", "unread_text=note")[0] == 0
 
 

@@ -113,7 +113,7 @@ def _fuzz_records(number, tokenizer, seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_thousand_mutated_records(tokenizer, seed):
     num_used = _fuzz_records(1000, tokenizer, seed)
-    assert 50 < num_used < 950  # the mutations reach both sides
+    assert 20 < num_used < 950  # the mutations reach both sides
 
 
 def _mutate_bytes(content, rng):

@@ -133,6 +133,8 @@ def _read_other_fields(
     elif unread:
         if message.role != "assistant":
             unread = refuse_prompt_loss(unread, place, problems)
+            note_unused([key for key in unread if key in LOSS_FIELDS], f"{place}.", problems)
+            unread = {key: unread[key] for key in unread if key not in LOSS_FIELDS}
         report_unread(unread, f"{place}.", read - _KEPT_FIELDS, [raw], problems)
     if message.role != "assistant":
         return

@@ -1,8 +1,8 @@
-"""Fields that training does not read: text in them is refused by name, the rest is noted by name.
+"""Fields that training does not read: what a record may mean by one is refused by name.
 
-A field counts as text by its name and its value: `context`, `solution` or `images` beside the
-messages is something that the author of the data meant to be learned from; `source` or `score` is
-not. Text that stands in the messages too is not lost, and only noted.
+A record says things about itself, such as its source or its score, under names that are known; they
+are noted. Any other field may be a part of the dialogue, or say how to train on it: `context`,
+`persona`, `images`, `should_train`. It is refused, unless all that it says stands in the messages.
 """
 
 import re
@@ -10,30 +10,47 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.records.flags import TEMPLATE_FIELDS
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS
 from hunyuan_train.data.records.turns import NOTHING
 
 Record = dict[str, Any]
 
-# By their letters alone: case, blanks, hyphens and underscores do not count.
-_MEDIA_NAME = re.compile(
-    "(input)?(image|picture|audio|video|file|attachment)s?(url|path|file|name|data|bytes)?s?"
-    "|media|pixelvalues|objects"
-)
-_TEXT_NAME = re.compile(
-    "messages?|conversations?|dialog(ue)?s?|turns|history|parts"
-    "|(system|sys|developer)(prompt|message|instruction|content)?s?|instructions?|inputs?"
-    "|inputmessages|(context|document|passage|article|background|evidence|choice|option)s?"
-    "|(prompt|question|problem)s?|quer(y|ies)|target|refusal|groundtruth"
-    "|(final|expected|correct|reference|gold|golden|best|model|assistant|target)?"
-    "(completion|response|answer|output|solution|generation|reply|replies)s?"
-    "|(chosen|rejected)(responses?|messages)?|contents?|texts?|value"
-    "|reasoning(content|details|steps|text)?|think(ing)?|thoughts?|(complex)?cot|chainofthought"
-    "|rationales?|analysis|explanation|arguments|parameters|functions"
-    "|tools?|(tool|function)(calls?|uses?|outputs?|results?|responses?)"
-    f"|{_MEDIA_NAME.pattern}"
+# Names of what is about a record and not in it, by their letters alone.
+_ABOUT = """
+id ids uid uuid guid idx index from rowid key hash md5 sha1 sha256 unnamed0 indexlevel0
+source sources sourcedataset datasource origin provenance dataset datasetname subset split
+config partition fold shard batch repo reponame website domain url urls uri link doi
+category categories subcategory task tasks tasktype tasktypes taskname kind type class
+tag tags keyword keywords topic topics subtopic subject subjects field genre intent skill skills
+title name lang language languages langdetect locale country region license licence copyright
+difficulty level grade score scores quality rating ratings reward rank votes upvotes likes views
+toxic toxicity redacted moderation openaimoderation detoxifymoderation detoxify
+date time timestamp datetime year created updated createdat updatedat createdtime updatedtime
+author authors annotator annotators creator editor reviewer worker contributor humanverified
+model models modelname generator generatormodel engine provider answerfrom usedintraining
+version revision status state deleted synthetic skippromptformatting
+turn round tokens usage cost latency duration temperature topp seed maxtokens finishreason
+stopreason fingerprint systemfingerprint object length len size hashedip header avatarurl
+meta metadata 编号 序号 来源 数据来源 类别 分类 类型 领域 语言 难度 日期 时间 标签 任务 任务类型
+"""
+_ABOUT_NAMES = frozenset(_ABOUT.split())
+# A longer name is about the record, too, where it begins or ends with one of these words…
+_FIRST_WORDS = {"num", "created", "updated"}
+_LAST = """
+id ids uid uuid guid identifier idx hash md5 sha1 sha256 url urls uri date timestamp datetime
+score scores rating ratings count length len lang language category categories type types
+difficulty quality generator source similarity distance
+"""
+_LAST_WORDS = frozenset(_LAST.split())
+# … unless it speaks of the loss, of calls or of a medium.
+_NOT_ABOUT = re.compile("loss|mask|train|weight|label|learn|call|tool|function")
+_MEDIUM = re.compile(
+    "image|img|picture|photo|screenshot|audio|video|attachment|pixel|media"
+    "|图片|图像|音频|视频|(input)?files?(url|path|data|bytes)s?$"
 )
 _FIX = "move it into the messages or remove it, or choose unread_text=note to train without it"
+_IDENTITIES = ("role", "from", "type", "id")  # of a turn that stands in the messages, too
 
 
 def report_unread(
@@ -56,11 +73,11 @@ def report_unread(
         if meant and meant not in fields and meant != name:
             reason, fix = f"{name} is not read", f"did you mean {meant}?"
             problems.append(Problem("unread_text", f"{place}{name}", reason, fix))
-        elif _TEXT_NAME.fullmatch(_spell(name)) and _holds_more(value, messages):
-            reason = "text that training does not read"
-            if _MEDIA_NAME.fullmatch(_spell(name)):
+        elif not _is_about(name, value) and _holds_more(value, messages):
+            reason = "a field that training does not read"
+            if _MEDIUM.search(_spell(name)):
                 reason = "a medium, and this model reads text only"
-            problems.append(Problem("unread_text", f"{place}{name}", reason, _FIX))
+            problems.append(Problem("unread_text", f"{place}{_show(name)}", reason, _FIX))
         else:
             noted[name] = value
     note_unused(noted, place, problems)
@@ -68,39 +85,57 @@ def report_unread(
 
 def note_unused(fields: Iterable[str], place: str, problems: list[Problem]) -> None:
     """Name fields that are nothing to learn from."""
-    if names := ", ".join(f"{place}{field}" for field in fields):
+    if names := ", ".join(f"{place}{_show(field)}" for field in fields):
         fix = "remove it, or fix its name"
         problems.append(Problem("unused_field", names, "not read by training", fix))
 
 
+def _is_about(name: str, value: object) -> bool:
+    """Whether a field is about its record, by its name."""
+    spelled = _spell(name)
+    if spelled in _ABOUT_NAMES:
+        return True
+    if name in TEMPLATE_FIELDS:  # options of a template; a text among them would be lost
+        return not any(isinstance(leaf, str) and leaf.strip() for leaf in _walk(value))
+    if _MEDIUM.search(spelled) or _NOT_ABOUT.search(spelled):
+        return False
+    words = re.split(r"[\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return words[0] in _FIRST_WORDS or words[-1] in _LAST_WORDS
+
+
 def _holds_more(value: object, messages: list[Any]) -> bool:
     """Whether a value says something that the messages do not."""
-    if isinstance(value, bool):
-        return False
-    texts = [text.strip() for text in _walk_texts(value)]
-    if not texts or isinstance(value, int | float):
-        return True
-    said = {text.strip() for message in messages for text in _walk_texts(_said_by(message))}
-    return not all(text in said for text in texts if text)
+    said = {_trim(leaf) for message in messages for leaf in _walk(_said_by(message))}
+    return any(_trim(leaf) not in ("", *said) for leaf in _walk(value))
 
 
 def _said_by(message: object) -> object:
     """What training reads of a message, as its author wrote it."""
     if not isinstance(message, dict):
         return ()
-    return [message.get(field) for field in ("content", *THOUGHT_FIELDS)]
+    is_answer = message.get("role") == "assistant"
+    return [message.get(field) for field in ("content", *(THOUGHT_FIELDS if is_answer else ()))]
 
 
-def _walk_texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple):
+def _trim(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+def _walk(value: object) -> Iterator[Any]:
+    """The texts, numbers and flags in a value."""
+    if isinstance(value, list | tuple):
         for item in value:
-            yield from _walk_texts(item)
+            yield from _walk(item)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if key not in ("role", "from", "type", "id"):
-                yield from _walk_texts(item)
+            if key not in _IDENTITIES:
+                yield from _walk(item)
+    elif value is not None:
+        yield value
+
+
+def _show(name: str) -> str:
+    return name if name.strip() else f'"{name}"'  # a key of no letters is a key
 
 
 def _spell(name: str) -> str:

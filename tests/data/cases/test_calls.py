@@ -10,6 +10,7 @@ from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import read_chunks
 from hunyuan_train.data.records.calls import CALL_FIELDS
 from hunyuan_train.data.records.convert import to_record
+from hunyuan_train.data.records.forms import THOUGHT_FIELDS
 from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.records.turns import ARGUMENT_FIELDS, CALL_SPEAKERS, SPEAKERS
@@ -468,7 +469,7 @@ def test_every_role_of_a_result_is_read(role):
         ({"role": "user", "content": "q", "Content": "other"}, {"unread_text"}),
         ({"role": "user", "from": "gpt", "content": "q"}, {"role"}),
         ({"role": "narrator", "content": "q"}, {"role"}),
-        ({"user": "q"}, {"role", "empty_user"}),
+        ({"user": "q"}, {"role", "empty_user", "unread_text"}),
         ({"role": "user", "content": "q", "value": "q"}, set()),
         ({"role": "user", "content": "q", "audio": None, "images": []}, set()),
     ],
@@ -600,6 +601,10 @@ def test_thoughts_beside_one_answer_are_its_own_and_beside_several_refused(field
         "completion", "instruction", "input", "text", "Complex_CoT", "chain-of-thought",
         "history", "problem", "conversations", "prompt", "answer", "Messages", "Tools", "choices",
         "target", "refusal", "expected_answer", "ground_truth", "sys_prompt", "image_path",
+        "thinking_trajectories", "deepseek_reasoning", "long_cot", "reasoning_trace", "思考",
+        "code", "schema", "sql_context", "table", "retrieved_docs", "instruction_2", "persona",
+        "meta_instruction", "system_prompt2", "preamble", "系统", "available_tools", "imgs",
+        "screenshot", "image_base64", "图片", "image_id", "chat_template_kwargs",
     ],
 )  # fmt: skip
 def test_a_text_beside_the_messages_is_refused_by_name(field):
@@ -611,15 +616,55 @@ def test_a_text_beside_the_messages_is_refused_by_name(field):
 
 
 @pytest.mark.parametrize(
+    "field",
+    [
+        "should_train", "compute_loss", "calculate_loss", "train_on_turn", "is_trainable",
+        "include_in_loss", "apply_loss", "learnable", "supervised", "assistant_mask", "no_train",
+        "exclude", "ignore", "skip", "roles_to_train", "train_turns", "mask_turns", "masks",
+        "turn_weights", "sample_weight", "loss_on", "train_last", "ignore_history", "maskHistory",
+        "is_last_turn_only", "train_idx", "loss_score", "label", "kto_tag", "is_correct", "info",
+        "thinking_blocks", "think_content", "thinkingContent", "reasoning_summary", "actions", "",
+        " ", "thought_process", "deepseek_thinking_trajectory", "bystander", "知识",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [False, True, 0, 0.5, "x", [1], [{"x": "y"}], {"x": False}])
+def test_a_field_of_no_known_name_is_refused_wherever_it_stands(field, value):
+    beside = [
+        ("", {**chat("q", "a"), field: value}),
+        ("", {"instruction": "q", "output": "a", field: value}),
+        ("", {"question": "q", "answer": "a", field: value}),
+    ]
+    for number in (0, 1):
+        record = chat("q", "a")
+        record["messages"][number][field] = value
+        beside.append((f"messages[{number}].", record))
+    for place, record in beside:
+        problems: list[Problem] = []
+        assert _outcome(record, problems) == {"unread_text"}
+        shown = field if field.strip() else f'"{field}"'
+        assert [one.field for one in problems if one.kind == "unread_text"] == [place + shown]
+
+
+@pytest.mark.parametrize("field", THOUGHT_FIELDS)
+def test_thoughts_of_a_message_that_is_no_answer_are_refused(field):
+    for role in ("user", "system"):
+        messages = [{"role": role, "content": "s", field: "t"}, *chat("q", "a")["messages"]]
+        messages = messages if role == "system" else [messages[0], messages[2]]
+        assert _outcome({"messages": messages}) == {"unread_text"}
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"prompt": "q"},
         {"prompt": [{"role": "user", "content": "q"}], "completion": "a"},
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-        {"source": "web", "score": 3, "label": True},
+        {"source": "web", "score": 3, "num_turns": 1, "Unnamed: 0": 4, "__index_level_0__": 5},
+        {"conversation_id": "x", "createdAt": "2024", "data_source": "s", "answer_length": 9},
+        {"meta": {"a": "b"}, "chat_template_kwargs": {"x": 1}, "response_url": "u", "来源": "网"},
     ],
 )
-def test_what_is_said_already_or_is_no_text_is_noted_by_name(fields):
+def test_what_is_said_already_or_is_about_the_record_is_noted_by_name(fields):
     problems: list[Problem] = []
     assert _outcome({**chat("q", "a"), **fields}, problems) == "u q | a a"
     assert [one.field for one in problems if one.kind == "unused_field"] == [", ".join(fields)]
