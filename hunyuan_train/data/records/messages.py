@@ -16,11 +16,12 @@ from hunyuan_train.data.records.texts import (
     name_type,
     write_text,
 )
-from hunyuan_train.data.records.tools import RESULT_ID_FIELDS, TOOL_FIELDS
+from hunyuan_train.data.records.tools import RESULT_ID_FIELDS, RESULT_NAME_FIELDS, TOOL_FIELDS
 from hunyuan_train.data.records.turns import NOTHING, SPEAKERS
 from hunyuan_train.data.records.unread import note_unused, report_unread
 from hunyuan_train.families.grammar.dialogue import ROLES, Message, dump_json
 from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.families.grammar.quoted_code import mask_code
 from hunyuan_train.families.grammar.tokenizer import to_nfc
 
 _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
@@ -28,13 +29,13 @@ _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "vi
 _RENAMED_ROLES = {
     name: role for name, role in SPEAKERS.items() if role == "tool" or name in (*ROLES, "developer")
 }
-_KEPT_FIELDS = {"name", "id", *RESULT_ID_FIELDS}  # the template writes none of them
+_KEPT_FIELDS = {"id", *RESULT_NAME_FIELDS, *RESULT_ID_FIELDS}  # the template writes none of them
 _FIELDS = {"role", "content", "id"}
 _FIELDS_OF = {
     "system": {*_FIELDS, *TOOL_FIELDS},
     "user": _FIELDS,
     "assistant": {*_FIELDS, *CALL_FIELDS, *LOSS_FIELDS, *THOUGHT_FIELDS},
-    "tool": {*_FIELDS, "name", *RESULT_ID_FIELDS},
+    "tool": {*_FIELDS, *RESULT_NAME_FIELDS, *RESULT_ID_FIELDS},
 }
 
 
@@ -203,11 +204,26 @@ def _find_foreign_markers(
 
 def take_calls_out(message: Message, place: str, grammar: Grammar, problems: list[Problem]) -> None:
     """Read calls written as text, so that the turn is rendered as a call."""
-    if message.tool_calls:
-        return
-    if split := grammar.tools.split_calls(message.content):
+    split = grammar.tools.split_calls(message.content)
+    if split and not message.tool_calls:
         message.content, calls = split
         message.tool_calls = read_calls(calls, place, grammar, as_written=False, problems=problems)
+    text = mask_code(message.content)
+    if mark := next((mark for mark in grammar.tools.call_marks if mark in text), ""):
+        reason = f"{mark} in a text that is not read as calls"
+        fix = "give all calls as tool_calls, and the text before them as content"
+        problems.append(Problem("tools", f"{place}.content", reason, fix))
+
+
+def take_marks_off(message: Message, place: str, grammar: Grammar, problems: list[Problem]) -> None:
+    """A tool's result without the marks that rendering puts around it."""
+    opened, closed = grammar.tools.result_marks
+    text = message.content.strip()
+    if text.startswith(opened) and text.endswith(closed):
+        message.content = text.removeprefix(opened).removesuffix(closed).strip("\n")
+    if opened in message.content or closed in message.content:
+        reason = f"{opened} or {closed} inside of a result, which they would end"
+        problems.append(Problem("tools", f"{place}.content", reason, "remove it"))
 
 
 def _check_text(text: str, place: str, grammar: Grammar, problems: list[Problem]) -> str:

@@ -16,7 +16,7 @@ from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.records.hashes import seed_now
 from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS, apply_record_loss
-from hunyuan_train.data.records.messages import read_message, take_calls_out
+from hunyuan_train.data.records.messages import read_message, take_calls_out, take_marks_off
 from hunyuan_train.data.records.modes import settle_modes
 from hunyuan_train.data.records.nulls import drop_filled_nulls
 from hunyuan_train.data.records.texts import has_blank_run
@@ -157,15 +157,15 @@ def _check_tool_turns(dialogue: Dialogue, reading: Reading, problems: list[Probl
     for index, message in enumerate(dialogue.messages):
         place = f"messages[{index}]"
         if message.role == "tool" and not is_open:
-            reason = "a tool result that follows no call"
-            problems.append(Problem("tools", place, reason, "add the call before it"))
+            reason, fix = "a tool result that follows no call", "add the call before it"
+            if not dialogue.tools:
+                reason, fix = "a tool result in a record without tools", "add the list of tools"
+            problems.append(Problem("tools", place, reason, fix))
         if dialogue.tools:
             _read_labelled_text(message, place, reading.grammar, problems)
         if message.role == "assistant":
             check_calls(message, dialogue, place, problems)
-            is_open = (
-                bool(message.tool_calls) or reading.grammar.tools.calls_open in message.content
-            )
+            is_open = bool(message.tool_calls)
             if not reading.is_prompt:  # a server shows results as they come
                 match_results(dialogue.messages, index, problems)
         elif message.role != "tool":
@@ -178,6 +178,8 @@ def _read_labelled_text(
     message.content = message.content.removeprefix(grammar.tools.labels.get(message.role, ""))
     if message.role == "assistant":
         take_calls_out(message, place, grammar, problems)
+    elif message.role == "tool":
+        take_marks_off(message, place, grammar, problems)
 
 
 def _check_texts(messages: list[Message], reading: Reading, problems: list[Problem]) -> None:

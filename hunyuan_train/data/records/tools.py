@@ -7,13 +7,18 @@ from typing import Any
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
 from hunyuan_train.data.records.nulls import SCHEMA_FIELDS, allows_null
-from hunyuan_train.data.records.turns import ARGUMENT_FIELDS, NOTHING, list_calls
+from hunyuan_train.data.records.turns import NOTHING
+from hunyuan_train.data.records.written_calls import find_written_call
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message, ToolCall
 
 Record = dict[str, Any]
 
 TOOL_FIELDS = ("tools", "functions")  # the second is OpenAI's older name
-RESULT_ID_FIELDS = ("tool_call_id", "tool_use_id", "call_id")
+RESULT_ID_FIELDS = (
+    *("tool_call_id", "tool_use_id", "call_id", "function_call_id"),
+    *("toolCallId", "toolUseId", "callId", "functionCallId"),
+)
+RESULT_NAME_FIELDS = ("name", "tool_name", "function_name", "toolName", "functionName")
 
 _CALL_ID_FIELDS = ("id", "call_id")
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -114,7 +119,11 @@ def find_name(tool: Record) -> str:
 def check_calls(message: Message, dialogue: Dialogue, place: str, problems: list[Problem]) -> None:
     """Calls name listed tools, and their arguments fit the tools' schemas."""
     if not message.tool_calls:
-        _refuse_bare_call(message.content, dialogue.tools, f"{place}.content", problems)
+        names = {find_name(tool) for tool in dialogue.tools}
+        if name := find_written_call(message.content, names):
+            reason = f"a call of {name!r}, written as the text of an answer"
+            fix = "give it as tool_calls; foreign_markers=note teaches it as text"
+            problems.append(Problem("foreign_markers", f"{place}.content", reason, fix))
         return
     field = f"{place}.tool_calls"
     if not dialogue.tools:
@@ -130,22 +139,6 @@ def check_calls(message: Message, dialogue: Dialogue, place: str, problems: list
             schema = tools[call.name]["function"].get("parameters")
             if isinstance(schema, dict):
                 _check_arguments(call, schema, f"{field}[{index}].arguments", problems)
-
-
-def _refuse_bare_call(text: str, tools: list[Record], field: str, problems: list[Problem]) -> None:
-    """An answer that is nothing but the JSON of a call would be taught as an answer."""
-    if not (tools and text.lstrip().startswith(("{", "["))):
-        return
-    calls = list_calls(text)
-    names = {find_name(tool) for tool in tools}
-    if calls and all(isinstance(call, dict) and _names_one(call, names) for call in calls):
-        reason = "a call of a tool, written as the text of an answer"
-        problems.append(Problem("tools", field, reason, "give it as tool_calls"))
-
-
-def _names_one(call: Record, names: set[str]) -> bool:
-    has_arguments = bool(call.keys() & {"function", *ARGUMENT_FIELDS})
-    return has_arguments and (call.get("name") in names or find_name(call) in names)
 
 
 def _check_arguments(call: ToolCall, schema: Record, field: str, problems: list[Problem]) -> None:
@@ -211,6 +204,10 @@ def match_results(messages: list[Message], index: int, problems: list[Problem]) 
     places = _match_ids(calls, results, index + 1, found)
     if places is None and not found:
         places = _match_names(calls, results, index + 1, found)
+        _refuse_numbers(calls, results, index + 1, found)
+    if places is not None and sorted(places) != list(range(len(places))):
+        reason = f"no result of the call {calls[0].name!r}, and one of a later call"
+        found.append(Problem("tools", f"messages[{index + 1}]", reason, "add the result"))
     problems += found
     if places is None or found or places == sorted(places):
         return
@@ -224,20 +221,23 @@ def _match_ids(
     calls: list[ToolCall], results: list[Message], start: int, problems: list[Problem]
 ) -> list[int] | None:
     """The call that each result answers, by id; None where no result has one."""
-    answered = [_find_id(result) for result in results]
-    if all(one is None for one in answered):
-        return None
     ids = {
         str(dict(call.extra)[field]): number
         for number, call in enumerate(calls)
         for field in _CALL_ID_FIELDS
         if dict(call.extra).get(field) not in NOTHING
     }
+    answered = [_find_stated(result, RESULT_ID_FIELDS) for result in results]
+    own = [_find_stated(result, ("id",)) for result in results]
+    if any(one in ids for one in own) and not any(answered):  # of a call, and not of the message
+        answered = own
+    if not any(answered):
+        return None
     known = ", ".join(ids) or "none has an id"
     places = []
     for number, one in enumerate(answered):
         field = f"messages[{start + number}]"
-        place = ids.get(str(one)) if one is not None else None
+        place = ids.get(one) if one is not None else None
         if one is None:
             reason = "a result without an id beside results with one"
             problems.append(Problem("tools", field, reason, "give the id of its call"))
@@ -285,14 +285,31 @@ def _match_names(
     return places
 
 
-def _find_id(result: Message) -> object:
-    fields = result.extra or {}
-    return next((fields[key] for key in RESULT_ID_FIELDS if fields.get(key) not in NOTHING), None)
+def _refuse_numbers(
+    calls: list[ToolCall], results: list[Message], start: int, problems: list[Problem]
+) -> None:
+    """A number on results that have no id may be that of their calls, in another order."""
+    for field in ("index", "idx"):
+        numbers = [(result.extra or {}).get(field) for result in results]
+        if len(calls) < 2 or all(one is None for one in numbers):
+            continue
+        counts = [one for one in numbers if isinstance(one, int)]
+        if len(counts) < len(calls) or counts != sorted(set(counts)):
+            reason = f"{field} is not read, and may name the call that a result answers"
+            fix = "give each result the tool_call_id of its call"
+            problems.append(Problem("tools", f"messages[{start}].{field}", reason, fix))
+
+
+def _find_stated(result: Message, fields: tuple[str, ...]) -> str | None:
+    """What a result says in any of some fields; what they say differently is no one's id or name"""
+    stated = {
+        str(one): None for key in fields if (one := (result.extra or {}).get(key)) not in NOTHING
+    }
+    return " and ".join(stated) or None
 
 
 def _find_result_name(result: Message) -> str | None:
-    name = (result.extra or {}).get("name")
-    return None if name in NOTHING else str(name)
+    return _find_stated(result, RESULT_NAME_FIELDS)
 
 
 def _first_id(call: ToolCall) -> str:

@@ -104,7 +104,7 @@ def _read_turn(turn: object, place: str, problems: list[Problem]) -> list[Any]:
     else:
         message = {"role": SPEAKERS.get(speaker, written), **_take_text(rest)}
     blocks = message.get("content")
-    if isinstance(blocks, list):
+    if isinstance(blocks, list) and (SPEAKERS.get(speaker) != "tool" or _are_parts(blocks)):
         _name_unread_keys(blocks, f"{place}.content", problems)
     if isinstance(blocks, list) and any(_is_block(block) for block in blocks):
         reason = "blocks as Anthropic writes them"
@@ -190,6 +190,11 @@ def _split_pair(turn: Record) -> list[Any]:
 
 def _is_block(block: object) -> bool:
     return isinstance(block, dict) and str(block.get("type")) in _BLOCK_KEYS
+
+
+def _are_parts(items: list[Any]) -> bool:
+    """Whether a list is a content in parts; a tool may return any other list."""
+    return any(isinstance(item, dict) and item.keys() & {"type", "text"} for item in items)
 
 
 def _name_unread_keys(parts: list[Any], place: str, problems: list[Problem]) -> None:

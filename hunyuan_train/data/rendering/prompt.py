@@ -12,7 +12,7 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 # A server takes calls as they come, and shows nothing of fields that it does not know.
 _SERVED = {"tools": "drop", "empty_answer": "drop"} | dict.fromkeys(
-    ("missing_argument", "call_field", "unread_text", "prompt_loss"), "note"
+    ("missing_argument", "call_field", "unread_text", "prompt_loss", "foreign_markers"), "note"
 )
 
 

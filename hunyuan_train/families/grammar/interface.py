@@ -70,7 +70,8 @@ class ToolForm:
     """How calls stand in an answer, and what changes in a dialogue that offers tools."""
 
     labels: Mapping[str, str]  # what stands before the text of a role where tools are offered
-    calls_open: str  # how the calls of an answer begin
+    call_marks: tuple[str, str]  # before and behind the calls of an answer
+    result_marks: tuple[str, str]  # before and behind the result of a call
     split_calls: Callable[[str], tuple[str, object] | None]  # text before calls, and their JSON
     find_cut: Callable[[str], str]  # where a server would cut JSON arguments; "" if not
     are_offered: Callable[[str], bool]  # whether an answer shows that its prompt offered tools

@@ -13,6 +13,7 @@ from hunyuan_train.data.records.convert import to_record
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS
 from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS
 from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.data.records.tools import RESULT_ID_FIELDS, RESULT_NAME_FIELDS
 from hunyuan_train.data.records.turns import ARGUMENT_FIELDS, CALL_SPEAKERS, SPEAKERS
 from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
 from tests.data.conftest import REPOSITORY
@@ -45,7 +46,7 @@ OUTCOMES: dict[str, list] = {
     "a38_swift_tool_roles": ['u weather in x? | a Let me see.w{"c": "x"} | t sunny | a Sunny.'],
     "a39_tool_then_user": ['u weather in x? | a w{"c": "x"} | t sunny | u and be brief | a Sunny.'],
     "a40_tool_without_call": [{"tools", "order"}],
-    "a41_tools_in_system": [{"tools"}],
+    "a41_tools_in_system": [{"tools", "foreign_markers"}],
     "a44_nulls_everywhere": ["s S | u q | a (r) a"],
     "a45_alpaca_history": ["u 2+2? | a 4 | u And 3+3? | a 6"],
     "a51_preference": [{"form"}],
@@ -286,17 +287,75 @@ def test_what_a_call_says_beyond_name_and_arguments_is_refused_by_name(call, kin
         ('{"name": "w", "arguments": {"c": "x"}}', True),
         ('\n[{"name": "w", "parameters": {"c": "x"}}]', True),
         ('{"function": {"name": "w"}, "arguments": {}}', True),
+        ('{"name": "w", "arguments": "{\\"c\\": 1}"}', True),
+        ('{"tool_calls": [{"name": "w", "arguments": {"c": "x"}}]}', True),
+        ('{"action": "w", "action_input": "x"}', True),
+        ('{"tool": "w", "params": ["x"]}', True),
+        ('{"Tool Name": "w", "c": "x"}', True),
+        ('{"w": {"c": "x"}}', True),
+        ('```json\n{"name": "w", "arguments": {"c": "x"}}\n```', True),
+        ('Let me call: {"name": "w", "arguments": {"c": "x"}} Wait.', True),
+        ('I [1] do {so}:\n```json\n{"name": "w", "arguments": {}}\n```', True),
+        ('[w(c="x")]', True),
+        ('w(c="x")', True),
+        ("w('x')", True),
+        ("```python\nw()\n```", True),
+        ('I call w(c="x") now', True),
+        ("functions.w({'c': 'x'})", True),
+        ('>>>w\n{"c": "x"}', True),
+        ('w: {"c": "x"}', True),
         ('{"name": "other", "arguments": {}}', False),
         ('{"name": "w"}', False),
+        ('{"city": "w", "size": 3}', False),
         ("[1, 2]", False),
         ("{not json", False),
+        ("{" * 5000 + "w", False),
+        ("w (the weather) is sunny, w.", False),
+        ('The row (c="x") and sw(c="x")', False),
     ],
 )
-def test_a_call_that_is_the_whole_text_of_an_answer_is_refused(text, is_call):
-    outcome = _outcome(_with_message({"role": "assistant", "content": text}))
-    assert (outcome == {"tools"}) == is_call
+def test_a_call_that_an_answer_spells_as_text_is_refused(text, is_call):
+    problems: list[Problem] = []
+    outcome = _outcome(_with_message({"role": "assistant", "content": text}), problems)
+    assert outcome == ({"foreign_markers"} if is_call else f"u q | a {text}")
+    assert not is_call or "'w'" in problems[-1].reason
     without_tools = _outcome(_with_message({"role": "assistant", "content": text}, tools=[]))
     assert without_tools == f"u q | a {text}"
+
+
+WRITTEN = '<tool_calls>[{"name": "w", "arguments": {"c": "x"}}]</tool_calls>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WRITTEN.removesuffix("</tool_calls>"),
+        WRITTEN.removeprefix("<tool_calls>"),
+        f"{WRITTEN} done",
+        f"I look. {WRITTEN} done",
+        f"{WRITTEN}{WRITTEN}",
+        '<tool_calls>{"name": "w", "arguments": {"c": "x"}}</tool_calls>',
+        "<tool_calls></tool_calls>",
+        "<tool_calls>[not json]</tool_calls>",
+    ],
+)
+def test_marks_of_calls_that_hold_no_calls_are_refused(text):
+    assert "tools" in _outcome(_with_message({"role": "assistant", "content": text}))
+
+
+def test_calls_as_text_are_read_alone_and_refused_beside_others():
+    for text, said in ((WRITTEN, ""), (f"I look.\n{WRITTEN}\n", "I look.")):
+        message = {"role": "assistant", "content": text}
+        assert _outcome(_with_message(message)) == f'u q | a {said}w{{"c": "x"}}'
+        message["tool_calls"] = [{"name": "w", "arguments": X}]
+        assert _outcome(_with_message(message)) == {"tools"}
+    talk = "Calls stand in `<tool_calls>`."
+    assert _outcome(_with_message({"role": "assistant", "content": talk})) == f"u q | a {talk}"
+
+
+def test_a_result_in_a_record_without_tools_is_refused():
+    message = {"role": "assistant", "content": WRITTEN}
+    assert _outcome(_with_message(message, _result("r"), tools=[])) == {"tools"}
 
 
 @pytest.mark.parametrize(
@@ -390,7 +449,7 @@ def _two_calls(*results, ids=("1", "2")):
     return _with_calls(*calls, results=results)
 
 
-@pytest.mark.parametrize("field", ["tool_call_id", "tool_use_id", "call_id"])
+@pytest.mark.parametrize("field", [*RESULT_ID_FIELDS, "id"])
 def test_results_are_put_in_the_order_of_their_calls_by_id(field):
     in_order = [_result("for w", **{field: "1"}), _result("for z", **{field: "2"})]
     expected = _outcome(_two_calls(*in_order))
@@ -400,8 +459,9 @@ def test_results_are_put_in_the_order_of_their_calls_by_id(field):
     assert kinds_of(_two_calls(*reversed(in_order))) == {"result_order"}
 
 
-def test_results_are_put_in_the_order_of_their_calls_by_name():
-    in_order = [_result("for w", name="w"), _result("for z", name="z")]
+@pytest.mark.parametrize("field", RESULT_NAME_FIELDS)
+def test_results_are_put_in_the_order_of_their_calls_by_name(field):
+    in_order = [_result("for w", **{field: "w"}), _result("for z", **{field: "z"})]
     no_ids = (None, None)
     assert _outcome(_two_calls(*reversed(in_order), ids=no_ids)) == _outcome(_two_calls(*in_order))
 
@@ -415,6 +475,14 @@ def test_results_are_put_in_the_order_of_their_calls_by_name():
         ([{"tool_call_id": "1"}, {"tool_call_id": "2"}], (None, None)),
         ([{"tool_call_id": "1"}, {"tool_call_id": "2"}], ("1", "1")),
         ([{"tool_call_id": "1", "name": "z"}, {"tool_call_id": "2"}], ("1", "2")),
+        ([{"tool_call_id": "1", "toolCallId": "2"}, {"tool_call_id": "2"}], ("1", "2")),
+        ([{"id": "1"}, {"id": "3"}], ("1", "2")),
+        ([{"tool_call_id": "2"}], ("1", "2")),
+        ([{"name": "z"}], ("1", "2")),
+        ([{"name": "w", "tool_name": "z"}, {}], (None, None)),
+        ([{"index": 1}, {"index": 0}], (None, None)),
+        ([{"index": 1}], (None, None)),
+        ([{"idx": 1}, {}], (None, None)),
         ([{"name": "w"}, {"name": "v"}], ("1", "2")),
         ([{"name": "w"}, {"name": "w"}], ("1", "2")),
     ],
@@ -422,6 +490,43 @@ def test_results_are_put_in_the_order_of_their_calls_by_name():
 def test_a_result_of_an_unknown_call_is_refused(results, ids):
     record = _two_calls(*(_result("r", **fields) for fields in results), ids=ids)
     assert _outcome(record) == {"tools"}
+
+
+def test_what_says_nothing_of_the_call_of_a_result_is_noted():
+    for fields in ([{"id": "m1"}, {"id": "m2"}], [{"index": 2}, {"index": 3}]):
+        record = _two_calls(*(_result("r", **some) for some in fields))
+        assert _outcome(record) == 'u q | a w{"c": "x"}z{"c": "x"} | t r | t r | a a'
+
+
+@pytest.mark.parametrize(
+    "field", ["result", "function_response", "observation_text", "tool_ref", "call_number"]
+)
+def test_a_field_of_a_result_that_is_not_read_is_refused(field):
+    for content in ("", "r"):
+        record = _with_calls({"name": "z"}, results=[_result(content, **{field: "other"})])
+        assert _outcome(record) == {"unread_text"}
+
+
+@pytest.mark.parametrize(
+    ("content", "outcome"),
+    [
+        ([{"a": 1}], '[{"a": 1}]'),
+        ([{"a": 1, "id": "x"}, {"b": None}], '[{"a": 1, "id": "x"}, {"b": null}]'),
+        ([{"type": "cafe", "name": "n"}], '[{"type": "cafe", "name": "n"}]'),
+        ([1, [2]], "[1, [2]]"),
+        ([{"type": "text", "text": "r"}], "r"),
+        ([{"type": "text", "text": "r", "note": "n"}], {"unread_text"}),
+        ("<tool_response>r</tool_response>", "r"),
+        ("<tool_response>\nr\n</tool_response>\n", "r"),
+        ("<tool_response>r", {"tools"}),
+        ("a</tool_response>b", {"tools"}),
+        ("<tool_response>a</tool_response><tool_response>b</tool_response>", {"tools"}),
+    ],
+)
+def test_a_result_is_read_as_its_tool_gave_it_or_refused(content, outcome):
+    record = _with_calls({"name": "z"}, results=[_result(content)])
+    expected = outcome if isinstance(outcome, set) else f"u q | a z{{}} | t {outcome} | a a"
+    assert _outcome(record) == expected
 
 
 def test_a_result_of_an_earlier_turn_is_refused():

@@ -46,7 +46,8 @@ HUNYUAN_A13B = Grammar(
     ),
     tools=ToolForm(
         labels={"user": tools.USER_LABEL, "assistant": tools.ASSISTANT_LABEL},
-        calls_open=tools.TOOL_CALLS_OPEN,
+        call_marks=(tools.TOOL_CALLS_OPEN, tools.TOOL_CALLS_CLOSE),
+        result_marks=(tools.RESPONSE_OPEN, tools.RESPONSE_CLOSE),
         split_calls=tools.split_calls,
         find_cut=tools.find_cut,
         are_offered=tools.are_offered,

@@ -18,6 +18,8 @@ from hunyuan_train.families.grammar.hunyuan_a13b.tags import (
 from hunyuan_train.families.grammar.hunyuan_a13b.tokens import EOS, START, SYSTEM_END, USER_END
 from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     ASSISTANT_LABEL,
+    RESPONSE_CLOSE,
+    RESPONSE_OPEN,
     TOOL_CALLS_CLOSE,
     TOOL_CALLS_OPEN,
     USER_LABEL,
@@ -34,7 +36,6 @@ from hunyuan_train.families.grammar.segments import (
 )
 from hunyuan_train.families.grammar.tokenizer import to_nfc
 
-_RESPONSE_OPEN, _RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
 _THINKING_OFF = "<think>\n\n</think>\n"  # what the template adds for enable_thinking=False
 
 
@@ -115,7 +116,7 @@ def _render_message(index: int, message: Message, dialogue: Dialogue) -> list[Se
         return _close_system(prompt)
     end = Segment(USER_END, message.role, is_special=True)
     if message.role == "tool":
-        wrapped = f"{_RESPONSE_OPEN}{message.content}{_RESPONSE_CLOSE}"
+        wrapped = f"{RESPONSE_OPEN}{message.content}{RESPONSE_CLOSE}"
         return [Segment(wrapped if dialogue.tools else message.content, "tool"), end]
     if dialogue.tools:
         return [Segment(USER_LABEL + message.content, "user"), end]

@@ -14,6 +14,8 @@ ASSISTANT_LABEL = "助手："
 
 TOOL_CALLS_OPEN = "<tool_calls>"
 TOOL_CALLS_CLOSE = "</tool_calls>"
+RESPONSE_OPEN = "<tool_response>"
+RESPONSE_CLOSE = "</tool_response>"
 
 _TEXT_CALLS = re.compile(rf"(.*?){TOOL_CALLS_OPEN}(\[.*\]){TOOL_CALLS_CLOSE}\s*", re.DOTALL)
 
