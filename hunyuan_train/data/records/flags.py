@@ -4,6 +4,7 @@ In some data sets they share a name with fields that hold thoughts (`reasoning: 
 mode, or refused by name; it is never taught.
 """
 
+import re
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
@@ -17,14 +18,17 @@ _FLAG_FIELDS = (
     "thinking_mode",
     "reasoning_mode",
 )
+_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _NEGATED_FIELDS = ("no_think", "nothink", "disable_thinking")
 _MODES = {
-    **dict.fromkeys(("on", "true", "enabled", "enable"), "slow"),
-    **dict.fromkeys(("off", "false", "disabled", "disable"), "fast"),
+    **dict.fromkeys(("on", "true", "enabled", "enable", "detailed thinking on"), "slow"),
+    **dict.fromkeys(("off", "false", "disabled", "disable", "detailed thinking off"), "fast"),
 }
-# Words of a setting that are no thoughts, and say no mode.
-_SETTINGS = ("auto", "adaptive", "default", "none", "null", "yes", "no", "fast", "slow")
-_EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
+# Words of a setting or of nothing, which are no thoughts and say no mode.
+_SETTINGS = {"auto", "adaptive", "default", "none", "null", "yes", "no", "fast", "slow"} | {
+    *("minimal", "low", "medium", "high", "xhigh", "max", "0", "1"),
+    *("", "n/a", "na", "nan", "nil", "empty", "no thinking", "no reasoning", "no thoughts"),
+}
 
 
 def name_flag(value: object) -> str:
@@ -33,10 +37,10 @@ def name_flag(value: object) -> str:
         value = value.get("type")
     if isinstance(value, bool):
         return "slow" if value else "fast"
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         return ""
-    word = value.strip().lower()
-    return _MODES.get(word) or ("unknown" if word in (*_SETTINGS, *_EFFORTS) else "")
+    word = _EDGES.sub("", value.lower())  # "" for a dash
+    return _MODES.get(word) or ("unknown" if word in _SETTINGS else "")
 
 
 def refuse_flag(field: str, value: object) -> Problem:

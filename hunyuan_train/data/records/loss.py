@@ -9,6 +9,7 @@ and with what weight. What says anything else is refused.
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.reading.decode import parse_json
 from hunyuan_train.families.grammar.dialogue import Message
 
 Record = dict[str, Any]
@@ -72,7 +73,8 @@ RECORD_LOSS_FIELDS = LOSS_FIELDS | {*_ITEM_FIELDS, *_LAST_FIELDS}
 
 def read_answer_loss(raw: Record, message: Message, place: str, problems: list[Problem]) -> None:
     """The loss of one answer, from the fields of its message."""
-    stated = {field: raw[field] for field in raw if field in LOSS_FIELDS and raw[field] is not None}
+    stated = {field: _parse(raw[field]) for field in raw if field in LOSS_FIELDS}
+    stated = {field: value for field, value in stated.items() if value is not None}
     weights = {}
     for field, value in stated.items():
         weight = _read_value(field, value, f"{place}.{field}", problems)
@@ -86,7 +88,7 @@ def refuse_prompt_loss(fields: Record, place: str, problems: list[Problem]) -> R
     """Refuse loss on a question or a result, which is never trained on; returns other fields."""
     found: list[Problem] = []
     for field in fields.keys() & LOSS_FIELDS:
-        if _read_value(field, fields[field], f"{place}.{field}", found):
+        if _read_value(field, _parse(fields[field]), f"{place}.{field}", found):
             reason = f"{field} is {fields[field]!r} on a message that is no answer"
             fix = "remove it: loss is on answers only"
             found.append(Problem("prompt_loss", f"{place}.{field}", reason, fix))
@@ -98,7 +100,7 @@ def refuse_prompt_loss(fields: Record, place: str, problems: list[Problem]) -> R
 def apply_record_loss(record: Record, messages: list[Message], problems: list[Problem]) -> None:
     """Loss fields beside the messages: one value for every answer, or a list of them."""
     for field in record:
-        value = record[field]
+        value = _parse(record[field])
         if field not in RECORD_LOSS_FIELDS or value is None:
             continue
         if field in _LAST_FIELDS or value in _LAST_WORDS:
@@ -112,6 +114,14 @@ def apply_record_loss(record: Record, messages: list[Message], problems: list[Pr
             problems.append(Problem("converted", field, reason, "read as that of every answer"))
             for message in messages:
                 _multiply(message, weight)
+
+
+def _parse(value: object) -> object:
+    """What a cell of a text table says: a flag, a number or a list; any other text stays one."""
+    if isinstance(value, str):
+        parsed = parse_json(value.strip().lower())
+        return parsed if isinstance(parsed, bool | int | float | list) else value
+    return value
 
 
 def _settle(

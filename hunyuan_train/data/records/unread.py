@@ -30,6 +30,8 @@ date time timestamp datetime year created updated createdat updatedat createdtim
 author authors annotator annotators creator editor reviewer worker contributor humanverified
 model models modelname generator generatormodel engine provider answerfrom usedintraining
 version revision status state deleted synthetic skippromptformatting
+datasetversion qid docid llamaguard2 instructreward rewardmodel genconfig geninputconfigs
+finishreasons generationconfig emojis
 turn round tokens usage cost latency duration temperature topp seed maxtokens finishreason
 stopreason fingerprint systemfingerprint object length len size hashedip header avatarurl
 meta metadata 编号 序号 来源 数据来源 类别 分类 类型 领域 语言 难度 日期 时间 标签 任务 任务类型

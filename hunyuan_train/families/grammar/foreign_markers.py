@@ -27,7 +27,7 @@ _CLOSE = r"(?:[>＞﹥›〉⟩》»▷】]|&(?:amp;)*(?:gt|GT|#0*62|#[xX]0*3[eE
 _BLANK = "[\\s\u200b\u2060\ufeff]*"
 # <thinking>, </reasoning>, <tool_call id="1">, ＜think＞, &lt;think&gt;, < think >, ◁think▷
 _NAMED = re.compile(
-    rf"{_OPEN}{_BLANK}[/／]?{_BLANK}([\w:.-]{{2,40}}?)(?:\s[^<>\n]{{0,80}})?{_BLANK}[/／]?{_CLOSE}"
+    rf"{_OPEN}{_BLANK}\\?[/／]?{_BLANK}([\w:.-]{{2,40}}?)(?:\s[^<>\n]{{0,80}})?{_BLANK}[/／\\]?{_CLOSE}"
 )
 _PATTERNS = (
     # <|begin_of_thought|>, <|channel|>, <|im_end|>, <｜tool▁calls▁begin｜>, <|channel>, <channel|>
@@ -38,7 +38,9 @@ _PATTERNS = (
     r"\[/?(?:THINK|THINKING|THOUGHT|REASONING|TOOL_CALLS?|TOOL_RESULTS?|AVAILABLE_TOOLS|INST"
     r"|ARGS|ANSWER|SYSTEM_PROMPT)\]|\[/(?:think|thinking|thoughts?|reasoning|tool_calls?)\]",
     r"<</?SYS>>|</?(?:start|end)_of_turn>|<unused\d+>|✿(?:FUNCTION|ARGS|RESULT|RETURN)✿",
-    r"(?:</s>|<(?:eos|eot|eom|end_of_text)>)(?=\s*\Z)",
+    # <｜DSML｜invoke name="f">
+    r"[<＜][/／]?[|｜][A-Z]{2,40}[|｜](?=[a-z])",
+    r"(?:</s>|<(?:eos|eot|eom|eoa|eoh|eod|sep|pad|unk|endoftext|end_of_text)>)+(?=\s*\Z)",
 )
 _FIXED = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS))
 _FIRST = "<＜﹤‹〈⟨《«◁【&\\%[✿"  # what any of them begins with
@@ -62,6 +64,12 @@ _STEP_PAIRS = (
     {"行动", "行动输入"},
     {"思考", "最终答案"},
 )
+# The end of a text, written where an answer ends; elsewhere it is talked about.
+_END = re.compile(r"<\|\w{1,40}\|>(?=\s*\Z)")
+_WORDED = re.compile(  # of Granite; of Functionary
+    r"Here(?: is|'s) my thought process:(?=.*Here(?: is|'s) my response:)|^>>>[\w.]+(?=\s*\n)",
+    re.MULTILINE | re.DOTALL | re.IGNORECASE,
+)
 _HEADED = re.compile(  # ## Thinking ... ## Final Response
     r"^#{1,4}\s*(?:Thinking|Thoughts?|Reasoning)\b.*^#{1,4}\s*Final (?:Response|Answer)\b",
     re.MULTILINE | re.DOTALL | re.IGNORECASE,
@@ -80,6 +88,9 @@ def find_foreign_markers(text: str, is_own: Callable[[str], bool]) -> list[str]:
             found[marker] = None
             if len(found) == _MAX_NAMED:
                 return list(found)
+    found |= dict.fromkeys(
+        match[0] for match in (_END.search(masked), _find_words(masked)) if match
+    )
     found |= dict.fromkeys(_find_steps(masked))
     return list(found)
 
@@ -93,6 +104,10 @@ def _match_marker(text: str, start: int) -> str:
             return named[0]
     fixed = _FIXED.match(text, start)
     return fixed[0] if fixed else ""
+
+
+def _find_words(text: str) -> re.Match[str] | None:
+    return _WORDED.search(text) if ">>>" in text or "my thought process" in text else None
 
 
 def _find_steps(text: str) -> list[str]:

@@ -179,7 +179,9 @@ def test_another_type_with_no_reading_or_several_is_refused(make, value):
     [
         ("off", "fast"), (False, "fast"), ("False", "fast"), ("disabled", "fast"),
         ({"type": "disabled"}, "fast"), ("on", "slow"), (True, "slow"), ("enabled", "slow"),
-        ("high", None), ("auto", None), (0, None), (1, None),
+        ("high", None), ("auto", None), (0, None), (1, None), ("N/A", None), ("nan", None),
+        ("-", None), ("...", None), ("0", None), ("Disabled.", "fast"), ("No thinking", None),
+        ("detailed thinking off", "fast"), ("detailed thinking on.", "slow"),
     ],
 )  # fmt: skip
 def test_a_flag_is_a_mode_or_refused_and_never_taught(field, flag, mode):
@@ -287,7 +289,9 @@ FOREIGN = [
     "<thinking_process>r</thinking_process>A", "<ｔｈｉｎｋ>r", "【思考】r【/思考】A",
     "<思考>r</思考>A",
     "Thought: r\nAnswer: A", "<analysis>\nr\n</analysis>A", "<tool>f</tool>",
-    "THOUGHT: r\nACTION: f",
+    "THOUGHT: r\nACTION: f", "A<|endoftext|>", "A <|eos|>\n", "A<eoa>", "A<pad><pad>", "<think\\>r",
+    ">>>f\n{}", '<｜DSML｜invoke name="f">', "<\\/thinking>A", "A<｜end▁of▁sentence｜>",
+    "Here is my thought process: r\n\nHere is my response: A",
     "✿FUNCTION✿: f", "<final_answer>A</final_answer>", "A<end_of_turn>",
 ]  # fmt: skip
 
@@ -312,7 +316,9 @@ def test_marks_of_other_models_are_named_and_taught_only_where_asked_for(text):
         "Question: x\nAnswer: y", "《思考的快与慢》",
         "The action: run", "Action: a noun.", "a <| f |> b", "[1] [answer]",
         "<br> <s>x</s> y", "Observation: it rains.", "<div class='thinking'>x</div>", "1 < 2 > 0",
-        "the <answer> and <think> tags", "what <|eos|> is",
+        "the <answer> and <think> tags", "what <|eos|> is", ">>> f(x)\n1", "a <|f|x",
+        "use <pad> here",
+        "Here is my thought process: r", "ends with `<|endoftext|>`",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_a_mark_is_text(text):
