@@ -12,7 +12,8 @@ from hunyuan_train.data.records.turns import ARGUMENT_FIELDS
 
 Json = Any
 
-SCHEMA_FIELDS = ("parameters", "input_schema", "inputSchema")  # OpenAI's, Anthropic's, MCP's
+# Where a function has the schema of its arguments; the first is ours.
+SCHEMA_FIELDS = ("parameters", "input_schema", "inputSchema", "args_schema", "arguments", "schema")
 _MAY_BE_NULL = ("default", "const", "example")  # of a JSON schema
 
 

@@ -21,6 +21,7 @@ RESULT_ID_FIELDS = (
 RESULT_NAME_FIELDS = ("name", "tool_name", "function_name", "toolName", "functionName")
 
 _CALL_ID_FIELDS = ("id", "call_id")
+_MAX_REFS = 8  # that lead from one schema to the next
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -102,11 +103,13 @@ def _name_schema(function: Record, field: str, problems: list[Problem]) -> Recor
         left = (key for key in function if key != "parameters")
         function = {renamed.get(key, key): function[key] for key in left}
     schema = function.get("parameters")
+    if isinstance(schema, dict) and schema.keys() == {"json"}:  # as Bedrock wraps it
+        schema = schema["json"]
     if isinstance(schema, str) and isinstance(parsed := parse_json(schema), dict):
         reason, fix = "a schema written as text", "read as the object that it is"
         problems.append(Problem("converted", f"{field}.parameters", reason, fix))
-        function = {**function, "parameters": parsed}
-    return function
+        schema = parsed
+    return {**function, "parameters": schema} if "parameters" in function else function
 
 
 def find_name(tool: Record) -> str:
@@ -136,8 +139,10 @@ def check_calls(message: Message, dialogue: Dialogue, place: str, problems: list
             reason = f"calls {call.name!r}, which is not among the tools"
             problems.append(Problem("tools", field, reason, "add it to tools, or fix the name"))
         elif call.name and call.arguments:
-            schema = tools[call.name]["function"].get("parameters")
-            if isinstance(schema, dict):
+            function = tools[call.name]["function"]
+            if isinstance(schema := function.get("parameters"), dict):
+                if "required" in function:  # beside the schema
+                    schema = {"required": function["required"], **schema}
                 _check_arguments(call, schema, f"{field}[{index}].arguments", problems)
 
 
@@ -145,8 +150,7 @@ def _check_arguments(call: ToolCall, schema: Record, field: str, problems: list[
     arguments = parse_json(call.arguments) or {}
     properties = schema.get("properties")
     properties = properties if isinstance(properties, dict) else {}
-    required = schema.get("required")
-    needed = [str(name) for name in required] if isinstance(required, list) else []
+    needed = _list_required(schema, schema, _MAX_REFS)
     needed += [name for name, one in properties.items() if _is_marked_required(one)]
     for name in dict.fromkeys(needed):
         is_null = name in arguments and arguments[name] is None
@@ -161,6 +165,28 @@ def _check_arguments(call: ToolCall, schema: Record, field: str, problems: list[
         elif value is not None and not _fits(value, properties.get(name)):
             reason = f"an argument of another type than the schema of {call.name!r} says"
             problems.append(Problem("odd_argument", f"{field}.{name}", reason, "check its value"))
+
+
+def _list_required(schema: object, root: Record, num_refs: int) -> list[str]:
+    """The fields that a schema requires, by itself or by the schemas that it refers to."""
+    if not isinstance(schema, dict) or not num_refs:
+        return []
+    required = schema.get("required")
+    names = [required] if isinstance(required, str) else required
+    needed = [str(name) for name in names] if isinstance(names, list) else []
+    target: Any = root
+    reference = str(schema.get("$ref", ""))
+    for step in reference.split("/")[1:] if reference.startswith("#/") else ():
+        target = target.get(step) if isinstance(target, dict) else None
+    parts = [] if target is root else [target]
+    parts += schema["allOf"] if isinstance(schema.get("allOf"), list) else []
+    for part in parts:
+        needed += _list_required(part, root, num_refs - 1)
+    for key in ("anyOf", "oneOf"):
+        if isinstance(choices := schema.get(key), list) and choices:
+            of_each = [set(_list_required(choice, root, num_refs - 1)) for choice in choices]
+            needed += sorted(set.intersection(*of_each))
+    return needed
 
 
 def _is_marked_required(schema: object) -> bool:

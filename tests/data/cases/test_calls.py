@@ -302,7 +302,7 @@ def test_what_a_call_says_beyond_name_and_arguments_is_refused_by_name(call, kin
         ("```python\nw()\n```", True),
         ('I call w(c="x") now', True),
         ("functions.w({'c': 'x'})", True),
-        ('>>>w\n{"c": "x"}', True),
+        ('Tool w\n{"c": "x"}', True),
         ('w: {"c": "x"}', True),
         ('{"name": "other", "arguments": {}}', False),
         ('{"name": "w"}', False),
@@ -386,7 +386,13 @@ def test_an_argument_that_does_not_fit_its_schema_is_named(arguments, schema, na
         ({"properties": {"c": {"type": "string", "required": True}}}, True),
         ({"properties": {"c": {"type": ["string", "null"]}}, "required": ["c"]}, True),
         ({"required": ["c"]}, True),
-        ({"required": "c"}, False),
+        ({"required": "c"}, True),
+        ({"$ref": "#/$defs/C", "$defs": {"C": {"required": ["c"]}}}, True),
+        ({"$ref": "#"}, False),
+        ({"allOf": [{"required": ["c"]}, {}]}, True),
+        ({"anyOf": [{"required": ["c"]}, {"required": ["c", "d"]}]}, True),
+        ({"oneOf": [{"required": ["c"]}, {"required": ["d"]}]}, False),
+        ({"json": {"required": ["c"]}}, True),
         (None, False),
     ],
 )
@@ -394,6 +400,18 @@ def test_what_is_required_is_read_of_the_schema(schema, is_missing):
     tool = {"type": "function", "function": {"name": "w", "parameters": schema}}
     kinds = kinds_of(_with_calls({"name": "w", "arguments": {}}, tools=[tool]))
     assert ("missing_argument" in kinds) == is_missing
+
+
+@pytest.mark.parametrize(
+    "field", ["input_schema", "inputSchema", "args_schema", "arguments", "schema"]
+)
+def test_what_is_required_is_read_under_every_name_of_the_schema(field):
+    for fields in ({field: SCHEMA}, {field: {"json": SCHEMA}}, {field: json.dumps(SCHEMA)}):
+        record = _with_calls({"name": "w", "arguments": {}}, tools=[{"name": "w", **fields}])
+        assert _outcome(record) == {"missing_argument"}
+    beside = {"name": "w", "parameters": {"properties": {"c": {}}}, "required": ["c"]}
+    record = _with_calls({"name": "w", "arguments": {}}, tools=[beside])
+    assert _outcome(record) == {"missing_argument"}
 
 
 @pytest.mark.parametrize(
