@@ -11,7 +11,7 @@ def make_manifest(files: dict[str, dict[str, Any]], **fields: Any) -> dict[str, 
     """All that a manifest must hold, with some fields as given."""
     return {
         "format_version": FORMAT_VERSION,
-        "state": {"step": 3},
+        "state": {"step": 3, "position": {"epoch": 0, "row": 3}, "health": {"recent_losses": []}},
         "kinds": ["master"],
         "is_model_only": False,
         "optimizer_step_count": 3,

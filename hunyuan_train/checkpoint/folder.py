@@ -11,7 +11,9 @@ the final name is whole. Tensors are ranges of released tensors in disguise (see
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +139,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         is_right = {
             "state": _is_state(manifest["state"]),
             "files": _are_entries(manifest["files"]),
-            "kinds": MASTER in manifest["kinds"],
+            "kinds": _are_kinds(manifest["kinds"]),
+            "fingerprints": all(isinstance(one, dict) for one in manifest["fingerprints"].values()),
+            "optimizer_step_count": _is_count(manifest["optimizer_step_count"]),
         }
         wrong = [name for name in is_right if not is_right[name]]
     if wrong:
@@ -166,8 +170,70 @@ def _read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
         raise ValueError("it is nested too deeply") from error
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)  # a loss may be infinite
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_position(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"epoch", "row"} and _are_counts(value)
+
+
+def _is_health(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("recent_losses"), list):
+        return False
+    counts = {name: count for name, count in value.items() if name != "recent_losses"}
+    # The last was the name of the second in the first checkpoints.
+    is_known = counts.keys() <= {"num_bad_in_a_row", "num_rollbacks", "num_returns"}
+    return is_known and _are_counts(counts) and all(map(_is_number, value["recent_losses"]))
+
+
+# What `TrainerState` becomes in JSON; the first three were never left out.
+STATE: dict[str, Callable[[object], bool]] = {
+    "step": _is_count,
+    "position": _is_position,
+    "health": _is_health,
+    "tokens_seen": _is_count,
+    "best_value": lambda value: value is None or _is_number(value),
+    "best_step": lambda value: value is None or _is_count(value),
+    "num_worse": _is_count,
+    "samples_seen": _are_counts,
+    "tokens_by_source": _are_counts,
+}
+
+
 def _is_state(state: dict[str, Any]) -> bool:
-    return type(state.get("step")) is int and isinstance(state.get("best_step"), int | None)
+    return {"step", "position", "health"} <= state.keys() <= STATE.keys() and all(
+        STATE[name](value) for name, value in state.items()
+    )
+
+
+def _are_kinds(kinds: list[Any]) -> bool:
+    return all(isinstance(one, str) for one in kinds) and (
+        MASTER in kinds and len(set(kinds)) == len(kinds)
+    )
+
+
+def _are_ranges(ranges: object, num_bytes: int) -> bool:
+    """Whether each is [first expert, start, stop, *shape], and no larger than its file."""
+    if not isinstance(ranges, dict):
+        return False
+    for numbers in ranges.values():
+        if not isinstance(numbers, list) or len(numbers) < 4:
+            return False
+        if not all(map(_is_count, numbers)):
+            return False
+        _, start, stop, *shape = numbers
+        if not start <= stop <= math.prod(shape) or stop - start > num_bytes:
+            return False
+    return True
 
 
 def _are_entries(files: dict[str, Any]) -> bool:
@@ -176,7 +242,7 @@ def _are_entries(files: dict[str, Any]) -> bool:
         isinstance(entry, dict)
         and type(entry.get("size")) is int
         and isinstance(entry.get(DIGEST), str)
-        and isinstance(entry.get("ranges"), dict)
+        and _are_ranges(entry.get("ranges"), entry["size"])
         for entry in files.values()
     )
 

@@ -116,6 +116,14 @@ def put(name: str, value: object) -> Callable[[Manifest], object]:
     return lambda manifest: manifest.update({name: value})
 
 
+def change_state(name: str, value: object) -> Callable[[Manifest], object]:
+    return lambda manifest: manifest["state"].update({name: value})
+
+
+def put_ranges(value: object) -> Callable[[Manifest], object]:
+    return lambda manifest: manifest["files"][FILE].update(ranges=value)
+
+
 def name_outside(manifest: Manifest) -> None:
     manifest["files"]["../../secret.safetensors"] = manifest["files"].pop(FILE)
 
@@ -124,6 +132,28 @@ RESEALED: list[Callable[[Manifest], object]] = [
     *(without(name) for name in ("files", "state", "kinds", "is_model_only", "fingerprints")),
     *(put("files", value) for value in (None, [], {}, {FILE: {}}, {"rank-00000.safetensors": 1})),
     *(put("state", value) for value in ([], {}, {"step": "3"}, {"step": 3, "best_step": "x"})),
+    *(change_state("step", value) for value in (-7, 10**30, True, 3.0)),
+    *(change_state("position", value) for value in ("x", {}, {"epoch": 0, "row": -1}, None)),
+    *(change_state("health", value) for value in ([], {}, {"recent_losses": ["x"]})),
+    *(change_state(name, "x") for name in ("tokens_seen", "best_value", "samples_seen", "more")),
+    put("state", {"step": 3}),
+    put("fingerprints", {"model": 5, "code": 5, "settings": 5, "data": 5}),
+    put("optimizer_step_count", -1),
+    put("kinds", ["master", 5]),
+    put("kinds", ["master", "master"]),
+    *(
+        put_ranges(value)
+        for value in (
+            "x",
+            {"w": []},
+            {"w": "x"},
+            {"w": [0, 0, 10**30, 10**30]},
+            {"w": [0, -1, 1, 4]},
+            {"w": [0, 0, 9, 4]},
+            {"w": [0, 0, 10**12, 10**12]},
+            {"w": [0.5, 0, 1, 4]},
+        )
+    ),
     put("kinds", ["exp_avg"]),
     put("kinds", "master"),
     lambda manifest: manifest["files"][FILE].pop("sha256"),
