@@ -21,6 +21,7 @@ from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
+from hunyuan_train.plain_text import make_plain_name
 
 WEIGHTS, DESCRIPTION = "adapter_model.safetensors", "adapter_config.json"
 MATRIX = re.compile(
@@ -311,7 +312,26 @@ def _scaling(settings: dict[str, Any], target: str, rank: int) -> float:
 
 
 def _by_pattern(settings: dict[str, Any], name: str, target: str, otherwise: float) -> float:
-    """The first value whose pattern fits a target's name."""
-    patterns: dict[str, float] = settings.get(name) or {}
-    fitting = (value for one, value in patterns.items() if re.fullmatch(rf"(.*\.)?({one})", target))
-    return next(fitting, otherwise)
+    """The first value whose pattern fits a target's name.
+
+    Raises:
+        CheckpointError: it is no object of patterns and numbers.
+    """
+    patterns = settings.get(name)
+    patterns = {} if patterns is None else patterns
+    if not isinstance(patterns, dict) or any(
+        type(value) not in (int, float) for value in (*patterns.values(), otherwise)
+    ):
+        raise CheckpointError(
+            f"{DESCRIPTION} has {make_plain_name(patterns, most=80)} as {name} and "
+            f"{make_plain_name(otherwise, most=80)} without one; they must be an object of numbers, "
+            "by pattern, and a number: export the adapter again"
+        )
+    try:
+        fitting = [n for one, n in patterns.items() if re.fullmatch(rf"(.*\.)?({one})", target)]
+    except re.error as error:
+        raise CheckpointError(
+            f"{DESCRIPTION} has {name} with a pattern that is none ({error}): export the adapter "
+            "again"
+        ) from error
+    return fitting[0] if fitting else otherwise
