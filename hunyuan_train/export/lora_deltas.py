@@ -324,8 +324,8 @@ def _by_pattern(settings: dict[str, Any], name: str, target: str, otherwise: flo
     ):
         raise CheckpointError(
             f"{DESCRIPTION} has {make_plain_name(patterns, most=80)} as {name} and "
-            f"{make_plain_name(otherwise, most=80)} without one; they must be an object of numbers, "
-            "by pattern, and a number: export the adapter again"
+            f"{make_plain_name(otherwise, most=80)} without one; they must be numbers by pattern, "
+            "and a number: export the adapter again"
         )
     try:
         fitting = [n for one, n in patterns.items() if re.fullmatch(rf"(.*\.)?({one})", target)]
