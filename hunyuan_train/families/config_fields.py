@@ -110,5 +110,6 @@ class Fields:
 
 def _once(value: object) -> object:
     """A value that may be repeated once a layer."""
-    is_repeated = isinstance(value, list) and value and all(one == value[0] for one in value)
-    return value[0] if is_repeated else value
+    if isinstance(value, list) and value and all(one == value[0] for one in value):
+        return value[0]
+    return value

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hunyuan_train.data.findings import Finding, PolicySet, Problem
-from hunyuan_train.data.reading.compression import UNREADABLE, CompressionError, decompress
+from hunyuan_train.data.reading.compression import DAMAGED, CompressionError, decompress
 from hunyuan_train.data.reading.contents import (
     COMPRESSED,
     HEAD_BYTES,
@@ -295,7 +295,7 @@ def _read_head(path: Path) -> tuple[bytes, Content]:
         content = find_content(head)
         if content in COMPRESSED:
             file.seek(0)
-            with suppress(CompressionError, EOFError, zlib.error, *UNREADABLE):
+            with suppress(CompressionError, EOFError, zlib.error, *DAMAGED):
                 head = next(decompress(file, content, HEAD_BYTES), b"")
     return head, content
 
