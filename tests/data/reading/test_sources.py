@@ -145,9 +145,14 @@ def test_a_missing_file_is_told_by_the_setting_that_names_it(folder):
         ("a.pkl", b"\x80\x04\x95", "a pickle", "export it as .jsonl or .parquet"),
         ("a.zip", b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it"),
         ("a.npy", b"\x93NUMPY", "a NumPy array", "export it as .jsonl or .parquet"),
-        ("a.tgz", gzip.compress(bytes(257) + b"ustar"), "a tar archive, inside of gzip", "unpack"),
+        (
+            "a.tgz",
+            gzip.compress(bytes(257) + b"ustar", mtime=0),
+            "a tar archive, inside of gzip",
+            "unpack",
+        ),
         ("a.tar.bz2", bz2.compress(bytes(257) + b"ustar"), "a tar archive, ins", "unpack it"),
-        ("a.txt.gz", gzip.compress(b"{}")[:9], "gzip", "give it an ending that is read"),
+        ("a.txt.gz", gzip.compress(b"{}", mtime=0)[:9], "gzip", "give it an ending that is read"),
         ("a.txt", b'{"a": 1}', "JSON", "give it an ending that is read"),
     ],
 )
