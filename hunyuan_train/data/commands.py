@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from hunyuan_train.data.compiled.compile import CompileSettings, Record, read_records
 from hunyuan_train.data.findings import (
@@ -49,13 +50,19 @@ from hunyuan_train.families.vocabulary import describe_folder
 from hunyuan_train.terminal import PlainConsole, complain, say
 
 Arguments = argparse.Namespace
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 # A mode is asked for when records are trained on; shown or written they may stay without one.
 _UNTAUGHT = {"untagged": "note"}
 
 
-def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_data_commands(subparsers: Commands) -> None:
     """Add the six commands; each sets `run`, which takes the parsed arguments."""
+    _add_judging(subparsers)
+    _add_looking(subparsers)
+
+
+def _add_judging(subparsers: Commands) -> None:
     check = subparsers.add_parser("check", help="find what is wrong with data files")
     _add_files(check)
     _add_policies(check)
@@ -77,6 +84,8 @@ def add_data_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     _add_policies(convert)
     convert.set_defaults(run=run_convert)
 
+
+def _add_looking(subparsers: Commands) -> None:
     show = subparsers.add_parser("show", help="show a record as the model is taught it")
     show.add_argument("file")
     show.add_argument("--row", type=_count, default=0, help="number of the record; 0 is the first")
