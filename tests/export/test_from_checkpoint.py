@@ -239,7 +239,8 @@ def test_range_that_a_file_does_not_hold_is_refused(
     manifest = read_manifest(checkpoint)
     manifest["files"]["rank-00000.safetensors"]["ranges"]["model.norm.weight"] = numbers
     write_manifest(checkpoint, manifest)
-    with pytest.raises(CheckpointError, match="does not hold what its manifest says of model"):
+    message = "is not what a run writes|does not hold what its manifest says of model"
+    with pytest.raises(CheckpointError, match=message):
         open_stopped_run(checkpoint, {})
 
 
