@@ -37,7 +37,9 @@ def write_run(folder: Path) -> None:
 def seal(checkpoint: Path, step: int = 3) -> None:
     file = checkpoint / FILE
     entry = {"size": file.stat().st_size, "sha256": hash_file(file)}
-    write_manifest(checkpoint, make_manifest({FILE: entry}, state={"step": step}))
+    manifest = make_manifest({FILE: entry})
+    manifest["state"]["step"] = step
+    write_manifest(checkpoint, manifest)
 
 
 def change_tensor(run: Path) -> None:

@@ -17,7 +17,10 @@ from hunyuan_train.shipped import PACKAGE, RECIPES, VERSION
 from tests.conftest import REPOSITORY
 
 LEFT_OUT = (".git", ".venv*", "runs", "wandb", "__pycache__", "*.egg-info", ".*_cache", "build")
-SHIPPED = ("train.py", "requirements.txt", "ds_configs/*", "data/tiny_*", "data/tokenizer_tiny/*")
+SHIPPED = (
+    *("train.py", "requirements.txt", "ds_configs/*"),
+    *("data/practice_*.jsonl", "data/tiny_*", "data/tokenizer_tiny/*"),
+)
 BUILD_SDIST = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
 
 
