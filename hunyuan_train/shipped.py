@@ -12,6 +12,7 @@ from pathlib import Path
 
 VERSION = "0.1.0"  # pyproject.toml reads it from here: a checkout knows it without being installed
 
+COMMAND = "hunyuan-train"  # its script, beside the interpreter it was installed for
 PACKAGE = Path(__file__).resolve().parent
 CODE_FOLDER = PACKAGE.parent  # holds the package: the checkout, site-packages, or pip's --target
 _IN_WHEEL = PACKAGE / "shipped_files"
@@ -49,7 +50,14 @@ def render_command(*words: str | Path) -> str:
     Args:
         words: the command and its arguments, such as "chat" and a folder.
     """
+    command = Path(sys.executable).with_name(COMMAND)
+    is_ours = command.is_relative_to(CODE_FOLDER) or not python_path(None)
+    start = [str(command)] if is_ours and command.is_file() else _python_words()
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join([*start, *map(str, words)])}"
+
+
+def _python_words() -> list[str]:
+    """The command where it has no script beside the interpreter."""
     folders = python_path(None)
-    path = [f"PYTHONPATH={shlex.quote(folders)}"] if folders else []
-    run = shlex.join([sys.executable, "-P", "-m", __package__, *map(str, words)])
-    return " ".join([f"cd {shlex.quote(str(Path.cwd()))} &&", *path, run])
+    path = ["env", f"PYTHONPATH={folders}"] if folders else []
+    return [*path, sys.executable, "-P", "-m", PACKAGE.name]

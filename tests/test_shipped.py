@@ -39,7 +39,15 @@ def paste(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_command_that_is_shown_works_in_any_folder(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("has_script", [True, False])
+def test_a_command_that_is_shown_works_in_any_folder(
+    has_script: bool, tmp_path: Path, monkeypatch
+) -> None:
+    script = Path(shipped.sys.executable).with_name("hunyuan-train")
+    if has_script and not script.is_relative_to(shipped.CODE_FOLDER):
+        pytest.skip("train.sh has not prepared this checkout")
+    monkeypatch.setattr(shipped, "COMMAND", "hunyuan-train" if has_script else "no-such-script")
+    assert (str(script) in render_command()) is has_script
     start, elsewhere = tmp_path / "it's here", tmp_path / "elsewhere"
     for folder in (start, elsewhere):
         folder.mkdir()
