@@ -69,6 +69,9 @@ def main(arguments: Sequence[str]) -> int:
         report_failure(f"error: the path is {describe_long_path(os.fsdecode(error.filename))}")
         return USER_ERROR
     except KeyboardInterrupt:
+        # Python notes that it met Ctrl-C in code given as text (a library's, while it is imported),
+        # and would end itself by the signal, whatever we return; new code as text lets it forget.
+        exec("")
         return INTERRUPTED
 
 

@@ -8,7 +8,7 @@ from hunyuan_train import cli
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.settings import SECTION_OF
 from hunyuan_train.errors import ConfigError, DataError
-from hunyuan_train.shipped import RECIPES
+from hunyuan_train.shipped import CODE_FOLDER, RECIPES
 from hunyuan_train.trainer.errors import TrainingError
 
 HEAVY = ("torch", "transformers", "deepspeed", "datasets", "pandas")
@@ -177,3 +177,20 @@ def test_export_and_merge_refuse_what_they_are_given_without_torch(repository, t
         )
         assert result.stdout == "2 []\n"
         assert message in " ".join(result.stderr.split())
+
+
+def test_ctrl_c_in_code_given_as_text_has_the_same_exit_code(tmp_path):
+    """As libraries have it while they are imported; Python would end itself by the signal."""
+    (tmp_path / "pressed.py").write_text(
+        "import os, signal, sys\n"
+        "from hunyuan_train import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.run_command = lambda _: exec('os.kill(os.getpid(), signal.SIGINT); input()')\n"
+        "sys.exit(cli.main([]))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-m", "pressed"],
+        env={"PYTHONPATH": f"{CODE_FOLDER}:{tmp_path}"},
+        check=False,
+    )
+    assert finished.returncode == 130

@@ -5,7 +5,7 @@ depend on how the writers split the model, so that readers may split it differen
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -140,7 +140,7 @@ def open_tensors(
 def _check_range(
     file: Path,
     name: str,
-    numbers: object,
+    numbers: Sequence[int],
     *,
     kinds: Iterable[str],
     locations: Mapping[str, TensorLocation],
@@ -157,19 +157,13 @@ def _check_range(
     Raises:
         CheckpointError: it does not.
     """
-    if (
-        isinstance(numbers, list)
-        and len(numbers) > 3
-        and all(type(one) is int and one >= 0 for one in numbers)
-    ):
-        _, start, stop, *shape = numbers
-        sizes = {_num_elements(locations, f"{kind}:{name}", stop - start) for kind in kinds}
-        if start <= stop <= prod(shape) and sizes == {stop - start}:
-            return
-    raise CheckpointError(
-        f"{file} does not hold what its manifest says of {make_plain_name(name)}; it was made by "
-        "something else than a run: take another checkpoint"
-    )
+    num_elements = numbers[2] - numbers[1]
+    sizes = {_num_elements(locations, f"{kind}:{name}", num_elements) for kind in kinds}
+    if sizes != {num_elements}:
+        raise CheckpointError(
+            f"{file} does not hold what its manifest says of {make_plain_name(name)}; it was made "
+            "by something else than a run: take another checkpoint"
+        )
 
 
 def _num_elements(locations: Mapping[str, TensorLocation], name: str, size: int) -> int | None:

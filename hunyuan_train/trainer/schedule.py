@@ -88,10 +88,11 @@ def describe_schedule(config: RunConfig, total_steps: int, *, has_evaluation: bo
     """How often a run evaluates, saves and logs, and how long it warms up."""
     whole = in_whole_steps(config, total_steps)
     evaluated = f"evaluated {_describe_interval(whole.evaluation.eval_steps, total_steps)}, "
+    warmup = num_warmup_steps(total_steps, config.optimizer)
     return (
         f"{evaluated if has_evaluation else 'no evaluation, '}"
         f"saved {_describe_interval(whole.checkpoints.save_steps, total_steps)}; "
-        f"{num_warmup_steps(total_steps, config.optimizer):,} steps of warm-up"
+        f"{warmup:,} step{'' if warmup == 1 else 's'} of warm-up"
     )
 
 

@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import zlib
+from itertools import product
 
 import pytest
 import zstandard
@@ -101,8 +102,11 @@ def _fuzz_records(number, tokenizer, seed):
     lines = [json.dumps(record, ensure_ascii=rng.random() < 0.5) for record in records]
     chunk = Chunk("fuzz", list(range(1, number + 1)), [line.encode() for line in lines])
     settings = {"max_seq_length": 400, "overlong": "drop_turns"}
-    for history in ("strip", "keep"):
-        compiled = compile_chunk(chunk, CompileSettings(history=history, **settings), tokenizer)
+    # With the second policy more is read of a record that is refused for one odd key by the first.
+    policies = ({}, {"unread_text": "note", "untagged": "note"})
+    for history, policy in product(("strip", "keep"), policies):
+        reading = CompileSettings(history=history, policy=policy, **settings)
+        compiled = compile_chunk(chunk, reading, tokenizer)
         _check_accounts(compiled.findings, compiled.counts, chunk.lines)
         assert len(compiled.lines) == compiled.counts["used"]
         assert (compiled.encoded.samples["num_labels"] > 0).all()
@@ -113,7 +117,7 @@ def _fuzz_records(number, tokenizer, seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_thousand_mutated_records(tokenizer, seed):
     num_used = _fuzz_records(1000, tokenizer, seed)
-    assert 20 < num_used < 950  # the mutations reach both sides
+    assert 50 < num_used < 950  # the mutations reach both sides
 
 
 def _mutate_bytes(content, rng):
