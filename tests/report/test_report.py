@@ -27,6 +27,7 @@ from hunyuan_train.report.charts import (
 from hunyuan_train.report.closing import report_at_end
 from hunyuan_train.report.commands import make_report
 from hunyuan_train.report.record import read_run
+from hunyuan_train.shipped import render_command
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (390, 1200)  # a phone and a desk
@@ -307,7 +308,7 @@ def test_a_run_whose_page_cannot_be_written_is_complete_all_the_same(
     (run / "report.html").mkdir()
     report_at_end(run)
     assert "(Is a directory)" in caplog.text
-    assert f"hunyuan_train report {run}" in caplog.text
+    assert render_command("report", run) in caplog.text
 
 
 def test_long_curves_are_thinned_to_means() -> None:
