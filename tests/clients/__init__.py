@@ -1,0 +1,1 @@
+"""Foreign clients of what we write, each in an environment of its own: servers, converters, rivals."""
