@@ -1,1 +1,1 @@
-"""Foreign clients of what we write, each in an environment of its own: servers, converters, rivals."""
+"""Foreign clients of what we write, each in an environment of its own: servers and converters."""
