@@ -23,7 +23,14 @@ from tests.planner.held import Bytes, measure, resolved
 from tests.planner.live import LiveBytes
 from tests.ranks import run_ranks
 
-SHAPE = replace(TINY, vocab_size=700, hidden_size=192, num_hidden_layers=2)
+SHAPE = replace(
+    TINY,
+    vocab_size=700,
+    hidden_size=192,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    head_dim=16,
+)
 LENGTHS = [100, 41]  # no two sizes of tensors are alike by chance
 NUM_LABELS = sum(length - length // 3 - 1 for length in LENGTHS)  # tests/batches.py
 TOLERANCE = 0.03

@@ -32,6 +32,7 @@ SHAPE = replace(
     intermediate_size=192,
     num_attention_heads=16,
     num_key_value_heads=4,
+    head_dim=16,
     num_hidden_layers=2,
     moe_topk=8,
 )
