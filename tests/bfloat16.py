@@ -1,7 +1,7 @@
 """Products in bfloat16, by those in float32 where the processor has none of its own.
 
-Without AVX-512 torch multiplies bfloat16 element by element, 10 to 25 times slower than float32. Each
-product is rounded once, as processors that can do it round.
+Without AVX-512 torch multiplies bfloat16 element by element, 10 to 25 times slower than float32.
+Each product is rounded once, as processors that can do it round.
 """
 
 import warnings
@@ -18,7 +18,7 @@ OUT = tuple(f"{name}.out" for name in PRODUCTS[:-1])
 
 
 def speed_up_bfloat16() -> Library | None:
-    """Replace torch's products in bfloat16 in this process for as long as what is returned lives."""
+    """Replace torch's products in bfloat16 for as long as what is returned lives."""
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     library = Library("aten", "IMPL")
