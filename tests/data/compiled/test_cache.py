@@ -12,6 +12,8 @@ from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.errors import DataError
 from tests.data.dialogues import chat
 
+PATIENCE_SECONDS = 240
+
 
 @pytest.fixture
 def big_data(tmp_path, tiny_data):
@@ -245,7 +247,7 @@ def queue():
 
 def test_processes_that_start_together_agree(queue, big_data, tmp_path, tokenizer):
     processes = [_start(queue, big_data, tmp_path / "cache", tokenizer) for _ in range(3)]
-    fingerprints = {queue.get(timeout=60) for _ in processes}
+    fingerprints = {queue.get(timeout=PATIENCE_SECONDS) for _ in processes}
     for process in processes:
         process.join()
     assert len(fingerprints) == 1
@@ -268,7 +270,7 @@ def test_a_start_after_ten_kills_is_right(
     assert num_killed_while_writing >= 5
     dataset = prepare(big_data, max_seq_length=1024)
     undisturbed = _start(queue, big_data, tmp_path / "undisturbed", tokenizer)
-    assert queue.get(timeout=60) == dataset.fingerprint
+    assert queue.get(timeout=PATIENCE_SECONDS) == dataset.fingerprint
     undisturbed.join()
     assert [path.name for path in _folders(tmp_path) if path.name.endswith(".building")] == []
 
