@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from hunyuan_train.launcher.host.extension import hold_extensions
+
 
 class RanksError(RuntimeError):
     """A rank raised, died or took too long; the text holds its traceback."""
@@ -105,6 +107,7 @@ def _call(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    hold_extensions(os.environ)
     try:
         outcome = (True, function(*arguments))
     except BaseException:  # noqa: BLE001  whatever it was, the caller must see it
