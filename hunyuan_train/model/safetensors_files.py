@@ -19,6 +19,9 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 WRITE_BYTES = 2**20
@@ -26,6 +29,15 @@ WRITE_BYTES = 2**20
 
 def create_file(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
     """Write the header and reserve room for the tensors, whose bytes are written later."""
+    size = sum(torch.Size(shape).numel() * dtype.itemsize for dtype, shape in tensors.values())
+    header = create_header(tensors)
+    with file.open("wb") as stream:
+        stream.write(header.numpy().data)
+        stream.truncate(len(header) + size)
+
+
+def create_header(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> Tensor:
+    """All that stands in a file before the bytes of its tensors, which lie in this order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, (dtype, shape) in tensors.items():
@@ -35,9 +47,8 @@ def create_file(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...
         position += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
-        stream.truncate(8 + len(encoded) + position)
+    content = len(encoded).to_bytes(8, "little") + encoded
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def read_range(location: TensorLocation, start: int, stop: int) -> Tensor:

@@ -16,6 +16,7 @@ from hunyuan_train.plain_text import make_plain_name
 
 # Bytes of an element, for the dtypes that models and checkpoints here are made of.
 ITEMSIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
+ITEMSIZES |= {"F8_E4M3": 1, "I32": 4, "I64": 8}  # of compressed weights
 # The library takes six times as much, which Python reads for most of a minute. Eighty thousand
 # tensors fit, and the released model has 6,500.
 MAX_HEADER_BYTES = 2**24

@@ -127,7 +127,7 @@ def forget_shape(header: dict) -> None:
 
 def use_float8(header: dict) -> None:
     name = next(name for name in header if name != "__metadata__")
-    header[name]["dtype"] = "F8_E4M3"
+    header[name]["dtype"] = "F8_E5M2"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def use_float8(header: dict) -> None:
         (move_end, r"bytes, and as \w+ of shape .* needs"),
         (forget_shape, "header is damaged"),
         (lambda header: ["no object"], "header is damaged"),
-        (use_float8, "has dtype F8_E4M3, which is none of"),
+        (use_float8, "has dtype F8_E5M2, which is none of"),
     ],
 )
 def test_damaged_header_is_refused_with_its_file(

@@ -1,0 +1,154 @@
+"""A model folder whose weights are compressed, read as if they were not.
+
+It answers the question of every `WeightSource`, so what computes with a model need not know how
+its weights are stored.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.registry import parse_shape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.json_file import read_json_object
+from hunyuan_train.model.compressed_values import decode
+from hunyuan_train.model.compression_scheme import (
+    BLOCK,
+    CONFIG,
+    PACKED,
+    SCALE,
+    SHAPE,
+    Scheme,
+    is_compressed,
+    read_scheme,
+)
+from hunyuan_train.model.released_files import weight_files
+from hunyuan_train.model.safetensors_files import read_range
+from hunyuan_train.model.safetensors_header import TensorLocation, read_header
+from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
+
+
+class CompressedFolder:
+    """The weights of a folder that `hunyuan-train quantize` has written, dequantised."""
+
+    def __init__(self, locations: dict[str, TensorLocation], scheme: Scheme) -> None:
+        self.locations = locations
+        self.scheme = scheme
+
+    @classmethod
+    def open(cls, folder: Path, shape: ModelShape, scheme: Scheme) -> "CompressedFolder":
+        """Read the headers and check that they hold exactly the tensors of the model.
+
+        Raises:
+            ConfigError: naming a tensor that is missing, unknown or of another form.
+        """
+        found: dict[str, TensorLocation] = {}
+        for file in weight_files(folder):
+            try:
+                found |= read_header(file)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{file} cannot be read: {error}; quantize again") from error
+        expected: dict[str, tuple[int, ...]] = {}
+        for tensor in released_tensors(shape).values():
+            if is_compressed(tensor):
+                stored = scheme.stored(tensor, "")
+                expected |= {name: size for name, (_, size) in stored.items()}
+            else:
+                expected[tensor.name] = tensor.shape
+        wrong = sorted(expected.keys() ^ found.keys()) or sorted(
+            name for name, size in expected.items() if found[name].shape != size
+        )
+        if wrong:
+            raise ConfigError(
+                f"the weights in {folder} do not fit its config.json: {wrong[0]} and "
+                f"{len(wrong) - 1} others are missing, unknown or misshapen; quantize again"
+            )
+        return cls(found, scheme)
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) of the flattened weight: [stop - start], dequantised.
+
+        Raises:
+            ConfigError: the file ends early, or holds NaN or infinity there.
+        """
+        if not is_compressed(tensor):
+            values = self._read(tensor.name, start, stop)
+        else:
+            columns = tensor.shape[1]
+            first, last = start // columns, -(-stop // columns)
+            if self.scheme.strategy == "block":
+                first -= first % BLOCK
+            rows = self.read_rows(tensor, first, last).flatten()
+            values = rows[start - first * columns : stop - first * columns]
+        if not is_finite(values):
+            raise ConfigError(f"{tensor.name} holds NaN or infinity; quantize again")
+        return values
+
+    def read_rows(self, tensor: StoredTensor, first: int, last: int) -> Tensor:
+        """Rows [first, last) of a compressed weight, dequantised; `first` begins a block."""
+        codes, scales = self.read_codes(tensor, first, last)
+        return decode(codes, scales, self.scheme)
+
+    def read_codes(self, tensor: StoredTensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Codes and scales of rows [first, last) of a compressed weight.
+
+        Raises:
+            ConfigError: another shape is stored than the tensor has.
+        """
+        name = tensor.name
+        if self.scheme.strategy == "group":
+            if self._read(name + SHAPE, 0, 2).tolist() != list(tensor.shape):
+                raise ConfigError(f"{name}{SHAPE} is not {list(tensor.shape)}; quantize again")
+            name += PACKED
+        codes = self._read_matrix(name, first, last)
+        height = BLOCK if self.scheme.strategy == "block" else 1
+        return codes, self._read_matrix(tensor.name + SCALE, first // height, -(-last // height))
+
+    def _read_matrix(self, name: str, first: int, last: int) -> Tensor:
+        columns = self.locations[name].shape[1]
+        return self._read(name, first * columns, last * columns).view(-1, columns)
+
+    def _read(self, name: str, start: int, stop: int) -> Tensor:
+        try:
+            return read_range(self.locations[name], start, stop)
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.locations[name].file}, {name}: {error}; quantize again"
+            ) from error
+
+
+def open_model(folder: Path) -> tuple[ModelShape, WeightSource, Scheme | None]:
+    """A model folder's shape and weights, and how these are compressed, if they are.
+
+    Raises:
+        ConfigError: no model folder, or one that does not fit its config.json.
+    """
+    path = folder / "config.json"
+    try:
+        config = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} is no model folder: its config.json cannot be read ({error})"
+        ) from error
+    scheme = read_scheme(config, str(path))
+    plain = {name: value for name, value in config.items() if name != CONFIG}
+    shape = parse_shape(plain, source=str(path))
+    if scheme is None:
+        return shape, SafetensorsFolder.open(folder, shape), None
+    return shape, CompressedFolder.open(folder, shape, scheme), scheme
+
+
+def load_parameter(
+    parameter: Tensor, tensors: list[StoredTensor], source: WeightSource
+) -> None:
+    """Fill a parameter, whatever its dtype and device, with the weights that it lays end to end."""
+    position = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            values = source.read(tensor, 0, tensor.numel)
+            parameter.view(-1)[position : position + tensor.numel] = values.to(parameter.device)
+            position += tensor.numel
