@@ -32,6 +32,7 @@ from hunyuan_train.launcher.rank.worker import (
 )
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.planner.command import run_plan
+from hunyuan_train.quantize.commands import add_quantize_command
 from hunyuan_train.report.commands import add_report_command
 from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
@@ -110,6 +111,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
         add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
     add_checkpoint_commands(commands)
+    add_quantize_command(commands)
     add_selftest_command(commands)
     add_chat_command(commands)
     add_evaluate_command(commands)

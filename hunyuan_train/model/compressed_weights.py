@@ -142,9 +142,7 @@ def open_model(folder: Path) -> tuple[ModelShape, WeightSource, Scheme | None]:
     return shape, CompressedFolder.open(folder, shape, scheme), scheme
 
 
-def load_parameter(
-    parameter: Tensor, tensors: list[StoredTensor], source: WeightSource
-) -> None:
+def load_parameter(parameter: Tensor, tensors: list[StoredTensor], source: WeightSource) -> None:
     """Fill a parameter, whatever its dtype and device, with the weights that it lays end to end."""
     position = 0
     with torch.no_grad():

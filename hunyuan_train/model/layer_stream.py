@@ -111,13 +111,16 @@ class LayerStream:
             yield [known[tensor.name] for tensor in tensors], parameter
 
     @torch.no_grad()
-    def run_layer(self, batches: Sequence[Batch], hidden_ND: Tensor, output_ND: Tensor) -> None:
+    def run_layer(
+        self, batches: Sequence[Batch], hidden_ND: Tensor, output_ND: Tensor | None = None
+    ) -> None:
         """Let all rows through the layer that is loaded.
 
         Args:
             batches: the rows, with the bounds of their documents.
             hidden_ND: what goes in, [tokens of all rows, hidden].
-            output_ND: where to put what comes out; may be the same table.
+            output_ND: where to put what comes out; may be the same table; None: nowhere, because
+                hooks look on.
         """
         first = 0
         for batch in batches:
@@ -132,7 +135,8 @@ class LayerStream:
                 document_lengths=np.diff(batch.cu_seqlens).tolist(),
                 use_cache=False,
             )
-            output_ND[rows] = output[0].cpu()
+            if output_ND is not None:
+                output_ND[rows] = output[0].cpu()
             tell_progress()
 
     @torch.no_grad()
@@ -150,9 +154,7 @@ class LayerStream:
     def _outer(self, kind: Kind) -> StoredTensor:
         """The only tensor of a kind outside of all layers."""
         tensors = released_tensors(self.shape).values()
-        [found] = (
-            one for one in tensors if one.kind is kind and not one.name.startswith(LAYERS)
-        )
+        [found] = (one for one in tensors if one.kind is kind and not one.name.startswith(LAYERS))
         return found
 
 

@@ -8,12 +8,15 @@ imported, and two functions that do the work. The command makes the unfinished f
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.model.compression_scheme import Scheme
+from hunyuan_train.quantize.gptq_settings import check_gptq
 
 if TYPE_CHECKING:
+    from hunyuan_train.data.dataset import Dataset
     from hunyuan_train.model.weights import WeightSource
 
 
@@ -21,10 +24,10 @@ if TYPE_CHECKING:
 class Calibration:
     """Which dialogues a format that looks at activations is calibrated on, and by what."""
 
-    data_file: str | None  # in any form that training reads; None: not given
     num_samples: int
-    max_seq_length: int
     python: str | None  # interpreter with llm-compressor; None: not given
+    # The dialogues of the training data, tokenized; None where none are given.
+    open_dataset: Callable[[], "Dataset"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,7 @@ class Job:
     output: Path  # the final folder, which the command publishes
     type: str  # what stands behind the format's colon; "" where nothing does
     calibration: Calibration
+    llama_cpp: str | None = None  # llama.cpp's folder, or an interpreter that has its packages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +57,8 @@ class Format:
     open_weights: Callable[[Path, ModelShape], "WeightSource"]
     types: tuple[str, ...] = ()  # that must stand behind the colon
     gentler: str = ""  # the format to name where this one loses too much
+    # Clears away, once the folder is published, what was kept to go on from.
+    finish: Callable[[Job], None] = lambda _: None
 
 
 def find_format(text: str) -> tuple[Format, str]:
@@ -73,4 +79,68 @@ def find_format(text: str) -> tuple[Format, str]:
     return found, type_
 
 
-FORMATS: tuple[Format, ...] = ()
+def accept(job: Job) -> None:
+    """A check of what can always be done."""
+
+
+def open_compressed(folder: Path, shape: ModelShape) -> "WeightSource":
+    """The weights of a folder in compressed-tensors' formats."""
+    from hunyuan_train.model.compressed_weights import open_model
+
+    found, source, _ = open_model(folder)
+    assert found == shape
+    return source
+
+
+def write_float8_by(strategy: Literal["channel", "block"]) -> Callable[[Job, Path], dict[str, str]]:
+    """A writer of FP8."""
+
+    def write(job: Job, folder: Path) -> dict[str, str]:
+        from hunyuan_train.quantize.float8_writer import write_float8
+
+        return write_float8(job, folder, Scheme(strategy))
+
+    return write
+
+
+def write_w4a16(job: Job, folder: Path) -> dict[str, str]:
+    """Four-bit weights by GPTQ."""
+    from hunyuan_train.quantize.gptq import write_gptq
+
+    return write_gptq(job, folder)
+
+
+def forget_gptq(job: Job) -> None:
+    """Remove the layers that GPTQ kept."""
+    from hunyuan_train.quantize.gptq import forget_work
+
+    forget_work(job)
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        name="fp8",
+        help="8 bits, a scale for each output channel; activations in FP8, scaled token by token",
+        check=accept,
+        write=write_float8_by("channel"),
+        open_weights=open_compressed,
+        gentler="fp8-block",
+    ),
+    Format(
+        name="fp8-block",
+        help="8 bits, a scale for each block of 128 x 128; activations in groups of 128",
+        check=accept,
+        write=write_float8_by("block"),
+        open_weights=open_compressed,
+        gentler="none: serve the model as it is, in bfloat16",
+    ),
+    Format(
+        name="w4a16",
+        help="4 bits by GPTQ, calibrated on training dialogues; activations as they are",
+        check=check_gptq,
+        write=write_w4a16,
+        open_weights=open_compressed,
+        gentler="fp8",
+        finish=forget_gptq,
+    ),
+)

@@ -35,9 +35,7 @@ def write_index(
         for dtype, size in layout.values()
     )
     weight_map = {name: file for file in sorted(names) for name in names[file]}
-    return write_json(
-        folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    return write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def write_companions(job: Job, folder: Path, scheme: Scheme) -> dict[str, str]:
@@ -57,3 +55,9 @@ def write_json(path: Path, content: dict[str, Any]) -> dict[str, str]:
     encoded = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
     path.write_bytes(encoded)
     return {path.name: hashlib.sha256(encoded).hexdigest()}
+
+
+def size_of_weights(folder: Path) -> int:
+    """Bytes of a model's weight files, of whatever form."""
+    endings = (".safetensors", ".gguf")
+    return sum(one.stat().st_size for one in folder.iterdir() if one.suffix in endings)

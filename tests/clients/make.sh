@@ -7,7 +7,7 @@ set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 name=${1:?which client: the name of a .txt file beside this script}
 clients=${HUNYUAN_CLIENTS:-$HOME/.cache/hunyuan_train/clients}
-recipe=$(cat "$here/$name.txt" "$here/$name.sh" 2>/dev/null | sha256sum | cut -c 1-12)
+recipe=$({ cat "$here/$name.txt" "$here/$name.sh" 2>/dev/null || true; } | sha256sum | cut -c 1-12)
 folder=$clients/$name-$recipe
 mkdir -p "$clients"
 

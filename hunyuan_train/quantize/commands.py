@@ -1,0 +1,225 @@
+"""`hunyuan-train quantize`: a smaller model folder for servers, with what that cost it."""
+
+import argparse
+import logging
+import os
+import resource
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.publish import (
+    check_vacant,
+    publish_summed,
+    unfinished_until_published,
+)
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.registry import read_shape
+from hunyuan_train.log import log_to_screen
+from hunyuan_train.quantize.formats import FORMATS, Calibration, Format, Job, find_format
+from hunyuan_train.quantize.gptq_settings import VARIABLE
+from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.serve.folder import is_adapter
+from hunyuan_train.terminal import PlainConsole, say
+
+if TYPE_CHECKING:
+    from hunyuan_train.quantize.assess import Assessment
+
+logger = logging.getLogger(__name__)
+REPORT = "quantization_report.json"
+EPILOG = """formats:
+{formats}
+
+OUT appears once it is whole, verified and measured. What is measured needs dialogues: an export
+that lies in its run (RUN/export) finds those of the run and the base it was tuned from; of any other
+model, give --train_data, --eval_data and --base.
+
+examples:
+  hunyuan-train quantize runs/mine/export served --format fp8
+  hunyuan-train quantize merged served --format w4a16 --python ~/.venv-llmcompressor/bin/python \\
+      --train_data train.jsonl --eval_data eval.jsonl --base Hunyuan-A13B-Instruct
+"""
+
+
+def add_quantize_command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    """Add the command; it sets `run`, which takes the parsed arguments."""
+    width = max(len(one.name) for one in FORMATS)
+    listed = "\n".join(f"  {one.name:{width}}  {one.help}" for one in FORMATS)
+    command = subparsers.add_parser(
+        "quantize",
+        help="write a model in FP8 or 4 bits, and measure what that costs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG.format(formats=listed),
+    )
+    command.description = (
+        "Write an exported, merged or released model in a smaller format that servers load, and\n"
+        "measure the loss: perplexity, KL divergence and equal tokens on held-out dialogues, the\n"
+        "answers of small models, and how much of the fine-tuning survives."
+    )
+    add = command.add_argument
+    add("model", type=Path, metavar="IN", help="model folder, of either layout, not quantised")
+    add("output", type=Path, metavar="OUT", help="new folder; whole or absent")
+    add("--format", required=True, metavar="FORMAT", help="see below")
+    add("--overwrite", action="store_true", help="replace OUT once the new one is whole")
+    add("--train_data", metavar="FILE", help="dialogues it was tuned on (default: its run's)")
+    add("--eval_data", metavar="FILE", help="held-out dialogues (default: its run's)")
+    add("--base", type=Path, metavar="DIR", help="model it was tuned from (default: its run's)")
+    add(
+        "--samples",
+        type=int,
+        default=64,
+        metavar="N",
+        help="dialogues of each file that are measured on (default: %(default)s)",
+    )
+    add(
+        "--questions",
+        type=int,
+        default=16,
+        metavar="N",
+        help="that both models answer, where they are small; 0: none (default: %(default)s)",
+    )
+    add(
+        "--calibration_samples",
+        type=int,
+        default=256,
+        metavar="N",
+        help="training dialogues that w4a16 is calibrated on (default: %(default)s)",
+    )
+    add(
+        "--python",
+        metavar="PROGRAM",
+        default=os.environ.get(VARIABLE),
+        help=f"interpreter that has llm-compressor, for w4a16 (default: {VARIABLE})",
+    )
+    add("--llama_cpp", metavar="PATH", help="llama.cpp's folder, or an interpreter that has it")
+    add(
+        "--allow_loss",
+        action="store_true",
+        help="publish even if less than 95 %% of the fine-tuning survives",
+    )
+    command.set_defaults(run=run_quantize)
+
+
+def run_quantize(arguments: argparse.Namespace) -> int:
+    """Quantise, verify, measure, publish and print.
+
+    Raises:
+        ConfigError: what is given does not fit.
+        CheckpointError: OUT exists, IN is damaged, or fine-tuning does not survive.
+    """
+    from hunyuan_train.families.grammar.find import load_tokenizer
+    from hunyuan_train.quantize.inputs import find_inputs
+
+    output = _check(arguments)
+    chosen, type_ = find_format(arguments.format)
+    inputs = find_inputs(
+        arguments.model,
+        train_data=arguments.train_data,
+        eval_data=arguments.eval_data,
+        base=arguments.base,
+    )
+    tokenizer = load_tokenizer(arguments.model)
+    job = Job(
+        source=arguments.model,
+        shape=read_shape(arguments.model),
+        output=output,
+        type=type_,
+        llama_cpp=arguments.llama_cpp,
+        calibration=Calibration(
+            num_samples=arguments.calibration_samples,
+            python=arguments.python,
+            open_dataset=inputs.train_dataset(tokenizer),
+        ),
+    )
+    chosen.check(job)
+    log_to_screen()
+    from transformers.utils.logging import set_verbosity_error
+
+    from hunyuan_train.quantize.assess import Assessment
+
+    set_verbosity_error()  # it warns of the released RoPE's alpha, which it knows and uses
+    wanted = Assessment(
+        inputs=inputs,
+        tokenizer=tokenizer,
+        num_samples=arguments.samples,
+        num_questions=arguments.questions,
+    )
+    report = quantize(job, chosen, wanted, allows_loss=arguments.allow_loss)
+    show(report)
+    chosen.finish(job)
+    logger.info("quantised into %s", output)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> Path:
+    """Refuse what cannot be meant, and return the final folder."""
+    for name, least in {"samples": 1, "questions": 0, "calibration_samples": 1}.items():
+        if vars(arguments)[name] < least:
+            raise ServeError(f"{name} is {vars(arguments)[name]}; set it to {least} or more")
+    output: Path = arguments.output.resolve()
+    check_vacant(output, overwrite=arguments.overwrite)
+    if output == arguments.model.resolve():
+        raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
+    if is_adapter(arguments.model):
+        raise ConfigError(
+            f"{arguments.model} is an adapter, which is served beside its base; merge it first with "
+            f"`hunyuan-train merge BASE {arguments.model} MERGED`, and quantise MERGED"
+        )
+    return output
+
+
+def quantize(
+    job: Job, chosen: Format, wanted: "Assessment", *, allows_loss: bool
+) -> dict[str, Any]:
+    """Write, verify, measure and publish; returns the report, which lies in OUT too.
+
+    Raises:
+        CheckpointError: too little of the fine-tuning survives; nothing is published.
+    """
+    from hunyuan_train.quantize.assess import assess
+    from hunyuan_train.quantize.model_folder import size_of_weights, write_json
+    from hunyuan_train.quantize.report import find_undone
+
+    with unfinished_until_published(job.output) as unfinished:
+        started = time.monotonic()
+        digests = chosen.write(job, unfinished)
+        report: dict[str, Any] = {
+            "format": chosen.name + (f":{job.type}" if job.type else ""),
+            "source": str(job.source.resolve()),
+            "bytes_before": size_of_weights(job.source),
+            "bytes_after": size_of_weights(unfinished),
+            "write_seconds": time.monotonic() - started,
+            "write_memory_bytes": peak_memory(),
+        }
+        report |= assess(job, chosen, unfinished, wanted)
+        report["peak_memory_bytes"] = peak_memory()
+        undone = find_undone(report)
+        if undone and not allows_loss:
+            show(report)
+            raise CheckpointError(
+                f"only {undone} survives {report['format']}, and 95% should; choose the gentler "
+                f"format ({chosen.gentler}), calibrate on more dialogues, or take the loss with "
+                "--allow_loss. Nothing was published"
+            )
+        publish_summed(job.output, digests | write_json(unfinished / REPORT, report))
+    return report
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report for people."""
+    from hunyuan_train.quantize.report import describe_sizes, make_tables
+
+    console = PlainConsole()
+    for table in make_tables(report):
+        console.print(table)
+    for name, reason in report["left_out"].items():
+        say(f"{name.replace('_', ' ')} left out: {reason}")
+    say(describe_sizes(report))
