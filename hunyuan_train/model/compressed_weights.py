@@ -38,6 +38,8 @@ class CompressedFolder:
     def __init__(self, locations: dict[str, TensorLocation], scheme: Scheme) -> None:
         self.locations = locations
         self.scheme = scheme
+        scales = (name for name in locations if name.endswith(SCALE))
+        self.compressed = frozenset(name.removesuffix(SCALE) for name in scales)
 
     @classmethod
     def open(cls, folder: Path, shape: ModelShape, scheme: Scheme) -> "CompressedFolder":
@@ -75,7 +77,7 @@ class CompressedFolder:
         Raises:
             ConfigError: the file ends early, or holds NaN or infinity there.
         """
-        if not is_compressed(tensor):
+        if tensor.name not in self.compressed:
             values = self._read(tensor.name, start, stop)
         else:
             columns = tensor.shape[1]

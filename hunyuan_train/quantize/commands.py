@@ -31,9 +31,9 @@ REPORT = "quantization_report.json"
 EPILOG = """formats:
 {formats}
 
-OUT appears once it is whole, verified and measured. What is measured needs dialogues: an export
-that lies in its run (RUN/export) finds those of the run and the base it was tuned from; of any other
-model, give --train_data, --eval_data and --base.
+OUT appears once it is whole, verified and measured. Measuring needs dialogues and the base model.
+An export that lies in its run (RUN/export) takes those of the run. For any other model, give
+--train_data, --eval_data and --base.
 
 examples:
   hunyuan-train quantize runs/mine/export served --format fp8
@@ -165,7 +165,7 @@ def _check(arguments: argparse.Namespace) -> Path:
         raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
     if is_adapter(arguments.model):
         raise ConfigError(
-            f"{arguments.model} is an adapter, which is served beside its base; merge it first with "
+            f"{arguments.model} is an adapter, which is served beside its base; merge it with "
             f"`hunyuan-train merge BASE {arguments.model} MERGED`, and quantise MERGED"
         )
     return output

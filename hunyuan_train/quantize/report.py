@@ -54,8 +54,9 @@ def make_tables(report: Mapping[str, Any]) -> Iterable[Table]:
 def describe_sizes(report: Mapping[str, Any]) -> str:
     """Sizes and memory in a line."""
     sizes = report["bytes_before"], report["bytes_after"]
+    share = sizes[1] / sizes[0]
     return (
-        f"{sizes[0] / 1e9:.2f} GB before, {sizes[1] / 1e9:.2f} GB after ({sizes[1] / sizes[0]:.0%}); "
+        f"{sizes[0] / 1e9:.2f} GB before, {sizes[1] / 1e9:.2f} GB after ({share:.0%}); "
         f"written in {report['write_seconds']:.0f} s with {report['write_memory_bytes'] / 1e9:.2f} "
         f"GB of memory, measured with {report['peak_memory_bytes'] / 1e9:.2f} GB"
     )

@@ -107,6 +107,6 @@ def _blocks_of_rows(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
 def _demand(is_right: bool, tensor: StoredTensor, wrong: str) -> None:
     if not is_right:
         raise CheckpointError(
-            f"{tensor.name} {wrong} once it is read back, so nothing was published; check the disk, "
-            "and report this if it happens again"
+            f"{tensor.name} {wrong} once it is read back, so nothing was published; check the "
+            "disk, and report this if it happens again"
         )
