@@ -27,6 +27,7 @@ from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.progress import show_progress
 
 MEMORY_BYTES = 2**30  # of hidden states; what is more lies in a file
+TOKENS_PER_ROW = 4096  # where dialogues are shorter: several lie in a row, kept apart
 LOGITS_BYTES = 2**26  # of one model, compared at once
 SPANS = {"think": SPAN_THINK, "answer": SPAN_ANSWER}
 # Of the mean gain of a trained token, in nats: less is no gain whose survival could be measured.
@@ -35,7 +36,7 @@ SMALLEST_GAIN = 0.01
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Dialogues to be computed, one a row, and their labels: N of them in all."""
+    """Dialogues to be computed, several a row, and their labels: N of them in all."""
 
     batches: list[Batch]
 
@@ -57,9 +58,9 @@ class Rows:
 
     def masks(self) -> dict[str, npt.NDArray[np.bool_]]:
         """Which labels belong to each mode and span: [N] each; those that have some."""
-        modes = np.concatenate([np.full(len(one.input_ids), one.modes[0]) for one in self.batches])[
-            self.positions
-        ]
+        modes = np.concatenate(
+            [np.repeat(one.modes, np.diff(one.cu_seqlens)) for one in self.batches]
+        )[self.positions]
         spans = np.concatenate([one.spans for one in self.batches])[self.positions]
         groups = {"all": np.ones(len(modes), bool)}
         for mode, (span, number) in product(MODES, SPANS.items()):
@@ -90,7 +91,15 @@ def choose_rows(dataset: Dataset, number: int) -> Rows:
     for index, samples in enumerate(by_mode):
         share = min(len(samples), (number - len(chosen)) // (len(by_mode) - index))
         chosen += samples[np.arange(share) * len(samples) // max(1, share)].tolist()
-    return Rows([make_batch(dataset, [np.array([sample])]) for sample in sorted(chosen)])
+    rows: list[list[int]] = []
+    room = 0
+    for sample in sorted(chosen):
+        room -= (length := int(dataset.lengths[sample]))
+        if room < 0:
+            rows.append([])
+            room = TOKENS_PER_ROW - length
+        rows[-1].append(sample)
+    return Rows([make_batch(dataset, [np.array(row)]) for row in rows])
 
 
 def final_states(
