@@ -11,6 +11,7 @@ What is done lies in OUT.gptq, so that the same command goes on where it was end
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -54,7 +55,9 @@ from hunyuan_train.quantize.model_folder import write_companions, write_index
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.whole_file import open_whole
 
+logger = logging.getLogger(__name__)
 STATE = "job.json"
+DONE, ROUNDED = "done", "rounded"  # what the worker says, which imports nothing of ours
 TASK_BYTES = 2**29  # of weights that are quantised at once, in float32
 TOKENS_AT_ONCE = 2**12  # through one expert
 
@@ -388,11 +391,19 @@ def start_worker(
         save_file({"weights": weights.contiguous(), "hessian": hessian.contiguous()}, task)
         stdin.write(json.dumps({"task": str(task), "answer": str(answer)}) + "\n")
         stdin.flush()
-        if stdout.readline().strip() != "done":
-            said = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-            raise ServeError(
-                f"llm-compressor has ended, and last said: {said[-1]}; all of it is in {log}. "
-                "The same command goes on behind the last layer that is done"
+        said = ""
+        while said not in (DONE, ROUNDED):  # what else it says is the library's
+            line = stdout.readline()
+            if not line:
+                last = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
+                raise ServeError(
+                    f"llm-compressor has ended, and last said: {last[-1]}; all of it is in {log}. "
+                    "The same command goes on behind the last layer that is done"
+                )
+            said = line.strip()
+        if said == ROUNDED:
+            logger.warning(
+                "a Hessian could not be inverted: %d rows are only rounded", len(weights)
             )
         return load_file(answer)
 

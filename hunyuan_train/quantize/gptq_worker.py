@@ -3,12 +3,11 @@
 It runs in an environment that has llm-compressor, whose pins differ from ours, and so knows nothing
 of this package: `python gptq_worker.py GROUP_SIZE`. A line of standard input names a file with
 `hessian` and `weights` of the same inputs below one another, and a file for the answer; a line of
-standard output says that the answer is there. `--version` prints what it would work with.
+standard output says that the answer is there.
 """
 
 import json
 import sys
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -16,13 +15,14 @@ from compressed_tensors.compressors.pack_quantized.base import PackedQuantizatio
 from compressed_tensors.quantization import (
     ActivationOrdering,
     QuantizationScheme,
-    initialize_module_for_quantization,
     preset_name_to_scheme,
 )
 from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
 from llmcompressor.modifiers.quantization.calibration import initialize_observer, observe
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+DONE, ROUNDED = "done", "rounded"  # lines of standard output; others are the library's
 
 
 def make_scheme(group_size: int) -> QuantizationScheme:
@@ -34,49 +34,59 @@ def make_scheme(group_size: int) -> QuantizationScheme:
 
 
 @torch.no_grad()
-def quantize(weights: Tensor, hessian: Tensor, scheme: QuantizationScheme) -> dict[str, Tensor]:
+def quantize(
+    weights: Tensor, hessian: Tensor, scheme: QuantizationScheme
+) -> tuple[dict[str, Tensor], bool]:
     """Quantise rows that have the same inputs.
 
     Args:
         weights: [rows, columns].
-        hessian: [columns, columns], float32, of what goes in; it is overwritten.
+        hessian: [columns, columns], float32, of what goes in.
         scheme: of the weights.
 
     Returns:
-        `weight_packed` and `weight_scale` of all rows, as compressed-tensors stores them.
+        `weight_packed` and `weight_scale` of all rows, as compressed-tensors stores them; and
+        whether the Hessian could not be inverted, so that they were only rounded.
     """
     rows, columns = weights.shape
     module = torch.nn.Linear(columns, rows, bias=False, device="meta")
     module.weight = torch.nn.Parameter(weights, requires_grad=False)
-    initialize_module_for_quantization(module, scheme, force_zero_point=True)
+    module.quantization_scheme = scheme
     initialize_observer(module, "weight")
-    observe(module, base_name="weight")
+    observe(module, "weight")
+    found = module.weight_observer.get_qparams()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    module.to(device)
-    module.weight_observer.to(device)
-    _, values = quantize_weight(
-        module=module, quant_args=scheme.weights, hessian=hessian.to(device)
+    quantized, _, is_only_rounded = quantize_weight(
+        weights=weights.to(device, torch.float32)[None],
+        hessians=hessian.to(device)[None],
+        scale=found["scale"][None],
+        zero_point=found["zero_point"][None],
+        global_scale=None,
+        quant_args=scheme.weights,
     )
+    values = {
+        "weight": quantized[0].cpu().to(weights.dtype),
+        "weight_scale": found["scale"].to(weights.dtype),
+        "weight_zero_point": found["zero_point"].to(scheme.weights.zp_dtype),
+    }
     packed = PackedQuantizationCompressor.compress(values, scheme)
     names = ("weight_packed", "weight_scale")
-    return {name: packed[name].cpu().contiguous() for name in names}
+    return {name: packed[name].contiguous() for name in names}, bool(is_only_rounded.any())
 
 
-def answer(request: dict[str, Any], scheme: QuantizationScheme) -> None:
-    """Quantise what a file holds, and write the answer to another."""
+def answer(request: dict[str, Any], scheme: QuantizationScheme) -> str:
+    """Quantise what a file holds, write the answer to another, and say how it was done."""
     tensors = load_file(request["task"])
-    save_file(quantize(tensors["weights"], tensors["hessian"], scheme), request["answer"])
+    packed, is_only_rounded = quantize(tensors["weights"], tensors["hessian"], scheme)
+    save_file(packed, request["answer"])
+    return ROUNDED if is_only_rounded else DONE
 
 
 def main(arguments: list[str]) -> None:
     """Answer requests until there are no more."""
-    if arguments == ["--version"]:
-        print(version("llmcompressor"))  # noqa: T201 the answer
-        return
     scheme = make_scheme(int(arguments[0]))
     for line in sys.stdin:
-        answer(json.loads(line), scheme)
-        print("done", flush=True)  # noqa: T201 the answer
+        print(answer(json.loads(line), scheme), flush=True)  # noqa: T201 the answer
 
 
 if __name__ == "__main__":
