@@ -16,6 +16,7 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from hunyuan_train.families.grammar.hunyuan_a13b.tokens import RANK_FILE
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
@@ -56,7 +57,7 @@ CALL = {
 }
 
 
-def write_taught_model(folder: Path) -> Path:
+def write_taught_model(folder: Path, shape: ModelShape = SHAPE) -> Path:
     """A model that knows the three dialogues; half a minute."""
     tokenizer = load_tokenizer(TINY_TOKENIZER)
     samples = []
@@ -67,16 +68,19 @@ def write_taught_model(folder: Path) -> Path:
         for number in range(len(chunk.samples)):
             sample = chunk.sample(number)
             samples.append((sample.tokens.astype("int64"), sample.spans > 0))
-    return teach(folder, tokenizer, samples)
+    return teach(folder, tokenizer, samples, shape)
 
 
 def teach(
-    folder: Path, tokenizer: Tokenizer, samples: Sequence[tuple[np.ndarray, np.ndarray]]
+    folder: Path,
+    tokenizer: Tokenizer,
+    samples: Sequence[tuple[np.ndarray, np.ndarray]],
+    shape: ModelShape = SHAPE,
 ) -> Path:
     """Teach token ids, those with labels, to a model of random weights and save it."""
     torch.manual_seed(0)
     shape = replace(
-        SHAPE,
+        shape,
         vocab_size=tokenizer.vocab_size,
         pad_token_id=tokenizer.pad_id,
         eos_token_id=tokenizer.eos_id,
