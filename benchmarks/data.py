@@ -13,7 +13,6 @@ import os
 import platform
 import random
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -36,11 +35,11 @@ from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import read_chunks
 from hunyuan_train.data.reading.sources import Source
 from hunyuan_train.data.reading.workers import map_in_order
+from hunyuan_train.export.served_tokenizer import build_fast_tokenizer
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TOKENIZER_SCRIPT = REPOSITORY / "data" / "train_tokenizer.py"
 ROUNDS = 3
 LONG_ROW = 32768  # for throughput: nothing is left out, every token counts
 MAX_SEQ_LENGTH = 4096
@@ -169,9 +168,7 @@ def measure_rival(records: list[dict], tokenizer: Tokenizer) -> float:
     """Tokens by second of `datasets` with Transformers' chat template and fast tokenizer."""
     datasets.disable_progress_bars()
     datasets.disable_caching()
-    ranks = {tokenizer.token_bytes(rank): rank for rank in range(tokenizer.num_ranks)}
-    build_fast_tokenizer = runpy.run_path(str(TOKENIZER_SCRIPT))["build_fast_tokenizer"]
-    fast = PreTrainedTokenizerFast(tokenizer_object=build_fast_tokenizer(ranks))
+    fast = PreTrainedTokenizerFast(tokenizer_object=build_fast_tokenizer(tokenizer))
     fast.chat_template = tokenizer.grammar.chat_template
     table = datasets.Dataset.from_list(records)
 
@@ -222,6 +219,7 @@ from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.compile import CompileSettings
 from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
 from hunyuan_train.data.reading.sources import Source
+from hunyuan_train.export.served_tokenizer import build_fast_tokenizer
 from hunyuan_train.families.grammar.find import load_tokenizer
 
 if __name__ == "__main__":

@@ -13,18 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, normalizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.export.served_tokenizer import CHARACTER, build_fast_tokenizer, split_text
 from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
 from hunyuan_train.families.grammar.hunyuan_a13b.tokens import (
     EOS,
     PAD,
     RANK_FILE,
-    SPECIAL_TOKENS,
     SPLIT_PATTERN,
+    read_tokenizer,
 )
 
 HERE = Path(__file__).parent
@@ -34,13 +35,6 @@ NUM_RANKS = 2000
 MAX_TOKEN_BYTES = 16  # no phrase of the corpus becomes one token
 MAX_LENGTH = 32768
 
-# Byte-level BPE writes every byte as one printable character: itself where it is printable, else
-# the next free one from 256 on, in the order of the bytes.
-PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-HIDDEN = [byte for byte in range(256) if byte not in PRINTABLE]
-CHARACTER = {byte: chr(byte) for byte in PRINTABLE} | {
-    byte: chr(256 + index) for index, byte in enumerate(HIDDEN)
-}
 BYTE = {character: byte for byte, character in CHARACTER.items()}
 
 
@@ -59,7 +53,8 @@ def main() -> None:
     (FOLDER / RANK_FILE).write_text("".join(lines))
     (FOLDER / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (FOLDER / "chat_template.jinja").write_text(HUNYUAN_A13B.chat_template)
-    build_fast_tokenizer(ranks).save(str(FOLDER / "tokenizer.json"))
+    words = read_tokenizer(FOLDER, HUNYUAN_A13B)
+    build_fast_tokenizer(words).save(str(FOLDER / "tokenizer.json"))
 
 
 def read_corpus() -> Iterator[str]:
@@ -75,7 +70,7 @@ def train_ranks() -> dict[bytes, int]:
     """Tokens in the order of their ranks: the single bytes, then what merging them gives."""
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = split_text()
+    tokenizer.pre_tokenizer = split_text(SPLIT_PATTERN)
     trainer = BpeTrainer(
         vocab_size=NUM_RANKS,
         initial_alphabet=list(BYTE),
@@ -87,43 +82,6 @@ def train_ranks() -> dict[bytes, int]:
     in_order = sorted(ids, key=lambda token: ids[token])
     tokens = [bytes(BYTE[character] for character in token) for token in in_order]
     return {token: rank for rank, token in enumerate(tokens)}
-
-
-def build_fast_tokenizer(ranks: dict[bytes, int]) -> Tokenizer:
-    """A `tokenizers` tokenizer with the same ids for every text.
-
-    Ranks merge any two neighbours that form a token, so every split of every token is a merge; and
-    a word that is a token is one, however its merges would go.
-    """
-    splits = [
-        (ranks[token], ranks[token[:cut]], ranks[token[cut:]], token[:cut], token[cut:])
-        for token in ranks
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
-    ]
-    merges = [(write_bytes(left), write_bytes(right)) for *_, left, right in sorted(splits)]
-    vocabulary = {write_bytes(token): rank for token, rank in ranks.items()}
-    tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=True))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = split_text()
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    return tokenizer
-
-
-def split_text() -> pre_tokenizers.PreTokenizer:
-    """The model's pre-tokenizer."""
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def write_bytes(token: bytes) -> str:
-    """A token in the alphabet of byte-level BPE."""
-    return "".join(CHARACTER[byte] for byte in token)
 
 
 if __name__ == "__main__":

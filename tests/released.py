@@ -38,7 +38,7 @@ SHAPE = replace(
     head_dim=16,
     num_experts=8,
     moe_topk=2,
-    max_position_embeddings=512,
+    rope_theta=10000.0 * 1000.0 ** (16 / 14),
     pad_token_id=301,
     bos_token_id=1,
     eos_token_id=300,
@@ -82,14 +82,15 @@ def fuse_experts(tensors: dict[str, Tensor], shape: ModelShape = SHAPE) -> dict[
 def published_config(shape: ModelShape) -> dict[str, Any]:
     """config.json as it was published: numbers repeated per layer, rope under its old name."""
     fields = family_of(shape).native_config(shape)
-    rope = fields.pop("rope_parameters")
+    del fields["rope_parameters"]
     fields |= {
         "model_type": "hunyuan",
         "architectures": ["HunYuanMoEV1ForCausalLM"],
         "attention_dropout": 0.1,
         "attention_head_dim": fields.pop("head_dim"),
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "dynamic", "alpha": rope["alpha"], "factor": 1.0},
+        "max_position_embeddings": 32768,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0},
         "torch_dtype": "bfloat16",
         "norm_topk_prob": True,
         "use_mixed_mlp_moe": True,

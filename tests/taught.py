@@ -85,7 +85,7 @@ def teach(
         pad_token_id=tokenizer.pad_id,
         eos_token_id=tokenizer.eos_id,
         eod_token_id=tokenizer.eos_id,
-        rope_alpha=None,
+        rope_theta=10000.0,
         max_position_embeddings=2048,
     )
     model = load_source(shape, SeededWeights(0, shape.initializer_range)).train()

@@ -12,7 +12,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.schema import OptimizerConfig, RunConfig
 from hunyuan_train.config.settings import FIELDS
 from hunyuan_train.families.registry import PRESETS
-from hunyuan_train.families.shape import FIRST_FAMILY, ModelShape
+from hunyuan_train.families.shape import FIRST_FAMILY, ModelShape, stretch_rope
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 
@@ -119,7 +119,7 @@ def check_changes(
             continue
         before = saved.get(kind, {})
         if kind == "model":
-            before = {"family": FIRST_FAMILY, **before}
+            before = {"family": FIRST_FAMILY, **stretch_rope(before)}
         changed = [
             f"{name} ({before.get(name)}, now {value})"
             for name, value in values.items()

@@ -4,7 +4,6 @@ The layout is known before a weight is. So the files are created first, headers 
 reserved, and whoever has a range of a tensor writes it into its place, in any order.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +20,19 @@ from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.export.companions import copy_files, list_companions
 from hunyuan_train.export.peft_layout import peft_description, peft_tensors
-from hunyuan_train.families.registry import PRESETS, family_of
+from hunyuan_train.export.served_config import (
+    complete_generation_config,
+    read_config,
+    write_config,
+    write_json,
+)
+from hunyuan_train.export.served_tokenizer import complete_tokenizer
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import Kind, Piece, StoredTensor
-from hunyuan_train.json_file import read_json_object
-from hunyuan_train.model.build import model_class, native_config
 from hunyuan_train.model.released_files import check_generation_config
 from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
@@ -43,7 +49,9 @@ class Release:
 
     shape: ModelShape
     dtype: torch.dtype  # of all weights but the routers'
-    companions: tuple[Path, ...]  # folders to take tokenizer and other files from; later ones win
+    # Folders to take other files from, of which later ones win; the last one is the tokenizer's.
+    companions: tuple[Path, ...]
+    base: Path | None = None  # the folder of the model that was trained, where it has one
 
 
 def describe_release(config: RunConfig, shape: ModelShape, source: WeightSource) -> Release:
@@ -52,9 +60,9 @@ def describe_release(config: RunConfig, shape: ModelShape, source: WeightSource)
     dtype = trained_dtype(config)
     if isinstance(source, SafetensorsFolder):
         dtype = source.dtype
-    model_folder = () if name in PRESETS else (Path(name),)
-    companions = (*model_folder, tokenizer_folder(config.model))
-    return Release(shape=shape, dtype=dtype, companions=companions)
+    base = None if name in PRESETS else Path(name)
+    companions = (*([base] if base else []), tokenizer_folder(config.model))
+    return Release(shape=shape, dtype=dtype, companions=companions, base=base)
 
 
 def trained_dtype(config: RunConfig) -> torch.dtype:
@@ -65,11 +73,35 @@ def trained_dtype(config: RunConfig) -> torch.dtype:
 def create_release(folder: Path, release: Release) -> None:
     """Write everything but the values of the weights into an empty folder."""
     create_weight_files(folder, release)
-    write_config(folder, release)
     for source in release.companions:
         check_generation_config(source, release.shape)
         copy_files(list_companions(source), folder)
-    complete_generation_config(folder / "generation_config.json", release.shape)
+    words = load_tokenizer(release.companions[-1]) if release.companions else None
+    base = read_config(release.base) if release.base else {}
+    complete_files(folder, release.shape, release.dtype, base=base, words=words)
+
+
+def complete_files(
+    folder: Path,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    *,
+    base: Mapping[str, Any],
+    words: Tokenizer | None,
+) -> None:
+    """Write what clients read beside the weights, over the files that came along from the base.
+
+    Args:
+        folder: to be published.
+        shape: of the model.
+        dtype: of its weights but the routers'.
+        base: config.json of the model that was trained; empty for a preset.
+        words: the tokenizer whose files the folder holds, if any.
+    """
+    write_config(folder, shape, dtype, base=base)
+    complete_generation_config(folder, shape)
+    if words is not None:
+        complete_tokenizer(folder, words, shape)
 
 
 def create_weight_files(folder: Path, release: Release) -> None:
@@ -86,7 +118,7 @@ def create_weight_files(folder: Path, release: Release) -> None:
         )
         weight_map |= {tensor.name: name for tensor in tensors}
     index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index_file)
+    write_json(folder / "model.safetensors.index.json", index_file)
 
 
 def stored_dtype(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
@@ -111,37 +143,6 @@ def split_into_files(tensors: list[StoredTensor], dtype: torch.dtype) -> list[li
         files[-1].append(tensor)
         file_bytes += size
     return files
-
-
-def write_config(folder: Path, release: Release) -> None:
-    """Write config.json in Transformers' native dialect, with what servers ask for besides.
-
-    The rope and the dtype are written under their names in Transformers 4 too, which would
-    otherwise compute the rope without alpha.
-    """
-    shape = release.shape
-    family, architecture = family_of(shape), model_class(shape).__name__
-    config = native_config(shape, dtype=release.dtype, architectures=[architecture])
-    fields = config.to_diff_dict() | family.native_config(shape)
-    rope = fields["rope_parameters"]
-    fields |= {
-        "rope_theta": rope["rope_theta"],
-        "rope_scaling": {**rope, "type": rope["rope_type"]} if "alpha" in rope else None,
-        "torch_dtype": str(release.dtype).removeprefix("torch."),
-        **family.served_config(shape),
-    }
-    _write_json(folder / "config.json", fields)
-
-
-def complete_generation_config(path: Path, shape: ModelShape) -> None:
-    """Make sure that a server stops where the model was taught to; keep what else the file says."""
-    fields = read_json_object(path) if path.exists() else {}
-    stops = fields.get("eos_token_id")
-    stops = stops if isinstance(stops, list) else [stops]
-    stops += [shape.eos_token_id, shape.eod_token_id]
-    fields["eos_token_id"] = list(dict.fromkeys(stop for stop in stops if stop is not None)) or None
-    fields.setdefault("pad_token_id", shape.pad_token_id)
-    _write_json(path, fields)
 
 
 def read_locations(folder: Path) -> dict[str, TensorLocation]:
@@ -233,7 +234,3 @@ def write_adapter(
     # A set, whose order changes from process to process, and with it the file's checksum.
     description.target_modules = sorted(description.target_modules)
     description.save_pretrained(folder)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -32,6 +32,7 @@ from hunyuan_train.checkpoint.publish import (
     read_sums,
     unfinished_until_published,
 )
+from hunyuan_train.errors import DataError
 from hunyuan_train.export.check import (
     MAX_PARAMETERS_BESIDE,
     TOO_LARGE,
@@ -43,10 +44,14 @@ from hunyuan_train.export.check import (
     plain_losses,
 )
 from hunyuan_train.export.companions import copy_files
+from hunyuan_train.export.huggingface_folder import complete_files
 from hunyuan_train.export.lora_delta_rows import ChangeReader
 from hunyuan_train.export.lora_deltas import DESCRIPTION, WEIGHTS, Change, Merge, open_merge
+from hunyuan_train.export.served_config import read_config
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.model.released_files import SUFFIX
 from hunyuan_train.model.safetensors_files import read_range, write_all
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation, largest
 from hunyuan_train.model.weights import SafetensorsFolder
@@ -114,7 +119,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     with unfinished_until_published(folder) as unfinished:
         differences = merge_files(merge.weights, merge.changes, unfinished, known)
         report(differences.values(), num_tensors=len(merge.weights), adapter=adapter)
-        others = hash_files(copy_files(merge.others, unfinished), lambda _: None)
+        others = hash_files(copy_others(merge, base, unfinished), lambda _: None)
         if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
@@ -159,6 +164,23 @@ def check_result(merge: Merge, base: Path, adapter: Path, folder: Path) -> None:
     changed = ChangedWeights(source, merge.changes, ChangeReader())
     after = check_effect(before, plain_losses(load_source(shape, changed), batch), adapter)
     compare_merged(before, after, folder, shape, is_exact=is_exact)
+
+
+def copy_others(merge: Merge, base: Path, folder: Path) -> list[Path]:
+    """Copy what lies beside the base's weights, and complete it as an export does.
+
+    Returns:
+        the files that lie in the folder beside the weights.
+    """
+    copy_files(merge.others, folder)
+    try:
+        words = load_tokenizer(base)
+    except DataError as error:
+        logger.warning("the tokenizer's files are merged as they are: %s", error)
+        words = None
+    dtype = SafetensorsFolder(merge.weights).dtype
+    complete_files(folder, merge.shape, dtype, base=read_config(base), words=words)
+    return sorted(file for file in folder.iterdir() if not file.match(f"*{SUFFIX}"))
 
 
 def merge_files(

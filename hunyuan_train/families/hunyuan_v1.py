@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.config_fields import Fields
-from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.shape import ModelShape, stretch_rope
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.plain_text import make_plain_name
 
@@ -31,7 +32,7 @@ def read_common_numbers(fields: Fields) -> dict[str, Any]:
     rope_theta, rope_alpha = read_rope(fields)
     vocab_size = fields.whole("vocab_size", most=MAX_VOCABULARY)
     tokens = ("pad_token_id", "bos_token_id", "eos_token_id", "eod_token_id")
-    return {
+    numbers = {
         "vocab_size": vocab_size,
         "hidden_size": fields.whole("hidden_size", most=MAX_WIDTH),
         "num_hidden_layers": fields.whole("num_hidden_layers", most=MAX_LAYERS),
@@ -45,6 +46,16 @@ def read_common_numbers(fields: Fields) -> dict[str, Any]:
         "attention_bias": fields.flag("attention_bias"),
         **{name: fields.token_id(name, vocab_size=vocab_size) for name in tokens},
     }
+    try:
+        stretched = stretch_rope(numbers)
+    except ArithmeticError:
+        stretched = {"rope_theta": float("inf")}
+    if not isfinite(stretched["rope_theta"]):
+        raise ConfigError(
+            f"{fields.source} has a rope with alpha = {rope_alpha:g}, which stretches rope_theta "
+            f"{rope_theta:g} to no number: take the file published with the model"
+        )
+    return stretched
 
 
 def read_heads(fields: Fields) -> dict[str, int]:
@@ -172,14 +183,12 @@ def refuse_switches(
 def write_native_numbers(shape: ModelShape) -> dict[str, Any]:
     """Fields for Transformers' config class.
 
-    The published files name the rope type "dynamic" with an alpha; the native class reads the same
-    words, so an exported config.json stays readable by both.
+    The published files name the rope type "dynamic" with an alpha. Transformers before 5.20, which
+    servers pin, computes that rope anew beyond max_position_embeddings and drops alpha then. A
+    static theta is the same rope in every version.
     """
     fields = asdict(shape)
-    theta, alpha = fields.pop("rope_theta"), fields.pop("rope_alpha")
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
-    if alpha is not None:
-        rope = {"rope_type": "dynamic", "rope_theta": theta, "alpha": alpha, "factor": 1.0}
+    rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
     del fields["family"]
     return {**fields, "rope_parameters": rope, "hidden_act": "silu", "attention_dropout": 0.0}
 

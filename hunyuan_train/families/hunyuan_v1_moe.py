@@ -25,7 +25,7 @@ from hunyuan_train.families.hunyuan_v1 import (
     refuse_switches,
     write_native_numbers,
 )
-from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.shape import LONG_CONTEXT, ModelShape
 from hunyuan_train.families.tensors import EXPERT, Kind, StoredTensor
 
 NAME = "hunyuan_v1_moe"
@@ -90,10 +90,19 @@ def _read_expert_width(fields: Fields) -> int:
 
 
 def served_config(shape: ModelShape) -> dict[str, Any]:
-    """Fields that vLLM takes from any Hunyuan MoE config."""
-    return {
+    """Fields that servers take from any Hunyuan MoE config.
+
+    Three numbers stand once a layer, as published: llama.cpp's converter reads nothing else, and
+    Transformers and vLLM read both.
+    """
+    per_layer = {
+        "moe_topk": shape.moe_topk,
         "moe_intermediate_size": shape.intermediate_size,
         "num_shared_expert": 1,
+    }
+    return {
+        **{name: [value] * shape.num_hidden_layers for name, value in per_layer.items()},
+        "norm_topk_prob": True,
         "use_mixed_mlp_moe": True,
         "use_qk_norm": True,
     }
@@ -126,8 +135,8 @@ A13B = ModelShape(
     head_dim=128,
     num_experts=64,
     moe_topk=8,
-    max_position_embeddings=32768,
-    rope_alpha=1000.0,
+    max_position_embeddings=LONG_CONTEXT,
+    rope_theta=10000.0 * 1000.0 ** (128 / 126),  # published as 10,000 with an alpha of 1,000
     pad_token_id=127961,
     eos_token_id=127960,
     eod_token_id=127967,
@@ -146,7 +155,7 @@ TINY = replace(
     num_experts=16,
     moe_topk=4,
     max_position_embeddings=4096,
-    rope_alpha=None,
+    rope_theta=10000.0,
     initializer_range=0.05,
     pad_token_id=None,
     eos_token_id=None,

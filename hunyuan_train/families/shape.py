@@ -1,8 +1,10 @@
 """The numbers of a model that its config.json states, whatever its family."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-LONG_CONTEXT = 2**18  # tokens
+LONG_CONTEXT = 2**18  # tokens that a model with a stretched rope is made for
 FIRST_FAMILY = "hunyuan_v1_moe"  # the only one when shapes did not name theirs yet
 
 
@@ -25,8 +27,7 @@ class ModelShape:
     num_experts: int = 0
     moe_topk: int = 0
     max_position_embeddings: int
-    rope_theta: float = 10000.0
-    rope_alpha: float | None = None  # stretches rope_theta: theta * alpha ** (d / (d - 2))
+    rope_theta: float = 10000.0  # already stretched, where a config.json states an alpha
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
@@ -38,10 +39,27 @@ class ModelShape:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model can read.
+        """Tokens that the model can read."""
+        return self.max_position_embeddings
 
-        A stretched theta has no bound of its own, and max_position_embeddings does not enter it:
-        the released model states 32,768 and is made for 256K.
-        """
-        bound = self.max_position_embeddings
-        return bound if self.rope_alpha is None else max(bound, LONG_CONTEXT)
+
+def stretch_rope(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace an alpha, which some readers lose, by what it makes of theta and of the context.
+
+    The frequencies are the same to the last bit, as every reader computes them from this very
+    product. A stretched theta has no bound of its own: the released model states 32,768 positions
+    and is made for 256K.
+
+    Args:
+        numbers: fields of a shape, with `rope_alpha` (or None there) beside them.
+
+    Raises:
+        ArithmeticError: an alpha that no theta can be stretched by.
+    """
+    stretched = {name: value for name, value in numbers.items() if name != "rope_alpha"}
+    alpha, head_dim = numbers.get("rope_alpha"), numbers.get("head_dim", 0)
+    if alpha is not None:
+        stretched["rope_theta"] = numbers["rope_theta"] * alpha ** (head_dim / (head_dim - 2))
+        bound = numbers["max_position_embeddings"]
+        stretched["max_position_embeddings"] = max(bound, LONG_CONTEXT)
+    return stretched

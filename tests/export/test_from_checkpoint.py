@@ -75,14 +75,16 @@ def test_folder_says_all_that_a_server_asks(run: Path, tmp_path: Path) -> None:
     assert read_shape(output) == SHAPE
     config = AutoConfig.from_pretrained(output)
     assert config.model_type == "hunyuan_v1_moe"
-    assert config.rope_parameters["alpha"] == 1000.0
+    theta = 10000.0 * 1000.0 ** (SHAPE.head_dim / (SHAPE.head_dim - 2))
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": theta}
     raw = json.loads((output / "config.json").read_text())
     # vLLM reads these of any Hunyuan config; Transformers 4 reads the last three.
     assert raw["use_mixed_mlp_moe"] is raw["use_qk_norm"] is True
-    assert (raw["num_shared_expert"], raw["moe_intermediate_size"]) == (1, 48)
-    assert raw["rope_scaling"] == {"type": "dynamic", "rope_type": "dynamic", "alpha": 1000.0,
-                                   "factor": 1.0, "rope_theta": 10000.0}  # fmt: skip
-    assert (raw["rope_theta"], raw["torch_dtype"]) == (10000.0, "bfloat16")
+    assert raw["max_position_embeddings"] == 262144
+    # llama.cpp's converter reads these once a layer only.
+    numbers = ("num_shared_expert", "moe_intermediate_size", "moe_topk")
+    assert [raw[name] for name in numbers] == [[1, 1], [48, 48], [2, 2]]
+    assert (raw["rope_scaling"], raw["rope_theta"], raw["torch_dtype"]) == (None, theta, "bfloat16")
     generation = GenerationConfig.from_pretrained(output)
     assert (generation.eos_token_id, generation.pad_token_id) == ([300, 307], 301)
     assert (generation.top_k, generation.temperature) == (20, 0.7)

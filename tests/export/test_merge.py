@@ -21,6 +21,8 @@ from hunyuan_train.export import merge
 from hunyuan_train.export.check import load_served
 from hunyuan_train.export.lora_deltas import read_changes
 from hunyuan_train.export.merge import merge_adapter
+from hunyuan_train.export.served_config import describe_config
+from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.build import native_config
 from hunyuan_train.model.weights import SafetensorsFolder
@@ -190,9 +192,13 @@ def test_files_beside_the_weights_come_along_and_are_summed(tmp_path: Path) -> N
         *(path.name for path in base.iterdir()),
         "SHA256SUMS",
     }
-    for name in ("config.json", "LICENSE.txt", "model.safetensors.index.json"):
+    for name in ("LICENSE.txt", "model.safetensors.index.json"):
         assert (merged / name).read_bytes() == (base / name).read_bytes()
     check_sums(merged)
+    # Clients read the merged model as they read an exported one.
+    written, published = (json.loads((one / "config.json").read_text()) for one in (merged, base))
+    assert written == describe_config(SHAPE, torch.bfloat16, base=published)
+    assert read_shape(merged) == read_shape(base)
     # A second merge over the first, asked for by --overwrite, replaces its sums too.
     make_adapter(base, adapter, scale=0.1, **ATTENTION)
     merge_adapter(merged, adapter, tmp_path / "again")

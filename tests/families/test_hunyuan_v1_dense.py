@@ -43,7 +43,7 @@ def test_the_published_7b_has_its_parameters() -> None:
     shape = parse_shape(published, source="config.json")
     counts = count_parameters(shape)
     assert counts.total == counts.active == 7_504_568_320
-    assert shape.rope_alpha == 1000.0
+    assert shape.rope_theta == 10000.0 * 1000.0 ** (128 / 126)
 
 
 def test_it_has_no_experts_and_no_router() -> None:

@@ -5,18 +5,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import HunYuanMoEV1ForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
 from hunyuan_train.families.registry import (
     PRESETS,
+    family_of,
     parse_shape,
     read_shape,
     resolve_shape,
 )
 from hunyuan_train.families.tables import count_parameters, released_tensors
-from hunyuan_train.model.build import model_class, native_config
+from hunyuan_train.model.build import (
+    build_model,
+    compute_rope_in_float32,
+    model_class,
+    native_config,
+)
 from tests.reference import reference_file
 
 PUBLISHED = {
@@ -41,6 +47,7 @@ PUBLISHED = {
     "eos_token_id": 127960,
     "eod_token_id": 127967,
 }
+NO_EXPERTS = {"num_experts": 0, "moe_topk": 0}
 
 
 def test_released_model_has_its_exact_parameter_counts() -> None:
@@ -75,12 +82,62 @@ def test_published_file_itself_is_read() -> None:
     assert replace(shape, bos_token_id=None) == A13B
 
 
-def test_rope_alpha_stretches_the_base_by_the_published_formula() -> None:
-    shape = replace(TINY, rope_alpha=1000.0)
-    model = HunYuanMoEV1ForCausalLM(native_config(shape))
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
+STATIC = {"rope_type": "default", "rope_theta": 10000.0 * 1000.0 ** (128 / 126)}
+PER_LAYER = ("moe_topk", "moe_intermediate_size", "num_shared_expert")
+WITHOUT_ROPE = {name: value for name, value in PUBLISHED.items() if not name.startswith("rope_")}
+# What has been written for one model: by the vendor, and by our exports, before and now.
+WRITTEN = {
+    "published": PUBLISHED,
+    "published with the full context": PUBLISHED | {"max_position_embeddings": 262144},
+    "published with numbers": PUBLISHED | {name: PUBLISHED[name][0] for name in PER_LAYER},
+    "Transformers 5": WITHOUT_ROPE | {"rope_parameters": DYNAMIC},
+    "first exports": WITHOUT_ROPE
+    | {"rope_parameters": DYNAMIC, "rope_scaling": DYNAMIC | {"type": "dynamic"}}
+    | {"model_type": "hunyuan_v1_moe", "rope_theta": 10000.0, "head_dim": 128}
+    | {name: PUBLISHED[name][0] for name in PER_LAYER},
+    "exports": WITHOUT_ROPE
+    | {"rope_parameters": STATIC, "rope_scaling": None, "rope_theta": STATIC["rope_theta"]}
+    | {"model_type": "hunyuan_v1_moe", "max_position_embeddings": 262144, "head_dim": 128},
+}
+
+
+@pytest.mark.parametrize("config", WRITTEN.values(), ids=WRITTEN)
+def test_every_form_that_was_written_of_a_model_gives_one_shape(config: dict) -> None:
+    assert parse_shape(json.loads(json.dumps(config)), source="config.json") == A13B
+    assert A13B.context_length == 262144
+
+
+@pytest.mark.parametrize("family", ["hunyuan_v1_moe", "hunyuan_v1_dense"])
+@pytest.mark.parametrize("context", ["plain", "partitioned"])
+def test_a_static_rope_has_the_bits_of_the_published_one(family: str, context: str) -> None:
+    """Training and evaluation are what they were: nothing else of the config has changed."""
+    shape = replace(TINY, family=family, **({} if family == TINY.family else NO_EXPERTS))
+    config = family_of(shape).native_config(shape) | {"model_type": family}
+    config |= {"rope_parameters": DYNAMIC, "max_position_embeddings": 32768}
+    published = AutoConfig.for_model(**config)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(published)](published)
+    stretched = parse_shape(config, source="config.json")
+    ours = build_model(stretched, attention="sdpa", attention_dropout=0.0)
+    if context == "partitioned":
+        compute_rope_in_float32(model)
+        compute_rope_in_float32(ours)
+    frequencies = [one.model.rotary_emb.inv_freq for one in (model, ours)]
+    assert torch.equal(*frequencies)
+    base = 10000.0 * 1000.0 ** (shape.head_dim / (shape.head_dim - 2))
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
-    base = shape.rope_theta * 1000.0 ** (shape.head_dim / (shape.head_dim - 2))
-    assert torch.equal(model.model.rotary_emb.inv_freq, 1.0 / (base**exponents))
+    assert torch.equal(frequencies[0], 1.0 / (base**exponents))
+    positions = torch.tensor([[0, 1, 40_000, 262_143]])
+    turned = [one.model.rotary_emb(torch.zeros(1), positions) for one in (model, ours)]
+    assert all(torch.equal(*pair) for pair in zip(*turned, strict=True))
+
+
+@pytest.mark.parametrize(("alpha", "head_dim"), [(1e308, 128), (1e306, 128), (1000.0, 2)])
+def test_an_alpha_that_stretches_to_no_number_is_refused(alpha: float, head_dim: int) -> None:
+    rope = {"type": "dynamic", "alpha": alpha, "factor": 1.0}
+    config = PUBLISHED | {"rope_scaling": rope, "attention_head_dim": head_dim}
+    with pytest.raises(ConfigError, match="which stretches rope_theta 10000 to no number"):
+        parse_shape(config, source="config.json")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from hunyuan_train.model.weights import SeededWeights
 from tests.kernels import stand_in_for_kernels
 from tests.released import published_config
 
-SHAPE = replace(TINY, vocab_size=256, num_hidden_layers=2, rope_alpha=1000.0)
+SHAPE = replace(TINY, vocab_size=256, num_hidden_layers=2, rope_theta=1e7)
 LENGTHS = (7, 1, 19, 12)
 
 

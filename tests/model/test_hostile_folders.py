@@ -306,7 +306,10 @@ def test_words_of_several_versions_that_agree_are_read(
     (folder / CONFIG).write_text(json.dumps(make_config() | change))
     open_folder(folder)
     shape = read_shape(folder)
-    assert (shape.rope_theta, shape.rope_alpha) == (10000.0, alpha)
+    width = SHAPE.head_dim
+    stretched = 10000.0 if alpha is None else 10000.0 * alpha ** (width / (width - 2))
+    assert shape.rope_theta == stretched
+    assert shape.context_length == (SHAPE.context_length if alpha is None else 2**18)
 
 
 def add_a_stranger(weight_map: dict[str, str]) -> None:

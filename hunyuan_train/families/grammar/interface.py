@@ -179,4 +179,5 @@ class Grammar:
     parse_output: ParseOutput
     stream_output: StreamOutput
     chat_template: str  # `render_prompt` in Jinja, for servers
+    known_templates: tuple[str, ...] = ()  # SHA-256 of others that do the same, see template_files
     has_modes: bool = True  # whether answers are written with and without thinking

@@ -30,6 +30,7 @@ class Tokenizer:
     content_hash: str  # of the file that it was read from
     grammar: Grammar  # in which the model that knows these tokens writes
     encoding: tiktoken.Encoding
+    split_pattern: str  # cuts text before ranks merge its bytes
     num_ranks: int
     special_tokens: tuple[str, ...]  # by name, in the order of their ids
     marks: Mapping[str, str]  # the character that stands for each control token in marked text
@@ -114,6 +115,7 @@ def build_tokenizer(
         content_hash=content_hash,
         grammar=grammar,
         encoding=encoding,
+        split_pattern=split_pattern,
         num_ranks=len(ranks),
         special_tokens=special_tokens,
         marks=marks,

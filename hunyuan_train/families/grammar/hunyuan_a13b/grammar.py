@@ -13,6 +13,10 @@ from hunyuan_train.families.grammar.interface import (
     ToolForm,
 )
 
+KNOWN_TEMPLATES = (
+    "c9635ab946bc8f88301ddd90da091fe6f50ee3bcbea5f338d86a67099ffebc32",  # published
+    "cf7e76d74b016ff7f0d6b9b855d39aeb02fdbf9dbdd512484c305eb660c35e8a",  # in our first exports
+)
 _OWN_MARKERS = (*tags.TAGS, tools.TOOL_CALLS_OPEN, tools.TOOL_CALLS_CLOSE)
 
 
@@ -57,4 +61,5 @@ HUNYUAN_A13B = Grammar(
     parse_output=output_parser.parse_output,
     stream_output=output_parser.OutputStream,
     chat_template=CHAT_TEMPLATE,
+    known_templates=KNOWN_TEMPLATES,
 )

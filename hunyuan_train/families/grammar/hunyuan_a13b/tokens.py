@@ -75,7 +75,7 @@ def read_tokenizer(folder: Path, grammar: Grammar) -> Tokenizer:
         split_pattern=SPLIT_PATTERN,
         ranks=ranks,
         special_tokens=SPECIAL_TOKENS,
-        remarks=describe_unread(folder, special_ids, grammar.chat_template),
+        remarks=describe_unread(folder, special_ids, grammar),
     )
 
 

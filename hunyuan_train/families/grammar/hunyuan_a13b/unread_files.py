@@ -3,29 +3,28 @@
 Others read it, so a model that was made with it expects what training here does not give.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.families.grammar.template_files import (
+    CONFIG,
+    has_other_template,
+    read_if_whole,
+)
 
-_CONFIG = "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
-# SHA-256 of the text that was published with the model.
-_RELEASED_TEMPLATE = "c9635ab946bc8f88301ddd90da091fe6f50ee3bcbea5f338d86a67099ffebc32"
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 _NUM_NAMED = 3
 
 
-def describe_unread(folder: Path, known: dict[str, int], chat_template: str) -> tuple[str, ...]:
+def describe_unread(folder: Path, known: dict[str, int], grammar: Grammar) -> tuple[str, ...]:
     """Sentences about what a folder has beside its ranks.
 
     Args:
         folder: of the model or tokenizer.
         known: ids of the special tokens, by name.
-        chat_template: of the grammar.
+        grammar: by which dialogues are written.
 
     Raises:
         DataError: it gives a special token another id than its ranks do.
@@ -44,7 +43,7 @@ def describe_unread(folder: Path, known: dict[str, int], chat_template: str) -> 
             f"{folder} adds {len(new)} token(s) to the vocabulary ({named}), which are not read: "
             "in texts they are ordinary text"
         )
-    if _find_templates(folder) - _known_templates(chat_template):
+    if has_other_template(folder, grammar):
         remarks.append(
             f"the chat template in {folder} is not the released one and is not read: dialogues "
             "are written as the released one writes them"
@@ -52,18 +51,12 @@ def describe_unread(folder: Path, known: dict[str, int], chat_template: str) -> 
     return tuple(remarks)
 
 
-def _read(path: Path) -> Any:  # noqa: ANN401  # any JSON
-    """The content of a file that may be missing; one that is broken says nothing either."""
-    try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
 def _find_added(folder: Path) -> Iterator[tuple[str, int | None]]:
     """Each added token with the id it is given, as far as one is."""
-    config, by_name = _read(folder / _CONFIG), _read(folder / "added_tokens.json")
-    tokenizer, special = _read(folder / "tokenizer.json"), _read(folder / "special_tokens_map.json")
+    config, by_name, tokenizer, special = (
+        read_if_whole(folder / name)
+        for name in (CONFIG, "added_tokens.json", "tokenizer.json", "special_tokens_map.json")
+    )
     for one in (config, special):
         if isinstance(one, dict):
             extra = one.get("additional_special_tokens")
@@ -91,23 +84,3 @@ def _as_id(number: object) -> int | None:
         return int(str(number))
     except ValueError:
         return None
-
-
-def _find_templates(folder: Path) -> set[str]:
-    """Hashes of the chat templates in a folder."""
-    config, path = _read(folder / _CONFIG), folder / _TEMPLATE
-    templates = config.get("chat_template") if isinstance(config, dict) else None
-    found = templates if isinstance(templates, list) else [templates]
-    texts = [one.get("template") if isinstance(one, dict) else one for one in found]
-    if path.is_file():
-        texts.append(path.read_bytes().decode("utf-8", "replace"))
-    return {_hash(text) for text in texts if isinstance(text, str)}
-
-
-def _known_templates(chat_template: str) -> set[str]:
-    return {_RELEASED_TEMPLATE, _hash(chat_template)}
-
-
-def _hash(text: str) -> str:
-    """Of a template; blanks at its ends and the line ends of an editor change nothing."""
-    return hashlib.sha256(text.replace("\r\n", "\n").strip().encode()).hexdigest()
