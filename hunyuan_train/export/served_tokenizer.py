@@ -97,7 +97,10 @@ def build_fast_tokenizer(words: Tokenizer) -> FastTokenizer:
     fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = split_text(words.split_pattern)
     fast.decoder = decoders.ByteLevel()
-    fast.add_special_tokens([AddedToken(token, special=True) for token in words.special_tokens])
+    # Normalised like the text: the vendor's code looks for special tokens after NFC, which can take
+    # the last character of one away (> and a combining stroke are one character).
+    special = [AddedToken(one, special=True, normalized=True) for one in words.special_tokens]
+    fast.add_special_tokens(special)
     return fast
 
 

@@ -37,12 +37,12 @@ _SYSTEM_FORMAT_RULE = "如果额外要求里有格式要求，请忽略，以此
 _REPLY_RULE = "\n否则，请参考开头说的三种情况，以助手：开头进行回复。\n\n"
 _SYSTEM_TIME_RULE = "如果额外要求里有时间信息，就以额外要求里的时间为准，否则，参考"
 _NOW_LABEL = "当前时间："
-_WEEKDAYS = "一二三四五六日"
+WEEKDAYS = "一二三四五六日"
 
 
 def write_tools_prompt(tools: list[Any], now: str, *, system: str | None = None) -> str:
     """What comes before the first question where tools are given, the system message inside."""
-    weekday = _WEEKDAYS[datetime.strptime(now, TIME_FORMAT).weekday()]
+    weekday = WEEKDAYS[datetime.strptime(now, TIME_FORMAT).weekday()]
     time = f"{_NOW_LABEL}{now} 星期{weekday}"
     head = f"{_HEAD}{to_nfc(dump_json(tools))}\n\n"
     if system is None:
