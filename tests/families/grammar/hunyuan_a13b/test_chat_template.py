@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -10,18 +11,26 @@ from hypothesis import strategies as st
 from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from hunyuan_train.families.grammar.tokenizer import to_nfc
-from tests.data.dialogues import NOW, WEATHER, call, chat, read, records
+from tests.data.dialogues import (
+    NOW,
+    TOOL_TURNS,
+    TWO_SLOW_TURNS,
+    WEATHER,
+    call,
+    chat,
+    read,
+    records,
+)
 
 chat_templates = pytest.importorskip("transformers.utils.chat_template_utils")
 
 
-class FrozenClock(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromisoformat(NOW)
+def _render_jinja(template, record, monkeypatch, now=NOW, **options):
+    class FrozenClock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(now)
 
-
-def _render_jinja(template, record, monkeypatch, **options):
     monkeypatch.setattr(chat_templates, "datetime", FrozenClock)
     rendered, _ = chat_templates.render_jinja_template(
         conversations=[record["messages"]],
@@ -119,6 +128,27 @@ def test_odd_records_as_written_render_as_the_vendors_template_does(
     vendor_template, monkeypatch, record
 ):
     assert _render_ours(record) == _render_jinja(vendor_template, record, monkeypatch)
+
+
+def test_all_golden_vectors_have_the_bytes_of_the_renderer(golden, monkeypatch):
+    for line in (golden / "thinking_public.jsonl").read_text(encoding="utf-8").splitlines():
+        vector = json.loads(line)
+        now = re.search(r"当前时间：(.{19}) ", vector["rendered"])
+        options = vector["kwargs"] | ({"now": now[1]} if now else {})
+        rendered = _render_jinja(CHAT_TEMPLATE, vector, monkeypatch, **options)
+        assert rendered == vector["rendered"], vector["name"]
+
+
+@pytest.mark.parametrize("record", [TWO_SLOW_TURNS, TOOL_TURNS], ids=["thoughts", "tools"])
+@pytest.mark.parametrize("has_call", [False, True])
+def test_a_last_answer_with_thoughts_is_the_target_of_training(record, has_call, monkeypatch):
+    if has_call and "tools" in record:
+        record = record | {"messages": record["messages"][:2]}
+    samples = render(read(record, now=NOW))
+    last = samples.sample(len(samples.targets) - 1)
+    expected = "".join(segment.text for segment in last)
+    assert "<think>\nT" in expected
+    assert _render_jinja(CHAT_TEMPLATE, record, monkeypatch) == expected
 
 
 def test_thinking_switched_off_by_the_client_adds_its_block(vendor_template, monkeypatch):
