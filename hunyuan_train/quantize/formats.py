@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.compression_scheme import Scheme
+from hunyuan_train.quantize.gguf.types import TYPES
 from hunyuan_train.quantize.gptq_settings import check_gptq
 
 if TYPE_CHECKING:
@@ -117,6 +118,27 @@ def forget_gptq(job: Job) -> None:
     forget_work(job)
 
 
+def check_gguf(job: Job) -> None:
+    """What llama.cpp's converter needs of a model, and its tools."""
+    from hunyuan_train.quantize.gguf.check import check_gguf
+
+    check_gguf(job)
+
+
+def write_gguf(job: Job, folder: Path) -> dict[str, str]:
+    """A file for llama.cpp, by its own tools."""
+    from hunyuan_train.quantize.gguf.write import write_gguf
+
+    return write_gguf(job, folder)
+
+
+def open_gguf(folder: Path, shape: ModelShape) -> "WeightSource":
+    """The weights of a file for llama.cpp."""
+    from hunyuan_train.quantize.gguf.weights import open_gguf
+
+    return open_gguf(folder, shape)
+
+
 FORMATS: tuple[Format, ...] = (
     Format(
         name="fp8",
@@ -142,5 +164,14 @@ FORMATS: tuple[Format, ...] = (
         open_weights=open_compressed,
         gentler="fp8",
         finish=forget_gptq,
+    ),
+    Format(
+        name="gguf",
+        help=f"for llama.cpp, by its own converter and quantiser; TYPE: {', '.join(TYPES)}",
+        check=check_gguf,
+        write=write_gguf,
+        open_weights=open_gguf,
+        types=tuple(TYPES),
+        gentler="gguf:Q8_0",
     ),
 )

