@@ -1,4 +1,4 @@
-"""`hunyuan-train export`, `merge` and `verify`: what is done with checkpoints."""
+"""`hunyuan-train export`, `merge`, `convert_adapter` and `verify`: what is done with checkpoints."""
 
 import argparse
 from pathlib import Path
@@ -52,7 +52,27 @@ def add_checkpoint_commands(
     )
     _add_output(merge)
     merge.set_defaults(run=run_merge)
+    _add_convert_adapter(subparsers)
     _add_verify(subparsers)
+
+
+def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    convert = subparsers.add_parser(
+        "convert_adapter", help="write an adapter in the layout that a server reads"
+    )
+    convert.description = (
+        "Write a PEFT adapter in the layout of another client. Adapters on attention look the same "
+        "to all. Those on routed experts PEFT stores together and servers by expert; the numbers "
+        "stay the same, bit by bit. vLLM also reads PEFT's layout, where it is started with "
+        "--enable-mixed-moe-lora-format and the adapter is loaded with is_3d_lora_weight."
+    )
+    convert.add_argument("base", type=Path, metavar="BASE", help="model folder it belongs on")
+    convert.add_argument(
+        "adapter", type=Path, metavar="ADAPTER", help="folder with adapter_config.json"
+    )
+    _add_output(convert)
+    convert.add_argument("--layout", required=True, choices=("peft", "vllm", "sglang"))
+    convert.set_defaults(run=run_convert_adapter)
 
 
 def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -124,6 +144,19 @@ def run_merge(arguments: Arguments) -> int:
     set_verbosity_error()  # as in run_export
     torch.set_num_threads(1)  # the work is dealt out in threads of our own
     merge_adapter(arguments.base, arguments.adapter, output)
+    return 0
+
+
+def run_convert_adapter(arguments: Arguments) -> int:
+    """Convert an adapter; what is given is checked before torch is imported (seconds)."""
+    output = _find_output(arguments)
+    if output in (arguments.base.resolve(), arguments.adapter.resolve()):
+        raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
+    open_merge(arguments.base, arguments.adapter)
+    log_to_screen()
+    from hunyuan_train.export.adapter_layouts import convert_adapter
+
+    convert_adapter(arguments.base, arguments.adapter, output, arguments.layout)
     return 0
 
 

@@ -9,7 +9,6 @@ import pytest
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.find import load_tokenizer
-from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.registry import PRESETS, read_shape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.json_file import read_json_object
@@ -54,7 +53,7 @@ def test_what_llama_cpp_cannot_load_is_refused_before_it_is_converted(tmp_path: 
     check_source(model, SHAPE)
     with pytest.raises(ConfigError, match="attention_bias true"):
         check_source(model, replace(SHAPE, attention_bias=True))
-    with pytest.raises(ConfigError, match=r"1954 tokens and its model knows 100|knows 100"):
+    with pytest.raises(ConfigError, match="its model knows 100"):
         check_source(model, replace(SHAPE, vocab_size=100))
     (model / RANK_FILE).unlink()
     with pytest.raises(ConfigError, match=r"holds no hy\.tiktoken"):
@@ -78,7 +77,7 @@ def test_tools_are_found_in_a_folder_and_named_where_they_are_missing(tmp_path: 
     with pytest.raises(ConfigError, match=r"convert_hf_to_gguf\.py and llama-quantize are neither"):
         find_llama_cpp(str(tmp_path))
     (tmp_path / "convert_hf_to_gguf.py").touch()
-    with pytest.raises(ConfigError, match="llama-quantize is neither in .*; clone and build"):
+    with pytest.raises(ConfigError, match=r"llama-quantize is neither in .*; clone and build"):
         find_llama_cpp(str(tmp_path))
     program = tmp_path / "build" / "bin" / "llama-quantize"
     program.parent.mkdir(parents=True)
@@ -99,4 +98,3 @@ def test_a_type_stands_behind_the_colon() -> None:
     assert find_format("gguf:Q4_K_M")[1] == "Q4_K_M"
     with pytest.raises(ConfigError, match="gguf takes one of f32, f16"):
         find_format("gguf:Q2_K")
-    assert A13B.head_dim == 128
