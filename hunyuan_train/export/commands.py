@@ -1,4 +1,4 @@
-"""`hunyuan-train export`, `merge`, `convert_adapter` and `verify`: what is done with checkpoints."""
+"""`hunyuan-train export`, `merge`, `convert_adapter` and `verify`: all about checkpoints."""
 
 import argparse
 from pathlib import Path

@@ -34,7 +34,7 @@ WIDE = replace(
 )
 TEXTS = [
     "Two cats?",
-    "两只猫有几条腿？",
+    "两只猫有几条腿 1234?",
     " a  b\n\n\tc 1234 I'll don't",
     "<think>\nx\n</think>",
     "é\u0301",
