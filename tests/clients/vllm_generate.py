@@ -1,0 +1,35 @@
+"""What vLLM computes with a model folder: run by an interpreter of the `vllm` client.
+
+    vllm_generate.py FOLDER DTYPE
+
+Reads JSON from standard input: {"prompts": [token ids], "num_tokens": number}. Writes JSON:
+{"version": text, "answers": [token ids]}; answers are greedy.
+"""
+
+import json
+import sys
+
+import vllm
+
+
+def main() -> None:
+    """Start the engine, and ask."""
+    asked = json.load(sys.stdin)
+    engine = vllm.LLM(
+        sys.argv[1],
+        dtype=sys.argv[2],
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=4,
+    )
+    greedy = vllm.SamplingParams(
+        temperature=0, max_tokens=asked["num_tokens"], ignore_eos=True, detokenize=False
+    )
+    prompts = [{"prompt_token_ids": one} for one in asked["prompts"]]
+    answers = [list(one.outputs[0].token_ids) for one in engine.generate(prompts, greedy)]
+    print(json.dumps({"version": vllm.__version__, "answers": answers}))
+
+
+if __name__ == "__main__":
+    main()
