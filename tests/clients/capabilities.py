@@ -365,7 +365,7 @@ def write_page(cells: dict[tuple[str, str], str]) -> None:
         "# What loads what",
         "",
         f"Written by `python -m tests.clients.capabilities` on {datetime.now(UTC):%Y-%m-%d}, from",
-        "runs on a machine without a GPU. The model is small (2 layers, 8 experts, head width 128).",
+        "runs on a machine without a GPU. The model is small: 2 layers, 8 experts, head width 128.",
         "A cell says what was compared, why a pair is refused, or which command failed here.",
         "",
     ]
