@@ -1,6 +1,6 @@
 """Write docs/capabilities.md from real runs: what each client does with each thing that we write.
 
-    python -m tests.clients.capabilities [--model FOLDER] [--only CLIENT ...]
+    python -m tests.clients.capabilities [--model FOLDER] [--only CLIENT ...] [--artefacts NAME ...]
 
 A small model is taught three dialogues, quantised, merged and given adapters. Every client that can
 be had here gets every artefact, and what it computes is compared with float32 in Transformers. A
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -86,15 +86,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a taught model (default: it is taught here)")
     parser.add_argument("--only", nargs="*", choices=CLIENTS, default=CLIENTS)
-    parser.add_argument("--work", type=Path, help="keep the artefacts in this folder")
+    parser.add_argument("--artefacts", nargs="*", choices=ARTEFACTS, default=ARTEFACTS)
+    parser.add_argument(
+        "--work", type=Path, help="keep the artefacts here, and use again what lies there"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = Work(arguments.work or Path(tempfile.mkdtemp(prefix="capabilities")))
-    made = make_artefacts(work, arguments.model)
+    made = make_artefacts(work, arguments.model, arguments.artefacts)
     cells = {}
     for client in CLIENTS:
         for artefact in ARTEFACTS:
-            if client not in arguments.only:
+            if client not in arguments.only or artefact not in arguments.artefacts:
                 text = "not run"
             elif isinstance(made[artefact], str):
                 text = f"not made here: {made[artefact]}"
@@ -118,12 +121,14 @@ def run_cell(work: Work, artefact: str, client: str) -> str:
         return f"fails: {type(error).__name__}: {shorten(str(error))}"
 
 
-def make_artefacts(work: Work, model: Path | None) -> dict[str, str | None]:
-    """Write all of them; of each None, or why it could not be made."""
+def make_artefacts(work: Work, model: Path | None, wanted: Sequence[str]) -> dict[str, str | None]:
+    """Write those that are wanted; of each None, or why it could not be made."""
     full = work.path("full")
     wide = replace(SHAPE, hidden_size=256, intermediate_size=256, num_attention_heads=2)
     wide = replace(wide, num_key_value_heads=1, head_dim=128)
-    if model is not None:
+    if full.exists():
+        pass
+    elif model is not None:
         full.parent.mkdir(exist_ok=True)
         full.symlink_to(model.resolve())
     else:
@@ -142,7 +147,8 @@ def make_artefacts(work: Work, model: Path | None) -> dict[str, str | None]:
     made: dict[str, str | None] = {"W4A16": "run tests/quantize, which calibrates one"}
     for name, make in makers.items():
         try:
-            make()
+            if name in wanted and not work.path(name).exists():
+                make()
             made[name] = None
         except Exception as error:  # noqa: BLE001 the page says why
             made[name] = f"{type(error).__name__}: {shorten(str(error))}"
