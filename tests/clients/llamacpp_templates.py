@@ -35,7 +35,8 @@ def main() -> None:
         params.use_jinja = True
         params.prefill_assistant = False  # a last answer is whole, and not to be continued
         server = xllamacpp.Server(params)
-        print(json.dumps([render(server.listening_address, one) for one in asked["requests"]]))
+        prompts = [render(server.listening_address, one) for one in asked["requests"]]
+        sys.stdout.write(f"{json.dumps(prompts)}\n")
 
 
 def render(address: str, request: dict) -> object:

@@ -79,7 +79,7 @@ ODD = {
             {
                 "role": "assistant",
                 "content": "x",
-                "tool_calls": [*call("巴黎")["tool_calls"], *call("O'Fallon \"x\"")["tool_calls"]],
+                "tool_calls": [*call("巴黎")["tool_calls"], *call('O\'Fallon "x"')["tool_calls"]],
             },
             {"role": "tool", "content": '{"t": 1.50}'},
             {"role": "tool", "content": "晴"},
