@@ -6,6 +6,7 @@ one value, and what they compute differently is written as what all compute alik
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.build import model_class
 
+logger = logging.getLogger(__name__)
+
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # Fields of a base that an export does not have. The vendor's code for the model is one for older
 # Transformers, and does not come along. The others are second names of fields that are written, in
@@ -26,13 +29,13 @@ NOT_CARRIED = ("auto_map", "num_experts_per_tok", "num_local_experts", "_name_or
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a base, whatever is in it.
-
-    Raises:
-        OSError: there is none.
-        ValueError: it is not JSON.
-    """
-    return read_json_object(folder / CONFIG)
+    """The config.json of a base, whatever is in it; empty, and told, if it has gone meanwhile."""
+    try:
+        return read_json_object(folder / CONFIG)
+    except (OSError, ValueError) as error:
+        text = "fields of %s that are not understood are left out of the export: %s"
+        logger.warning(text, folder / CONFIG, error)
+        return {}
 
 
 def describe_config(

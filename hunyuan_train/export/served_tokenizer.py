@@ -13,14 +13,18 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
 from hunyuan_train.export.served_config import write_json
-from hunyuan_train.families.grammar.template_files import TEMPLATE, has_other_template
+from hunyuan_train.families.grammar.template_files import (
+    CONFIG,
+    TEMPLATE,
+    has_other_template,
+    read_if_whole,
+)
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.json_file import read_json_object
 
 logger = logging.getLogger(__name__)
 
-FAST, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FAST = "tokenizer.json"
 FAST_CLASS = "PreTrainedTokenizerFast"  # under this name in Transformers 4 and 5
 
 # Byte-level BPE writes every byte as one printable character: itself where it is printable, else
@@ -41,8 +45,10 @@ def complete_tokenizer(folder: Path, words: Tokenizer, shape: ModelShape) -> Non
         shape: of the model.
     """
     if not (folder / FAST).exists():
+        logger.info("making %s of the ranks of %s", FAST, words.folder)
         build_fast_tokenizer(words).save(str(folder / FAST))
-    config = read_json_object(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    found = read_if_whole(folder / CONFIG)
+    config = found if isinstance(found, dict) else {}
     if has_other_template(folder, words.grammar):
         logger.warning(
             "the chat template of the base is exported as it is, and is not the one that dialogues "

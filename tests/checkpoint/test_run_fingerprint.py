@@ -192,3 +192,14 @@ def test_another_model_of_the_same_shape_is_told_apart(tmp_path: Path) -> None:
     one, same, other = (identify_weights(str(tmp_path / n)) for n in ("one", "same", "other"))
     assert one == same != other
     assert identify_weights("tiny") == "tiny"
+
+
+def test_a_run_whose_checkpoint_states_an_alpha_goes_on(tmp_path: Path) -> None:
+    """Its manifest was written when theta was not yet stretched as it was read."""
+    now = describe_run(RunConfig(), A13B)
+    before = dict(now["model"]) | {"max_position_embeddings": 32768}
+    before |= {"rope_theta": 10000.0, "rope_alpha": 1000.0}
+    check_changes(now | {"model": before}, now, tmp_path, config=RunConfig())
+    with pytest.raises(CheckpointError, match="was trained with other model: rope_theta"):
+        other = now | {"model": before | {"rope_alpha": 50.0}}
+        check_changes(other, now, tmp_path, config=RunConfig())

@@ -120,11 +120,11 @@ def test_code_that_is_not_there_is_not_named(tmp_path: Path) -> None:
     assert complete(tmp_path / "hub", has_code=False, auto_map=hub)["auto_map"] == hub
 
 
-@pytest.mark.parametrize("has_config", [True, False])
-def test_what_a_folder_lacks_is_added(tmp_path: Path, has_config: bool) -> None:
+@pytest.mark.parametrize("config", [None, '{"unk": 1}', '{"unk":', "[1]"])
+def test_what_a_folder_lacks_is_added(tmp_path: Path, config: str | None) -> None:
     shutil.copyfile(TINY_TOKENIZER / "hy.tiktoken", tmp_path / "hy.tiktoken")
-    if has_config:
-        (tmp_path / "tokenizer_config.json").write_text('{"unk": 1}')
+    if config:
+        (tmp_path / "tokenizer_config.json").write_text(config)
     complete_tokenizer(tmp_path, WORDS, SHAPE)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert (loaded.eos_token, loaded.pad_token) == ("<|eos|>", "<|pad|>")
