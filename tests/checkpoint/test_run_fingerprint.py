@@ -17,7 +17,7 @@ from hunyuan_train.checkpoint.run_fingerprint import (
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import SECTIONS
-from hunyuan_train.families.hunyuan_v1_moe import TINY
+from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 from tests.released import write_released
@@ -200,6 +200,6 @@ def test_a_run_whose_checkpoint_states_an_alpha_goes_on(tmp_path: Path) -> None:
     before = dict(now["model"]) | {"max_position_embeddings": 32768}
     before |= {"rope_theta": 10000.0, "rope_alpha": 1000.0}
     check_changes(now | {"model": before}, now, tmp_path, config=RunConfig())
+    other = now | {"model": before | {"rope_alpha": 50.0}}
     with pytest.raises(CheckpointError, match="was trained with other model: rope_theta"):
-        other = now | {"model": before | {"rope_alpha": 50.0}}
         check_changes(other, now, tmp_path, config=RunConfig())
