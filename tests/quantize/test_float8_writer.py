@@ -7,7 +7,6 @@ import torch
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import CHECKSUMS
-from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.compression_scheme import Scheme, is_compressed, read_scheme
 from hunyuan_train.model.safetensors_files import write_range
