@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from hunyuan_train.export.huggingface_folder import Release, create_release
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
@@ -29,8 +30,6 @@ from hunyuan_train.quantize.formats import Calibration, Job
 
 def make_model(folder: Path, gigabytes: float) -> ModelShape:
     """A model of the released widths with random weights, in files of about 1 GB."""
-    from hunyuan_train.export.huggingface_folder import Release, create_release
-
     shape = replace(A13B, num_hidden_layers=1, num_experts=8, vocab_size=2048, pad_token_id=None)
     shape = replace(shape, eos_token_id=None, eod_token_id=None)
     while count_parameters(shape).total * 2e-9 < gigabytes:

@@ -1,4 +1,4 @@
-"""What Transformers and compressed-tensors make of a folder: run by an environment that has them."""
+"""What Transformers makes of a folder, run in an environment with compressed-tensors."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Real libraries beside what is written: llm-compressor's GPTQ, Transformers with compressed-tensors."""
+"""Real libraries beside what is written: llm-compressor's GPTQ, and Transformers."""
 
 import json
 import signal
