@@ -87,6 +87,10 @@ def run_command(arguments: Sequence[str]) -> int:
             from hunyuan_train.launcher.doctor.commands import run_doctor
 
         return run_doctor(arguments[1:])
+    if arguments and arguments[0] == "rehearse":
+        from hunyuan_train.rehearsal.commands import run_rehearse
+
+        return run_rehearse(arguments[1:])
     parsed = build_parser(arguments).parse_args(arguments)
     return int(parsed.run(parsed))
 
@@ -94,7 +98,7 @@ def run_command(arguments: Sequence[str]) -> int:
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Lists every command, and knows the arguments of the one that is asked for.
 
-    Train, plan and doctor are only listed: they read their flags themselves.
+    Train, plan, rehearse and doctor are only listed: they read their flags themselves.
     """
     parser: argparse.ArgumentParser = PlainParser(
         prog="hunyuan-train", description="Fine-tune Hunyuan models, and what goes with it."
@@ -103,6 +107,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="fine-tune a model (train --help lists the settings)")
     commands.add_parser("plan", help="say what a run needs, and what would fit")
+    commands.add_parser("rehearse", help="run the engine at its true size on pretended GPUs")
     commands.add_parser("doctor", help="look at the hosts of a run before it starts")
     data = commands.add_parser("data", help="check, convert, show and measure dialogues")
     if arguments and arguments[0] == "data":

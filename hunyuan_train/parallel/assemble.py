@@ -19,7 +19,11 @@ from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import build_split_model, start_engine
 from hunyuan_train.parallel.expert import moe_blocks
-from hunyuan_train.parallel.optimizer import optimizer_factory
+from hunyuan_train.parallel.optimizer import (
+    engine_optimizer,
+    optimizer_factory,
+    prepare_optimizer_states,
+)
 from hunyuan_train.parallel.sequence import use_sequence_parallel
 
 logger = logging.getLogger(__name__)
@@ -77,5 +81,9 @@ def build_engine(
     seed = config.train.seed
     factory = optimizer_factory(config.optimizer, seed=seed)
     engine = start_engine(model, shape, settings, source, factory, lora=config.lora, seed=seed)
+    if engine_optimizer(engine).shares_masters:
+        # Now, and not at the first update: made among what a step has just freed, they would keep
+        # the allocator's large blocks apart for good.
+        prepare_optimizer_states(engine, 0)
     chunk_experts(moe_blocks(engine.module), config.train.moe_chunks)
     return engine

@@ -208,13 +208,14 @@ def prepare_optimizer_states(engine: deepspeed.DeepSpeedEngine, step_count: int)
 
     Args:
         engine: between two steps.
-        step_count: updates that the optimizer has done; after none it has no states.
+        step_count: updates that the optimizer has done; after none it has no states, but where
+            weights are their own masters.
     """
-    optimizer = engine.optimizer.optimizer
-    factory = FACTORIES[engine_optimizer(engine).name]
+    optimizer, record = engine.optimizer.optimizer, engine_optimizer(engine)
+    factory = FACTORIES[record.name]
     for flat in flat_masters(engine):
         optimizer.state.pop(flat, None)
-        if step_count:
+        if step_count or record.shares_masters:
             factory.start_state(optimizer, flat, step_count)
 
 

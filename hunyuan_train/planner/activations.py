@@ -83,9 +83,18 @@ def router_bytes(run: ResolvedRun, saving: Saving) -> int:
     return copies + scores
 
 
+def can_be_skewed(run: ResolvedRun) -> bool:
+    """Whether other ranks' tokens come to this one, so that it may get more than an equal share."""
+    return run.splits_experts and run.expert_size > 1
+
+
 def expert_rows(run: ResolvedRun, imbalance: float) -> int:
-    """Rows that the routed experts of a rank see: `imbalance` 1 is an equal share."""
-    rows = ceil(run.num_tokens * run.shape.moe_topk * imbalance)
+    """Rows that the routed experts of a rank see: `imbalance` 1 is an equal share.
+
+    At most those of all ranks that share its experts.
+    """
+    share = min(imbalance, run.expert_size) if can_be_skewed(run) else 1.0
+    rows = ceil(run.num_tokens * run.shape.moe_topk * share)
     if not run.splits_experts:
         return rows
     return rows + run.shape.num_experts // run.expert_size * ROW_ALIGNMENT

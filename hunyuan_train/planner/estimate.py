@@ -3,13 +3,15 @@
 from dataclasses import dataclass, replace
 
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.planner.activations import can_be_skewed
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.disk import Disk, plan_disk
 from hunyuan_train.planner.machine import Hardware
-from hunyuan_train.planner.memory import Memory, plan_memory
+from hunyuan_train.planner.memory import BALANCED, Memory, plan_memory
 from hunyuan_train.planner.speed import Speed, plan_speed
 
 DISK = "the disk"
+SKEW_STEP = 0.01  # to which the largest skew that fits is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,36 @@ class Estimate:
 
     run: ResolvedRun
     hardware: Hardware
-    memory: Memory
+    memory: Memory  # of a skewed step, which the verdict is about
     disk: Disk
+
+    @property
+    def balanced(self) -> Memory:
+        """Of a step in which all experts get as much."""
+        return plan_memory(self.run, imbalance=BALANCED)
+
+    @property
+    def most_skew(self) -> float | None:
+        """The largest skew of experts with which a step fits a GPU.
+
+        None where that is not known or experts cannot be skewed. 0: not even a balanced step fits.
+        """
+        room, most = self.run.machine.gpu_memory, float(self.run.expert_size)
+        if not (self.run.is_on_gpu and room and can_be_skewed(self.run)):
+            return None
+
+        def fits(skew: float) -> bool:
+            return plan_memory(self.run, imbalance=skew).device_peak <= room
+
+        if fits(most):
+            return most
+        if not fits(BALANCED):
+            return 0.0
+        low, high = BALANCED, most
+        while high - low > SKEW_STEP:
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
 
     @property
     def speed(self) -> Speed:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.activations import (
     after_bytes,
+    can_be_skewed,
     dispatch_bytes,
     kept_on_host_bytes,
     loss_bytes,
@@ -15,12 +16,26 @@ from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.states import device_states, host_states, trained
 
-IMBALANCE = 1.25  # rows of the busiest rank over an equal share; metrics.jsonl logs the real one
+# Rows of the busiest rank's experts over an equal share; metrics.jsonl logs the real ones. Real
+# fine-tuning of mixtures of experts had 2.6 to 3.0, and 5.1 at worst (deepspeed#8213).
+BALANCED = 1.0
+SKEWED = 3.0  # what a plan must survive
 FRAGMENTATION = 0.06  # of what comes and goes: torch rounds blocks up and splits them
-CUDA_CONTEXT = 1_500_000_000  # driver, kernels and NCCL's buffers, which torch does not count
+# What nvidia-smi calls a GPU's memory and CUDA does not offer: 81,559 MiB and 79.1 GiB of an H100.
+DRIVER_BYTES = 600_000_000
+# Of eight H100, beside what torch holds: 1.06 GB before the first all-to-all and 4.34 GB after it,
+# because NCCL connects every pair of ranks by up to 32 channels (NVIDIA/nccl#1685).
+CONTEXT_BYTES = 1_060_000_000
+ALL_TO_ALL_BYTES = 3_280_000_000
 GPU_PROCESS = 4_000_000_000  # a rank's own host memory: interpreter, libraries, CUDA's host side
 CPU_PROCESS = 550_000_000  # the same without CUDA, as the demo has it once all is imported
 DATA_BYTES = 9  # a token of the data cache: id, span and weight (data/dataset.py)
+
+
+ALLOWANCES = (
+    *("fragmentation allowance", "driver's share", "CUDA context and NCCL"),
+    "NCCL's all-to-all",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +53,7 @@ class Memory:
     @property
     def allocated_peak(self) -> int:
         """What the allocator will report as its peak: no context, no holes."""
-        names = ("fragmentation allowance", "driver and NCCL")
-        return peak_bytes(line for line in self.device if line.name not in names)
+        return peak_bytes(line for line in self.device if line.name not in ALLOWANCES)
 
     @property
     def process_peak(self) -> int:
@@ -52,9 +66,7 @@ class Memory:
         return peak_bytes(self.host)
 
 
-def plan_memory(
-    run: ResolvedRun, *, imbalance: float = IMBALANCE, num_data_tokens: int = 0
-) -> Memory:
+def plan_memory(run: ResolvedRun, *, imbalance: float = SKEWED, num_data_tokens: int = 0) -> Memory:
     """Every component of one rank.
 
     Args:
@@ -64,7 +76,7 @@ def plan_memory(
     """
     lines = (*device_states(run), *device_work(run, imbalance))
     if run.is_on_gpu:
-        lines = (*lines, *device_allowances(lines))
+        lines = (*lines, *device_allowances(run, lines))
     return Memory(lines, tuple(host_lines(run, num_data_tokens)))
 
 
@@ -91,7 +103,8 @@ def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
     num_chunks = run.config.train.moe_chunks
     chunks = f", experts in {num_chunks} chunks" if num_chunks > 1 else ""
     has_experts = run.shape.num_experts > 0
-    skew = f"; {imbalance:g} times an equal share of rows for its experts" if has_experts else ""
+    is_skewed = can_be_skewed(run)
+    skew = f"; {imbalance:g} times an equal share of rows for its experts" if is_skewed else ""
     if is_recomputed:
         lines.append(
             Component(
@@ -110,19 +123,36 @@ def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
     return lines
 
 
-def device_allowances(lines: tuple[Component, ...]) -> list[Component]:
+def device_allowances(run: ResolvedRun, lines: tuple[Component, ...]) -> list[Component]:
     """Lines for what torch's allocator does not count."""
     moving = peak_bytes(lines) - total_of(lines, Phase.ALWAYS)
-    return [
+    allowances = [
         Component(
             "fragmentation allowance", int(FRAGMENTATION * moving), Phase.ALWAYS,
-            f"{FRAGMENTATION:.0%} of what comes and goes in a step",
+            f"{FRAGMENTATION:.0%} of what comes and goes in a step, with expandable segments",
         ),
         Component(
-            "driver and NCCL", CUDA_CONTEXT, Phase.ALWAYS,
-            "CUDA context, kernels and NCCL's own buffers: an allowance",
+            "driver's share", DRIVER_BYTES, Phase.ALWAYS,
+            "what nvidia-smi counts as the GPU's and CUDA does not offer",
+        ),
+        Component(
+            "CUDA context and NCCL", CONTEXT_BYTES, Phase.ALWAYS,
+            "kernels and NCCL's own buffers: measured on H100 (NVIDIA/nccl#1685)",
         ),
     ]  # fmt: skip
+    if uses_all_to_all(run):
+        allowances.append(
+            Component(
+                "NCCL's all-to-all", ALL_TO_ALL_BYTES, Phase.ALWAYS,
+                "channels between every pair of ranks, from the first all-to-all on (same place)",
+            )
+        )  # fmt: skip
+    return allowances
+
+
+def uses_all_to_all(run: ResolvedRun) -> bool:
+    """Whether ranks exchange tokens or heads."""
+    return run.sequence_size > 1 or (run.splits_experts and run.expert_size > 1)
 
 
 def host_lines(run: ResolvedRun, num_data_tokens: int) -> list[Component]:

@@ -22,7 +22,8 @@ from hunyuan_train.planner.machine import Hardware
 SHORTEST_ROW = 1024
 ROW_HALVINGS = 3
 NODE_DOUBLINGS = 4
-MANY_CHUNKS = 8  # of experts: beyond, little is left of what they take
+CHUNKS = (2, 4, 8)  # of experts, the fewest that fit: beyond, little is left of what they take
+CHUNK_PRICE = 0.25  # of twice as many
 # What recipes/lora.yaml says of an adapter's rates; those of full training would hardly move one.
 ADAPTER_SETTINGS = {"use_lora": True, "optimizer": "adamw", "learning_rate": 1e-4, "min_lr": 1e-5}
 
@@ -124,9 +125,13 @@ def working_choices(config: RunConfig, run: ResolvedRun) -> list[Change]:
     if train.gradient_checkpointing is not True:
         settings["gradient_checkpointing"] = True
     choices = [NO_CHANGE, Change(1.0, settings)] if settings else [NO_CHANGE]
-    if train.moe_chunks < MANY_CHUNKS and run.shape.num_experts:
+    if run.shape.num_experts:
         whole = choices[-1]
-        choices.append(Change(whole.price + 0.8, {**whole.settings, "moe_chunks": MANY_CHUNKS}))
+        choices += [
+            Change(whole.price + CHUNK_PRICE * doublings, {**whole.settings, "moe_chunks": number})
+            for doublings, number in enumerate(CHUNKS, 1)
+            if number > train.moe_chunks
+        ]
     if train.per_device_train_batch_size > 1:
         rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
         smaller = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}

@@ -1,13 +1,16 @@
 """The plan in words, for people and as JSON."""
 
 from collections.abc import Iterable, Iterator
+from math import floor
 from typing import Any
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.planner.activations import can_be_skewed
 from hunyuan_train.planner.component import Component, Phase, gigabytes
 from hunyuan_train.planner.estimate import Estimate, Shortage
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
+from hunyuan_train.planner.memory import SKEWED
 from hunyuan_train.planner.search import Nearest
 
 WIDTH = 26
@@ -21,6 +24,7 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
     yield from describe_lines(f"memory of each {place}", estimate.memory.device)
     yield total_line("at the fullest moment", estimate.memory.device_peak)
     yield total_line("of it, states", state_bytes(estimate.memory.device))
+    yield from describe_skew(estimate)
     yield from describe_lines("host memory of each process", estimate.memory.host)
     yield total_line("host memory of a machine", estimate.host_per_node)
     yield from describe_disk(estimate)
@@ -75,6 +79,23 @@ def state_bytes(lines: Iterable[Component]) -> int:
 def total_line(name: str, num_bytes: int) -> str:
     """The last line of a table."""
     return f"  {name:<{WIDTH}}{gigabytes(num_bytes):>12}  = {num_bytes / 2**30:,.1f} GiB"
+
+
+def describe_skew(estimate: Estimate) -> Iterator[str]:
+    """What a balanced step takes beside the skewed one above, and which skew is too much."""
+    if not can_be_skewed(estimate.run):
+        return
+    yield total_line("were experts balanced", estimate.balanced.device_peak)
+    most = estimate.most_skew
+    if most is None:
+        return
+    if most == 0:
+        words = "does not fit, however balanced its experts are"
+    elif most >= estimate.run.expert_size:
+        words = "fits even where one rank gets all tokens"
+    else:
+        words = f"fits up to a skew of {floor(most * 10) / 10:.1f}, and not from there on"
+    yield f"  a step {words} (the plan is for {SKEWED:g}; real runs have 2.6 to 3, and 5 at worst)"
 
 
 def describe_disk(estimate: Estimate) -> Iterator[str]:
@@ -173,6 +194,9 @@ def as_json(estimate: Estimate, nearest: Nearest | None) -> dict[str, Any]:
         "shortages": [describe_shortage(one) for one in estimate.shortages],
         "device": {line.name: line.num_bytes for line in estimate.memory.device},
         "device_peak": estimate.memory.device_peak,
+        "skew": SKEWED,
+        "device_peak_balanced": estimate.balanced.device_peak,
+        "most_skew": estimate.most_skew,
         "host": {line.name: line.num_bytes for line in estimate.memory.host},
         "host_per_machine": estimate.host_per_node,
         "disk": {

@@ -19,6 +19,10 @@ FORWARDED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
 FLIGHT_RECORDER_ENTRIES = "2000"  # the last collectives that each rank remembers
+# torch's allocator, where the user says nothing of it. Rows of experts differ from step to step:
+# cut from segments of fixed size they leave holes of GiB, far less in segments that can grow.
+ALLOCATOR = "expandable_segments:True"
+ALLOCATOR_VARIABLES = frozenset(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
 # For the ranks beside a failed one: they wait for it in a collective, and have nothing to save.
 SHUTDOWN_SECONDS = "5"
 
@@ -57,6 +61,8 @@ def rank_environment(
     ours["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = SHUTDOWN_SECONDS
     ours.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
     ours.setdefault("TORCH_FR_BUFFER_SIZE", FLIGHT_RECORDER_ENTRIES)
+    if num_gpus and not ours.keys() & ALLOCATOR_VARIABLES:
+        ours["PYTORCH_ALLOC_CONF"] = ALLOCATOR
     if num_gpus == 0:
         ours["DS_ACCELERATOR"] = "cpu"
     return ours

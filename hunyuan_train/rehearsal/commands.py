@@ -1,0 +1,188 @@
+"""`hunyuan-train rehearse`: the run itself, at its true size, on GPUs that are not there.
+
+Without torch: what pretends to be a GPU runs in a process of its own (`process.py`).
+"""
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
+from hunyuan_train.config.resolve import choose_num_processes, resolve
+from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.host.extension import extensions_folder
+from hunyuan_train.planner.command import find_shape, read_settings
+from hunyuan_train.planner.machine import as_machine
+from hunyuan_train.planner.memory import SKEWED, plan_memory
+from hunyuan_train.rehearsal.guard import prepare_guard
+from hunyuan_train.rehearsal.process import Question
+from hunyuan_train.rehearsal.text import as_json, describe_rehearsal
+from hunyuan_train.shipped import python_path
+from hunyuan_train.terminal import PlainParser, say
+
+EXIT_FAULTY = 1
+PARTS = ("save", "evaluation", "generation")
+MOST_SKEW = 8.0
+DESCRIPTION = """\
+Run a training as one of its ranks would, on a machine without a GPU: the same engine, optimizer,
+attention, adapters, checkpoint and evaluation, at the model's true size. Tensors have shapes and
+devices, and no data; the other ranks are not there. Two steps are taken, and then a checkpoint is
+collected and resumed, a row evaluated and an answer generated.
+
+It says what the GPU would hold, by purpose beside the plan and by line of code; what torch's
+allocator would reserve; bytes of every collective; every place where the CPU waits for the GPU;
+the kernels of a step; and as an error, with its line, whatever mixes devices or leaves memory
+behind. It says as well what it cannot see. The exit code is 1 where something is wrong.
+
+Any setting of `train` may be given, such as --max_seq_length 16384, and --recipe or --config."""
+EPILOG = """\
+examples:
+  the released model with every parameter, on eight 80 GB GPUs (about two minutes):
+    hunyuan-train rehearse --method full
+  adapters on all modules, two layers only (the same per layer, in seconds):
+    hunyuan-train rehearse --method lora --lora_target_modules all --layers 2
+  rows of 262,144 tokens on four machines, for a program:
+    hunyuan-train rehearse --recipe long --nodes 4 --json
+
+`hunyuan-train plan` answers in a fraction of a second what this shows in detail. `train --dry_run
+--gpus 8` checks the real data and settings, and steps nothing."""
+
+
+def run_rehearse(arguments: Sequence[str]) -> int:
+    """Rehearse a run and print what was seen.
+
+    Returns:
+        0, or 1 where something is wrong with the run.
+
+    Raises:
+        ConfigError: settings that do not go together, or nothing to compile with.
+    """
+    parser = build_parser()
+    options, settings = parser.parse_known_args(list(arguments))
+    run = resolve_rehearsed(options, settings)
+    skew = read_skew(options.skew)
+    guard = prepare_guard(extensions_folder(os.environ), compiler=os.environ.get("CXX", "g++"))
+    question = Question(
+        run=run,
+        skew=skew,
+        gpu_memory=run.machine.gpu_memory,
+        parts=frozenset() if options.steps_only else frozenset(PARTS),
+        guard=str(guard) if guard else None,
+    )
+    seen = ask_process(question)
+    plan = plan_memory(run, imbalance=skew)
+    if options.json:
+        say(json.dumps(as_json(seen, plan, run, skew), indent=1))
+    else:
+        say("\n".join(describe_rehearsal(seen, plan, run, skew)))
+    return EXIT_FAULTY if seen["errors"] or seen.get("leaks") else 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's own flags; all others are settings of a run."""
+    parser = PlainParser(
+        prog="hunyuan-train rehearse",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="a13b (default), another preset, or a model folder")
+    add("--method", choices=("full", "lora"), help="the recipe to start from (default: full)")
+    for name in ("gpus", "nodes", "gpu", "gpu_memory"):
+        add(f"--{name}", metavar="VALUE", help=HELP[name])
+    add(
+        *("--skew", "--imbalance"), metavar="TIMES", default=f"{SKEWED:g}",
+        help="rows that this rank's experts get, over an equal share (default: %(default)s, as a "
+        "plan must survive it)",
+    )  # fmt: skip
+    add("--layers", type=int, metavar="N", help="as many layers instead of the model's; cheaper")
+    add("--steps_only", action="store_true", help="no checkpoint, evaluation and generation")
+    add("--json", action="store_true", help="print all that was seen, for programs")
+    return parser
+
+
+def resolve_rehearsed(options: argparse.Namespace, settings: Sequence[str]) -> ResolvedRun:
+    """The run that is rehearsed, on the machines that flags describe.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    asked = read_settings(options, settings)
+    names = [field.name for field in fields(PlannedMachines) if hasattr(options, field.name)]
+    machines = parse_machines(
+        {name: value for name in names if (value := vars(options)[name]) is not None}
+    )
+    machine, shape = as_machine(machines), find_shape(asked.model.model_name_or_path)
+    if options.layers is not None:
+        if not 1 <= options.layers <= shape.num_hidden_layers:
+            raise ConfigError(
+                f"layers is {options.layers}; set it to a number from 1 to "
+                f"{shape.num_hidden_layers}, as many as the model has"
+            )
+        shape = replace(shape, num_hidden_layers=options.layers)
+    slots = [choose_num_processes(asked, machine)] * machines.nodes
+    run = resolve(asked, shape=shape, machine=machine, slots=slots, known=SETTINGS_ALONE)
+    if not run.is_bf16:
+        raise ConfigError("bf16 is false, and GPUs are rehearsed in bfloat16; leave it at auto")
+    return run
+
+
+def read_skew(text: str) -> float:
+    """How uneven experts are.
+
+    Raises:
+        ConfigError: no number, or one that cannot be.
+    """
+    try:
+        skew = float(text)
+    except ValueError:
+        skew = float("nan")
+    if not 1 <= skew <= MOST_SKEW:
+        raise ConfigError(
+            f"skew is {text}; it takes a number from 1, where all experts get as much, to "
+            f"{MOST_SKEW:g}, where one rank of eight gets all"
+        )
+    return skew
+
+
+def ask_process(question: Question) -> dict[str, Any]:
+    """What the rehearsing process saw; its progress shows on stderr.
+
+    Raises:
+        ConfigError: it ended without an answer.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "hunyuan_train.rehearsal.process"],
+        input=pickle.dumps(question),
+        stdout=subprocess.PIPE,
+        env=process_environment(os.environ),
+        check=False,
+    )
+    if done.returncode:
+        raise ConfigError(
+            f"the rehearsing process ended with exit code {done.returncode}; what it said is above"
+        )
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
+
+
+def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """That of the process: no real GPU, one thread, and this package."""
+    ours = {name: value for name, value in environment.items() if name != "DS_ACCELERATOR"}
+    ours["PYTHONPATH"] = python_path(ours.get("PYTHONPATH"))
+    ours["TORCH_EXTENSIONS_DIR"] = str(Path(extensions_folder(environment)))
+    ours["CUDA_VISIBLE_DEVICES"] = ""
+    ours["DS_ACCELERATOR"] = "cuda"
+    ours.setdefault("OMP_NUM_THREADS", "1")
+    return ours

@@ -1,0 +1,318 @@
+"""Sees every operator on fake tensors: bytes, waits for the GPU, collectives, kernels, dtypes.
+
+The outermost mode: what it lets through goes on to torch's FakeTensorMode, which knows shapes and
+refuses operators on tensors of different devices. Where a value decides how a program goes on,
+there is none, and a stand-in answers (`Watch.answer`); each answer is counted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hunyuan_train.rehearsal.ledger import Ledger
+from hunyuan_train.rehearsal.lines import Place, find_place
+
+aten = torch.ops.aten
+
+# Operators that make no kernel: they look at the same memory otherwise, or ask for memory.
+VIEWS = frozenset(
+    [
+        "view",
+        "_unsafe_view",
+        "t",
+        "transpose",
+        "expand",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "alias",
+        "as_strided",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "permute",
+        "narrow",
+        "reshape",
+        "lift_fresh",
+        "is_pinned",
+        "chunk",
+        "unfold",
+        "_reshape_alias",
+        "device",
+        "empty",
+        "empty_like",
+        "new_empty",
+        "empty_strided",
+        "set_",
+        "new_empty_strided",
+        "record_stream",
+        "resize_",
+        "_pin_memory",
+        "pin_memory",
+        "view_as",
+    ]
+)
+# Operators whose result the CPU must see to know a shape or a branch.
+WAITING = frozenset(
+    [
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "equal",
+        "bincount",
+        "is_nonzero",
+        "allclose",
+    ]
+)
+PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "_grouped_mm"])
+SELECTED_PART = 8  # an eighth of a mask's elements is taken to be true
+SMALL_PRODUCT = 10**9  # operations, below which float32 costs nothing worth a word
+# Files that say by themselves what is allocated in them, the innermost first.
+PURPOSES = (
+    ("deepspeed/sequence/linear_cross_entropy.py", "logits and loss"),
+    ("hunyuan_train/optim/lean.py", "update"),
+    ("torch/optim/", "update"),
+    ("deepspeed/runtime/zero/partition", "gathered weights"),
+    ("deepspeed/runtime/zero/parameter_offload.py", "gathered weights"),
+    ("deepspeed/runtime/comm/coalesced_collectives.py", "gradients in flight"),
+    ("deepspeed/runtime/zero/stage", "gradients in flight"),
+)
+RECOMPUTING = "torch/utils/checkpoint.py"  # in a backward pass: a layer runs again
+BY_PHASE = {
+    "forward": "activations",
+    "backward": "dispatch buffers",
+    "optimizer": "update",
+}
+
+
+class Watch(TorchDispatchMode):
+    """What a rank's GPU would be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = "start"
+        self.stream = 0
+        self.device = Ledger("cuda")
+        self.host = Ledger("cpu")
+        self.waits: Counter[tuple[str, str, str]] = Counter()  # phase, kind, line
+        self.kernels: Counter[tuple[str, str]] = Counter()  # phase, operator
+        self.calls: Counter[tuple[str, str, str]] = Counter()  # phase, collective, group
+        self.sent: Counter[tuple[str, str, str]] = Counter()  # the same, bytes
+        self.stood_in: Counter[str] = Counter()
+        self.float32_products: Counter[str] = Counter()  # line, operations
+        self.is_16_bit = True
+        self.group_names: dict[str, str] = {}
+        self.parameter_bytes: set[int] = set()  # of whole large parameters, and so their gradients
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Count what happens inside for a phase."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    def forget_counts(self) -> None:
+        """Count the next step alone; memory and stand-ins are counted from the start."""
+        for counter in (self.waits, self.kernels, self.calls, self.sent):
+            counter.clear()
+        self.device.peaks.clear()
+        self.host.peaks.clear()
+
+    def note_wait(self, kind: str, place: Place | None = None) -> None:
+        """The CPU waits until the GPU has done all that it was told."""
+        line = (place or find_place()).line
+        self.waits[self.phase, kind, self.name_line(line)] += 1
+
+    def note_stand_in(self, what: str) -> None:
+        """A kernel, value or collective is made up."""
+        self.stood_in[what] += 1
+
+    def name_line(self, line: str) -> str:
+        """A line, and in a backward pass what autograd computes there."""
+        node = torch._C._current_autograd_node() if self.phase == "backward" else None
+        return f"{line} ({node.name()})" if node is not None else line
+
+    def find_purpose(self, num_bytes: int) -> tuple[str, str]:
+        """What a new storage is for, and the line that asked for it."""
+        place = find_place()
+        return self.purpose_at(place.files, num_bytes), self.name_line(place.line)
+
+    def purpose_at(self, files: tuple[str, ...], num_bytes: int) -> str:
+        """What is allocated in some files, the innermost first."""
+        if self.phase == "start":
+            return self.phase
+        for file in files:
+            for part, purpose in PURPOSES:
+                if file.startswith(part):
+                    is_gradient = self.phase == "backward" and num_bytes in self.parameter_bytes
+                    is_loss = purpose == "logits and loss"
+                    return "gradients in flight" if is_gradient and is_loss else purpose
+        if self.phase == "backward":
+            if num_bytes in self.parameter_bytes:
+                return "gradients in flight"
+            if RECOMPUTING in files:
+                return "recomputed layer"
+        return BY_PHASE.get(self.phase, self.phase)
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        """Look at an operator, let it run on shapes, and count what it makes."""
+        options = options or {}
+        name = operator._schema.name.partition("::")[2]
+        options = self.take_pinned(name, options)
+        self.look_for_waits(operator, name, arguments, options)
+        result = self.answer(operator, name, arguments)
+        if result is NotImplemented:
+            if operator.namespace == "c10d":
+                self.count_collective(name, arguments)
+            result = operator(*arguments, **options)
+            if operator.namespace != "c10d" and name not in VIEWS:
+                self.count_kernel(operator, name, arguments, result)
+        self.see(result)
+        return result
+
+    def take_pinned(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Ask for page-locked memory as for any other: a fake tensor has none to lock."""
+        if options.get("pin_memory"):
+            self.note_stand_in("page-locked memory, taken as plain host memory")
+            return {**options, "pin_memory": False}
+        return options
+
+    def see(self, result: Any) -> None:
+        """Count the storages of a result."""
+        if isinstance(result, Tensor):
+            self.device.see(result, self.phase, self.stream, self.find_purpose)
+            self.host.see(result, self.phase, 0, self.find_purpose)
+        elif isinstance(result, (list, tuple)):
+            for one in result:
+                self.see(one)
+
+    def look_for_waits(
+        self, operator: Any, name: str, arguments: Any, options: dict[str, Any]
+    ) -> None:
+        """Note where the CPU has to wait: a value is read, a shape depends on one, a copy."""
+        if name in WAITING and is_on_device(arguments[0]):
+            self.note_wait(name)
+        elif operator is aten._local_scalar_dense.default and is_on_device(arguments[0]):
+            self.note_wait("item")
+        elif name in ("index", "index_put", "index_put_"):
+            if any(is_mask(one) for one in arguments[1]):
+                self.note_wait("boolean index")
+        elif name in ("_to_copy", "copy_"):
+            self.look_at_copy(name, arguments, options)
+
+    def look_at_copy(self, name: str, arguments: Any, options: dict[str, Any]) -> None:
+        """A copy between host and device waits, unless it is asked not to and memory is pinned."""
+        source = arguments[0] if name == "_to_copy" else arguments[1]
+        target = options.get("device") if name == "_to_copy" else arguments[0].device
+        if target is None or not isinstance(source, Tensor) or not source.numel():
+            return
+        if source.device.type == torch.device(target).type:
+            return
+        given = arguments[2] if name == "copy_" and len(arguments) > 2 else False
+        if given or options.get("non_blocking"):
+            return
+        num_bytes = source.numel() * source.element_size()
+        to_host = source.device.type == "cuda"
+        way = "copy to the host" if to_host else "copy to the GPU, from memory that is not pinned"
+        self.note_wait(f"{way}, {describe_size(num_bytes)}")
+
+    def answer(self, operator: Any, name: str, arguments: Any) -> Any:
+        """What a stand-in says where there are no values; NotImplemented: torch knows."""
+        if operator is aten._local_scalar_dense.default:
+            self.note_stand_in("values that the CPU reads: 1, or false")
+            dtype = arguments[0].dtype
+            return False if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+        if name in ("is_nonzero", "equal", "allclose"):
+            self.note_stand_in("comparisons: equal, or false")
+            return name != "is_nonzero"
+        if name == "nonzero":
+            self.note_stand_in("positions in masks: an eighth of their elements")
+            source = arguments[0]
+            return source.new_empty((part_of(source), source.dim()), dtype=torch.int64)
+        if name == "index" and is_mask(arguments[1][0]) and arguments[1][0].dim() == 1:
+            self.note_stand_in("positions in masks: an eighth of their elements")
+            source = arguments[0]
+            return source.new_empty((part_of(arguments[1][0]), *source.shape[1:]))
+        return NotImplemented
+
+    def count_collective(self, name: str, arguments: Any) -> None:
+        """Count a collective and its bytes: the mean of what goes in and what comes out."""
+        groups = [
+            dist.ProcessGroup.unbox(one)
+            for one in arguments
+            if isinstance(one, torch.ScriptObject) and "ProcessGroup" in str(one._type())
+        ]
+        group = self.name_group(groups[0]) if groups else "?"
+        num_bytes = sum(map(bytes_of, arguments[:2])) // 2
+        key = (self.phase, name.rstrip("_"), group)
+        self.calls[key] += 1
+        self.sent[key] += num_bytes
+        self.note_stand_in("collectives: nothing is sent, and nothing arrives")
+
+    def name_group(self, group: Any) -> str:
+        """A process group by its size and, where it is known, its purpose."""
+        purpose = self.group_names.get(group.group_name, "")
+        return f"{purpose or f'group {group.group_name}'} of {group.size()}"
+
+    def count_kernel(self, operator: Any, name: str, arguments: Any, result: Any) -> None:
+        """Count an operator of the GPU as a kernel, and notice products in float32."""
+        if not has_device_tensor(result) and not has_device_tensor(arguments):
+            return
+        self.kernels[self.phase, f"{operator.namespace}.{name}"] += 1
+        if name in PRODUCTS and self.is_16_bit and isinstance(result, Tensor):
+            left = next(one for one in reversed(arguments[:-1]) if isinstance(one, Tensor))
+            if left.dtype == torch.float32:
+                operations = 2 * result.numel() * left.shape[-1]
+                if operations > SMALL_PRODUCT:
+                    self.float32_products[self.name_line(find_place().line)] += operations
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether a value is a tensor of the GPU."""
+    return isinstance(value, Tensor) and value.device.type == "cuda"
+
+
+def is_mask(value: Any) -> bool:
+    """Whether an index is a mask on the GPU, whose true elements the CPU must count."""
+    return is_on_device(value) and value.dtype in (torch.bool, torch.uint8)
+
+
+def part_of(mask: Tensor) -> int:
+    """How many elements of a mask are taken to be true."""
+    return max(1, mask.numel() // SELECTED_PART)
+
+
+def has_device_tensor(values: Any) -> bool:
+    """Whether there is a tensor of the GPU among values."""
+    if isinstance(values, (list, tuple)):
+        return any(has_device_tensor(one) for one in values)
+    return is_on_device(values)
+
+
+def bytes_of(value: Any) -> int:
+    """Bytes of the tensors among values."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(bytes_of, value))
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def describe_size(num_bytes: int) -> str:
+    """Bytes as people say them."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} B"
