@@ -8,6 +8,7 @@ there is none, and a stand-in answers (`Watch.answer`); each answer is counted.
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,58 +23,22 @@ aten = torch.ops.aten
 
 # Operators that make no kernel: they look at the same memory otherwise, or ask for memory.
 VIEWS = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "t",
-        "transpose",
-        "expand",
-        "slice",
-        "select",
-        "unsqueeze",
-        "squeeze",
-        "detach",
-        "alias",
-        "as_strided",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "permute",
-        "narrow",
-        "reshape",
-        "lift_fresh",
-        "is_pinned",
-        "chunk",
-        "unfold",
-        "_reshape_alias",
-        "device",
-        "empty",
-        "empty_like",
-        "new_empty",
-        "empty_strided",
-        "set_",
-        "new_empty_strided",
-        "record_stream",
-        "resize_",
-        "_pin_memory",
-        "pin_memory",
-        "view_as",
-    ]
-)
+    {
+        "view", "_unsafe_view", "t", "transpose", "expand", "slice", "select", "unsqueeze",
+        "squeeze", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind",
+        "permute", "narrow", "reshape", "lift_fresh", "is_pinned", "chunk", "unfold",
+        "_reshape_alias", "device", "empty", "empty_like", "new_empty", "empty_strided",
+        "set_", "new_empty_strided", "record_stream", "resize_", "_pin_memory",
+        "pin_memory", "view_as",
+    }
+)  # fmt: skip
 # Operators whose result the CPU must see to know a shape or a branch.
 WAITING = frozenset(
-    [
-        "nonzero",
-        "masked_select",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "equal",
-        "bincount",
-        "is_nonzero",
-        "allclose",
-    ]
-)
+    {
+        "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
+        "equal", "bincount", "is_nonzero", "allclose",
+    }
+)  # fmt: skip
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "_grouped_mm"])
 SELECTED_PART = 8  # an eighth of a mask's elements is taken to be true
 SMALL_PRODUCT = 10**9  # operations, below which float32 costs nothing worth a word
@@ -153,12 +118,10 @@ class Watch(TorchDispatchMode):
         """What is allocated in some files, the innermost first."""
         if self.phase == "start":
             return self.phase
-        for file in files:
-            for part, purpose in PURPOSES:
-                if file.startswith(part):
-                    is_gradient = self.phase == "backward" and num_bytes in self.parameter_bytes
-                    is_loss = purpose == "logits and loss"
-                    return "gradients in flight" if is_gradient and is_loss else purpose
+        for purpose in filter(None, map(purpose_of_file, files)):
+            is_gradient = self.phase == "backward" and num_bytes in self.parameter_bytes
+            is_loss = purpose == "logits and loss"
+            return "gradients in flight" if is_gradient and is_loss else purpose
         if self.phase == "backward":
             if num_bytes in self.parameter_bytes:
                 return "gradients in flight"
@@ -279,6 +242,12 @@ class Watch(TorchDispatchMode):
                 operations = 2 * result.numel() * left.shape[-1]
                 if operations > SMALL_PRODUCT:
                     self.float32_products[self.name_line(find_place().line)] += operations
+
+
+@lru_cache(maxsize=4096)
+def purpose_of_file(file: str) -> str:
+    """What memory that is asked for in a file is for; empty: that depends on who called it."""
+    return next((purpose for part, purpose in PURPOSES if file.startswith(part)), "")
 
 
 def is_on_device(value: Any) -> bool:

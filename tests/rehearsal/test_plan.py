@@ -1,0 +1,53 @@
+"""The plan against the rehearsal: bytes that a GPU holds at its fullest moment, within 3 %."""
+
+import pytest
+
+from tests.rehearsal.rehearsed import rehearsed
+
+TOLERANCE = 0.03
+LORA_LONG = ("--use_lora", "--learning_rate", "1e-4", "--min_lr", "1e-5")
+CASES = {  # flags, machines, skew
+    "full": (["--recipe", "full"], 1, 1.25),
+    "full, skewed": (["--recipe", "full"], 1, 3.0),
+    "full, 8,192 tokens": (["--recipe", "full", "--max_seq_length", "8192"], 1, 3.0),
+    "experts in chunks": (["--recipe", "full", "--moe_chunks", "8"], 1, 3.0),
+    "selective recomputation": (
+        ["--recipe", "full", "--gradient_checkpointing", "selective"], 1, 1.25,
+    ),
+    "no recomputation": (["--recipe", "full", "--no_gradient_checkpointing"], 1, 1.25),
+    "activations in host memory": (["--recipe", "full", "--activation_offload"], 1, 1.25),
+    "optimizer in host memory": (["--recipe", "full", "--optimizer", "offload"], 1, 1.25),
+    "adapters": (["--recipe", "lora"], 1, 1.25),
+    "adapters on experts": (["--recipe", "lora", "--lora_target_modules", "all"], 1, 1.25),
+    "long rows": (["--recipe", "long"], 4, 1.25),
+    "long rows, adapters": (["--recipe", "long", *LORA_LONG], 1, 3.0),
+}  # fmt: skip
+
+
+def check(name: str, layers: int) -> None:
+    flags, nodes, skew = CASES[name]
+    found = rehearsed(*flags, layers=layers, nodes=nodes, skew=skew)
+    assert found.seen["errors"] == []
+    assert found.seen["leaks"] == {}
+    assert found.ratio == pytest.approx(1.0, abs=TOLERANCE)
+    # What is held between steps has an owner, and as many bytes as the plan says.
+    held = found.seen["after_steps"][-1]["by_purpose"]
+    lines = {line.name: line.num_bytes for line in found.plan.device}
+    for purpose in ("weights", "gradients", "optimizer", "engine buckets"):
+        assert held.get(purpose, 0) == pytest.approx(lines.get(purpose, 0), rel=0.01), purpose
+
+
+def test_two_layers_of_the_released_model_are_planned_as_they_are_rehearsed():
+    check("full, skewed", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [one for one in CASES if one != "full, skewed"])
+def test_every_way_to_train_is_planned_as_it_is_rehearsed(name):
+    check(name, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_all_layers_are_planned_as_they_are_rehearsed(name):
+    check(name, 32)
