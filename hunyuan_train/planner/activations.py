@@ -101,16 +101,24 @@ def expert_rows(run: ResolvedRun, imbalance: float) -> int:
 
 
 def expert_bytes(run: ResolvedRun, saving: Saving, rows: int) -> int:
-    """Routed experts of one layer, and what is saved to combine their outputs."""
+    """Routed experts of one layer, without what is saved to combine their outputs."""
     shape, size = run.shape, saving.size
     hidden, width = shape.hidden_size, width_of(shape, Kind.EXPERT)
     slots = saving.tokens * shape.moe_topk
-    # Gate, its SiLU, and up; with trained weights also the input, and the product that goes down.
+    # Gate and up; and the SiLU of gate, but where the engine's kernel computes it again. With
+    # trained weights also the input, and the product that goes down.
+    is_fused = run.splits_experts and run.is_on_gpu
+    gates = 2 if is_fused else 3
     trained = hidden + width if Kind.EXPERT in saving.kinds else 0
-    inner = 3 * width + trained + 2 * saving.expert_rank
-    combine = slots * (4 + size * hidden)
+    inner = gates * width + trained + 2 * saving.expert_rank
     order = 4 * rows if run.splits_experts else 8 * slots  # how rows were reordered
-    return rows * size * inner + combine + order
+    return rows * size * inner + order
+
+
+def combine_bytes(run: ResolvedRun) -> int:
+    """What is saved of one layer to combine its experts' outputs: those, and their weights."""
+    slots = run.num_tokens * run.shape.moe_topk
+    return slots * (4 + run.element_bytes * run.shape.hidden_size)
 
 
 def mlp_bytes(run: ResolvedRun, saving: Saving, kind: Kind) -> int:
@@ -153,14 +161,14 @@ def layer_bytes(
     """All that a layer of these kinds saves when it is not recomputed."""
     total = dense_bytes(run, saving)
     if Kind.ROUTER in kinds:
-        total += moe_bytes(run, saving, imbalance=imbalance)
+        total += moe_bytes(run, saving, imbalance=imbalance) + combine_bytes(run)
     for kind in kinds & {Kind.MLP, Kind.SHARED_EXPERT}:
         total += mlp_bytes(run, saving, kind)
     return total
 
 
 def moe_bytes(run: ResolvedRun, saving: Saving, *, imbalance: float) -> int:
-    """The router and the routed experts of one layer."""
+    """The router and the routed experts of one layer, before their outputs are combined."""
     rows = expert_rows(run, imbalance)
     return router_bytes(run, saving) + expert_bytes(run, saving, rows)
 
@@ -265,21 +273,27 @@ def saved_bytes(run: ResolvedRun, *, imbalance: float = 1.0) -> int:
 
 
 def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
-    """What passes through a layer, beside what it saves, at its fullest moment.
+    """What passes through a layer, beside what it saves until its experts are done.
 
-    With split experts that is the gradient of the weighted sum of their outputs: two products of
-    rows in float32, and the gradient they are of (auto_ep_layer.py combine_from_routed); or, on a
-    rank that gets far more than an equal share, the outputs before and after they are put back in
-    order. Of experts in chunks there are those of one chunk. Beside them lie the gradients of the
-    layer's output and of its input, as far as it is known.
+    With split experts the fuller of two moments. One is at the end of the experts: their outputs
+    before and after they are put back in order, and the gradient of the layer's output; a rank that
+    gets far more than an equal share is fullest then. The other is the gradient of the weighted sum
+    of outputs: two products of rows in float32 and the gradient that they are of
+    (auto_ep_layer.py combine_from_routed), what was saved to combine, and the gradients of the
+    layer's output and of its input, as far as it is known. Of experts in chunks there are those of
+    one chunk.
     """
-    shape, size = run.shape, run.element_bytes
+    shape, size, chunks = run.shape, run.element_bytes, run.config.train.moe_chunks
     slots, rows = run.num_tokens * shape.moe_topk, expert_rows(run, imbalance)
-    weighing = size * rows + 4 * slots
-    if run.splits_experts:
-        weighing = max(4 * (2 * slots + run.num_tokens), 2 * size * rows)
-    inside = ceil(shape.hidden_size * weighing / run.config.train.moe_chunks)
-    return inside + 2 * boundary_bytes(run)
+    boundary = boundary_bytes(run)
+    is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
+    saved = combine_bytes(run) if is_again and shape.num_experts else 0
+    if not run.splits_experts:
+        weighing = shape.hidden_size * (size * rows + 4 * slots)
+        return ceil((weighing + saved) / chunks) + 2 * boundary
+    outputs = 2 * size * rows * shape.hidden_size
+    weighing = 4 * (2 * slots + run.num_tokens) * shape.hidden_size + saved
+    return max(ceil(outputs / chunks) + boundary, ceil(weighing / chunks) + 2 * boundary)
 
 
 def loss_bytes(run: ResolvedRun) -> int:
