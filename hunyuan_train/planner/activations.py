@@ -272,6 +272,13 @@ def saved_bytes(run: ResolvedRun, *, imbalance: float = 1.0) -> int:
     return before + inside
 
 
+def freed_bytes(run: ResolvedRun) -> int:
+    """What backward has freed of activations when it comes to the first layer."""
+    layers = run.shape.num_hidden_layers
+    kept = saved_bytes(run) - before_bytes(run)
+    return kept * (layers - 1) // layers
+
+
 def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves until its experts are done.
 

@@ -12,6 +12,7 @@ class Phase(Enum):
     BACKWARD = "forward and backward"
     LOSS = "around the loss"
     LAYER = "while a layer runs"
+    END = "at the end of backward"
     STEP = "optimizer step"
     START = "at the start"
 
@@ -37,6 +38,7 @@ def peak_bytes(components: Iterable[Component]) -> int:
     moments = (
         total_of(lines, Phase.BACKWARD, Phase.LOSS),
         total_of(lines, Phase.BACKWARD, Phase.LAYER),
+        total_of(lines, Phase.END),
         total_of(lines, Phase.STEP),
         total_of(lines, Phase.START),
     )

@@ -7,6 +7,7 @@ from hunyuan_train.planner.activations import (
     after_bytes,
     can_be_skewed,
     dispatch_bytes,
+    freed_bytes,
     kept_on_host_bytes,
     loss_bytes,
     recomputed_bytes,
@@ -74,7 +75,7 @@ def plan_memory(run: ResolvedRun, *, imbalance: float = SKEWED, num_data_tokens:
         imbalance: rows of the busiest rank's experts over an equal share.
         num_data_tokens: of all data that is trained on, where known.
     """
-    lines = (*device_states(run), *device_work(run, imbalance))
+    lines = (*device_states(run, freed_bytes(run)), *device_work(run, imbalance))
     if run.is_on_gpu:
         lines = (*lines, *device_allowances(run, lines))
     return Memory(lines, tuple(host_lines(run, num_data_tokens)))

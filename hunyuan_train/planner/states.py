@@ -43,12 +43,29 @@ def kept_whole_bytes(run: ResolvedRun) -> int:
     return sum(one.kept * one.num_partitions for one in small) * run.element_bytes
 
 
-def gathered_bytes(run: ResolvedRun) -> int:
-    """Larger parameters gathered at one time: up to the engine's limit, or one module if larger."""
+def gathered_bytes(run: ResolvedRun, freed: int = 0) -> int:
+    """Larger parameters gathered at one time.
+
+    Without split experts: up to the engine's limit, or one module if larger. With them the fuller
+    of two moments: in the last layer that layer's, those of the one before and what is fetched
+    ahead; in the first layer its own and the embedding, fetched ahead whole and there twice while
+    it is taken out of the buffer that it came in (partition_parameters.py
+    AllGatherCoalescedHandle).
+
+    Args:
+        run: what is trained.
+        freed: bytes of activations that the first layer's backward pass no longer holds.
+    """
     threshold = run.zero_number("stage3_param_persistence_threshold")
     large = [one for one in cut_parameters(run) if one.numel > threshold]
     if not large:
         return 0
+    if run.splits_experts:
+        layer = sum(one.numel for one in large if one.in_layers and one.kind is not Kind.EXPERT)
+        embedding = max((one.numel for one in large if one.kind is Kind.EMBEDDING), default=0)
+        ahead = 2 * layer + run.zero_number("stage3_prefetch_bucket_size")
+        size = run.element_bytes
+        return max(ahead * size, (2 * embedding + layer) * size - freed)
     experts = sum(one.numel for one in large if one.kind is Kind.EXPERT)
     largest = max(experts, *(one.numel for one in large))
     limit = max(run.zero_number("stage3_max_live_parameters"), largest)
@@ -122,10 +139,31 @@ def bucket_bytes(run: ResolvedRun) -> int:
 
 
 def gradients_in_flight_bytes(run: ResolvedRun) -> int:
-    """The largest gradient that backward makes, and the copy that is reduced from."""
-    largest = max((one.numel for one in trained(run)), default=0)
+    """The largest gradient: that of the output layer is the first, and reduced as the last.
+
+    It is larger than the engine's bucket and waits until that is emptied. Without split experts the
+    copy that is reduced from lies beside it.
+    """
+    largest = largest_gradient(run)
+    if run.splits_experts:
+        return largest * run.element_bytes
     bucket = min(run.zero_number("reduce_bucket_size"), sum(one.total for one in trained(run)))
     return (largest + max(largest, bucket)) * run.element_bytes
+
+
+def largest_gradient(run: ResolvedRun) -> int:
+    """Elements of the largest parameter that has a gradient."""
+    return max((one.numel for one in trained(run)), default=0)
+
+
+def last_gradients_bytes(run: ResolvedRun) -> int:
+    """The embedding, its gradient, the output layer's, and the copy that is reduced from."""
+    if not run.splits_experts:
+        return 0
+    embeddings = [one.numel for one in trained(run) if one.kind is Kind.EMBEDDING]
+    heads = [one.numel for one in trained(run) if not one.in_layers and one.numel in embeddings]
+    largest = max(embeddings, default=0)
+    return (len(heads) + 2) * largest * run.element_bytes if heads else 0
 
 
 def sub_groups(run: ResolvedRun) -> tuple[int, ...]:
@@ -158,14 +196,19 @@ def update_bytes(run: ResolvedRun) -> int:
         return 0
     size, elements = run.element_bytes, max(sub_groups(run))
     temporaries = optimizer.temporary_bytes(elements, run.is_on_gpu)
-    if optimizer.shares_masters:
-        return temporaries  # gradients are used where they lie
+    if optimizer.shares_masters:  # gradients are used where they lie; their norm is float32
+        return max(temporaries, 4 * max((one.partition for one in trained(run)), default=0))
     float32_copy = 4 if size == 2 else 0
     return (size + float32_copy) * elements + temporaries
 
 
-def device_states(run: ResolvedRun) -> Iterator[Component]:
-    """Lines of the plan for weights, gradients, optimizer and the engine's buffers."""
+def device_states(run: ResolvedRun, freed: int) -> Iterator[Component]:
+    """Lines of the plan for weights, gradients, optimizer and the engine's buffers.
+
+    Args:
+        run: what is trained.
+        freed: bytes of activations that the first layer's backward pass no longer holds.
+    """
     yield Component(
         "weights", weight_bytes(run), Phase.ALWAYS,
         "this rank's part of every parameter (partition_parameters.py)"
@@ -177,8 +220,8 @@ def device_states(run: ResolvedRun) -> Iterator[Component]:
             "parameters up to stage3_param_persistence_threshold stay gathered",
         )  # fmt: skip
         yield Component(
-            "gathered weights", gathered_bytes(run), Phase.BACKWARD,
-            "parameters in use or prefetched, up to stage3_max_live_parameters",
+            "gathered weights", gathered_bytes(run, freed), Phase.BACKWARD,
+            "parameters in use or prefetched (partition_parameters.py)",
         )  # fmt: skip
     if not run.optimizer.is_on_host:
         yield Component(
@@ -195,8 +238,13 @@ def device_states(run: ResolvedRun) -> Iterator[Component]:
     )  # fmt: skip
     yield Component(
         "gradients in flight", gradients_in_flight_bytes(run), Phase.BACKWARD,
-        "the largest gradient and the copy it is reduced from (reduce_scatter_coalesced)",
+        "the largest gradient, which waits to be reduced (stage3.py ipg_buckets)",
     )  # fmt: skip
+    if last := last_gradients_bytes(run):
+        yield Component(
+            "embedding's gradient", last, Phase.END,
+            "that of the output layer, their weight and the copy that is reduced from",
+        )  # fmt: skip
     yield Component(
         "update", update_bytes(run), Phase.STEP,
         f"float32 temporaries of the elements worked on at once ({run.optimizer.code})"

@@ -7,12 +7,15 @@ is large enough is taken, and split where enough is left. Neighbours that are fr
 expandable segment is one range of addresses for each stream and kind, which grows at its end by
 whole pages.
 
-Not modelled: blocks that another stream still reads (`record_stream`), memory given back before
-torch reports that it has run out, and what NCCL and cuBLAS ask the driver for themselves.
+Where the driver has no more, free segments are given back, and free pages of expandable ones,
+before torch reports that it has run out: so a run survives with less than it would reserve.
+
+Not modelled: blocks that another stream still reads (`record_stream`), and what NCCL and cuBLAS ask
+the driver for themselves.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hunyuan_train.rehearsal.ledger import BLOCK, Event
@@ -23,6 +26,7 @@ SMALL_SEGMENT = 2 * MB
 MIDDLE = 10 * MB
 MIDDLE_SEGMENT = 20 * MB
 ROUNDING = 2 * MB
+RESOLUTION = 256 * MB
 
 Pool = tuple[int, bool]  # stream, whether small
 
@@ -36,6 +40,7 @@ class Block:
     before: "Block | None" = None
     behind: "Block | None" = None
     is_free: bool = False
+    unmapped: int = 0  # bytes of it that were given back to the driver
 
 
 @dataclass(slots=True)
@@ -66,10 +71,16 @@ class FreeBlocks:
 
 
 class CachingAllocator:
-    """What is reserved and allocated, and the most of both."""
+    """What is reserved and allocated, and the most of both.
 
-    def __init__(self, *, is_expandable: bool) -> None:
+    Args:
+        is_expandable: whether segments grow.
+        capacity: bytes that the driver has; 0: no limit.
+    """
+
+    def __init__(self, *, is_expandable: bool, capacity: int = 0) -> None:
         self.is_expandable = is_expandable
+        self.capacity = capacity
         self.pools: dict[Pool, FreeBlocks] = {}
         self.tails: dict[Pool, Block] = {}  # the last block of each expandable segment
         self.reserved = self.allocated = 0
@@ -86,7 +97,13 @@ class CachingAllocator:
         block = self.free_blocks(pool).take(size)
         if block is None:
             block = self.grow(size, pool) if self.is_expandable else self.new_segment(size, pool)
-        self.split(block, size)
+        unmapped, block.unmapped = block.unmapped, 0
+        rest = self.split(block, size)
+        missing = unmapped if rest is None else min(unmapped, size)
+        if rest is not None:
+            rest.unmapped = min(unmapped - missing, rest.size)
+        if missing:
+            self.ask_driver(missing)
         block.is_free = False
         self.allocated += block.size
         self.peak_allocated = max(self.peak_allocated, self.allocated)
@@ -101,8 +118,33 @@ class CachingAllocator:
             segment = MIDDLE_SEGMENT
         else:
             segment = -(-size // ROUNDING) * ROUNDING
-        self.reserved += segment
+        self.ask_driver(segment)
         return Block(segment, pool)
+
+    def ask_driver(self, size: int) -> None:
+        """Take memory from the driver, which others may have to give back first.
+
+        Raises:
+            MemoryError: there is not so much.
+        """
+        if self.capacity and self.reserved + size > self.capacity:
+            self.give_back()
+            if self.reserved + size > self.capacity:
+                raise MemoryError
+        self.reserved += size
+
+    def give_back(self) -> None:
+        """Give back what no block uses: whole segments, or pages of expandable ones."""
+        for blocks in self.pools.values():
+            for block in list(blocks.blocks.values()):
+                if self.is_expandable:
+                    # Its first and last page may belong to its neighbours, too.
+                    pages = max(0, block.size // ROUNDING - 1) * ROUNDING
+                    self.reserved -= max(0, pages - block.unmapped)
+                    block.unmapped = max(block.unmapped, pages)
+                elif block.before is None and block.behind is None:
+                    blocks.remove(block)
+                    self.reserved -= block.size
 
     def grow(self, size: int, pool: Pool) -> Block:
         """Map more pages behind the last block of an expandable segment."""
@@ -111,7 +153,7 @@ class CachingAllocator:
         has_room = tail is not None and tail.is_free
         missing = size - (tail.size if tail is not None and has_room else 0)
         added = -(-missing // page) * page
-        self.reserved += added
+        self.ask_driver(added)
         if tail is not None and has_room:
             self.free_blocks(pool).remove(tail)
             tail.size += added
@@ -122,11 +164,11 @@ class CachingAllocator:
         self.tails[pool] = block
         return block
 
-    def split(self, block: Block, size: int) -> None:
-        """Leave what is not needed of a block to others."""
+    def split(self, block: Block, size: int) -> Block | None:
+        """Leave what is not needed of a block to others: the rest, where it is worth it."""
         rest = block.size - size
         if rest < BLOCK or (not block.pool[1] and rest <= SMALL):
-            return
+            return None
         behind = Block(rest, block.pool, before=block, behind=block.behind, is_free=True)
         if block.behind is not None:
             block.behind.before = behind
@@ -134,6 +176,7 @@ class CachingAllocator:
         if self.tails.get(block.pool) is block:
             self.tails[block.pool] = behind
         self.free_blocks(block.pool).add(behind)
+        return behind
 
     def free(self, block: Block) -> None:
         """A block is no longer needed; it joins its free neighbours."""
@@ -155,6 +198,7 @@ class CachingAllocator:
 
     def close_gap(self, kept: Block, gone: Block) -> None:
         """Let a block take the place of the one behind it, too."""
+        kept.unmapped += gone.unmapped
         kept.behind = gone.behind
         if gone.behind is not None:
             gone.behind.before = kept
@@ -162,9 +206,33 @@ class CachingAllocator:
             self.tails[gone.pool] = kept
 
 
-def replay(events: Iterable[Event], *, is_expandable: bool) -> CachingAllocator:
-    """Ask an allocator for what a rehearsal asked for."""
-    allocator = CachingAllocator(is_expandable=is_expandable)
+def find_least(events: Sequence[Event], *, is_expandable: bool, low: int, high: int) -> int:
+    """The least memory with which no request fails, to a quarter of a GiB.
+
+    Args:
+        events: of a rehearsal.
+        is_expandable: whether segments grow.
+        low: what is allocated at most.
+        high: what is reserved at most, with which it does not fail.
+    """
+    while high - low > RESOLUTION:
+        middle = (low + high) // 2
+        try:
+            replay(events, is_expandable=is_expandable, capacity=middle)
+        except MemoryError:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def replay(events: Iterable[Event], *, is_expandable: bool, capacity: int = 0) -> CachingAllocator:
+    """Ask an allocator for what a rehearsal asked for.
+
+    Raises:
+        MemoryError: it has not so much.
+    """
+    allocator = CachingAllocator(is_expandable=is_expandable, capacity=capacity)
     live: dict[int, Block] = {}
     for event in events:
         if event.num_bytes < 0:

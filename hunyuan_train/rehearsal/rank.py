@@ -12,7 +12,7 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.rehearsal.allocator import replay
+from hunyuan_train.rehearsal.allocator import find_least, replay
 from hunyuan_train.rehearsal.devices import pretend_devices, pretend_ranks
 from hunyuan_train.rehearsal.ledger import Ledger
 from hunyuan_train.rehearsal.lines import line_of_traceback
@@ -179,8 +179,19 @@ def describe(watch: Watch) -> dict[str, Any]:
         name: replay(watch.device.events, is_expandable=is_expandable)
         for name, is_expandable in (("default", False), ("expandable", True))
     }
+    allocated = allocators["default"].peak_allocated
+    least = {
+        name: find_least(
+            watch.device.events,
+            is_expandable=one.is_expandable,
+            low=allocated,
+            high=one.peak_reserved,
+        )
+        for name, one in allocators.items()
+    }
     return {
-        "allocated_peak": allocators["default"].peak_allocated,
+        "allocated_peak": allocated,
+        "least_memory": least,
         "reserved_peaks": {name: one.peak_reserved for name, one in allocators.items()},
         "peaks": {phase: phase_record(watch.device, phase) for phase in list(watch.device.peaks)},
         "host_peak": max((one.num_bytes for one in watch.host.peaks.values()), default=0),

@@ -31,8 +31,9 @@ ADDED_TOKENS = 3  # of an answer that is rehearsed
 class Skew:
     """How many rows other ranks send: a share that differs from layer to layer and step to step.
 
-    The last layer gets the whole skew, because its backward pass is when most is held; the others
-    between 0.6 and 1 of it, so that the allocator meets blocks of many sizes, as on a GPU.
+    The first and the last layer get the whole skew, because most is held in the backward pass of
+    one of them; the others between 0.6 and 1 of it, so that the allocator meets blocks of many
+    sizes, as on a GPU.
     """
 
     def __init__(self, skew: float, *, is_varied: bool) -> None:
@@ -56,7 +57,7 @@ class Skew:
     def received(self) -> int:
         """Rows that come to this rank."""
         share = 1.0
-        if self.is_varied and self.layer + 1 < len(self.layers):
+        if self.is_varied and 0 < self.layer < len(self.layers) - 1:
             draw = random.Random(f"{self.step}:{self.layer}").random()
             share = LEAST_SKEW + (1 - LEAST_SKEW) * draw
         return max(1, round(self.slots * self.skew * share))

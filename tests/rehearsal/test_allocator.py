@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hunyuan_train.rehearsal.allocator import MB, CachingAllocator, replay
+from hunyuan_train.rehearsal.allocator import MB, CachingAllocator, find_least, replay
 from hunyuan_train.rehearsal.ledger import Event
 
 
@@ -50,10 +50,9 @@ def test_free_neighbours_are_joined():
 
 
 def test_growing_blocks_leave_holes_that_expandable_segments_do_not():
-    events, key = [], 0
-    for size in range(100, 140, 4):
+    events = []
+    for key, size in enumerate(range(100, 140, 4)):
         events += [Event(size * MB, key, 0), Event(-1, key, 0)]
-        key += 1
     fixed, growing = (replay(events, is_expandable=one) for one in (False, True))
     assert fixed.peak_allocated == growing.peak_allocated == 136 * MB
     assert fixed.peak_reserved == sum(range(100, 140, 4)) * MB
@@ -76,3 +75,22 @@ def test_nothing_is_lost_or_given_twice(is_expandable):
     for block in live.values():
         allocator.free(block)
     assert allocator.allocated == 0
+
+
+def test_a_run_survives_with_less_than_it_would_reserve_and_not_with_less_than_it_needs():
+    events = [
+        *(Event(100 * MB, 0, 0), Event(-1, 0, 0)),
+        *(Event(100 * MB, 1, 1), Event(-1, 1, 1)),  # of another stream: nothing is shared
+        *(Event(60 * MB, 2, 0), Event(60 * MB, 3, 1)),
+    ]
+    for is_expandable in (False, True):
+        most = replay(events, is_expandable=is_expandable).peak_reserved
+        assert most == 200 * MB
+        least = find_least(events, is_expandable=is_expandable, low=0, high=most)
+        assert 120 * MB <= least <= most
+        with pytest.raises(MemoryError):
+            replay(events, is_expandable=is_expandable, capacity=119 * MB)
+    # Whole segments of other streams are given back: nothing more is needed than is in use.
+    replay(events, is_expandable=False, capacity=120 * MB)
+    # Of growing segments all pages but the first and the last, which neighbours may use.
+    replay(events, is_expandable=True, capacity=128 * MB)

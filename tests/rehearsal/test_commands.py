@@ -16,7 +16,10 @@ from hunyuan_train.rehearsal.guard import prepare_guard
         (["--skew", "0.5"], "skew is 0.5; it takes a number from 1"),
         (["--skew", "much"], "skew is much; it takes a number from 1"),
         (["--layers", "33"], "layers is 33; set it to a number from 1 to 32"),
-        (["--bf16", "false"], "bf16 is false, and GPUs are rehearsed in bfloat16"),
+        (
+            ["--method", "lora", "--bf16", "false"],
+            "bf16 is false, and GPUs are rehearsed in bfloat16",
+        ),
         (["--gpus", "0"], "gpus is 0; set it to a number from 1"),
         (["--method", "full", "--recipe", "lora"], "method is full, and a recipe or config"),
         (["--optimiser", "lean"], "unknown flag; did you mean --optimizer"),

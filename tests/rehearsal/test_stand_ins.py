@@ -91,8 +91,8 @@ def test_rows_come_by_the_skew_and_never_more_than_all():
     for layer in layers:
         skew.enter(layer, torch.empty(1, 100, 16), top_k=8)
         received.append(skew.received())
-    assert received[-1] == 2400  # the last layer gets the whole skew
-    assert all(0.6 * 2400 <= one <= 2400 for one in received)
-    assert len(set(received)) == 4
+    assert received[0] == received[-1] == 2400  # the first and the last get the whole skew
+    assert all(0.6 * 2400 <= one < 2400 for one in received[1:-1])
+    assert len(set(received)) == 3
     skew.is_varied = False
     assert skew.received() == 2400
