@@ -70,7 +70,9 @@ def collect_content(
         watch: of the routers, whose counts belong to the metrics.
         only_model: leave out the optimizer's states.
     """
-    kinds = [MASTER] if only_model else state_kinds(engine)
+    # States that lean makes before the first update say nothing, and other optimizers have none.
+    has_states = optimizer_step_count(engine) > 0 and not only_model
+    kinds = state_kinds(engine) if has_states else [MASTER]
     shards = list(trained_shards(engine.module))
     copies = read_random_states()
     if watch and watch.load_LE.numel():

@@ -49,7 +49,8 @@ def says_something(code: CodeType) -> bool:
 def find_place(frame: FrameType | None = None) -> Place:
     """The nearest telling line of this thread, or of a frame, and the files around it."""
     frame = frame or sys._getframe(1)
-    line, files = "", []
+    line = ""
+    files: list[str] = []
     while frame is not None:
         code = frame.f_code
         name = short_name(code)

@@ -17,6 +17,17 @@ def test_ranks_share_the_cores_and_find_this_environments_tools(repository):
     assert "DS_ACCELERATOR" not in on_gpus
 
 
+def test_torchs_allocator_has_segments_that_grow_on_gpus_unless_the_user_says_something_of_it():
+    on_gpus = rank_environment({}, num_processes=2, num_gpus=2, num_cores=1)
+    assert on_gpus["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    on_cpus = rank_environment({}, num_processes=2, num_gpus=0, num_cores=1)
+    assert "PYTORCH_ALLOC_CONF" not in on_cpus
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # the second: torch's older name
+        chosen = {name: "max_split_size_mb:512"}
+        found = rank_environment(chosen, num_processes=2, num_gpus=2, num_cores=1)
+        assert {one: value for one, value in found.items() if "ALLOC_CONF" in one} == chosen
+
+
 def test_the_users_choice_stays():
     chosen = {"OMP_NUM_THREADS": "7", "TORCH_FR_BUFFER_SIZE": "5"}
     found = rank_environment(chosen, num_processes=2, num_gpus=0, num_cores=2)
