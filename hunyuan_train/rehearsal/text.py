@@ -21,8 +21,11 @@ ROWS = (
     ("gradients in flight", ("gradients in flight",), ("gradients in flight",)),
     ("activations", ("activations", "final norm and labels"), ("activations",)),
     ("logits and loss", ("logits and loss",), ("logits and loss",)),
-    ("recomputed layer", ("recomputed layer",), ("recomputed layer",)),
-    ("dispatch buffers", ("dispatch buffers", "gradients of a layer"), ("dispatch buffers",)),
+    (
+        "a layer: again, and gradients",
+        ("recomputed layer", "dispatch buffers", "gradients of a layer"),
+        ("recomputed layer", "dispatch buffers"),
+    ),
     ("update", ("update",), ("update",)),
 )
 PHASES = ("forward", "backward", "optimizer")

@@ -65,7 +65,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.phase = "start"
+        self.phase = "between"  # the parts that have a name
         self.stream = 0
         self.device = Ledger("cuda")
         self.host = Ledger("cpu")

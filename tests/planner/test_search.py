@@ -30,9 +30,11 @@ def test_activations_that_do_not_fit_lead_to_gradient_checkpointing_alone():
     assert found.flags == ["--gradient_checkpointing true"]
 
 
-def test_experts_that_do_not_fit_lead_to_chunks_of_them():
-    found = nearest("--optimizer", "lean", "--max_seq_length", "13312")
-    assert found.flags == ["--moe_chunks 8"]
+@pytest.mark.parametrize(("length", "chunks"), [(8192, 2), (13312, 4)])
+def test_skewed_experts_that_do_not_fit_lead_to_the_fewest_chunks_that_do(length, chunks):
+    found = nearest("--optimizer", "lean", "--max_seq_length", str(length))
+    assert found.flags == [f"--moe_chunks {chunks}"]
+    assert found.estimate.most_skew >= 3
 
 
 def test_many_rows_at_a_time_lead_to_accumulation_of_the_same_global_batch():

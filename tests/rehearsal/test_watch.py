@@ -30,7 +30,7 @@ def test_a_value_that_the_cpu_reads_is_a_wait_with_its_line(watch):
     values = torch.ones(4, device=GPU)
     values.sum().item()
     [(phase, kind, line)] = watch.waits
-    assert (phase, kind) == ("start", "item")
+    assert (phase, kind) == ("between", "item")
     assert line.startswith("tests/rehearsal/test_watch.py:")
     assert line.endswith(" test_a_value_that_the_cpu_reads_is_a_wait_with_its_line")
     torch.ones(4).sum().item()  # of the CPU's own
@@ -77,9 +77,9 @@ def test_bytes_are_those_of_live_storages_rounded_up_as_torch_does(watch):
     assert watch.device.live == 4096
     del view
     assert watch.device.live == 0
-    assert watch.device.peaks["start"].num_bytes == 4096
+    assert watch.device.peaks["between"].num_bytes == 4096
     assert [event.num_bytes for event in watch.device.events] == [4096, -1]
-    assert list(watch.device.peaks["start"].by_line) == []  # below what is taken down by line
+    assert list(watch.device.peaks["between"].by_line) == []  # below what is taken down by line
 
 
 def test_a_peak_says_which_lines_hold_it(watch):
@@ -92,7 +92,7 @@ def test_a_peak_says_which_lines_hold_it(watch):
     assert size in (2**25, 2**26)
     assert "test_a_peak_says_which_lines_hold_it" in line
     assert watch.device.peaks["forward"].num_bytes == 2**26
-    assert watch.device.peaks["forward"].by_purpose == {"start": 2**25, "activations": 2**25}
+    assert watch.device.peaks["forward"].by_purpose == {"between": 2**25, "activations": 2**25}
 
 
 def test_what_a_step_leaves_behind_is_named_and_what_it_frees_is_not(watch):
