@@ -113,8 +113,8 @@ class Device:
     def __enter__(self) -> "Device":
         return self
 
-    def __exit__(self, *_: object) -> bool:
-        return False
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def pretend_devices(watch: Watch, *, num_gpus: int, total_memory: int) -> None:
@@ -225,8 +225,8 @@ def repair_fakes(watch: Watch) -> None:
     plain.record_stream = lambda *_: watch.note_stand_in(
         "record_stream: blocks that another stream still reads are free at once here"
     )
-    torch.utils.swap_tensors = swap  # type: ignore[assignment]
-    torch.utils.checkpoint.get_device_states = lambda *_: ([], [])  # type: ignore[assignment]
+    torch.utils.swap_tensors = swap
+    torch.utils.checkpoint.get_device_states = lambda *_: ([], [])
     torch.utils.checkpoint.set_device_states = lambda *_, **__: None
 
 

@@ -119,7 +119,9 @@ def build(run: ResolvedRun, watch: Watch, skew: Skew, say: Callable[[str], None]
 
 def name_groups(run: ResolvedRun, watch: Watch) -> None:
     """Say what each process group is for."""
-    watch.group_names[torch.distributed.group.WORLD.group_name] = "all ranks"
+    world = torch.distributed.group.WORLD
+    assert world is not None
+    watch.group_names[world.group_name] = "all ranks"
     if not run.splits_experts:
         return
     for name in groups._get_expert_parallel_group_dict():
