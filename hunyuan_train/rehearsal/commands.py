@@ -24,7 +24,7 @@ from hunyuan_train.planner.command import find_shape, read_settings
 from hunyuan_train.planner.machine import as_machine
 from hunyuan_train.planner.memory import SKEWED, plan_memory
 from hunyuan_train.rehearsal.guard import prepare_guard
-from hunyuan_train.rehearsal.process import Question
+from hunyuan_train.rehearsal.question import Question
 from hunyuan_train.rehearsal.text import as_json, describe_rehearsal
 from hunyuan_train.shipped import python_path
 from hunyuan_train.terminal import PlainParser, say

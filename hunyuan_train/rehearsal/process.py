@@ -12,48 +12,37 @@ import os
 import pickle
 import sys
 import time
-from dataclasses import dataclass
 
-from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.interrupts import ending_at_ctrl_c
+from hunyuan_train.rehearsal.question import Question
 from hunyuan_train.terminal import complain
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
-    """What is to be rehearsed."""
-
-    run: ResolvedRun  # for machines with GPUs
-    skew: float  # rows that this rank's experts get over an equal share
-    gpu_memory: int  # bytes of a GPU
-    parts: frozenset[str]  # besides steps
-    guard: str | None  # a library to be loaded before torch
-    hook: str = ""  # a module to import first; tests plant faults by one
-
-
 def main() -> int:
-    """Rehearse, with progress on stderr."""
-    answer_file = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    question = pickle.load(sys.stdin.buffer)
-    if question.guard:
-        ctypes.CDLL(question.guard)
-    from hunyuan_train.rehearsal.rank import rehearse_rank
+    """Rehearse, with progress on stderr; Ctrl-C ends it without a word."""
+    with ending_at_ctrl_c():
+        answer_file = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        question: Question = pickle.load(sys.stdin.buffer)
+        if question.guard:
+            ctypes.CDLL(question.guard)
+        from hunyuan_train.rehearsal.rank import rehearse_rank
 
-    started = time.monotonic()
+        started = time.monotonic()
 
-    def say(what: str) -> None:
-        complain(f"rehearsal  {time.monotonic() - started:4.0f} s  {what}")
+        def say(what: str) -> None:
+            complain(f"rehearsal  {time.monotonic() - started:4.0f} s  {what}")
 
-    answer = rehearse_rank(
-        question.run,
-        skew=question.skew,
-        gpu_memory=question.gpu_memory,
-        parts=question.parts,
-        hook=question.hook,
-        say=say,
-    )
-    json.dump(answer, answer_file)
-    answer_file.close()
+        answer = rehearse_rank(
+            question.run,
+            skew=question.skew,
+            gpu_memory=question.gpu_memory,
+            parts=question.parts,
+            hook=question.hook,
+            say=say,
+        )
+        json.dump(answer, answer_file)
+        answer_file.close()
     return 0
 
 

@@ -54,7 +54,13 @@ def rehearse_rank(
             drive(run, watch, skew, parts, seen, say)
         except Exception as error:  # noqa: BLE001  whatever it is, the report says it
             seen["errors"].append(describe_error(error))
-    return {**seen, **describe(watch), "host_memory": peak_host_memory()}
+    described = describe(watch)
+    return {
+        **seen,
+        **described,
+        "host_memory": peak_host_memory(),
+        "cpu_seconds": time.process_time(),
+    }
 
 
 def drive(

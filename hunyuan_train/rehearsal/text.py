@@ -64,7 +64,10 @@ def describe_rehearsal(
     yield from describe_unseen(seen["stood_in"])
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in seen["seconds"].items())
     yield ""
-    yield f"took: {took}; {gigabytes(seen['host_memory'])} of host memory"
+    yield (
+        f"took: {took}; {seen['cpu_seconds']:.0f} s of one core and "
+        f"{gigabytes(seen['host_memory'])} of host memory"
+    )
 
 
 def describe_faults(seen: Mapping[str, Any]) -> Iterator[str]:

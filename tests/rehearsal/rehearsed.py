@@ -14,7 +14,7 @@ from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.planner.memory import Memory, plan_memory
 from hunyuan_train.rehearsal.commands import ask_process
 from hunyuan_train.rehearsal.guard import prepare_guard
-from hunyuan_train.rehearsal.process import Question
+from hunyuan_train.rehearsal.question import Question
 
 EIGHT_GPUS = Machine(num_gpus=8, num_cores=8, gpu_memory=80 * 10**9)
 

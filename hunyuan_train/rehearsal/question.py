@@ -1,0 +1,17 @@
+"""What the command asks of the process that rehearses."""
+
+from dataclasses import dataclass
+
+from hunyuan_train.config.resolved_run import ResolvedRun
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """What is to be rehearsed."""
+
+    run: ResolvedRun  # for machines with GPUs
+    skew: float  # rows that this rank's experts get over an equal share
+    gpu_memory: int  # bytes of a GPU
+    parts: frozenset[str]  # besides steps
+    guard: str | None  # a library to be loaded before torch
+    hook: str = ""  # a module to import first; tests plant faults by one
