@@ -61,9 +61,11 @@ def gathered_bytes(run: ResolvedRun, freed: int = 0) -> int:
     if not large:
         return 0
     if run.splits_experts:
-        layer = sum(one.numel for one in large if one.in_layers and one.kind is not Kind.EXPERT)
+        large = [one for one in large if one.kind is not Kind.EXPERT]
+        layer = sum(one.numel for one in large if one.in_layers)
         embedding = max((one.numel for one in large if one.kind is Kind.EMBEDDING), default=0)
         ahead = 2 * layer + run.zero_number("stage3_prefetch_bucket_size")
+        ahead = min(ahead, sum(one.total for one in large))
         size = run.element_bytes
         return max(ahead * size, (2 * embedding + layer) * size - freed)
     experts = sum(one.numel for one in large if one.kind is Kind.EXPERT)
