@@ -46,9 +46,9 @@ behind. It says as well what it cannot see. The exit code is 1 where something i
 Any setting of `train` may be given, such as --max_seq_length 16384, and --recipe or --config."""
 EPILOG = """\
 examples:
-  the released model with every parameter, on eight 80 GB GPUs (about two minutes):
+  the released model with every parameter, on eight 80 GB GPUs (some minutes):
     hunyuan-train rehearse --method full
-  adapters on all modules, two layers only (the same per layer, in seconds):
+  adapters on all modules, two layers only (the same per layer, sooner):
     hunyuan-train rehearse --method lora --lora_target_modules all --layers 2
   rows of 262,144 tokens on four machines, for a program:
     hunyuan-train rehearse --recipe long --nodes 4 --json
@@ -71,12 +71,14 @@ def run_rehearse(arguments: Sequence[str]) -> int:
     run = resolve_rehearsed(options, settings)
     skew = read_skew(options.skew)
     guard = prepare_guard(extensions_folder(os.environ), compiler=os.environ.get("CXX", "g++"))
+    most_micro_steps = run.config.train.gradient_accumulation_steps
     question = Question(
         run=run,
         skew=skew,
         gpu_memory=run.machine.gpu_memory,
         parts=frozenset() if options.steps_only else frozenset(PARTS),
         guard=str(guard) if guard else None,
+        micro_steps=max(1, min(options.micro_steps, most_micro_steps)),
     )
     seen = ask_process(question)
     plan = plan_memory(run, imbalance=skew)
@@ -107,6 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
         "plan must survive it)",
     )  # fmt: skip
     add("--layers", type=int, metavar="N", help="as many layers instead of the model's; cheaper")
+    add(
+        "--micro_steps", type=int, metavar="N", default=1,
+        help="micro-steps of the step that is counted; all are alike (default: %(default)s)",
+    )  # fmt: skip
     add("--steps_only", action="store_true", help="no checkpoint, evaluation and generation")
     add("--json", action="store_true", help="print all that was seen, for programs")
     return parser

@@ -38,6 +38,7 @@ def main() -> int:
             skew=question.skew,
             gpu_memory=question.gpu_memory,
             parts=question.parts,
+            micro_steps=question.micro_steps,
             hook=question.hook,
             say=say,
         )

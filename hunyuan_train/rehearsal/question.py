@@ -14,4 +14,5 @@ class Question:
     gpu_memory: int  # bytes of a GPU
     parts: frozenset[str]  # besides steps
     guard: str | None  # a library to be loaded before torch
+    micro_steps: int = 1  # of the step that is counted
     hook: str = ""  # a module to import first; tests plant faults by one

@@ -29,6 +29,7 @@ def rehearse_rank(
     skew: float,
     gpu_memory: int,
     parts: frozenset[str],
+    micro_steps: int,
     hook: str,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def rehearse_rank(
         skew: rows that this rank's experts get over an equal share.
         gpu_memory: bytes of a GPU.
         parts: besides steps: "save", "evaluation", "generation".
+        micro_steps: of the step that is counted.
         hook: a module that is imported when all is ready.
         say: told what is done now.
     """
@@ -48,7 +50,12 @@ def rehearse_rank(
     pretend_ranks(run.num_ranks, run.ranks_per_node)
     if hook:
         importlib.import_module(hook)
-    seen: dict[str, Any] = {"errors": [], "seconds": {}, "after_steps": []}
+    seen: dict[str, Any] = {
+        "micro_steps": micro_steps,
+        "errors": [],
+        "seconds": {},
+        "after_steps": [],
+    }
     with FakeTensorMode(allow_non_fake_inputs=True), watch:
         try:
             drive(run, watch, skew, parts, seen, say)
@@ -93,9 +100,8 @@ def drive(
     timed("first step", lambda: rehearsal.step(1))
     note_rest(watch, seen)
     watch.forget_counts()
-    seen["micro_steps"] = rehearsal.micro_steps
     seen["num_layers"] = len(shares.layers)
-    timed("second step, which is counted", lambda: rehearsal.step(rehearsal.micro_steps))
+    timed("second step, which is counted", lambda: rehearsal.step(seen["micro_steps"]))
     note_rest(watch, seen)
     seen["step"] = describe_step(watch)
     seen["leaks"] = find_leaks(seen)

@@ -83,11 +83,6 @@ class Rehearsal:
     routers: RouterTerms
     say: Callable[[str], None]
 
-    @property
-    def micro_steps(self) -> int:
-        """Micro-steps of the step that is counted."""
-        return min(2, self.run.config.train.gradient_accumulation_steps)
-
     def step(self, micro_steps: int) -> None:
         """One optimizer step."""
         self.skew.step += 1
