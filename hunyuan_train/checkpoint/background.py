@@ -20,12 +20,12 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
-from hunyuan_train.checkpoint.save import Job, write_checkpoint
+from hunyuan_train.checkpoint.save import Job, Part, write_checkpoint
+from hunyuan_train.checkpoint.staging import Staging
 from hunyuan_train.checkpoint.state import RankContent, collect_content, load_checkpoint
 from hunyuan_train.checkpoint.user_commands import CheckpointCommands
 from hunyuan_train.config.schema import CheckpointConfig
@@ -73,6 +73,7 @@ class Saver:
         self.notes = notes
         self.ranks_per_host = ranks_per_host
         self.commands = commands  # of the ranks that run the user's
+        self.staging = Staging()
         self.last_job: Job | None = None  # that was published
         self.group = dist.new_group(backend="gloo", timeout=AGREEMENT_TIMEOUT)
         self.pending: Pending | None = None
@@ -194,8 +195,8 @@ class Saver:
         budget: int,
         stream: torch.cuda.Stream | None,
     ) -> str | None:
-        def order(content: RankContent) -> Iterator[tuple[str, Tensor]]:
-            return detach(content, budget, pending.detached)
+        def order(content: RankContent) -> Iterator[Part]:
+            return detach(content, budget, pending.detached, self.staging)
 
         with ExitStack() as context:
             if stream:
@@ -225,27 +226,30 @@ class Saver:
 
 
 def detach(
-    content: RankContent, budget: int, detached: threading.Event
-) -> Iterator[tuple[str, Tensor]]:
+    content: RankContent, budget: int, detached: threading.Event, staging: Staging
+) -> Iterator[Part]:
     """Give the states for writing, freeing the live ones as early as the memory allows.
 
     Args:
         content: with live states.
         budget: bytes that copies may take.
         detached: set once no live state is needed any more.
+        staging: brings them to host memory.
     """
     copies, streamed = {}, []
     for name, values in content.states.items():
         if values.nbytes <= budget:
             budget -= values.nbytes
-            copies[name] = values.to("cpu", copy=True)
+            copies[name] = staging.copy(values)
         else:
             streamed.append((name, values))
-    yield from streamed  # each is on its way to the disk when the next one is asked for
+    for name, values in streamed:  # each part is on its way to the disk when the next is asked for
+        for start, part in staging.parts(values):
+            yield name, start, part
     detached.set()
     while copies:
         name = next(iter(copies))
-        yield name, copies.pop(name)
+        yield name, 0, copies.pop(name)
 
 
 def snapshot_bytes(setting: float | str, ranks_per_host: int) -> int:

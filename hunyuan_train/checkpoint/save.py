@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 ROOM_FOR_MANIFEST = 2**24  # bytes; also for what the file system takes for itself
 
-Ordered = Callable[[RankContent], Iterable[tuple[str, Tensor]]]
+Part = tuple[str, int, Tensor]  # of a state: its name, the first element, and elements from there
+Ordered = Callable[[RankContent], Iterable[Part]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +75,9 @@ def save_checkpoint(
         raise CheckpointError(fault)
 
 
-def write_in_order(content: RankContent) -> Iterable[tuple[str, Tensor]]:
-    """The live states, one after the other."""
-    return content.states.items()
+def write_in_order(content: RankContent) -> Iterable[Part]:
+    """The live states, one after the other, each whole."""
+    return ((name, 0, values) for name, values in content.states.items())
 
 
 def write_checkpoint(
@@ -87,7 +88,8 @@ def write_checkpoint(
     Args:
         job: the same on every rank.
         content: this rank's.
-        order: gives the states, or copies of them, in the order in which to write them.
+        order: gives the states, or copies of them, part by part, in the order in which to write
+            them.
         group: over which the ranks agree; None is all of them, on the training's own group.
 
     Returns:
@@ -132,8 +134,8 @@ def _write_rank_file(folder: Path, content: RankContent, order: Ordered) -> dict
     try:
         content.create(path)
         locations = read_header(path)
-        for name, values in order(content):
-            write_range(locations[name], 0, values)
+        for name, start, values in order(content):
+            write_range(locations[name], start, values)
             tell_progress()
         for name, values in content.copies.items():
             write_range(locations[name], 0, values)
