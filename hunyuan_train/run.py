@@ -55,24 +55,29 @@ from hunyuan_train.instrumentation import (
     open_logs,
 )
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
+from hunyuan_train.launcher.host.triton import check_triton
 from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.rank.environment import deterministic_environment
 from hunyuan_train.launcher.rank.heartbeat import Heartbeat, node_folder
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.assemble import assemble_engine
+from hunyuan_train.parallel.determinism import compute_deterministically
 from hunyuan_train.parallel.engine import (
-    last_collective,
     max_over_ranks,
+    read_recorders,
     start_process_group,
 )
+from hunyuan_train.parallel.numa import bind_to_numa_node
 from hunyuan_train.progress import listen_to_progress, tell_progress
 from hunyuan_train.report.closing import describe_export, report_at_end, show_closing
 from hunyuan_train.trainer.interrupt import agree_that_signalled, heeding_signals
 from hunyuan_train.trainer.loop import Trainer, TrainingResult, train
 from hunyuan_train.trainer.memory_estimate import estimate_here
 from hunyuan_train.trainer.metrics import Logs
+from hunyuan_train.trainer.out_of_memory import explain_memory
 from hunyuan_train.trainer.room import Patience, write_at_last
 from hunyuan_train.trainer.schedule import count_steps, in_whole_steps
 from hunyuan_train.trainer.starts import count_starts, describe_start
@@ -87,6 +92,19 @@ COMMAND_REMINDER_SECONDS = 60.0
 def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     """Train, as one of the ranks that torchrun started, and export the result.
 
+    What runs out of memory says where it went, and which settings take less.
+    """
+    try:
+        return train_and_export(resolved, heartbeat)
+    except (RuntimeError, MemoryError) as error:  # torch's own kinds are RuntimeErrors
+        if words := explain_memory(error, resolved):
+            error.add_note(words)
+        raise
+
+
+def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
+    """Assemble the parts of a run in the order in which they are used, and let them work.
+
     Args:
         resolved: as every rank resolves it by itself.
         heartbeat: tells the node agent how far this rank is.
@@ -95,6 +113,7 @@ def run(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         the exit code: success, or that the run stopped on request and is to be resumed.
     """
     started, config = time.monotonic(), resolved.config
+    check_triton(resolved)  # under a torchrun of the user's, who has asked no doctor
     meet_others(config, heartbeat)
     tokenizer = load_tokenizer(tokenizer_folder(config.model))
     dataset = prepare_dataset(config.data, tokenizer)
@@ -190,8 +209,13 @@ def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
     """Join the other ranks, and tell the agent from now on what this one does."""
     output_dir = Path(config.train.output_dir)
     start_logging(output_dir, is_verbose=config.logs.verbose)
+    if config.train.deterministic:
+        os.environ.update(deterministic_environment(os.environ))
+        compute_deterministically()
+    if config.launch.numa_binding == "node":
+        bind_to_numa_node(int(os.environ["LOCAL_RANK"]))
     start_process_group(config.parallel.timeout_minutes)
-    heartbeat.last_collective = last_collective
+    heartbeat.read_recorders = read_recorders
     listen_to_progress(heartbeat.moved_on)
     heartbeat.report(0, "loading")
     check_gpus()

@@ -125,6 +125,8 @@ def with_defaults(settings: Sequence[str]) -> list[str]:
     wanted = {"max_steps": DEFAULT_STEPS, "save_steps": DEFAULT_SAVES}
     given = {word.lstrip("-").partition("=")[0].replace("-", "_") for word in settings}
     added = [f"--{name}={value}" for name, value in wanted.items() if name not in given]
+    if "deterministic" not in given:  # on GPUs nothing is proven without it
+        added.append("--deterministic")
     fixed = ["--record_batches", "--no_export", "--sample_answers=false"]
     return [*settings, *added, *fixed, "--logging_steps=1", "--save_total_limit=2"]
 

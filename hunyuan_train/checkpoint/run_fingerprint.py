@@ -25,9 +25,10 @@ UNDECIDING = (
     *("html_page.py", "json_lines.py", "log.py", "progress.py"),
     *("config/describe.py", "data/commands.py", "data/inspection"),
     *("evaluation/samples.py", "evaluation/show_answer.py"),
-    "parallel/collective_timers.py",
+    *("parallel/collective_timers.py", "parallel/numa.py"),
     *("trainer/clock.py", "trainer/heat_map.py", "trainer/memory_estimate.py"),
-    *("trainer/profiler.py", "trainer/starts.py", "trainer/throughput.py"),
+    *("trainer/out_of_memory.py", "trainer/profiler.py", "trainer/starts.py"),
+    "trainer/throughput.py",
 )
 DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 SAMPLED_BYTES = 2**16  # of each file of a model

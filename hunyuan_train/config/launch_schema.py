@@ -90,6 +90,11 @@ class LaunchConfig:
     sync: bool = free_setting(
         False, "copy code, data and model to the hosts with rsync before the start"
     )
+    numa_binding: Literal["node", "off"] = free_setting(
+        "node",
+        "node: each process keeps to the CPU cores next to its GPU, unless it was bound before; "
+        "off: to none",
+    )
     max_restarts: int = free_setting(
         0,
         "restarts from the newest checkpoint after a failure; a newer checkpoint allows as many "

@@ -154,6 +154,9 @@ class TrainConfig:
         "auto", "bfloat16 weights and activations; auto: on GPUs, not on CPU"
     )
     fp16: bool = setting(False, "refused: the router overflows in float16; use bf16")
+    deterministic: bool = free_setting(
+        False, "the same bits each time on GPUs too, whose kernels else sum in any order; slower"
+    )
     gradient_checkpointing: bool | Literal["selective"] = free_setting(
         True,
         "recompute each layer in the backward pass: true, all of it; selective, all but attention "
@@ -214,10 +217,7 @@ class OptimizerConfig:
     )
     learning_rate: float = setting(1e-5, "highest learning rate", low=0, high=100)
     min_lr: float = setting(
-        0.0,
-        "learning rate at the end, an absolute rate, for cosine_with_min_lr and wsd",
-        low=0,
-        high=100,
+        0.0, "learning rate at the end, for cosine_with_min_lr and wsd; absolute", low=0, high=100
     )
     lr_scheduler_type: Literal[
         "cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup", "wsd"

@@ -25,6 +25,7 @@ RENAMED = {
     "tokenizer_name": "tokenizer_name_or_path",
     "train_batch_size": "per_device_train_batch_size",
     "eval_batch_size": "per_device_eval_batch_size",
+    "full_determinism": "deterministic",
 } | other_tools.RENAMED
 
 # Flags whose value decides: each accepted value maps to one of our settings, or to None where it
@@ -61,7 +62,6 @@ NOT_OFFERED = (
     "ddp_find_unused_parameters",
     "do_predict",
     "enable_jit_checkpoint",
-    "full_determinism",
     "group_by_length",
     "ignore_data_skip",
     "save_on_each_node",

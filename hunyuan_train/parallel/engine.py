@@ -1,10 +1,9 @@
 """Start the process group and wrap the model in the DeepSpeed engine."""
 
 import importlib
-import json
 import resource
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -57,18 +56,20 @@ def start_process_group(timeout_minutes: float) -> None:
     get_accelerator().set_device(deepspeed.comm.get_local_rank())
 
 
-def last_collective() -> str:
-    """The collective that this process began last, and its number, by torch's flight recorder.
+def read_recorders() -> list[bytes]:
+    """What torch's flight recorders hold, as JSON: NCCL's own, and that of all other backends.
 
     May be called from any thread, also while another one hangs in a collective. (Private names; a
     test fails when torch renames them.)
     """
-    trace = json.loads(_distributed_c10d._dump_fr_trace_json(includeCollectives=True))
-    if not trace.get("entries"):
-        return ""
-    last = trace["entries"][-1]
-    group = last["process_group"][1] or last["process_group"][0]
-    return f"{last['record_id']} {last['profiling_name']} {last['input_sizes']} of group {group}"
+    reading = [_distributed_c10d._dump_fr_trace_json]
+    if dist.is_nccl_available():  # a build without CUDA has no such recorder
+        reading.insert(0, _distributed_c10d._dump_nccl_trace_json)
+    traces = []
+    for read in reading:
+        with suppress(RuntimeError):  # of a GPU that is lost; the other recorder may still answer
+            traces.append(read(includeCollectives=True))
+    return traces
 
 
 def build_split_model(

@@ -130,7 +130,7 @@ def test_a_hang_is_ended_with_the_rank_at_fault_and_the_stacks_of_all(network, t
     assert f"rank 1 on {network.address(1)} is stopped" in run.text()
     (file,) = (run.folder / "log").glob("hang-*.txt")
     text = file.read_text()
-    assert re.search(r"rank 0 on .*\nlast collective: \d+ gloo:\w+", text)
+    assert re.search(r"rank 0 on .*\noldest collective not completed: gloo:\w+ ", text)
     assert "train_step" in text
     wait_until_empty(network, 0, 1)
 

@@ -1,5 +1,6 @@
 """The process group, what torch says of it, and the start of an engine over a split model."""
 
+import json
 import os
 import time
 from typing import Any, NamedTuple
@@ -9,19 +10,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C import _distributed_c10d
 
 from hunyuan_train.families.tensors import pieces_of_range
+from hunyuan_train.launcher.rank.collectives import read_collectives
 from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel import assemble
 from hunyuan_train.parallel.engine import (
-    last_collective,
     max_over_ranks,
+    read_recorders,
     start_process_group,
     sum_over_ranks,
 )
 from hunyuan_train.parallel.zero import read_state, trained_shards
 from tests.batches import plain_model, released_state
 from tests.engines import small_engine
+from tests.launcher.nccl_recorder import Recorder
 from tests.ranks import run_ranks
 
 SECONDS = 6.0
@@ -56,15 +60,23 @@ def ask_for_collectives() -> dict[str, Any]:
     """What is said before and after collectives, and what two of them give."""
     os.environ["TORCH_FR_BUFFER_SIZE"] = "100"
     start_process_group(1)
-    said = [last_collective()]
+    said = [read_collectives(read_recorders(), now_ns=time.time_ns())]
     dist.all_reduce(torch.ones(3))
-    said.append(last_collective())
+    said.append(read_collectives(read_recorders(), now_ns=time.time_ns()))
+    group = dist.new_group()
     dist.barrier()
-    said.append(last_collective())
+    if dist.get_rank() == 0:
+        work = dist.all_reduce(torch.ones(5), group=group, async_op=True)
+    dist.barrier()
+    said.append(read_collectives(read_recorders(), now_ns=time.time_ns()))
+    if dist.get_rank() == 1:
+        work = dist.all_reduce(torch.ones(5), group=group, async_op=True)
+    work.wait()
     rank = dist.get_rank()
     numbers, device = [float(2**53 - 1 - rank), rank + 0.5], torch.device("cpu")
     return {
         "said": said,
+        "traces": read_recorders(),
         "sums": sum_over_ranks([float(2**52), numbers[1]], device),
         "largest": max_over_ranks(numbers, device),
     }
@@ -75,12 +87,60 @@ def collectives() -> list[dict[str, Any]]:
     return run_ranks(ask_for_collectives, 2)
 
 
-def test_each_rank_knows_its_last_collective(collectives: list[dict[str, Any]]) -> None:
-    assert collectives[0]["said"] == collectives[1]["said"]
-    _, reduced, met = collectives[0]["said"]
-    assert reduced.split()[1:3] == ["gloo:all_reduce", "[[3]]"]
-    assert "gloo:barrier" in met
-    assert int(met.split()[0]) == int(reduced.split()[0]) + 1
+def test_each_rank_knows_what_it_waits_in_and_what_it_has_completed(
+    collectives: list[dict[str, Any]],
+) -> None:
+    for rank in collectives:
+        before, (reduced,), _ = rank["said"]
+        assert before == []
+        assert (reduced.name, reduced.sizes, reduced.number) == ("gloo:all_reduce", [[3]], 1)
+        assert (reduced.group, reduced.is_complete) == ("0 (default_pg)", True)
+    waits, passed = collectives[0]["said"][2]
+    assert (waits.name, waits.sizes, waits.number) == ("gloo:all_reduce", [[5]], 1)
+    assert (waits.group, waits.is_complete) == ("1", False)
+    assert 0 < waits.age_seconds < 60
+    assert (passed.name, passed.number, passed.is_complete) == ("gloo:barrier", 3, True)
+    assert [one.name for one in collectives[1]["said"][2]] == ["gloo:barrier"]
+
+
+def test_the_stand_in_for_nccls_recorder_has_the_form_of_torchs_own(
+    collectives: list[dict[str, Any]],
+) -> None:
+    (trace,) = map(json.loads, collectives[0]["traces"])
+    recorder = Recorder({"0": [0, 1]})
+    recorder.begin("0", "all_reduce", [3])
+    stand_in = json.loads(recorder.dump_json())
+    assert stand_in.keys() == trace.keys()
+    assert stand_in["version"] == trace["version"]
+    ours, theirs = stand_in["entries"][0], trace["entries"][0]
+    assert {name: type(value) for name, value in ours.items()} == {
+        name: type(value) for name, value in theirs.items()
+    }
+    for kind in ("pg_config", "pg_status"):
+        keys = {
+            tuple(one) for dump in (stand_in, trace) for one in map(sorted, dump[kind].values())
+        }
+        assert len(keys) == 1
+
+
+def test_of_nccl_its_own_recorder_is_read_and_a_lost_gpu_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder = Recorder({"0": [0, 1]})
+    recorder.begin("0", "all_reduce", [3])
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(
+        _distributed_c10d, "_dump_nccl_trace_json", lambda **_: recorder.dump_json(), raising=False
+    )
+    own, others = read_recorders()
+    assert json.loads(own) == json.loads(recorder.dump_json())
+    assert "version" in json.loads(others)
+
+    def fail(**_: object) -> bytes:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(_distributed_c10d, "_dump_nccl_trace_json", fail)
+    assert read_recorders() == [others]
 
 
 def test_numbers_of_all_ranks_are_exact(collectives: list[dict[str, Any]]) -> None:

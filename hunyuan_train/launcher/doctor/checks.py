@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.survey import Report
+from hunyuan_train.launcher.host.gpu_faults import find_faults
+from hunyuan_train.launcher.host.triton import TRITON_REMEDY
 from hunyuan_train.shipped import CODE_FOLDER
 
 Verdict = Literal["ok", "warning", "failed"]
@@ -18,6 +20,7 @@ MIN_SHM_BYTES = 2**30  # NCCL and gloo share memory there between the ranks of a
 MIN_TEMPORARY_BYTES = 2**28
 MIN_OUTPUT_BYTES = 2**30
 MIN_MEMORY_BYTES_PER_RANK = 2**30
+FAULT_SECONDS = 24 * 3600.0  # an Xid that is older may have been seen to
 BUSY_GPU_SHARE = 0.05  # of its memory: a desktop takes less, another run more
 UNLIMITED = -1
 MAX_NAMED = 3  # files of a model, in one line
@@ -42,6 +45,7 @@ class Wanted:
 
     uses_gpus: bool
     needs_compiler: bool
+    builds_kernels: bool  # AutoEP's, by Triton
     has_token: bool  # whether the output folder could be marked, to see if all hosts share it
     master_port: int | None
     working_folder: str
@@ -233,6 +237,39 @@ def check_gpus(found: Found, first: Report, report: Report, wanted: Wanted) -> I
     )
 
 
+def check_gpu_faults(found: Found, _: Report, __: Report, wanted: Wanted) -> Iterator[Finding]:
+    """GPUs of which the driver reports no error, and all that AutoEP's kernels are built with."""
+    if not wanted.uses_gpus:
+        return
+    faults = [
+        one for one in find_faults(found, within_seconds=FAULT_SECONDS) if not one.is_of_program
+    ]
+    named = dict.fromkeys(f"{one.address}: {one.words}" for one in faults)
+    yield verdict(
+        "gpu errors",
+        not faults,
+        found="; ".join([*named][:MAX_NAMED]) + ("; …" if len(named) > MAX_NAMED else ""),
+        wanted="no Xid in the last 24 hours, and no uncorrectable memory error",
+        remedy="; ".join(dict.fromkeys(one.remedy for one in faults)),
+        bad="warning",
+    )
+    yield verdict(
+        "kernel's log",
+        found["kernel_log_is_read"],
+        found="it cannot be read, so that errors of GPUs (Xid) stay unseen",
+        wanted="dmesg or journalctl -k, for this user",
+        remedy="sysctl kernel.dmesg_restrict=0, or join the group systemd-journal",
+        bad="warning",
+    )
+    yield verdict(
+        "kernels of experts",
+        not (wanted.builds_kernels and found["triton_lacks"]),
+        found=f"no {' and no '.join(found['triton_lacks'])}",
+        wanted="what Triton builds AutoEP's kernels with, in every layer",
+        remedy=TRITON_REMEDY,
+    )
+
+
 def is_busy(gpu: dict[str, Any]) -> bool:
     """Whether another program uses a GPU."""
     return bool(gpu["used_mib"] > BUSY_GPU_SHARE * max(1, gpu["mib"]))
@@ -396,6 +433,7 @@ CHECKS: tuple[Check, ...] = (
     check_model,
     check_folders,
     check_gpus,
+    check_gpu_faults,
     check_network,
     check_clock,
     check_room,

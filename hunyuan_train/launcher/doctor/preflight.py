@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hunyuan_train.config.resolve import resolve
 from hunyuan_train.config.resolved_run import Machine
+from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.registry import resolve_shape
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.inputs import input_paths, model_folder
@@ -104,6 +108,7 @@ def run_preflight(config: RunConfig, cluster: Cluster) -> Preflight:
     wanted = Wanted(
         uses_gpus=num_gpus > 0,
         needs_compiler=bool(needed_extensions(config, num_gpus=num_gpus)),
+        builds_kernels=num_gpus > 0 and will_split_experts(config, cluster, reports),
         has_token=bool(token),
         master_port=port,
         working_folder=str(Path.cwd()),
@@ -111,6 +116,19 @@ def run_preflight(config: RunConfig, cluster: Cluster) -> Preflight:
     )
     findings = check_hosts(reports, wanted)
     return Preflight(cluster=cluster, reports=reports, findings=findings)
+
+
+def will_split_experts(config: RunConfig, cluster: Cluster, reports: Sequence[Report]) -> bool:
+    """Whether the run uses the engine's expert-parallel layer; no, where it cannot be resolved."""
+    try:
+        shape = resolve_shape(config.model.model_name_or_path)
+        machine = least_machine(reports)
+        run = resolve(
+            config, shape=shape, machine=machine, slots=cluster.slots, known=SETTINGS_ALONE
+        )
+    except ConfigError:  # told where the run itself is resolved
+        return False
+    return run.splits_experts
 
 
 def required_packages() -> list[str]:

@@ -21,12 +21,23 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+from collections.abc import Mapping
 from typing import Any
 
 SAMPLE_BYTES = 2**20  # of files too large to be read whole: so much at both ends and in the middle
 NVIDIA_SMI_SECONDS = 3  # without persistence mode the driver takes seconds to wake up
+FAULTS_SECONDS = 2
+MAX_XIDS = 50  # the last of them; a GPU in trouble writes thousands
+MEMORY_ERRORS = ("nvidia-smi", "-q", "-d", "ECC,ROW_REMAPPER")
+# Both begin a line by the seconds since boot, in brackets.
+KERNEL_LOGS = (
+    ("dmesg",),
+    ("journalctl", "-k", "-b", "-o", "short-monotonic", "--no-pager", "-q"),
+)
+NO_FAULTS = {"uptime": 0.0, "gpu_memory_errors": "", "kernel_log_is_read": True, "xids": []}
 OLD_SECONDS = 600  # a lock that no process here has open may be one of another host's
 CONNECT_SECONDS = 2
 SIOCGIFADDR = 0x8915
@@ -66,9 +77,11 @@ def look_around(request: dict[str, Any]) -> dict[str, Any]:
         "reached_at": os.environ.get("SSH_CONNECTION", "   ").split(" ")[2],
         "stale_locks": find_stale_locks(request["extensions_folder"]),
         "tools": {name: bool(shutil.which(name)) for name in ("g++", "rsync", "pdsh")},
+        "triton_lacks": list_what_triton_lacks(os.environ),
         "other_runs": count_other_runs(),
     }
     report.update(read_gpus())
+    report.update(read_gpu_faults() if report["gpus"] or report["gpu_error"] else NO_FAULTS)
     return report
 
 
@@ -250,6 +263,47 @@ def read_gpus() -> dict[str, Any]:
         {"name": row[1], "used_mib": to_number(row[2]), "mib": to_number(row[3])} for row in rows
     ]
     return {"gpus": gpus, "driver": rows[0][4] if rows else "", "gpu_error": ""}
+
+
+def read_gpu_faults() -> dict[str, Any]:
+    """What the driver and the kernel's log say of errors of GPUs, as text, and the time since boot.
+
+    `gpu_faults.py` reads it. Either may be empty: not everybody may read the kernel's log.
+    """
+    with open("/proc/uptime") as file:
+        uptime = float(file.read().split()[0])
+    lines = next(filter(None, map(run_quietly, KERNEL_LOGS)), "").splitlines()
+    return {
+        "uptime": uptime,
+        "gpu_memory_errors": run_quietly(MEMORY_ERRORS),
+        "kernel_log_is_read": bool(lines),
+        "xids": [line for line in lines if "Xid (PCI:" in line][-MAX_XIDS:],
+    }
+
+
+def run_quietly(command: tuple[str, ...]) -> str:
+    """What a command prints; empty where it fails, is missing or takes too long."""
+    try:
+        return subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=FAULTS_SECONDS,
+            check=True,
+        ).stdout.decode(errors="replace")
+    except (subprocess.SubprocessError, OSError):
+        return ""
+
+
+def list_what_triton_lacks(environment: Mapping[str, str]) -> list[str]:
+    """What Triton needs to build the start of each kernel, and does not find: compiler, headers."""
+    given = environment.get("CC")
+    compilers = [given] if given else ["gcc", "clang"]
+    lacking = (
+        [] if any(map(shutil.which, compilers)) else [f"C compiler ({' or '.join(compilers)})"]
+    )
+    header = os.path.join(sysconfig.get_path("include"), "Python.h")
+    return lacking if os.path.isfile(header) else [*lacking, f"headers of Python ({header})"]
 
 
 def to_number(text: str) -> int:

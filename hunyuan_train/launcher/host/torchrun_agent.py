@@ -7,6 +7,7 @@ what that rank said to the node's agent instead of printing a traceback of the a
 
 import json
 import logging
+import shutil
 import signal
 import socket
 import sys
@@ -22,17 +23,21 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 from torch.distributed.run import parse_args, run
 
-from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.exit_codes import RESUME, USER_ERROR
+from hunyuan_train.launcher.host.gpu_faults import describe_faults, find_faults
 from hunyuan_train.launcher.host.node_agent import CAUSE
+from hunyuan_train.launcher.host.probe import read_gpu_faults
 from hunyuan_train.launcher.rank.heartbeat import node_folder
 from hunyuan_train.launcher.rank.worker import FAILURE_REPORT
 from hunyuan_train.screen import outlive_the_screen
+from hunyuan_train.terminal import complain
 
 LOOPBACK = "127.0.0.1"  # where the ranks of one machine meet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Start the ranks, wait for them, and return the exit code of the first that failed."""
+    started = time.monotonic()
     logging.disable()  # it narrates signals and exits; the node agent reports what matters
     try:
         with listening_where_asked():
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         if RESUME in exit_codes.values():  # all stopped as one; the agent may have ended the last
             return RESUME
-        return leave_cause(exit_codes, node_folder())
+        return leave_cause(exit_codes, node_folder(), seconds=time.monotonic() - started)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
@@ -85,17 +90,26 @@ def listening_where_asked() -> Iterator[None]:
         static_tcp_rendezvous.TCPStore = plain  # type: ignore[misc]
 
 
-def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
+def leave_cause(exit_codes: Mapping[int, int], folder: Path | None, *, seconds: float) -> int:
     """Tell the agent which rank failed first, and return its exit code as a shell would.
 
     Without an agent, as under Slurm, the ranks have printed their failure reports themselves.
+
+    Args:
+        exit_codes: by rank.
+        folder: the node's.
+        seconds: since the ranks were started.
     """
     if folder is None:
         number = exit_codes[min(exit_codes)]
+        if faults := find_gpu_faults(seconds):
+            complain(faults)
         return number if number > 0 else 128 - number
     rank, words = find_cause(exit_codes, folder)
     number = exit_codes[rank]
     exit_code = number if number > 0 else 128 - number
+    if exit_code != USER_ERROR and (faults := find_gpu_faults(seconds)):
+        words = f"{words}\n{faults}"
     file = folder / f"{rank}{FAILURE_REPORT}"
     cause = {
         "rank": rank,
@@ -105,6 +119,13 @@ def leave_cause(exit_codes: Mapping[int, int], folder: Path | None) -> int:
     }
     (folder / CAUSE).write_text(json.dumps(cause), encoding="utf-8")
     return exit_code
+
+
+def find_gpu_faults(seconds: float) -> str:
+    """What the driver says of errors of this host's GPUs in so many seconds; mostly nothing."""
+    if not shutil.which("nvidia-smi"):
+        return ""
+    return describe_faults(find_faults(read_gpu_faults(), within_seconds=seconds))
 
 
 def find_cause(exit_codes: Mapping[int, int], folder: Path) -> tuple[int, str]:
@@ -130,6 +151,11 @@ def describe_end(rank: int, exit_code: int) -> str:
         return (
             f"error: rank {rank} was killed (SIGKILL); if nobody did, this machine ran out of "
             "memory: see `dmesg`, and try fewer processes or a smaller --max_seq_length"
+        )
+    if exit_code == -signal.SIGABRT:
+        return (
+            f"error: rank {rank} was ended by SIGABRT: a library gave up, as NCCL does with a "
+            "collective that waits longer than --timeout_minutes; what it printed stands above"
         )
     if exit_code < 0:
         return f"error: rank {rank} was ended by {signal.Signals(-exit_code).name}"

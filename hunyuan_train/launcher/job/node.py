@@ -11,7 +11,7 @@ from typing import Any
 
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.host.node_agent import Spec
-from hunyuan_train.launcher.rank.heartbeat import Progress, RankStatus
+from hunyuan_train.launcher.rank.heartbeat import Progress, RankStatus, read_status
 
 MAX_LINE_BYTES = 16 * 2**20  # the stacks of a node's ranks are one line
 TAIL_LINES = 20
@@ -117,10 +117,7 @@ class Node:
         elif name == "progress":
             self.progress = {int(rank): Progress(**one) for rank, one in event["ranks"].items()}
         elif name == "statuses":
-            self.statuses = [
-                RankStatus(**{**one, "progress": Progress(**one["progress"])})
-                for one in event["ranks"]
-            ]
+            self.statuses = [read_status(one) for one in event["ranks"]]
         elif name == "ended":
             self.exit_code = event["exit_code"]
             self.was_told_to_end = event["was_told_to"]

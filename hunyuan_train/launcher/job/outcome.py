@@ -18,7 +18,6 @@ from hunyuan_train.launcher.exit_codes import (
     USER_ERROR,
 )
 from hunyuan_train.launcher.job.node import Failure, Node
-from hunyuan_train.launcher.rank.heartbeat import STARTING, TRAINING, RankStatus
 
 Reason = Literal["done", "stopped", "failed", "lost", "hung", "unready"]
 
@@ -123,63 +122,6 @@ def describe_silent_end(node: Node) -> str:
     return f"error: this part of the run ended with exit code {node.exit_code}" + (
         f"; its last lines:\n{lines}" if lines else ""
     )
-
-
-def describe_hang(nodes: Sequence[Node], seconds: float) -> Outcome:
-    """The outcome of a job in which nothing went on for too long, with the ranks at fault."""
-    statuses = [(node, one) for node in nodes for one in node.statuses]
-    guilty = [(node, one) for node, one in statuses if is_held_up(one, statuses)]
-    silent = [node for node in nodes if len(node.statuses) < (node.host.slots or 1)]
-    named = [
-        f"rank {one.rank} on {node.host.address} is {one.state}, {one.progress.doing}"
-        for node, one in guilty
-    ]
-    named += [
-        f"{len(node.statuses)} of {node.host.slots or 1} ranks on {node.host.address} say where "
-        "they stand"
-        for node in silent
-    ]
-    where = "; ".join(named) or "all ranks stand in the same collective"
-    hosts = [node for node, _ in guilty] + silent
-    return Outcome(
-        reason="hung",
-        exit_code=FAILURE,
-        words=f"error: {describe_stage(nodes)} for {seconds:g} s (--hang_timeout_seconds): {where}",
-        host=hosts[0].host if hosts else None,
-        step=last_step(nodes),
-    )
-
-
-def describe_stage(nodes: Sequence[Node]) -> str:
-    """What did not go on, by what the first rank that says so was at."""
-    doing = [one.doing for node in nodes for one in node.progress.values()]
-    if not doing or doing[0] == STARTING:
-        return "the start got no further"
-    return "no step ended" if doing[0] == TRAINING else f"nothing moved on while {doing[0]}"
-
-
-def is_held_up(one: RankStatus, all_of_them: Sequence[tuple[Node, RankStatus]]) -> bool:
-    """Whether a rank does not run, or has not come to the collective that others wait in."""
-    if one.state in ("stopped", "tracing stop", "disk sleep", "zombie", "ended"):
-        return True
-    return number_of_collective(one) < max(number_of_collective(other) for _, other in all_of_them)
-
-
-def number_of_collective(one: RankStatus) -> int:
-    """How many collectives a rank has begun; -1 where it could not say."""
-    return int(one.collective.split()[0]) if one.collective else -1
-
-
-def write_standings(nodes: Sequence[Node]) -> str:
-    """Where every rank stood, as text for a file."""
-    parts = [
-        f"== rank {one.rank} on {node.host.address}: {one.state}, {one.progress.doing}, "
-        f"{one.progress.step} steps done\nlast collective: {one.collective or 'unknown'}\n"
-        f"{one.stacks or 'no stacks: the process does not answer'}\n"
-        for node in nodes
-        for one in node.statuses
-    ]
-    return "\n".join(parts)
 
 
 def is_restartable(outcome: Outcome) -> bool:

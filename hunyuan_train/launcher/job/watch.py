@@ -19,14 +19,9 @@ from rich.segment import ControlType
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.exit_codes import NO_ROOM, NOT_COPIED, RESUME, SUCCESS
 from hunyuan_train.launcher.host.node_agent import remove_left_folders
+from hunyuan_train.launcher.job.hang import describe_hang, write_standings
 from hunyuan_train.launcher.job.node import Job, Node
-from hunyuan_train.launcher.job.outcome import (
-    Outcome,
-    conclude,
-    describe_hang,
-    last_step,
-    write_standings,
-)
+from hunyuan_train.launcher.job.outcome import Outcome, conclude, last_step
 from hunyuan_train.launcher.rank.heartbeat import HEEDING, STARTING
 
 POLL_SECONDS = 0.2

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.launcher.rank.heartbeat import FOLDER_VARIABLE
 from hunyuan_train.shipped import python_path
@@ -13,16 +14,29 @@ from hunyuan_train.shipped import python_path
 FORWARDED_PREFIXES = (
     *("NCCL_", "GLOO_", "UCX_", "FI_", "TORCH", "PYTORCH_", "CUDA_", "TRITON_", "OMP_", "MKL_"),
     *("KMP_", "DS_", "DEEPSPEED_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "WANDB_", "PYTHON"),
+    *("CUBLAS_", "FLASH_ATTENTION_"),
 )
 FORWARDED = (
     *("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "XDG_CACHE_HOME", "TZ", "LANG", "LC_ALL"),
+    *("CC", "CXX"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
 FLIGHT_RECORDER_ENTRIES = "2000"  # the last collectives that each rank remembers
-# torch's allocator, where the user says nothing of it. Rows of experts differ from step to step:
-# cut from segments of fixed size they leave holes of GiB, far less in segments that can grow.
-ALLOCATOR = "expandable_segments:True"
-ALLOCATOR_VARIABLES = frozenset(("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+# Of the recorder of all backends, and the older name, by which NCCL's watchdog knows its own.
+FLIGHT_RECORDERS = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+INDUCTOR_WORKERS = 4  # of a rank: the update of `lean` is some seven kernels, and nothing else is
+# torch's names for one variable, the newer first. Segments that grow leave fewer holes between the
+# tensors of steps whose experts get other numbers of tokens each time.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+ALLOCATOR_SETTINGS = "expandable_segments:True"
+# By variable the values under which results are the same each time, ours first. cuBLAS works in
+# memory of a fixed size; flash-attn, called by Transformers, adds up gradients in one order; NCCL
+# sums in its ranks, and not in switches (NVLS), which may take them as they come.
+DETERMINISTIC = {
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+    "FLASH_ATTENTION_DETERMINISTIC": ("1",),
+    "NCCL_NVLS_ENABLE": ("0",),
+}
 # For the ranks beside a failed one: they wait for it in a collective, and have nothing to save.
 SHUTDOWN_SECONDS = "5"
 
@@ -59,10 +73,37 @@ def rank_environment(
     ours["PYTHONPATH"] = python_path(ours.get("PYTHONPATH"))
     ours["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(ours))
     ours["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = SHUTDOWN_SECONDS
-    ours.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_processes)))
-    ours.setdefault("TORCH_FR_BUFFER_SIZE", FLIGHT_RECORDER_ENTRIES)
-    if num_gpus and not ours.keys() & ALLOCATOR_VARIABLES:
-        ours["PYTORCH_ALLOC_CONF"] = ALLOCATOR
+    cores_per_rank = max(1, num_cores // num_processes)
+    ours.setdefault("OMP_NUM_THREADS", str(cores_per_rank))
     if num_gpus == 0:
         ours["DS_ACCELERATOR"] = "cpu"
-    return ours
+    defaults = library_defaults(ours, num_gpus=num_gpus, cores_per_rank=cores_per_rank)
+    return ours | defaults
+
+
+def library_defaults(
+    environment: Mapping[str, str], *, num_gpus: int, cores_per_rank: int
+) -> dict[str, str]:
+    """What torch is told where the user has not said anything, in the launcher or in a rank."""
+    defaults = dict.fromkeys(FLIGHT_RECORDERS, FLIGHT_RECORDER_ENTRIES)
+    if num_gpus:
+        # Each rank starts so many when something is compiled: by default one for each core.
+        defaults["TORCHINDUCTOR_COMPILE_THREADS"] = str(min(INDUCTOR_WORKERS, cores_per_rank))
+        if not any(name in environment for name in ALLOCATOR_VARIABLES):
+            defaults[ALLOCATOR_VARIABLES[0]] = ALLOCATOR_SETTINGS
+    return {name: value for name, value in defaults.items() if name not in environment}
+
+
+def deterministic_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What --deterministic sets for cuBLAS, flash-attn and NCCL, each read when it is first used.
+
+    Raises:
+        ConfigError: the user has set one of them to a value under which results vary.
+    """
+    for name, values in DETERMINISTIC.items():
+        if (given := environment.get(name, values[0])) not in values:
+            raise ConfigError(
+                f"deterministic is true, and {name} is set to {given}, under which the last bits "
+                f"of results vary; unset it, or set it to {' or '.join(values)}"
+            )
+    return {name: environment.get(name, values[0]) for name, values in DETERMINISTIC.items()}

@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hunyuan_train.launcher.host.supervise import die_with_parent
+from hunyuan_train.launcher.rank.collectives import Collective, read_collectives
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class RankStatus:
     rank: int
     progress: Progress
     state: str  # of its process, as Linux calls it: running, sleeping, stopped, ...
-    collective: str  # its number and name, the last it began; empty where it could not say
+    collectives: list[Collective]  # one of each group; none where it could not say
     stacks: str  # of all its threads; empty where it could not say
 
 
@@ -62,8 +64,8 @@ class Heartbeat:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        # Describes the last collective of this process, from another thread; set when ranks meet.
-        self.last_collective: Callable[[], str] = lambda: ""
+        # Reads torch's flight recorders, from another thread; set when ranks meet.
+        self.read_recorders: Callable[[], list[bytes]] = list
         self.progress = Progress(0, STARTING)
         self.told_at = 0.0
         self.lock = threading.Lock()  # checkpoints are written by another thread
@@ -115,7 +117,8 @@ def announce_rank() -> Heartbeat:
 def _answer(folder: Path, rank: int, heartbeat: Heartbeat) -> None:
     while not (folder / ASKED).exists():
         time.sleep(POLL_SECONDS)
-    _write_whole(folder / f"{rank}.collective", heartbeat.last_collective())
+    found = read_collectives(heartbeat.read_recorders(), now_ns=time.time_ns())
+    _write_whole(folder / f"{rank}.collectives", json.dumps([asdict(one) for one in found]))
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -155,11 +158,24 @@ def read_statuses(folder: Path) -> list[RankStatus]:
             rank=rank,
             progress=progress.get(rank, Progress(0, STARTING)),
             state=process_state(process_id),
-            collective=_read(folder / f"{rank}.collective"),
+            collectives=as_collectives(json.loads(_read(folder / f"{rank}.collectives") or "[]")),
             stacks=_read(folder / f"{rank}.stacks"),
         )
         for rank, process_id in sorted(read_process_ids(folder).items())
     ]
+
+
+def read_status(told: dict[str, Any]) -> RankStatus:
+    """A status as its node's agent has sent it."""
+    progress = Progress(**told["progress"])
+    return RankStatus(
+        **{**told, "progress": progress, "collectives": as_collectives(told["collectives"])}
+    )
+
+
+def as_collectives(told: list[dict[str, Any]]) -> list[Collective]:
+    """Collectives as JSON has them."""
+    return [Collective(**one) for one in told]
 
 
 def process_state(process_id: int) -> str:

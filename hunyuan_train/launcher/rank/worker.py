@@ -9,6 +9,8 @@ from types import TracebackType
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.extension import hold_extensions
+from hunyuan_train.launcher.machine import detect_machine
+from hunyuan_train.launcher.rank.environment import library_defaults
 from hunyuan_train.launcher.rank.heartbeat import node_folder
 from hunyuan_train.terminal import complain
 
@@ -68,6 +70,11 @@ def take_environment() -> None:
         node_rank = int(os.environ["CROSS_RANK"])  # DeepSpeed's name for it
         text = environment_file(Path(folder), node_rank).read_text(encoding="utf-8")
         os.environ.update(json.loads(text))
+    machine = detect_machine()  # for a torchrun of the user's, which knows none of what we set
+    cores_per_rank = max(1, machine.num_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    os.environ.update(
+        library_defaults(os.environ, num_gpus=machine.num_gpus, cores_per_rank=cores_per_rank)
+    )
     hold_extensions(os.environ)
 
 

@@ -16,6 +16,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
 from hunyuan_train.launcher.cluster.sync import sync_hosts
 from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
+from hunyuan_train.launcher.host.triton import check_triton
 from hunyuan_train.launcher.job.jobs import Rendezvous, make_jobs
 from hunyuan_train.launcher.job.outcome import Outcome
 from hunyuan_train.launcher.job.restart import Try, run_until_done
@@ -70,6 +71,7 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     is_dry_run = command.is_dry_run
     if cluster.is_alone:
         run = resolve_here(config, machine=machine, slots=cluster.slots)
+        check_triton(run)
         return launch(run, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
     if config.launch.sync:
         sync_hosts(config, cluster, console)

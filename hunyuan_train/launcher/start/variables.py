@@ -15,6 +15,7 @@ from hunyuan_train.config.settings import SECTION_OF
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.launcher.cluster.cluster import VARIABLES
+from hunyuan_train.launcher.rank.environment import deterministic_environment
 
 # Variables of train.sh, and the flag that each becomes.
 SCRIPT_VARIABLES = {
@@ -52,8 +53,10 @@ def check_variables(environment: Mapping[str, str], command: CommandLine) -> Non
     """Refuse variables that nothing reads, beside what the command line says.
 
     Raises:
-        ConfigError: naming all of them, and what was meant.
+        ConfigError: naming all of them, and what was meant; or one that --deterministic forbids.
     """
+    if command.config.train.deterministic:
+        deterministic_environment(environment)
     found = list(find_unread(environment, command))
     if found:
         raise ConfigError("; ".join(found))

@@ -13,6 +13,7 @@ from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.checks import Wanted, check_hosts
 from hunyuan_train.launcher.doctor.survey import Report
 from hunyuan_train.launcher.host.probe import look_around
+from tests.launcher.host.test_gpu_faults import HEALTHY_MEMORY, LOST, USER_PROGRAM
 
 A, B = Host("10.0.0.1", 2), Host("10.0.0.2", 2)
 GPU = {"name": "NVIDIA H100 80GB HBM3", "used_mib": 4, "mib": 81559}
@@ -31,10 +32,16 @@ HEALTHY = {
     "temporary_disk": {"free": 64 * GIB, "total": 99 * GIB, "writable": True, "folder": "/tmp"},
     "shm": {"free": 64 * GIB, "total": 99 * GIB, "writable": True, "folder": "/dev/shm"},
     "other_runs": 0,
+    "triton_lacks": [],
+    "uptime": 500_000.0,
+    "gpu_memory_errors": HEALTHY_MEMORY,
+    "kernel_log_is_read": True,
+    "xids": ["[ 12.5] NVRM: Xid (PCI:0000:1b:00): 79, pid=1, GPU has fallen off the bus."],
 }
 WANTED = Wanted(
     uses_gpus=True,
     needs_compiler=True,
+    builds_kernels=True,
     has_token=True,
     master_port=29500,
     working_folder="/work",
@@ -76,6 +83,7 @@ def test_healthy_hosts_have_a_verdict_for_every_check(reports):
             *("gpus", "gpus free", "gpu model", "driver", "interface", "infiniband", "ports"),
             *("way to rank 0", "clock", "memory", "disk", "temporary disk", "/dev/shm"),
             *("output folder writable", "open files", "memlock", "compiler", "compilations"),
+            *("gpu errors", "kernel's log", "kernels of experts"),
         }
 
 
@@ -113,6 +121,20 @@ def test_healthy_hosts_have_a_verdict_for_every_check(reports):
             *("output folder writable", "failed", "/runs cannot be written", "can be"),
         ),
         ({"tools": {"g++": False}}, "compiler", "failed", "no g++", "g++"),
+        (
+            {"xids": [USER_PROGRAM, LOST, LOST]},
+            *("gpu errors", "warning", "0000:65:00: Xid 79, it has fallen off the bus", "no Xid"),
+        ),
+        (
+            {"gpu_memory_errors": HEALTHY_MEMORY.replace(": No", ": Yes", 1)},
+            *("gpu errors", "warning", "wait to be replaced (remapped)", "no uncorrectable"),
+        ),
+        ({"kernel_log_is_read": False}, "kernel's log", "warning", "cannot be read", "dmesg"),
+        (
+            {"triton_lacks": ["C compiler (gcc or clang)", "headers of Python (/x/Python.h)"]},
+            *("kernels of experts", "failed"),
+            *("no C compiler (gcc or clang) and no headers of Python", "Triton"),
+        ),
         ({"other_runs": 2}, "other runs", "warning", "2 other runs", "none"),
     ],
 )

@@ -1,13 +1,10 @@
 """Which of many failures was the first, whatever order they arrive in."""
 
-import pytest
-
 from hunyuan_train.config.launch_schema import LaunchConfig
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.host.node_agent import Spec
 from hunyuan_train.launcher.job.node import Failure, Job, Node
-from hunyuan_train.launcher.job.outcome import conclude, describe_hang
-from hunyuan_train.launcher.rank.heartbeat import Progress, RankStatus
+from hunyuan_train.launcher.job.outcome import conclude
 
 SPEC = Spec(
     commands=[], environment={}, files={}, working_folder="/", lease_seconds=1, stop_seconds=1
@@ -78,26 +75,3 @@ def test_a_silent_end_shows_the_last_lines_and_is_not_that_of_a_host_that_was_en
 
 def test_one_host_alone_is_not_named():
     assert ended(node("a", 1, failed_at=1.0)).words == "error: rank on a"
-
-
-@pytest.mark.parametrize(
-    ("states", "collectives", "words"),
-    [
-        (("sleeping", "stopped"), ("8 all_reduce", ""), "rank 1 on b is stopped"),
-        (("sleeping", "running"), ("8 all_reduce", "7 barrier"), "rank 1 on b is running"),
-        (
-            ("sleeping", "sleeping"),
-            ("8 all_reduce", "8 all_reduce"),
-            "stand in the same collective",
-        ),
-    ],
-)
-def test_a_hang_names_who_keeps_the_others_waiting(states, collectives, words):
-    nodes = [node("a"), node("b")]
-    for rank, (state, collective) in enumerate(zip(states, collectives, strict=True)):
-        progress = Progress(5, "training")
-        nodes[rank].statuses = [RankStatus(rank, progress, state, collective, "stacks")]
-    outcome = describe_hang(nodes, 60)
-    assert words in outcome.words
-    assert "rank 0" not in outcome.words
-    assert outcome.exit_code == 1

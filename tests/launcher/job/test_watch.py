@@ -305,7 +305,12 @@ def the_place_where_it_hangs():
 
 def test_a_run_that_does_not_move_on_is_ended_with_the_stacks_of_all(fan_out, network, tmp_path):
     code = """
-heartbeat.last_collective = lambda: f"{7 - int(sys.argv[1])} all_reduce"
+from tests.launcher.nccl_recorder import Recorder
+recorder = Recorder({"0": [0, 1]})
+for _ in range(40):  # the CPU is far ahead of the GPU, which has come to the seventh
+    recorder.begin("0", "all_reduce", [3])
+recorder.complete(6)
+heartbeat.read_recorders = lambda: [recorder.dump_json()]
 for step in range(3):
     heartbeat.report(step, "training")
     time.sleep(0.3)
@@ -322,7 +327,9 @@ the_place_where_it_hangs()
     (file,) = tmp_path.glob("hang-*.txt")
     text = file.read_text()
     assert "the_place_where_it_hangs" in text
-    assert "last collective: 7 all_reduce" in text
+    oldest = "oldest collective not completed: nccl:all_reduce [[3]], number 7 of group 0"
+    assert oldest in text
+    assert "33 more begun since" in text
     assert "no stacks: the process does not answer" in text
     wait_until_empty(network, 0, 1)
 

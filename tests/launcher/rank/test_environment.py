@@ -2,7 +2,13 @@ import os
 import sys
 from pathlib import Path
 
-from hunyuan_train.launcher.rank.environment import forwarded_environment, rank_environment
+import pytest
+
+from hunyuan_train.launcher.rank.environment import (
+    forwarded_environment,
+    library_defaults,
+    rank_environment,
+)
 
 
 def test_ranks_share_the_cores_and_find_this_environments_tools(repository):
@@ -17,21 +23,26 @@ def test_ranks_share_the_cores_and_find_this_environments_tools(repository):
     assert "DS_ACCELERATOR" not in on_gpus
 
 
-def test_torchs_allocator_has_segments_that_grow_on_gpus_unless_the_user_says_something_of_it():
-    on_gpus = rank_environment({}, num_processes=2, num_gpus=2, num_cores=1)
-    assert on_gpus["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    on_cpus = rank_environment({}, num_processes=2, num_gpus=0, num_cores=1)
-    assert "PYTORCH_ALLOC_CONF" not in on_cpus
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # the second: torch's older name
-        chosen = {name: "max_split_size_mb:512"}
-        found = rank_environment(chosen, num_processes=2, num_gpus=2, num_cores=1)
-        assert {one: value for one, value in found.items() if "ALLOC_CONF" in one} == chosen
-
-
-def test_the_users_choice_stays():
-    chosen = {"OMP_NUM_THREADS": "7", "TORCH_FR_BUFFER_SIZE": "5"}
-    found = rank_environment(chosen, num_processes=2, num_gpus=0, num_cores=2)
+@pytest.mark.parametrize("allocator", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_users_choice_stays(allocator):
+    chosen = {"OMP_NUM_THREADS": "7", "TORCH_FR_BUFFER_SIZE": "5", allocator: "backend:native"}
+    chosen |= {"TORCHINDUCTOR_COMPILE_THREADS": "16", "TORCH_NCCL_TRACE_BUFFER_SIZE": "9"}
+    found = rank_environment(chosen, num_processes=2, num_gpus=2, num_cores=2)
     assert {name: found[name] for name in chosen} == chosen
+    assert len([name for name in found if name.endswith("ALLOC_CONF")]) == 1
+
+
+def test_torch_is_told_of_recorders_segments_and_workers_on_gpus():
+    found = library_defaults({}, num_gpus=8, cores_per_rank=24)
+    assert found == {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCHINDUCTOR_COMPILE_THREADS": "4",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+    on_few_cores = library_defaults({}, num_gpus=8, cores_per_rank=1)
+    assert on_few_cores["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
+    assert "PYTORCH_ALLOC_CONF" not in library_defaults({}, num_gpus=0, cores_per_rank=1)
 
 
 def test_what_a_run_needs_reaches_other_hosts_and_nothing_else():
