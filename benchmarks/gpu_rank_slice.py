@@ -75,6 +75,7 @@ class Measured:
     phase_seconds: dict[str, float]  # of one step that was watched, which costs it a little
     resting_bytes: int  # between two steps
     peak_bytes: int
+    reserved_bytes: int  # by torch's allocator, at most
 
 
 def slice_shape(num_layers: int, *, is_small: bool) -> ModelShape:
@@ -112,7 +113,7 @@ def slice_run(num_tokens: int, shape: ModelShape, **settings) -> ResolvedRun:
         "deepspeed": choose_file(is_split=True, is_offloaded=False),
     }
     machine = Machine(num_gpus=int(torch.cuda.is_available()), num_cores=1)
-    config = with_settings(RunConfig(), **usual, **settings)
+    config = with_settings(RunConfig(), **usual | settings)
     # By no rule: a slice may stand for ranks that are not there.
     return resolve(config, shape=shape, machine=machine, known=())
 
@@ -193,6 +194,7 @@ def measure(engine, batches: list[Batch], num_steps: int) -> Measured:
         phase_seconds=clock.seconds(),
         resting_bytes=resting,
         peak_bytes=peak,
+        reserved_bytes=torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0,
     )
 
 
@@ -274,6 +276,9 @@ def report(run: ResolvedRun, measured: Measured, work: Work) -> Iterator[str]:
         yield f"| MFU, whole step | {flops / seconds / peak:.1%} |"
         yield f"| MFU, forward and backward | {flops / passes / peak:.1%} |"
         yield f"| held between steps | {measured.resting_bytes / 2**30:.2f} GiB |"
+        free, total = torch.cuda.mem_get_info()
+        yield f"| reserved by the allocator | {measured.reserved_bytes / 2**30:.2f} GiB |"
+        yield f"| taken of the GPU in all | {(total - free) / 2**30:.2f} GiB |"
     yield f"| peak | {measured.peak_bytes / 2**30:.2f} GiB |"
     yield f"| planned peak | {planned / 2**30:.2f} GiB |"
     yield f"| peak / planned | {measured.peak_bytes / planned:.3f} |\n"
@@ -292,6 +297,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help=f"timed, after {WARM_UP_STEPS} more")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-steps in a step")
     parser.add_argument("--small", action="store_true", help="tiny widths, for a CPU")
+    parser.add_argument("--deepspeed", help="another file than ds_configs/zero3_ep.json")
     add_report_flag(parser)
     arguments = parser.parse_args()
     if not dist.is_torchelastic_launched():
@@ -299,6 +305,8 @@ def main() -> None:
     if not (arguments.small or torch.cuda.is_available()):
         parser.error("there is no GPU for the true widths; add --small to see that it works")
     settings = {"gradient_accumulation_steps": arguments.accumulation}
+    if arguments.deepspeed:
+        settings["deepspeed"] = arguments.deepspeed
     num_layers = arguments.layers or (
         2 if arguments.small else most_layers(arguments.tokens, **settings)
     )
