@@ -13,7 +13,7 @@ from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.settings import FIELDS, with_settings
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.planner.memory import plan_memory
-from hunyuan_train.planner.search import MANY_CHUNKS, as_flag, method_choices
+from hunyuan_train.planner.search import as_flag, method_choices
 
 GIB = 2**30
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -34,6 +34,7 @@ HOST = ("can't allocate memory", "Cannot allocate memory")  # of torch's CPU all
 # What real fine-tuning sends to the busiest rank, over an equal share: the plan of most runs is
 # made for less, and what runs out of memory in mid-training mostly does so by this.
 SKEW = 3.0
+MANY_CHUNKS = 8  # of experts: beyond, little is left of what they take
 
 
 @dataclass(frozen=True, slots=True)
