@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from hunyuan_train.families.grammar.hunyuan_a13b.tokens import RANK_FILE
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
@@ -57,8 +57,12 @@ CALL = {
 }
 
 
-def write_taught_model(folder: Path, shape: ModelShape = SHAPE) -> Path:
-    """A model that knows the three dialogues; half a minute."""
+def write_taught_model(folder: Path, **sizes: Any) -> Path:
+    """A model that knows the three dialogues; half a minute.
+
+    Args:
+        sizes: of its shape, where they are others than usual here.
+    """
     tokenizer = load_tokenizer(TINY_TOKENIZER)
     samples = []
     for record in (SLOW, FAST, CALL):
@@ -68,25 +72,25 @@ def write_taught_model(folder: Path, shape: ModelShape = SHAPE) -> Path:
         for number in range(len(chunk.samples)):
             sample = chunk.sample(number)
             samples.append((sample.tokens.astype("int64"), sample.spans > 0))
-    return teach(folder, tokenizer, samples, shape)
+    return teach(folder, tokenizer, samples, **sizes)
 
 
 def teach(
     folder: Path,
     tokenizer: Tokenizer,
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
-    shape: ModelShape = SHAPE,
+    **sizes: Any,
 ) -> Path:
     """Teach token ids, those with labels, to a model of random weights and save it."""
     torch.manual_seed(0)
+    usual = {"rope_alpha": None, "max_position_embeddings": 2048}
     shape = replace(
-        shape,
+        SHAPE,
         vocab_size=tokenizer.vocab_size,
         pad_token_id=tokenizer.pad_id,
         eos_token_id=tokenizer.eos_id,
         eod_token_id=tokenizer.eos_id,
-        rope_theta=10000.0,
-        max_position_embeddings=2048,
+        **usual | sizes,
     )
     model = load_source(shape, SeededWeights(0, shape.initializer_range)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
