@@ -38,6 +38,7 @@ from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.evaluate import add_evaluate_command
+from hunyuan_train.serve.start import add_serve_command
 from hunyuan_train.shipped import VERSION
 from hunyuan_train.terminal import PlainParser
 from hunyuan_train.trainer.errors import TrainingError
@@ -120,6 +121,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     add_selftest_command(commands)
     add_chat_command(commands)
     add_evaluate_command(commands)
+    add_serve_command(commands, detect_machine=detect_machine)
     add_report_command(commands)
     add_verify_resume(commands)
     return parser

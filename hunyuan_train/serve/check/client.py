@@ -18,6 +18,7 @@ from hunyuan_train.serve.errors import ServeError
 REASONING_NAMES = ("reasoning", "reasoning_content")  # vLLM's, and SGLang's and llama.cpp's
 UNREACHABLE = (urllib.error.URLError, http.client.HTTPException, OSError)
 MAX_ERROR_CHARACTERS = 300
+ID_MARK = "token_id:"  # what vLLM shows instead of a text where it is asked for ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +27,8 @@ class ShownToken:
 
     text: bytes
     logprob: float
-    id: int | None = None
-    alternatives: tuple[tuple[bytes, float], ...] = ()
+    id: int | None = None  # None: the server shows only the text
+    alternatives: tuple["ShownToken", ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,19 +100,15 @@ class _Parts:
 
 
 def _read_token(shown: dict[str, Any]) -> ShownToken:
-    return ShownToken(
-        text=_read_bytes(shown),
-        logprob=float(shown["logprob"]),
-        id=shown.get("id"),
-        alternatives=tuple(
-            (_read_bytes(one), float(one["logprob"])) for one in shown.get("top_logprobs") or ()
-        ),
-    )
-
-
-def _read_bytes(shown: dict[str, Any]) -> bytes:
+    name = str(shown.get("token", ""))
     listed = shown.get("bytes")
-    return bytes(listed) if listed else str(shown.get("token", "")).encode()
+    is_id = name.startswith(ID_MARK)
+    return ShownToken(
+        text=bytes(listed) if listed and not is_id else name.encode(),
+        logprob=float(shown["logprob"]),
+        id=int(name.removeprefix(ID_MARK)) if is_id else shown.get("id"),
+        alternatives=tuple(_read_token(one) for one in shown.get("top_logprobs") or ()),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +119,7 @@ class Server:
     model: str
     timeout_seconds: float
     api_key: str = ""
+    context_length: int = 0  # tokens; 0: the server does not say
 
     def ask(self, request: dict[str, Any], *, is_streamed: bool) -> ServerAnswer:
         """Put one question.
@@ -179,18 +177,29 @@ def find_server(url: str, *, model: str, timeout_seconds: float, api_key: str = 
     request = urllib.request.Request(f"{address}/models", headers=_headers(api_key))
     with _open(request, timeout_seconds) as response:
         try:
-            names = [one["id"] for one in json.loads(response.read())["data"]]
+            listed = {one["id"]: one for one in json.loads(response.read())["data"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ServeError(
                 f"{address}/models does not list models as the OpenAI interface does; give the "
                 "address of an OpenAI-compatible server, such as http://localhost:8000"
             ) from error
-    if not names or (model and model not in names):
-        listed = ", ".join(names) or "no model"
-        raise ServeError(f"{address} serves {listed}; name one of them with --model_name")
+    if not listed or (model and model not in listed):
+        names = ", ".join(listed) or "no model"
+        raise ServeError(f"{address} serves {names}; name one of them with --served_name")
+    name = model or next(iter(listed))
     return Server(
-        url=address, model=model or names[0], timeout_seconds=timeout_seconds, api_key=api_key
+        url=address,
+        model=name,
+        timeout_seconds=timeout_seconds,
+        api_key=api_key,
+        context_length=_read_context(listed[name]),
     )
+
+
+def _read_context(listed: dict[str, Any]) -> int:
+    """How many tokens a server takes: vLLM and SGLang say it, and llama.cpp in its own words."""
+    said = listed.get("max_model_len") or (listed.get("meta") or {}).get("n_ctx") or 0
+    return int(said)
 
 
 def _headers(api_key: str) -> dict[str, str]:

@@ -97,7 +97,7 @@ def _read_calls(listed: object) -> tuple[ToolCall, ...] | None:
             continue
         name, arguments = entry["name"], entry["arguments"]
         if isinstance(arguments, dict):
-            arguments = json.dumps(arguments)
+            arguments = json.dumps(arguments, ensure_ascii=False)
         if not isinstance(name, str) or not isinstance(arguments, str):
             return None
         calls.append(ToolCall(name, arguments))

