@@ -57,13 +57,15 @@ CALL = {
 }
 
 
-def write_taught_model(folder: Path, **sizes: Any) -> Path:
+def write_taught_model(folder: Path, words: Path = TINY_TOKENIZER, **sizes: Any) -> Path:
     """A model that knows the three dialogues; half a minute.
 
     Args:
+        folder: new.
+        words: folder of its tokenizer.
         sizes: of its shape, where they are others than usual here.
     """
-    tokenizer = load_tokenizer(TINY_TOKENIZER)
+    tokenizer = load_tokenizer(words)
     samples = []
     for record in (SLOW, FAST, CALL):
         dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
@@ -104,5 +106,5 @@ def teach(
         optimizer.step()
         optimizer.zero_grad()
     model.eval().save_pretrained(folder)
-    shutil.copyfile(TINY_TOKENIZER / RANK_FILE, folder / RANK_FILE)
+    shutil.copyfile(tokenizer.folder / RANK_FILE, folder / RANK_FILE)
     return folder

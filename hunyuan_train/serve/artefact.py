@@ -107,7 +107,10 @@ def _adapter_features(settings: dict[str, Any], shape: ModelShape) -> set[str]:
     if settings.get("use_dora"):
         features.add("DoRA")
     family = family_of(shape)
-    named = [*_as_list(settings.get("target_modules")), *_as_list(settings.get("target_parameters"))]
+    named = [
+        *_as_list(settings.get("target_modules")),
+        *_as_list(settings.get("target_parameters")),
+    ]
     released = [to_released(family, f".{one}.").strip(".") for one in named]
     for kind in (Kind.EXPERT, Kind.SHARED_EXPERT, Kind.ROUTER):
         modules = modules_of_kind(shape, kind)

@@ -211,13 +211,13 @@ def _find_pairs(
         title = f"{engine.title} {known}".strip()
         reasons = "; ".join(f"{pair.reason} [{pair.source}]" for pair in refused)
         remedies = "; or ".join(dict.fromkeys(pair.remedy for pair in refused))
-        raise ServeError(f"{artefact.path} is not served with {title}: {reasons}. Do this: {remedies}")
+        raise ServeError(
+            f"{artefact.path} is not served with {title}: {reasons}. Do this: {remedies}"
+        )
     return pairs
 
 
-def _place(
-    artefact: Artefact, machine: tuple[int, int], arguments: Arguments
-) -> Placement | None:
+def _place(artefact: Artefact, machine: tuple[int, int], arguments: Arguments) -> Placement | None:
     if artefact.shape is None:
         return None
     return place(

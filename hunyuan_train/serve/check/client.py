@@ -209,7 +209,7 @@ def _headers(api_key: str) -> dict[str, str]:
 
 def _open(request: urllib.request.Request, timeout_seconds: float) -> http.client.HTTPResponse:
     try:
-        response: http.client.HTTPResponse = urllib.request.urlopen(  # noqa: S310
+        response: http.client.HTTPResponse = urllib.request.urlopen(
             request, timeout=timeout_seconds
         )
     except urllib.error.HTTPError as error:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  # Chinese questions
 """What a server is asked: both modes, tools, a dialogue, a long text; always the same."""
 
 import json
@@ -31,7 +32,9 @@ TOOLS = [
         },
     }
 ]
-BOOKING = "Book a table in Beijing for Li Lei and Han Meimei, on Friday at 19 o'clock. 城市请用中文。"
+BOOKING = (
+    "Book a table in Beijing for Li Lei and Han Meimei, on Friday at 19 o'clock. 城市请用中文。"
+)
 SENTENCES = (
     "The baker repaired the clock before noon.",
     "Our neighbour waited for the ferry on a rainy day.",

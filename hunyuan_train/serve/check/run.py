@@ -234,9 +234,7 @@ def explain_adapter(
     if reference.base_logprobs is None:
         return []
     tuned, plain, change = [], [], []
-    for one, own, base in zip(
-        exchanges, reference.logprobs, reference.base_logprobs, strict=True
-    ):
+    for one, own, base in zip(exchanges, reference.logprobs, reference.base_logprobs, strict=True):
         tuned.append(_mean(errors_of(one, own, tokenizer)))
         plain.append(_mean(errors_of(one, base, tokenizer)))
         change.append(_change(one, own, base))

@@ -1,4 +1,8 @@
-"""Take an answer of the model apart as the serving parsers for Hunyuan do (vLLM's `hunyuan_a13b`).
+"""Take an answer of the model apart as the serving parsers for Hunyuan do.
+
+Mirrored are those of vLLM 0.32.0 (`hunyuan_a13b`), for whole answers. SGLang 0.5.23 splits thoughts
+off alike, but for the tags. Where they are wrong (a leading label kept, text behind calls dropped,
+tags left in, streams), this is right; docs/serving.md lists the differences.
 
     <think>\\n REASONING \\n</think>\\n<answer>\\n CONTENT \\n</answer>
 

@@ -25,7 +25,7 @@ CALL = (
 )
 BROKEN, EMPTY = "<tool_calls>[{</tool_calls>", "<tool_calls>[]</tool_calls>"
 MERGED = "<think>\nr.</think>\n<answer>\nA"  # the newline before the closing tag is missing
-ARGUMENTS = json.dumps({"city": "Köln", "days": [1, {"a": 2}]})
+ARGUMENTS = json.dumps({"city": "Köln", "days": [1, {"a": 2}]}, ensure_ascii=False)
 
 PARTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "<", "a", "。", "</", "\n</"]
 PARTS += ["<think>\n", "\n</think>\n<answer>\n", "\n</answer>"]
