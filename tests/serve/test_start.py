@@ -1,0 +1,128 @@
+"""Commands of engines, pairs that are refused, and how a model is laid over GPUs."""
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train import cli
+from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.serve.known_pairs import KNOWN_PAIRS, find_pairs
+from hunyuan_train.serve.placement import cache_bytes, place
+from tests.released import SHAPE, native_config
+
+GPU = 80 * 10**9
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shape = replace(SHAPE, head_dim=128)
+    (folder / "config.json").write_text(json.dumps(native_config(shape)), encoding="utf-8")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+def make_adapter(folder: Path, base: Path, **settings: object) -> Path:
+    folder.mkdir()
+    fields = {"base_model_name_or_path": str(base), "r": 12, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(fields | settings), encoding="utf-8")
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    given = [str(one) for one in arguments]
+    assert cli.main(["serve", *given, "--print", "--gpus", "2", "--gpu_memory", "80"]) == 0
+    return shlex.split(capsys.readouterr().out)
+
+
+def test_vllm_gets_the_parsers_of_this_model(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = printed(capsys, model, "--engine", "vllm", "--", "--seed", "1")
+    assert words[:3] == ["vllm", "serve", str(model)]
+    assert words[words.index("--reasoning-parser") + 1] == "hunyuan_a13b"
+    assert words[words.index("--tool-call-parser") + 1] == "hunyuan_a13b"
+    assert words[-2:] == ["--seed", "1"]
+    assert "torch" not in {name.partition(".")[0] for name in sys.modules if name == "vllm"}
+
+
+def test_adapter_on_experts_gets_its_layout(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experts = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    adapter = make_adapter(tmp_path / "adapter", model, target_parameters=experts)
+    words = printed(capsys, adapter, "--engine", "vllm")
+    assert "--enable-mixed-moe-lora-format" in words
+    module = json.loads(words[words.index("--lora-modules") + 1])
+    assert module == {"name": "adapter", "path": str(adapter), "is_3d_lora_weight": True}
+    assert words[words.index("--max-lora-rank") + 1] == "16"
+    plain = printed(capsys, make_adapter(tmp_path / "plain", model), "--engine", "vllm")
+    assert "--enable-mixed-moe-lora-format" not in plain
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "flags", "reason"),
+    [
+        ("vllm", {"use_dora": True}, (), "DoRA"),
+        ("sglang", {"target_parameters": ["mlp.experts.down_proj"]}, (), "number of the expert"),
+        ("trtllm", {}, (), "takes no adapters"),
+        ("sglang", None, ("--tools", "whole"), "Hy3"),
+        ("vllm", None, ("--tools", "streamed"), "streamed calls"),
+        ("llamacpp", None, (), "GGUF"),
+    ],
+)
+def test_pair_that_fails_is_refused_with_what_works(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    engine: str,
+    settings: dict[str, object] | None,
+    flags: tuple[str, ...],
+    reason: str,
+) -> None:
+    path = model if settings is None else make_adapter(tmp_path / "a", model, **settings)
+    arguments = ["serve", str(path), "--engine", engine, *flags, "--print", "--gpus", "0"]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert "Do this:" in said
+
+
+def test_dynamic_rope_is_refused_only_where_it_is_lost() -> None:
+    for version, is_refused in (("0.32.0", True), ("0.32.0+cpu", True), ("0.33.0", False)):
+        found = find_pairs("vllm", version, {"dynamic rope"})
+        assert bool(found) == is_refused
+    assert all(row.source and row.reason for row in KNOWN_PAIRS)
+    assert all(row.remedy for row in KNOWN_PAIRS if row.verdict == "refused")
+
+
+def place_a13b(num_gpus: int, **wanted: int | None) -> object:
+    usual = {"tensor_parallel_size": None, "context_length": None}
+    return place(
+        A13B, weight_bytes=161 * 10**9, num_gpus=num_gpus, gpu_memory=GPU, **usual | wanted
+    )
+
+
+def test_the_fewest_gpus_that_hold_weights_and_a_dialogue() -> None:
+    placed = place_a13b(8)
+    assert (placed.tensor_parallel_size, placed.num_spare_gpus) == (4, 4)
+    assert placed.context_length == A13B.context_length
+    room = 0.9 * GPU - 4e9 - 161e9 / 4
+    assert placed.context_length * cache_bytes(A13B, 4) <= room
+    with pytest.raises(ServeError, match="161 GB"):
+        place_a13b(2)
+    with pytest.raises(ServeError, match="does not divide"):
+        place_a13b(8, tensor_parallel_size=3)
+
+
+def test_a_server_that_nobody_started_is_named(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", str(model), "--check", "http://127.0.0.1:9"]) == 2
+    assert "start the server first" in capsys.readouterr().err
