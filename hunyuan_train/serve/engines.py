@@ -28,7 +28,6 @@ class Job:
     host: str
     port: int
     pairs: list[KnownPair]
-    others: tuple[str, ...] = ()  # arguments for the engine as the user wrote them
 
     @property
     def flags(self) -> list[str]:

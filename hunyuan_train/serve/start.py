@@ -33,7 +33,7 @@ MODEL is an exported or released model folder, an adapter folder, or a GGUF file
   hunyuan-train serve runs/sft/export --check http://localhost:8000
 
 As few GPUs are used as hold the weights and one dialogue of full length. A pair of engine and model
-that is known not to work is refused, with what does. Arguments behind -- go to the engine.
+that is known not to work is refused, with what does.
 
 --check asks a running server fixed questions: in both modes, whole and streamed, with tools, and
 with a long text. It reads every answer with the weights on disk, in float32, layer by layer, and
@@ -57,7 +57,7 @@ def add_serve_command(
     serve.description = DESCRIPTION
     add = serve.add_argument
     add("model", type=Path, metavar="MODEL", help="model folder, adapter folder or GGUF file")
-    add("engine_arguments", nargs="*", metavar="ARG", help="for the engine, behind --")
+    add("--engine_args", default="", metavar="TEXT", help="more arguments, such as '--seed 1'")
     names = [engine.name for engine in ENGINES]
     add("--engine", choices=names, help="default: the one that is installed")
     add("--print", action="store_true", dest="is_printed", help="print the command, start nothing")
@@ -124,7 +124,7 @@ def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> in
         port=arguments.port,
         pairs=pairs,
     )
-    command = [engine.program, *engine.build(job), *arguments.engine_arguments]
+    command = [engine.program, *engine.build(job), *shlex.split(arguments.engine_args)]
     _remark(job)
     if arguments.is_printed or installed is None or not engine.is_started:
         if installed is None:

@@ -44,12 +44,12 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]
 def test_vllm_gets_the_parsers_of_this_model(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = printed(capsys, model, "--engine", "vllm", "--", "--seed", "1")
+    words = printed(capsys, model, "--engine", "vllm", "--engine_args=--seed 1")
     assert words[:3] == ["vllm", "serve", str(model)]
     assert words[words.index("--reasoning-parser") + 1] == "hunyuan_a13b"
     assert words[words.index("--tool-call-parser") + 1] == "hunyuan_a13b"
     assert words[-2:] == ["--seed", "1"]
-    assert "torch" not in {name.partition(".")[0] for name in sys.modules if name == "vllm"}
+    assert "vllm" not in sys.modules
 
 
 def test_adapter_on_experts_gets_its_layout(
