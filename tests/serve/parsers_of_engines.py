@@ -34,7 +34,7 @@ def main() -> None:
             rest = detected.normal_text
             others = [[one.name, one.parameters] for one in detected.calls]
         rows.append({"vllm": [reasoning, content, calls], "sglang": [thoughts, rest, others]})
-    print(MARK + json.dumps(rows))
+    sys.stdout.write(MARK + json.dumps(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  # the model writes these very characters
-"""`parse_output` beside the parsers of vLLM and SGLang themselves, where they agree and where not."""
+"""`parse_output` beside the parsers of vLLM and SGLang themselves: where they agree, where not."""
 
 import json
 import subprocess
@@ -13,7 +13,9 @@ from tests.clients.environments import client_python
 from tests.serve.parsers_of_engines import MARK
 
 SCRIPT = Path(__file__).with_name("parsers_of_engines.py")
-CALL = '<tool_calls>[{"name": "f", "arguments": {"城市": "北京", "days": [1, {"a": 2}]}}]</tool_calls>'
+CALL = (
+    '<tool_calls>[{"name": "f", "arguments": {"城市": "北京", "days": [1, {"a": 2}]}}]</tool_calls>'
+)
 TWO = '<tool_calls>[{"name": "f", "arguments": {}}, {"name": "g", "arguments": "x"}]</tool_calls>'
 
 

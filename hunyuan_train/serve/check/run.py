@@ -1,6 +1,7 @@
 """`hunyuan-train serve MODEL --check URL`: ask, read, judge, explain."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,7 @@ from hunyuan_train.serve.errors import ServeError
 
 NUM_ALTERNATIVES = 5  # shown beside each token; OpenAI's interface allows 20
 TOLERANCES = {"float32": 0.01, "bfloat16": 0.1, "compressed": 0.3}  # mean, by the weights on disk
+TAG = re.compile(r"</?\w+>")
 LONG_PROMPT = 33_792  # tokens: beyond the 32,768 that the released config.json states
 
 
@@ -210,7 +212,7 @@ def explain(checked: Sequence[Checked], tokenizer: Tokenizer) -> list[str]:
 
 def _explain_fields(checked: Sequence[Checked], tokenizer: Tokenizer) -> str:
     marks = [mark.strip() for mark in tokenizer.grammar.tools.call_marks]
-    marks += [f"{mark}>" for mark in ("<think", "</think", "<answer", "</answer")]
+    marks += TAG.findall(tokenizer.grammar.answers.write("", ""))
     faults = []
     answers = [one.exchange.answer for one in checked]
     if any(mark in (one.content or "") for one in answers for mark in marks):
