@@ -85,7 +85,7 @@ def teach(
 ) -> Path:
     """Teach token ids, those with labels, to a model of random weights and save it."""
     torch.manual_seed(0)
-    usual = {"rope_alpha": None, "max_position_embeddings": 2048}
+    usual = {"rope_theta": 10000.0, "max_position_embeddings": 2048}
     shape = replace(
         SHAPE,
         vocab_size=tokenizer.vocab_size,

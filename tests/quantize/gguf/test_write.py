@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,16 @@ from hunyuan_train.quantize.gguf.check import check_gguf
 from hunyuan_train.quantize.gguf.weights import open_gguf
 from hunyuan_train.quantize.gguf.write import write_gguf
 from tests.clients.environments import client_python
-from tests.released import SHAPE
 from tests.taught import FAST, SLOW, write_taught_model
 
 # Rows of 256, so that every type is what it says: llama.cpp stores shorter ones in a wider type.
-WIDE = replace(
-    SHAPE,
-    hidden_size=256,
-    intermediate_size=256,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=128,
-)
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+}
 TEXTS = [
     "Two cats?",
     "两只猫有几条腿 1234?",
@@ -45,7 +42,7 @@ TOOLS = Path(__file__).parents[2] / "clients" / "llamacpp_generate.py"
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_taught_model(tmp_path_factory.mktemp("gguf") / "taught", WIDE)
+    return write_taught_model(tmp_path_factory.mktemp("gguf") / "taught", **WIDE)
 
 
 @pytest.fixture
