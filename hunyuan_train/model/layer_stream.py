@@ -142,7 +142,7 @@ class LayerStream:
     @torch.no_grad()
     def finish(self, hidden_TD: Tensor) -> Tensor:
         """Apply the norm behind the last layer: [tokens, hidden]."""
-        load_parameter(self.norm.weight, [self._outer(Kind.NORM)], self.source)
+        load_parameter(next(self.norm.parameters()), [self._outer(Kind.NORM)], self.source)
         return self.norm(hidden_TD.to(self.device)).cpu()
 
     def load_head(self) -> Tensor:
@@ -175,8 +175,8 @@ def _build_one_layer(shape: ModelShape, device: str) -> tuple[nn.Module, nn.Modu
 
 def _round_inputs(layer: nn.Module, shape: ModelShape, rounding: Rounding) -> None:
     """Have what goes into each compressed projection rounded."""
-    for module in projections_of(layer, shape).values():
-        module.register_forward_pre_hook(lambda _, inputs: (rounding(inputs[0]), *inputs[1:]))
+    for projection in projections_of(layer, shape).values():
+        projection.register_forward_pre_hook(lambda _, inputs: (rounding(inputs[0]), *inputs[1:]))
     for module in layer.modules():
         if isinstance(module, LoopedExperts):
             module.rounding = rounding

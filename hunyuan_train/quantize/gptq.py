@@ -336,7 +336,8 @@ def watch_inputs(
 ) -> Hessians:
     """Let all rows through a layer, and take what goes into its projections and its experts."""
     hessians = Hessians()
-    table = make_table(*hidden_ND.shape, file=inputs_file)
+    num_tokens, hidden_size = hidden_ND.shape
+    table = make_table(num_tokens, hidden_size, file=inputs_file)
     position = 0
 
     def see_experts(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -54,7 +54,8 @@ def quantize(
     module.quantization_scheme = scheme
     initialize_observer(module, "weight")
     observe(module, "weight")
-    found = module.weight_observer.get_qparams()
+    observer: Any = module.weight_observer
+    found = observer.get_qparams()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     quantized, _, is_only_rounded = quantize_weight(
         weights=weights.to(device, torch.float32)[None],

@@ -62,11 +62,12 @@ def find_inputs(
     if eval_data is not None:
         data = replace(data, eval_data_file=eval_data, eval_fraction=0.0)
     has_train_data = train_data is not None or run is not None
+    named = run.model.model_name_or_path if run is not None else None
     return Inputs(
         run=run,
         data=data,
         has_train_data=has_train_data,
         has_eval_data=data.eval_data_file is not None
         or (has_train_data and bool(data.eval_fraction)),
-        base=str(base) if base is not None else run and run.model.model_name_or_path,
+        base=str(base) if base is not None else named,
     )
