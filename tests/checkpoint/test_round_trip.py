@@ -44,7 +44,8 @@ def pass_through(
         for shard in weight_shards(engine.module)
         for piece_start, piece_stop in [(shard.start, shard.stop)]
     )
-    release = Release(shape=SHAPE, dtype=torch.bfloat16, companions=(base, TINY_TOKENIZER))
+    companions = (base, TINY_TOKENIZER)
+    release = Release(shape=SHAPE, dtype=torch.bfloat16, companions=companions, base=base)
     trained = read_prompts(engine, SHAPE, written_dtype=release.dtype)
     export_model(engine, live, release, source, check=partial(check_model, trained))
     save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})

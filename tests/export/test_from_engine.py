@@ -24,6 +24,7 @@ from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.shipped import TINY_TOKENIZER
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch
@@ -92,7 +93,8 @@ def test_export_is_the_trained_model(
 def export_under_a_check_that_fails(base: Path, live: Path) -> None:
     source = SafetensorsFolder.open(base, SHAPE)
     engine = small_engine(stage=3, expert_size=1, shape=SHAPE, source=source)
-    described = Release(shape=SHAPE, dtype=torch.bfloat16, companions=(base,))
+    companions = (base, TINY_TOKENIZER)
+    described = Release(shape=SHAPE, dtype=torch.bfloat16, companions=companions, base=base)
     trained = read_prompts(engine, SHAPE, written_dtype=described.dtype)
     trained.losses.add_(0.1)
     with pytest.raises(ServeError, match="does not compute what was trained"):
