@@ -54,5 +54,6 @@ class Family:
     # Parts of names that others spell otherwise: released, other.
     in_transformers: tuple[tuple[str, str], ...] = ()
     in_engine: tuple[tuple[str, str], ...] = ()
+    carries_config: bool = False  # an export has the base's config.json, field by field
     # Kinds whose adapters PEFT must be told of by parameter: it sends their module names elsewhere.
     peft_by_parameter: tuple[Kind, ...] = ()

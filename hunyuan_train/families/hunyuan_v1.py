@@ -16,6 +16,10 @@ from hunyuan_train.plain_text import make_plain_name
 MAX_LAYERS, MAX_EXPERTS = 2**12, 2**12
 MAX_EXPERTS_IN_ALL = 2**16  # of all layers; the released model has 2,048
 MAX_VOCABULARY, MAX_WIDTH, MAX_POSITIONS = 2**24, 2**20, 2**31
+OF_LATER_FAMILIES = (  # fields of a shape that this generation's config classes do not know
+    *("moe_intermediate_size", "shared_intermediate_size", "num_dense_layers", "router_scale"),
+    *("num_mtp_layers", "leaves_out_mtp"),
+)
 # Of an object that describes a rope. Published files give the last four for a rope without them.
 ROPE_FIELDS = {"rope_type", "type", "rope_theta", "factor"}
 ROPE_FIELDS |= {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
@@ -189,7 +193,8 @@ def write_native_numbers(shape: ModelShape) -> dict[str, Any]:
     """
     fields = asdict(shape)
     rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
-    del fields["family"]
+    for name in ("family", *OF_LATER_FAMILIES):
+        del fields[name]
     return {**fields, "rope_parameters": rope, "hidden_act": "silu", "attention_dropout": 0.0}
 
 
@@ -199,15 +204,19 @@ def embedding_rows(shape: ModelShape) -> list[StoredTensor]:
     return [StoredTensor("model.embed_tokens.weight", size, Kind.EMBEDDING)]
 
 
-def mlp_rows(shape: ModelShape, module: str, kind: Kind) -> list[StoredTensor]:
+def mlp_rows(
+    shape: ModelShape, module: str, kind: Kind, *, width: int | None = None
+) -> list[StoredTensor]:
     """A gated MLP: of a dense layer, a shared expert, or each routed one."""
-    hidden, width = shape.hidden_size, shape.intermediate_size
+    hidden, width = shape.hidden_size, width or shape.intermediate_size
     sizes = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
     return [StoredTensor(f"{module}.{name}.weight", size, kind) for name, size in sizes.items()]
 
 
-def attention_rows(shape: ModelShape, module: str) -> list[StoredTensor]:
-    """Projections of attention, and the norms of queries and keys behind the rope."""
+def attention_rows(
+    shape: ModelShape, module: str, *, norms: tuple[str, str] = ("query_layernorm", "key_layernorm")
+) -> list[StoredTensor]:
+    """Projections of attention, and the norms of queries and keys."""
     hidden = shape.hidden_size
     query = shape.num_attention_heads * shape.head_dim
     key_value = shape.num_key_value_heads * shape.head_dim
@@ -223,8 +232,7 @@ def attention_rows(shape: ModelShape, module: str) -> list[StoredTensor]:
         if shape.attention_bias:
             rows.append(StoredTensor(f"{module}.{name}.bias", size[:1], Kind.ATTENTION))
     return rows + [
-        StoredTensor(f"{module}.{name}.weight", (shape.head_dim,), Kind.HEAD_NORM)
-        for name in ("query_layernorm", "key_layernorm")
+        StoredTensor(f"{module}.{name}.weight", (shape.head_dim,), Kind.HEAD_NORM) for name in norms
     ]
 
 

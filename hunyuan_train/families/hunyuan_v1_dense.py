@@ -68,6 +68,48 @@ def table(shape: ModelShape) -> list[StoredTensor]:
     return [*rows, *outer_rows(shape)]
 
 
+# The released sizes. All tie the head to the embedding; 7B has the tokenizer of A13B.
+HUNYUAN_7B = ModelShape(  # 7,504,568,320 parameters
+    family=NAME,
+    vocab_size=128167,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=262144,
+    rope_theta=10000.0 * 1000.0 ** (128 / 126),  # published as 10,000 with an alpha of 1,000
+    pad_token_id=127961,
+    bos_token_id=127958,
+    eos_token_id=127960,
+)
+HUNYUAN_4B = replace(  # 4,221,757,440 parameters
+    HUNYUAN_7B,
+    vocab_size=120818,
+    hidden_size=3072,
+    intermediate_size=8192,
+    num_hidden_layers=36,
+    pad_token_id=120002,
+    bos_token_id=120000,
+    eos_token_id=120020,
+)
+HUNYUAN_1_8B = replace(  # 1,791,080,448 parameters
+    HUNYUAN_4B,
+    hidden_size=2048,
+    intermediate_size=6144,
+    num_hidden_layers=32,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+)
+HUNYUAN_0_5B = replace(  # 539,010,048 parameters
+    HUNYUAN_4B,
+    hidden_size=1024,
+    intermediate_size=3584,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+)
+
 HUNYUAN_V1_DENSE = Family(
     name=NAME,
     model_types=(NAME,),
@@ -75,5 +117,11 @@ HUNYUAN_V1_DENSE = Family(
     native_config=native_config,
     served_config=served_config,
     table=table,
-    presets={"tiny-dense": replace(TINY, family=NAME, num_experts=0, moe_topk=0)},
+    presets={
+        "tiny-dense": replace(TINY, family=NAME, num_experts=0, moe_topk=0),
+        "hunyuan-7b": HUNYUAN_7B,
+        "hunyuan-4b": HUNYUAN_4B,
+        "hunyuan-1.8b": HUNYUAN_1_8B,
+        "hunyuan-0.5b": HUNYUAN_0_5B,
+    },
 )

@@ -116,7 +116,7 @@ def table(shape: ModelShape) -> list[StoredTensor]:
         block = f"{prefix}.mlp"
         rows += attention_rows(shape, f"{prefix}.self_attn")
         size = (shape.num_experts, shape.hidden_size)
-        rows.append(StoredTensor(f"{block}.gate.wg.weight", size, Kind.ROUTER))
+        rows.append(StoredTensor(f"{block}.gate.wg.weight", size, Kind.ROUTER, is_float32=True))
         rows += mlp_rows(shape, f"{block}.experts.{EXPERT}", Kind.EXPERT)
         rows += mlp_rows(shape, f"{block}.shared_mlp", Kind.SHARED_EXPERT)
         rows += norm_rows(shape, prefix)

@@ -10,12 +10,18 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.family import Family
 from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from hunyuan_train.families.hy_v3 import HY_V3
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.json_file import read_json_object
 
-FAMILIES = {family.name: family for family in (HUNYUAN_V1_MOE, HUNYUAN_V1_DENSE)}
+FAMILIES = {family.name: family for family in (HUNYUAN_V1_MOE, HUNYUAN_V1_DENSE, HY_V3)}
+# Model types that are known and not trained, and why.
+REFUSED = {
+    "hy_v4": "Transformers computes its attention in the eager way alone, whose memory grows with "
+    "the square of the length; models of hy_v3 and before are trained here"
+}
 PUBLISHER, MODELSCOPE_PUBLISHER = "tencent", "Tencent-Hunyuan"
-RELEASED_NAME = re.compile(r"Hunyuan-[\w.-]+")
+RELEASED_NAME = re.compile(r"(?:Hunyuan|Hy3|Hy-MT2)(?:-[\w.-]+)?")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 PRESETS = {name: shape for family in FAMILIES.values() for name, shape in family.presets.items()}
 
@@ -37,6 +43,11 @@ def parse_shape(config: Mapping[str, Any], *, source: str) -> ModelShape:
             express.
     """
     model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise ConfigError(
+            f"{source} has model_type {model_type!r}, which is not trained here: "
+            f"{REFUSED[model_type]}"
+        )
     known = {spelling: family for family in FAMILIES.values() for spelling in family.model_types}
     if not isinstance(model_type, str) or model_type not in known:
         raise ConfigError(
@@ -70,21 +81,25 @@ def read_shape(model_folder: Path) -> ModelShape:
     return parse_shape(config, source=str(path))
 
 
-def resolve_shape(model_name_or_path: str) -> ModelShape:
+def resolve_shape(model_name_or_path: str, *, carry_mtp: bool = True) -> ModelShape:
     """The shape behind `--model_name_or_path`: a preset's, or that of a model folder.
+
+    Args:
+        model_name_or_path: the setting.
+        carry_mtp: the setting of this name.
 
     Raises:
         ConfigError: neither a preset nor a folder with a usable config.json.
     """
     if model_name_or_path in PRESETS:
-        return PRESETS[model_name_or_path]
+        return replace(PRESETS[model_name_or_path], leaves_out_mtp=not carry_mtp)
     folder = Path(model_name_or_path)
     if not folder.is_dir():
         raise ConfigError(
             f"model_name_or_path is {model_name_or_path}, which is neither a folder nor one of the "
             f"presets {', '.join(PRESETS)}; {describe_download(model_name_or_path)}"
         )
-    return read_shape(folder)
+    return replace(read_shape(folder), leaves_out_mtp=not carry_mtp)
 
 
 def describe_download(name: str) -> str:

@@ -19,13 +19,19 @@ class ModelShape:
     family: str = FIRST_FAMILY  # Transformers' model type
     vocab_size: int
     hidden_size: int
-    intermediate_size: int  # of each MLP; of each expert, routed or shared
+    intermediate_size: int  # of each MLP; of each expert, where these have no width of their own
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     num_experts: int = 0
     moe_topk: int = 0
+    moe_intermediate_size: int = 0  # of each routed expert; 0: as intermediate_size
+    shared_intermediate_size: int = 0  # of the shared expert; 0: as intermediate_size
+    num_dense_layers: int = 0  # the first ones, which have an MLP in place of experts
+    router_scale: float = 1.0  # of the weights with which experts are summed
+    num_mtp_layers: int = 0  # stored behind the others, for multi-token prediction
+    leaves_out_mtp: bool = False  # they are neither read nor exported
     max_position_embeddings: int
     rope_theta: float = 10000.0  # already stretched, where a config.json states an alpha
     rms_norm_eps: float = 1e-5

@@ -1,15 +1,17 @@
 """What follows from a family's table of tensors, for any family: names, parameters, counts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.family import Family
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import (
+    CARRIED,
     EXPERT,
     FUSED,
     KIND_ORDER,
@@ -69,6 +71,13 @@ def _rename(released: str, renames: tuple[tuple[str, str], ...]) -> str:
     return name.strip(".")
 
 
+def from_transformers(family: Family, name: str) -> str:
+    """The released name of a tensor in a file that Transformers' names were written to."""
+    for released, other in family.in_transformers:
+        name = name.replace(other, released)
+    return name
+
+
 def stored_tensors(
     family: Family, name: str, shape: tuple[int, ...], *, first_expert: int = 0
 ) -> list[StoredTensor]:
@@ -94,9 +103,9 @@ def released_tensors(shape: ModelShape) -> Mapping[str, StoredTensor]:
         is_expert = EXPERT in row.name
         layer = int(row.name.split(".")[2]) if row.name.startswith(LAYERS) else -1
         for expert in range(shape.num_experts if is_expert else 1):
-            name = row.name.replace(EXPERT, str(expert))
+            tensor = replace(row, name=row.name.replace(EXPERT, str(expert)))
             position = (layer, KIND_ORDER[row.kind], expert)
-            found.append((position, StoredTensor(name, row.shape, row.kind)))
+            found.append((position, tensor))
     found.sort(key=lambda one: one[0])  # stable: rows of one kind stay in the table's order
     return MappingProxyType({tensor.name: tensor for _, tensor in found})
 
@@ -107,17 +116,39 @@ def model_parameters(shape: ModelShape) -> tuple[ModelParameter, ...]:
     family = family_of(shape)
     found: dict[str, ModelParameter] = {}
     for row in family.table(shape):
-        if EXPERT in row.name:
-            module, _, part = row.name.removesuffix(".weight").rpartition(f".{EXPERT}.")
-            fused = next(name for name, parts in FUSED.items() if part in parts)
-            name = f"{module}.{fused}"
-            rows, columns = row.shape
-            size: tuple[int, ...] = (shape.num_experts, len(FUSED[fused]) * rows, columns)
-        else:
-            name, size = row.name, row.shape
-        name = in_transformers(family, name)
-        found[name] = ModelParameter(name, size, row.kind)
+        if row.kind not in CARRIED:
+            name, size = _fuse(row, shape) if EXPERT in row.name else (row.name, row.shape)
+            name = in_transformers(family, name)
+            found[name] = ModelParameter(name, size, row.kind)
     return tuple(found.values())
+
+
+def _fuse(row: StoredTensor, shape: ModelShape) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of the 3-D tensor that holds a projection of all experts of a layer."""
+    module, _, part = row.name.removesuffix(".weight").rpartition(f".{EXPERT}.")
+    fused = next(name for name, parts in FUSED.items() if part in parts)
+    rows, columns = row.shape
+    return f"{module}.{fused}", (shape.num_experts, len(FUSED[fused]) * rows, columns)
+
+
+def fused_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """The 3-D tensors of files that store the experts of a layer together, by name."""
+    return dict(_fuse(row, shape) for row in family_of(shape).table(shape) if EXPERT in row.name)
+
+
+def check_alike(shape: ModelShape) -> None:
+    """Refuse a model whose layers one module cannot compute in turn (`model/layer_stream.py`).
+
+    Raises:
+        ConfigError: some layers have experts and others not, or routers have biases.
+    """
+    kinds = {row.kind for row in family_of(shape).table(shape)}
+    if Kind.ROUTER_BIAS in kinds or {Kind.MLP, Kind.EXPERT} <= kinds:
+        raise ConfigError(
+            f"the model is of the family {shape.family}, whose layers are not all alike: it is "
+            "neither quantised here nor compared with a server; serve it in bfloat16, and compare "
+            "what it answers by `hunyuan-train evaluate`"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +200,8 @@ def _kinds_of_modules(family: Family) -> dict[str, Kind]:
     shape = next(iter(family.presets.values()))
     kinds: dict[str, Kind] = {}
     for row in family.table(shape):
+        if row.kind is Kind.EXTRA:
+            continue  # its names are those of other layers
         module = row.name.partition(f".{EXPERT}")[0].removesuffix(".weight").removesuffix(".bias")
         kinds[_without_layer(module)] = row.kind
     kinds["lm_head"] = Kind.HEAD  # tied or not
@@ -188,7 +221,8 @@ def layer_rows(shape: ModelShape, name_in_layer: str) -> list[StoredTensor]:
 def _rows_by_name(shape: ModelShape) -> dict[str, list[StoredTensor]]:
     found: dict[str, list[StoredTensor]] = {}
     for row in family_of(shape).table(shape):
-        found.setdefault(_without_layer(row.name), []).append(row)
+        if row.kind is not Kind.EXTRA:
+            found.setdefault(_without_layer(row.name), []).append(row)
     return found
 
 

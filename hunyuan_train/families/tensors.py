@@ -32,6 +32,8 @@ class Kind(StrEnum):
     EXTRA = "extra"  # carried through, neither trained nor computed with
 
 
+# Beside the parameters of a model: never trained, they pass from a base into its exports.
+CARRIED = (Kind.ROUTER_BIAS, Kind.EXTRA)
 KIND_ORDER = {kind: position for position, kind in enumerate(Kind)}
 
 
@@ -42,6 +44,7 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     kind: Kind = field(default=Kind.EXTRA, compare=False)  # known where a family's table made it
+    is_float32: bool = field(default=False, compare=False)  # in files, whatever the others are
 
     @property
     def numel(self) -> int:

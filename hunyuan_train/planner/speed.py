@@ -155,9 +155,10 @@ def token_bytes(run: ResolvedRun) -> int:
         return 0
     rows = run.num_tokens * run.shape.moe_topk * (run.expert_size - 1)
     row = run.shape.hidden_size * run.element_bytes
+    num_layers = run.shape.num_hidden_layers - run.shape.num_dense_layers
     # Out and back, forward and as often as it is repeated, and their gradients backward.
     exchanges = 2 * (num_forwards(run) + extra_passes(run) + 1)
-    return int(exchanges * run.shape.num_hidden_layers * (rows // run.expert_size) * row)
+    return int(exchanges * num_layers * (rows // run.expert_size) * row)
 
 
 def head_bytes(run: ResolvedRun) -> int:
