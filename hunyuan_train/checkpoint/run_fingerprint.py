@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.schema import OptimizerConfig, RunConfig
 from hunyuan_train.config.settings import FIELDS
 from hunyuan_train.families.registry import PRESETS
-from hunyuan_train.families.shape import FIRST_FAMILY, ModelShape, stretch_rope
+from hunyuan_train.families.shape import ModelShape, stretch_rope
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 
@@ -23,7 +23,7 @@ UNDECIDING = (
     *("export", "launcher", "planner", "report", "selftest", "serve", "shipped_files"),
     *("__main__.py", "cli.py", "verify_resume.py", "shipped.py"),
     *("html_page.py", "json_lines.py", "log.py", "progress.py"),
-    *("config/describe.py", "data/commands.py", "data/inspection"),
+    *("config/describe.py", "data/commands.py", "data/exact_output.py", "data/inspection"),
     *("evaluation/samples.py", "evaluation/show_answer.py"),
     *("parallel/collective_timers.py", "parallel/numa.py"),
     *("trainer/clock.py", "trainer/heat_map.py", "trainer/memory_estimate.py"),
@@ -54,7 +54,10 @@ def describe_run(
     if rows_per_step:
         settings["rows per step"] = rows_per_step
     return {
-        "model": {**asdict(shape), "weights": identify_weights(config.model.model_name_or_path)},
+        "model": {
+            **asdict(replace(shape, leaves_out_mtp=False)),
+            "weights": identify_weights(config.model.model_name_or_path),
+        },
         "code": describe_code(),
         "settings": settings,
     }
@@ -119,8 +122,10 @@ def check_changes(
         if ignored.get(kind, False):
             continue
         before = saved.get(kind, {})
-        if kind == "model":
-            before = {"family": FIRST_FAMILY, **stretch_rope(before)}
+        if kind == "model":  # checkpoints from before a field was known have its default
+            known = {one.name: one.default for one in fields(ModelShape)}
+            known = {name: one for name, one in known.items() if one is not MISSING}
+            before = known | stretch_rope(before)
         changed = [
             f"{name} ({before.get(name)}, now {value})"
             for name, value in values.items()

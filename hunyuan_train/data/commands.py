@@ -6,54 +6,50 @@ called raises DataError.
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
 
-from hunyuan_train.data.compiled.compile import CompileSettings, Record, read_records
+from hunyuan_train.data.compiled.compile import CompileSettings, Record
+from hunyuan_train.data.exact_output import (
+    UNTAUGHT,
+    choose_policy,
+    open_tokenizer,
+    read_rows,
+    run_encode,
+    run_render,
+)
 from hunyuan_train.data.findings import (
     POLICIES,
     Finding,
     FindingLog,
     build_policies,
-    parse_policies,
 )
 from hunyuan_train.data.inspection.console import print_findings, print_stats
 from hunyuan_train.data.inspection.lint import InspectedChunk, LintOptions, LintReport, lint_sources
 from hunyuan_train.data.inspection.page import write_page
 from hunyuan_train.data.inspection.show import show_samples, write_legend
 from hunyuan_train.data.inspection.stats import summarise
-from hunyuan_train.data.reading.decode import decode_record
-from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import (
     Listing,
     Source,
-    find_sources,
     is_written_file,
     list_sources,
     report_unread,
 )
 from hunyuan_train.data.records.convert import open_output
-from hunyuan_train.data.records.forms import to_chat_form
 from hunyuan_train.data.records.record import Reading
-from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.data.rendering.mode_choices import ask_for_mode
 from hunyuan_train.errors import DataError
-from hunyuan_train.families.grammar.dialogue import Dialogue
-from hunyuan_train.families.grammar.find import find_grammar, load_tokenizer
+from hunyuan_train.families.grammar.find import find_grammar
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.families.vocabulary import describe_folder
-from hunyuan_train.terminal import PlainConsole, complain, say
+from hunyuan_train.terminal import PlainConsole, say
 
 Arguments = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-# A mode is asked for when records are trained on; shown or written they may stay without one.
-_UNTAUGHT = {"untagged": "note"}
 
 
 def add_data_commands(subparsers: Commands) -> None:
@@ -89,7 +85,9 @@ def _add_looking(subparsers: Commands) -> None:
     show = subparsers.add_parser("show", help="show a record as the model is taught it")
     show.add_argument("file")
     show.add_argument("--row", type=_count, default=0, help="number of the record; 0 is the first")
-    show.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken")
+    show.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken or tokenizer.json"
+    )
     show.add_argument("--tokens", action="store_true", help="show where each token ends")
     _add_reading(show)
     _add_policies(show)
@@ -110,6 +108,13 @@ def _add_looking(subparsers: Commands) -> None:
         "--generation_prompt",
         action="store_true",
         help="only up to where the model goes on: without the last answer",
+    )
+    render.add_argument(
+        "--reasoning_effort",
+        default="",
+        metavar="WORD",
+        help="no_think, low or high, of records that do not say, for models that are asked so "
+        "(Hy3): their records are written as the model's own template does it",
     )
     render.add_argument("--json", action="store_true", help="row and text per line")
     _add_reading(render)
@@ -187,20 +192,8 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _choose_policy(arguments: Arguments) -> dict[str, str]:
-    return parse_policies(",".join(arguments.policy))
-
-
-def _open_tokenizer(folder: Path) -> Tokenizer:
-    """Read a tokenizer, and say what its folder has beside that is not read."""
-    tokenizer = load_tokenizer(folder)
-    for remark in describe_folder(tokenizer):
-        complain(remark)
-    return tokenizer
-
-
 def _open_any_tokenizer(folder: Path | None) -> Tokenizer | None:
-    return _open_tokenizer(folder) if folder else None
+    return open_tokenizer(folder) if folder else None
 
 
 def _find_all(names: Sequence[str], setting: str) -> Listing:
@@ -235,7 +228,7 @@ def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
 
 def run_check(arguments: Arguments) -> int:
     """Lint; with --fix also write what can be fixed."""
-    policy = _choose_policy(arguments)
+    policy = choose_policy(arguments)
     _open_any_tokenizer(arguments.tokenizer)
     if arguments.fix:  # fix whatever can be fixed, unless told otherwise
         fixable = {kind: "fix" for kind, policy in POLICIES.items() if "fix" in policy.allowed}
@@ -309,7 +302,7 @@ def run_convert(arguments: Arguments) -> int:
         max_seq_length=1,  # not looked at: nothing is tokenized
         mode=arguments.mode,
         now=arguments.now,
-        policy=_UNTAUGHT | _choose_policy(arguments),
+        policy=UNTAUGHT | choose_policy(arguments),
     )
     listing = _find_all([arguments.input], "IN")
     sources = listing.sources
@@ -334,7 +327,9 @@ def run_show(arguments: Arguments) -> int:
     reading = Reading(grammar, mode=arguments.mode, now=arguments.now)
     tokenizer = _open_any_tokenizer(arguments.tokenizer)
     if arguments.tokens and tokenizer is None:
-        raise DataError("--tokens needs --tokenizer DIR, a folder with hy.tiktoken")
+        raise DataError(
+            "--tokens needs --tokenizer DIR, a folder with hy.tiktoken or tokenizer.json"
+        )
     console = PlainConsole()
     record, findings = _find_row(arguments, reading)
     for finding in findings:
@@ -350,7 +345,7 @@ def run_show(arguments: Arguments) -> int:
 
 def _find_row(arguments: Arguments, reading: Reading) -> tuple[Record | None, list[Finding]]:
     num_rows = 0
-    for found in _read_rows(arguments, reading):
+    for found in read_rows(arguments, reading):
         if num_rows == arguments.row:
             return found
         num_rows += 1
@@ -359,45 +354,13 @@ def _find_row(arguments: Arguments, reading: Reading) -> tuple[Record | None, li
     )
 
 
-def _read_rows(
-    arguments: Arguments, reading: Reading, *, as_prompts: bool = False
-) -> Iterator[tuple[Record | None, list[Finding]]]:
-    """Each record of some files in turn, None where it is refused, and what was found in it.
-
-    Args:
-        arguments: name the files, and what is done about each kind of finding.
-        reading: how records are read.
-        as_prompts: a record that ends in a question is a prompt, and nothing is missing from it.
-    """
-    policies = build_policies(_UNTAUGHT | _choose_policy(arguments))
-    for source in find_sources(arguments.file, setting="FILE"):
-        for chunk in read_chunks(source.path):
-            for line, problem in chunk.problems:
-                if policies.decide(problem) == "error":
-                    raise DataError(f"{chunk.path}:{line}: {problem.reason}; {problem.fix}")
-            for line, raw in zip(chunk.lines, chunk.records, strict=True):
-                findings: list[Finding] = []
-                alone = Chunk(chunk.path, [line], [raw])
-                is_prompt = as_prompts and _ends_in_question(raw)
-                records = read_records(
-                    alone, replace(reading, is_prompt=is_prompt), policies, findings, Counter()
-                )
-                yield next(records, None), findings
-
-
-def _ends_in_question(raw: bytes) -> bool:
-    record, _ = to_chat_form(decode_record(raw, []), [])
-    last = record["messages"][-1:] if record else []
-    return bool(last) and isinstance(last[0], dict) and last[0].get("role") in ("user", "tool")
-
-
 def run_stats(arguments: Arguments) -> int:
     """Print the numbers of some files and write them as a page."""
     listing = _find_all(arguments.files, "FILE")
     _open_any_tokenizer(arguments.tokenizer)
     report = lint_sources(
         listing.sources,
-        _settings(arguments, _choose_policy(arguments)),
+        _settings(arguments, choose_policy(arguments)),
         LintOptions(tokenizer_folder=arguments.tokenizer),
         unread=listing.unread,
         num_workers=arguments.num_workers,
@@ -411,87 +374,3 @@ def run_stats(arguments: Arguments) -> int:
             file.write(write_page(stats, title=", ".join(arguments.files)))
         console.print(f"page written to {arguments.html}", markup=False)
     return 1 if report.num_errors else 0
-
-
-def run_render(arguments: Arguments) -> int:
-    """Print the text of each record as the last of its samples has it, or as a server sends it.
-
-    With --history keep a record is taken as it is written, as `encode` does it.
-    """
-    is_as_written = arguments.history == "keep" and arguments.mode == "auto"
-    grammar = _open_tokenizer(arguments.tokenizer).grammar
-    reading = Reading(grammar, mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
-    is_prompt = arguments.generation_prompt
-    num_refused = num_untagged = 0
-    rows = _read_rows(arguments, reading, as_prompts=is_prompt)
-    for row, (record, findings) in enumerate(rows):
-        num_untagged += _is_untagged(findings)
-        if record is None:
-            num_refused += 1
-            _print_refusals(findings)
-            continue
-        dialogue = _leave_answer_out(record.dialogue) if is_prompt else record.dialogue
-        if is_prompt and not is_as_written:
-            mode = dialogue.stated_mode or arguments.mode
-            segments = grammar.render_prompt(dialogue, mode=mode)
-        else:
-            segments = grammar.render(dialogue, history=arguments.history).last_sample()
-        text = "".join(segment.text for segment in segments)
-        line = json.dumps({"row": row, "text": text}, ensure_ascii=False)
-        say(line if arguments.json else f"row {row}:\n{text}")
-    _print_untagged(0 if is_prompt else num_untagged)
-    return 1 if num_refused else 0
-
-
-def _leave_answer_out(dialogue: Dialogue) -> Dialogue:
-    """The dialogue up to where the model goes on."""
-    messages = dialogue.messages
-    while messages and messages[-1].role == "assistant":
-        messages = messages[:-1]
-    return replace(dialogue, messages=messages)
-
-
-def _is_untagged(findings: Sequence[Finding]) -> bool:
-    return any(finding.kind == "untagged" for finding in findings)
-
-
-def _print_untagged(num_untagged: int) -> None:
-    """Say how records without a mode were written by a command that teaches nothing."""
-    if num_untagged:
-        said = f"{num_untagged:,} record(s) state no mode and are written as --mode plain does it"
-        complain(f"{said}; training asks for one")
-
-
-def _print_refusals(findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        if finding.action in ("error", "drop"):
-            complain(str(finding))
-
-
-def run_encode(arguments: Arguments) -> int:
-    """Print the token ids and the loss mask of every sample.
-
-    With --history keep a record is encoded as it is written, nothing fixed, so that the ids can be
-    compared with those of the model's own template; a dialogue without an answer is a prompt then.
-    """
-    is_as_written = arguments.history == "keep" and arguments.mode == "auto"
-    tokenizer = _open_tokenizer(arguments.tokenizer)
-    grammar = tokenizer.grammar
-    reading = Reading(grammar, mode=arguments.mode, now=arguments.now, is_as_written=is_as_written)
-    num_refused = num_untagged = 0
-    for row, (record, findings) in enumerate(_read_rows(arguments, reading)):
-        num_untagged += _is_untagged(findings)
-        if record is None:
-            num_refused += 1
-            _print_refusals(findings)
-            continue
-        rendering = grammar.render(record.dialogue, history=arguments.history, loss=arguments.loss)
-        encoded = encode_renderings([rendering], tokenizer)
-        for number in range(len(encoded.samples)):
-            sample = encoded.sample(number)
-            ids, mask = sample.tokens.tolist(), (sample.spans != 0).astype(int).tolist()
-            line = {"row": row, "input_ids": ids, "loss_mask": mask}
-            text = f"row {row}: {len(ids):,} tokens, {sum(mask):,} with loss"
-            say(json.dumps(line) if arguments.json else text)
-    _print_untagged(num_untagged)
-    return 1 if num_refused else 0

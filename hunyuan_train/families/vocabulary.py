@@ -69,7 +69,8 @@ def _check_ids(name: str, shape: ModelShape, tokenizer: Tokenizer, remedy: str) 
     given = {field: one for field, one in stated.items() if one[0] is not None}
     for field, (value, known) in given.items():
         ids = value if isinstance(value, list) else [value]
-        if not set(ids) <= known:
+        unnamed = set(range(tokenizer.num_ranks, tokenizer.vocab_size)) - tokenizer.named_ids
+        if not set(ids) <= known | unnamed:
             raise ConfigError(
                 f"{name}/{_CONFIG} has {field} {value}, which the tokenizer in "
                 f"{tokenizer.folder} has for another token (its own are "

@@ -44,12 +44,16 @@ class Dialogue:
     tools: list[dict[str, Any]] = field(default_factory=list)
     now: str = ""  # needed with tools, whose prompt shows it
     messages: list[dict[str, Any]] = field(default_factory=list)
+    mode: str = "auto"  # of the last question, where not its own text says it
 
     def ask(
         self, question: str, *, is_fast: bool, show: Callable[[Delta], None] = lambda _: None
     ) -> Reply:
         """Put a question and take the answer into the dialogue."""
-        content = self.served.tokenizer.grammar.queries.ask_fast(question) if is_fast else question
+        queries = self.served.tokenizer.grammar.queries
+        content = queries.ask_fast(question) if is_fast else question
+        if not queries.fast_prefix:  # the prompt says it, and not the query
+            self.mode = "fast" if is_fast else "slow"
         return self._answer([{"role": "user", "content": content}], show)
 
     def give_results(
@@ -60,7 +64,9 @@ class Dialogue:
 
     def _answer(self, turns: list[dict[str, Any]], show: Callable[[Delta], None]) -> Reply:
         messages = [*self.messages, *turns]
-        prompt = encode_prompt(messages, self.served.tokenizer, tools=self.tools, now=self.now)
+        prompt = encode_prompt(
+            messages, self.served.tokenizer, mode=self.mode, tools=self.tools, now=self.now
+        )
         reply = answer(self.served, prompt, self.sampling, show, has_tools=bool(self.tools))
         if reply.parsed.content or reply.parsed.tool_calls:  # an answer cut off in its thoughts
             said = reply.parsed.to_message()  # would leave nothing to answer to
@@ -78,7 +84,11 @@ def answer(
     has_tools: bool,
 ) -> Reply:
     """Generate one answer, handing out what is certain of it; Ctrl-C ends it where it is."""
-    stream = served.tokenizer.grammar.stream_output(has_tools=has_tools)
+    grammar = served.tokenizer.grammar
+    stream = grammar.stream_output(has_tools=has_tools)
+    opening = grammar.opens_thoughts
+    if opening and prompt[-1:] == [served.tokenizer.special_id(opening)]:
+        stream.feed(opening)  # the prompt has opened the thoughts
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
     num_tokens = 0
 

@@ -72,6 +72,9 @@ def _read_call(
     if not as_written and (cut := grammar.tools.find_cut(written)):
         reason = f"a server would cut this call: {cut}"
         problems.append(Problem("tools", f"{field}.arguments", reason, "reword them"))
+    if any(dump_json(character)[1:-1] in written for character in grammar.missing):
+        reason = "arguments with a character that the vocabulary cannot encode"
+        problems.append(Problem("normalised", f"{field}.arguments", reason, "left out", True))
     if has_blank_run(written):
         problems.append(Problem("size", f"{field}.arguments", "too many blanks", "shorten them"))
     read = ("type", "name", "function", *ARGUMENT_FIELDS)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS
+from hunyuan_train.families.grammar.interface import Grammar
 
 TEMPLATE_FIELDS = ("chat_template_kwargs", "kwargs")  # what a client hands the template beside
 _FLAG_FIELDS = (
@@ -47,6 +48,44 @@ def refuse_flag(field: str, value: object) -> Problem:
     """A flag that states no mode of its record."""
     fix = "state the mode of the record: fast, slow or plain"
     return Problem("mode", field, f"{value!r} is a setting and no thoughts", fix)
+
+
+def take_options(
+    record: dict[str, Any],
+    grammar: Grammar,
+    effort: str,
+    problems: list[Problem],
+    *,
+    as_written: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The record without what the model's own template takes beside messages, and that.
+
+    Args:
+        record: decoded.
+        grammar: of the model; most have no such fields.
+        effort: how much to think, for a record that does not say.
+        problems: an effort that the template does not know is added.
+        as_written: also options that training has no use for, and those for the template.
+    """
+    if not grammar.options:
+        return record, {}
+    rest = dict(record)
+    options: dict[str, Any] = {}
+    names = grammar.options if as_written else grammar.options[:1]
+    for outer in TEMPLATE_FIELDS if as_written else ():
+        if isinstance(rest.get(outer), dict):
+            options |= {name: rest[outer][name] for name in names if name in rest[outer]}
+    options |= {name: rest.pop(name) for name in names if rest.get(name) is not None}
+    field = names[0]
+    if rest.get("effort") in grammar.efforts:
+        options.setdefault(field, rest.pop("effort"))
+    if effort:
+        options.setdefault(field, effort)
+    if field in options and options[field] not in grammar.efforts:
+        reason, fix = f"{field} is {options[field]!r}", f"give one of {', '.join(grammar.efforts)}"
+        problems.append(Problem("mode", field, reason, fix))
+        del options[field]
+    return rest, options
 
 
 def take_flags(

@@ -231,6 +231,12 @@ def _check_text(text: str, place: str, grammar: Grammar, problems: list[Problem]
     if token := grammar.controls.find(text):
         reason = f"holds {token}"
         _report_once("special_tokens", place, reason, "encoded as ordinary text", problems)
+    lost = [character for character in grammar.missing if character in text]
+    if lost:
+        reason = f"holds {', '.join(map(repr, lost))}, which the vocabulary cannot encode"
+        _report_once("normalised", place, reason, "left out", problems)
+        for character in lost:
+            text = text.replace(character, "")
     if not text.isascii() and not is_normalized("NFC", text):
         _report_once("normalised", place, "text that is not NFC", "brought to NFC", problems)
         text = to_nfc(text)

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags
+from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags, take_options
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.records.hashes import seed_now
 from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS, apply_record_loss
@@ -40,6 +40,7 @@ class Reading:
 
     grammar: Grammar  # of the model that is to learn from them
     mode: str = "auto"  # of records that state none
+    effort: str = ""  # how much to think, of records that do not say and a grammar that asks
     now: str = ""  # of records that state none; "" for a time seeded by the dialogue
     # Nothing parsed or fixed: what the model's own template makes of the messages. Does not hold
     # for a record that states a mode or thoughts, which that template knows nothing of.
@@ -53,8 +54,13 @@ class Reading:
 
 def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> Dialogue | None:
     """The dialogue in a decoded record, or None where no form fits."""
-    stated_mode = ""
+    stated_mode, grammar = "", reading.grammar
+    options: dict[str, Any] = {}
+    knows_thoughts = grammar.write_served is not None
     if isinstance(value, dict):
+        value, options = take_options(
+            value, grammar, reading.effort, problems, as_written=reading.is_as_written
+        )
         value, stated_mode = take_flags(
             value, problems, with_template_fields=not reading.is_as_written
         )
@@ -63,7 +69,7 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
         return None
     if form != "messages":
         problems.append(Problem("converted", "", f"{form} form", "read as messages"))
-    if reading.is_as_written and (stated_mode or _states_thinking(record)):
+    if reading.is_as_written and not knows_thoughts and (stated_mode or _states_thinking(record)):
         reading = replace(reading, is_as_written=False)
     if not reading.is_as_written:
         record = drop_filled_nulls(lift_tools(record, problems), problems)
@@ -78,18 +84,40 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
         for index, raw in enumerate(record["messages"])
     ]
     dialogue = Dialogue(messages, form=form, now=reading.now, stated_mode=stated_mode or None)
+    dialogue.template_options = options
     if len(record) > 1:  # more than messages
         _read_fields(record, dialogue, reading, problems)
     _check_texts(messages, reading, problems)
-    is_regular = _REGULAR.fullmatch("".join([message.role[0] for message in messages]))
-    has_calls = dialogue.tools or any([message.tool_calls for message in messages])
-    if not is_regular or has_calls or not messages[0].content.strip():
-        _order(dialogue, reading, problems)
+    if not (reading.is_as_written and knows_thoughts):  # its template takes any order
+        _order_if_needed(dialogue, reading, problems)
+    _settle_effort(dialogue, reading, problems)
     if not (reading.is_as_written or reading.is_prompt):  # a server adds nothing to a prompt
         settle_modes(dialogue, reading.mode, reading.grammar, problems)
     if dialogue.tools:
         _settle_now(dialogue, problems)
     return dialogue
+
+
+def _settle_effort(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    """Take the mode of a record from how much it says to think, where it does."""
+    if reading.is_as_written or not dialogue.template_options:
+        return
+    field = reading.grammar.options[0]
+    effort = dialogue.template_options[field]
+    mode = reading.grammar.efforts[effort]
+    if dialogue.stated_mode not in (None, "auto", mode):
+        reason = f"mode says {dialogue.stated_mode} and {field} says {effort}"
+        problems.append(Problem("mode", "mode", reason, "keep one of them"))
+    dialogue.stated_mode = mode
+    dialogue.extra[field] = effort  # which conversion keeps
+
+
+def _order_if_needed(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    messages = dialogue.messages
+    is_regular = _REGULAR.fullmatch("".join([message.role[0] for message in messages]))
+    has_calls = dialogue.tools or any([message.tool_calls for message in messages])
+    if not is_regular or has_calls or not messages[0].content.strip():
+        _order(dialogue, reading, problems)
 
 
 def _order(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
@@ -140,7 +168,7 @@ def _read_template_fields(record: dict[str, Any], dialogue: Dialogue) -> None:
     for field in TEMPLATE_FIELDS:
         if isinstance(record.get(field), dict):
             dialogue.now = record[field].get("now", dialogue.now)
-            dialogue.template_options = record[field]
+            dialogue.template_options = record[field] | dialogue.template_options
 
 
 def _read_tools(
@@ -214,7 +242,9 @@ def _order_systems(dialogue: Dialogue, reading: Reading, problems: list[Problem]
         reason = "several system messages" if len(places) > 1 else "a system message that is late"
         field = f"messages[{places[-1]}].role"
         problems.append(Problem("system", field, reason, "joined at the front", True))
-    joined = "\n\n".join(text for text in texts if not _is_empty(text, reading))
+    joined = reading.grammar.joins_systems.join(
+        text for text in texts if not _is_empty(text, reading)
+    )
     rest = [message for message in messages if message.role != "system"]
     dialogue.messages = [Message("system", joined), *rest] if joined else rest
 

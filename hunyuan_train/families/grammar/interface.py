@@ -6,10 +6,10 @@ asks the grammar that it is handed and spells no marker itself.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from hunyuan_train.families.grammar.dialogue import Dialogue, ToolCall
+from hunyuan_train.families.grammar.dialogue import Dialogue, Mode, ToolCall
 from hunyuan_train.families.grammar.segments import Rendering, Segment
 
 
@@ -147,6 +147,17 @@ class RenderPrompt(Protocol):
         """
 
 
+class WriteServed(Protocol):
+    """Writes what the model's own template makes of a dialogue as a client sends it."""
+
+    def __call__(self, dialogue: Dialogue, *, adds_prompt: bool) -> list[Segment]:
+        """Every turn as it is.
+
+        Args:
+            adds_prompt: whether the client asks for an answer.
+        """
+
+
 class ParseOutput(Protocol):
     """Takes an answer apart as the serving parsers do."""
 
@@ -178,6 +189,14 @@ class Grammar:
     render_prompt: RenderPrompt
     parse_output: ParseOutput
     stream_output: StreamOutput
-    chat_template: str  # `render_prompt` in Jinja, for servers
+    # `render_prompt` in Jinja, for servers; "" where the model's own folder has the only one.
+    chat_template: str
     known_templates: tuple[str, ...] = ()  # SHA-256 of others that do the same, see template_files
     has_modes: bool = True  # whether answers are written with and without thinking
+    # Where a record's own fields decide what its template writes, and what they are.
+    write_served: WriteServed | None = None
+    options: tuple[str, ...] = ()
+    efforts: Mapping[str, Mode] = field(default_factory=dict)  # words of how much to think
+    opens_thoughts: str = ""  # the control token with which a prompt asks for thoughts
+    joins_systems: str = "\n\n"  # what stands between several system messages
+    missing: str = ""  # characters that the vocabulary cannot encode

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,25 @@ from hunyuan_train.families.grammar.interface import Grammar
 _NONCHARACTERS = [
     chr(plane | end) for plane in range(0x100000, 0, -0x10000) for end in (0xFFFE, 0xFFFF)
 ]
-_MARK_NUM_BYTES = 4
+MARK_NUM_BYTES = 4
+UNUSED = "<unused "  # begins our name for an id between those of special tokens
+
+
+class Encoding(Protocol):
+    """What turns text into the tokens of one vocabulary."""
+
+    def encode(
+        self, text: str, *, allowed_special: set[str], disallowed_special: tuple[str, ...]
+    ) -> list[int]:
+        """Tokens of ordinary text."""
+
+    def encode_to_numpy(
+        self, text: str, *, allowed_special: Literal["all"], disallowed_special: tuple[str, ...]
+    ) -> npt.NDArray[np.uint32]:
+        """Tokens of text whose marks stand for control tokens."""
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of a token that is no control token."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +48,8 @@ class Tokenizer:
     folder: Path
     content_hash: str  # of the file that it was read from
     grammar: Grammar  # in which the model that knows these tokens writes
-    encoding: tiktoken.Encoding
-    split_pattern: str  # cuts text before ranks merge its bytes
+    encoding: Encoding
+    split_pattern: str  # cuts text before ranks merge its bytes; "" where tokenizer.json does
     num_ranks: int
     special_tokens: tuple[str, ...]  # by name, in the order of their ids
     marks: Mapping[str, str]  # the character that stands for each control token in marked text
@@ -41,6 +60,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Ranks and special tokens together."""
         return self.num_ranks + len(self.special_tokens)
+
+    @property
+    def named_ids(self) -> set[int]:
+        """The ids of special tokens that its folder gives a name."""
+        names = enumerate(self.special_tokens, start=self.num_ranks)
+        return {number for number, name in names if not name.startswith(UNUSED)}
 
     def special_id(self, token: str) -> int:
         """The id of a special token given by its name."""
@@ -98,8 +123,7 @@ def build_tokenizer(
     remarks: tuple[str, ...] = (),
 ) -> Tokenizer:
     """A tokenizer of byte-pair ranks 0 to N-1, its special tokens behind them."""
-    written = grammar.controls.written
-    marks = dict(zip(written, _NONCHARACTERS[: len(written)], strict=True))
+    marks = choose_marks(grammar.controls.written)
     encoding = tiktoken.Encoding(
         grammar.name,
         pat_str=split_pattern,
@@ -108,7 +132,7 @@ def build_tokenizer(
             mark: len(ranks) + special_tokens.index(token) for token, mark in marks.items()
         },
     )
-    num_bytes = np.full(len(ranks) + len(special_tokens), _MARK_NUM_BYTES, dtype=np.int64)
+    num_bytes = np.full(len(ranks) + len(special_tokens), MARK_NUM_BYTES, dtype=np.int64)
     num_bytes[: len(ranks)] = [len(token) for token in ranks]
     return Tokenizer(
         folder=folder,
@@ -122,6 +146,11 @@ def build_tokenizer(
         token_num_bytes=num_bytes,
         remarks=remarks,
     )
+
+
+def choose_marks(written: tuple[str, ...]) -> dict[str, str]:
+    """A private character for each control token that renderings hold."""
+    return dict(zip(written, _NONCHARACTERS[: len(written)], strict=True))
 
 
 def to_nfc(text: str) -> str:

@@ -65,7 +65,7 @@ def _stage_ranks(folder: Path, staged: Path, shape: ModelShape) -> None:
     special_ids = {token: tokenizer.special_id(token) for token in tokenizer.special_tokens}
     ranks = {
         "rank_file": RANK_FILE,
-        "split_pattern": tokenizer.encoding._pat_str,  # tiktoken gives it back nowhere else
+        "split_pattern": tokenizer.split_pattern,
         "special_tokens": special_ids,
         "vocab_size": shape.vocab_size,
     }

@@ -1,0 +1,126 @@
+# ruff: noqa: RUF001  # the bars of these markers are wide ones
+"""The markers of Hy3 and Hy-MT2-30B-A3B, found in the vocabulary that a checkpoint comes with.
+
+Their spelling is a checkpoint's own (Hy3's end in `:opensource`, those of other checkpoints in
+nothing or in something else), and their ids are the tokenizer's. What stands here are the stems by
+which they are told apart.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hunyuan_train.errors import DataError
+
+_USER = re.compile(r"<｜hy_User(?P<suffix>[^｜]*)｜>")
+_CONTROL = re.compile(r"[<＜][｜|].*[｜|][>＞]")
+_STEMS = {
+    "begin": ("<｜hy_begin_of_sentence{}｜>", "<｜hy_begin▁of▁sentence{}｜>"),
+    "user": ("<｜hy_User{}｜>",),
+    "assistant": ("<｜hy_Assistant{}｜>",),
+    "reasoning_mode": ("<｜reasoning_mode{}｜>",),
+    "end": ("<｜hy_eos{}｜>",),
+    "pad": ("<｜hy_pad{}｜>", "<｜hy_▁pad▁{}｜>"),
+    "think_open": ("<think{}>",),
+    "think_close": ("</think{}>",),
+    "calls_open": ("<tool_calls{}>",),
+    "calls_close": ("</tool_calls{}>",),
+    "call_open": ("<tool_call{}>",),
+    "call_close": ("</tool_call{}>",),
+    "separator": ("<tool_sep{}>",),
+    "key_open": ("<arg_key{}>",),
+    "key_close": ("</arg_key{}>",),
+    "value_open": ("<arg_value{}>",),
+    "value_close": ("</arg_value{}>",),
+    "results_open": ("<tool_responses{}>",),
+    "results_close": ("</tool_responses{}>",),
+    "result_open": ("<tool_response{}>",),
+    "result_close": ("</tool_response{}>",),
+}
+_SETTINGS = {"begin": "bos_token", "end": "eos_token", "pad": "pad_token"}  # which say it outright
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Markers:
+    """How one checkpoint spells its markers."""
+
+    begin: str
+    user: str
+    assistant: str
+    reasoning_mode: str
+    end: str
+    pad: str
+    think_open: str
+    think_close: str
+    calls_open: str
+    calls_close: str
+    call_open: str
+    call_close: str
+    separator: str
+    key_open: str
+    key_close: str
+    value_open: str
+    value_close: str
+    results_open: str
+    results_close: str
+    result_open: str
+    result_close: str
+    others: tuple[str, ...]  # added tokens that no dialogue holds
+    missing: str  # characters that the vocabulary has no token for
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """All that renderings may hold."""
+        names = (one.name for one in fields(self) if one.name in _STEMS)
+        return tuple(getattr(self, name) for name in names if name != "pad")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Those of thoughts, calls and results."""
+        return tuple(one for one in self.written if not _CONTROL.fullmatch(one))
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Those that a config.json may name as the end of a text."""
+        turns = (self.begin, self.user, self.assistant, self.reasoning_mode)
+        found = [one for one in (self.end, self.pad, *self.others) if _CONTROL.fullmatch(one)]
+        return tuple(dict.fromkeys([self.end, *(one for one in found if one not in turns)]))
+
+
+def are_markers(added: Mapping[str, int]) -> bool:
+    """Whether added tokens are those of this grammar, complete or not."""
+    suffixes = [match["suffix"] for match in map(_USER.fullmatch, added) if match]
+    return any(suffixes) or any(one.startswith("<｜reasoning_mode") for one in added)
+
+
+def find_markers(
+    added: Mapping[str, int], config: Mapping[str, Any], folder: Path, *, missing: str
+) -> Markers:
+    """The markers among a vocabulary's added tokens.
+
+    Raises:
+        DataError: it lacks some.
+    """
+    suffixes = [match["suffix"] for match in map(_USER.fullmatch, added) if match]
+    suffix = suffixes[0] if suffixes else str(config.get("token_suffix", ""))
+    found: dict[str, str] = {}
+    absent: list[str] = []
+    for name, stems in _STEMS.items():
+        stated = config.get(_SETTINGS.get(name, ""))
+        stated = stated.get("content") if isinstance(stated, dict) else stated
+        spellings = [stem.format(one) for one in (suffix, "") for stem in stems]
+        candidates = [one for one in (stated, *spellings) if isinstance(one, str) and one in added]
+        if candidates:
+            found[name] = candidates[0]
+        else:
+            absent.append(spellings[0])
+    if absent:
+        raise DataError(
+            f"the tokenizer in {folder} lacks {len(absent)} marker(s) of its dialogues "
+            f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); it is of another "
+            "model, or damaged: copy the folder that was published with the model"
+        )
+    others = tuple(one for one in added if one not in found.values())
+    return Markers(**found, others=others, missing=missing)
