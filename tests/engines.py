@@ -45,6 +45,7 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     is_recomputed: bool = True,
     adam_epsilon: float = 1e-8,
     attention: str = PER_DOCUMENT,
+    expert_section: dict[str, Any] | None = None,
 ) -> deepspeed.DeepSpeedEngine:
     """Start an engine on this rank; `expert_size` 0 leaves expert parallelism off."""
     start_process_group(timeout_minutes=2)
@@ -63,8 +64,9 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     if expert_size:
         settings["expert_parallel"] = {
             "enabled": True,
-            "preset_model": "hunyuan_v1_moe",
+            "preset_model": shape.family,
             "autoep_size": expert_size,
+            **(expert_section or {}),
         }
     config = with_settings(
         RunConfig(model=model or ModelConfig(), lora=lora or LoraConfig()),

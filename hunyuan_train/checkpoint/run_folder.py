@@ -57,7 +57,8 @@ def check_stopped_run(folder: Path, moved: dict[str, str]) -> None:
     """
     checkpoint = find_newest(folder)
     read_manifest(checkpoint)
-    name = read_settings(checkpoint, moved).model.model_name_or_path
-    shape = resolve_shape(name)
+    model = read_settings(checkpoint, moved).model
+    name = model.model_name_or_path
+    shape = resolve_shape(name, carry_mtp=model.carry_mtp)
     if name not in PRESETS:
         locate_weights(Path(name), shape)

@@ -28,7 +28,7 @@ class ModelConfig:
     )
     tokenizer_name_or_path: str | None = free_setting(
         None,
-        "folder with hy.tiktoken; default: the model folder, or the bundled tiny tokenizer",
+        "folder with hy.tiktoken or tokenizer.json; default: the model's, or the bundled one",
         form="path",
     )
     use_flash_attn: bool | Auto = free_setting(
@@ -43,12 +43,12 @@ class ModelConfig:
     router_z_loss_coef: float = setting(0.0, "weight of the router z-loss", low=0, high=1000)
     freeze: str | None = setting(
         None,
-        "comma-separated patterns of parameters that are not trained, such as "
-        "'*.mlp.experts.*,model.embed_tokens.weight'",
+        "comma-separated patterns of what is not trained, such as '*.mlp.experts.*,lm_head.weight'",
         form="list",
     )
     freeze_router: bool = setting(False, "do not train the routers")
     train_attention_params_only: bool = setting(False, "train attention and nothing else")
+    carry_mtp: bool = free_setting(True, "export the layer for multi-token prediction as it came")
     attention_dropout: float = setting(
         0.0,
         "dropout on attention weights; the published config's 0.1 is not applied unless asked",

@@ -5,13 +5,19 @@ starts. That values are finite is seen when they are read (`weights.py`). A fold
 nothing: it may have been made to make us read other files, or for ever.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.config_fields import Fields
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import kind_of, model_parameters, released_tensors
+from hunyuan_train.families.tables import (
+    from_transformers,
+    fused_shapes,
+    kind_of,
+    released_tensors,
+)
 from hunyuan_train.families.tensors import Kind, expert_tensors
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
@@ -33,7 +39,8 @@ def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]
             unknown, misshapen, quantised, or stored twice; or a damaged generation_config.json.
     """
     check_generation_config(folder, shape)
-    most = len(released_tensors(shape)) + 1  # and tied output weights
+    whole = released_tensors(replace(shape, leaves_out_mtp=False))
+    most = len(whole) + 1  # and tied output weights
     stored: dict[str, TensorLocation] = {}
     for file in weight_files(folder):
         found = _read_file(file)
@@ -47,7 +54,9 @@ def locate_weights(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]
         family = family_of(shape)
         stored = {n: one for n, one in stored.items() if kind_of(family, n) is not Kind.HEAD}
         listed = {n: file for n, file in listed.items() if kind_of(family, n) is not Kind.HEAD}
-    located = _unfuse_experts(stored, shape, folder)
+    located = _unfuse_experts(_as_released(stored, shape, folder), shape, folder)
+    left_out = whole.keys() - released_tensors(shape).keys()
+    located = {name: one for name, one in located.items() if name not in left_out}
     _check_complete(located, shape, folder)
     _check_index(folder / INDEX, listed, stored)
     return located
@@ -156,10 +165,19 @@ def _read_file(file: Path) -> dict[str, TensorLocation]:
 
 def _check_complete(located: dict[str, TensorLocation], shape: ModelShape, folder: Path) -> None:
     """Refuse anything but the released tensors, each in its shape and not quantised."""
-    expected = {name: tensor.shape for name, tensor in released_tensors(shape).items()}
+    tensors = released_tensors(shape)
+    expected = {name: tensor.shape for name, tensor in tensors.items()}
+    missing = [name for name in expected if name not in located]
+    mtp = f"model.layers.{shape.num_hidden_layers}."  # Transformers leaves these out when it saves
+    if missing and all(name.startswith(mtp) for name in missing):
+        raise ConfigError(
+            f"{folder} has num_nextn_predict_layers {shape.num_mtp_layers} in its config.json and "
+            f"lacks {len(missing)} tensors of the layer for multi-token prediction "
+            f"({_some(missing)}); download them, or train without that layer: --carry_mtp false"
+        )
     _refuse(
         folder,
-        missing=sorted(expected.keys() - located.keys()),
+        missing=sorted(missing),
         unknown=[
             f"{name} in {one.file.name}" for name, one in located.items() if name not in expected
         ],
@@ -196,16 +214,24 @@ def _refuse(folder: Path, **problems: list[str]) -> None:
         )
 
 
-def _fused_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Shapes of the 3-D tensors of the layout that stores the experts of a layer together."""
-    return {one.name: one.shape for one in model_parameters(shape) if one.kind is Kind.EXPERT}
+def _as_released(
+    stored: dict[str, TensorLocation], shape: ModelShape, folder: Path
+) -> dict[str, TensorLocation]:
+    """Give the tensors that Transformers' names were written to those that they are released by."""
+    family = family_of(shape)
+    located: dict[str, TensorLocation] = {}
+    for name, one in stored.items():
+        released = from_transformers(family, name)
+        _refuse(folder, twice=[released] if released in located else [])
+        located[released] = one
+    return located
 
 
 def _unfuse_experts(
     stored: dict[str, TensorLocation], shape: ModelShape, folder: Path
 ) -> dict[str, TensorLocation]:
     """Give the experts inside fused 3-D tensors the names they have when stored singly."""
-    fused = _fused_shapes(shape)
+    fused = fused_shapes(replace(shape, leaves_out_mtp=False))
     _refuse(folder, misshapen=_find_misshapen(stored, fused))
     located = {name: one for name, one in stored.items() if name not in fused}
     for name in stored.keys() & fused.keys():

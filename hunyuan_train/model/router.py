@@ -1,4 +1,4 @@
-"""Routers: their precision, and what they did.
+"""Routers: their precision, their biases, and what they did.
 
 Shape letters:  T tokens of this rank · E experts · K experts per token · L layers
 """
@@ -8,6 +8,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hunyuan_train.families.registry import FAMILIES
+from hunyuan_train.families.tables import kind_of, to_released
+from hunyuan_train.families.tensors import Kind, StoredTensor
+from hunyuan_train.model.weights import WeightSource
 
 
 class Float32Linear(nn.Linear):
@@ -33,6 +39,57 @@ class Float32Linear(nn.Linear):
         # Rounding leaves a rest that float32 holds exactly, so the sum is the exact weight.
         weight = weight + (self.float32_weight - weight).detach()
         return nn.functional.linear(hidden_states.float(), weight)
+
+
+def pin_router(router: nn.Module, float32_weight: Tensor) -> None:
+    """Let a router compute with float32 values beside its parameter, in place.
+
+    A router that has the weight itself computes in float32 by its own code, as Transformers' does.
+
+    Args:
+        router: a linear layer, or such a router.
+        float32_weight: [experts, hidden].
+    """
+    if isinstance(router, nn.Linear):
+        Float32Linear.pin(router, float32_weight)
+        return
+    kind = type(router)
+    members = {"weight": property(_exact_weight)}
+    router.__class__ = type(f"Float32{kind.__name__}", (kind,), members)
+    router.register_buffer("float32_weight", float32_weight, persistent=False)
+
+
+def is_pinned(module: nn.Module) -> bool:
+    """Whether it is a router with float32 values beside its parameter."""
+    return "float32_weight" in module._buffers
+
+
+def router_weight(router: nn.Module) -> nn.Parameter:
+    """A router's own parameter, also where its attribute gives the exact values."""
+    weight = router._parameters["weight"]
+    assert weight is not None, "a router has a weight"
+    return weight
+
+
+def _exact_weight(router: nn.Module) -> Tensor:
+    """As in `Float32Linear.forward`."""
+    weight = router_weight(router).float()
+    return weight + (router.get_buffer("float32_weight") - weight).detach()
+
+
+def fill_router_biases(model: PreTrainedModel, source: WeightSource) -> None:
+    """Read the biases that decide the choice of experts, split or not: buffers, kept in float32.
+
+    A model built without memory, or in bfloat16, has zeros or rounded ones there, with which it
+    trains without an error.
+    """
+    family = FAMILIES[model.config.model_type]
+    for name, buffer in list(model.named_buffers()):
+        if kind_of(family, name) is Kind.ROUTER_BIAS:
+            stored = StoredTensor(to_released(family, name), tuple(buffer.shape), Kind.ROUTER_BIAS)
+            values = source.read(stored, 0, stored.numel).to(buffer.device, torch.float32)
+            module, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(module), own_name, values)
 
 
 class RouterWatch:

@@ -104,7 +104,7 @@ def find_model(
     name = config.model_name_or_path
     shape = fit_vocabulary(
         name,
-        resolve_shape(name),
+        resolve_shape(name, carry_mtp=config.carry_mtp),
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,

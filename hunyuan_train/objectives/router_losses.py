@@ -22,6 +22,7 @@ class RouterTerms:
 
     watch: RouterWatch
     top_k: int
+    first_layer: int = 0  # with a router
     balance_coefficient: float = 0.0
     z_coefficient: float = 0.0
 
@@ -48,6 +49,7 @@ def watch_and_weigh(
     return RouterTerms(
         watch=watch_routers(engine.module, shape, engine.device),
         top_k=shape.moe_topk,
+        first_layer=shape.num_dense_layers,
         balance_coefficient=config.router_aux_loss_coef,
         z_coefficient=config.router_z_loss_coef,
     )

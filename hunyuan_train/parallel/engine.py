@@ -26,8 +26,10 @@ from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.build import build_model, compute_rope_in_float32, model_class
 from hunyuan_train.model.lora import add_linear_adapters
+from hunyuan_train.model.router import fill_router_biases
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.expert import (
+    check_split_routers,
     give_placeholders_shapes,
     placeholder_experts,
     register_families,
@@ -126,7 +128,9 @@ def start_engine(
     """
 
     def build_after_split(_: Iterable[nn.Parameter]) -> Optimizer:
+        check_split_routers(model, shape)
         fill_parameters(model, source)
+        fill_router_biases(model, source)
         pin_routers(model, source)
         if lora.use_lora:
             # While this object lives, PEFT gathers the weights it needs for DoRA's first values.
@@ -139,6 +143,7 @@ def start_engine(
     register_families()
     import_muon()
     show_router_weight(model)
+    model.config.routed_scaling_factor = shape.router_scale  # where AutoEP looks for it
     with ExitStack() as construction:
         if lora.use_lora:
             model.requires_grad_(requires_grad=False)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.family import Family, Router
 from hunyuan_train.families.registry import FAMILIES, family_of
 from hunyuan_train.families.shape import ModelShape
@@ -87,6 +88,54 @@ def show_router_weight(model: PreTrainedModel) -> None:
     for block in moe_blocks(model):
         router = type(block.get_submodule(moe.router.module))
         router.weight = property(lambda one: one.get_parameter(path))
+
+
+def check_split_routers(model: PreTrainedModel, shape: ModelShape) -> None:
+    """Refuse blocks that AutoEP has made to route otherwise than the model does.
+
+    It takes what the DeepSpeed file says, or a preset of another model, without an error, and the
+    loss looks normal: without the scale the experts of Hy3 learn at a quarter of the rate.
+
+    Raises:
+        ConfigError: naming the layer and what differs.
+    """
+    family = family_of(shape)
+    if family.moe is None:
+        return
+    has_bias = bool(modules_of_kind(shape, Kind.ROUTER_BIAS))
+    wanted = {
+        "score_func": family.moe.router.scores,
+        "route_norm": family.moe.router.is_normalised,
+        "route_scale": shape.router_scale,
+        "top_k": shape.moe_topk,
+        "num_expert_groups": None,
+        "score correction bias": has_bias,
+        "shared experts": bool(family.moe.shared_expert),
+        "expert_activation": "swiglu",
+    }
+    for name, block in model.named_modules():
+        if not isinstance(block, AutoEPMoELayer):
+            continue
+        router = block.router
+        found = {
+            "score_func": router.score_func,
+            "route_norm": router.route_norm,
+            "route_scale": router.route_scale,
+            "top_k": router.top_k,
+            "num_expert_groups": router.num_expert_groups,
+            "score correction bias": router.e_score_correction_bias is not None,
+            "shared experts": block.shared_experts is not None,
+            "expert_activation": block.experts.activation,
+        }
+        wrong = [
+            f"{one} {found[one]}, not {wanted[one]}" for one in wanted if found[one] != wanted[one]
+        ]
+        if wrong:
+            raise ConfigError(
+                f"expert_parallel in the DeepSpeed file makes {name} compute with "
+                f"{'; '.join(wrong)}, as config.json has it for {family.name}; leave all but "
+                'enabled, preset_model "auto" and autoep_size out of that section'
+            )
 
 
 class PlaceholderExperts(nn.Module):

@@ -19,43 +19,44 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import kind_of, to_released
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.model.lora import is_adapter
-from hunyuan_train.model.router import Float32Linear, RouterWatch
+from hunyuan_train.model.router import RouterWatch, is_pinned, pin_router, router_weight
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel.expert import moe_blocks
-from hunyuan_train.parallel.zero import trained_shards, write_state
+from hunyuan_train.parallel.zero import is_partitioned, trained_shards, write_state
 
 
-def routers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
-    """The routers' projections by released name, split experts or not, adapted or not."""
+def routers(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The modules with the routers' weights by released name, split or not, adapted or not."""
     family = FAMILIES[model.config.model_type]
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and not is_adapter(name):
+        if "weight" in module._parameters and not is_adapter(name):
             weight = f"{name}.weight"
             if kind_of(family, weight) is Kind.ROUTER:
                 yield to_released(family, weight), module
 
 
-def pinned_routers(model: PreTrainedModel) -> Iterator[Float32Linear]:
+def pinned_routers(model: PreTrainedModel) -> Iterator[nn.Module]:
     """The routers that compute with float32 weights beside rounded ones; none in a float32 run."""
-    return (linear for _, linear in routers(model) if isinstance(linear, Float32Linear))
+    return (router for _, router in routers(model) if is_pinned(router))
 
 
 def pin_routers(model: PreTrainedModel, source: WeightSource) -> None:
     """Compute routers in float32 from here on, with the float32 values of the source."""
-    for name, linear in routers(model):
-        if linear.weight.dtype == torch.float32:
+    for name, router in routers(model):
+        weight = router_weight(router)
+        if weight.dtype == torch.float32:
             continue
-        shape = (linear.out_features, linear.in_features)
+        shape = tuple(weight.ds_shape) if is_partitioned(weight) else tuple(weight.shape)
         stored = StoredTensor(name, shape, Kind.ROUTER)
         exact = source.read(stored, 0, stored.numel).view(shape).float()
-        Float32Linear.pin(linear, exact.to(linear.weight.device))
+        pin_router(router, exact.to(weight.device))
 
 
 def keep_pinned_masters(engine: deepspeed.DeepSpeedEngine) -> None:
     """Undo the rounding of the optimizer's router weights, which it copied from bfloat16."""
     pinned = pinned_routers(engine.module)
-    exact = {id(linear.weight): linear.float32_weight for linear in pinned}
+    exact = {id(router_weight(router)): router.get_buffer("float32_weight") for router in pinned}
     for shard in trained_shards(engine.module):
         if id(shard.parameter) in exact:
             values = exact[id(shard.parameter)].flatten()[shard.start : shard.stop]
@@ -64,10 +65,10 @@ def keep_pinned_masters(engine: deepspeed.DeepSpeedEngine) -> None:
 
 def refresh_routers(engine: deepspeed.DeepSpeedEngine) -> None:
     """Route with the weights that the optimizer now has; every rank takes part."""
-    for linear in pinned_routers(engine.module):
-        if linear.weight.requires_grad:
-            master = safe_get_full_fp32_param(linear.weight)
-            linear.float32_weight.copy_(master.view_as(linear.float32_weight))
+    for router in pinned_routers(engine.module):
+        weight, exact = router_weight(router), router.get_buffer("float32_weight")
+        if weight.requires_grad:
+            exact.copy_(safe_get_full_fp32_param(weight).view_as(exact))
 
 
 def watch_routers(model: PreTrainedModel, shape: ModelShape, device: torch.device) -> RouterWatch:

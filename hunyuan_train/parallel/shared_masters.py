@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hunyuan_train.model.router import Float32Linear
+from hunyuan_train.model.router import is_pinned, router_weight
 from hunyuan_train.parallel.zero import flat_masters, num_dimensions
 
 
 def exact_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Parameters that keep a float32 master beside their bfloat16 weights."""
-    routers = {id(one.weight) for one in model.modules() if isinstance(one, Float32Linear)}
+    routers = {id(router_weight(one)) for one in model.modules() if is_pinned(one)}
     for parameter in model.parameters():
         if id(parameter) in routers or num_dimensions(parameter) < 2:
             yield parameter

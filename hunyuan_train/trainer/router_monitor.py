@@ -65,7 +65,12 @@ class Alarm:
 
 
 def find_alarms(
-    load_LE: Tensor, profile_LE: Tensor, config: GuardianConfig, *, top_k: int
+    load_LE: Tensor,
+    profile_LE: Tensor,
+    config: GuardianConfig,
+    *,
+    top_k: int,
+    first_layer: int = 0,
 ) -> list[Alarm]:
     """Compare a load with the base model's.
 
@@ -74,6 +79,7 @@ def find_alarms(
         profile_LE: [layers, experts], of the base model, counts or shares.
         config: the limits.
         top_k: experts of a token; an expert can get no more than every token once.
+        first_layer: number of the first layer that has a router.
     """
     num_experts = load_LE.shape[1]
     if int(load_LE[0].sum()) < MIN_SLOTS * num_experts:
@@ -91,7 +97,7 @@ def find_alarms(
     return [
         Alarm(kind, layer, value, limit)
         for kind, (values_L, limit) in values.items()
-        for layer, value in enumerate(values_L.tolist())
+        for layer, value in enumerate(values_L.tolist(), start=first_layer)
         if value > limit
     ]
 
@@ -177,8 +183,13 @@ class RouterMonitor:
         self.load_LE, self.checked_step = load_LE.cpu(), step
         if self.config.router_guardian == "off" or self.profile_LE is None:
             return
-        top_k = self.routers.top_k
-        alarms = find_alarms(self.load_LE, self.profile_LE, self.config, top_k=top_k)
+        alarms = find_alarms(
+            self.load_LE,
+            self.profile_LE,
+            self.config,
+            top_k=self.routers.top_k,
+            first_layer=self.routers.first_layer,
+        )
         fresh = [alarm for alarm in alarms if self._is_news(alarm, step)]
         self.last_seen |= {(alarm.kind, alarm.layer): step for alarm in alarms}
         if fresh:

@@ -2,7 +2,7 @@
 
 from fnmatch import fnmatchcase
 
-from hunyuan_train.config.adapters import TARGETS, adapted_modules, adapts_experts
+from hunyuan_train.config.adapters import TARGETS, adapted_modules, adapts_experts, adapts_kind
 from hunyuan_train.config.freezing import freeze_patterns, is_frozen
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig
@@ -53,7 +53,14 @@ def check_adapter_targets(run: ResolvedRun) -> None:
 
 def check_expert_adapters(run: ResolvedRun) -> None:
     """Refuse what adapters on the routed experts cannot have."""
-    lora = run.config.lora
+    lora, moe = run.config.lora, family_of(run.shape).moe
+    is_bare = moe is not None and not moe.router.projection  # the router is no linear layer
+    if is_bare and adapts_kind(lora, run.shape, Kind.ROUTER) and not run.splits_experts:
+        raise ConfigError(
+            "lora_target_modules includes the router, which in this model is adapted in the "
+            "engine's expert-parallel layer only; use --deepspeed ds_configs/zero3_ep.json (an "
+            "expert_parallel_size of 1 will do), or leave router out"
+        )
     if not adapts_experts(lora, run.shape):
         return
     if lora.lora_rank % EXPERT_RANK_MULTIPLE:
@@ -112,6 +119,25 @@ def check_experts_exist(run: ResolvedRun) -> None:
             raise ConfigError(
                 f"{name} is {value}, and this model has no routed experts; drop --{name}"
             )
+
+
+def check_router_losses(run: ResolvedRun) -> None:
+    """Refuse terms for routers that are balanced by a bias, as the model was trained."""
+    moe = family_of(run.shape).moe
+    if moe is None or moe.router.scores == "softmax":
+        return
+    model = run.config.model
+    if model.router_aux_loss_coef or model.router_z_loss_coef:
+        raise ConfigError(
+            f"router_aux_loss_coef is {model.router_aux_loss_coef} and router_z_loss_coef is "
+            f"{model.router_z_loss_coef}, which are terms of a softmax over experts; the routers "
+            "of this model have sigmoid scores and a bias that balances them: leave both at 0"
+        )
+    if run.config.guardian.router_guardian == "aux_loss":
+        raise ConfigError(
+            "router_guardian is aux_loss, and the routers of this model have no such loss; use "
+            "--router_guardian warn, freeze_router or stop"
+        )
 
 
 def trains_routers(run: ResolvedRun) -> bool:

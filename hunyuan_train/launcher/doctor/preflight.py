@@ -121,7 +121,8 @@ def run_preflight(config: RunConfig, cluster: Cluster) -> Preflight:
 def will_split_experts(config: RunConfig, cluster: Cluster, reports: Sequence[Report]) -> bool:
     """Whether the run uses the engine's expert-parallel layer; no, where it cannot be resolved."""
     try:
-        shape = resolve_shape(config.model.model_name_or_path)
+        model = config.model
+        shape = resolve_shape(model.model_name_or_path, carry_mtp=model.carry_mtp)
         machine = least_machine(reports)
         run = resolve(
             config, shape=shape, machine=machine, slots=cluster.slots, known=SETTINGS_ALONE

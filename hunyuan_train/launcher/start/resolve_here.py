@@ -27,7 +27,8 @@ def resolve_here(config: RunConfig, *, machine: Machine, slots: Sequence[int] = 
             outside the model's folder.
     """
     name = config.model.model_name_or_path
-    run = resolve(config, shape=resolve_shape(name), machine=machine, slots=slots)
+    shape = resolve_shape(name, carry_mtp=config.model.carry_mtp)
+    run = resolve(config, shape=shape, machine=machine, slots=slots)
     if name not in PRESETS:
         locate_weights(Path(name), run.shape)
         for folder in export_sources(config):
