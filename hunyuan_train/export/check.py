@@ -19,6 +19,7 @@ from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.model.build import build_model, native_config
+from hunyuan_train.model.router import fill_router_biases
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.serve.adapter import put_adapter
 from hunyuan_train.serve.errors import ServeError
@@ -101,6 +102,7 @@ def load_source(shape: ModelShape, source: WeightSource) -> PreTrainedModel:
             values = source.read(tensor, 0, tensor.numel)
             parameter.view(-1)[position : position + tensor.numel] = values
             position += tensor.numel
+    fill_router_biases(model, source)
     return model
 
 

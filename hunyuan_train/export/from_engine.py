@@ -25,10 +25,11 @@ from hunyuan_train.export.huggingface_folder import (
     create_release,
     read_locations,
     write_piece,
+    write_weights,
 )
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import count_parameters
-from hunyuan_train.families.tensors import pieces_of_range
+from hunyuan_train.families.tables import count_parameters, released_tensors
+from hunyuan_train.families.tensors import CARRIED, pieces_of_range
 from hunyuan_train.model.lora import is_adapter
 from hunyuan_train.model.loss import token_losses
 from hunyuan_train.model.safetensors_header import TensorLocation
@@ -69,7 +70,7 @@ def export_model(
         create_release(unfinished, release)
 
     def write() -> None:
-        write_owned_ranges(engine, source, read_locations(unfinished))
+        write_owned_ranges(engine, release.shape, source, read_locations(unfinished))
 
     fault = fault_of(begin, on_all=False) or fault_of(write) or seal_folder(folder, check)
     if fault is None:
@@ -101,7 +102,10 @@ def fault_of(work: Callable[[], None], *, on_all: bool = True) -> str | None:
 
 
 def write_owned_ranges(
-    engine: deepspeed.DeepSpeedEngine, source: WeightSource, locations: dict[str, TensorLocation]
+    engine: deepspeed.DeepSpeedEngine,
+    shape: ModelShape,
+    source: WeightSource,
+    locations: dict[str, TensorLocation],
 ) -> None:
     """Write what this rank keeps: float32 masters of what it trains, the source's bits of the rest.
 
@@ -113,7 +117,11 @@ def write_owned_ranges(
         for shard in weight_shards(engine.module)
         if not shard.parameter.requires_grad and not is_adapter(shard.name) and is_primary(shard)
     ]
+    tensors = released_tensors(shape).values()
+    carried = [one.name for one in tensors if one.kind in CARRIED]
+    mine = {name: locations[name] for name in carried[dist.get_rank() :: dist.get_world_size()]}
     num_bytes = 4 * sum(shard.stop - shard.start for shard in (*trained, *others))
+    num_bytes += sum(one.num_bytes for one in mine.values())
     with show_progress("exporting", num_bytes) as advance:
         for shard in trained:
             values = read_state(engine, shard, MASTER)
@@ -125,6 +133,7 @@ def write_owned_ranges(
             for piece in pieces_of_range(shard.stored, shard.start, shard.stop):
                 write_piece(locations, piece, source.read(piece.tensor, piece.start, piece.stop))
                 advance(4 * (piece.stop - piece.start))
+        write_weights(source, mine, advance)
 
 
 def seal_folder(folder: Path, check: FolderCheck | None) -> str | None:

@@ -4,6 +4,7 @@ The layout is known before a weight is. So the files are created first, headers 
 reserved, and whoever has a range of a tensor writes it into its place, in any order.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,14 +30,16 @@ from hunyuan_train.export.served_config import (
 from hunyuan_train.export.served_tokenizer import complete_tokenizer
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.families.registry import PRESETS, family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
-from hunyuan_train.families.tensors import Kind, Piece, StoredTensor
+from hunyuan_train.families.tensors import Piece, StoredTensor
 from hunyuan_train.model.released_files import check_generation_config
 from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
+
+logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 5 * 10**9
 HEADER_BYTES = 2**20  # kept free for a file's header, which takes 0.1 MB at the released size
@@ -48,7 +51,7 @@ class Release:
     """Everything about a released folder but its weights' values."""
 
     shape: ModelShape
-    dtype: torch.dtype  # of all weights but the routers'
+    dtype: torch.dtype  # of all weights but those that are always float32
     # Folders to take other files from, of which later ones win; the last one is the tokenizer's.
     companions: tuple[Path, ...]
     base: Path | None = None  # the folder of the model that was trained, where it has one
@@ -79,6 +82,11 @@ def create_release(folder: Path, release: Release) -> None:
     words = load_tokenizer(release.companions[-1]) if release.companions else None
     base = read_config(release.base) if release.base else {}
     complete_files(folder, release.shape, release.dtype, base=base, words=words)
+    if release.shape.num_mtp_layers and not release.shape.leaves_out_mtp:
+        logger.info(
+            "the layer for multi-token prediction is exported as it came, and was not tuned: "
+            "servers that decode with it give right answers and may accept fewer of its tokens"
+        )
 
 
 def complete_files(
@@ -94,7 +102,7 @@ def complete_files(
     Args:
         folder: to be published.
         shape: of the model.
-        dtype: of its weights but the routers'.
+        dtype: of its weights but those that are always float32.
         base: config.json of the model that was trained; empty for a preset.
         words: the tokenizer whose files the folder holds, if any.
     """
@@ -122,8 +130,8 @@ def create_weight_files(folder: Path, release: Release) -> None:
 
 
 def stored_dtype(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
-    """Routers are released in float32, everything else in the model's dtype."""
-    return torch.float32 if tensor.kind is Kind.ROUTER else dtype
+    """Some tensors are released in float32, everything else in the model's dtype."""
+    return torch.float32 if tensor.is_float32 else dtype
 
 
 def stored_bytes(tensor: StoredTensor, dtype: torch.dtype) -> int:
@@ -223,7 +231,7 @@ def write_adapter(
         shape: of the model.
         base_model: the model they belong on.
     """
-    tensors = peft_tensors(adapters)
+    tensors = peft_tensors(family_of(shape), adapters)
     check_room(folder, sum(values.nbytes for values in tensors.values()))
     weights = folder / "adapter_model.safetensors"
     weights.touch()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hunyuan_train.config.adapters import adapted_modules
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.families.family import Family
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import in_transformers
@@ -40,7 +41,8 @@ def peft_description(config: LoraConfig, shape: ModelShape, *, base_model: str) 
         if kind is Kind.EXPERT:
             parameters += [f"{name}.{fused}" for fused in FUSED]
         elif kind in family.peft_by_parameter:
-            parameters.append(f"{name.partition('.')[2]}.weight")
+            inner = name.partition(".")[2]  # as far as it is needed to tell it from others
+            parameters.append(f"{inner if '.' in inner else name}.weight")
         else:
             modules.append(name.rpartition(".")[2])
     return peft.LoraConfig(
@@ -56,10 +58,11 @@ def peft_description(config: LoraConfig, shape: ModelShape, *, base_model: str) 
     )
 
 
-def peft_tensors(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def peft_tensors(family: Family, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and lay out adapters for adapter_model.safetensors.
 
     Args:
+        family: of the model.
         adapters: whole matrices by stored name (`families/tables.py`), of routed experts every
             expert of a layer: A [rank, in], B [out, rank].
     """
@@ -68,7 +71,7 @@ def peft_tensors(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, values in adapters.items():
         match = EXPERT_ADAPTER.fullmatch(name)
         if match is None:
-            tensors[PREFIX + _peft_name(name)] = values
+            tensors[PREFIX + _peft_name(in_transformers(family, name))] = values
         else:
             wrapper, matrix = WRAPPERS[match["kind"]], match["matrix"]
             key = f"{PREFIX}{match['experts']}{wrapper}.{matrix}.weight"

@@ -25,7 +25,8 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 # Fields of a base that an export does not have. The vendor's code for the model is one for older
 # Transformers, and does not come along. The others are second names of fields that are written, in
 # which a number could stand once a layer and win over ours.
-NOT_CARRIED = ("auto_map", "num_experts_per_tok", "num_local_experts", "_name_or_path")
+OF_CODE = ("auto_map", "_name_or_path")
+NOT_CARRIED = (*OF_CODE, "num_experts_per_tok", "num_local_experts")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def describe_config(
 ) -> dict[str, Any]:
     """Fields of config.json: those of the base, and over them what is understood.
 
+    A family whose files all readers take as published keeps them so, but for what has changed.
+
     Args:
         shape: of the model.
         dtype: of its weights but the routers'.
@@ -51,6 +54,10 @@ def describe_config(
     family = family_of(shape)
     native = family.native_config(shape)
     name = str(dtype).removeprefix("torch.")
+    if family.carries_config and base:
+        fields = {field: value for field, value in base.items() if field not in OF_CODE}
+        dtypes = fields.keys() & {"dtype", "torch_dtype"} or {"dtype"}
+        return fields | family.served_config(shape) | dict.fromkeys(dtypes, name)
     return {
         "use_cache": True,
         **{field: value for field, value in base.items() if field not in NOT_CARRIED},

@@ -20,6 +20,7 @@ from hunyuan_train.families.grammar.template_files import (
     read_if_whole,
 )
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from hunyuan_train.families.grammar.tokenizer_json import BYTE_NAMES
 from hunyuan_train.families.shape import ModelShape
 
 logger = logging.getLogger(__name__)
@@ -27,23 +28,19 @@ logger = logging.getLogger(__name__)
 FAST = "tokenizer.json"
 FAST_CLASS = "PreTrainedTokenizerFast"  # under this name in Transformers 4 and 5
 
-# Byte-level BPE writes every byte as one printable character: itself where it is printable, else
-# the next free one from 256 on, in the order of the bytes.
-PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-HIDDEN = [byte for byte in range(256) if byte not in PRINTABLE]
-CHARACTER = {byte: chr(byte) for byte in PRINTABLE} | {
-    byte: chr(256 + index) for index, byte in enumerate(HIDDEN)
-}
-
 
 def complete_tokenizer(folder: Path, words: Tokenizer, shape: ModelShape) -> None:
     """Add to a folder with a tokenizer's files what clients without the vendor's code read.
+
+    A vocabulary whose grammar has no template of ours was published with all of that.
 
     Args:
         folder: to be published, with the files of the base.
         words: the tokenizer that these files hold.
         shape: of the model.
     """
+    if not words.grammar.chat_template:
+        return
     if not (folder / FAST).exists():
         logger.info("making %s of the ranks of %s", FAST, words.folder)
         build_fast_tokenizer(words).save(str(folder / FAST))
@@ -122,4 +119,4 @@ def split_text(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 def write_bytes(token: bytes) -> str:
     """A token in the alphabet of byte-level BPE."""
-    return "".join(CHARACTER[byte] for byte in token)
+    return "".join(BYTE_NAMES[byte] for byte in token)
