@@ -17,7 +17,7 @@ from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.optim.records import choose_optimizer, find_optimizer
 from hunyuan_train.selftest.compare import Errors
-from hunyuan_train.selftest.samples import DEFAULT_BATCHES, DENSE, SHAPE
+from hunyuan_train.selftest.samples import DEFAULT_BATCHES, DENSE, HY_V3, SHAPE
 from hunyuan_train.shipped import DS_CONFIGS
 
 Settings = dict[str, Any]
@@ -41,6 +41,7 @@ LORA_IN_CHUNKS: Settings = LORA | ON_ALL | {"moe_chunks": 3}
 KEPT: Settings = {"gradient_checkpointing": False}
 SELECTIVE: Settings = {"gradient_checkpointing": "selective"}
 LONG: Settings = {SHARING: 4, "moe_chunks": 3, "activation_offload": True}
+LEAN: Settings = {"bf16": True, "optimizer": "lean"}
 UNTIED = replace(SHAPE, tie_word_embeddings=False)
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
 
@@ -106,6 +107,8 @@ ON_ONE = (
     _entry("adapters on attention", 0, SGD, LORA),
     _entry("nothing recomputed", 0, SGD, KEPT),
     _entry("dense", 0, SGD, shape=DENSE),
+    _entry("hy_v3, ZeRO-3", 0, SGD, shape=HY_V3),
+    _entry("hy_v3", 1, SGD, SPLIT, shape=HY_V3),
 )
 ON_TWO = (
     _entry("AdamW in host memory", 1, ADAMW, {"optimizer": "offload"}),
@@ -127,6 +130,13 @@ ON_TWO = (
     _entry("output layer of its own, ZeRO-3", 0, SGD, shape=UNTIED),
     _entry("output layer of its own", 1, SGD, shape=UNTIED),
     _entry("dense, rows shared", 0, ADAMW, SHARED, shape=DENSE),
+    _entry("hy_v3, ZeRO-2", 0, SGD, ZERO_2, shape=HY_V3),
+    _entry("hy_v3, experts split, AdamW", 1, ADAMW, shape=HY_V3),
+    _entry("hy_v3, bfloat16", 1, ADAMW, {"bf16": True}, shape=HY_V3),
+    _entry("hy_v3, bfloat16, ZeRO-3", 0, ADAMW, {"bf16": True}, shape=HY_V3),
+    _entry("hy_v3, adapters everywhere", 1, SGD, LORA, ON_ALL, shape=HY_V3),
+    _entry("hy_v3, rows shared, experts in chunks", 1, SGD, SHARED, {"moe_chunks": 3}, shape=HY_V3),
+    _entry("hy_v3, selective recomputation", 1, SGD, SELECTIVE, shape=HY_V3),
     _entry("dense, adapters everywhere", 0, SGD, LORA, ON_ALL, shape=DENSE),
 )
 ON_FOUR = (
@@ -136,6 +146,9 @@ ON_FOUR = (
     _entry("experts split twice, selective", 2, SGD, SELECTIVE),
     _entry("rows shared by two, selective", 1, SGD, SHARED, SELECTIVE),
     _entry("rows shared by four, experts split twice, in chunks, in host memory", 2, SGD, LONG),
+    _entry("hy_v3, experts split", 1, SGD, shape=HY_V3),
+    _entry("hy_v3, experts split twice, lean", 2, ADAMW, LEAN, shape=HY_V3),
+    _entry("hy_v3, experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}, shape=HY_V3),
     _entry("adapters on experts, split twice", 2, SGD, LORA, {"lora_target_modules": "experts"}),
 )
 

@@ -1,4 +1,6 @@
-"""The measure of all cases: Transformers' own model in float64, one process, one sample at a time.
+"""The measure of all cases: a plain model in float64, one process, one sample at a time.
+
+It is Transformers' own class, or for hy_v3 one written from its formulas (`plain_hy_v3.py`).
 
 Nothing here comes from the training path: no engine, no packing, plain attention, every logit,
 plain cross entropy, torch's clipping and optimizers. Labels are taken from the samples themselves.
@@ -6,6 +8,7 @@ Names of tensors and targets, and where adapters start, stand here once more on 
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,21 +29,28 @@ from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig
 from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPANS
+from hunyuan_train.families.hy_v3 import HY_V3
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.records import find_optimizer
+from hunyuan_train.selftest.plain_hy_v3 import PlainHyV3
 from hunyuan_train.selftest.record import Parts, Record
 from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
 
 PLURALS = {"marker": "markers"}
-ROUTERS = "*.mlp.gate.wg.weight"
+ROUTERS = "*.mlp.gate.*weight"
 LINEAR_TARGETS = {
     "attention": r"self_attn\.[qkvo]_proj",
     "mlp": r"mlp\.\w+_proj",
-    "shared_mlp": r"mlp\.shared_mlp\.\w+_proj",
+    "shared_mlp": r"mlp\.shared_(mlp|experts)\.\w+_proj",
     "router": r"mlp\.gate\.wg",
+}
+RELEASED_NAMES = {  # of hy_v3, whose class calls its tensors otherwise
+    r"\.mlp\.gate\.(?!wg\.)": ".mlp.router.gate.",
+    r"\.mlp\.shared_experts\.": ".mlp.shared_mlp.",
+    r"\.mlp\.e_score_correction_bias": ".mlp.expert_bias",
 }
 NO_LOSS = np.zeros(1, np.uint8)
 # What a rank without data runs: it reaches the routers, and nothing else.
@@ -109,13 +119,24 @@ def _is_frozen(name: str, config: ModelConfig) -> bool:
 def plain_model(
     shape: ModelShape, source: WeightSource, *, attention: str = "eager", experts: str = "eager"
 ) -> PreTrainedModel:
-    """Transformers' model as it comes, in float32."""
-    fields = family_of(shape).native_config(shape)
-    plain = AutoConfig.for_model(shape.family, **fields, use_cache=False)
-    plain._attn_implementation, plain._experts_implementation = attention, experts
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)](plain)
+    """The plain model with weights, in float32.
+
+    Args:
+        shape: of the model.
+        source: of the weights.
+        attention: how Transformers' class computes it.
+        experts: how Transformers' class computes them.
+    """
+    if shape.family == HY_V3.name:
+        model: Any = PlainHyV3(shape)
+    else:
+        fields = family_of(shape).native_config(shape)
+        plain = AutoConfig.for_model(shape.family, **fields, use_cache=False)
+        plain._attn_implementation, plain._experts_implementation = attention, experts
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)](plain)
+    biases = [one for one in model.named_buffers() if one[0].endswith("e_score_correction_bias")]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in (*model.named_parameters(), *biases):
             tensors = split_name(name, tuple(parameter.shape))
             values = torch.cat([source.read(tensor, 0, tensor.numel) for tensor in tensors])
             parameter.copy_(values.view(parameter.shape))
@@ -124,6 +145,8 @@ def plain_model(
 
 def split_name(name: str, shape: tuple[int, ...]) -> list[StoredTensor]:
     """The released tensors that a parameter of the plain model consists of: one an expert."""
+    for pattern, released in RELEASED_NAMES.items():
+        name = re.sub(pattern, released, name)
     layer, found, part = name.partition(".mlp.experts.")
     if not found:
         return [StoredTensor(name.replace(".base_layer.", "."), shape)]
@@ -140,9 +163,8 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None
     """PEFT's adapters on linear layers, and products of small matrices on routed experts."""
     names = lora.lora_target_modules.split(",")
     names = [*LINEAR_TARGETS, "experts"] if "all" in names else names
-    linear = [
-        LINEAR_TARGETS.get(name, rf"self_attn\.{name}") for name in names if name != "experts"
-    ]
+    targets = LINEAR_TARGETS | ({"router": r"mlp\.gate"} if isinstance(model, PlainHyV3) else {})
+    linear = [targets.get(name, rf"self_attn\.{name}") for name in names if name != "experts"]
     torch.manual_seed(seed)
     if linear:
         description = peft.LoraConfig(
@@ -239,6 +261,8 @@ class RouterTap:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.caught: list[tuple[Tensor, Tensor]] = []
+        if isinstance(model, PlainHyV3):
+            return  # no such losses
         for name, module in model.named_modules():
             if name.endswith(".mlp.gate"):
                 module.register_forward_hook(self._catch)
@@ -249,7 +273,7 @@ class RouterTap:
 
     def loss(self, balance_coefficient: float, z_coefficient: float) -> Tensor:
         """Both losses of everything caught since the last call, mean over layers: a scalar."""
-        if not self.caught:  # a dense model
+        if not self.caught:  # a dense model, or one of sigmoid scores
             return torch.zeros((), dtype=torch.float64)
         num_layers = len(self.model.model.layers)
         balance = z = torch.zeros((), dtype=torch.float64)

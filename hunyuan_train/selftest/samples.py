@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hunyuan_train.data.batches.loader import Batch, join_samples
 from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
 from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.weights import SeededWeights
 
 # More experts than the third step has places for, so that some get no token on any rank.
@@ -29,7 +32,34 @@ SHAPE = replace(
     moe_topk=2,
 )
 DENSE = replace(SHAPE, family=PRESETS["tiny-dense"].family, num_experts=0, moe_topk=0)
-WEIGHTS = SeededWeights(seed=1, standard_deviation=0.08)
+# Every size is another one, and the bias of the routers decides some of their choices.
+HY_V3 = replace(
+    PRESETS["tiny-hy3"],
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    head_dim=16,
+    num_experts=32,
+    moe_topk=2,
+    moe_intermediate_size=32,
+    shared_intermediate_size=64,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TestWeights(SeededWeights):
+    """Random weights in which routers have biases that differ."""
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) of the flattened tensor."""
+        if not tensor.name.endswith("expert_bias"):
+            return super(TestWeights, self).read(tensor, start, stop)
+        return torch.linspace(-0.1, 0.1, tensor.numel)[torch.arange(start, stop) * 7 % tensor.numel]
+
+
+WEIGHTS = TestWeights(seed=1, standard_deviation=0.08)
 PAD_ID = 0
 DEFAULT_BATCHES = 4
 
