@@ -19,7 +19,7 @@ from torch.nn import functional
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import LAYERS, released_tensors, stored_tensors
+from hunyuan_train.families.tables import LAYERS, check_alike, released_tensors, stored_tensors
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.build import model_class, native_config
@@ -61,7 +61,11 @@ class LoopedExperts(nn.Module):
 
 
 class LayerStream:
-    """One model: its embedding, its layers one after the other, its output layer."""
+    """One model: its embedding, its layers one after the other, its output layer.
+
+    Raises:
+        ConfigError: its layers are not all alike.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class LayerStream:
         device: str = "cpu",
         rounding: Rounding | None = None,
     ) -> None:
+        check_alike(shape)
         self.shape = shape
         self.source = source
         self.device = device

