@@ -57,12 +57,21 @@ CALL = {
 }
 
 
-def write_taught_model(folder: Path, words: Path = TINY_TOKENIZER, **sizes: Any) -> Path:
+def write_taught_model(
+    folder: Path,
+    words: Path = TINY_TOKENIZER,
+    *,
+    num_steps: int = NUM_STEPS,
+    kept: Sequence[str] = (),
+    **sizes: Any,
+) -> Path:
     """A model that knows the three dialogues; half a minute.
 
     Args:
         folder: new.
         words: folder of its tokenizer.
+        num_steps: of training.
+        kept: parameters that stay as they were, by parts of their names.
         sizes: of its shape, where they are others than usual here.
     """
     tokenizer = load_tokenizer(words)
@@ -74,13 +83,21 @@ def write_taught_model(folder: Path, words: Path = TINY_TOKENIZER, **sizes: Any)
         for number in range(len(chunk.samples)):
             sample = chunk.sample(number)
             samples.append((sample.tokens.astype("int64"), sample.spans > 0))
-    return teach(folder, tokenizer, samples, **sizes)
+    return teach(folder, tokenizer, samples, num_steps=num_steps, kept=kept, **sizes)
+
+
+def write_base(folder: Path, words: Path = TINY_TOKENIZER, **sizes: Any) -> Path:
+    """The model that `write_taught_model` begins with."""
+    return teach(folder, load_tokenizer(words), [], num_steps=0, **sizes)
 
 
 def teach(
     folder: Path,
     tokenizer: Tokenizer,
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    num_steps: int = NUM_STEPS,
+    kept: Sequence[str] = (),
     **sizes: Any,
 ) -> Path:
     """Teach token ids, those with labels, to a model of random weights and save it."""
@@ -95,8 +112,10 @@ def teach(
         **usual | sizes,
     )
     model = load_source(shape, SeededWeights(0, shape.initializer_range)).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in kept))
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
-    for _ in range(NUM_STEPS):
+    for _ in range(num_steps):
         for tokens, has_label in samples:
             ids = torch.from_numpy(tokens)[None]
             labels = ids.masked_fill(~torch.from_numpy(has_label)[None], -100)
