@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._C import _distributed_c10d
 
 from hunyuan_train.families.tensors import pieces_of_range
-from hunyuan_train.launcher.rank.collectives import read_collectives
+from hunyuan_train.launcher.rank.collectives import Collective, read_collectives
 from hunyuan_train.optim.records import MASTER
 from hunyuan_train.parallel import assemble
 from hunyuan_train.parallel.engine import (
@@ -56,19 +56,29 @@ def test_a_collective_that_waits_too_long_ends_in_every_group() -> None:
         assert "imed out" in words
 
 
+def read_settled(num_waiting: int) -> list[Collective]:
+    """What a rank says once gloo's threads, which are behind the waiting rank, have said it."""
+    for _ in range(100):
+        said = read_collectives(read_recorders(), now_ns=time.time_ns())
+        if sum(not one.is_complete for one in said) == num_waiting:
+            break
+        time.sleep(0.05)
+    return said
+
+
 def ask_for_collectives() -> dict[str, Any]:
     """What is said before and after collectives, and what two of them give."""
     os.environ["TORCH_FR_BUFFER_SIZE"] = "100"
     start_process_group(1)
-    said = [read_collectives(read_recorders(), now_ns=time.time_ns())]
+    said = [read_settled(0)]
     dist.all_reduce(torch.ones(3))
-    said.append(read_collectives(read_recorders(), now_ns=time.time_ns()))
+    said.append(read_settled(0))
     group = dist.new_group()
     dist.barrier()
     if dist.get_rank() == 0:
         work = dist.all_reduce(torch.ones(5), group=group, async_op=True)
     dist.barrier()
-    said.append(read_collectives(read_recorders(), now_ns=time.time_ns()))
+    said.append(read_settled(1 - dist.get_rank()))
     if dist.get_rank() == 1:
         work = dist.all_reduce(torch.ones(5), group=group, async_op=True)
     work.wait()

@@ -22,8 +22,9 @@ FORWARDED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
 FLIGHT_RECORDER_ENTRIES = "2000"  # the last collectives that each rank remembers
-# Of the recorder of all backends, and the older name, by which NCCL's watchdog knows its own.
-FLIGHT_RECORDERS = ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE")
+FLIGHT_RECORDER = "TORCH_FR_BUFFER_SIZE"
+# The older name, of which torch warns; NCCL's watchdog still asks by it if there is a recorder.
+NCCL_FLIGHT_RECORDER = "TORCH_NCCL_TRACE_BUFFER_SIZE"
 INDUCTOR_WORKERS = 4  # of a rank: the update of `lean` is some seven kernels, and nothing else is
 # torch's names for one variable, the newer first. Segments that grow leave fewer holes between the
 # tensors of steps whose experts get other numbers of tokens each time.
@@ -85,8 +86,9 @@ def library_defaults(
     environment: Mapping[str, str], *, num_gpus: int, cores_per_rank: int
 ) -> dict[str, str]:
     """What torch is told where the user has not said anything, in the launcher or in a rank."""
-    defaults = dict.fromkeys(FLIGHT_RECORDERS, FLIGHT_RECORDER_ENTRIES)
+    defaults = {FLIGHT_RECORDER: FLIGHT_RECORDER_ENTRIES}
     if num_gpus:
+        defaults[NCCL_FLIGHT_RECORDER] = FLIGHT_RECORDER_ENTRIES
         # Each rank starts so many when something is compiled: by default one for each core.
         defaults["TORCHINDUCTOR_COMPILE_THREADS"] = str(min(INDUCTOR_WORKERS, cores_per_rank))
         if not any(name in environment for name in ALLOCATOR_VARIABLES):
