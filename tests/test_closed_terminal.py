@@ -76,6 +76,7 @@ def tmux(tmp_path: Path) -> Iterator[list[str]]:
     subprocess.run([*command, "kill-server"], capture_output=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["kill-server", "kill-session", "kill -9 of the server"])
 def test_a_killed_tmux_saves(tmp_path: Path, tmux: list[str], way: str) -> None:
     output_dir = tmp_path / "run"

@@ -32,12 +32,14 @@ def test_scaled_down_it_says_where_time_and_memory_went(repository: Path) -> Non
     assert int(rows["tokens/s"].replace(",", "")) > 0
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_true_widths_are_refused(repository: Path) -> None:
     done = run(repository, *TORCHRUN, *BENCHMARK)
     assert done.returncode != 0
     assert "no GPU for the true widths; add --small" in done.stderr
 
 
+@pytest.mark.slow
 def test_it_says_how_it_is_started(repository: Path) -> None:
     done = run(repository, sys.executable, *BENCHMARK, "--small")
     assert done.returncode == 2

@@ -46,6 +46,7 @@ def test_sharing_rows_halves_the_memory_that_grows_with_them(repository: Path) -
     assert chunked < shared < 0.8
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_true_widths_are_refused(repository: Path) -> None:
     done = run(repository, "-m", "torch.distributed.run", "--standalone", *BENCHMARK, "--slice")
     assert done.returncode != 0

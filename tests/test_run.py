@@ -104,6 +104,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_rows_shared_and_experts_in_chunks(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:

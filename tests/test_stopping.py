@@ -67,8 +67,10 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     ("number", "to_launcher"),
-    [(signal.SIGTERM, False), (signal.SIGUSR1, True)],
-    ids=["SIGTERM to one rank", "SIGUSR1 to the launcher"],
+    [
+        pytest.param(signal.SIGTERM, False, id="SIGTERM to one rank", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, True, id="SIGUSR1 to the launcher"),
+    ],
 )
 def test_a_signal_saves_and_asks_to_be_resumed(
     tmp_path: Path, number: signal.Signals, to_launcher: bool
@@ -126,6 +128,7 @@ def test_before_the_first_step_nothing_is_saved_and_it_says_so(tmp_path: Path) -
     assert not list_checkpoints(output_dir)
 
 
+@pytest.mark.slow
 def test_in_the_middle_of_the_first_step_it_is_finished_and_saved(tmp_path: Path) -> None:
     output_dir = tmp_path / "run"
     process = start(output_dir, "--gradient_accumulation_steps", "16", "--record_batches")

@@ -17,6 +17,7 @@ SETTINGS = (
     *("--eval_generate", "3", "--eval_max_new_tokens", "8", "--export", "false"),
     *("--report_to", "wandb,tensorboard", "--lr_scheduler_type", "constant"),
     *("--min_lr", "0", "--warmup_ratio", "0", "--sample_answers", "false"),
+    *("--router_guardian", "warn"),
 )
 
 GROUPS = ("fast", "slow", "think", "answer", "markers")

@@ -98,6 +98,7 @@ def test_every_difference_is_found(
     assert certificate.num_batches == 3
 
 
+@pytest.mark.slow
 def test_a_run_killed_and_resumed_here_is_the_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

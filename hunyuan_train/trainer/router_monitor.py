@@ -144,6 +144,8 @@ class RouterMonitor:
     def start(self, step: int, batches: Sequence[Batch]) -> None:
         """Take the base model's profile, or take over what an earlier process knew.
 
+        With the guardian off no profile is taken, and no drift from it is measured.
+
         Args:
             step: optimizer steps done so far.
             batches: of this rank, to take the profile on; every rank brings as many.
@@ -152,7 +154,7 @@ class RouterMonitor:
         known = [entry["load"] for entry in entries if entry["kind"] == PROFILE]
         if known:
             self.profile_LE = torch.tensor(known[0], dtype=torch.float64)
-        else:
+        elif self.config.router_guardian != "off":  # nothing else needs the forward passes
             if step:
                 logger.warning(
                     "%s holds no profile of the base model: drift is measured from step %d",

@@ -61,7 +61,11 @@ SPLITS = {2: [(2, 1), (0, 1), (2, 2)], 4: [(2, 1), (4, 1), (2, 4)]}
 
 @pytest.mark.parametrize(
     ("world_size", "expert_size", "sequence_size"),
-    [(size, *split) for size, splits in SPLITS.items() for split in splits],
+    [
+        pytest.param(size, *split, marks=[pytest.mark.slow] if size > 2 else [])
+        for size, splits in SPLITS.items()
+        for split in splits
+    ],
 )
 def test_answers_are_those_of_one_process(
     world_size: int, expert_size: int, sequence_size: int

@@ -101,6 +101,7 @@ def slope(peaks: list[int]) -> float:
     return (peaks[1] - peaks[0]) / ((LENGTHS[1] - LENGTHS[0]) / SIZE)
 
 
+@pytest.mark.slow
 def test_a_token_takes_what_the_plan_says_with_any_number_of_chunks() -> None:
     ranks = run_ranks(measure_peaks, SIZE, SHAPE)
     for rank in ranks:

@@ -10,6 +10,7 @@ import pytest
 from hunyuan_train.cli import main
 from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.selftest.commands import choose_processes
+from hunyuan_train.selftest.parity_cases import list_cases
 from tests.conftest import REPOSITORY
 
 PROMISED = {
@@ -41,15 +42,31 @@ def selftest(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_case_equals_one_plain_process() -> None:
-    finished = selftest("--json")
+@pytest.mark.parametrize("processes", PROMISED)
+def test_nothing_that_is_promised_is_missing(processes: int) -> None:
+    cases = list_cases(processes, num_gpus=0)
+    assert {case.name for case in cases} >= PROMISED[processes]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--processes", "4"], id="4 processes"),
+        pytest.param([], id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_every_case_equals_one_plain_process(arguments: list[str]) -> None:
+    finished = selftest("--json", *arguments)
     verdicts = json.loads(finished.stdout)
     wrong = [verdict for verdict in verdicts if verdict["wrong"]]
     assert not wrong
     assert finished.returncode == 0
-    for processes, names in PROMISED.items():
-        found = {verdict["case"] for verdict in verdicts if verdict["processes"] == processes}
-        assert names <= found
+    found = {(verdict["processes"], verdict["case"]) for verdict in verdicts}
+    assert found == {
+        (processes, case.name)
+        for processes in {processes for processes, _ in found}
+        for case in list_cases(processes, num_gpus=0)
+    }
 
 
 @pytest.mark.parametrize("recipe", ["full", "lora"])

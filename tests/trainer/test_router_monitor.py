@@ -93,6 +93,7 @@ Run = tuple[str, int, int]  # the policy, steps, ranks that share one set of exp
 RUNS: list[Run] = [
     *(("warn", 5, 2), ("warn", 5, 0), ("stop", 6, 2)),
     *(("freeze_router", 7, 2), ("aux_loss", 12, 2), ("aux_loss", 5, 2)),
+    ("off", 5, 2),
 ]
 
 
@@ -127,6 +128,16 @@ def test_a_collapse_is_told_at_the_next_check_and_a_sound_run_is_not(
     assert after["router_drift"] > 0.4 > 0.1 > before["router_drift"]
     kinds = [(line["step"], line["kind"]) for line in read_lines(folder)]
     assert kinds == [(0, "profile"), (COLLAPSE_AFTER + 1, "load")]
+
+
+def test_without_the_guardian_no_profile_is_taken_and_load_is_measured_still(
+    collapsed: Collapsed,
+) -> None:
+    folder, (first, _) = collapsed["off", 5, 2]
+    assert first["told"] == []
+    assert all("router_drift" not in numbers for numbers in first["numbers"])
+    assert first["numbers"][COLLAPSE_AFTER]["dead_experts"] > 0
+    assert not (folder / ROUTER_LOAD).exists()
 
 
 def test_the_run_stops_where_that_is_asked_for(collapsed: Collapsed) -> None:
