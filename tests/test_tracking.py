@@ -17,7 +17,9 @@ SETTINGS = (
     *("--eval_generate", "3", "--eval_max_new_tokens", "8", "--export", "false"),
     *("--report_to", "wandb,tensorboard", "--lr_scheduler_type", "constant"),
     *("--min_lr", "0", "--warmup_ratio", "0", "--sample_answers", "false"),
-    *("--router_guardian", "warn"),
+    # Drift is measured, and whatever random weights do is no alarm.
+    *("--router_guardian", "warn", "--router_drift_limit", "1", "--router_entropy_fall", "1"),
+    *("--router_dead_share", "1", "--router_violation_rise", "1"),
 )
 
 GROUPS = ("fast", "slow", "think", "answer", "markers")

@@ -3,7 +3,9 @@
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -277,12 +279,14 @@ def run_check(arguments: Arguments, artefact: Artefact) -> int:
     log_to_screen()
     screen = PlainConsole(stderr=True)
     with screen.status("loading torch") as status:
-        from hunyuan_train.serve.check.run import (
-            LONG_PROMPT,
-            TOLERANCES,
-            CheckSettings,
-            check_server,
-        )
+        # DeepSpeed's log goes to what is stdout at its import, and there --json is for programs.
+        with redirect_stdout(sys.stderr):
+            from hunyuan_train.serve.check.run import (
+                LONG_PROMPT,
+                TOLERANCES,
+                CheckSettings,
+                check_server,
+            )
 
         room = server.context_length or artefact.shape.context_length
         room = min(room, artefact.shape.context_length) - arguments.max_new_tokens

@@ -18,6 +18,7 @@ from hunyuan_train.serve.check.questions import CheckQuestion
 LARGEST_TO_MEAN = 10  # how many times the mean tolerance a single log-probability may be off
 UNLIKELY = -10.0  # below, rounding alone moves a log-probability further than faults do elsewhere
 TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")  # as TIME_FORMAT writes it
+HALF_CHARACTER = "\ufffd"  # how decoding shows bytes that are no whole character
 TAIL_TOKENS = 24  # of prompts, shown where they differ
 
 
@@ -253,7 +254,13 @@ def _answered_fields(answer: ServerAnswer) -> Fields:
 
 
 def _comparable(field: object) -> object:
-    """Calls with their arguments read, since JSON may be spaced and escaped in several ways."""
+    """Texts without half a character at their end, and calls with their arguments read.
+
+    vLLM shows the bytes of a character only once all are there, and an answer may be cut between
+    them. JSON may be spaced and escaped in several ways.
+    """
+    if isinstance(field, str):
+        return field.rstrip(HALF_CHARACTER)
     if not isinstance(field, tuple):
         return field
     return [(name, _read_arguments(arguments)) for name, arguments in field]

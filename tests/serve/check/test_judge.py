@@ -7,7 +7,7 @@ import torch
 
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.serve.check.client import ServerAnswer, ShownToken
-from hunyuan_train.serve.check.judge import Exchange, Finding, judge
+from hunyuan_train.serve.check.judge import Exchange, Finding, judge, judge_fields
 from hunyuan_train.serve.check.questions import list_questions
 from hunyuan_train.shipped import TINY_TOKENIZER
 
@@ -65,3 +65,16 @@ def test_each_fault_is_found_where_it_is(logprobs: torch.Tensor) -> None:
     scaled = (2 * logprobs).log_softmax(-1)
     assert wrong(right, scaled) == ["log-probabilities"]
     assert wrong(replace(right, reasoning="r"), other)[0] == "mode"
+
+
+def test_answer_that_is_cut_within_a_character_has_its_fields_right() -> None:
+    half = TOKENIZER.encode("<answer>\nA 猫")[:-1]
+    assert TOKENIZER.decode(half).endswith("A \ufffd")
+    question = list_questions(TOKENIZER, num_long_tokens=0)[2]
+    answer = ServerAnswer(reasoning=None, content="<answer>\nA ", calls=(), finish_reason="length")
+    exchange = Exchange(
+        question=question, is_streamed=False, answer=answer, prompt=PROMPT, ids=tuple(half)
+    )
+    assert judge_fields(exchange, TOKENIZER).verdict == "right"
+    lost = replace(exchange, answer=replace(answer, content="<answer>\n"))
+    assert judge_fields(lost, TOKENIZER).verdict == "wrong"
