@@ -5,7 +5,8 @@
 #   MODEL_PATH=/models/Hunyuan-A13B-Instruct TRAIN_FILE=my.jsonl bash train.sh --learning_rate 5e-5
 #
 # RECIPE          tiny, lora, full, long or a YAML file; default: lora with a model, tiny with nothing
-# MODEL_PATH      folder of the model             TOKENIZER_PATH  folder with hy.tiktoken
+# MODEL_PATH      the model: a folder, or OWNER/NAME on a hub, which is downloaded
+# HUB             huggingface or modelscope       TOKENIZER_PATH  folder with hy.tiktoken
 # TRAIN_FILE      dialogues to train on           EVAL_FILE       held-out dialogues
 # OUTPUT_DIR      folder of the run               NUM_PROCESSES   processes (HOST_GPU_NUM works too)
 #
@@ -40,6 +41,7 @@ add_flag --model_name_or_path "${MODEL_PATH:-}"
 add_flag --tokenizer_name_or_path "${TOKENIZER_PATH:-}"
 add_flag --train_data_file "${TRAIN_FILE:-}"
 add_flag --eval_data_file "${EVAL_FILE:-}"
+add_flag --hub "${HUB:-}"
 add_flag --output_dir "${OUTPUT_DIR:-}"
 add_flag --num_processes "${NUM_PROCESSES:-${HOST_GPU_NUM:-}}"
 

@@ -30,6 +30,7 @@ from hunyuan_train.launcher.rank.worker import (
     started_slots,
     take_environment,
 )
+from hunyuan_train.launcher.start.inputs_by_name import locate_downloads
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.planner.command import run_plan
 from hunyuan_train.quantize.commands import add_quantize_command
@@ -142,7 +143,8 @@ def train(arguments: Sequence[str]) -> int:
     take_environment()
     heartbeat = announce_rank()
     slots = started_slots(command.config)
-    resolved = resolve_here(command.config, machine=detect_machine(), slots=slots)
+    config = locate_downloads(command.config)
+    resolved = resolve_here(config, machine=detect_machine(), slots=slots)
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
     exit_code = SUCCESS if command.is_dry_run else run(resolved, heartbeat)

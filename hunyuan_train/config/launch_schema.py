@@ -90,6 +90,15 @@ class LaunchConfig:
     sync: bool = free_setting(
         False, "copy code, data and model to the hosts with rsync before the start"
     )
+    hub: Literal["huggingface", "modelscope"] = free_setting(
+        "huggingface", "where a model that is named OWNER/NAME is downloaded from"
+    )
+    download_dir: str | None = free_setting(
+        None,
+        "folder for models and data sets that are named on a hub; of many hosts one that all "
+        "share, or with --sync any; default: ~/.cache/hunyuan_train/hub",
+        form="path",
+    )
     numa_binding: Literal["node", "off"] = free_setting(
         "node",
         "node: each process keeps to the CPU cores next to its GPU, unless it was bound before; "

@@ -23,7 +23,7 @@ class ModelConfig:
 
     model_name_or_path: str = free_setting(
         "tiny",
-        "a Hugging Face model folder, or a preset with random weights: " + ", ".join(PRESETS),
+        "a model folder, OWNER/NAME[@REVISION] on a hub, or a preset: " + ", ".join(PRESETS),
         form="path",
     )
     tokenizer_name_or_path: str | None = free_setting(
@@ -66,7 +66,7 @@ class DataConfig:
 
     train_data_file: str = setting(
         "data/tiny_train.jsonl",
-        "files or folders, comma-separated, each with an optional :weight (a.jsonl:2,b.jsonl)",
+        "files, folders or hf:OWNER/NAME[:split], comma-separated, each with an optional :weight",
         form="paths",
     )
     eval_data_file: str | None = setting(

@@ -46,6 +46,7 @@ from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.find import find_grammar
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from hunyuan_train.hub.datasets import fetch_data_names
 from hunyuan_train.terminal import PlainConsole, say
 
 Arguments = argparse.Namespace
@@ -197,7 +198,7 @@ def _open_any_tokenizer(folder: Path | None) -> Tokenizer | None:
 
 
 def _find_all(names: Sequence[str], setting: str) -> Listing:
-    listings = [list_sources(name, setting=setting) for name in names]
+    listings = [list_sources(fetch_data_names(name), setting=setting) for name in names]
     return Listing(
         sources=[source for listing in listings for source in listing.sources],
         unread=[entry for listing in listings for entry in listing.unread],

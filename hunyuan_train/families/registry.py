@@ -103,7 +103,7 @@ def resolve_shape(model_name_or_path: str, *, carry_mtp: bool = True) -> ModelSh
 
 
 def describe_download(name: str) -> str:
-    """How to get a model that a hub has under this name; nothing is downloaded here."""
+    """How to name a model so that a hub is asked for it."""
     if folder_name := RELEASED_NAME.fullmatch(name):
         name = f"{PUBLISHER}/{folder_name[0]}"
     if not HUB_NAME.fullmatch(name):
@@ -111,9 +111,8 @@ def describe_download(name: str) -> str:
     owner, folder = name.split("/")
     publisher = MODELSCOPE_PUBLISHER if owner == PUBLISHER else owner
     return (
-        f"if a hub has it under this name, download it first with `hf download {name} --local-dir "
-        f"{folder}` (huggingface-cli of older installations), or `modelscope download --model "
-        f"{publisher}/{folder} --local_dir {folder}`, and give --model_name_or_path {folder}"
+        f"if a hub has it under this name, give --model_name_or_path hf:{name} or "
+        f"modelscope:{publisher}/{folder}, and it is downloaded"
     )
 
 

@@ -183,16 +183,15 @@ def test_folder_without_config_and_damaged_config_are_refused(tmp_path) -> None:
         (
             "tencent/Hunyuan-A13B-Instruct",
             [
-                "`hf download tencent/Hunyuan-A13B-Instruct --local-dir Hunyuan-A13B-Instruct`",
-                "modelscope download --model Tencent-Hunyuan/Hunyuan-A13B-Instruct --local_dir",
-                "give --model_name_or_path Hunyuan-A13B-Instruct",
+                "give --model_name_or_path hf:tencent/Hunyuan-A13B-Instruct",
+                "modelscope:Tencent-Hunyuan/Hunyuan-A13B-Instruct",
             ],
         ),
-        ("Hunyuan-A13B-Instruct", ["hf download tencent/Hunyuan-A13B-Instruct --local-dir"]),
-        ("someone/a-model.v2", ["modelscope download --model someone/a-model.v2 --local_dir"]),
+        ("Hunyuan-A13B-Instruct", ["hf:tencent/Hunyuan-A13B-Instruct"]),
+        ("someone/a-model.v2", ["modelscope:someone/a-model.v2"]),
     ],
 )
-def test_a_name_of_a_hub_is_told_how_to_be_downloaded(name, commands):
+def test_a_name_of_a_hub_is_told_how_to_be_written(name, commands):
     with pytest.raises(
         ConfigError, match=f"model_name_or_path is {name}, which is neither"
     ) as caught:
@@ -204,4 +203,4 @@ def test_a_name_of_a_hub_is_told_how_to_be_downloaded(name, commands):
 def test_other_names_are_no_hubs(name):
     with pytest.raises(ConfigError, match="give the path of a downloaded model") as caught:
         resolve_shape(name)
-    assert "hf download" not in str(caught.value)
+    assert "hf:" not in str(caught.value)

@@ -13,6 +13,7 @@ from hunyuan_train.config.load import CommandLine
 from hunyuan_train.config.resolve import choose_num_processes
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.hub.download import check_room
 from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
 from hunyuan_train.launcher.cluster.sync import sync_hosts
 from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
@@ -23,6 +24,12 @@ from hunyuan_train.launcher.job.restart import Try, run_until_done
 from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.start.deepspeed_launcher import try_deepspeed
+from hunyuan_train.launcher.start.inputs_by_name import (
+    NamedInputs,
+    describe_download,
+    fetch_all_but_weights,
+    fetch_checked_weights,
+)
 from hunyuan_train.launcher.start.many import ManyHosts, preflight_or_refuse
 from hunyuan_train.launcher.start.memory import check_memory
 from hunyuan_train.launcher.start.other_launchers import write_slurm, write_torchrun
@@ -54,14 +61,16 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     """
     check_variables(os.environ, command)
     check_model_and_data(command)
+    inputs = fetch_all_but_weights(command.config)
     if command.machines:
-        return rehearse(command.config, command.machines)
-    config = with_environment(command.config, os.environ)
+        return rehearse(inputs.config, command.machines)
+    config = with_environment(inputs.config, os.environ)
     console, machine = PlainConsole(stderr=True, soft_wrap=True), detect_machine()
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
     if command.prints_torchrun or command.prints_slurm:
-        run = resolve_here(config, machine=machine, slots=cluster.slots)
+        has_weights = inputs.weights is None
+        run = resolve_here(config, machine=machine, slots=cluster.slots, has_weights=has_weights)
         is_torchrun = command.prints_torchrun
         text = (
             write_torchrun(run, cluster, arguments) if is_torchrun else write_slurm(run, arguments)
@@ -69,8 +78,14 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
         sys.stdout.write(text)
         return SUCCESS
     is_dry_run = command.is_dry_run
+    if inputs.weights and is_dry_run:
+        check_room(inputs.weights.repository.name, inputs.weights.folder, inputs.weights.num_bytes)
+        console.print(describe_download(inputs.weights), highlight=False)
+    else:
+        fetch_checked_weights(NamedInputs(config, inputs.weights), cluster, machine)
     if cluster.is_alone:
-        run = resolve_here(config, machine=machine, slots=cluster.slots)
+        has_weights = inputs.weights is None or not is_dry_run
+        run = resolve_here(config, machine=machine, slots=cluster.slots, has_weights=has_weights)
         check_triton(run)
         return launch(run, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
     if config.launch.sync:

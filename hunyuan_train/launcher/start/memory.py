@@ -17,14 +17,19 @@ from hunyuan_train.planner.text import describe_nearest, describe_shortage
 from hunyuan_train.shipped import render_command
 
 
-def check_memory(prepared: PreparedRun, console: Console) -> None:
+def check_memory(prepared: PreparedRun, console: Console, *, reserved_bytes: int = 0) -> None:
     """Say what memory a run will take, and refuse it where its hosts have less.
+
+    Args:
+        prepared: the run.
+        console: where it is said.
+        reserved_bytes: of its disk, which a download will take first.
 
     Raises:
         ConfigError: with the arithmetic and the nearest plan that fits, unless force_plan is set.
     """
     run, num_data_tokens = prepared.run, prepared.train.summary.num_tokens
-    hardware = Hardware(disk=room_on_disk(run.config))
+    hardware = Hardware(disk=max(1, room_on_disk(run.config) - reserved_bytes))
     estimate = estimate_run(run, hardware, num_data_tokens=num_data_tokens)
     device = f"{gigabytes(estimate.memory.device_peak)} a GPU, " if run.is_on_gpu else ""
     host, disk = gigabytes(estimate.host_per_node), gigabytes(estimate.disk.total)

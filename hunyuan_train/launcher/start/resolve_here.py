@@ -13,13 +13,16 @@ from hunyuan_train.families.registry import PRESETS, resolve_shape
 from hunyuan_train.model.released_files import check_generation_config, locate_weights
 
 
-def resolve_here(config: RunConfig, *, machine: Machine, slots: Sequence[int] = ()) -> ResolvedRun:
+def resolve_here(
+    config: RunConfig, *, machine: Machine, slots: Sequence[int] = (), has_weights: bool = True
+) -> ResolvedRun:
     """Resolve settings, check every rule, and look whether the files are there that it reads.
 
     Args:
         config: as it was asked for.
         machine: what each host offers.
         slots: processes on each host; default: this one, with as many as the settings say.
+        has_weights: whether those of the model lie here already, or are still to be downloaded.
 
     Raises:
         ConfigError: the first rule that it breaks, or a model that cannot be read.
@@ -30,7 +33,8 @@ def resolve_here(config: RunConfig, *, machine: Machine, slots: Sequence[int] = 
     shape = resolve_shape(name, carry_mtp=config.model.carry_mtp)
     run = resolve(config, shape=shape, machine=machine, slots=slots)
     if name not in PRESETS:
-        locate_weights(Path(name), run.shape)
+        if has_weights:
+            locate_weights(Path(name), run.shape)
         for folder in export_sources(config):
             list_companions(folder)
             check_generation_config(folder, run.shape)

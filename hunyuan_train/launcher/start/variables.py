@@ -14,6 +14,7 @@ from hunyuan_train.config.load import CommandLine
 from hunyuan_train.config.settings import SECTION_OF
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.hub.names import parse_model_name
 from hunyuan_train.launcher.cluster.cluster import VARIABLES
 from hunyuan_train.launcher.rank.environment import deterministic_environment
 
@@ -25,6 +26,7 @@ SCRIPT_VARIABLES = {
     "TRAIN_FILE": "train_data_file",
     "EVAL_FILE": "eval_data_file",
     "OUTPUT_DIR": "output_dir",
+    "HUB": "hub",
     "NUM_PROCESSES": "num_processes",
 }
 # Unset, they leave the demo's; set to nothing, somebody's script lacks what it meant to give.
@@ -109,8 +111,11 @@ def check_model_and_data(command: CommandLine) -> None:
     """
     model, data = command.config.model, command.config.data
     given = command.given
-    is_folder = model.model_name_or_path not in PRESETS and Path(model.model_name_or_path).is_dir()
-    if is_folder and "train_data_file" not in given:
+    is_own = model.model_name_or_path not in PRESETS and (
+        Path(model.model_name_or_path).is_dir()
+        or parse_model_name(model.model_name_or_path, hub=command.config.launch.hub) is not None
+    )
+    if is_own and "train_data_file" not in given:
         raise ConfigError(
             f"model_name_or_path is {model.model_name_or_path}, and no dialogues are given, so it "
             "would be trained on the bundled demo's; give yours with --train_data_file "
