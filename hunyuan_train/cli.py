@@ -11,6 +11,7 @@ from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.load import describe_long_path, load_command_line
 from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.export.commands import add_checkpoint_commands
+from hunyuan_train.hub.commands import add_download_command
 from hunyuan_train.interrupts import ending_at_ctrl_c
 from hunyuan_train.launcher.exit_codes import (
     FAILURE,
@@ -35,6 +36,7 @@ from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.planner.command import run_plan
 from hunyuan_train.quantize.commands import add_quantize_command
 from hunyuan_train.report.commands import add_report_command
+from hunyuan_train.report.push import add_push_command
 from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
@@ -124,6 +126,8 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     add_evaluate_command(commands)
     add_serve_command(commands, detect_machine=detect_machine)
     add_report_command(commands)
+    add_download_command(commands)
+    add_push_command(commands)
     add_verify_resume(commands)
     return parser
 

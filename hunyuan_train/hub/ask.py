@@ -88,8 +88,8 @@ def describe_failure(name: RemoteName, failure: str, words: str) -> str:
         "@REVISION out for its newest, or take a branch, tag or commit that its page lists",
         "gated": f"{name} is gated: accept its conditions on its page there, then give a token of "
         f"the same account: {login}",
-        "unauthorized": f"{title} did not accept the token that it was given for {name.repo}; "
-        f"log in again: {login}",
+        "unauthorized": f"{title} wants a token that may do this with {name.repo}, and got none or "
+        f"another; log in with one that may: {login}",
         "offline": f"{title} could not be reached for {name.repo} ({words}); look at the network "
         f"and at proxies (HTTPS_PROXY), set {ENDPOINTS[name.hub]} to a mirror or take another hub "
         f"({OTHER_HUB[name.hub]}), or bring the folder here by other means and give its path. What "

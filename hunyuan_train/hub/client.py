@@ -162,6 +162,11 @@ def describe_failure(error: BaseException) -> Answer:
         return {"failure": "disk", "words": hide_tokens(str(error))}
     names = [base.__name__ for one in causes for base in type(one).__mro__]
     kind = next((failure for name, failure in FAILURES.items() if name in names), "other")
+    if kind == "other" and getattr(getattr(error, "response", None), "status_code", 0) in (
+        401,
+        403,
+    ):
+        kind = "unauthorized"  # an error of any request, whose class says no more
     return {"failure": kind, "words": hide_tokens(f"{type(error).__name__}: {error}")}
 
 
