@@ -9,7 +9,6 @@ from hunyuan_train import cli
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.hub.download import MARKER
 from hunyuan_train.report.push import find_target
-from tests.hub.conftest import hub  # noqa: F401  a fixture
 from tests.hub.server import SECRET
 
 
@@ -70,7 +69,7 @@ def test_what_is_pushed_is_what_lies_there_with_the_base_by_its_name(
 
 
 @pytest.mark.slow
-def test_without_a_token_the_remedy_is_told(run_folder, hub, capsys):  # noqa: F811
+def test_without_a_token_the_remedy_is_told(run_folder, hub, capsys):
     assert cli.main(["push", str(run_folder), "me/tuned"]) == 2
     assert "hf auth login" in capsys.readouterr().err
 
