@@ -46,6 +46,19 @@ def test_the_published_7b_has_its_parameters() -> None:
     assert shape.rope_theta == 10000.0 * 1000.0 ** (128 / 126)
 
 
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("hunyuan-7b", 7_504_568_320),
+        ("hunyuan-4b", 4_221_757_440),
+        ("hunyuan-1.8b", 1_791_080_448),
+        ("hunyuan-0.5b", 539_010_048),
+    ],
+)
+def test_published_models_have_their_parameters(name: str, total: int) -> None:
+    assert count_parameters(PRESETS[name]).total == total
+
+
 def test_it_has_no_experts_and_no_router() -> None:
     assert count_kind(DENSE, Kind.EXPERT) == count_kind(DENSE, Kind.ROUTER) == 0
     assert kind_of(HUNYUAN_V1_DENSE, "model.layers.1.mlp.gate_proj.weight") is Kind.MLP
