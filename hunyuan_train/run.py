@@ -115,7 +115,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     started, config = time.monotonic(), resolved.config
     check_triton(resolved)  # under a torchrun of the user's, who has asked no doctor
     meet_others(config, heartbeat)
-    tokenizer = load_tokenizer(tokenizer_folder(config.model))
+    tokenizer = load_tokenizer(tokenizer_folder(config.model), config.model.add_tokens)
     dataset = prepare_dataset(config.data, tokenizer)
     shape, source = find_own_model(config, tokenizer)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
@@ -437,7 +437,16 @@ def export(
         trained = read_prompts(engine, shape, written_dtype=trained_dtype(config))
         name = config.model.model_name_or_path
         check = partial(check_adapter, trained, source)
-        return export_adapter(engine, folder, config.lora, shape, base_model=name, check=check)
+        tokenizer = load_tokenizer(tokenizer_folder(config.model), config.model.add_tokens)
+        return export_adapter(
+            engine,
+            folder,
+            config.lora,
+            shape,
+            base_model=name,
+            new_tokens=tokenizer.new_tokens,
+            check=check,
+        )
     release = describe_release(config, shape, source)
     trained = read_prompts(engine, shape, written_dtype=release.dtype)
     return export_model(engine, folder, release, source, check=partial(check_model, trained))

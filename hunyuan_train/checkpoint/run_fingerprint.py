@@ -57,6 +57,7 @@ def describe_run(
         "model": {
             **asdict(replace(shape, leaves_out_mtp=False)),
             "weights": identify_weights(config.model.model_name_or_path),
+            "new tokens": identify_file(config.model.add_tokens),
         },
         "code": describe_code(),
         "settings": settings,
@@ -92,6 +93,11 @@ def identify_weights(model_name_or_path: str) -> str:
             file.seek(size // 2)
             digest.update(f"{path.name} {size} ".encode() + file.read(SAMPLED_BYTES))
     return f"files {digest.hexdigest()[:12]}"
+
+
+def identify_file(path: str | None) -> str | None:
+    """Tell a small file by its content."""
+    return path and f"file {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
 
 
 @cache

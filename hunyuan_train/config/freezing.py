@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 
 from hunyuan_train.config.schema import ModelConfig
-from hunyuan_train.families.tensors import Kind
+from hunyuan_train.families.tensors import VOCABULARY, Kind
 
 ATTENTION = (Kind.ATTENTION, Kind.HEAD_NORM)
 
@@ -15,6 +15,11 @@ def is_frozen(name: str, kind: Kind, config: ModelConfig) -> bool:
     if config.freeze_router and kind is Kind.ROUTER:
         return True
     return any(fnmatchcase(name, pattern) for pattern in freeze_patterns(config))
+
+
+def trains_rows(kind: Kind, config: ModelConfig) -> bool:
+    """Whether some rows of a parameter are trained in any case: those of new tokens."""
+    return config.add_tokens is not None and kind in VOCABULARY
 
 
 def freeze_patterns(config: ModelConfig) -> list[str]:

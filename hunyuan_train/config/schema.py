@@ -48,6 +48,9 @@ class ModelConfig:
     )
     freeze_router: bool = setting(False, "do not train the routers")
     train_attention_params_only: bool = setting(False, "train attention and nothing else")
+    add_tokens: str | None = free_setting(
+        None, "file of new tokens, one a line; their rows are trained in every run", form="path"
+    )
     carry_mtp: bool = free_setting(True, "export the layer for multi-token prediction as it came")
     attention_dropout: float = setting(
         0.0,
@@ -315,8 +318,7 @@ class CheckpointConfig:
         0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0
     )
     save_best: bool = free_setting(
-        False,
-        "also save whenever metric_for_best_model is at its best, and keep that checkpoint",
+        False, "also save whenever metric_for_best_model is best, and keep that checkpoint"
     )
     save_keep_every: int = free_setting(
         0, "keep the checkpoint of every N-th step for good; 0: of none", low=0
@@ -360,9 +362,7 @@ class CheckpointConfig:
         form="path",
     )
     ignore_data_change: bool = free_setting(
-        False,
-        "resume although the data is not what the checkpoint saw; the new data is read from its "
-        "first row on",
+        False, "resume although the data is not what the checkpoint saw; it is read from its start"
     )
     ignore_code_change: bool = free_setting(
         False, "resume although this code or a library is of another version than the checkpoint's"

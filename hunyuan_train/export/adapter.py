@@ -1,7 +1,7 @@
 """Write trained adapters as a PEFT folder, which plain PEFT loads on the plain base model."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from hunyuan_train.checkpoint.publish import begin_folder
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.export.from_engine import FolderCheck, fault_of, seal_folder
 from hunyuan_train.export.huggingface_folder import write_adapter
+from hunyuan_train.export.served_tokenizer import write_new_tokens
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import pieces_of_range
 from hunyuan_train.model.lora import is_adapter
+from hunyuan_train.model.new_rows import trains_new_rows_only
 from hunyuan_train.parallel.zero import is_primary, weight_shards, weight_values
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def export_adapter(
     shape: ModelShape,
     *,
     base_model: str,
+    new_tokens: Mapping[str, int] | None = None,
     check: FolderCheck | None = None,
 ) -> str | None:
     """Write the adapters' weights and description; called by every rank.
@@ -41,6 +44,7 @@ def export_adapter(
         config: what the adapters were made with.
         shape: of the model.
         base_model: the model they belong on, for adapter_config.json.
+        new_tokens: ids of those that it brings along, by token.
         check: called on rank 0 with the finished folder before it gets its name.
 
     Returns:
@@ -49,7 +53,9 @@ def export_adapter(
     adapters = dict(gather_adapters(engine.module))
 
     def write() -> None:
-        write_adapter(begin_folder(folder), adapters, config, shape, base_model=base_model)
+        unfinished = begin_folder(folder)
+        write_adapter(unfinished, adapters, config, shape, base_model=base_model)
+        write_new_tokens(unfinished, new_tokens)
 
     fault = fault_of(write, on_all=False) or seal_folder(folder, check)
     if fault is None:
@@ -58,13 +64,15 @@ def export_adapter(
 
 
 def gather_adapters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Bring every adapter matrix to rank 0, by stored name; every rank must run through.
+    """Bring every adapter matrix to rank 0, by stored name, and those with new rows.
+
+    Every rank must run through.
 
     One parameter at a time, so that no rank but the first holds more than its own. On rank 0 it
     yields whole matrices, on the others nothing.
     """
     for shard in weight_shards(model):
-        if not is_adapter(shard.name):
+        if not is_adapter(shard.name) and not trains_new_rows_only(shard.parameter):
             continue
         values = weight_values(shard).detach().cpu()
         mine = [

@@ -175,7 +175,13 @@ def check_effect(before: Tensor, after: Tensor, adapter: Path) -> Tensor:
 
 
 def check_merged(
-    base: Path, adapter: Path, folder: Path, shape: ModelShape, *, is_exact: bool
+    base: Path,
+    adapter: Path,
+    folder: Path,
+    shape: ModelShape,
+    *,
+    base_shape: ModelShape,
+    is_exact: bool,
 ) -> None:
     """Compare a merged model with its base and adapter, put together by PEFT.
 
@@ -183,14 +189,17 @@ def check_merged(
         base: the plain model's folder.
         adapter: PEFT's.
         folder: the merged model's.
-        shape: of the model.
+        shape: of the merged model.
+        base_shape: of the base, which may lack rows of new tokens.
         is_exact: whether its weights are float32.
 
     Raises:
         ServeError: it computes something else, or the same as the base alone.
     """
-    config = native_config(shape)
-    losses = run_adapter(load_served(base, torch.float32, config), adapter, make_prompts(shape))
+    plain = load_served(base, torch.float32, native_config(base_shape))
+    if shape.vocab_size > base_shape.vocab_size:
+        plain.resize_token_embeddings(shape.vocab_size, mean_resizing=False)
+    losses = run_adapter(plain, adapter, make_prompts(shape))
     compare_merged(*losses, folder, shape, is_exact=is_exact)
 
 

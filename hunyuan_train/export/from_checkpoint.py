@@ -49,13 +49,15 @@ from hunyuan_train.export.huggingface_folder import (
     write_piece,
     write_weights,
 )
+from hunyuan_train.export.served_tokenizer import write_new_tokens
 from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.safetensors_header import TensorLocation
-from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, find_model
+from hunyuan_train.model.weights import WeightSource, downloaded_part, find_model
 from hunyuan_train.optim.records import MASTER
 from hunyuan_train.progress import show_progress
 
@@ -103,13 +105,17 @@ def open_stopped_run(folder: Path, moved: dict[str, str]) -> StoppedRun:
     """
     checkpoint = find_newest(folder)
     config = read_settings(checkpoint, moved)
-    tokenizer = load_tokenizer(tokenizer_folder(config.model))
-    shape, base = find_model(config.model, tokenizer, seed=config.train.seed)
+    shape, base = find_model(config.model, read_tokenizer(config), seed=config.train.seed)
     manifest = read_manifest(checkpoint)
     trained = open_tensors(checkpoint, manifest, family_of(shape))[MASTER]
     trained.check_whole()
     logger.info("exporting %s (%s)", checkpoint, config.model.model_name_or_path)
     return StoppedRun(config=config, shape=shape, base=base, trained=trained, manifest=manifest)
+
+
+def read_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer of a run."""
+    return load_tokenizer(tokenizer_folder(config.model), config.model.add_tokens)
 
 
 def export_stopped_run(run: StoppedRun, folder: Path, *, dtype: torch.dtype | None = None) -> None:
@@ -161,8 +167,8 @@ def verify_base(base: WeightSource, frozen: dict[str, TensorLocation]) -> None:
     Raises:
         CheckpointError: one is not what was written.
     """
-    if isinstance(base, SafetensorsFolder):
-        files = sorted({base.locations[name].file for name in frozen})
+    if folder := downloaded_part(base):
+        files = sorted({folder.locations[name].file for name in frozen})
         check_sums([*files, *(file.with_name("config.json") for file in files[:1])])
 
 
@@ -219,6 +225,7 @@ def _write_stopped_adapter(run: StoppedRun, folder: Path, dtype: torch.dtype | N
     adapters = read_trained(run, dtype or trained_dtype(run.config))
     base_model = run.config.model.model_name_or_path
     write_adapter(folder, adapters, run.config.lora, run.shape, base_model=base_model)
+    write_new_tokens(folder, read_tokenizer(run.config).new_tokens)
     if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:
         logger.info(TOO_LARGE)
     else:

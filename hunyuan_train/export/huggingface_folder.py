@@ -30,14 +30,14 @@ from hunyuan_train.export.served_config import (
 from hunyuan_train.export.served_tokenizer import complete_tokenizer
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.families.registry import PRESETS, family_of
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import Piece, StoredTensor
 from hunyuan_train.model.released_files import check_generation_config
 from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
-from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
+from hunyuan_train.model.weights import WeightSource, downloaded_part, is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +53,26 @@ class Release:
     shape: ModelShape
     dtype: torch.dtype  # of all weights but those that are always float32
     # Folders to take other files from, of which later ones win; the last one is the tokenizer's.
-    companions: tuple[Path, ...]
+    companions: tuple[Path, ...] = ()
     base: Path | None = None  # the folder of the model that was trained, where it has one
+    add_tokens: str | None = None  # the setting: a file of tokens that the run has added
 
 
 def describe_release(config: RunConfig, shape: ModelShape, source: WeightSource) -> Release:
     """What a run's model is released as: in the dtype it came in, presets in the trained one."""
     name = config.model.model_name_or_path
     dtype = trained_dtype(config)
-    if isinstance(source, SafetensorsFolder):
-        dtype = source.dtype
+    if downloaded := downloaded_part(source):
+        dtype = downloaded.dtype
     base = None if name in PRESETS else Path(name)
     companions = (*([base] if base else []), tokenizer_folder(config.model))
-    return Release(shape=shape, dtype=dtype, companions=companions, base=base)
+    return Release(
+        shape=shape,
+        dtype=dtype,
+        companions=companions,
+        base=base,
+        add_tokens=config.model.add_tokens,
+    )
 
 
 def trained_dtype(config: RunConfig) -> torch.dtype:
@@ -79,7 +86,9 @@ def create_release(folder: Path, release: Release) -> None:
     for source in release.companions:
         check_generation_config(source, release.shape)
         copy_files(list_companions(source), folder)
-    words = load_tokenizer(release.companions[-1]) if release.companions else None
+    words = None
+    if release.companions:
+        words = load_tokenizer(release.companions[-1], release.add_tokens)
     base = read_config(release.base) if release.base else {}
     complete_files(folder, release.shape, release.dtype, base=base, words=words)
     if release.shape.num_mtp_layers and not release.shape.leaves_out_mtp:
@@ -231,7 +240,7 @@ def write_adapter(
         shape: of the model.
         base_model: the model they belong on.
     """
-    tensors = peft_tensors(family_of(shape), adapters)
+    tensors = peft_tensors(shape, adapters)
     check_room(folder, sum(values.nbytes for values in tensors.values()))
     weights = folder / "adapter_model.safetensors"
     weights.touch()

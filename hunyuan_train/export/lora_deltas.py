@@ -7,13 +7,14 @@ parameters, share two matrices a layer and parameter: A with rows (expert, rank)
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.export.companions import list_other_files
+from hunyuan_train.export.new_rows import INDICES, NEW_ROWS, NewRows, find_new_rows, grow
 from hunyuan_train.families.registry import family_of, read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import kind_of, released_tensors, stored_tensors
@@ -37,7 +38,7 @@ UNDERSTOOD = {
     "peft_version", "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
     "rank_pattern", "alpha_pattern", "target_modules", "target_parameters", "exclude_modules",
     "layers_to_transform", "layers_pattern", "init_lora_weights", "eva_config", "megatron_core",
-    "qalora_group_size",
+    "qalora_group_size", INDICES,
 }  # fmt: skip
 PEFT_ALPHA, PEFT_RANK = 8, 8  # its defaults, for a description that leaves them out
 # These first values change the base weights too, so the adapter does not belong on the plain base.
@@ -70,6 +71,7 @@ class Merge:
     weights: dict[str, TensorLocation]
     changes: dict[str, Change]
     others: list[Path]  # files of the base that come along
+    new_rows: dict[str, NewRows] = field(default_factory=dict)  # by tensor
 
     @property
     def has_single_experts(self) -> bool:
@@ -90,7 +92,9 @@ def open_merge(base: Path, adapter: Path) -> Merge:
     """
     shape = read_shape(base)
     weights = locate_weights(base, shape)
-    return Merge(shape, weights, read_changes(adapter, shape), list_other_files(base))
+    changes = read_changes(adapter, shape)
+    rows = find_new_rows(read_header(adapter / WEIGHTS), adapter / DESCRIPTION, shape)
+    return Merge(grow(shape, rows), weights, changes, list_other_files(base), rows)
 
 
 def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
@@ -115,6 +119,7 @@ def read_changes(folder: Path, shape: ModelShape) -> dict[str, Change]:
         raise CheckpointError(f"{folder / WEIGHTS} cannot be used: {error}") from error
     changes: dict[str, Change] = {}
     strangers = []
+    locations = {name: one for name, one in locations.items() if not name.endswith(NEW_ROWS)}
     for module, matrices in _group_by_module(locations).items():
         found = {}
         if _is_adapter(matrices):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import torch
 from torch import Tensor
@@ -44,11 +44,20 @@ from hunyuan_train.export.check import (
     plain_losses,
 )
 from hunyuan_train.export.companions import copy_files
-from hunyuan_train.export.huggingface_folder import complete_files
+from hunyuan_train.export.huggingface_folder import (
+    Release,
+    complete_files,
+    create_weight_files,
+    read_locations,
+    write_weights,
+)
 from hunyuan_train.export.lora_delta_rows import ChangeReader
 from hunyuan_train.export.lora_deltas import DESCRIPTION, WEIGHTS, Change, Merge, open_merge
+from hunyuan_train.export.new_rows import NewRows
 from hunyuan_train.export.served_config import read_config
 from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.new_tokens import add_stored
+from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.released_files import SUFFIX
@@ -116,10 +125,13 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     check_room(folder, sum(one.num_bytes for one in merge.weights.values()))
     known = read_sums(base)
     check_sums(sorted(adapter / name for name in (WEIGHTS, DESCRIPTION)))
+    if merge.new_rows:
+        merge_with_new_rows(merge, base, adapter, folder)
+        return
     with unfinished_until_published(folder) as unfinished:
         differences = merge_files(merge.weights, merge.changes, unfinished, known)
         report(differences.values(), num_tensors=len(merge.weights), adapter=adapter)
-        others = hash_files(copy_others(merge, base, unfinished), lambda _: None)
+        others = hash_files(copy_others(merge, base, adapter, unfinished), lambda _: None)
         if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
@@ -129,21 +141,69 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     logger.info("merged into %s", folder)
 
 
+def merge_with_new_rows(merge: Merge, base: Path, adapter: Path, folder: Path) -> None:
+    """Write a merged model whose embedding and head have other rows, and maybe more, than the base.
+
+    Raises:
+        CheckpointError: the base's files are not what was written.
+        ServeError: the merged model computes something else than base and adapter.
+    """
+    weights = SafetensorsFolder(merge.weights)
+    check_sums(sorted({location.file for location in merge.weights.values()}))
+    source = ChangedWeights(weights, merge.changes, new_rows=merge.new_rows)
+    with unfinished_until_published(folder) as unfinished:
+        copy_others(merge, base, adapter, unfinished)
+        create_weight_files(unfinished, Release(shape=merge.shape, dtype=weights.dtype))
+        locations = read_locations(unfinished)
+        num_bytes = sum(location.num_bytes for location in locations.values())
+        with show_progress("merging", num_bytes) as advance:
+            write_weights(source, locations, advance)
+        if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
+            logger.info(TOO_LARGE)
+        else:
+            check_result(merge, base, adapter, unfinished)
+        publish_summed(folder, hash_files(sorted(unfinished.iterdir()), lambda _: None))
+    num_rows = sum(len(rows.indices) for rows in merge.new_rows.values())
+    logger.info("merged into %s, with %d rows of new tokens", folder, num_rows)
+
+
 @dataclass(frozen=True, slots=True)
 class ChangedWeights:
     """The base as an adapter changes it, in float32, not rounded to the base's dtypes."""
 
     base: SafetensorsFolder
     changes: dict[str, Change]
-    reader: ChangeReader
+    reader: ChangeReader = field(default_factory=ChangeReader)
+    new_rows: dict[str, NewRows] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)  # of the reader, which several threads use
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor: [stop - start], on CPU."""
+        if tensor.name in self.new_rows:
+            return self._read_rows(tensor, start, stop)
         if tensor.name not in self.changes:
             return self.base.read(tensor, start, stop)
-        before = self.base.read(tensor, 0, tensor.numel).view(tensor.shape).float()
-        after = self.reader.apply(self.changes[tensor.name], before, 0)
-        return after.flatten()[start:stop]
+        width = tensor.shape[1]
+        first, last = start // width, -(-stop // width)
+        before = self.base.read(tensor, first * width, last * width).view(-1, width).float()
+        with self.lock:
+            after = self.reader.apply(self.changes[tensor.name], before, first)
+        return after.flatten()[start - first * width : stop - first * width]
+
+    def _read_rows(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """The same of a matrix with new rows, of which only the rows in question are read."""
+        rows, width = self.new_rows[tensor.name], tensor.shape[1]
+        first, last = start // width, -(-stop // width)
+        edge = min(last, self.base.locations[tensor.name].shape[0])
+        values = torch.empty(last - first, width)
+        if first < edge:
+            before = self.base.read(tensor, first * width, edge * width)
+            values[: edge - first] = before.view(-1, width)
+        for position, row in enumerate(rows.indices):
+            if first <= row < last:
+                new = read_range(rows.location, position * width, (position + 1) * width)
+                values[row - first] = new
+        return values.flatten()[start - first * width : stop - first * width]
 
 
 def check_result(merge: Merge, base: Path, adapter: Path, folder: Path) -> None:
@@ -157,16 +217,16 @@ def check_result(merge: Merge, base: Path, adapter: Path, folder: Path) -> None:
     """
     shape, is_exact = merge.shape, largest(merge.weights).dtype == "F32"
     if not merge.has_single_experts:
-        check_merged(base, adapter, folder, shape, is_exact=is_exact)
+        check_merged(base, adapter, folder, shape, base_shape=read_shape(base), is_exact=is_exact)
         return
     batch, source = make_prompts(shape), SafetensorsFolder(merge.weights)
     before = plain_losses(load_source(shape, source), batch)
-    changed = ChangedWeights(source, merge.changes, ChangeReader())
+    changed = ChangedWeights(source, merge.changes)
     after = check_effect(before, plain_losses(load_source(shape, changed), batch), adapter)
     compare_merged(before, after, folder, shape, is_exact=is_exact)
 
 
-def copy_others(merge: Merge, base: Path, folder: Path) -> list[Path]:
+def copy_others(merge: Merge, base: Path, adapter: Path, folder: Path) -> list[Path]:
     """Copy what lies beside the base's weights, and complete it as an export does.
 
     Returns:
@@ -174,7 +234,7 @@ def copy_others(merge: Merge, base: Path, folder: Path) -> list[Path]:
     """
     copy_files(merge.others, folder)
     try:
-        words = load_tokenizer(base)
+        words = add_stored(load_tokenizer(base), adapter)
     except DataError as error:
         logger.warning("the tokenizer's files are merged as they are: %s", error)
         words = None

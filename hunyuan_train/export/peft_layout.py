@@ -16,13 +16,12 @@ from torch import Tensor
 
 from hunyuan_train.config.adapters import adapted_modules
 from hunyuan_train.config.schema import LoraConfig
-from hunyuan_train.families.family import Family
+from hunyuan_train.export.new_rows import NEW_ROWS, PREFIX
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import in_transformers
-from hunyuan_train.families.tensors import FUSED, Kind
+from hunyuan_train.families.tables import in_transformers, model_parameters
+from hunyuan_train.families.tensors import FUSED, VOCABULARY, Kind
 
-PREFIX = "base_model.model."
 EXPERT_ADAPTER = re.compile(
     r"(?P<experts>.*\.experts)\.(?P<expert>\d+)"
     r"\.(?P<kind>gate_up|down)_(?P<matrix>lora_[AB])\.weight"
@@ -55,20 +54,42 @@ def peft_description(config: LoraConfig, shape: ModelShape, *, base_model: str) 
         use_dora=config.use_dora,
         target_modules=modules,
         target_parameters=parameters or None,
+        trainable_token_indices=_list_new_rows(shape),
     )
 
 
-def peft_tensors(family: Family, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _list_new_rows(shape: ModelShape) -> dict[str, list[int]] | None:
+    """The rows that PEFT puts in place of the base's, by module; it knows of tied heads itself."""
+    if not shape.num_new_tokens:
+        return None
+    rows = list(range(shape.first_new_token, shape.first_new_token + shape.num_new_tokens))
+    return {module.rpartition(".")[2]: rows for module in vocabulary_modules(shape)}
+
+
+def vocabulary_modules(shape: ModelShape) -> list[str]:
+    """The modules with a row for each token, as Transformers names them."""
+    found = [one for one in model_parameters(shape) if one.kind in VOCABULARY]
+    return [one.name.removesuffix(".weight") for one in found]
+
+
+def peft_tensors(shape: ModelShape, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and lay out adapters for adapter_model.safetensors.
 
     Args:
-        family: of the model.
+        shape: of the model.
         adapters: whole matrices by stored name (`families/tables.py`), of routed experts every
-            expert of a layer: A [rank, in], B [out, rank].
+            expert of a layer: A [rank, in], B [out, rank]; and embedding and head, of which the
+            rows of new tokens were trained: [vocabulary, hidden].
     """
     tensors: dict[str, Tensor] = {}
     experts: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
+    family = family_of(shape)
+    whole = {f"{module}.weight": module for module in vocabulary_modules(shape)}
+    first, last = shape.first_new_token, shape.first_new_token + shape.num_new_tokens
     for name, values in adapters.items():
+        if name in whole:
+            tensors[f"{PREFIX}{whole[name]}{NEW_ROWS}"] = values[first:last]
+            continue
         match = EXPERT_ADAPTER.fullmatch(name)
         if match is None:
             tensors[PREFIX + _peft_name(in_transformers(family, name))] = values

@@ -57,6 +57,7 @@ def describe_config(
     if family.carries_config and base:
         fields = {field: value for field, value in base.items() if field not in OF_CODE}
         dtypes = fields.keys() & {"dtype", "torch_dtype"} or {"dtype"}
+        fields["vocab_size"] = shape.vocab_size  # a run may add tokens
         return fields | family.served_config(shape) | dict.fromkeys(dtypes, name)
     return {
         "use_cache": True,

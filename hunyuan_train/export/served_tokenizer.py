@@ -4,7 +4,9 @@ The vendor publishes ranks and Python code. Without trust in that code no client
 tokenizer.json is made from the ranks. The code stays beside it: llama.cpp's converter asks it.
 """
 
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE
 
+from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.export.served_config import write_json
+from hunyuan_train.families.grammar.new_tokens import FILE as NEW_TOKENS
 from hunyuan_train.families.grammar.template_files import (
     CONFIG,
     TEMPLATE,
@@ -39,6 +43,9 @@ def complete_tokenizer(folder: Path, words: Tokenizer, shape: ModelShape) -> Non
         words: the tokenizer that these files hold.
         shape: of the model.
     """
+    write_new_tokens(folder, words.new_tokens)
+    if (folder / FAST).exists():
+        add_to_fast_tokenizer(folder / FAST, words.new_tokens)
     if not words.grammar.chat_template:
         return
     if not (folder / FAST).exists():
@@ -102,9 +109,47 @@ def build_fast_tokenizer(words: Tokenizer) -> FastTokenizer:
     fast.decoder = decoders.ByteLevel()
     # Normalised like the text: the vendor's code looks for special tokens after NFC, which can take
     # the last character of one away (> and a combining stroke are one character).
-    special = [AddedToken(one, special=True, normalized=True) for one in words.special_tokens]
+    special = [
+        AddedToken(one, special=True, normalized=True)
+        for one in words.special_tokens
+        if one not in words.new_tokens
+    ]
     fast.add_special_tokens(special)
+    fast.add_tokens([AddedToken(one, normalized=True) for one in words.new_tokens])
     return fast
+
+
+def write_new_tokens(folder: Path, new_tokens: Mapping[str, int] | None) -> None:
+    """Keep which tokens were added, for training, merging and answers from this folder."""
+    if new_tokens:
+        write_json(folder / NEW_TOKENS, new_tokens)
+
+
+def add_to_fast_tokenizer(path: Path, new_tokens: Mapping[str, int]) -> None:
+    """Add tokens to a tokenizer.json that lacks them, under the ids that they have.
+
+    Raises:
+        CheckpointError: `tokenizers` would read other ids from it, as it counts on from the last.
+    """
+    content = json.loads(path.read_bytes())
+    known = {one["content"] for one in content["added_tokens"]}
+    added = {token: one for token, one in new_tokens.items() if token not in known}
+    if not added:
+        return
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+    content["added_tokens"] += [
+        {"id": one, "content": token, **flags, "normalized": True} for token, one in added.items()
+    ]
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    read = FastTokenizer.from_str(text)
+    before = {one["content"]: one["id"] for one in content["added_tokens"]}
+    if wrong := [token for token, one in before.items() if read.token_to_id(token) != one]:
+        raise CheckpointError(
+            f"{path} leaves ids out, so that clients would number {wrong[0]!r} as "
+            f"{read.token_to_id(wrong[0])} and not as {before[wrong[0]]}; give the file that was "
+            "published with the model"
+        )
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def split_text(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.family import Family
+from hunyuan_train.families.hunyuan_v1 import MAX_VOCABULARY
 from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.hy_v3 import HY_V3
@@ -117,13 +118,27 @@ def describe_download(name: str) -> str:
 
 
 def fit_vocabulary(
-    name: str, shape: ModelShape, *, vocab_size: int, pad_id: int, eos_id: int
+    name: str,
+    shape: ModelShape,
+    *,
+    vocab_size: int,
+    pad_id: int,
+    eos_id: int,
+    num_new_tokens: int = 0,
 ) -> ModelShape:
     """The shape that is trained with a tokenizer: random weights take its vocabulary.
+
+    New tokens take rows that the published vocabulary leaves free behind its tokens. Where these
+    are too few, both matrices grow by as many as are missing and not to a round number: each row
+    has a share in every probability.
 
     Raises:
         ConfigError: the tokenizer has tokens that a model folder's weights do not know.
     """
+    if num_new_tokens:
+        shape = replace(
+            shape, num_new_tokens=num_new_tokens, first_new_token=vocab_size - num_new_tokens
+        )
     if name in PRESETS:
         return replace(
             shape,
@@ -132,9 +147,15 @@ def fit_vocabulary(
             eos_token_id=eos_id,
             eod_token_id=eos_id,
         )
-    if vocab_size > shape.vocab_size:
+    if vocab_size - num_new_tokens > shape.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {vocab_size} tokens and {name} knows {shape.vocab_size}; set "
-            "tokenizer_name_or_path to the folder that was published with the model"
+            f"the tokenizer has {vocab_size - num_new_tokens} tokens and {name} knows "
+            f"{shape.vocab_size}; set tokenizer_name_or_path to the folder that was published with "
+            "the model"
         )
-    return shape
+    if vocab_size > MAX_VOCABULARY:
+        raise ConfigError(
+            f"add_tokens would make a vocabulary of {vocab_size} tokens, and {MAX_VOCABULARY} is "
+            "the most that a model here has; add fewer"
+        )
+    return replace(shape, vocab_size=max(shape.vocab_size, vocab_size))

@@ -32,6 +32,8 @@ class ModelShape:
     router_scale: float = 1.0  # of the weights with which experts are summed
     num_mtp_layers: int = 0  # stored behind the others, for multi-token prediction
     leaves_out_mtp: bool = False  # they are neither read nor exported
+    num_new_tokens: int = 0  # that a run adds: their rows have other values than the base has
+    first_new_token: int = 0  # id of the first; the others follow
     max_position_embeddings: int
     rope_theta: float = 10000.0  # already stretched, where a config.json states an alpha
     rms_norm_eps: float = 1e-5

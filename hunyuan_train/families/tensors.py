@@ -34,6 +34,7 @@ class Kind(StrEnum):
 
 # Beside the parameters of a model: never trained, they pass from a base into its exports.
 CARRIED = (Kind.ROUTER_BIAS, Kind.EXTRA)
+VOCABULARY = (Kind.EMBEDDING, Kind.HEAD)  # a row for each token
 KIND_ORDER = {kind: position for position, kind in enumerate(Kind)}
 
 

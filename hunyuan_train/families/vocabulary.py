@@ -34,7 +34,7 @@ def check_vocabulary(name: str, shape: ModelShape, tokenizer: Tokenizer) -> None
         own = load_tokenizer(Path(name))
     except DataError:
         return  # weights alone: config.json is all that there is to go by
-    if own.content_hash != tokenizer.content_hash:
+    if own.content_hash != (tokenizer.extends or tokenizer.content_hash):
         raise ConfigError(
             f"the tokenizer in {tokenizer.folder} is not the one in {name}, with which the model "
             "was trained; leave tokenizer_name_or_path out"

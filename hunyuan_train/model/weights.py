@@ -5,7 +5,8 @@ reads the bytes it owns and no others. Splitting is not its business.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.grammar.new_tokens import plain_encoding
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import PRESETS, fit_vocabulary, resolve_shape
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.families.tensors import VOCABULARY, StoredTensor
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_files import DTYPES, read_range
 from hunyuan_train.model.safetensors_header import TensorLocation, largest
@@ -102,13 +105,76 @@ def find_model(
         ConfigError: no such model, or one that does not fit its config.json or the tokenizer.
     """
     name = config.model_name_or_path
+    base = resolve_shape(name, carry_mtp=config.carry_mtp)
     shape = fit_vocabulary(
         name,
-        resolve_shape(name, carry_mtp=config.carry_mtp),
+        base,
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,
+        num_new_tokens=tokenizer.num_added,
     )
     if name in PRESETS:
         return shape, SeededWeights(seed, shape.initializer_range)
-    return shape, SafetensorsFolder.open(Path(name), shape)
+    source = SafetensorsFolder.open(Path(name), base)
+    return shape, add_rows(source, base, tokenizer) if tokenizer.num_added else source
+
+
+@dataclass(frozen=True, slots=True)
+class WithNewRows:
+    """A base whose embedding and head have further rows: those of the tokens that a run adds."""
+
+    base: SafetensorsFolder
+    first: int  # of the new rows
+    matrices: Mapping[str, StoredTensor]  # embedding and head as the base has them, by name
+    rows: Mapping[str, Tensor]  # [new tokens, hidden], float32, of each
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) of the flattened tensor: [stop - start], on CPU."""
+        if tensor.name not in self.rows:
+            return self.base.read(tensor, start, stop)
+        before, rows = self.matrices[tensor.name], self.rows[tensor.name].flatten()
+        edge = self.first * before.shape[1]
+        end = edge + len(rows)
+        parts = [
+            self.base.read(before, max(low, start), min(high, stop))
+            for low, high in ((0, edge), (end, before.numel))
+            if max(low, start) < min(high, stop)
+        ]
+        if max(edge, start) < min(end, stop):
+            dtype = DTYPES[self.base.locations[tensor.name].dtype]
+            new = rows[max(edge, start) - edge : min(end, stop) - edge].to(dtype)
+            parts.insert(1 if start < edge else 0, new)
+        return torch.cat(parts)
+
+
+def add_rows(source: SafetensorsFolder, base: ModelShape, tokenizer: Tokenizer) -> WithNewRows:
+    """The base with a row for each token that a run adds: the mean of those it was made of so far.
+
+    Args:
+        source: of the base.
+        base: its shape.
+        tokenizer: with the new tokens, the last ones of its vocabulary.
+    """
+    before = replace(tokenizer, encoding=plain_encoding(tokenizer))
+    words = tokenizer.special_tokens[-tokenizer.num_added :]
+    spelled = [before.encode(word) for word in words]
+    matrices = {name: one for name, one in released_tensors(base).items() if one.kind in VOCABULARY}
+    rows = {}
+    for name, matrix in matrices.items():
+        width = matrix.shape[1]
+        rows[name] = torch.stack(
+            [
+                torch.stack(
+                    [source.read(matrix, one * width, (one + 1) * width).float() for one in ids]
+                ).mean(0)
+                for ids in spelled
+            ]
+        )
+    return WithNewRows(source, tokenizer.vocab_size - tokenizer.num_added, matrices, rows)
+
+
+def downloaded_part(source: WeightSource) -> SafetensorsFolder | None:
+    """The folder that a source reads from; None where a seed gives the weights."""
+    base = source.base if isinstance(source, WithNewRows) else source
+    return base if isinstance(base, SafetensorsFolder) else None

@@ -26,6 +26,7 @@ from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.build import build_model, compute_rope_in_float32, model_class
 from hunyuan_train.model.lora import add_linear_adapters
+from hunyuan_train.model.new_rows import train_new_rows
 from hunyuan_train.model.router import fill_router_biases
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.expert import (
@@ -138,6 +139,7 @@ def start_engine(
             add_linear_adapters(model, lora, shape, seed=seed)
             del hint
             start_expert_adapters(model, seed=seed)
+            train_new_rows(model, shape)  # again: PEFT has frozen all but its adapters
         return make_optimizer(model)
 
     register_families()
@@ -147,6 +149,7 @@ def start_engine(
     with ExitStack() as construction:
         if lora.use_lora:
             model.requires_grad_(requires_grad=False)
+        train_new_rows(model, shape)
         if adapts_experts(lora, shape):
             dtype = training_dtype(deepspeed_config)
             construction.enter_context(adapted_experts(lora, dtype))

@@ -10,7 +10,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from transformers import PreTrainedModel
 
@@ -18,6 +18,7 @@ from hunyuan_train.config.schema import OptimizerConfig
 from hunyuan_train.families.registry import FAMILIES
 from hunyuan_train.families.tables import kind_of
 from hunyuan_train.families.tensors import Kind
+from hunyuan_train.model.new_rows import trains_new_rows_only
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
 from hunyuan_train.optim.records import MOMENTS, OptimizerRecord, find_optimizer
@@ -40,14 +41,19 @@ def decay_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, 
     named = [pair for pair in model.named_parameters() if pair[1].requires_grad]
     routers = [parameter for name, parameter in named if kind_of(family, name) is Kind.ROUTER]
     others = [parameter for name, parameter in named if kind_of(family, name) is not Kind.ROUTER]
-    vectors = [parameter for parameter in others if num_dimensions(parameter) < 2]
-    matrices = [parameter for parameter in others if num_dimensions(parameter) >= 2]
+    vectors = [parameter for parameter in others if not decays(parameter)]
+    matrices = [parameter for parameter in others if decays(parameter)]
     groups = ((matrices, weight_decay), (vectors, 0.0), (routers, weight_decay))
     return [
         {"params": members, "weight_decay": decay, ROUTERS: members is routers}
         for members, decay in groups
         if members
     ]
+
+
+def decays(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has weight decay: a matrix that is trained whole."""
+    return num_dimensions(parameter) >= 2 and not trains_new_rows_only(parameter)
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
@@ -77,7 +83,7 @@ def lean_groups(model: PreTrainedModel, weight_decay: float, seed: int) -> list[
     return [
         {
             "params": [parameter],
-            "weight_decay": weight_decay if num_dimensions(parameter) >= 2 else 0.0,
+            "weight_decay": weight_decay if decays(parameter) else 0.0,
             "key": f"{seed}:{dist.get_rank()}:{name}",
             ROUTERS: kind_of(family, name) is Kind.ROUTER,
         }

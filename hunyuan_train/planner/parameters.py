@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from hunyuan_train.config.adapters import adapted_modules
-from hunyuan_train.config.freezing import is_frozen
+from hunyuan_train.config.freezing import is_frozen, trains_rows
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig, ModelConfig
 from hunyuan_train.families.shape import ModelShape
@@ -95,7 +95,9 @@ def local_sizes(parameter: ModelParameter, expert_size: int) -> list[int]:
 
 
 def is_trained(parameter: ModelParameter, model: ModelConfig, lora: LoraConfig) -> bool:
-    """Whether a parameter of the base model is trained."""
+    """Whether a parameter of the base model is trained, or some rows of it."""
+    if trains_rows(parameter.kind, model):
+        return True
     return not lora.use_lora and not is_frozen(parameter.name, parameter.kind, model)
 
 

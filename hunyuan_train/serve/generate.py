@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.new_tokens import add_stored
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
@@ -73,6 +74,7 @@ def load_model(
     shape = read_shape(model_folder)
     words = load_tokenizer(tokenizer or model_folder)
     check_vocabulary(str(model_folder), shape, words)
+    words = add_stored(words, folder)  # of an adapter
     weights = SafetensorsFolder.open(model_folder, shape)  # names what is missing or damaged
     transformers_logging.disable_progress_bar()  # it would tear ours
     transformers_logging.set_verbosity_error()  # greedy answers make it warn of unused settings

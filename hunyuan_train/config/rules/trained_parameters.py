@@ -90,7 +90,7 @@ def check_freezing(run: ResolvedRun) -> None:
                 f"freeze has the pattern {pattern!r}, which matches no parameter; names look like "
                 f"{parameters[0].name} and {parameters[-1].name}"
             )
-    if all(is_frozen(one.name, one.kind, model) for one in parameters):
+    if not model.add_tokens and all(is_frozen(one.name, one.kind, model) for one in parameters):
         raise ConfigError(f"freeze is {model.freeze!r}, which leaves nothing to train; freeze less")
 
 

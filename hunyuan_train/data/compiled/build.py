@@ -45,7 +45,12 @@ def compile_sources(
         ChangedFileError: a source is not what its hash says.
     """
     num_bytes = sum(source.path.stat().st_size for source in sources)
-    work = functools.partial(_compile_numbered, settings=settings, folder=tokenizer.folder)
+    work = functools.partial(
+        _compile_numbered,
+        settings=settings,
+        folder=tokenizer.folder,
+        add_tokens=tokenizer.added_from,
+    )
     chunks = (
         (number, chunk)
         for number, (source, content) in enumerate(zip(sources, hashes, strict=True))
@@ -59,10 +64,14 @@ def compile_sources(
 
 
 def _compile_numbered(
-    item: tuple[int, Chunk], *, settings: CompileSettings, folder: Path
+    item: tuple[int, Chunk],
+    *,
+    settings: CompileSettings,
+    folder: Path,
+    add_tokens: Path | None,
 ) -> tuple[int, CompiledChunk]:
     number, chunk = item
-    return number, compile_chunk(chunk, settings, load_tokenizer(folder))
+    return number, compile_chunk(chunk, settings, load_tokenizer(folder, add_tokens))
 
 
 def build_dataset(

@@ -15,6 +15,7 @@ from hunyuan_train.families.grammar.hunyuan_small import markers as small_marker
 from hunyuan_train.families.grammar.hy_v3 import grammar as hy_v3_grammar
 from hunyuan_train.families.grammar.hy_v3 import markers as hy_v3_markers
 from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.families.grammar.new_tokens import add_from_file, add_stored, read_stored
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.grammar.tokenizer_json import FILE, build, find_missing, read_files
 
@@ -32,12 +33,13 @@ def find_grammar(folder: Path | None) -> Grammar:
     if folder is None or (folder / RANK_FILE).exists() or not (folder / FILE).exists():
         return HUNYUAN_A13B
     files = read_files(folder)
-    missing = find_missing(files)
-    if hy_v3_markers.are_markers(files.added):
-        found = hy_v3_markers.find_markers(files.added, files.config, folder, missing=missing)
+    missing, learned = find_missing(files), read_stored(folder)
+    added = {name: token for name, token in files.added.items() if name not in learned}
+    if hy_v3_markers.are_markers(added):
+        found = hy_v3_markers.find_markers(added, files.config, folder, missing=missing)
         return hy_v3_grammar.build_grammar(found)
-    if small_markers.are_markers(files.added):
-        small = small_markers.find_markers(files.added, files.config, folder, missing=missing)
+    if small_markers.are_markers(added):
+        small = small_markers.find_markers(added, files.config, folder, missing=missing)
         return small_grammar.build_grammar(small)
     raise DataError(
         f"the tokenizer in {folder} has none of the markers that Hunyuan models open their turns "
@@ -46,13 +48,20 @@ def find_grammar(folder: Path | None) -> Grammar:
 
 
 @functools.cache
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, add_tokens: str | Path | None = None) -> Tokenizer:
     """Read the tokenizer of a model or tokenizer folder.
 
+    Args:
+        folder: with the tokens that its model has learned besides, if any.
+        add_tokens: the setting of this name.
+
     Raises:
-        DataError: it has none, or a damaged one.
+        DataError: it has none, or a damaged one; or tokens that cannot be added.
     """
     grammar = find_grammar(folder)
     if grammar is HUNYUAN_A13B:
-        return read_tokenizer(folder, grammar)
-    return build(read_files(folder), grammar)
+        published = read_tokenizer(folder, grammar)
+    else:
+        published = build(read_files(folder), grammar)
+    tokenizer = add_stored(published, folder)
+    return add_from_file(tokenizer, Path(add_tokens)) if add_tokens else tokenizer

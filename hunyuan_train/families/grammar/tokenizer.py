@@ -6,7 +6,7 @@ tokens enter only through `encode_marked`, where one private mark character stan
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -55,6 +55,11 @@ class Tokenizer:
     marks: Mapping[str, str]  # the character that stands for each control token in marked text
     token_num_bytes: npt.NDArray[np.int64]  # [vocab], length of each token; marks count 4
     remarks: tuple[str, ...] = ()  # about what its folder holds and is not read
+    # Ids of tokens that users have added (`new_tokens.py`); they are the last special ones by name.
+    new_tokens: Mapping[str, int] = field(default_factory=dict)
+    num_added: int = 0  # of these, those that this run adds
+    added_from: Path | None = None  # the file that it takes them from
+    extends: str = ""  # content hash of the tokenizer that it adds them to
 
     @property
     def vocab_size(self) -> int:

@@ -13,6 +13,8 @@ def input_paths(config: RunConfig) -> list[str]:
     names = [config.data.train_data_file, config.data.eval_data_file]
     paths = [source.path for name in names if name for source in find_sources(name)]
     paths.append(tokenizer_folder(config.model))
+    if config.model.add_tokens:
+        paths.append(Path(config.model.add_tokens))
     if model := model_folder(config):
         paths.append(Path(model))
     if config.parallel.deepspeed != "auto":

@@ -65,13 +65,14 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
         DataError: a record, a file or a tokenizer that cannot be used.
     """
     config = run.config
-    tokenizer = load_tokenizer(tokenizer_folder(config.model))
+    tokenizer = load_tokenizer(tokenizer_folder(config.model), config.model.add_tokens)
     shape = fit_vocabulary(
         config.model.model_name_or_path,
         run.shape,
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
         eos_id=tokenizer.eos_id,
+        num_new_tokens=tokenizer.num_added,
     )
     check_vocabulary(config.model.model_name_or_path, shape, tokenizer)
     for remark in tokenizer.remarks:
