@@ -5,7 +5,6 @@ bears the final name is whole, whenever the writer was killed. SHA256SUMS vouche
 models (`sha256sum -c SHA256SUMS`); a checkpoint's manifest does so itself.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -111,13 +110,18 @@ def unfinished_until_published(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)  # gone by now if it was published
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file as it is read back from its disk, once it is safely there."""
+def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of a file as it is read back from its disk, once it is safely there.
+
+    Args:
+        path: of the file.
+        advance: told the bytes of each block that is read.
+    """
     with path.open("rb") as file:
         os.fsync(file.fileno())
         # Without this it would be read back from memory, and say nothing about the disk.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sum_file(path, advance)
 
 
 def hash_files(files: list[Path], advance: Callable[[int], None]) -> dict[str, str]:
@@ -125,14 +129,11 @@ def hash_files(files: list[Path], advance: Callable[[int], None]) -> dict[str, s
 
     Args:
         files: all safely written.
-        advance: told the bytes of each file that is done.
+        advance: told the bytes of each block that is read, from any thread.
     """
-    digests = {}
     with ThreadPoolExecutor(num_threads()) as pool:
-        for file, digest in zip(files, pool.map(hash_file, files), strict=True):
-            digests[file.name] = digest
-            advance(file.stat().st_size)
-    return digests
+        digests = pool.map(lambda file: hash_file(file, advance), files)
+        return {file.name: digest for file, digest in zip(files, digests, strict=True)}
 
 
 def read_sums(folder: Path) -> dict[str, str]:

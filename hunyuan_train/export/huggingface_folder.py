@@ -20,6 +20,7 @@ from hunyuan_train.checkpoint.publish import check_room, num_threads
 from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.export.companions import copy_files, list_companions
+from hunyuan_train.export.manifest import write_manifest
 from hunyuan_train.export.peft_layout import peft_description, peft_tensors
 from hunyuan_train.export.served_config import (
     complete_generation_config,
@@ -89,7 +90,10 @@ def create_release(folder: Path, release: Release) -> None:
     words = None
     if release.companions:
         words = load_tokenizer(release.companions[-1], release.add_tokens)
-    base = read_config(release.base) if release.base else {}
+    base = {}
+    if release.base:
+        base = read_config(release.base)
+        write_manifest(folder, release.base)
     complete_files(folder, release.shape, release.dtype, base=base, words=words)
     if release.shape.num_mtp_layers and not release.shape.leaves_out_mtp:
         logger.info(

@@ -53,6 +53,7 @@ from hunyuan_train.export.huggingface_folder import (
 )
 from hunyuan_train.export.lora_delta_rows import ChangeReader
 from hunyuan_train.export.lora_deltas import DESCRIPTION, WEIGHTS, Change, Merge, open_merge
+from hunyuan_train.export.manifest import write_manifest
 from hunyuan_train.export.new_rows import NewRows
 from hunyuan_train.export.served_config import read_config
 from hunyuan_train.families.grammar.find import load_tokenizer
@@ -240,6 +241,7 @@ def copy_others(merge: Merge, base: Path, adapter: Path, folder: Path) -> list[P
         words = None
     dtype = SafetensorsFolder(merge.weights).dtype
     complete_files(folder, merge.shape, dtype, base=read_config(base), words=words)
+    write_manifest(folder, base)
     return sorted(file for file in folder.iterdir() if not file.match(f"*{SUFFIX}"))
 
 

@@ -15,12 +15,13 @@ from hunyuan_train.export.check import MAX_CHECKED_PARAMETERS, load_source
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.families.tables import count_parameters, released_tensors
 from hunyuan_train.model.compressed_values import round_activations
 from hunyuan_train.model.compressed_weights import CompressedFolder, open_model
 from hunyuan_train.model.weights import SeededWeights, WeightSource
 from hunyuan_train.progress import tell_progress
 from hunyuan_train.quantize.formats import Format, Job
+from hunyuan_train.quantize.gguf.types import TYPES
 from hunyuan_train.quantize.inputs import Inputs
 from hunyuan_train.quantize.measure import (
     Rows,
@@ -31,7 +32,7 @@ from hunyuan_train.quantize.measure import (
     summarize_loss,
     summarize_survival,
 )
-from hunyuan_train.quantize.verify import verify_weights
+from hunyuan_train.quantize.verify import verify_values, verify_weights
 from hunyuan_train.serve.generate import Sampling, ServedModel, generate
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,12 @@ def assess(job: Job, chosen: Format, folder: Path, wanted: Assessment) -> dict[s
     report: dict[str, Any] = {"left_out": {}}
     if isinstance(written, CompressedFolder):
         report["weights"] = verify_weights(original, written, job.shape)
+    else:
+        most_error = TYPES[job.type].most_error
+        report["weights"] = verify_values(original, written, job.shape, most_error=most_error)
     evaluation, training, base = _find_material(job, wanted, report["left_out"])
     if evaluation is not None or training is not None:
-        report |= _compare(job, original, written, evaluation, training, base)
+        report |= _compare(job, original, written, evaluation, training, base, scratch=folder)
     if evaluation is None or not wanted.num_questions:
         return report
     if count_parameters(job.shape).total > MAX_CHECKED_PARAMETERS:
@@ -118,10 +122,16 @@ def find_base(job: Job, inputs: Inputs) -> WeightSource | str:
     if name in PRESETS and inputs.run is not None:
         return SeededWeights(inputs.run.train.seed, job.shape.initializer_range)
     if not Path(name, "config.json").exists():
-        return f"the base model {name}, which the run names, is not there; give --base DIR"
+        return f"the base model {name}, which the export names, is not there; give --base DIR"
+    if Path(name).resolve() == job.source.resolve():
+        raise ConfigError(f"base is {name}, which is the model itself; give the one it was tuned from")
     shape, source, _ = open_model(Path(name))
-    if (shape.family, shape.vocab_size) != (job.shape.family, job.shape.vocab_size):
-        raise ConfigError(f"base is {name}, which is another model than {job.source}")
+    tensors = [released_tensors(one) for one in (shape, job.shape)]
+    if shape.family != job.shape.family or tensors[0] != tensors[1]:
+        raise ConfigError(
+            f"base is {name}, which is another model than {job.source}: their weights have not the "
+            "same names and sizes; give the model that was tuned"
+        )
     return source
 
 
@@ -132,6 +142,8 @@ def _compare(
     evaluation: Rows | None,
     training: Rows | None,
     base: WeightSource | None,
+    *,
+    scratch: Path,
 ) -> dict[str, Any]:
     """Let all rows through each model once, and compare."""
     parts = [one for one in (evaluation, training) if one is not None]
@@ -144,7 +156,7 @@ def _compare(
         job.shape,
         rows=rows,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        scratch=job.output.parent,
+        scratch=scratch,
     )
     before = run(original, title="computing the model as it is")
     after = run(written, title="computing the quantised model", rounding=rounding)

@@ -183,7 +183,7 @@ def quantize(
     """
     from hunyuan_train.quantize.assess import assess
     from hunyuan_train.quantize.model_folder import size_of_weights, write_json
-    from hunyuan_train.quantize.report import find_undone
+    from hunyuan_train.quantize.report import find_nonsense, find_undone
 
     with unfinished_until_published(job.output) as unfinished:
         started = time.monotonic()
@@ -198,7 +198,14 @@ def quantize(
         }
         report |= assess(job, chosen, unfinished, wanted)
         report["peak_memory_bytes"] = peak_memory()
-        undone = find_undone(report)
+        nonsense, undone = find_nonsense(report), find_undone(report)
+        if nonsense:
+            show(report)
+            raise CheckpointError(
+                f"{nonsense} in {report['format']}, so the quantised model or {job.source} computes "
+                "NaN or infinity; see in the table whether the model as it is does, and else choose "
+                f"the gentler format ({chosen.gentler}). Nothing was published"
+            )
         if undone and not allows_loss:
             show(report)
             raise CheckpointError(

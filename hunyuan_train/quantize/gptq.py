@@ -374,7 +374,9 @@ def start_worker(
     Raises:
         ServeError: it ends.
     """
-    task, answer, log = work / "task", work / "answer", work / "llmcompressor.log"
+    # Of this process: a worker whose command was killed may write an answer for a while yet.
+    task, answer = (work / f"{name}-{os.getpid()}" for name in ("task", "answer"))
+    log = work / "llmcompressor.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [python, str(WORKER), str(scheme.group_size)],

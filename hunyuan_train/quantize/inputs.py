@@ -1,6 +1,7 @@
 """Which dialogues and which base a model is judged with: those given, or those of its run.
 
-An export lies in the folder of its run, whose config.yaml names what it was trained on and from.
+An export lies in the folder of its run, whose config.yaml names what it was trained on and from. Its
+manifest names the base, too, and so does that of a merged model, wherever the folder lies.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hunyuan_train.config.schema import DataConfig, RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset, prepare_evaluation
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.export.manifest import read_base
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 MAX_SEQ_LENGTH = 4096  # of samples of a model whose run is not known
@@ -26,7 +28,7 @@ class Inputs:
     data: DataConfig
     has_train_data: bool
     has_eval_data: bool
-    base: str | None  # the model that was tuned: given as a folder, or named by the run
+    base: str | None  # the model that was tuned: given as a folder, or named by run or manifest
 
     def train_dataset(self, tokenizer: Tokenizer) -> Callable[[], Dataset] | None:
         """Opens the dialogues that it was trained on, where they are known."""
@@ -46,6 +48,7 @@ def find_inputs(
 
     Raises:
         ConfigError: a base that is no model folder, or a damaged config.yaml.
+        CheckpointError: a damaged manifest.
     """
     if base is not None and not (base / "config.json").exists():
         raise ConfigError(f"base is {base}, where there is no config.json; give a model folder")
@@ -63,6 +66,7 @@ def find_inputs(
         data = replace(data, eval_data_file=eval_data, eval_fraction=0.0)
     has_train_data = train_data is not None or run is not None
     named = run.model.model_name_or_path if run is not None else None
+    named = read_base(model) or named
     return Inputs(
         run=run,
         data=data,

@@ -8,7 +8,6 @@ in log-probability that fine-tuning gave the answers, and how much of it is stil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -144,18 +143,21 @@ def compare_states(
     before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], labels: npt.NDArray[np.int64]
 ) -> LabelScores:
     """Log-probabilities of two models, from what `final_states` gives of each."""
-    step = max(1, LOGITS_BYTES // (4 * len(before[1])))
+    row_bytes = 4 * len(before[1])
+    step = max(1, LOGITS_BYTES // row_bytes)
     parts = []
-    for start in range(0, len(labels), step):
-        old, new = (
-            (states[start : start + step].to(head.device) @ head.T).log_softmax(dim=-1)
-            for states, head in (before, after)
-        )
-        wanted = torch.from_numpy(labels[start : start + step]).to(old.device)[:, None]
-        divergence = (old.exp() * (old - new)).sum(dim=-1)
-        same = old.argmax(dim=-1) == new.argmax(dim=-1)
-        values = (old.gather(1, wanted)[:, 0], new.gather(1, wanted)[:, 0], divergence, same)
-        parts.append([value.cpu() for value in values])
+    with show_progress("comparing predictions", len(labels) * row_bytes) as advance:
+        for start in range(0, len(labels), step):
+            old, new = (
+                (states[start : start + step].to(head.device) @ head.T).log_softmax(dim=-1)
+                for states, head in (before, after)
+            )
+            wanted = torch.from_numpy(labels[start : start + step]).to(old.device)[:, None]
+            divergence = (old.exp() * (old - new)).sum(dim=-1)
+            same = old.argmax(dim=-1) == new.argmax(dim=-1)
+            values = (old.gather(1, wanted)[:, 0], new.gather(1, wanted)[:, 0], divergence, same)
+            parts.append([value.cpu() for value in values])
+            advance(len(old) * row_bytes)
     return LabelScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -166,8 +168,8 @@ def summarize_loss(scores: LabelScores, rows: Rows) -> dict[str, dict[str, float
         inside = torch.from_numpy(mask)
         numbers[name] = {
             "tokens": int(mask.sum()),
-            "perplexity_before": exp(-float(scores.before[inside].double().mean())),
-            "perplexity_after": exp(-float(scores.after[inside].double().mean())),
+            "perplexity_before": float((-scores.before[inside].double().mean()).exp()),
+            "perplexity_after": float((-scores.after[inside].double().mean()).exp()),
             "kl_divergence": float(scores.divergence[inside].double().mean()),
             "same_argmax": float(scores.is_same[inside].double().mean()),
         }
@@ -194,7 +196,7 @@ def summarize_survival(
         inside = torch.from_numpy(mask)
         means = [float(one[inside].double().mean()) for one in (base, tuned, quantized)]
         gain, left = means[1] - means[0], means[2] - means[0]
-        survives = left / gain if gain > SMALLEST_GAIN else None
+        survives = None if gain <= SMALLEST_GAIN else left / gain  # NaN where a model gives it
         numbers[name] = {"tokens": int(mask.sum()), "gain": gain, "survives": survives}
     return numbers
 

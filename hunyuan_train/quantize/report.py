@@ -1,6 +1,7 @@
 """What `quantize` says at its end: one table, the same numbers as a file, and whether they do."""
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 from rich.table import Table
@@ -20,9 +21,19 @@ def find_undone(report: Mapping[str, Any]) -> str:
     for name, numbers in report.get("survival", {}).items():
         share = numbers["survives"]
         counts = name == "all" or numbers["tokens"] >= MIN_TOKENS
-        if counts and share is not None and share < SURVIVES:
+        if counts and share is not None and not share >= SURVIVES:  # NaN does not survive
             of = "trained tokens" if name == "all" else f"trained {name} tokens"
             return f"{share:.1%} of what fine-tuning gained on {of}"
+    return ""
+
+
+def find_nonsense(report: Mapping[str, Any]) -> str:
+    """The number of the loss that is NaN or infinite, in words; "" where all are numbers."""
+    for part in ("held_out", "survival"):
+        for name, numbers in report.get(part, {}).items():
+            for key, value in numbers.items():
+                if value is not None and not isfinite(value):
+                    return f"{key.replace('_', ' ')} of {name} is {value}"
     return ""
 
 

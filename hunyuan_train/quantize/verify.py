@@ -5,7 +5,7 @@ near to the original as codes can. So a scale of the wrong block, a tensor scale
 that changed places are found before the folder has its name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,23 +41,67 @@ def verify_weights(
     Raises:
         CheckpointError: naming the tensor that is not what it was made of.
     """
+
+    def compare(tensor: StoredTensor) -> tuple[float, float]:
+        if is_compressed(tensor):
+            return _verify_tensor(tensor, original, written)
+        for start in range(0, tensor.numel, ROWS_BYTES // 4):
+            stop = min(start + ROWS_BYTES // 4, tensor.numel)
+            same = (one.read(tensor, start, stop) for one in (original, written))
+            _demand(torch.equal(*same), tensor, "is not what it was")
+        return 0.0, 0.0
+
+    return _compare_all(shape, compare)
+
+
+def verify_values(
+    original: WeightSource, written: WeightSource, shape: ModelShape, *, most_error: float
+) -> dict[str, float]:
+    """Compare all tensors with those they were made of, where codes and scales are another's.
+
+    Args:
+        original: the model as it was.
+        written: as it is read back, dequantised.
+        shape: of both.
+        most_error: by which a tensor's weights may change, all together, by the norm of all.
+
+    Returns:
+        see `verify_weights`.
+
+    Raises:
+        CheckpointError: naming the tensor that is not what it was made of.
+    """
+
+    def compare(tensor: StoredTensor) -> tuple[float, float]:
+        error = norm = 0.0
+        for first, last in _blocks_of_rows(tensor):
+            width = tensor.numel // tensor.shape[0]
+            before, after = (
+                one.read(tensor, first * width, last * width).double()
+                for one in (original, written)
+            )
+            error += float((after - before).square().sum())
+            norm += float(before.square().sum())
+        _demand(error <= norm * most_error**2, tensor, "is not near its original")  # nor is NaN
+        return error, norm
+
+    return _compare_all(shape, compare)
+
+
+def _compare_all(
+    shape: ModelShape, compare: Callable[[StoredTensor], tuple[float, float]]
+) -> dict[str, float]:
+    """Sum what a comparison finds of each tensor: squares of the norms of change and weights."""
     tensors = released_tensors(shape).values()
     changed = total = largest = 0.0
     with show_progress("verifying", sum(one.numel * 2 for one in tensors)) as advance:
         for tensor in tensors:
-            if not is_compressed(tensor):
-                for start in range(0, tensor.numel, ROWS_BYTES // 4):
-                    stop = min(start + ROWS_BYTES // 4, tensor.numel)
-                    same = (one.read(tensor, start, stop) for one in (original, written))
-                    _demand(torch.equal(*same), tensor, "is not what it was")
-                advance(tensor.numel * 2)
-                continue
-            error, norm = _verify_tensor(tensor, original, written)
+            error, norm = compare(tensor)
             largest = max(largest, (error / norm) ** 0.5 if norm else 0.0)
             changed, total = changed + error, total + norm
             advance(tensor.numel * 2)
     return {
-        "relative_error": (changed / total) ** 0.5,
+        "relative_error": (changed / total) ** 0.5 if total else 0.0,
         "largest_relative_error": largest,
     }
 
@@ -98,8 +142,8 @@ def _is_near(before: Tensor, difference: Tensor, scales: Tensor) -> bool:
 
 
 def _blocks_of_rows(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
-    rows, columns = tensor.shape
-    step = max(BLOCK, ROWS_BYTES // (2 * columns) // BLOCK * BLOCK)
+    rows = tensor.shape[0]
+    step = max(BLOCK, ROWS_BYTES // (2 * tensor.numel // rows) // BLOCK * BLOCK)
     for first in range(0, rows, step):
         yield first, min(first + step, rows)
 

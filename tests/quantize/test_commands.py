@@ -7,6 +7,7 @@ from hunyuan_train.cli import main
 from hunyuan_train.launcher.exit_codes import USER_ERROR
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.quantize.models import WIDE
+from tests.quantize.planted import check_red, plant_in_float8
 from tests.released import SHAPE, write_released
 
 
@@ -30,6 +31,14 @@ def test_a_model_without_dialogues_is_written_verified_and_said_to_be_unmeasured
     assert report["weights"]["relative_error"] < 0.03
     assert report["bytes_after"] < 0.7 * report["bytes_before"]
     assert main(["quantize", str(output), str(model.parent / "x"), "--format", "fp8"]) == USER_ERROR
+
+
+def test_a_tensor_scaled_twice_turns_the_command_red(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_in_float8(monkeypatch)
+    output = model.parent / "out"
+    check_red(["quantize", str(model), str(output), "--format", "fp8"], output, capsys)
 
 
 @pytest.mark.parametrize(

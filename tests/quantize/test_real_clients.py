@@ -21,6 +21,7 @@ from hunyuan_train.quantize.gptq import layer_file, work_folder
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.clients.environments import client_python
 from tests.quantize.models import BLOCK, CHANNEL, WIDE, write_quantized
+from tests.quantize.planted import check_red, plant_in_gptq
 from tests.released import write_released
 
 # Transformers unpacks experts into bfloat16, whatever the weights were: half of its last bit.
@@ -75,7 +76,7 @@ def quantize_command(folder: Path, repository: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_gptq_goes_on_where_it_was_ended_and_gives_the_same(
-    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, repository: Path
 ) -> None:
     command = quantize_command(tmp_path, repository)
     assert main(command) == 0
@@ -96,6 +97,17 @@ def test_gptq_goes_on_where_it_was_ended_and_gives_the_same(
     changed = {line.split()[1] for line in set(whole) ^ set(again)}
     assert changed <= {"quantization_report.json"}  # which holds times
     assert not work.exists()
+
+
+@pytest.mark.slow
+def test_gptq_with_a_tensor_scaled_twice_turns_the_command_red(
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plant_in_gptq(monkeypatch)
+    check_red(quantize_command(tmp_path, repository), tmp_path / "out", capsys)
 
 
 @pytest.mark.slow

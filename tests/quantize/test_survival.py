@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hunyuan_train.cli import main
+from hunyuan_train.export.manifest import write_manifest
 from hunyuan_train.launcher.exit_codes import USER_ERROR
 from hunyuan_train.quantize.report import SURVIVES
 from tests.taught import FAST, SLOW, write_base, write_taught_model
@@ -23,6 +24,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("survival")
     write_base(folder / "base")
     write_taught_model(folder / "tuned", num_steps=NUM_STEPS, kept=KEPT)
+    write_manifest(folder / "tuned", folder / "base")  # as an export does
     records = [json.dumps(record, ensure_ascii=False) for record in (SLOW, FAST)]
     (folder / "train.jsonl").write_text("\n".join(records))
     return folder
@@ -48,7 +50,7 @@ def test_a_fine_tune_that_does_not_survive_is_not_published(
 ) -> None:
     output = tuned / "out"
     command = ["quantize", str(tuned / "tuned"), str(output), "--format", "fp8"]
-    command += ["--train_data", str(tuned / "train.jsonl"), "--base", str(tuned / "base")]
+    command += ["--train_data", str(tuned / "train.jsonl")]  # the base is in the manifest
     report = output / "quantization_report.json"
     assert main(command) == 0
     whole = json.loads(report.read_text())["survival"]["all"]

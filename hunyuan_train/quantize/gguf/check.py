@@ -31,7 +31,7 @@ def check_gguf(job: "Job") -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(
             "format gguf reads what it has written by the package gguf, which is not installed "
-            "here; pip install gguf"
+            "here; pip install 'gguf>=0.19,<0.20'"
         )
     num_bytes = estimate_bytes(job.shape, job.type)
     if not TYPES[job.type].converted:

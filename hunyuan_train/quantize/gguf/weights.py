@@ -1,6 +1,5 @@
 """The weights of a GGUF file, dequantised by the package `gguf`, under their released names."""
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,7 @@ class GgufWeights:
 
     def __init__(self, tensors: dict[str, Any], dequantise: Any) -> None:
         self._tensors = tensors
-        self._dequantise = lru_cache(maxsize=2)(
-            lambda name, expert: self._expand(name, expert, dequantise)
-        )
+        self._dequantise = dequantise
 
     @classmethod
     def open(cls, file: Path, shape: ModelShape) -> "GgufWeights":
@@ -66,7 +63,7 @@ class GgufWeights:
         except ModuleNotFoundError as error:
             raise ConfigError(
                 "the weights of a GGUF file are read by the package gguf, which is not installed; "
-                "pip install gguf"
+                "pip install 'gguf>=0.19,<0.20'"
             ) from error
         tensors = {one.name: one for one in GGUFReader(file).tensors}
         missing = [name for name in released_tensors(shape) if gguf_name(name)[0] not in tensors]
@@ -74,16 +71,18 @@ class GgufWeights:
             raise ConfigError(f"{file} lacks {len(missing)} tensors ({missing[0]}); write it again")
         return cls(tensors, dequantize)
 
-    def _expand(self, name: str, expert: int | None, dequantise: Any) -> Tensor:
-        tensor = self._tensors[name]
-        data = tensor.data if expert is None else tensor.data[expert]
-        values = np.asarray(dequantise(data, tensor.tensor_type), dtype=np.float32)
-        return torch.from_numpy(values.copy()).flatten()
-
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor: [stop - start], float32."""
-        values: Tensor = self._dequantise(*gguf_name(tensor.name))
-        return values[start:stop]
+        name, expert = gguf_name(tensor.name)
+        stored = self._tensors[name]
+        data = stored.data if expert is None else stored.data[expert]
+        first = 0
+        if len(tensor.shape) > 1:  # its rows are coded one by one
+            columns = tensor.shape[-1]
+            first, last = start // columns, -(-stop // columns)
+            data, first = data[first:last], first * columns
+        values = np.array(self._dequantise(data, stored.tensor_type), dtype=np.float32)
+        return torch.from_numpy(values).flatten()[start - first : stop - first]
 
 
 def open_gguf(folder: Path, shape: ModelShape) -> "GgufWeights":

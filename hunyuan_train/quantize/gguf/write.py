@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hunyuan_train.checkpoint.publish import hash_files
 from hunyuan_train.export.companions import check_inside
+from hunyuan_train.progress import show_progress
 from hunyuan_train.quantize.gguf.check import estimate_bytes, unrounded_type
 from hunyuan_train.quantize.gguf.llama_cpp import SCRIPTS, LlamaCpp, find_llama_cpp, run_watched
 from hunyuan_train.quantize.gguf.source import (
@@ -50,7 +51,9 @@ def write_gguf(job: "Job", folder: Path) -> dict[str, str]:
     for pattern in DESCRIPTIONS:
         for file in job.source.glob(pattern):
             shutil.copyfile(check_inside(file), folder / file.name)
-    return hash_files(sorted(folder.iterdir()), lambda _: None)
+    files = sorted(folder.iterdir())
+    with show_progress("summing", sum(file.stat().st_size for file in files)) as advance:
+        return hash_files(files, advance)
 
 
 def _convert(tools: LlamaCpp, job: "Job", staged: Path, target: Path, type_: str) -> None:

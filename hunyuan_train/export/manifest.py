@@ -1,0 +1,41 @@
+"""What an exported or merged folder says of where it comes from.
+
+`quantize` asks how much of a fine-tune survives, and so needs the model that was tuned, wherever
+the folder has been copied since.
+"""
+
+import json
+from pathlib import Path
+
+from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.json_file import read_json_object
+
+MANIFEST = "export_manifest.json"
+BASE = "base"
+
+
+def write_manifest(folder: Path, base: Path) -> None:
+    """Name the folder of the model that was trained."""
+    content = json.dumps({BASE: str(base.resolve())}, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
+
+
+def read_base(folder: Path) -> str | None:
+    """The folder of the model that was trained, which may be gone; None where none is named.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        base = read_json_object(path)[BASE]
+        if not isinstance(base, str):
+            raise TypeError(f"{BASE} is no text")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not name the model that was trained ({error}); export again, or remove "
+            "the file and give --base DIR"
+        ) from error
+    return base
