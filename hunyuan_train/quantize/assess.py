@@ -124,7 +124,9 @@ def find_base(job: Job, inputs: Inputs) -> WeightSource | str:
     if not Path(name, "config.json").exists():
         return f"the base model {name}, which the export names, is not there; give --base DIR"
     if Path(name).resolve() == job.source.resolve():
-        raise ConfigError(f"base is {name}, which is the model itself; give the one it was tuned from")
+        raise ConfigError(
+            f"base is {name}, which is the model itself; give the one it was tuned from"
+        )
     shape, source, _ = open_model(Path(name))
     tensors = [released_tensors(one) for one in (shape, job.shape)]
     if shape.family != job.shape.family or tensors[0] != tensors[1]:

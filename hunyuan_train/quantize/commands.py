@@ -183,7 +183,6 @@ def quantize(
     """
     from hunyuan_train.quantize.assess import assess
     from hunyuan_train.quantize.model_folder import size_of_weights, write_json
-    from hunyuan_train.quantize.report import find_nonsense, find_undone
 
     with unfinished_until_published(job.output) as unfinished:
         started = time.monotonic()
@@ -198,23 +197,34 @@ def quantize(
         }
         report |= assess(job, chosen, unfinished, wanted)
         report["peak_memory_bytes"] = peak_memory()
-        nonsense, undone = find_nonsense(report), find_undone(report)
-        if nonsense:
-            show(report)
-            raise CheckpointError(
-                f"{nonsense} in {report['format']}, so the quantised model or {job.source} computes "
-                "NaN or infinity; see in the table whether the model as it is does, and else choose "
-                f"the gentler format ({chosen.gentler}). Nothing was published"
-            )
-        if undone and not allows_loss:
-            show(report)
-            raise CheckpointError(
-                f"only {undone} survives {report['format']}, and 95% should; choose the gentler "
-                f"format ({chosen.gentler}), calibrate on more dialogues, or take the loss with "
-                "--allow_loss. Nothing was published"
-            )
+        _demand_worth(report, chosen, allows_loss=allows_loss)
         publish_summed(job.output, digests | write_json(unfinished / REPORT, report))
     return report
+
+
+def _demand_worth(report: dict[str, Any], chosen: Format, *, allows_loss: bool) -> None:
+    """Refuse to publish what computes no numbers, or has lost what was taught.
+
+    Raises:
+        CheckpointError: naming what was measured and the gentler format.
+    """
+    from hunyuan_train.quantize.report import find_nonsense, find_undone
+
+    nonsense, undone = find_nonsense(report), find_undone(report)
+    if nonsense:
+        show(report)
+        raise CheckpointError(
+            f"{nonsense}, so {report['source']} in {report['format']} computes NaN or infinity, or "
+            f"did so before; if it did not, choose the gentler format ({chosen.gentler}). Nothing "
+            "was published"
+        )
+    if undone and not allows_loss:
+        show(report)
+        raise CheckpointError(
+            f"only {undone} survives {report['format']}, and 95% should; choose the gentler "
+            f"format ({chosen.gentler}), calibrate on more dialogues, or take the loss with "
+            "--allow_loss. Nothing was published"
+        )
 
 
 def peak_memory() -> int:

