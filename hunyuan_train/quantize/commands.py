@@ -163,8 +163,9 @@ def _check(arguments: argparse.Namespace) -> Path:
             raise ServeError(f"{name} is {vars(arguments)[name]}; set it to {least} or more")
     output: Path = arguments.output.resolve()
     check_vacant(output, overwrite=arguments.overwrite)
-    if output == arguments.model.resolve():
-        raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
+    source = arguments.model.resolve()
+    if output == source or output in source.parents:
+        raise CheckpointError(f"OUT is {output}, which holds what is read; give another folder")
     if is_adapter(arguments.model):
         raise ConfigError(
             f"{arguments.model} is an adapter, which is served beside its base; merge it with "

@@ -1,7 +1,7 @@
 """Which dialogues and which base a model is judged with: those given, or those of its run.
 
-An export lies in the folder of its run, whose config.yaml names what it was trained on and from. Its
-manifest names the base, too, and so does that of a merged model, wherever the folder lies.
+An export lies in the folder of its run, whose config.yaml names what it was trained on and from.
+Its manifest names the base, too, and so does that of a merged model, wherever the folder lies.
 """
 
 from collections.abc import Callable
