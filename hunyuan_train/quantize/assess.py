@@ -49,7 +49,20 @@ class Assessment:
     num_questions: int  # that both models answer; 0: none
 
 
-def assess(job: Job, chosen: Format, folder: Path, wanted: Assessment) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """What was found to judge with; each None where `left_out` says why."""
+
+    questions: Dataset | None
+    evaluation: Rows | None
+    training: Rows | None
+    base: WeightSource | None
+    left_out: dict[str, str]
+
+
+def assess(
+    job: Job, chosen: Format, folder: Path, wanted: Assessment, material: Material
+) -> dict[str, Any]:
     """Verify and measure a quantised model.
 
     Args:
@@ -57,6 +70,7 @@ def assess(job: Job, chosen: Format, folder: Path, wanted: Assessment) -> dict[s
         chosen: its format.
         folder: where it was written.
         wanted: what to judge with.
+        material: found beforehand.
 
     Returns:
         the report: `weights`, `held_out`, `survival` and `answers`, each where it was measured,
@@ -67,33 +81,35 @@ def assess(job: Job, chosen: Format, folder: Path, wanted: Assessment) -> dict[s
     """
     _, original, _ = open_model(job.source)
     written = chosen.open_weights(folder, job.shape)
-    report: dict[str, Any] = {"left_out": {}}
+    report: dict[str, Any] = {"left_out": dict(material.left_out)}
     if isinstance(written, CompressedFolder):
         report["weights"] = verify_weights(original, written, job.shape)
     else:
         most_error = TYPES[job.type].most_error
         report["weights"] = verify_values(original, written, job.shape, most_error=most_error)
-    evaluation, training, base = _find_material(job, wanted, report["left_out"])
-    if evaluation is not None or training is not None:
-        report |= _compare(job, original, written, evaluation, training, base, scratch=folder)
-    if evaluation is None or not wanted.num_questions:
+    if material.evaluation is not None or material.training is not None:
+        report |= _compare(job, original, written, material, scratch=folder)
+    if material.questions is None or not wanted.num_questions:
         return report
     if count_parameters(job.shape).total > MAX_CHECKED_PARAMETERS:
         report["left_out"]["answers"] = "the model is too large to generate here"
         return report
-    dataset = wanted.inputs.eval_dataset(wanted.tokenizer)
-    assert dataset is not None
     sources = {"before": original, "after": written}
     answers = {
-        name: answer_questions(job.shape, one, dataset, wanted) for name, one in sources.items()
+        name: answer_questions(job.shape, one, material.questions, wanted)
+        for name, one in sources.items()
     }
     return report | {"answers": answers}
 
 
-def _find_material(
-    job: Job, wanted: Assessment, left_out: dict[str, str]
-) -> tuple[Rows | None, Rows | None, WeightSource | None]:
-    """Held-out rows, trained rows and the base, each where there is one; else why there is none."""
+def find_material(job: Job, wanted: Assessment) -> Material:
+    """Read dialogues and open the base, before hours are spent on a model to be judged with them.
+
+    Raises:
+        ConfigError: the base is another model.
+        DataError: a file of dialogues is missing or damaged.
+    """
+    left_out: dict[str, str] = {}
     evaluation = training = None
     dataset = wanted.inputs.eval_dataset(wanted.tokenizer)
     if dataset is None:
@@ -105,13 +121,18 @@ def _find_material(
     base = find_base(job, wanted.inputs)
     open_training = wanted.inputs.train_dataset(wanted.tokenizer)
     if isinstance(base, str):
-        left_out["survival"] = base
-        return evaluation, None, None
-    if open_training is None:
+        left_out["survival"], base = base, None
+    elif open_training is None:
         left_out["survival"] = "no training dialogues are known; give --train_data FILE"
-        return evaluation, None, None
-    training = choose_rows(open_training(), wanted.num_samples)
-    return evaluation, training, base
+    else:
+        training = choose_rows(open_training(), wanted.num_samples)
+    return Material(
+        questions=dataset,
+        evaluation=evaluation,
+        training=training,
+        base=base,
+        left_out=left_out,
+    )
 
 
 def find_base(job: Job, inputs: Inputs) -> WeightSource | str:
@@ -141,13 +162,12 @@ def _compare(
     job: Job,
     original: WeightSource,
     written: WeightSource,
-    evaluation: Rows | None,
-    training: Rows | None,
-    base: WeightSource | None,
+    material: Material,
     *,
     scratch: Path,
 ) -> dict[str, Any]:
     """Let all rows through each model once, and compare."""
+    evaluation, training, base = material.evaluation, material.training, material.base
     parts = [one for one in (evaluation, training) if one is not None]
     rows = join_rows(parts)
     rounding = None

@@ -21,7 +21,7 @@ from hunyuan_train.log import log_to_screen
 from hunyuan_train.quantize.formats import FORMATS, Calibration, Format, Job, find_format
 from hunyuan_train.quantize.gptq_settings import VARIABLE
 from hunyuan_train.serve.errors import ServeError
-from hunyuan_train.serve.folder import is_adapter
+from hunyuan_train.serve.folder import find_model_folder, is_adapter
 from hunyuan_train.terminal import PlainConsole, say
 
 if TYPE_CHECKING:
@@ -166,11 +166,12 @@ def _check(arguments: argparse.Namespace) -> Path:
     source = arguments.model.resolve()
     if output == source or output in source.parents:
         raise CheckpointError(f"OUT is {output}, which holds what is read; give another folder")
-    if is_adapter(arguments.model):
+    if is_adapter(source):
         raise ConfigError(
             f"{arguments.model} is an adapter, which is served beside its base; merge it with "
             f"`hunyuan-train merge BASE {arguments.model} MERGED`, and quantise MERGED"
         )
+    find_model_folder(source, base=None)
     return output
 
 
@@ -182,9 +183,10 @@ def quantize(
     Raises:
         CheckpointError: too little of the fine-tuning survives; nothing is published.
     """
-    from hunyuan_train.quantize.assess import assess
+    from hunyuan_train.quantize.assess import assess, find_material
     from hunyuan_train.quantize.model_folder import size_of_weights, write_json
 
+    material = find_material(job, wanted)
     with unfinished_until_published(job.output) as unfinished:
         started = time.monotonic()
         digests = chosen.write(job, unfinished)
@@ -196,7 +198,7 @@ def quantize(
             "write_seconds": time.monotonic() - started,
             "write_memory_bytes": peak_memory(),
         }
-        report |= assess(job, chosen, unfinished, wanted)
+        report |= assess(job, chosen, unfinished, wanted, material)
         report["peak_memory_bytes"] = peak_memory()
         _demand_worth(report, chosen, allows_loss=allows_loss)
         publish_summed(job.output, digests | write_json(unfinished / REPORT, report))

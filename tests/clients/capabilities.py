@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,11 +27,14 @@ from transformers import AutoModelForCausalLM
 
 from hunyuan_train.export.adapter_layouts import convert_adapter
 from hunyuan_train.export.merge import merge_adapter
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.quantize.float8_writer import write_float8
 from hunyuan_train.quantize.formats import Calibration, Job
 from hunyuan_train.quantize.gguf.write import write_gguf
+from hunyuan_train.quantize.gptq import forget_work, write_gptq
+from hunyuan_train.quantize.inputs import find_inputs
 from hunyuan_train.terminal import say
 from tests.clients.environments import client_python
 from tests.taught import write_taught_model
@@ -58,6 +62,9 @@ ADAPTERS = {
 # Prompts of any ids will do: what is compared is what two programs compute of the same ones.
 PROMPTS = [[2001, 85, 100, 101, 2008], [2001, 300, 301, 302, 2008], [2001, 51, 87, 2008]]
 NUM_TOKENS = 8
+COMPRESSED = ("FP8", "W4A16")
+OTHER_TRANSFORMERS = ("transformers_516", "transformers_519")  # that vLLM 0.32 takes
+DIALOGUES = Path(__file__).parents[2] / "data" / "practice_train.jsonl"
 SECONDS = 900
 LAST_WORDS = 220  # characters of a failed command's output
 
@@ -137,13 +144,14 @@ def make_artefacts(work: Work, model: Path | None, wanted: Sequence[str]) -> dic
         **{name: lambda name=name: make_adapter(work, name) for name in ADAPTERS},
         "merged": lambda: merge_adapter(full, work.path("adapter on experts"), work.path("merged")),
         "FP8": lambda: write_into(work, "FP8", ""),
+        "W4A16": lambda: calibrate(work, "W4A16"),
         **{
             name: lambda name=name: write_into(work, name, name.partition(" ")[2])
             for name in ARTEFACTS
             if name.startswith("GGUF")
         },
     }
-    made: dict[str, str | None] = {"W4A16": "run tests/quantize, which calibrates one"}
+    made: dict[str, str | None] = {}
     for name, make in makers.items():
         try:
             if name in wanted and not work.path(name).exists():
@@ -168,21 +176,38 @@ def make_adapter(work: Work, name: str) -> None:
 
 def write_into(work: Work, name: str, type_: str) -> None:
     """Quantise into the artefact's folder."""
-    folder = work.path(name)
-    folder.mkdir()
+    job = make_job(work, name, type_, Calibration(num_samples=0, python=None))
+    job.output.mkdir()
+    if type_:
+        write_gguf(job, job.output)
+    else:
+        write_float8(job, job.output, Scheme("channel"))
+
+
+def calibrate(work: Work, name: str) -> None:
+    """Quantise to four bits into the artefact's folder, by llm-compressor's GPTQ."""
     full = work.path("full")
-    job = Job(
+    given = {"train_data": str(DIALOGUES), "eval_data": None, "base": None}
+    open_dataset = find_inputs(full, **given).train_dataset(load_tokenizer(full))
+    python = client_python("llmcompressor")
+    calibration = Calibration(num_samples=16, python=python, open_dataset=open_dataset)
+    job = make_job(work, name, "", calibration)
+    job.output.mkdir()
+    write_gptq(job, job.output)
+    forget_work(job)
+
+
+def make_job(work: Work, name: str, type_: str, calibration: Calibration) -> Job:
+    """Into what the full model is quantised."""
+    full = work.path("full")
+    return Job(
         source=full,
         shape=read_shape(full),
-        output=folder,
+        output=work.path(name),
         type=type_,
-        calibration=Calibration(num_samples=0, python=None),
+        calibration=calibration,
         llama_cpp=client_python("llamacpp"),
     )
-    if type_:
-        write_gguf(job, folder)
-    else:
-        write_float8(job, folder, Scheme("channel"))
 
 
 def load(folder: Path) -> torch.nn.Module:
@@ -210,16 +235,25 @@ def generate_greedily(model: torch.nn.Module) -> list[list[int]]:
 
 
 def in_transformers(work: Work, artefact: str) -> str:
-    """Log-probabilities of a model folder; the full one is the reference."""
+    """Log-probabilities of a model folder; the full one is the reference. Tokens of others."""
+    if artefact in COMPRESSED:
+        return ask_transformers(work, artefact, "llmcompressor", "auto")
+    found = [ask_transformers(work, artefact, client, "float32") for client in OTHER_TRANSFORMERS]
     if artefact == "full":
-        return f"works ({version('transformers')}): in float32 it is what others are compared with"
-    expected = log_probabilities(merged_by_peft(work) if artefact == "merged" else full(work))
-    found = log_probabilities(load(work.path(artefact)))
-    difference = float((found - expected).abs().max())
-    words = "of PEFT on the base" if artefact == "merged" else "of float32"
-    return (
-        f"works ({version('transformers')}): log-probabilities {words} differ by {difference:.1e}"
-    )
+        ours = "in float32 it is what others are compared with"
+    else:
+        expected = log_probabilities(merged_by_peft(work))
+        change = (log_probabilities(load(work.path(artefact))) - expected).abs().max()
+        ours = f"log-probabilities of PEFT on the base differ by {float(change):.1e}"
+    return "; ".join([f"works ({version('transformers')}): {ours}", *found])
+
+
+def ask_transformers(work: Work, artefact: str, client: str, dtype: str) -> str:
+    """Greedy tokens of a model folder in another environment's Transformers."""
+    script = str(HERE / "transformers_generate.py")
+    command = [client_python(client), script, str(work.path(artefact)), dtype]
+    answered = run_client(command, {"prompts": PROMPTS, "num_tokens": NUM_TOKENS})
+    return compare_tokens(work, answered["answers"], answered["version"], artefact)
 
 
 def full(work: Work) -> torch.nn.Module:
@@ -251,6 +285,8 @@ def in_peft(work: Work, artefact: str) -> str:
 
 def in_llama_cpp(work: Work, artefact: str) -> str:
     """Greedy tokens of a GGUF file."""
+    if artefact in COMPRESSED:
+        return "refused: give the model as it was to `hunyuan-train quantize --format gguf:TYPE`"
     if not artefact.startswith("GGUF"):
         return "convert it: `hunyuan-train quantize IN OUT --format gguf:TYPE`"
     type_ = artefact.partition(" ")[2]
@@ -292,7 +328,7 @@ def compare_tokens(
     return f"works ({version_}): {num_equal} of {len(pairs)} greedy tokens as in float32"
 
 
-def run_client(command: list[str], asked: dict) -> dict:
+def run_client(command: list[str], asked: dict, *, is_json: bool = True) -> dict:
     """Run a script in a client's environment, and read the JSON of its last line.
 
     Raises:
@@ -300,6 +336,8 @@ def run_client(command: list[str], asked: dict) -> dict:
     """
     # Without it vLLM takes half of the memory for its cache.
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    # Engines start programs that lie beside their interpreter.
+    environment["PATH"] = os.pathsep.join([str(Path(command[0]).parent), os.environ["PATH"]])
     try:
         done = subprocess.run(
             command,
@@ -314,9 +352,9 @@ def run_client(command: list[str], asked: dict) -> dict:
         raise CommandError(f"`{name_command(command)}` took over {SECONDS} s") from error
     if done.returncode != 0:
         said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in said if "Error" in line] or said
+        errors = [line for line in said if "error" in line.lower()] or said
         raise CommandError(f"`{name_command(command)}`: {shorten(errors[-1] if errors else '')}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]) if is_json else {}
 
 
 def name_command(command: list[str]) -> str:
@@ -331,17 +369,26 @@ def package_version(python: str, name: str) -> str:
     return done.stdout.strip()
 
 
-def not_installable(package: str, question: str) -> Cell:
-    """A client that asks for a GPU: what its engine says here."""
+def in_sglang(work: Work, artefact: str) -> str:
+    """SGLang's server, whose package lies beside vLLM's without what needs a GPU."""
+    return run_elsewhere(client_python("vllm"), ("-m", "sglang.launch_server", "--help"))
 
-    def run(work: Work, artefact: str) -> str:
-        command = [sys.executable, "-c", question]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
-        if done.returncode == 0:
-            return f"{package} is installed, and its engine was not started by this script"
-        raise CommandError(f"`python -c '{question}'`: {shorten(done.stderr.splitlines()[-1])}")
 
-    return run
+def in_tensorrt(work: Work, artefact: str) -> str:
+    """TensorRT-LLM, of which pip says what it asks for."""
+    command = ("-m", "pip", "install", "--dry-run", "--no-deps", "tensorrt_llm")
+    return run_elsewhere(sys.executable, command)
+
+
+@cache
+def run_elsewhere(python: str, arguments: tuple[str, ...]) -> str:
+    """Start a client that asks for a GPU.
+
+    Raises:
+        CommandError: its last words.
+    """
+    run_client([python, *arguments], {}, is_json=False)
+    return "starts here, and was asked nothing"
 
 
 def shorten(text: str) -> str:
@@ -354,9 +401,9 @@ RUN: dict[str, Cell] = {
     "Transformers": in_transformers,
     "PEFT": in_peft,
     "vLLM": in_vllm,
-    "SGLang": not_installable("sglang", "import sglang"),
+    "SGLang": in_sglang,
     "llama.cpp": in_llama_cpp,
-    "TensorRT-LLM": not_installable("tensorrt_llm", "import tensorrt_llm"),
+    "TensorRT-LLM": in_tensorrt,
 }
 MERGE = "merge it first: `hunyuan-train merge`"
 REFUSED = {
