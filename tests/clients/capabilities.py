@@ -66,6 +66,7 @@ COMPRESSED = ("FP8", "W4A16")
 OTHER_TRANSFORMERS = ("transformers_516", "transformers_519")  # that vLLM 0.32 takes
 DIALOGUES = Path(__file__).parents[2] / "data" / "practice_train.jsonl"
 SECONDS = 900
+CELLS = "cells.json"
 LAST_WORDS = 220  # characters of a failed command's output
 
 
@@ -94,24 +95,38 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=CLIENTS, default=CLIENTS)
     parser.add_argument("--artefacts", nargs="*", choices=ARTEFACTS, default=ARTEFACTS)
     parser.add_argument(
-        "--work", type=Path, help="keep the artefacts here, and use again what lies there"
+        "--work",
+        type=Path,
+        help="keep artefacts and outcomes here; a later run for other clients adds to the page",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = Work(arguments.work or Path(tempfile.mkdtemp(prefix="capabilities")))
     made = make_artefacts(work, arguments.model, arguments.artefacts)
-    cells = {}
-    for client in CLIENTS:
-        for artefact in ARTEFACTS:
-            if client not in arguments.only or artefact not in arguments.artefacts:
-                text = "not run"
-            elif isinstance(made[artefact], str):
+    cells = read_cells(work)
+    for client in arguments.only:
+        for artefact in arguments.artefacts:
+            if isinstance(made[artefact], str):
                 text = f"not made here: {made[artefact]}"
             else:
                 text = run_cell(work, artefact, client)
             cells[artefact, client] = text
             say(f"{artefact} in {client}: {text}")
+            write_cells(work, cells)
             write_page(cells)
+
+
+def read_cells(work: Work) -> dict[tuple[str, str], str]:
+    """Outcomes of runs before, by artefact and client."""
+    file = work.folder / CELLS
+    rows = json.loads(file.read_text()) if file.exists() else []
+    return {(artefact, client): text for artefact, client, text in rows}
+
+
+def write_cells(work: Work, cells: dict[tuple[str, str], str]) -> None:
+    """Keep the outcomes beside the artefacts."""
+    rows = [[*place, text] for place, text in cells.items()]
+    (work.folder / CELLS).write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
 
 def run_cell(work: Work, artefact: str, client: str) -> str:
@@ -425,9 +440,7 @@ def write_page(cells: dict[tuple[str, str], str]) -> None:
     ]
     for artefact in ARTEFACTS:
         lines += [f"## {artefact}", "", "| client | outcome |", "|---|---|"]
-        found = [
-            (client, cells[artefact, client]) for client in CLIENTS if (artefact, client) in cells
-        ]
+        found = [(client, cells.get((artefact, client), "not run")) for client in CLIENTS]
         lines += [f"| {client} | {text} |" for client, text in found]
         lines.append("")
     PAGE.write_text("\n".join(lines), encoding="utf-8")

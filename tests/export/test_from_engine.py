@@ -18,6 +18,7 @@ from hunyuan_train.export.check import plain_losses as losses_of_prompts
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.export.from_engine import export_model, read_prompts
 from hunyuan_train.export.huggingface_folder import Release, describe_release, split_into_files
+from hunyuan_train.export.manifest import read_base
 from hunyuan_train.export.merge import merge_adapter
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.tables import released_tensors
@@ -87,6 +88,7 @@ def test_export_is_the_trained_model(
         assert ROUTER not in name or not torch.equal(values, values.bfloat16().float()), name
     export_stopped_run(open_stopped_run(checkpoint, {}), tmp_path / "later")
     assert (tmp_path / "later/SHA256SUMS").read_text() == (live / "SHA256SUMS").read_text()
+    assert read_base(live) == read_base(tmp_path / "later") == str(base)
     assert not list(tmp_path.glob("*.incomplete"))
 
 

@@ -20,6 +20,7 @@ from hunyuan_train.cli import main
 from hunyuan_train.export import merge
 from hunyuan_train.export.check import load_served
 from hunyuan_train.export.lora_deltas import read_changes
+from hunyuan_train.export.manifest import read_base
 from hunyuan_train.export.merge import merge_adapter
 from hunyuan_train.export.served_config import describe_config
 from hunyuan_train.families.registry import read_shape
@@ -191,7 +192,9 @@ def test_files_beside_the_weights_come_along_and_are_summed(tmp_path: Path) -> N
     assert {path.name for path in merged.iterdir()} == {
         *(path.name for path in base.iterdir()),
         "SHA256SUMS",
+        "export_manifest.json",
     }
+    assert read_base(merged) == str(base)
     for name in ("LICENSE.txt", "model.safetensors.index.json"):
         assert (merged / name).read_bytes() == (base / name).read_bytes()
     check_sums(merged)
@@ -203,6 +206,7 @@ def test_files_beside_the_weights_come_along_and_are_summed(tmp_path: Path) -> N
     make_adapter(base, adapter, scale=0.1, **ATTENTION)
     merge_adapter(merged, adapter, tmp_path / "again")
     check_sums(tmp_path / "again")
+    assert read_base(tmp_path / "again") == str(merged)
 
 
 def test_what_was_merged_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hunyuan_train.cli import main
+from hunyuan_train.export.manifest import write_manifest
 from hunyuan_train.launcher.exit_codes import USER_ERROR
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.quantize.models import WIDE
@@ -49,6 +51,7 @@ def test_a_tensor_scaled_twice_turns_the_command_red(
         (["--format", "fp8", "--samples", "0"], "samples is 0; set it to 1 or more"),
         (["--format", "w4a16"], "none are known; give --train_data FILE"),
         (["--format", "fp8", "--base", "nowhere"], "base is nowhere, where there is no config"),
+        (["--format", "fp8", "--eval_data", "none.jsonl"], "none.jsonl does not exist"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -56,8 +59,30 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     output = model.parent / "out"
     assert main(["quantize", str(model), str(output), *arguments]) == USER_ERROR
-    assert message in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr()
+    assert message in " ".join(said.err.split())
+    assert "verifying" not in said.out + said.err
     assert not output.exists()
+
+
+def test_what_is_no_model_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["quantize", str(tmp_path / "in"), str(tmp_path / "out"), "--format", "fp8"]
+    assert main(command) == USER_ERROR
+    assert "holds neither config.json nor" in capsys.readouterr().err
+
+
+def test_a_base_of_other_sizes_is_refused_and_one_that_is_gone_is_said(
+    model: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, output = model.parent / "base", model.parent / "out"
+    write_manifest(model, base)
+    command = ["quantize", str(model), str(output), "--format", "fp8"]
+    assert main(command) == 0
+    assert f"the base model {base}, which the export names" in capsys.readouterr().out
+    write_released(base, shape=replace(WIDE, num_hidden_layers=1), is_native=True)
+    data = str(repository / "data" / "practice_train.jsonl")
+    assert main([*command, "--overwrite", "--train_data", data]) == USER_ERROR
+    assert "their weights have not the same names and sizes" in capsys.readouterr().err
 
 
 def test_w4a16_says_how_to_get_what_it_needs(

@@ -20,7 +20,7 @@ from hunyuan_train.quantize.measure import (
     summarize_loss,
     summarize_survival,
 )
-from hunyuan_train.quantize.report import find_undone
+from hunyuan_train.quantize.report import find_nonsense, find_undone
 from tests.quantize.models import CHANNEL, WIDE, write_quantized
 from tests.quantize.test_verify import swap_experts
 
@@ -101,6 +101,13 @@ def test_survival_is_the_share_of_the_gain_that_is_left() -> None:
     undone = {"survival": summarize_survival(base, tuned, half, rows)}
     assert find_undone(undone) == "50.0% of what fine-tuning gained on trained tokens"
     assert not find_undone({"survival": summarize_survival(base, tuned, tuned, rows)})
+
+
+def test_numbers_that_are_none_are_neither_gain_nor_loss() -> None:
+    report = {"survival": {"all": {"tokens": 9, "gain": 1.0, "survives": float("nan")}}}
+    assert find_undone(report)
+    assert find_nonsense(report) == "survives of all is nan"
+    assert not find_nonsense({"held_out": {"all": {"tokens": 9, "kl_divergence": 0.1}}})
 
 
 def test_a_part_of_scores_keeps_all_their_columns() -> None:
