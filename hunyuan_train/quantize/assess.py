@@ -118,10 +118,11 @@ def find_material(job: Job, wanted: Assessment) -> Material:
         )
     else:
         evaluation = choose_rows(dataset, wanted.num_samples)
-    base = find_base(job, wanted.inputs)
+    found = find_base(job, wanted.inputs)
+    base = None if isinstance(found, str) else found
     open_training = wanted.inputs.train_dataset(wanted.tokenizer)
-    if isinstance(base, str):
-        left_out["survival"], base = base, None
+    if isinstance(found, str):
+        left_out["survival"] = found
     elif open_training is None:
         left_out["survival"] = "no training dialogues are known; give --train_data FILE"
     else:
