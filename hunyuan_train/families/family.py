@@ -37,6 +37,14 @@ class MoeBlock:
     top_k_field: str
 
 
+@dataclass(frozen=True, slots=True)
+class Parsers:
+    """What a server calls its parsers of what a model writes; "" where it has none."""
+
+    reasoning: str = ""
+    tools: str = ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # one object each, found by name
 class Family:
     """One architecture."""
@@ -50,6 +58,7 @@ class Family:
     # stand once for all, with {expert} in the name and one expert's shape.
     table: Table
     presets: Mapping[str, ModelShape]
+    parsers: Mapping[str, Parsers]  # by the engine's name; engines that are not named have none
     moe: MoeBlock | None = None
     # Parts of names that others spell otherwise: released, other.
     in_transformers: tuple[tuple[str, str], ...] = ()

@@ -7,6 +7,7 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.config_fields import Fields
+from hunyuan_train.families.family import Parsers
 from hunyuan_train.families.shape import ModelShape, stretch_rope
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.plain_text import make_plain_name
@@ -16,6 +17,10 @@ from hunyuan_train.plain_text import make_plain_name
 MAX_LAYERS, MAX_EXPERTS = 2**12, 2**12
 MAX_EXPERTS_IN_ALL = 2**16  # of all layers; the released model has 2,048
 MAX_VOCABULARY, MAX_WIDTH, MAX_POSITIONS = 2**24, 2**20, 2**31
+PARSERS = {
+    "vllm": Parsers(reasoning="hunyuan_a13b", tools="hunyuan_a13b"),
+    "sglang": Parsers(reasoning="hunyuan"),  # its parser of calls by this name is Hy3's
+}
 OF_LATER_FAMILIES = (  # fields of a shape that this generation's config classes do not know
     *("moe_intermediate_size", "shared_intermediate_size", "num_dense_layers", "router_scale"),
     *("num_mtp_layers", "leaves_out_mtp"),

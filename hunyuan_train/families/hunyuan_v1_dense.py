@@ -8,6 +8,7 @@ from hunyuan_train.families.config_fields import Fields
 from hunyuan_train.families.family import Family
 from hunyuan_train.families.hunyuan_v1 import (
     MAX_WIDTH,
+    PARSERS,
     attention_rows,
     embedding_rows,
     mlp_rows,
@@ -124,4 +125,5 @@ HUNYUAN_V1_DENSE = Family(
         "hunyuan-1.8b": HUNYUAN_1_8B,
         "hunyuan-0.5b": HUNYUAN_0_5B,
     },
+    parsers=PARSERS,
 )

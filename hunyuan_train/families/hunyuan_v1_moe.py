@@ -16,6 +16,7 @@ from hunyuan_train.families.hunyuan_v1 import (
     MAX_EXPERTS,
     MAX_EXPERTS_IN_ALL,
     MAX_WIDTH,
+    PARSERS,
     attention_rows,
     embedding_rows,
     mlp_rows,
@@ -173,6 +174,7 @@ HUNYUAN_V1_MOE = Family(
     served_config=served_config,
     table=table,
     presets={"tiny": TINY, "tiny-gpu": TINY_GPU, "a13b": A13B},
+    parsers=PARSERS,
     moe=MoeBlock(
         block="mlp",
         router=Router(module="gate", projection="wg", scores="softmax", is_normalised=True),

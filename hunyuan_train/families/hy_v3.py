@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hunyuan_train.families.config_fields import Fields
-from hunyuan_train.families.family import Family, MoeBlock, Router
+from hunyuan_train.families.family import Family, MoeBlock, Parsers, Router
 from hunyuan_train.families.hunyuan_v1 import (
     MAX_EXPERTS,
     MAX_EXPERTS_IN_ALL,
@@ -252,6 +252,10 @@ HY_V3 = Family(
     served_config=served_config,
     table=table,
     presets={"tiny-hy3": TINY, "hy3": HY3, "hy-mt2-30b-a3b": HY_MT2_30B_A3B},
+    parsers={  # as the model's card says
+        "vllm": Parsers(reasoning="hy_v3", tools="hy_v3"),
+        "sglang": Parsers(reasoning="hunyuan", tools="hunyuan"),
+    },
     moe=MoeBlock(
         block="mlp",
         router=Router(module="gate", projection="", scores="sigmoid", is_normalised=True),

@@ -6,7 +6,6 @@ from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 
-from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.family import Family
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
@@ -134,21 +133,6 @@ def _fuse(row: StoredTensor, shape: ModelShape) -> tuple[str, tuple[int, ...]]:
 def fused_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """The 3-D tensors of files that store the experts of a layer together, by name."""
     return dict(_fuse(row, shape) for row in family_of(shape).table(shape) if EXPERT in row.name)
-
-
-def check_alike(shape: ModelShape) -> None:
-    """Refuse a model whose layers one module cannot compute in turn (`model/layer_stream.py`).
-
-    Raises:
-        ConfigError: some layers have experts and others not, or routers have biases.
-    """
-    kinds = {row.kind for row in family_of(shape).table(shape)}
-    if Kind.ROUTER_BIAS in kinds or {Kind.MLP, Kind.EXPERT} <= kinds:
-        raise ConfigError(
-            f"the model is of the family {shape.family}, whose layers are not all alike: it is "
-            "neither quantised here nor compared with a server; serve it in bfloat16, and compare "
-            "what it answers by `hunyuan-train evaluate`"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ experts · V vocabulary
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,12 @@ from torch.nn import functional
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import LAYERS, check_alike, released_tensors, stored_tensors
+from hunyuan_train.families.tables import (
+    LAYERS,
+    fused_shapes,
+    released_tensors,
+    stored_tensors,
+)
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.model.attention import PER_DOCUMENT
 from hunyuan_train.model.build import model_class, native_config
@@ -61,11 +68,7 @@ class LoopedExperts(nn.Module):
 
 
 class LayerStream:
-    """One model: its embedding, its layers one after the other, its output layer.
-
-    Raises:
-        ConfigError: its layers are not all alike.
-    """
+    """One model: its embedding, its layers one after the other, its output layer."""
 
     def __init__(
         self,
@@ -75,13 +78,15 @@ class LayerStream:
         device: str = "cpu",
         rounding: Rounding | None = None,
     ) -> None:
-        check_alike(shape)
         self.shape = shape
         self.source = source
         self.device = device
-        self.layer, self.rotary, self.norm = _build_one_layer(shape, device)
+        # One module for all layers that are alike: those with experts, and a model's dense ones.
+        self.modules, self.rotary, self.norm = _build_modules(shape, device)
+        self.layer = self.modules[-1]  # that which is loaded
         if rounding is not None:
-            _round_inputs(self.layer, shape, rounding)
+            for module in self.modules:
+                _round_inputs(module, shape, rounding)
 
     def embed(self, batches: Sequence[Batch], hidden_ND: Tensor) -> None:
         """Write the embedding of every token into the table: [tokens of all batches, hidden]."""
@@ -96,21 +101,22 @@ class LayerStream:
                 hidden_ND[inside] = rows[ids[inside] - first].float()
 
     def layers(self) -> Iterator[tuple[int, nn.Module]]:
-        """Load each layer in turn into the one module that computes them all."""
+        """Load each layer in turn into the module that computes its like."""
         for number in range(self.shape.num_hidden_layers):
             yield number, self.load_layer(number)
 
     def load_layer(self, number: int) -> nn.Module:
         """Load one layer."""
+        self.layer = self.modules[0 if number < self.shape.num_dense_layers else -1]
         for tensors, parameter in self.layer_parameters(number):
             load_parameter(parameter, tensors, self.source)
             tell_progress()
         return self.layer
 
     def layer_parameters(self, number: int) -> Iterator[tuple[list[StoredTensor], Tensor]]:
-        """Each parameter of the module with the released tensors that it holds of a layer."""
+        """Each value of the module with the released tensors that it holds of the layer loaded."""
         family, known = family_of(self.shape), released_tensors(self.shape)
-        for name, parameter in self.layer.named_parameters():
+        for name, parameter in chain(self.layer.named_parameters(), self.layer.named_buffers()):
             whole = f"{LAYERS}{number}.{name}"
             tensors = stored_tensors(family, whole, tuple(parameter.shape))
             yield [known[tensor.name] for tensor in tensors], parameter
@@ -163,19 +169,23 @@ class LayerStream:
         return found
 
 
-def _build_one_layer(shape: ModelShape, device: str) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """A layer without values, the rope, and the norm behind the last layer without values."""
-    config = native_config(shape, attention_dropout=0.0, use_cache=False, num_hidden_layers=1)
+def _build_modules(shape: ModelShape, device: str) -> tuple[list[nn.Module], nn.Module, nn.Module]:
+    """A layer of each sort, the dense one first, the rope, and the last norm; none has values."""
+    num_dense = min(shape.num_dense_layers, 1)
+    few = replace(
+        shape, num_hidden_layers=num_dense + 1, num_dense_layers=num_dense, num_mtp_layers=0
+    )
+    config = native_config(few, attention_dropout=0.0, use_cache=False)
     config._attn_implementation = PER_DOCUMENT
     with torch.device("meta"):
         model = model_class(shape)(config).eval().float()
-    layer, moe = model.model.layers[0], family_of(shape).moe
-    if moe is not None:
-        with torch.device("meta"):
-            size = (shape.num_experts, shape.hidden_size, shape.intermediate_size)
-            layer.get_submodule(moe.block).experts = LoopedExperts(*size)
+        for name, (num_experts, columns, width) in fused_shapes(few).items():
+            if name.endswith("down_proj"):
+                experts = LoopedExperts(num_experts, columns, width)
+                model.set_submodule(name.rpartition(".")[0], experts)
+    layers = [layer.to_empty(device=device) for layer in model.model.layers]
     rotary = type(model.model.rotary_emb)(config).to(device)
-    return layer.to_empty(device=device), rotary, model.model.norm.to_empty(device=device)
+    return layers, rotary, model.model.norm.to_empty(device=device)
 
 
 def _round_inputs(layer: nn.Module, shape: ModelShape, rounding: Rounding) -> None:

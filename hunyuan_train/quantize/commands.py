@@ -16,7 +16,6 @@ from hunyuan_train.checkpoint.publish import (
 )
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import read_shape
-from hunyuan_train.families.tables import check_alike
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.quantize.formats import FORMATS, Calibration, Format, Job, find_format
 from hunyuan_train.quantize.gptq_settings import VARIABLE
@@ -136,7 +135,6 @@ def run_quantize(arguments: argparse.Namespace) -> int:
         ),
     )
     chosen.check(job)
-    check_alike(job.shape)  # what is lost is measured layer by layer
     log_to_screen()
     from transformers.utils.logging import set_verbosity_error
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from hunyuan_train.checkpoint.publish import check_room, hash_files
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.families.tables import LAYERS, released_tensors
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.families.tables import LAYERS, released_tensors, to_released
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.compressed_values import decode
 from hunyuan_train.model.compression_scheme import (
@@ -250,7 +251,10 @@ class Quantizer:
         done: dict[str, Tensor] = {}
         for leader in dict.fromkeys(hessians.leaders.values()):
             names = [name for name, one in hessians.leaders.items() if one == leader]
-            wanted = [f"{LAYERS}{number}.{name}.weight" for name in names]
+            wanted = [
+                to_released(family_of(self.job.shape), f"{LAYERS}{number}.{name}.weight")
+                for name in names
+            ]
             self._quantize_together(wanted, hessians.by_name.pop(leader), places, done)
         for name, experts in layer.named_modules():
             if isinstance(experts, LoopedExperts):
@@ -431,11 +435,12 @@ def save_whole(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def save_outer_tensors(source: SafetensorsFolder, job: Job, file: Path) -> None:
-    """Write what lies outside of all layers, as it is."""
+    """Write as it is what no layer that was computed holds: embedding, head, layers for MTP."""
+    inside = tuple(f"{LAYERS}{layer}." for layer in range(job.shape.num_hidden_layers))
     outer = {
         name: source.read(tensor, 0, tensor.numel).view(tensor.shape)
         for name, tensor in released_tensors(job.shape).items()
-        if not name.startswith(LAYERS)
+        if not name.startswith(inside)
     }
     save_whole(outer, file)
 

@@ -45,8 +45,11 @@ def write_companions(job: Job, folder: Path, scheme: Scheme) -> dict[str, str]:
     digests = hash_files([path for path in copied if path.name != "config.json"], lambda _: None)
     tensors = released_tensors(job.shape).values()
     routers = [one.name.removesuffix(".weight") for one in tensors if one.kind is Kind.ROUTER]
+    first = job.shape.num_hidden_layers
+    # Layers for multi-token prediction stay as they are; engines give their modules other names.
+    carried = [rf"re:.*layers\.{first + number}\..*" for number in range(job.shape.num_mtp_layers)]
     config = read_json_object(folder / "config.json")
-    config[CONFIG] = describe_scheme(scheme, ["lm_head", *routers])
+    config[CONFIG] = describe_scheme(scheme, ["lm_head", *routers, *carried])
     return digests | write_json(folder / "config.json", config)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hunyuan_train.families.family import Parsers
+from hunyuan_train.families.registry import family_of
 from hunyuan_train.serve.artefact import Artefact
 from hunyuan_train.serve.known_pairs import KnownPair
 from hunyuan_train.serve.placement import Placement
@@ -33,6 +35,14 @@ class Job:
     def flags(self) -> list[str]:
         """What the table of known pairs asks for."""
         return list(dict.fromkeys(flag for pair in self.pairs for flag in pair.flags))
+
+    def parser_flags(self, engine: str) -> list[str]:
+        """How an engine is told to read what the model writes."""
+        shape = self.artefact.shape
+        assert shape is not None  # of a GGUF file, the engine reads it off the template
+        parsers = family_of(shape).parsers.get(engine, Parsers())
+        words = ["--reasoning-parser", parsers.reasoning] if parsers.reasoning else []
+        return words + (["--tool-call-parser", parsers.tools] if parsers.tools else [])
 
     @property
     def adapts_experts(self) -> bool:
@@ -121,7 +131,7 @@ def _build_vllm(job: Job) -> list[str]:
         words += ["--tensor-parallel-size", str(placement.tensor_parallel_size)]
     if placement.splits_experts and not artefact.is_adapter:
         words.append("--enable-expert-parallel")
-    words += ["--reasoning-parser", "hunyuan_a13b", "--tool-call-parser", "hunyuan_a13b"]
+    words += job.parser_flags("vllm")
     words += ["--enable-auto-tool-choice", "--max-logprobs", "20"]
     if artefact.is_adapter:
         rank = next((one for one in LORA_RANKS if one >= artefact.lora_rank), LORA_RANKS[-1])
@@ -145,7 +155,7 @@ def _build_sglang(job: Job) -> list[str]:
         words += ["--tp-size", str(size)]
     if placement.splits_experts:
         words += ["--ep-size", str(size)]
-    words += ["--reasoning-parser", "hunyuan"]
+    words += job.parser_flags("sglang")
     if artefact.is_adapter:
         words += ["--enable-lora", "--max-lora-rank", str(artefact.lora_rank)]
         words += ["--lora-paths", f"{job.served_name}={artefact.path}"]

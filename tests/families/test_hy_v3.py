@@ -23,12 +23,9 @@ from hunyuan_train.export.lora_deltas import read_changes
 from hunyuan_train.export.served_config import describe_config
 from hunyuan_train.export.served_tokenizer import complete_tokenizer
 from hunyuan_train.families.grammar.find import load_tokenizer
-from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_7B
-from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.hy_v3 import HY3, HY_MT2_30B_A3B, HY_V3
 from hunyuan_train.families.registry import parse_shape, read_shape
 from hunyuan_train.families.tables import (
-    check_alike,
     count_parameters,
     kind_of,
     model_parameters,
@@ -43,7 +40,9 @@ from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.selftest import reference, samples
 from hunyuan_train.serve.artefact import read_artefact
+from hunyuan_train.serve.engines import ENGINES, Job
 from hunyuan_train.serve.known_pairs import find_pairs
+from hunyuan_train.serve.placement import Placement
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss
@@ -141,21 +140,44 @@ def test_the_files_of_its_tokenizer_are_exported_as_they_came(tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_what_computes_all_layers_by_one_module_refuses_it_by_name() -> None:
-    with pytest.raises(ConfigError, match="family hy_v3, whose layers are not all alike"):
-        check_alike(SHAPE)
-    check_alike(A13B)
-    check_alike(HUNYUAN_7B)
+@pytest.mark.parametrize(
+    ("engine", "version", "flags"),
+    [
+        ("vllm", "0.32.0", ["--reasoning-parser", "hy_v3", "--tool-call-parser", "hy_v3"]),
+        ("sglang", "0.5.23", ["--reasoning-parser", "hunyuan", "--tool-call-parser", "hunyuan"]),
+    ],
+)
+def test_engines_are_started_with_its_own_parsers(tmp_path: Path, engine, version, flags) -> None:
+    write_hy_v3(tmp_path / "model")
+    artefact = read_artefact(tmp_path / "model", base=None)
+    asked = artefact.features | {"tools", "streamed tools"}
+    pairs = find_pairs(engine, version, asked)
+    assert [row for row in pairs if row.verdict == "refused" and "cpu" not in row.features] == []
+    [known] = [one for one in ENGINES if one.name == engine]
+    job = Job(
+        artefact=artefact,
+        placement=Placement(
+            tensor_parallel_size=1, splits_experts=False, context_length=4096, num_spare_gpus=0
+        ),
+        served_name="hy3",
+        host="127.0.0.1",
+        port=8000,
+        pairs=pairs,
+    )
+    words = known.build(job)
+    start = words.index(flags[0])
+    assert words[start : start + 4] == flags
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
-def test_no_engine_is_started_with_the_parsers_of_another_model(tmp_path: Path, engine) -> None:
+@pytest.mark.parametrize(
+    ("engine", "version", "reason"),
+    [("vllm", "0.23.0", "vocabulary lacks"), ("trtllm", "", "no class for Hy3")],
+)
+def test_engines_that_cannot_serve_it_are_refused(tmp_path: Path, engine, version, reason) -> None:
     write_hy_v3(tmp_path / "model")
     features = read_artefact(tmp_path / "model", base=None).features
-    assert any(
-        row.verdict == "refused" and "Hy3 writes" in row.reason
-        for row in find_pairs(engine, "", features)
-    )
+    refused = [row for row in find_pairs(engine, version, features) if row.verdict == "refused"]
+    assert any(reason in row.reason for row in refused)
 
 
 def test_listed_layers_may_agree_with_more_dense_ones() -> None:

@@ -18,7 +18,13 @@ TOLERANCE = 2e-6
 
 @pytest.mark.parametrize("is_on_disk", [False, True])
 @pytest.mark.parametrize(
-    "shape", [SHAPE, replace(PRESETS["tiny-dense"], tie_word_embeddings=False)]
+    "shape",
+    [
+        SHAPE,
+        replace(PRESETS["tiny-dense"], tie_word_embeddings=False),
+        replace(PRESETS["tiny-hy3"], num_dense_layers=1),  # layers of two sorts
+    ],
+    ids=["experts", "dense", "hy_v3"],
 )
 def test_layers_one_by_one_compute_what_the_whole_model_does(
     tmp_path: Path, shape: ModelShape, is_on_disk: bool

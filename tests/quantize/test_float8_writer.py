@@ -8,10 +8,13 @@ import torch
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import CHECKSUMS
 from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.model.compressed_weights import open_model
 from hunyuan_train.model.compression_scheme import Scheme, is_compressed, read_scheme
 from hunyuan_train.model.safetensors_files import write_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.quantize.float8_writer import write_float8
+from tests.families.hy_v3_folder import SHAPE as HY_V3
+from tests.families.hy_v3_folder import write_hy_v3
 from tests.quantize.models import (
     BLOCK,
     CHANNEL,
@@ -48,6 +51,26 @@ def test_dense_models_are_written_too(tmp_path: Path) -> None:
     for name, digest in digests.items():
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == digest
     assert {path.name for path in output.iterdir()} == digests.keys()
+
+
+def test_layers_for_multi_token_prediction_stay_as_they_are(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    output.mkdir()
+    tensors = write_hy_v3(source)
+    write_float8(make_job(source, output, HY_V3), output, CHANNEL)
+    found, written, _ = open_model(output)
+    assert found == HY_V3
+    for tensor in released_tensors(HY_V3).values():
+        before, after = tensors[tensor.name], written.read(tensor, 0, tensor.numel)
+        wanted = plain_float8(before, CHANNEL) if is_compressed(tensor) else before
+        assert torch.equal(after.view(tensor.shape), wanted), tensor.name
+        assert not (is_compressed(tensor) and tensor.name.startswith("model.layers.3."))
+    config = json.loads((output / "config.json").read_text())
+    routers = [f"model.layers.{layer}.mlp.router.gate" for layer in (1, 2)]
+    ignored = config["quantization_config"]["ignore"]
+    assert ignored == ["lm_head", *routers, r"re:.*layers\.3\..*"]
+    biases = "model.layers.1.mlp.expert_bias"
+    assert read_header(output / "model.safetensors")[biases].dtype == "F32"
 
 
 def test_config_says_how_it_is_stored_and_what_is_not(tmp_path: Path) -> None:

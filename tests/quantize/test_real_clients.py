@@ -17,11 +17,15 @@ from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.tables import kind_of, released_tensors, stored_tensors
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.model.compressed_weights import open_model
+from hunyuan_train.model.compression_scheme import is_compressed
+from hunyuan_train.quantize.float8_writer import write_float8
 from hunyuan_train.quantize.gptq import layer_file, work_folder
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.clients.environments import client_python
+from tests.families.hy_v3_folder import SHAPE as HY_V3
+from tests.families.hy_v3_folder import write_hy_v3
 from tests.quantize.killed import kill_ten_times
-from tests.quantize.models import BLOCK, CHANNEL, WIDE, write_quantized
+from tests.quantize.models import BLOCK, CHANNEL, WIDE, make_job, write_quantized
 from tests.quantize.planted import check_red, plant_in_gptq
 from tests.released import write_released
 
@@ -53,6 +57,14 @@ def test_transformers_reads_the_same_float8_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_transformers_reads_the_same_float8_weights_of_hy_v3(tmp_path: Path) -> None:
+    write_hy_v3(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    write_float8(make_job(tmp_path / "in", tmp_path / "out", HY_V3), tmp_path / "out", CHANNEL)
+    check_reading(tmp_path / "out", tmp_path / "answer")
+
+
+@pytest.mark.slow
 def test_compressed_tensors_reads_the_same_blocks(tmp_path: Path) -> None:
     _, source = write_quantized(tmp_path, BLOCK)
     script = Path(__file__).with_name("read_by_compressed_tensors.py")
@@ -66,8 +78,9 @@ def test_compressed_tensors_reads_the_same_blocks(tmp_path: Path) -> None:
 
 
 def quantize_command(folder: Path, repository: Path) -> list[str]:
-    """A command that quantises a small model to four bits."""
-    write_released(folder / "in", shape=QUADS, is_native=True)
+    """A command that quantises a small model to four bits; the model is there or made."""
+    if not (folder / "in").exists():
+        write_released(folder / "in", shape=QUADS, is_native=True)
     (folder / "in/hy.tiktoken").write_bytes((TINY_TOKENIZER / "hy.tiktoken").read_bytes())
     data = str(repository / "data/practice_train.jsonl")
     command = ["quantize", str(folder / "in"), str(folder / "out"), "--format", "w4a16"]
@@ -98,6 +111,23 @@ def test_gptq_goes_on_where_it_was_ended_and_gives_the_same(
     changed = {line.split()[1] for line in set(whole) ^ set(again)}
     assert changed <= {"quantization_report.json"}  # which holds times
     assert not work.exists()
+
+
+@pytest.mark.slow
+def test_gptq_takes_layers_of_two_sorts_and_carries_the_one_behind(
+    tmp_path: Path, repository: Path
+) -> None:
+    shape = replace(  # groups of 32 divide all widths
+        HY_V3, intermediate_size=96, moe_intermediate_size=64, shared_intermediate_size=128
+    )
+    before = write_hy_v3(tmp_path / "in", shape=shape)
+    assert main(quantize_command(tmp_path, repository)) == 0
+    check_reading(tmp_path / "out", tmp_path / "answer")
+    _, source, _ = open_model(tmp_path / "out")
+    for name, tensor in released_tensors(shape).items():
+        if not is_compressed(tensor):
+            after = source.read(tensor, 0, tensor.numel).view(tensor.shape)
+            assert torch.equal(after, before[name]), name
 
 
 @pytest.mark.slow
