@@ -96,6 +96,7 @@ def test_a_killed_tmux_saves(tmp_path: Path, tmux: list[str], way: str) -> None:
     check_saved(output_dir)
 
 
+@pytest.mark.slow
 def test_a_dropped_ssh_saves(tmp_path: Path, loopback_ssh: list[str]) -> None:
     output_dir = tmp_path / "run"
     variables = [f"{name}={os.environ[name]}" for name in ("PATH", "OMP_NUM_THREADS")]
@@ -108,6 +109,7 @@ def test_a_dropped_ssh_saves(tmp_path: Path, loopback_ssh: list[str]) -> None:
     check_saved(output_dir)
 
 
+@pytest.mark.slow
 def test_a_reader_that_ends_leaves_the_run_alone(tmp_path: Path) -> None:
     """As `bash train.sh 2>&1 | head` does."""
     output_dir = tmp_path / "run"

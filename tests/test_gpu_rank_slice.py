@@ -21,6 +21,7 @@ def run(repository: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_scaled_down_it_says_where_time_and_memory_went(repository: Path) -> None:
     flags = ["--small", "--layers", "2", "--tokens", "128", "--steps", "2"]
     done = run(repository, *TORCHRUN, *BENCHMARK, *flags)

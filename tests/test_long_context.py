@@ -25,6 +25,7 @@ def run(repository: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_part_of_one_of_eight_gpus_is_measured(repository: Path) -> None:
     flags = ["--slice", "--small", "--layers", "2", "--tokens", "32"]
     done = run(repository, "-m", "torch.distributed.run", "--standalone", *BENCHMARK, *flags)

@@ -157,6 +157,7 @@ def test_a_run_goes_on_in_another_layout(
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-6), (theirs["step"], name)
 
 
+@pytest.mark.slow
 def test_other_data_on_resume_is_refused_by_name_or_read_from_its_start(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:

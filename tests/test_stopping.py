@@ -69,7 +69,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     ("number", "to_launcher"),
     [
         pytest.param(signal.SIGTERM, False, id="SIGTERM to one rank", marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, True, id="SIGUSR1 to the launcher"),
+        pytest.param(signal.SIGUSR1, True, id="SIGUSR1 to the launcher", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_asks_to_be_resumed(
@@ -114,6 +114,7 @@ def test_ctrl_c_saves_and_a_second_one_stops_at_once(tmp_path: Path) -> None:
         verify_checkpoint(checkpoint)
 
 
+@pytest.mark.slow
 def test_before_the_first_step_nothing_is_saved_and_it_says_so(tmp_path: Path) -> None:
     output_dir = tmp_path / "run"
     process = start(output_dir, "--eval_generate", "32", "--eval_max_new_tokens", "900")

@@ -89,7 +89,7 @@ def start(function: Callable[..., None], *arguments: Path) -> multiprocessing.pr
     return process
 
 
-@pytest.mark.parametrize("command", ["export", "merge"])
+@pytest.mark.parametrize("command", [pytest.param("export", marks=pytest.mark.slow), "merge"])
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(
     inputs: Path, tmp_path: Path, command: str
 ) -> None:
@@ -105,7 +105,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["export", "merge"])
+@pytest.mark.parametrize("command", ["export", pytest.param("merge", marks=pytest.mark.slow)])
 def test_folder_is_whole_or_absent(inputs: Path, tmp_path: Path, command: str) -> None:
     output = tmp_path / "out"
     function, *arguments = {

@@ -35,6 +35,7 @@ def taught(tmp_path: Path) -> Path:
     return teach(tmp_path / "taught", tokenizer, samples)
 
 
+@pytest.mark.slow
 def test_the_model_in_training_and_the_exported_one_are_asked_the_same(
     taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

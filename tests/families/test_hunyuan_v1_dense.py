@@ -116,6 +116,7 @@ def test_it_resumes_and_exports_what_it_trained(whole: Path, tmp_path: Path) -> 
     assert {name for name, _ in served.named_parameters()} == ends[0].keys()
 
 
+@pytest.mark.slow
 def test_its_adapter_is_served_and_merged_as_peft_does(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.launcher.network import environment_of, wait_until_empty
 
 
@@ -19,6 +21,7 @@ def selftest(network, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_ranks_on_all_hosts_train_as_one_plain_process(network):
     try:
         finished = selftest(network, "--only", "experts split, SGD", "--json")

@@ -5,6 +5,7 @@ import sys
 from datetime import timedelta
 
 import peft
+import pytest
 import torch
 from torch.distributed import distributed_c10d
 from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1Gate
@@ -34,6 +35,7 @@ def is_compiler_loaded(import_muon: str) -> bool:
     return answer.stdout.splitlines()[-1] == "True"
 
 
+@pytest.mark.slow
 def test_the_muon_optimizer_still_loads_the_compiler_where_it_is_not_kept_from_it() -> None:
     module = "deepspeed.runtime.zero.muon.muon_optimizer"
     assert is_compiler_loaded(f"import {module}")

@@ -207,7 +207,11 @@ ON_FOUR = (
 )
 
 
-@pytest.mark.parametrize("way", [*ON_TWO, *ON_FOUR], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [*ON_TWO, *(pytest.param(way, marks=pytest.mark.slow) for way in ON_FOUR)],
+    ids=str,
+)
 def test_shared_rows_train_as_whole_ones_in_one_process(way: Way) -> None:
     ways = {2: ON_TWO, 4: ON_FOUR}[way.num_ranks]
     together = run_together(train_shared, way.num_ranks, tuple((one,) for one in ways))

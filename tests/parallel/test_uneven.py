@@ -107,7 +107,10 @@ def train_together(num_ranks: int, expert_size: int, is_bf16: bool) -> list[Outc
     return run_together(train_unevenly, num_ranks, CASES[num_ranks])[case]
 
 
-@pytest.mark.parametrize(("world_size", "expert_size"), [(2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize(
+    ("world_size", "expert_size"),
+    [(2, 2), *(pytest.param(4, size, marks=pytest.mark.slow) for size in (2, 4))],
+)
 def test_uneven_ranks_train_and_evaluate_as_one_process(world_size: int, expert_size: int) -> None:
     expected_eval, expected_losses, expected = train_plain(world_size)
     ranks = train_together(world_size, expert_size, False)
