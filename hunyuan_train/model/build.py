@@ -31,12 +31,17 @@ def build_model(shape: ModelShape, *, attention: str, attention_dropout: float) 
     return model
 
 
-def compute_rope_in_float32(model: PreTrainedModel) -> None:
+def compute_rope_in_float32(model: PreTrainedModel, device: torch.device | str = "cpu") -> None:
     """Compute the rope frequencies again, outside of any partitioned construction.
 
     The engine's construction context makes every new tensor bfloat16, in which the frequencies
     would be 340 radians off at position 262,143.
+
+    Args:
+        model: whose frequencies are replaced.
+        device: that they are moved to once they are computed, on the CPU as ever. Left there, they
+            would be copied in every forward pass.
     """
     rotary = model.model.rotary_emb
-    model.model.rotary_emb = type(rotary)(model.config)
+    model.model.rotary_emb = type(rotary)(model.config).to(device)
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32

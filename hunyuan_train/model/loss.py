@@ -2,23 +2,27 @@
 
 At the released size, 4096 tokens have 2.1 GB of float32 logits, and as much again of their
 gradient. The output layer here is told the labels and computes their losses itself, in chunks of
-tokens forward and of words backward (DeepSpeed's function; `benchmarks/step.py` compares). It does
-so inside of its own module, where ZeRO-3 gathers the weight, which embeddings may share.
+tokens forward and of words backward (`label_losses.py`; `benchmarks/step.py` compares). It does so
+inside of its own module, where ZeRO-3 gathers the weight, which embeddings may share.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from deepspeed import DeepSpeedEngine
-from deepspeed.sequence.linear_cross_entropy import vocab_parallel_linear_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.chunks import tokens_per_chunk
+from hunyuan_train.model.label_losses import label_losses
+from hunyuan_train.model.one_copy import copy_together
 
 
 class LossHead(nn.Linear):
@@ -55,16 +59,40 @@ class LossHead(nn.Linear):
         """
         if self.labels is None:
             return functional.linear(hidden_states, self.weight)
-        return vocab_parallel_linear_cross_entropy(
-            hidden_states,
-            self.weight,
-            self.labels[None],
-            reduction="none",
-            chunk_size=tokens_per_chunk(len(self.labels)),
-        )
+        chunk = tokens_per_chunk(len(self.labels))
+        return label_losses(hidden_states[0], self.weight, self.labels, chunk)[None]
 
 
-def token_losses(model: PreTrainedModel | DeepSpeedEngine, batch: Batch) -> Tensor:
+@dataclass(frozen=True, slots=True, eq=False)
+class RowOnDevice:
+    """What a forward pass reads of a batch, on the device of the model."""
+
+    input_ids: Tensor  # [tokens], int64
+    position_ids: Tensor  # [tokens], int64
+    positions: Tensor  # [labels], int64: which tokens have a label
+    labels: Tensor  # [labels], int64: theirs
+    bounds: Tensor  # [samples + 1], int32: `cu_seqlens`
+    beside: tuple[Tensor, ...]  # what else was sent with it
+
+
+def send_row(batch: Batch, device: torch.device, *beside: npt.NDArray[Any]) -> RowOnDevice:
+    """Copy a batch, and what else belongs to it, to the device at once."""
+    positions = np.flatnonzero(batch.labels >= 0)
+    arrays = (
+        batch.input_ids,
+        batch.position_ids,
+        positions,
+        batch.labels[positions],
+        batch.cu_seqlens,
+        *beside,
+    )
+    ids, position_ids, where, labels, bounds, *others = copy_together(arrays, device)
+    return RowOnDevice(ids, position_ids, where, labels, bounds, tuple(others))
+
+
+def token_losses(
+    model: PreTrainedModel | DeepSpeedEngine, batch: Batch, row: RowOnDevice | None = None
+) -> Tensor:
     """Loss of each token of a packed row, unweighted: [tokens], float32, 0 where there is no label.
 
     Its negative is the log-probability of the label. Only positions with a label go through the
@@ -74,23 +102,22 @@ def token_losses(model: PreTrainedModel | DeepSpeedEngine, batch: Batch) -> Tens
     Args:
         model: with a `LossHead`, as `build_model` gives it or in the engine.
         batch: this rank's.
+        row: the batch on the model's device, where it is there already.
     """
-    device = model.device
-    bounds = torch.from_numpy(batch.cu_seqlens).to(device)
+    row = row or send_row(batch, model.device)
     lengths = np.diff(batch.cu_seqlens).tolist()
-    positions = torch.from_numpy(np.flatnonzero(batch.labels >= 0)).to(device)
-    with model.lm_head.fused_cross_entropy(torch.from_numpy(batch.labels).to(device)[positions]):
+    with model.lm_head.fused_cross_entropy(row.labels):
         output = model(
-            input_ids=torch.from_numpy(batch.input_ids).to(device)[None],
-            position_ids=torch.from_numpy(batch.position_ids).to(device)[None],
-            logits_to_keep=positions,
-            cu_seq_lens_q=bounds,
-            cu_seq_lens_k=bounds,
+            input_ids=row.input_ids[None],
+            position_ids=row.position_ids[None],
+            logits_to_keep=row.positions,
+            cu_seq_lens_q=row.bounds,
+            cu_seq_lens_k=row.bounds,
             max_length_q=max(lengths),
             max_length_k=max(lengths),
             document_lengths=lengths,
             part_lengths=batch.part_lengths,
             use_cache=False,
         )
-    no_losses = torch.zeros(len(batch.labels), dtype=torch.float32, device=device)
-    return no_losses.index_put((positions,), output.logits[0])
+    no_losses = torch.zeros(len(batch.labels), dtype=torch.float32, device=row.labels.device)
+    return no_losses.index_put((row.positions,), output.logits[0])

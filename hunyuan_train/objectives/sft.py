@@ -8,19 +8,18 @@ from collections.abc import Sequence
 import deepspeed
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.model.loss import token_losses
+from hunyuan_train.model.loss import send_row, token_losses
 from hunyuan_train.objectives.loss_groups import BY_MODE, BY_SPAN
 from hunyuan_train.objectives.objective import Objective, Sums
 
 
 def sum_label_losses(engine: deepspeed.DeepSpeedEngine, batch: Batch) -> Sums:
     """Weighted losses of a batch's labels, all together and by group."""
-    weights_T = torch.from_numpy(batch.loss_weights).to(engine.device)
-    losses_T = token_losses(engine, batch) * weights_T
-    masks_GT = torch.from_numpy(group_masks(batch)).to(engine.device)
+    row = send_row(batch, engine.device, batch.loss_weights, group_masks(batch))
+    weights_T, masks_GT = row.beside
+    losses_T = token_losses(engine, batch, row) * weights_T
     return Sums(losses_T.sum(), masks_GT @ losses_T.detach())
 
 

@@ -99,7 +99,7 @@ def build_split_model(
         if is_split:
             construction.enter_context(placeholder_experts(shape))
         model = build_model(shape, attention=attention, attention_dropout=attention_dropout)
-    compute_rope_in_float32(model)
+    compute_rope_in_float32(model, get_accelerator().current_device_name())
     if is_split:
         give_placeholders_shapes(model, shape, training_dtype(deepspeed_config))
     return model

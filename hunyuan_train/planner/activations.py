@@ -236,11 +236,11 @@ def after_bytes(run: ResolvedRun, num_labels: int | None = None) -> int:
     """After the last layer: final norm and loss.
 
     Only positions with a label (default: all) go through the output layer. It saves their hidden
-    states, indices, labels, weights, two masks, and the maximum and the sum of their softmax
-    (deepspeed/sequence/linear_cross_entropy.py).
+    states, indices, labels, weights, and the maximum and the sum of their softmax
+    (model/label_losses.py).
     """
     saving, hidden = describe_saving(run), run.shape.hidden_size
-    label = saving.size * hidden + 8 + 8 + 4 + 2 + 8
+    label = saving.size * hidden + 8 + 8 + 4 + 8
     num_labels = saving.tokens if num_labels is None else num_labels
     return norm_bytes(saving.tokens, hidden, saving) + num_labels * label
 

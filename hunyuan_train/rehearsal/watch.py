@@ -44,7 +44,7 @@ SELECTED_PART = 8  # an eighth of a mask's elements is taken to be true
 SMALL_PRODUCT = 10**9  # operations, below which float32 costs nothing worth a word
 # Files that say by themselves what is allocated in them, the innermost first.
 PURPOSES = (
-    ("deepspeed/sequence/linear_cross_entropy.py", "logits and loss"),
+    ("hunyuan_train/model/label_losses.py", "logits and loss"),
     ("hunyuan_train/optim/lean.py", "update"),
     ("torch/optim/", "update"),
     ("deepspeed/runtime/zero/partition", "gathered weights"),

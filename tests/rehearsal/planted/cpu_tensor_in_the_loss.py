@@ -7,8 +7,8 @@ from hunyuan_train.objectives import sft
 whole_losses = sft.token_losses
 
 
-def masked_losses(model, batch):
-    return whole_losses(model, batch) * torch.ones(len(batch.labels))  # the fault
+def masked_losses(model, batch, row=None):
+    return whole_losses(model, batch, row) * torch.ones(len(batch.labels))  # the fault
 
 
 sft.token_losses = masked_losses
