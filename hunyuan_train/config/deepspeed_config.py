@@ -13,6 +13,13 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.plain_text import make_plain_name
 
+# What the engine's layer of experts does faster on GPUs, and leaves off by itself; a file that sets
+# one of them keeps it. The selftest compares them with plain training where there are GPUs.
+FAST_EXPERTS = {
+    "async_split_plan": True,  # numbers of rows travel while rows are sorted
+    "combine_impl": "fused_weighted_sum",  # experts' outputs weighed and summed in one kernel
+}
+
 # Hugging Face's Trainer derives these from the hidden size; left out, DeepSpeed's defaults hold.
 DROPPED_WHEN_AUTO = (
     "reduce_bucket_size",
@@ -52,9 +59,26 @@ def build_deepspeed_config(run: ResolvedRun) -> dict[str, Any]:
     if run.splits_experts:
         owned["expert_parallel", "autoep_size"] = ("expert_parallel_size", run.expert_size)
         owned["expert_parallel", "preset_model"] = ("the model's family", run.shape.family)
+        content["expert_parallel"] = fast_experts(run) | content["expert_parallel"]
     for keys, (setting, value) in owned.items():
         _put(content, keys, setting=setting, value=value, path=path)
     return _without_auto(content, path)
+
+
+def fast_experts(run: ResolvedRun) -> dict[str, Any]:
+    """The engine's faster ways for a run's `expert_parallel` section, where it can go them.
+
+    They are kernels of CUDA. DeepEP (`comm_backend`), an opt-in, sends and combines rows itself.
+    """
+    section = run.engine.get("expert_parallel", {})
+    is_plain = run.is_on_gpu and section.get("comm_backend", "comm") == "comm"
+    return dict(FAST_EXPERTS) if is_plain and run.splits_experts else {}
+
+
+def combines_in_one_kernel(run: ResolvedRun) -> bool:
+    """Whether experts' outputs are weighed and summed without float32 copies of all rows."""
+    section = fast_experts(run) | run.engine.get("expert_parallel", {})
+    return bool(section.get("combine_impl") == FAST_EXPERTS["combine_impl"])
 
 
 def _put(

@@ -36,7 +36,7 @@ class LabelLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int
+        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int
     ) -> Tensor:
         """Losses of one chunk after the other."""
         losses_T = torch.empty(len(hidden_TD), dtype=torch.float32, device=hidden_TD.device)

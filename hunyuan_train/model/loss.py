@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.model.chunks import tokens_per_chunk
 from hunyuan_train.model.label_losses import label_losses
-from hunyuan_train.model.one_copy import copy_together
+from hunyuan_train.one_copy import copy_together
 
 
 class LossHead(nn.Linear):

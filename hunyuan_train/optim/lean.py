@@ -13,12 +13,14 @@ Arithmetic is float32, in slices, so that its temporaries stay small beside the 
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hunyuan_train.one_copy import copy_together
 from hunyuan_train.optim.blockwise_states import (
     Blocks,
     BlockwiseState,
@@ -31,6 +33,17 @@ FIRST_MOMENT, SECOND_MOMENT = "exp_avg", "exp_avg_sq"  # torch's names
 MOMENT_DTYPES = {FIRST_MOMENT: torch.int8, SECOND_MOMENT: torch.uint8}
 # Share of weights that a compiled update may round otherwise: its sums differ in their last bit.
 MOST_THAT_DIFFER = 1e-4
+
+# Slices that are not whole, as the released model's partitions have them: of many blocks and of
+# one, with and without a rest; weights, and what keeps a float32 master.
+TRIED_PARTS = (
+    (12 * LEAN_BLOCK + 512, torch.bfloat16),
+    (40 * LEAN_BLOCK, torch.bfloat16),
+    (16 * LEAN_BLOCK, torch.float32),
+    (512, torch.float32),
+    (16, torch.float32),
+)
+Settings = tuple[Any, ...]  # of a group at a step
 
 
 class LeanAdamW(Optimizer):
@@ -52,25 +65,36 @@ class LeanAdamW(Optimizer):
         self.num_rounded = 0  # bfloat16 weights updated since `take_moved`
         self.moved: Tensor | None = None  # how many of them changed: int64, on their device
         self.update_whole = update_blocks  # slices of full size
+        self.update_part = update_blocks  # all others
+        self.sent: dict[Settings, Sent] = {}  # what this step's updates need on the device
 
     def compile_update(self, device: torch.device) -> None:
-        """Let torch fuse the update of whole slices into a few kernels, compiled here and now.
+        """Let torch fuse the update into a few kernels, compiled here and now.
 
-        They compute the same, without some sixty temporaries, which is tried on a slice before they
-        are used. Slices of other sizes stay as they are: each would have to be compiled by itself.
-        TORCH_COMPILE_DISABLE=1 leaves all so.
+        They compute the same, random bits included, without some seventy temporaries, which is
+        tried on slices of each kind before they are used. Whole slices have code of their own; that
+        of others takes any number of blocks. TORCH_COMPILE_DISABLE=1 leaves all as it is.
 
         Raises:
             RuntimeError, OSError, ImportError, SubprocessError: torch, or Triton below it, cannot
                 compile here, or what they made computes something else. The update then stays as
                 it was.
         """
-        compiled = torch.compile(update_blocks, dynamic=False)
-        plain, fused = (updated_slice(one, device) for one in (update_blocks, compiled))
-        share = float((plain != fused).float().mean())
-        if share > MOST_THAT_DIFFER:
-            raise RuntimeError(f"compiled, it gives {share:.1%} of the weights another value")
-        self.update_whole = compiled
+        whole = torch.compile(update_blocks, dynamic=False)
+        part = torch.compile(update_part, dynamic=True)
+        trials = [(whole, SLICE_ELEMENTS, torch.bfloat16)]
+        if device.type == "cuda":  # the CPU's compiler takes longer for each than they save
+            trials += [(part, number, dtype) for number, dtype in TRIED_PARTS]
+        for compiled, number, dtype in trials:
+            plain, fused = (
+                updated_slice(one, device, number, dtype) for one in (update_blocks, compiled)
+            )
+            share = float((plain != fused).float().mean())
+            if share > MOST_THAT_DIFFER and dtype == torch.bfloat16:
+                raise RuntimeError(f"compiled, it gives {share:.1%} of the weights another value")
+        self.update_whole = whole
+        if device.type == "cuda":
+            self.update_part = part
 
     def start_state(self, flat: Tensor, step: int = 0) -> None:
         """Give a flat parameter its state, of zeros, after a number of steps."""
@@ -107,50 +131,91 @@ class LeanAdamW(Optimizer):
         assert flat.grad is not None
         state = self.state[flat]
         state["step"] += 1
-        numbers = step_numbers(group, state["step"]).to(flat.device)
-        seed = random_seed(group["key"], state["step"])
+        sent = self._send(group, state["step"], flat.device)
         moments = [state[name] for name in MOMENT_DTYPES]
         for first_block, weights, gradients in block_slices(flat.detach(), flat.grad.view(-1)):
             blocks = [moment.blocks(first_block, weights.shape) for moment in moments]
-            bits = random_bits(weights.shape, seed, first_block * LEAN_BLOCK, flat.device)
             is_whole = weights.shape == (SLICE_BLOCKS, LEAN_BLOCK)
-            update = self.update_whole if is_whole else update_blocks
-            moved = update(weights, gradients, blocks, bits, numbers)
+            update = self.update_whole if is_whole else self.update_part
+            seed = sent.seed_at(first_block * LEAN_BLOCK)
+            moved = update(weights, gradients, blocks, seed, sent.numbers)
             if weights.dtype == torch.bfloat16:
                 self.moved = moved if self.moved is None else self.moved + moved
                 self.num_rounded += weights.numel()
 
+    def _send(self, group: dict[str, Any], step: int, device: torch.device) -> "Sent":
+        """What a group's update needs, sent for all groups in one copy that nothing waits for."""
+        wanted = group_settings(group, step, device)
+        if wanted not in self.sent:
+            settings = [group_settings(one, step, device) for one in self.param_groups]
+            rows = [step_numbers(one, step) for one in self.param_groups]
+            seeds = [split_seed(random_seed(one["key"], step)) for one in self.param_groups]
+            arrays = [np.array(rows, dtype=np.float32), np.array(seeds, dtype=np.int32)]
+            numbers, halves = copy_together(arrays, device)
+            sent = [Sent(row, *pair) for row, pair in zip(numbers, halves, strict=True)]
+            self.sent = dict(zip(settings, sent, strict=True))
+        return self.sent[wanted]
 
-def updated_slice(update: Callable[..., Tensor], device: torch.device) -> Tensor:
-    """A slice of random weights after two steps with an update: [elements], bfloat16."""
-    shape = torch.Size([SLICE_ELEMENTS])
+
+class Sent(NamedTuple):
+    """What one group's update needs of one step, on the device."""
+
+    numbers: Tensor  # of `step_numbers`: [8], float32
+    low: Tensor  # half of the seed: int32 scalars
+    high: Tensor
+
+    def seed_at(self, start: int) -> tuple[Tensor, Tensor]:
+        """The seed for elements from a position on."""
+        return (self.low + wrap_int32(start) if start else self.low), self.high
+
+
+def group_settings(group: dict[str, Any], step: int, device: torch.device) -> Settings:
+    """All that a group's update depends on beside its tensors."""
+    names = ("key", "lr", "betas", "eps", "weight_decay")
+    return (step, device, *(group[name] for name in names))
+
+
+def updated_slice(
+    update: Callable[..., Tensor], device: torch.device, num_elements: int, dtype: torch.dtype
+) -> Tensor:
+    """A slice of random weights after two steps with an update: [elements]."""
+    shape = torch.Size([num_elements])
     weights, gradients = (
-        (random_bits(shape, seed, 0, device) * 1e-11).bfloat16() for seed in (1, 2)
+        (random_bits(shape, seed, 0, device) * 1e-11).to(dtype) for seed in (1, 2)
     )
     optimizer = LeanAdamW([{"params": [weights]}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
-    optimizer.update_whole = update
+    optimizer.update_whole = optimizer.update_part = update
     weights.grad = gradients
     for _ in range(2):
         optimizer.step()
     return weights
 
 
-def step_numbers(group: dict[str, Any], step: int) -> Tensor:
-    """What the update of one parameter group needs at a step, as one float32 tensor: [8]."""
+def step_numbers(group: dict[str, Any], step: int) -> list[float]:
+    """What the update of one parameter group needs at a step."""
     beta1, beta2 = group["betas"]
     rate = group["lr"]
     corrected_rate, corrected_root = rate / (1 - beta1**step), (1 - beta2**step) ** 0.5
     decay = rate * group["weight_decay"]
-    return torch.tensor(
-        [beta1, 1 - beta1, beta2, 1 - beta2, corrected_rate, corrected_root, decay, group["eps"]]
-    )
+    return [beta1, 1 - beta1, beta2, 1 - beta2, corrected_rate, corrected_root, decay, group["eps"]]
+
+
+def update_part(
+    weights: Tensor,
+    gradients: Tensor,
+    moments: list[Blocks],
+    seed: tuple[Tensor, Tensor],
+    numbers: Tensor,
+) -> Tensor:
+    """`update_blocks`; a function of its own, whose compiled code torch keeps apart."""
+    return update_blocks(weights, gradients, moments, seed, numbers)
 
 
 def update_blocks(
     weights: Tensor,
     gradients: Tensor,
     moments: list[Blocks],
-    bits: Tensor,
+    seed: tuple[Tensor, Tensor],
     numbers: Tensor,
 ) -> Tensor:
     """One AdamW step, in place, of blocks [blocks, elements] of one parameter.
@@ -159,13 +224,15 @@ def update_blocks(
         weights: bfloat16, which take stochastic rounding, or float32, which are exact.
         gradients: of any float dtype.
         moments: the first and the second.
-        bits: random, int32: the lower half rounds the weights, the upper half the second moment,
-            the middle the first.
-        numbers: of `step_numbers`.
+        seed: both halves of it, int32 scalars; the lower one with the position of the first
+            element added.
+        numbers: of `step_numbers`, float32.
 
     Returns:
         The number of weights that changed: an int64 scalar.
     """
+    # The lower half rounds the weights, the upper half the second moment, the middle the first.
+    bits = hash_positions(weights.shape, *seed, weights.device)
     beta1, rest1, beta2, rest2, rate, root, decay, epsilon = numbers.unbind()
     gradients = gradients.float()
     first = moments[0].decode(weights.shape[1]) * beta1 + gradients * rest1
@@ -199,12 +266,24 @@ def random_seed(key: str, step: int) -> int:
 
 
 def random_bits(shape: torch.Size, seed: int, start: int, device: torch.device) -> Tensor:
-    """Random bits of the elements from position `start` on: int32, of the given shape.
+    """Random bits of the elements from position `start` on: int32, of the given shape."""
+    low, high = split_seed(seed)
+    return hash_positions(shape, wrap_int32(low + start), high, device)
 
-    A hash of the position: https://github.com/skeeto/hash-prospector (lowbias32), with half of the
-    seed added before and half mixed in between.
+
+def split_seed(seed: int) -> tuple[int, int]:
+    """The lower and the upper half of 64 bits, signed."""
+    return wrap_int32(seed), wrap_int32(seed >> 32)
+
+
+def hash_positions(
+    shape: torch.Size, low: Tensor | int, high: Tensor | int, device: torch.device
+) -> Tensor:
+    """A hash of each element's position and a seed: int32, of the given shape.
+
+    https://github.com/skeeto/hash-prospector (lowbias32), with half of the seed added before and
+    half mixed in between. The halves are tensors where code is compiled once for all seeds.
     """
-    low, high = wrap_int32(seed + start), wrap_int32(seed >> 32)
     bits = torch.arange(shape.numel(), dtype=torch.int32, device=device).add_(low)
     bits = _mix(bits, 16).mul_(0x7FEB352D).bitwise_xor_(high)
     bits = _mix(bits, 15).mul_(wrap_int32(0x846CA68B))

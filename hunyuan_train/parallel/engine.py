@@ -9,11 +9,12 @@ from typing import Any
 from unittest import mock
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
-from torch import nn
+from torch import Tensor, nn
 from torch._C import _distributed_c10d
 from torch.distributed import distributed_c10d
 from torch.optim import Optimizer
@@ -29,6 +30,7 @@ from hunyuan_train.model.lora import add_linear_adapters
 from hunyuan_train.model.new_rows import train_new_rows
 from hunyuan_train.model.router import fill_router_biases
 from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.one_copy import copy_together
 from hunyuan_train.parallel.expert import (
     check_split_routers,
     give_placeholders_shapes,
@@ -37,9 +39,14 @@ from hunyuan_train.parallel.expert import (
     show_router_weight,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
+from hunyuan_train.parallel.gradient_norm import take_norm_at_once
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
 from hunyuan_train.parallel.shared_masters import share_masters
-from hunyuan_train.parallel.zero import fill_parameters, partitioned_construction
+from hunyuan_train.parallel.zero import (
+    fill_parameters,
+    keep_whole_partitions_ready,
+    partitioned_construction,
+)
 
 OptimizerFactory = Callable[[PreTrainedModel], Optimizer]
 
@@ -163,6 +170,8 @@ def start_engine(
     if has_bf16_masters(deepspeed_config):
         share_masters(engine)
     keep_pinned_masters(engine)
+    take_norm_at_once(engine)
+    keep_whole_partitions_ready()
     return engine
 
 
@@ -198,7 +207,12 @@ def max_over_ranks(values: list[float], device: torch.device) -> list[float]:
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Add numbers up over all ranks, in float64 so that token counts stay exact."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    [tensor] = copy_together([np.array(values, dtype=np.float64)], device)
+    return sum_in_place(tensor).tolist()
+
+
+def sum_in_place(tensor: Tensor) -> Tensor:
+    """Add a tensor up over all ranks, where it lies; the CPU does not wait."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
-    return tensor.tolist()
+    return tensor

@@ -16,7 +16,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-from deepspeed.runtime.zero import stage3, stage_1_and_2
+from deepspeed.runtime.zero import partition_parameters, stage3, stage_1_and_2
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import (
     groups,
     safe_set_local_fp32_param,
@@ -251,6 +252,30 @@ def publish_weights(engine: deepspeed.DeepSpeedEngine) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
     else:
         optimizer.update_lp_params()
+
+
+def keep_whole_partitions_ready() -> None:
+    """Let the CPU not wait for parameters that their own rank keeps whole: its experts.
+
+    "Gathering" them makes a view. The engine still waits each time until the GPU has caught up with
+    the stream that gathers others: three times a layer, with all of its experts' weights (no
+    upstream issue is known). Partitions in host memory are copied, and are waited for as ever. The
+    rehearsal counts waits, and `tests/rehearsal/test_waits.py` tells when this can go.
+    """
+    handle: Any = partition_parameters.NoGatherHandle
+    if hasattr(handle, "wait_for_copy"):
+        return
+    handle.wait_for_copy = handle.wait
+
+    def wait(one: partition_parameters.NoGatherHandle, **options: object) -> None:
+        parameter = one._NoGatherHandle__param
+        if parameter.ds_tensor.device != parameter.device:
+            handle.wait_for_copy(one, **options)
+        elif not one._NoGatherHandle__complete:
+            parameter.ds_status = ZeroParamStatus.AVAILABLE
+            one._NoGatherHandle__complete = True
+
+    handle.wait = wait
 
 
 @contextmanager

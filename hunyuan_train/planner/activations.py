@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import ceil
 
 from hunyuan_train.config.adapters import adapted_modules
+from hunyuan_train.config.deepspeed_config import combines_in_one_kernel
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
@@ -285,9 +286,10 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     With split experts the fuller of two moments. One is at the end of the experts: their outputs
     before and after they are put back in order, and the gradient of the layer's output; a rank that
     gets far more than an equal share is fullest then. The other is the gradient of the weighted sum
-    of outputs: two products of rows in float32 and the gradient that they are of
-    (auto_ep_layer.py combine_from_routed), what was saved to combine, and the gradients of the
-    layer's output and of its input, as far as it is known. Of experts in chunks there are those of
+    of outputs: what was saved to combine, and the gradients of the layer's output and of its input,
+    as far as it is known. On GPUs one kernel makes the gradient of the rows from these
+    (`combines_in_one_kernel`). Elsewhere there are two products of rows in float32 and the gradient
+    that they are of (auto_ep_layer.py combine_from_routed). Of experts in chunks there are those of
     one chunk.
     """
     shape, size, chunks = run.shape, run.element_bytes, run.config.train.moe_chunks
@@ -299,7 +301,9 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         weighing = shape.hidden_size * (size * rows + 4 * slots)
         return ceil((weighing + saved) / chunks) + 2 * boundary
     outputs = 2 * size * rows * shape.hidden_size
-    weighing = 4 * (2 * slots + run.num_tokens) * shape.hidden_size + saved
+    products = 4 * (2 * slots + run.num_tokens)
+    weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
+    weighing += saved
     return max(ceil(outputs / chunks) + boundary, ceil(weighing / chunks) + 2 * boundary)
 
 

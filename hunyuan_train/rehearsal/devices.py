@@ -220,7 +220,7 @@ def repair_fakes(watch: Watch) -> None:
     # torch.tensor(..., device="cuda") begins as a tensor of the CPU, which is then copied.
     FakeTensorMode.avoid_device_init = property(lambda _: True)  # type: ignore[assignment]
     plain: Any = torch.Tensor
-    plain.pin_memory = lambda tensor, *_, **__: tensor
+    plain.pin_memory = lambda tensor, *_, **__: watch.pin(tensor)
     plain.is_pinned = lambda *_, **__: False
     plain.record_stream = lambda *_: watch.note_stand_in(
         "record_stream: blocks that another stream still reads are free at once here"

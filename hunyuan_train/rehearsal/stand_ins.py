@@ -216,7 +216,7 @@ def stand_in_for_updates(watch: Watch, skew: Skew) -> None:
     repeat_updates(watch, skew)
 
     def fused(
-        weights: Tensor, _gradients: Tensor, moments: Sequence[Any], _bits: Tensor, _: Tensor
+        weights: Tensor, _gradients: Tensor, moments: Sequence[Any], _seed: Any, _: Tensor
     ) -> Tensor:
         watch.note_stand_in(f"compiled: the update of lean, {KERNELS_OF_UPDATE} kernels")
         weights.copy_(weights)
@@ -225,7 +225,7 @@ def stand_in_for_updates(watch: Watch, skew: Skew) -> None:
         return torch.zeros((), dtype=torch.int64, device=weights.device)
 
     def compile_for_shapes(optimizer: Any, device: torch.device) -> None:
-        optimizer.update_whole = fused
+        optimizer.update_whole = optimizer.update_part = fused
 
     class HostAdam:
         """DeepSpeed's extension, whose update changes no shape."""

@@ -5,6 +5,7 @@ refuses operators on tensors of different devices. Where a value decides how a p
 there is none, and a stand-in answers (`Watch.answer`); each answer is counted.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ class Watch(TorchDispatchMode):
         self.float32_products: Counter[str] = Counter()  # line, operations
         self.is_16_bit = True
         self.group_names: dict[str, str] = {}
+        self.pinned: dict[int, weakref.ref[Any]] = {}  # storages that are page-locked
         self.parameter_bytes: set[int] = set()  # of whole large parameters, and so their gradients
 
     @contextmanager
@@ -133,26 +135,36 @@ class Watch(TorchDispatchMode):
         self, operator: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
         """Look at an operator, let it run on shapes, and count what it makes."""
-        options = options or {}
+        given_options = options or {}
         name = operator._schema.name.partition("::")[2]
-        options = self.take_pinned(name, options)
+        options = self.take_pinned(given_options)
         self.look_for_waits(operator, name, arguments, options)
+        is_pinned = options is not given_options
         result = self.answer(operator, name, arguments)
         if result is NotImplemented:
             if operator.namespace == "c10d":
                 self.count_collective(name, arguments)
             result = operator(*arguments, **options)
+            if is_pinned:
+                self.pin(result)
             if operator.namespace != "c10d" and name not in VIEWS:
                 self.count_kernel(operator, name, arguments, result)
         self.see(result)
         return result
 
-    def take_pinned(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    def take_pinned(self, options: dict[str, Any]) -> dict[str, Any]:
         """Ask for page-locked memory as for any other: a fake tensor has none to lock."""
         if options.get("pin_memory"):
-            self.note_stand_in("page-locked memory, taken as plain host memory")
             return {**options, "pin_memory": False}
         return options
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """Remember a tensor's memory as page-locked."""
+        self.note_stand_in("page-locked memory, taken as plain host memory")
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self.pinned[key] = weakref.ref(storage, lambda _: self.pinned.pop(key, None))
+        return tensor
 
     def see(self, result: Any) -> None:
         """Count the storages of a result."""
@@ -186,7 +198,10 @@ class Watch(TorchDispatchMode):
         if source.device.type == torch.device(target).type:
             return
         given = arguments[2] if name == "copy_" and len(arguments) > 2 else False
-        if given or options.get("non_blocking"):
+        # A copy to the host that makes its own target makes it page-locked.
+        host = arguments[0] if name == "copy_" and source.is_cuda else source
+        is_pinned = host.is_cuda or host.untyped_storage()._cdata in self.pinned
+        if is_pinned and (given or options.get("non_blocking")):
             return
         num_bytes = source.numel() * source.element_size()
         to_host = source.device.type == "cuda"

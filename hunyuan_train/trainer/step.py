@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 
 import deepspeed
+import numpy as np
 import torch
 
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.objectives.objective import SMALLEST_WEIGHT, Objective
 from hunyuan_train.objectives.router_losses import RouterTerms
-from hunyuan_train.parallel.engine import sum_over_ranks
+from hunyuan_train.one_copy import copy_together
+from hunyuan_train.parallel.engine import sum_in_place
 from hunyuan_train.parallel.optimizer import set_learning_rate
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import dropping_gradients
@@ -111,16 +113,14 @@ def accumulate_gradients(
     `local sum / global weight * ranks`, because the engine averages gradients over ranks. So its
     gradient does not depend on how samples are dealt out.
     """
-    num_labels, *weights = sum_over_ranks(
-        [
-            float(sum(int((batch.labels >= 0).sum()) for batch in micro_batches)),
-            *objective.weigh(micro_batches).tolist(),
-        ],
-        engine.device,
-    )
+    device = engine.device
+    num_labels = float(sum(int((batch.labels >= 0).sum()) for batch in micro_batches))
+    of_rank = np.array([num_labels, *objective.weigh(micro_batches)], dtype=np.float64)
+    weights = sum_in_place(copy_together([of_rank], device)[0])
     clock = clock or StepClock()
-    weight = max(weights[0], SMALLEST_WEIGHT)
-    total = torch.zeros(1 + len(weights), dtype=torch.float64, device=engine.device)
+    # Stays on the device: the CPU has no need of it before the losses.
+    weight = weights[1].clamp(min=SMALLEST_WEIGHT).float()
+    total = torch.zeros(len(weights), dtype=torch.float64, device=device)
     for index, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         with clock.part("forward"), routers.watch.recording() if routers else nullcontext():
@@ -130,8 +130,10 @@ def accumulate_gradients(
         total += torch.cat([router_term.detach()[None], sums.by_group])
         with clock.part("backward"):
             engine.backward((loss + router_term) * engine.world_size, scale_wrt_gas=False)
-    router_loss, *sums_by_group = sum_over_ranks(total.tolist(), engine.device)
-    means = objective.means(sums_by_group, weights)
+    numbers = torch.cat([sum_in_place(total), weights]).tolist()
+    router_loss, *sums_by_group = numbers[: len(total)]
+    num_labels, *weights_by_group = numbers[len(total) :]
+    means = objective.means(sums_by_group, weights_by_group)
     return BatchLosses(
         loss=means.pop(objective.groups[0]),
         by_group=means,

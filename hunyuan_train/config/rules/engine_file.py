@@ -1,6 +1,8 @@
 """Rules about the DeepSpeed file: what this run, or the engine itself, cannot do with it."""
 
-from hunyuan_train.config.deepspeed_config import build_deepspeed_config
+import json
+
+from hunyuan_train.config.deepspeed_config import FAST_EXPERTS, build_deepspeed_config
 from hunyuan_train.config.deepspeed_file import offloads_optimizer
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.errors import ConfigError
@@ -35,6 +37,19 @@ def check_expert_section(run: ResolvedRun) -> None:
             "expert_parallel section; use --deepspeed ds_configs/zero3_ep.json, or "
             "--expert_parallel_size 1"
         )
+
+
+def check_expert_kernels(run: ResolvedRun) -> None:
+    """Refuse kernels of CUDA where there is none, before the engine does in its first step."""
+    if run.is_on_gpu or not run.splits_experts:
+        return
+    section = run.engine["expert_parallel"]
+    for name, value in FAST_EXPERTS.items():
+        if section.get(name) == value:
+            raise ConfigError(
+                f"{run.engine_path} sets expert_parallel.{name} to {json.dumps(value)}, which runs "
+                "on GPUs only, and this machine has none; delete it: on GPUs it is set by itself"
+            )
 
 
 def check_stage(run: ResolvedRun) -> None:

@@ -58,6 +58,7 @@ RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     processes.check_sequence_size: Needs.SETTINGS,
     engine_file.check_offloading: Needs.SETTINGS,
     engine_file.check_expert_section: Needs.SETTINGS,
+    engine_file.check_expert_kernels: Needs.SETTINGS,
     engine_file.check_stage: Needs.SETTINGS,
     engine_file.check_gathering: Needs.SETTINGS,
     engine_file.check_sequences: Needs.SETTINGS,

@@ -27,7 +27,9 @@ def copy_together(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> l
         starts.append(starts[-1] + -(-array.nbytes // ALIGNMENT) * ALIGNMENT)
     packed = np.zeros(starts[-1], dtype=np.uint8)
     for start, array in zip(starts, arrays, strict=False):
-        packed[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        packed[start : start + array.nbytes] = (
+            np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        )
     whole = torch.from_numpy(packed)
     if device.type == "cuda":
         # torch keeps the page-locked block until the copy is done, also where we drop it.
