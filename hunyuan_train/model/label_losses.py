@@ -11,11 +11,10 @@ a block
 """
 
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def label_losses(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int) -> Tensor:
@@ -31,12 +30,20 @@ def label_losses(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: 
     return losses
 
 
+class Context(FunctionCtx):
+    """What forward leaves for backward."""
+
+    block: int  # words whose logits exist at a time
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
 class LabelLosses(torch.autograd.Function):
     """`label_losses`, with gradients for hidden states and weight."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int
+        ctx: Context, hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int
     ) -> Tensor:
         """Losses of one chunk after the other."""
         losses_T = torch.empty(len(hidden_TD), dtype=torch.float32, device=hidden_TD.device)
@@ -57,7 +64,7 @@ class LabelLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Context, grad_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Gradients of one block of words after the other: softmax less the label, weighed."""
         hidden_TD, weight_VD, labels_T, highest_T, sums_T = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]

@@ -50,6 +50,29 @@ def test_the_runs_own_numbers_are_filled_in():
     assert filled["zero_optimization"]["stage"] == 3
 
 
+def expert_section(path: Path, *, num_gpus: int) -> dict[str, object]:
+    run = resolve_flags(
+        ["--deepspeed", str(path), "--expert_parallel_size", "2"],
+        Machine(num_gpus=num_gpus, num_cores=2),
+        slots=(2,),
+        known=(),
+    )
+    return build_deepspeed_config(run)["expert_parallel"]
+
+
+def test_on_gpus_the_engines_faster_ways_are_on_and_a_file_may_choose_others(tmp_path):
+    fast = {"async_split_plan": True, "combine_impl": "fused_weighted_sum"}
+    shipped = expert_section(DS_CONFIGS / "zero3_ep.json", num_gpus=2)
+    assert shipped.items() >= fast.items()
+    on_cpu = expert_section(DS_CONFIGS / "zero3_ep.json", num_gpus=0)
+    assert not fast.keys() & on_cpu.keys()
+    section = {"enabled": True, "autoep_size": "auto", "preset_model": "auto"}
+    plain = write(tmp_path, expert_parallel=section | {"combine_impl": "weighted_sum"})
+    assert expert_section(plain, num_gpus=2)["combine_impl"] == "weighted_sum"
+    deepep = write(tmp_path, expert_parallel=section | {"comm_backend": "deepep"})
+    assert not fast.keys() & expert_section(deepep, num_gpus=2).keys()
+
+
 @pytest.mark.parametrize("path", sorted(DS_CONFIGS.glob("*.json")), ids=lambda path: path.stem)
 def test_every_file_we_ship_is_complete_once_filled(path):
     filled = build_deepspeed_config(run_with(path))

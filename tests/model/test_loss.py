@@ -1,6 +1,7 @@
 """The output layer's own loss is the plain one, to the last digits that float32 has."""
 
 import torch
+from deepspeed.sequence.linear_cross_entropy import vocab_parallel_linear_cross_entropy
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -88,3 +89,14 @@ def test_the_logits_of_all_tokens_never_exist() -> None:
             loss = linear(hidden).sum()
         loss.backward()
     assert largest == max(linear.weight.numel(), NUM_TOKENS * VOCABULARY // 4)
+
+
+def test_losses_and_gradients_are_those_of_the_engines_function() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        linear, hidden, labels = head(dtype)
+        losses = vocab_parallel_linear_cross_entropy(
+            hidden[0], linear.weight, labels, reduction="none", chunk_size=NUM_TOKENS // 4
+        )
+        grads = torch.autograd.grad((losses * weights()).sum() / 7, (hidden, linear.weight))
+        for expected, found in zip((losses, *grads), chunked(linear, hidden, labels), strict=True):
+            assert torch.equal(expected, found)

@@ -65,3 +65,13 @@ def test_the_global_batch_of_the_file_is_that_of_all_hosts(tmp_path):
     resolve_flags(flags, slots=(2, 2))
     with pytest.raises(ConfigError, match="train_batch_size to 4, but the global batch size of"):
         resolve_flags(flags, TWO_CORES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("async_split_plan", True), ("combine_impl", "fused_weighted_sum")]
+)
+def test_kernels_of_cuda_are_refused_by_name_without_a_gpu(tmp_path, name, value):
+    section = {"enabled": True, "autoep_size": "auto", "preset_model": "auto", name: value}
+    flags = [*changed(tmp_path, expert_parallel=section), "--expert_parallel_size", "2"]
+    with pytest.raises(ConfigError, match=f"sets expert_parallel.{name} to .*runs on GPUs only"):
+        resolve_flags(flags, TWO_CORES)
