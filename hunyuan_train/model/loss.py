@@ -78,7 +78,7 @@ class RowOnDevice:
 def send_row(batch: Batch, device: torch.device, *beside: npt.NDArray[Any]) -> RowOnDevice:
     """Copy a batch, and what else belongs to it, to the device at once."""
     positions = np.flatnonzero(batch.labels >= 0)
-    arrays = (
+    arrays: tuple[npt.NDArray[Any], ...] = (
         batch.input_ids,
         batch.position_ids,
         positions,
