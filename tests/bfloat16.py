@@ -34,7 +34,7 @@ def multiply(kernel: Any, keys: DispatchKeySet, *factors: Any, **options: Any) -
     """What the kernel gives for these factors, computed in float32 if they are bfloat16."""
     if factors[0].dtype != torch.bfloat16:
         return kernel.call_boxed(keys, *factors, **options)
-    out = options.pop("out", None)
+    out = options.get("out")
     result = kernel.call_boxed(keys, *tree_map(widen, factors), **tree_map(widen, options))
     return result.bfloat16() if out is None else out.copy_(result)
 
