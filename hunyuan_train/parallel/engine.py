@@ -158,8 +158,7 @@ def start_engine(
             model.requires_grad_(requires_grad=False)
         train_new_rows(model, shape)
         if adapts_experts(lora, shape):
-            dtype = training_dtype(deepspeed_config)
-            construction.enter_context(adapted_experts(lora, dtype))
+            construction.enter_context(adapted_experts(lora, training_dtype(deepspeed_config)))
         engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=build_after_split,
