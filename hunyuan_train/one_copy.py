@@ -15,7 +15,9 @@ from torch import Tensor
 ALIGNMENT = 16  # bytes, at which a tensor of any dtype may begin
 
 
-def copy_together(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[Tensor]:
+def copy_together(
+    arrays: Sequence[npt.NDArray[Any]], device: torch.device | str
+) -> list[Tensor]:
     """The arrays as tensors of the same shapes and dtypes: views of one storage on the device.
 
     Args:
@@ -31,7 +33,7 @@ def copy_together(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> l
             np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         )
     whole = torch.from_numpy(packed)
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         # torch keeps the page-locked block until the copy is done, also where we drop it.
         whole = whole.pin_memory().to(device, non_blocking=True)
     return [

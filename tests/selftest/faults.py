@@ -5,13 +5,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from transformers import AttentionInterface
 
 from hunyuan_train.data.batches import loader
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
-from hunyuan_train.parallel import sequence
+from hunyuan_train.parallel import gradient_norm, sequence
 from hunyuan_train.parallel.zero import is_split_expert
 from hunyuan_train.selftest import training
 
@@ -32,10 +31,11 @@ def scale_expert_gradients_by_the_wrong_group() -> None:
 
 
 def clip_by_the_norm_of_one_rank() -> None:
-    def own_norm(self, gradients, parameters, norm_type=2):
-        return torch.stack([gradient.float().norm() for gradient in gradients]).norm()
+    def own_norm(optimizer):
+        gradients = [one for group in optimizer.averaged_gradients.values() for one in group]
+        return [torch.stack([gradient.float().norm() for gradient in gradients]).norm()]
 
-    DeepSpeedZeroOptimizer_Stage3.get_grad_norm_direct = own_norm
+    gradient_norm.whole_norm = own_norm
 
 
 def leak_between_packed_samples() -> None:
