@@ -15,9 +15,7 @@ from torch import Tensor
 ALIGNMENT = 16  # bytes, at which a tensor of any dtype may begin
 
 
-def copy_together(
-    arrays: Sequence[npt.NDArray[Any]], device: torch.device | str
-) -> list[Tensor]:
+def copy_together(arrays: Sequence[npt.NDArray[Any]], device: torch.device | str) -> list[Tensor]:
     """The arrays as tensors of the same shapes and dtypes: views of one storage on the device.
 
     Args:

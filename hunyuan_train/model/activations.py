@@ -22,6 +22,8 @@ from torch.utils.checkpoint import (
 )
 from transformers import PreTrainedModel
 
+from hunyuan_train.model.kept_plans import keep_plans
+
 # Parts of names, because each package and version of attention registers operators of its own.
 KEPT_OPERATORS = ("aten::mm", "aten::addmm", "_scaled_dot_product", "_attn")
 
@@ -40,7 +42,7 @@ def recompute_layers(model: PreTrainedModel, *, is_selective: bool, is_offloaded
     options: dict[str, Any] = {"use_reentrant": False}
     if is_selective:
         options["context_fn"] = keep_some
-    function = partial(checkpoint, **options)
+    function = partial(keep_plans, partial(checkpoint, **options))
     if is_offloaded:
         function = partial(checkpoint_on_host, function)
     # The public method is deprecated in one supported version of Transformers and new in another.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hunyuan_train.model.kept_plans import as_part, running
+
 
 def chunk_experts(moe_blocks: Iterable[nn.Module], num_chunks: int) -> None:
     """Let every MoE block compute its tokens in chunks; 1 leaves it as it is.
@@ -40,6 +42,12 @@ def run_chunks(
     num_tokens = hidden_states.shape[1]
     bounds = [index * num_tokens // num_chunks for index in range(num_chunks + 1)]
     chunks = hidden_states.split([end - start for start, end in pairwise(bounds)], dim=1)
-    if not torch.is_grad_enabled():
-        return torch.cat([forward(chunk) for chunk in chunks], dim=1)
-    return torch.cat([checkpoint(forward, chunk, use_reentrant=False) for chunk in chunks], dim=1)
+    layer = running.get()
+    plans = layer.plans if layer else {}
+    results = []
+    for index, chunk in enumerate(chunks):
+        run = as_part(forward, plans, index)
+        if torch.is_grad_enabled():
+            run = partial(checkpoint, run, use_reentrant=False)
+        results.append(run(chunk))
+    return torch.cat(results, dim=1)

@@ -39,9 +39,9 @@ from hunyuan_train.parallel.expert import (
     show_router_weight,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
-from hunyuan_train.parallel.gradient_norm import take_norm_at_once
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
 from hunyuan_train.parallel.shared_masters import share_masters
+from hunyuan_train.parallel.split_plans import make_plans_once
 from hunyuan_train.parallel.zero import (
     fill_parameters,
     keep_whole_partitions_ready,
@@ -169,8 +169,8 @@ def start_engine(
     if has_bf16_masters(deepspeed_config):
         share_masters(engine)
     keep_pinned_masters(engine)
-    take_norm_at_once(engine)
     keep_whole_partitions_ready()
+    make_plans_once()
     return engine
 
 

@@ -1,15 +1,14 @@
-"""The norm of all gradients: one all-reduce, and one read by the CPU.
+"""The norm of all gradients, which all ranks know with the losses: nothing is asked or read twice.
 
 The engine's stage 3 takes a norm of each of its groups, of which `lean` has one for each parameter,
 482 at the released size. Each costs a copy of the gradients in float64, an all-reduce of one number
-and a wait, and the CPU then reads the whole twice. Here the squares are added up on the GPU first.
+and a wait, and the CPU then reads the whole twice. Here each rank adds its squares up on the GPU.
+They travel with the losses, and the engine is told what came of it.
 (No upstream issue is known; this can go when the engine sums its groups before it asks the ranks.)
 Each number is a sum in float64, as the engine's is.
 
 Split: gradients, of which each rank holds a part. Communicated: one number a step.
 """
-
-from functools import partial
 
 import deepspeed
 import torch
@@ -18,17 +17,29 @@ from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from torch import Tensor
 
 
-def take_norm_at_once(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Let an engine of stage 3 take its norm so, where each part of a gradient is on one rank."""
+@torch.no_grad()
+def squared_norm(engine: deepspeed.DeepSpeedEngine) -> Tensor:
+    """The sum of squares of the gradients that this rank holds, after the last backward pass.
+
+    Returns:
+        float64, on the engine's device: [1], or [0] where the engine is to take the norm itself.
+        That is so in stages without split weights and where the optimizer is in host memory.
+    """
     optimizer = engine.optimizer
-    is_offloaded = bool(getattr(optimizer, "offload_optimizer", False))  # of stage 3 only
-    if engine.zero_optimization_stage() != 3 or is_offloaded or not holds_each_once(optimizer):
-        return
-    optimizer._get_norm_groups = partial(whole_norm, optimizer)
+    if engine.zero_optimization_stage() != 3 or not holds_each_once(optimizer):
+        return torch.zeros(0, dtype=torch.float64, device=engine.device)
+    gradients = [
+        gradient for index, _ in enumerate(optimizer.fp16_groups)
+        for gradient in optimizer.averaged_gradients[index]
+    ]  # fmt: skip
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
+    return torch.stack(norms).square().sum()[None]
 
 
 def holds_each_once(optimizer: ZeROOptimizer) -> bool:
-    """Whether the ranks that share each parameter's gradients are all ranks, each with its own."""
+    """Whether each part of a gradient is on the GPU of one rank and of no other."""
+    if optimizer.offload_optimizer:
+        return False
     world = dist.get_world_size()
     for params in optimizer.fp16_groups:
         ranks = dist.get_world_size(optimizer._get_param_partition_group(params[0]))
@@ -38,17 +49,21 @@ def holds_each_once(optimizer: ZeROOptimizer) -> bool:
     return True
 
 
-@torch.no_grad()
-def whole_norm(optimizer: ZeROOptimizer) -> list[Tensor]:
-    """The norm of the gradients of all groups and ranks: one float64 scalar, on the CPU.
+def give_norm(engine: deepspeed.DeepSpeedEngine, squares: list[float]) -> None:
+    """Tell the engine's next step the norm of its gradients, so that it need not take it.
 
-    Not finite where a gradient is not. The engine reads it several times: no wait, there.
+    Args:
+        engine: that is about to step, or to drop its gradients.
+        squares: `squared_norm` summed over all ranks. The norm is not finite where a gradient is
+            not.
     """
-    gradients = [
-        gradient for index, _ in enumerate(optimizer.fp16_groups)
-        for gradient in optimizer.averaged_gradients[index]
-    ]  # fmt: skip
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
-    square = torch.stack(norms).square().sum()
-    dist.all_reduce(square)
-    return [square.sqrt().cpu()]
+    if not squares:
+        return
+    norm = torch.tensor(squares, dtype=torch.float64).sqrt()
+    optimizer = engine.optimizer
+
+    def known_norm() -> list[Tensor]:
+        del optimizer._get_norm_groups  # the engine's own again: gradients change after this step
+        return [norm[0]]
+
+    optimizer._get_norm_groups = known_norm

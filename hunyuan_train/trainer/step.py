@@ -14,6 +14,7 @@ from hunyuan_train.objectives.objective import SMALLEST_WEIGHT, Objective
 from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.one_copy import copy_together
 from hunyuan_train.parallel.engine import sum_in_place
+from hunyuan_train.parallel.gradient_norm import give_norm, squared_norm
 from hunyuan_train.parallel.optimizer import set_learning_rate
 from hunyuan_train.parallel.routers import refresh_routers
 from hunyuan_train.parallel.zero import dropping_gradients
@@ -124,15 +125,18 @@ def accumulate_gradients(
     for index, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         with clock.part("forward"), routers.watch.recording() if routers else nullcontext():
-            sums = objective.forward(engine, batch)
-        loss = sums.loss / weight
+            found = objective.forward(engine, batch)
+        loss = found.loss / weight
         router_term = routers.loss() / len(micro_batches) if routers else loss.new_zeros(())
-        total += torch.cat([router_term.detach()[None], sums.by_group])
+        total += torch.cat([router_term.detach()[None], found.by_group])
         with clock.part("backward"):
             engine.backward((loss + router_term) * engine.world_size, scale_wrt_gas=False)
-    numbers = torch.cat([sum_in_place(total), weights]).tolist()
-    router_loss, *sums_by_group = numbers[: len(total)]
-    num_labels, *weights_by_group = numbers[len(total) :]
+    # All that the CPU reads of a step, at once: it waits here until the GPU is done.
+    sums = sum_in_place(torch.cat([total, squared_norm(engine)]))
+    numbers = torch.cat([weights, sums]).tolist()
+    num_labels, *weights_by_group = numbers[: len(weights)]
+    router_loss, *sums_by_group = numbers[len(weights) : len(weights) + len(total)]
+    give_norm(engine, numbers[len(weights) + len(total) :])
     means = objective.means(sums_by_group, weights_by_group)
     return BatchLosses(
         loss=means.pop(objective.groups[0]),

@@ -3,39 +3,37 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from transformers import AttentionInterface
 
 from hunyuan_train.data.batches import loader
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
-from hunyuan_train.parallel import gradient_norm, sequence
+from hunyuan_train.parallel import sequence
+from hunyuan_train.parallel.gradient_norm import give_norm, squared_norm
 from hunyuan_train.parallel.zero import is_split_expert
 from hunyuan_train.selftest import training
+from hunyuan_train.trainer import step
 
 
 def scale_expert_gradients_by_the_wrong_group() -> None:
     """As if they were averaged over the ranks that share an expert instead of over all."""
-    accumulate = training.accumulate_gradients
 
-    def accumulate_wrongly(engine, *arguments, **options):
-        losses = accumulate(engine, *arguments, **options)
+    def scale_first(engine):
         for parameter in engine.module.parameters():
             if is_split_expert(parameter):
                 gradient = safe_get_local_grad(parameter)
                 safe_set_local_grad(parameter, gradient * dist.get_world_size())
-        return losses
+        return squared_norm(engine)
 
-    training.accumulate_gradients = accumulate_wrongly
+    step.squared_norm = scale_first
 
 
 def clip_by_the_norm_of_one_rank() -> None:
-    def own_norm(optimizer):
-        gradients = [one for group in optimizer.averaged_gradients.values() for one in group]
-        return [torch.stack([gradient.float().norm() for gradient in gradients]).norm()]
+    def give_own(engine, _):
+        give_norm(engine, squared_norm(engine).tolist())
 
-    gradient_norm.whole_norm = own_norm
+    step.give_norm = give_own
 
 
 def leak_between_packed_samples() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.utils import combine_grad_norm_groups
 from torch import Tensor
 from torch.nn import functional
 
@@ -74,6 +75,7 @@ class Seen:
 
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
     gradients: dict[str, Kept] = field(default_factory=dict)
+    norms: dict[str, list[float]] = field(default_factory=dict)
     events: list[str] = field(default_factory=list)
     judged: list[float] = field(default_factory=list)
     faults: dict[str, Anomaly | None] = field(default_factory=dict)
@@ -93,6 +95,7 @@ def watch_steps() -> Seen:
         seen.losses[name] = {"loss": found.loss, **found.by_group}
         seen.num_label_tokens = found.num_label_tokens
         seen.gradients[name] = kept_gradients(engine.module)
+        seen.norms[name] = [norm_of(engine), norm_of(engine)]  # given, and the engine's own
         update_weights(engine, 0.0, is_skipped=True)
         seen.losses[f"{name}, evaluated"] = evaluate(engine, objective, batches)
     before = kept_weights(engine.module)
@@ -116,6 +119,10 @@ def watch_steps() -> Seen:
         seen.faults[name] = result.anomaly
         seen.moved[name] = has_moved(engine, before)
     return seen
+
+
+def norm_of(engine: DeepSpeedEngine) -> float:
+    return float(combine_grad_norm_groups(engine.optimizer._get_norm_groups()))
 
 
 def has_moved(engine: DeepSpeedEngine, before: Kept) -> bool:
@@ -166,6 +173,13 @@ def test_an_objective_is_divided_by_its_own_weight(ranks: list[Seen]) -> None:
 
 def test_the_labels_of_all_ranks_are_counted(ranks: list[Seen]) -> None:
     assert [seen.num_label_tokens for seen in ranks] == [sum(LENGTHS) - 5 * len(LENGTHS)] * 2
+
+
+def test_the_norm_that_comes_with_the_losses_is_the_engines(ranks: list[Seen]) -> None:
+    for name, (given, own) in ranks[0].norms.items():
+        assert given == pytest.approx(own, rel=1e-6), name
+        assert given == ranks[1].norms[name][0]
+        assert given > 0.1
 
 
 def test_a_fault_withholds_the_update_on_every_rank(ranks: list[Seen]) -> None:
