@@ -60,8 +60,7 @@ def gathered_bytes(run: ResolvedRun, freed: int = 0) -> int:
     large = [one for one in cut_parameters(run) if one.numel > threshold]
     if not large:
         return 0
-    if run.splits_experts:
-        large = [one for one in large if one.kind is not Kind.EXPERT]
+    if run.splits_experts:  # experts are among the large where more ranks than one have the same
         layer = sum(one.numel for one in large if one.in_layers)
         embedding = max((one.numel for one in large if one.kind is Kind.EMBEDDING), default=0)
         ahead = 2 * layer + run.zero_number("stage3_prefetch_bucket_size")
@@ -153,6 +152,17 @@ def gradients_in_flight_bytes(run: ResolvedRun) -> int:
     return (largest + max(largest, bucket)) * run.element_bytes
 
 
+def chunk_gradients_bytes(run: ResolvedRun) -> int:
+    """Gradients of one layer's experts, summed up while one chunk of tokens after the other runs.
+
+    Experts in one chunk have theirs when the layer holds little else.
+    """
+    if run.config.train.moe_chunks == 1 or not run.splits_experts:
+        return 0
+    experts = sum(one.numel for one in trained(run) if one.kind is Kind.EXPERT)
+    return experts * run.element_bytes
+
+
 def largest_gradient(run: ResolvedRun) -> int:
     """Elements of the largest parameter that has a gradient."""
     return max((one.numel for one in trained(run)), default=0)
@@ -242,6 +252,11 @@ def device_states(run: ResolvedRun, freed: int) -> Iterator[Component]:
         "gradients in flight", gradients_in_flight_bytes(run), Phase.BACKWARD,
         "the largest gradient, which waits to be reduced (stage3.py ipg_buckets)",
     )  # fmt: skip
+    if summed := chunk_gradients_bytes(run):
+        yield Component(
+            "gradients of chunks", summed, Phase.LAYER,
+            "of one layer's experts, which all chunks add to (model/expert_microbatches.py)",
+        )  # fmt: skip
     if last := last_gradients_bytes(run):
         yield Component(
             "embedding's gradient", last, Phase.END,

@@ -18,7 +18,11 @@ ROWS = (
     ("optimizer", ("optimizer",), ("optimizer",)),
     ("engine buckets", ("engine buckets",), ("engine buckets",)),
     ("gathered weights", ("gathered weights",), ("gathered weights",)),
-    ("gradients in flight", ("gradients in flight",), ("gradients in flight",)),
+    (
+        "gradients in flight",
+        ("gradients in flight", "gradients of chunks"),
+        ("gradients in flight",),
+    ),
     ("activations", ("activations", "final norm and labels"), ("activations",)),
     ("logits and loss", ("logits and loss",), ("logits and loss",)),
     (
