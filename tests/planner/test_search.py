@@ -30,7 +30,7 @@ def test_activations_that_do_not_fit_lead_to_gradient_checkpointing_alone():
     assert found.flags == ["--gradient_checkpointing true"]
 
 
-@pytest.mark.parametrize(("length", "chunks"), [(8192, 2), (13312, 4)])
+@pytest.mark.parametrize(("length", "chunks"), [(8192, 2), (12288, 4)])
 def test_skewed_experts_that_do_not_fit_lead_to_the_fewest_chunks_that_do(length, chunks):
     found = nearest("--optimizer", "lean", "--max_seq_length", str(length))
     assert found.flags == [f"--moe_chunks {chunks}"]
@@ -49,7 +49,7 @@ def test_a_deepspeed_file_that_splits_too_little_leads_to_ours():
 
 
 def test_long_rows_are_shared_before_they_are_shortened_with_as_many_in_a_step():
-    found = nearest("--optimizer", "lean", "--max_seq_length", "131072")
+    found = nearest("--optimizer", "lean", "--max_seq_length", "106496")
     assert found.estimate.fits
     assert found.flags == [
         *("--moe_chunks 8", "--sequence_parallel_size 8", "--gradient_accumulation_steps 64")
