@@ -32,8 +32,10 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.json_lines import JsonLines, Lines, NoLines, Numbers
 from hunyuan_train.objectives.objective import Objective
+from hunyuan_train.objectives.preference_warnings import find_warnings
 from hunyuan_train.objectives.router_losses import RouterTerms
-from hunyuan_train.trainer.loop import Trainer, TrainingResult, describe_evaluation, evaluate_all
+from hunyuan_train.trainer.describe import describe_evaluation
+from hunyuan_train.trainer.loop import Trainer, TrainingResult, evaluate_all
 from hunyuan_train.trainer.memory_estimate import find_gpu
 from hunyuan_train.trainer.metrics import Logs, open_metrics
 from hunyuan_train.trainer.profiler import StepProfiler, profile_nothing
@@ -98,7 +100,8 @@ def make_answer_check(
     num_prompts = config.evaluation.eval_generate
     if not num_prompts:
         return ask_nothing
-    dataset = prepare_dataset(config.data, tokenizer, split="eval")
+    records = config.preferences.records
+    dataset = prepare_dataset(config.data, tokenizer, split="eval", records=records)
     questions = choose_questions(dataset, tokenizer, num_prompts)
     if not questions:
         raise ConfigError(
@@ -167,6 +170,9 @@ def note_after_training(trainer: Trainer, probe: Asked, result: TrainingResult) 
     """Note what is found in long texts now."""
     if not result.is_complete:
         return
+    figures = trainer.logs.metrics.lines.read()
+    for text in find_warnings(figures[0], figures[-1]) if figures else ():
+        logger.warning("%s", text)
     trainer.report_progress(result.step, "evaluating after training")
     found = look_for_needles(probe, result.step, "after training")
     if found:

@@ -22,7 +22,7 @@ from hunyuan_train.checkpoint.data_fingerprint import check_same_data
 from hunyuan_train.checkpoint.errors import NoRoomError, NotCopiedError
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
-from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
+from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run, identify_start
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.checkpoint.user_commands import CheckpointCommands, fetch_checkpoints
 from hunyuan_train.config import run_files
@@ -30,7 +30,11 @@ from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, DataShard, Position, eval_batches
-from hunyuan_train.data.compiled.cache import prepare_dataset, prepare_evaluation
+from hunyuan_train.data.compiled.cache import (
+    find_cache_dir,
+    prepare_dataset,
+    prepare_evaluation,
+)
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
@@ -40,6 +44,7 @@ from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.export.check import check_adapter, check_model
 from hunyuan_train.export.from_engine import export_model, read_prompts
 from hunyuan_train.export.huggingface_folder import describe_release, trained_dtype
+from hunyuan_train.export.started_adapters import find_started_adapters
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
@@ -61,8 +66,8 @@ from hunyuan_train.launcher.rank.environment import deterministic_environment
 from hunyuan_train.launcher.rank.heartbeat import Heartbeat, node_folder
 from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.weights import WeightSource, find_model
+from hunyuan_train.objectives.choose import ask_reference, choose_objective
 from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
-from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.determinism import compute_deterministically
 from hunyuan_train.parallel.engine import (
@@ -71,6 +76,7 @@ from hunyuan_train.parallel.engine import (
     start_process_group,
 )
 from hunyuan_train.parallel.numa import bind_to_numa_node
+from hunyuan_train.parallel.zero import adapter_names
 from hunyuan_train.progress import listen_to_progress, tell_progress
 from hunyuan_train.report.closing import describe_export, report_at_end, show_closing
 from hunyuan_train.trainer.interrupt import agree_that_signalled, heeding_signals
@@ -116,12 +122,16 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     check_triton(resolved)  # under a torchrun of the user's, who has asked no doctor
     meet_others(config, heartbeat)
     tokenizer = load_tokenizer(tokenizer_folder(config.model), config.model.add_tokens)
-    dataset = prepare_dataset(config.data, tokenizer)
+    dataset = prepare_dataset(config.data, tokenizer, records=config.preferences.records)
     shape, source = find_own_model(config, tokenizer)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
-    engine = assemble_engine(resolved, source)
+    adapters = find_started_adapters(config.lora, shape)
+    engine = assemble_engine(resolved, source, adapters=adapters)
+    if adapters:
+        adapters.check_names(adapter_names(engine.module))
     checkpoint = find_start(config)
-    objective, routers = SFT, watch_and_weigh(engine, shape, config.model)
+    objective, routers = choose_objective(config), watch_and_weigh(engine, shape, config.model)
+    dataset = judge_data(config, engine, shape, dataset)
     batches = make_batches(config, dataset)
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
@@ -134,7 +144,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         objective=objective,
         routers=routers,
         batches=batches,
-        eval_batches=make_eval_batches(config, tokenizer),
+        eval_batches=make_eval_batches(config, tokenizer, engine, shape),
         config=follow_length(config, batches),
         logs=logs,
         checkpointer=saver,
@@ -255,15 +265,32 @@ def make_batches(config: RunConfig, dataset: Dataset) -> BatchSampler:
     )
 
 
-def make_eval_batches(config: RunConfig, tokenizer: Tokenizer) -> list[Batch]:
+def make_eval_batches(
+    config: RunConfig, tokenizer: Tokenizer, engine: deepspeed.DeepSpeedEngine, shape: ModelShape
+) -> list[Batch]:
     """This rank's share of the held-out data; nothing where none is held out."""
-    dataset = prepare_evaluation(config.data, tokenizer)
+    dataset = prepare_evaluation(config.data, tokenizer, records=config.preferences.records)
     if dataset is None:
         return []
+    dataset = judge_data(config, engine, shape, dataset)
     return eval_batches(
         dataset,
         make_shard(config, rows=config.evaluation.per_device_eval_batch_size),
         packing=config.data.packing,
+    )
+
+
+def judge_data(
+    config: RunConfig, engine: deepspeed.DeepSpeedEngine, shape: ModelShape, dataset: Dataset
+) -> Dataset:
+    """The data with what a reference says of it, where the objective has one that is kept."""
+    return ask_reference(
+        config,
+        engine,
+        dataset,
+        make_shard(config, rows=config.train.per_device_train_batch_size),
+        model=identify_start(config, shape),
+        cache_dir=find_cache_dir(config.data),
     )
 
 

@@ -115,3 +115,16 @@ def test_reports_and_an_earlier_adapter_are_written(done: tuple[Path, list[str]]
     )
     assert early.keys() == late.keys()
     assert any((early[name] != late[name]).any() for name in early)
+
+
+@pytest.mark.slow
+def test_preferences_are_learned_from_pairs(tmp_path: Path) -> None:
+    folder = copy_repository(tmp_path / "repository")
+    page = (folder / "examples/preferences.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.S | re.M)
+    assert len(blocks) == 4
+    printed = [run_block(block, folder) for block in blocks]
+    assert "length alone tells the sides apart" in printed[1]
+    assert "rejected" in printed[1]
+    assert re.search(r"pairs right (9[5-9]|100)%, margin 0\.[1-9]", printed[3])
+    assert "rewards of answers" in (folder / "runs/short/report.html").read_text()

@@ -26,7 +26,9 @@ UNDECIDING = (
     *("config/describe.py", "data/commands.py", "data/exact_output.py", "data/inspection"),
     *("evaluation/samples.py", "evaluation/show_answer.py"),
     *("parallel/collective_timers.py", "parallel/numa.py"),
-    *("trainer/clock.py", "trainer/heat_map.py", "trainer/memory_estimate.py"),
+    "objectives/preference_warnings.py",
+    *("trainer/clock.py", "trainer/describe.py", "trainer/heat_map.py"),
+    "trainer/memory_estimate.py",
     *("trainer/out_of_memory.py", "trainer/profiler.py", "trainer/starts.py"),
     "trainer/throughput.py",
 )
@@ -54,13 +56,28 @@ def describe_run(
     if rows_per_step:
         settings["rows per step"] = rows_per_step
     return {
-        "model": {
-            **asdict(replace(shape, leaves_out_mtp=False)),
-            "weights": identify_weights(config.model.model_name_or_path),
-            "new tokens": identify_file(config.model.add_tokens),
-        },
+        "model": identify_model(config, shape),
         "code": describe_code(),
         "settings": settings,
+    }
+
+
+def identify_model(config: RunConfig, shape: ModelShape) -> dict[str, Any]:
+    """What tells the model of a run from others: its shape, its weights, its tokens."""
+    return {
+        **asdict(replace(shape, leaves_out_mtp=False)),
+        "weights": identify_weights(config.model.model_name_or_path),
+        "new tokens": identify_file(config.model.add_tokens),
+    }
+
+
+def identify_start(config: RunConfig, shape: ModelShape) -> dict[str, Any]:
+    """What tells the model that training starts from apart: with the adapters it starts from."""
+    adapter = config.lora.adapter_name_or_path
+    is_drawn = config.model.model_name_or_path in PRESETS  # from the seed
+    return identify_model(config, shape) | {
+        "seed": config.train.seed if is_drawn else None,
+        "adapters": adapter and identify_file(str(Path(adapter, "adapter_model.safetensors"))),
     }
 
 
@@ -128,10 +145,13 @@ def check_changes(
         if ignored.get(kind, False):
             continue
         before = saved.get(kind, {})
-        if kind == "model":  # checkpoints from before a field was known have its default
+        # Checkpoints from before a field was known have its default.
+        if kind == "model":
             known = {one.name: one.default for one in fields(ModelShape)}
             known = {name: one for name, one in known.items() if one is not MISSING}
             before = known | stretch_rope(before)
+        elif kind == "settings":
+            before = {name: FIELDS[name].default for name in values if name in FIELDS} | before
         changed = [
             f"{name} ({before.get(name)}, now {value})"
             for name, value in values.items()

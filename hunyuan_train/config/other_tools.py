@@ -9,6 +9,11 @@ RENAMED = {
     # LLaMA-Factory
     "cutoff_len": "max_seq_length",
     "val_size": "eval_fraction",
+    "pref_beta": "beta",
+    "pref_ftx": "rpo_alpha",
+    "dpo_label_smoothing": "label_smoothing",
+    "kto_chosen_weight": "desirable_weight",
+    "kto_rejected_weight": "undesirable_weight",
     # axolotl
     "base_model": "model_name_or_path",
     "tokenizer_config": "tokenizer_name_or_path",
@@ -20,6 +25,8 @@ RENAMED = {
     "lr_scheduler": "lr_scheduler_type",
     "peft_use_dora": "use_dora",
     "peft_use_rslora": "use_rslora",
+    "lora_model_dir": "adapter_name_or_path",
+    "rl_beta": "beta",
     "flash_attention": "use_flash_attn",
     "context_parallel_size": "sequence_parallel_size",
     "sequence_parallel_degree": "sequence_parallel_size",
@@ -38,7 +45,9 @@ RENAMED = {
 
 # Flags whose value decides, as in `vendor.py`.
 TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
-    "stage": {"sft": None},
+    "stage": {"sft": None, "dpo": ("objective", "dpo"), "kto": ("objective", "kto")},
+    "rl": {name: ("objective", name) for name in ("dpo", "ipo", "kto", "orpo", "simpo")},
+    "rlhf_type": {name: ("objective", name) for name in ("dpo", "kto", "orpo", "simpo")},
     "finetuning_type": {"lora": ("use_lora", "true"), "full": ("use_lora", "false")},
     "train_type": {"lora": ("use_lora", "true"), "full": ("use_lora", "false")},
     "tuner_type": {"lora": ("use_lora", "true"), "full": ("use_lora", "false")},
@@ -165,10 +174,6 @@ REFUSED_TOGETHER = {
         "tensor_parallel_size",
     ),
     "say --deepspeed, with a file of ds_configs/": ("zero_stage",),
-    "to go on with an adapter, merge it first: hunyuan-train merge BASE ADAPTER OUT": (
-        "adapter_name_or_path",
-        "lora_model_dir",
-    ),
     "a run takes the hosts that it is given by name: say --node_ip_list 10.0.0.1:8,10.0.0.2:8 "
     "(NODE_IP_LIST) or --hostfile (HOSTFILE)": (
         "n_nodes",

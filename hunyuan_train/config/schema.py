@@ -2,14 +2,17 @@
 
 A field's name is its flag (`--seed`) and its YAML key (`train: {seed: ...}`). Names follow Hugging
 Face's TrainingArguments and the vendor's script. A field checks itself here; rules across sections
-live in `rules/`. What says how processes and hosts share the work stands in `launch_schema.py`.
+live in `rules/`. Sections that are long stand in files of their own: `launch_schema.py` (how
+processes and hosts share the work), `guardian_schema.py`, `preference_schema.py`.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hunyuan_train.config.declare import LEAST_SHARE, Auto, check_bounds, free_setting, setting
+from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
+from hunyuan_train.config.preference_schema import PreferenceConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.optim.records import OptimizerName, choose_optimizer, describe_optimizers
@@ -278,8 +281,8 @@ class EvaluationConfig:
     )
     metric_for_best_model: str = free_setting(
         "eval_loss",
-        "which number of an evaluation save_best and early stopping go by, such as "
-        "eval_loss_answer, eval_set_f1 or eval_exact_match_fast; losses and leaks are better low",
+        "which number of an evaluation save_best and early stopping go by: eval_loss_answer, "
+        "eval_set_f1, eval_exact_match_fast, eval_rewards/accuracies; losses, leaks best low",
     )
     early_stopping_patience: int = free_setting(
         0,
@@ -411,59 +414,15 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GuardianConfig:
-    """What is done when routers collapse or drift from the base model's."""
-
-    router_guardian: Literal["off", "warn", "freeze_router", "aux_loss", "stop"] = setting(
-        "warn",
-        "on an alarm: warn; freeze_router (the routers are trained no further); aux_loss (turn the "
-        "load-balancing loss on); stop (end the run, its last checkpoint intact); off: no alarms",
-    )
-    router_check_steps: int = setting(1, "look at the routers every N steps", low=1)
-    router_entropy_fall: float = setting(
-        0.2,
-        "alarm when the entropy of a layer's load (1: all experts get as much) is this far below "
-        "the base model's",
-        low=0,
-        high=1,
-    )
-    router_dead_share: float = setting(
-        0.2,
-        "alarm when more than this share of a layer's experts, alive in the base model, get nearly "
-        "no tokens",
-        low=0,
-        high=1,
-    )
-    router_violation_rise: float = setting(
-        0.75,
-        "alarm when the load of a layer's busiest expert has risen by this share of what is left "
-        "between its load in the base model and all tokens (MaxVio)",
-        low=0,
-        high=1,
-    )
-    router_drift_limit: float = setting(
-        0.5,
-        "alarm when the routing of a layer is this far from the base model's (Jensen-Shannon "
-        "divergence, 0 to 1)",
-        low=0,
-        high=1,
-    )
-    router_alarm_aux_coef: float = setting(
-        0.01,
-        "weight of the load-balancing loss that the policy aux_loss turns on",
-        low=0,
-        high=1000,
-    )
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConfig:
     """Low-rank adapters instead of full-parameter training."""
 
     use_lora: bool = setting(False, "train low-rank adapters and freeze everything else")
+    adapter_name_or_path: str | None = setting(
+        None,
+        "folder of adapters in PEFT's form to start from, with the settings they were made with",
+        form="path",
+    )
     lora_rank: int = setting(64, "rank of each adapter", low=1, high=2**14)
     lora_alpha: float = setting(
         128.0, "adapters are scaled by lora_alpha / lora_rank", low=0, high=10**6
@@ -490,6 +449,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)

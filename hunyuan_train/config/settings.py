@@ -3,13 +3,14 @@
 from dataclasses import Field, fields, replace
 from typing import Any
 
+from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.config.planned_machines import HELP
+from hunyuan_train.config.preference_schema import PreferenceConfig
 from hunyuan_train.config.schema import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
-    GuardianConfig,
     LoggingConfig,
     LoraConfig,
     ModelConfig,
@@ -23,6 +24,7 @@ SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
     "train": TrainConfig,
+    "preferences": PreferenceConfig,
     "optimizer": OptimizerConfig,
     "evaluation": EvaluationConfig,
     "checkpoints": CheckpointConfig,

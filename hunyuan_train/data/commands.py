@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
+from hunyuan_train.config.preference_schema import ObjectiveName, PreferenceConfig
 from hunyuan_train.data.compiled.compile import CompileSettings, Record
+from hunyuan_train.data.dataset import CHOSEN
 from hunyuan_train.data.exact_output import (
     UNTAUGHT,
     choose_policy,
@@ -40,7 +42,8 @@ from hunyuan_train.data.reading.sources import (
     report_unread,
 )
 from hunyuan_train.data.records.convert import open_output
-from hunyuan_train.data.records.record import Reading
+from hunyuan_train.data.records.preferences import Side
+from hunyuan_train.data.records.record import Reading, RecordKind
 from hunyuan_train.data.rendering.mode_choices import ask_for_mode
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.find import find_grammar
@@ -62,6 +65,7 @@ def add_data_commands(subparsers: Commands) -> None:
 def _add_judging(subparsers: Commands) -> None:
     check = subparsers.add_parser("check", help="find what is wrong with data files")
     _add_files(check)
+    _add_objective(check)
     _add_policies(check)
     check.add_argument("--eval", nargs="+", default=[], metavar="FILE", help="must not overlap")
     check.add_argument("--json", action="store_true", help="one JSON object per finding and a last")
@@ -90,12 +94,14 @@ def _add_looking(subparsers: Commands) -> None:
         "--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken or tokenizer.json"
     )
     show.add_argument("--tokens", action="store_true", help="show where each token ends")
+    _add_objective(show)
     _add_reading(show)
     _add_policies(show)
     show.set_defaults(run=run_show)
 
     stats = subparsers.add_parser("stats", help="lengths, modes, turns, packing; also as a page")
     _add_files(stats)
+    _add_objective(stats)
     _add_policies(stats)
     stats.add_argument("--html", type=Path, metavar="OUT", help="write them as a page, too")
     stats.set_defaults(run=run_stats)
@@ -181,6 +187,20 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     _add_reading(parser)
 
 
+def _add_objective(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--objective",
+        choices=get_args(ObjectiveName),
+        default="sft",
+        help="what the records are to teach: dpo, ipo, orpo and simpo read pairs of a chosen and a "
+        "rejected answer, kto answers with a label (default: sft, dialogues)",
+    )
+
+
+def _records(arguments: Arguments) -> RecordKind:
+    return PreferenceConfig(objective=arguments.objective).records
+
+
 def _add_policies(parser: argparse.ArgumentParser) -> None:
     kinds = ", ".join(POLICIES)
     parser.add_argument(
@@ -216,6 +236,16 @@ def _check_output(output: Path, sources: Sequence[Source]) -> None:
         raise DataError(f"{output} is one of the files that are read; give another name to write")
 
 
+def _check_fix(arguments: Arguments, sources: Sequence[Source]) -> None:
+    """Refuse to write what would not be what was read."""
+    if arguments.objective != "sft":
+        raise DataError(
+            f"--fix writes dialogues, and objective is {arguments.objective}; fix the file itself, "
+            "by the lines that the check names"
+        )
+    _check_output(arguments.fix, sources)
+
+
 def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
     return CompileSettings(
         max_seq_length=arguments.max_seq_length,
@@ -224,6 +254,7 @@ def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
         overlong=arguments.overlong,
         now=arguments.now,
         policy=policy,
+        records=_records(arguments),
     )
 
 
@@ -237,7 +268,7 @@ def run_check(arguments: Arguments) -> int:
     listing = _find_all(arguments.files, "FILE")
     sources, unread = listing.sources, listing.unread
     if arguments.fix:
-        _check_output(arguments.fix, sources)
+        _check_fix(arguments, sources)
     with ExitStack() as stack:
         changes = records = None
         if arguments.fix:
@@ -325,7 +356,7 @@ def run_convert(arguments: Arguments) -> int:
 def run_show(arguments: Arguments) -> int:
     """Print one record in colours."""
     grammar = find_grammar(arguments.tokenizer)
-    reading = Reading(grammar, mode=arguments.mode, now=arguments.now)
+    reading = Reading(grammar, records=_records(arguments), mode=arguments.mode, now=arguments.now)
     tokenizer = _open_any_tokenizer(arguments.tokenizer)
     if arguments.tokens and tokenizer is None:
         raise DataError(
@@ -337,9 +368,12 @@ def run_show(arguments: Arguments) -> int:
         console.print(str(finding), soft_wrap=True)
     if record is None:
         return 1
-    rendering = grammar.render(record.dialogue, history=arguments.history)
-    for panel in show_samples(rendering, tokenizer, with_tokens=arguments.tokens):
-        console.print(panel)
+    for side in record.sides or (Side(record.dialogue, 0),):
+        if side.verdict:
+            console.print("chosen" if side.verdict == CHOSEN else "rejected", style="bold")
+        rendering = grammar.render(side.dialogue, history=arguments.history)
+        for panel in show_samples(rendering, tokenizer, with_tokens=arguments.tokens):
+            console.print(panel)
     console.print(write_legend())
     return 0
 

@@ -2,7 +2,8 @@
 
 Files of a folder: `tokens.bin` and `spans.bin` (one entry a token), `weights.bin` (only where some
 token with loss weighs other than 1), `samples.bin` (where each sample's tokens lie),
-`records.bin` (file and line of each record), `summary.json`.
+`records.bin` (file and line of each record), `sides.bin` (only of preferences: one entry a sample),
+`summary.json`.
 """
 
 import hashlib
@@ -35,7 +36,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "weights": np.dtype("<f4"),
     "samples": SAMPLE,
     "records": RECORD,
+    "sides": np.dtype("u1"),
 }
+# What people think of an answer, by number; 0: nobody has judged it.
+CHOSEN, REJECTED = 1, 2
 
 
 class SampleTokens(NamedTuple):
@@ -83,9 +87,20 @@ class Dataset:
     tokens: npt.NDArray[np.uint32]
     spans: npt.NDArray[np.uint8]
     weights: npt.NDArray[np.float32] | None
+    sides: npt.NDArray[np.uint8] | None = None  # [S], CHOSEN or REJECTED; None: no preferences
+    is_paired: bool = False  # samples are pairs: one chosen, then the one rejected for it
+    # Of preferences, once a reference has judged them: log-probability of each answer, [S], and of
+    # the answer to another prompt in its place.
+    reference_logps: npt.NDArray[np.float64] | None = None
+    mismatched_logps: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def unit_size(self) -> int:
+        """Consecutive samples that must share a row."""
+        return 2 if self.is_paired else 1
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -106,6 +121,15 @@ class Dataset:
     def sample(self, sample_id: int) -> SampleTokens:
         """The tokens of one sample."""
         return gather_sample(self.samples[sample_id], self.tokens, self.spans, self.weights)
+
+    def mismatched(self, sample_id: int) -> SampleTokens:
+        """A sample's prompt with the answer to the prompt of the record before, cut to a row."""
+        first = np.searchsorted(self.samples["record"], self.samples[sample_id]["record"])
+        prompt, other = self.sample(sample_id), self.sample(int(first - 1) % len(self))
+        ours, theirs = int((prompt.spans != 0).argmax()), int((other.spans != 0).argmax())
+        pairs = zip(prompt, other, strict=True)
+        parts = [np.concatenate([a[:ours], b[theirs:]])[: self.max_seq_length] for a, b in pairs]
+        return SampleTokens(*parts)
 
 
 def gather_sample(

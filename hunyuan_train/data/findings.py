@@ -85,6 +85,11 @@ POLICIES: dict[str, Policy] = {
     "prompt_loss": Policy("error", _ACCEPT, "loss asked for on a message that is no answer"),
     "special_tokens": Policy("note", _ACCEPT, "control tokens typed as text; encoded as text"),
     "normalised": Policy("fix", _REPAIR, "text that is not NFC"),
+    # the preference
+    "pair_prompt": Policy("error", _REFUSE, "two answers that are not to the same prompt"),
+    "pair_identical": Policy("error", _REFUSE, "two answers that say the same"),
+    "pair_answers": Policy("error", _REFUSE, "a side of several answers, which strip takes apart"),
+    "pair_mode": Policy("note", _ACCEPT, "one side thinks and the other does not"),
     # the set
     "overlong": Policy("error", _REFUSE, "longer than max_seq_length"),
     "duplicate": Policy("note", _ACCEPT, "the same dialogue again"),

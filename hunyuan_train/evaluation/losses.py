@@ -23,6 +23,7 @@ def evaluate(
     Every rank brings as many batches.
     """
     engine.eval()
+    batches = objective.prepare(engine, batches)
     sums = torch.zeros(len(objective.groups), dtype=torch.float64, device=engine.device)
     for batch in batches:
         sums += objective.forward(engine, batch).by_group
@@ -33,10 +34,10 @@ def evaluate(
     return objective.means(totals[: len(weights)], totals[len(weights) :])
 
 
-def name_losses(losses: dict[str, float]) -> Numbers:
+def name_losses(losses: dict[str, float], *, has_perplexity: bool = True) -> Numbers:
     """Losses and perplexities (their exponentials) under the names they are logged by."""
     numbers: Numbers = {f"eval_{name}": loss for name, loss in losses.items()}
-    for name, loss in losses.items():
+    for name, loss in losses.items() if has_perplexity else ():
         perplexity = name.replace("loss", "perplexity", 1)
         numbers[f"eval_{perplexity}"] = exp(min(loss, MAX_EXPONENT))
     return numbers

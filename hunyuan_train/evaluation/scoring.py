@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hunyuan_train.data.dataset import Dataset
+from hunyuan_train.data.dataset import CHOSEN, Dataset
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.interface import Grammar, ParsedOutput
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
@@ -55,7 +55,10 @@ class AnswerScore:
 def choose_questions(dataset: Dataset, tokenizer: Tokenizer, number: int) -> list[Question]:
     """Questions of both modes, half each where there are so many, spread evenly over the file."""
     modes = dataset.samples["mode"]
-    by_mode = [np.flatnonzero(modes == MODES.index(mode)).tolist() for mode in SCORED_MODES]
+    is_good = np.ones(len(modes), bool) if dataset.sides is None else dataset.sides == CHOSEN
+    by_mode = [
+        np.flatnonzero(is_good & (modes == MODES.index(mode))).tolist() for mode in SCORED_MODES
+    ]
     num_fast, num_slow = map(len, by_mode)
     fewer = min(num_fast, num_slow, number // 2)
     shares = (number - fewer, fewer) if num_fast > num_slow else (fewer, number - fewer)

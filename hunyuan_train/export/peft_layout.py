@@ -83,20 +83,17 @@ def peft_tensors(shape: ModelShape, adapters: Mapping[str, Tensor]) -> dict[str,
     """
     tensors: dict[str, Tensor] = {}
     experts: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
-    family = family_of(shape)
     whole = {f"{module}.weight": module for module in vocabulary_modules(shape)}
     first, last = shape.first_new_token, shape.first_new_token + shape.num_new_tokens
     for name, values in adapters.items():
         if name in whole:
             tensors[f"{PREFIX}{whole[name]}{NEW_ROWS}"] = values[first:last]
             continue
-        match = EXPERT_ADAPTER.fullmatch(name)
-        if match is None:
-            tensors[PREFIX + _peft_name(in_transformers(family, name))] = values
+        key, expert = adapter_key(shape, name)
+        if expert is None:
+            tensors[key] = values
         else:
-            wrapper, matrix = WRAPPERS[match["kind"]], match["matrix"]
-            key = f"{PREFIX}{match['experts']}{wrapper}.{matrix}.weight"
-            experts[key][int(match["expert"])] = values
+            experts[key][expert] = values
     for key, by_expert in experts.items():
         stacked = torch.stack([by_expert[expert] for expert in sorted(by_expert)])
         if ".lora_A." in key:
@@ -104,6 +101,20 @@ def peft_tensors(shape: ModelShape, adapters: Mapping[str, Tensor]) -> dict[str,
         else:
             tensors[key] = stacked.permute(1, 2, 0).flatten(1, 2)  # [out, rank * experts]
     return {key: values.contiguous() for key, values in tensors.items()}
+
+
+def adapter_key(shape: ModelShape, name: str) -> tuple[str, int | None]:
+    """Under which key PEFT stores an adapter's matrix, and of which routed expert it is a part.
+
+    Args:
+        shape: of the model.
+        name: the matrix's stored name.
+    """
+    match = EXPERT_ADAPTER.fullmatch(name)
+    if match is None:
+        return PREFIX + _peft_name(in_transformers(family_of(shape), name)), None
+    wrapper, matrix = WRAPPERS[match["kind"]], match["matrix"]
+    return f"{PREFIX}{match['experts']}{wrapper}.{matrix}.weight", int(match["expert"])
 
 
 def _peft_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """What a run minimises, as a value that is handed in.
 
 The loop, evaluation, the router monitor and the selftest know of an objective what stands here: its
-forward passes, its normaliser and the groups that it reports by. `sft.py` is the first.
+forward passes, its normaliser and the groups that it reports by: `sft.py`, `preferences.py`.
 
 Shape letters:  G groups
 """
@@ -27,6 +27,16 @@ class Sums:
     by_group: Tensor  # [groups], float32, without gradient
 
 
+def prepare_nothing(_: deepspeed.DeepSpeedEngine, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches as they are: each has all that its loss needs."""
+    return list(batches)
+
+
+def complete_nothing(means: dict[str, float]) -> dict[str, float]:
+    """The means as they are: nothing follows from several of them."""
+    return means
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
     """One objective.
@@ -41,12 +51,19 @@ class Objective:
     forward: Callable[[deepspeed.DeepSpeedEngine, Batch], Sums]
     # Weight of each group in some batches of this rank: [G]. The first divides the loss.
     weigh: Callable[[Sequence[Batch]], npt.NDArray[np.float64]]
+    # What must be known of all batches of a step, or of an evaluation, before the first loss. Every
+    # rank calls it, with as many batches as any other.
+    prepare: Callable[[deepspeed.DeepSpeedEngine, Sequence[Batch]], list[Batch]] = prepare_nothing
+    # Adds what follows from the means and is none itself.
+    complete: Callable[[dict[str, float]], dict[str, float]] = complete_nothing
+    has_perplexity: bool = True  # whether its losses are cross entropies of tokens
 
     def means(self, sums_G: Sequence[float], weights_G: Sequence[float]) -> dict[str, float]:
         """Mean of each group: of the loss always, of the others where they weigh something."""
-        means = zip(self.groups, sums_G, weights_G, strict=True)
-        return {
+        groups = zip(self.groups, sums_G, weights_G, strict=True)
+        means = {
             name: total / max(weight, SMALLEST_WEIGHT)
-            for name, total, weight in means
+            for name, total, weight in groups
             if weight or name == self.groups[0]
         }
+        return self.complete(means)

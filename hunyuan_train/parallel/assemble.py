@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 def assemble_engine(
-    run: ResolvedRun, source: WeightSource, *, largest_gathered: int | None = None
+    run: ResolvedRun,
+    source: WeightSource,
+    *,
+    largest_gathered: int | None = None,
+    adapters: WeightSource | None = None,
 ) -> deepspeed.DeepSpeedEngine:
     """The engine of a run, by its DeepSpeed file and with the attention of this machine.
 
@@ -39,6 +43,7 @@ def assemble_engine(
         source: of the weights.
         largest_gathered: elements of a parameter that still stays whole on every rank under ZeRO-3,
             instead of what the DeepSpeed file says.
+        adapters: of the adapters, where the run starts from trained ones.
     """
     settings, model = build_deepspeed_config(run), run.config.model
     if largest_gathered is not None:
@@ -47,7 +52,9 @@ def assemble_engine(
         model.use_flash_attn, is_bf16=run.is_bf16, dropout=model.attention_dropout
     )
     logger.info("attention: %s", describe_attention(attention))
-    return build_engine(run.config, settings, run.shape, source, attention=attention)
+    return build_engine(
+        run.config, settings, run.shape, source, attention=attention, adapters=adapters
+    )
 
 
 def build_engine(
@@ -57,6 +64,7 @@ def build_engine(
     source: WeightSource,
     *,
     attention: str,
+    adapters: WeightSource | None = None,
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model split over the ranks, with its weights and its optimizer.
 
@@ -66,6 +74,7 @@ def build_engine(
         shape: of the model.
         source: of its weights.
         attention: name of the attention implementation.
+        adapters: values that adapters start from; otherwise they are drawn.
     """
     use_sequence_parallel(attention, config.parallel.sequence_parallel_size)
     model = build_split_model(
@@ -80,7 +89,9 @@ def build_engine(
         )
     seed = config.train.seed
     factory = optimizer_factory(config.optimizer, seed=seed)
-    engine = start_engine(model, shape, settings, source, factory, lora=config.lora, seed=seed)
+    engine = start_engine(
+        model, shape, settings, source, factory, lora=config.lora, seed=seed, adapters=adapters
+    )
     if engine_optimizer(engine).shares_masters:
         # Now, and not at the first update: made among what a step has just freed, they would keep
         # the allocator's large blocks apart for good.

@@ -43,6 +43,7 @@ from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
 from hunyuan_train.parallel.shared_masters import share_masters
 from hunyuan_train.parallel.split_plans import make_plans_once
 from hunyuan_train.parallel.zero import (
+    fill_adapters,
     fill_parameters,
     keep_whole_partitions_ready,
     partitioned_construction,
@@ -121,6 +122,7 @@ def start_engine(
     *,
     lora: LoraConfig,
     seed: int,
+    adapters: WeightSource | None = None,
 ) -> deepspeed.DeepSpeedEngine:
     """Split the experts, partition the rest, read the weights, and build the optimizer.
 
@@ -133,6 +135,7 @@ def start_engine(
         make_optimizer: called with the model in that form.
         lora: adapters to put on the model once its weights are in.
         seed: of the adapters' first values.
+        adapters: these values instead, where the run starts from trained ones.
     """
 
     def build_after_split(_: Iterable[nn.Parameter]) -> Optimizer:
@@ -146,6 +149,8 @@ def start_engine(
             add_linear_adapters(model, lora, shape, seed=seed)
             del hint
             start_expert_adapters(model, seed=seed)
+            if adapters is not None:
+                fill_adapters(model, adapters)
             train_new_rows(model, shape)  # again: PEFT has frozen all but its adapters
         return make_optimizer(model)
 

@@ -43,6 +43,7 @@ class AdaptedExperts(GroupedExperts):
     ) -> None:
         super().__init__(dim, hidden_dim, num_experts, **settings)
         self.scaling = scaling
+        self.is_adapted = True  # False: the base's experts, as a reference (parallel/adapters.py)
 
         def adapter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(num_experts, *shape, dtype=dtype))
@@ -62,6 +63,8 @@ class AdaptedExperts(GroupedExperts):
         Returns:
             [tokens, hidden].
         """
+        if not self.is_adapted:
+            return super().forward(x_ND, num_tokens_per_expert)
         ends = torch.cumsum(num_tokens_per_expert, dim=0, dtype=torch.int32)
 
         def product(rows: Tensor, weight: Tensor) -> Tensor:

@@ -122,8 +122,23 @@ def fill_parameters(model: PreTrainedModel, source: WeightSource) -> None:
     shows what rank 0 has of what it keeps; the other ranks keep as much.
     """
     owned = [shard for shard in weight_shards(model) if not is_adapter(shard.name)]
+    _fill(owned, source, "loading weights")
+
+
+def fill_adapters(model: PreTrainedModel, source: WeightSource) -> None:
+    """Read into each adapter's local range the elements it keeps."""
+    _fill([one for one in weight_shards(model) if is_adapter(one.name)], source, "loading adapters")
+
+
+def adapter_names(model: PreTrainedModel) -> set[str]:
+    """Released names of all adapters' tensors; of split experts, this rank's."""
+    shards = (shard for shard in weight_shards(model) if is_adapter(shard.name))
+    return {tensor.name for shard in shards for tensor in shard.stored}
+
+
+def _fill(owned: list[Shard], source: WeightSource, title: str) -> None:
     num_bytes = sum(weight_values(shard).nbytes for shard in owned)
-    with show_progress("loading weights", num_bytes) as advance:
+    with show_progress(title, num_bytes) as advance:
         for shard in owned:
             kept = weight_values(shard)
             for piece in pieces_of_range(shard.stored, shard.start, shard.stop):

@@ -6,6 +6,7 @@ from typing import Any
 
 from hunyuan_train.html_page import write_advice, write_document, write_table
 from hunyuan_train.objectives.loss_groups import BY_MODE, BY_SPAN
+from hunyuan_train.objectives.preference_warnings import find_warnings
 from hunyuan_train.report.answers import label_of, write_answers, write_grid
 from hunyuan_train.report.charts import Curve, draw_chart, draw_heat_map, short
 from hunyuan_train.report.record import RunRecord
@@ -29,6 +30,8 @@ details { margin: .6em 0 } .wide { overflow-x: auto }
 
 NONE = "none"
 
+_OF_MODES = tuple(f"_{mode}" for mode in BY_MODE)
+
 # Title, and the numbers in it with their labels.
 CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("loss", {"loss": "training", "eval_loss": "held out"}),
@@ -48,6 +51,26 @@ CHARTS: tuple[tuple[str, dict[str, str]], ...] = (
             "eval_mode_leak_slow": "slow that do not",
         },
     ),
+    (
+        "rewards of answers",
+        {
+            "rewards/chosen": "chosen",
+            "rewards/rejected": "rejected",
+            "rewards/margins": "margin",
+            "eval_rewards/margins": "margin, held out",
+        },
+    ),
+    (
+        "pairs with the chosen answer ahead",
+        {"rewards/accuracies": "training"}
+        | {f"eval_rewards/accuracies{end}": f"held out{end}" for end in ("", *_OF_MODES)},
+    ),
+    (
+        "log-probabilities of answers",
+        {"logps/chosen": "chosen", "logps/rejected": "rejected"}
+        | {f"eval_logps/{side}": f"{side}, held out" for side in ("chosen", "rejected")},
+    ),
+    ("distance to the reference", {"kl": "training", "eval_kl": "held out"}),
     ("learning rate", {"learning_rate": "learning rate"}),
     ("gradient norm, before clipping", {"grad_norm": "norm"}),
     ("TFLOP/s per process", {"tflops_per_gpu": "model operations"}),
@@ -85,6 +108,8 @@ SUMMARY: dict[str, Callable[[float], str]] = {
     "loss": lambda value: f"{value:.4f}",
     "eval_loss": lambda value: f"{value:.4f}",
     "eval_perplexity": lambda value: f"{value:,.2f}",
+    "eval_rewards/accuracies": lambda value: f"{value:.1%}",
+    "eval_rewards/margins": lambda value: f"{value:.3f}",
     "eval_valid_format": lambda value: f"{value:.1%}",
     "eval_exact_match": lambda value: f"{value:.1%}",
     "eval_set_f1": lambda value: f"{value:.3f}",
@@ -170,6 +195,8 @@ def write_warnings(runs: Sequence[RunRecord]) -> list[str]:
         skipped = sum(bool(row.get("is_skipped")) for row in run.quarantine)
         if run.quarantine:
             texts.append(f"{label}{len(run.quarantine)} bad steps, {skipped} of them left out")
+        if run.metrics:
+            texts += [f"{label}{text}" for text in find_warnings(run.metrics[0], run.metrics[-1])]
         for text, count in run.warnings.items():
             texts.append(f"{label}{text}" + (f" ({count} times)" if count > 1 else ""))
     return [write_advice(text) for text in texts]

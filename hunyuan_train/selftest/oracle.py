@@ -48,7 +48,7 @@ class References:
             config.model.router_aux_loss_coef or config.model.router_z_loss_coef
         )
         key = (
-            *(case.run.shape, case.num_batches, config.model, config.lora),
+            *(case.run.shape, case.num_batches, config.model, config.lora, config.preferences),
             *(find_optimizer(rates.optimizer).reference, rates.learning_rate, rates.weight_decay),
             *(rates.adam_beta1, rates.adam_beta2, rates.adam_epsilon),
             *(rates.max_grad_norm, config.train.seed, config.train.bf16),

@@ -36,6 +36,7 @@ SPLIT: Settings = {"deepspeed": str(DS_CONFIGS / "zero3_ep.json")}
 SHARING = "sequence_parallel_size"
 SHARED: Settings = {SHARING: 2}
 LORA: Settings = {"use_lora": True, "lora_rank": 8, "lora_alpha": 16}
+ON_EXPERTS: Settings = {"lora_target_modules": "experts"}
 ON_ALL: Settings = {"lora_target_modules": "all"}
 LORA_IN_CHUNKS: Settings = LORA | ON_ALL | {"moe_chunks": 3}
 KEPT: Settings = {"gradient_checkpointing": False}
@@ -43,6 +44,8 @@ SELECTIVE: Settings = {"gradient_checkpointing": "selective"}
 LONG: Settings = {SHARING: 4, "moe_chunks": 3, "activation_offload": True}
 LEAN: Settings = {"bf16": True, "optimizer": "lean"}
 UNTIED = replace(SHAPE, tie_word_embeddings=False)
+DPO: Settings = {"objective": "dpo", "beta": 0.5}
+KTO: Settings = {"objective": "kto", "beta": 0.5, "undesirable_weight": 0.5}
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
 
 # Of float32 against float64: three times to a hundred times what was measured.
@@ -107,6 +110,7 @@ ON_ONE = (
     _entry("adapters on attention", 0, SGD, LORA),
     _entry("nothing recomputed", 0, SGD, KEPT),
     _entry("dense", 0, SGD, shape=DENSE),
+    _entry("dpo", 1, SGD, SPLIT, DPO),
     _entry("hy_v3, ZeRO-3", 0, SGD, shape=HY_V3),
     _entry("hy_v3", 1, SGD, SPLIT, shape=HY_V3),
 )
@@ -138,6 +142,13 @@ ON_TWO = (
     _entry("hy_v3, rows shared, experts in chunks", 1, SGD, SHARED, {"moe_chunks": 3}, shape=HY_V3),
     _entry("hy_v3, selective recomputation", 1, SGD, SELECTIVE, shape=HY_V3),
     _entry("dense, adapters everywhere", 0, SGD, LORA, ON_ALL, shape=DENSE),
+    _entry("dpo", 1, SGD, DPO),
+    _entry("dpo, adapters everywhere", 1, SGD, DPO, LORA, ON_ALL),
+    _entry("dpo, rows shared", 1, SGD, DPO, SHARED),
+    _entry("dpo, lean", 1, ADAMW, LEAN, DPO),
+    _entry("dpo, one pair a row", 1, SGD, DPO, {"packing": False}),
+    _entry("kto", 1, SGD, KTO),
+    _entry("kto, rows shared, adapters everywhere", 1, SGD, KTO, SHARED, LORA, ON_ALL),
 )
 ON_FOUR = (
     _entry("experts split twice", 2, SGD),
@@ -146,10 +157,12 @@ ON_FOUR = (
     _entry("experts split twice, selective", 2, SGD, SELECTIVE),
     _entry("rows shared by two, selective", 1, SGD, SHARED, SELECTIVE),
     _entry("rows shared by four, experts split twice, in chunks, in host memory", 2, SGD, LONG),
+    _entry("dpo, experts split twice", 2, SGD, DPO),
+    _entry("kto, rows shared by two, adapters on experts", 2, SGD, KTO, SHARED, LORA, ON_EXPERTS),
     _entry("hy_v3, experts split", 1, SGD, shape=HY_V3),
     _entry("hy_v3, experts split twice, lean", 2, ADAMW, LEAN, shape=HY_V3),
     _entry("hy_v3, experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}, shape=HY_V3),
-    _entry("adapters on experts, split twice", 2, SGD, LORA, {"lora_target_modules": "experts"}),
+    _entry("adapters on experts, split twice", 2, SGD, LORA, ON_EXPERTS),
 )
 
 

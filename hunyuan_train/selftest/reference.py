@@ -36,6 +36,7 @@ from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.selftest.plain_hy_v3 import PlainHyV3
+from hunyuan_train.selftest.preference_reference import Known, judge_steps, preference_loss
 from hunyuan_train.selftest.record import Parts, Record
 from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
 
@@ -308,9 +309,11 @@ def train_reference(
         tap = RouterTap(model)
         optimizer = make_optimizer(model, config)
         record.start = kept_parameters(model)
+        known = judge_steps(model, steps, config.preferences)
+        tap.caught.clear()
         for step in steps:
             with parametrize.cached():
-                loss, numbers = step_loss(model, tap, step, config, num_groups)
+                loss, numbers = step_loss(model, tap, step, config, num_groups, known)
                 loss.backward()
             record.numbers.append(numbers)
             record.gradients.append(trained_gradients(model))
@@ -320,16 +323,25 @@ def train_reference(
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad(), parametrize.cached():
-            _, numbers = step_loss(model, tap, steps[0], config, num_groups)
+            _, numbers = step_loss(model, tap, steps[0], config, num_groups, known)
         record.numbers.append(numbers | {"router loss": 0.0})  # as in an evaluation
         record.end = kept_parameters(model)
     return record
 
 
 def step_loss(
-    model: nn.Module, tap: RouterTap, step: Step, config: RunConfig, num_groups: int
+    model: nn.Module,
+    tap: RouterTap,
+    step: Step,
+    config: RunConfig,
+    num_groups: int,
+    known: Known,
 ) -> tuple[Tensor, dict[str, float]]:
     """Mean loss of a step and router losses, with the numbers that a run would report."""
+    if config.preferences.objective != "sft":  # whose cases have no router losses
+        loss, numbers = preference_loss(model, step, config.preferences, known)
+        tap.caught.clear()
+        return loss, {"router loss": 0.0, **numbers}
     num_micro_steps = len(step) // num_groups
     router_loss = torch.zeros((), dtype=torch.float64)
     parts = []

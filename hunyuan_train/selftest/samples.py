@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.data.batches.loader import Batch, join_samples
-from hunyuan_train.data.dataset import SampleTokens
+from hunyuan_train.data.dataset import CHOSEN, REJECTED, SampleTokens
+from hunyuan_train.data.records.record import RecordKind
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_NONE, SPAN_THINK
 from hunyuan_train.families.registry import PRESETS
@@ -109,7 +110,25 @@ def _sample(random: np.random.Generator, length: int, *, has_labels: bool) -> Sa
     return Sample(SampleTokens(tokens, spans, weights.astype(np.float32)), int(mode))
 
 
-def lay_batches(micro_batches: Step, *, packing: bool, min_tokens: int = 1) -> list[Batch]:
+def list_answers(sample: Sample, *, is_paired: bool) -> list[Sample]:
+    """A sample as the chosen answer, and, of a pair, another one in its place as the rejected."""
+    return [sample, _turn(sample, 1)] if is_paired else [sample]
+
+
+def list_mismatched(sample: Sample) -> list[Sample]:
+    """A sample's prompt with the answer to another one: that it differs is all that matters."""
+    return [_turn(sample, 2)]
+
+
+def _turn(sample: Sample, number: int) -> Sample:
+    """The same sample with its tokens moved by some places."""
+    tokens = np.roll(sample.tokens.tokens, number)
+    return replace(sample, tokens=sample.tokens._replace(tokens=tokens))
+
+
+def lay_batches(
+    micro_batches: Step, *, packing: bool, min_tokens: int = 1, records: RecordKind = "dialogues"
+) -> list[Batch]:
     """Micro-batches as the loader makes them: packed, or one sample in each.
 
     Without packing all micro-batches become as many, because ranks must keep step.
@@ -118,18 +137,32 @@ def lay_batches(micro_batches: Step, *, packing: bool, min_tokens: int = 1) -> l
         micro_batches: of a step.
         packing: whether samples of a micro-batch share a row.
         min_tokens: ranks that share a row.
+        records: what the objective learns from: samples, pairs or judged answers made of them.
     """
     if packing:
-        return [_join(samples, min_tokens) for samples in micro_batches]
+        return [_join(samples, min_tokens, records) for samples in micro_batches]
     longest = max(len(samples) for samples in micro_batches)
     return [
-        _join(samples[index : index + 1], min_tokens)
+        _join(samples[index : index + 1], min_tokens, records)
         for samples in micro_batches
         for index in range(longest)
     ]
 
 
-def _join(samples: list[Sample], min_tokens: int) -> Batch:
+def _join(samples: list[Sample], min_tokens: int, records: RecordKind) -> Batch:
+    if records == "dialogues":
+        return _join_plainly(samples, min_tokens)
+    is_paired = records == "pairs"
+    answers = [one for sample in samples for one in list_answers(sample, is_paired=is_paired)]
+    batch = _join_plainly(answers, min_tokens)
+    sides = np.zeros(len(batch.modes), np.uint8)
+    sides[: len(answers)] = np.resize([CHOSEN, REJECTED], len(answers))
+    others = [one for sample in samples for one in list_mismatched(sample)]
+    mismatched = None if is_paired else _join_plainly(others, min_tokens)
+    return replace(batch, sides=sides, mismatched=mismatched)
+
+
+def _join_plainly(samples: list[Sample], min_tokens: int) -> Batch:
     return join_samples(
         [sample.tokens for sample in samples],
         modes=[sample.mode for sample in samples],

@@ -5,21 +5,26 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
 from torch import Tensor, nn
 
+from hunyuan_train.config.preference_reference import uses_reference_cache
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, cut_batch
 from hunyuan_train.evaluation.losses import evaluate
 from hunyuan_train.families.tensors import pieces_of_range
+from hunyuan_train.objectives.choose import choose_objective
+from hunyuan_train.objectives.log_probabilities import judge
 from hunyuan_train.objectives.router_losses import watch_and_weigh
-from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
+from hunyuan_train.parallel.sequence import sequence_group
 from hunyuan_train.parallel.zero import Shard, is_partitioned, weight_shards, weight_values
 from hunyuan_train.selftest.record import Parts, Record
 from hunyuan_train.selftest.samples import WEIGHTS, Step, lay_batches
@@ -34,19 +39,20 @@ def train_case(run: ResolvedRun, steps: list[Step]) -> Record:
     # As in the released model only norms stay whole, and matrices are gathered where they are used.
     engine = assemble_engine(run, WEIGHTS, largest_gathered=shape.hidden_size)
     routers = watch_and_weigh(engine, shape, config.model)
+    objective = choose_objective(config)
+    global_batches = ask_reference(engine, config, [step_batches(config, one) for one in steps])
     engine.train()
-    evaluate(engine, SFT, step_batches(config, steps[0]))  # as a run looks at its routers first
+    evaluate(engine, objective, global_batches[0])  # as a run looks at its routers first
     record = Record(start=as_arrays(kept_weights(engine.module)))
-    for step in steps:
-        batches = step_batches(config, step)
-        losses = accumulate_gradients(engine, SFT, batches, routers=routers)
+    for batches in global_batches:
+        losses = accumulate_gradients(engine, objective, batches, routers=routers)
         record.numbers.append(
             {"loss": losses.loss, "router loss": losses.router_loss, **losses.by_group}
         )
         record.gradients.append(as_arrays(kept_gradients(engine.module)))
         rate = config.optimizer.learning_rate
         record.grad_norms.append(update_weights(engine, rate, is_skipped=False))
-    means = evaluate(engine, SFT, step_batches(config, steps[0]))
+    means = evaluate(engine, objective, global_batches[0])
     record.numbers.append({"router loss": 0.0, **means})
     record.end = as_arrays(kept_weights(engine.module))
     return record
@@ -62,7 +68,30 @@ def _silence_libraries() -> None:
 def step_batches(config: RunConfig, step: Step) -> list[Batch]:
     """This rank's micro-batches of a step."""
     size = config.parallel.sequence_parallel_size
-    return my_share(lay_batches(step, packing=config.data.packing, min_tokens=size), size)
+    records = config.preferences.records
+    batches = lay_batches(step, packing=config.data.packing, min_tokens=size, records=records)
+    return my_share(batches, size)
+
+
+def ask_reference(
+    engine: deepspeed.DeepSpeedEngine, config: RunConfig, global_batches: list[list[Batch]]
+) -> list[list[Batch]]:
+    """The batches with what the model says of their answers before the first step.
+
+    As a run asks for it, but for the disk. With adapters that are off in each step, nothing is
+    asked before.
+    """
+    if not uses_reference_cache(config):
+        return global_batches
+    size = config.parallel.sequence_parallel_size
+    group = sequence_group(size) if size > 1 else None
+
+    def with_logps(batch: Batch) -> Batch:
+        [logps] = judge(engine, [batch], group)
+        mismatched = batch.mismatched and with_logps(batch.mismatched)
+        return replace(batch, reference_logps=logps, mismatched=mismatched)
+
+    return [[with_logps(batch) for batch in batches] for batches in global_batches]
 
 
 def my_share(batches: list[Batch], sequence_size: int = 1) -> list[Batch]:

@@ -12,7 +12,7 @@ from typing import Protocol
 import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hunyuan_train.config.rules.evaluation import LOSS_METRICS, is_lower_better
+from hunyuan_train.config.rules.evaluation import LOSS_METRICS, PREFERENCE_METRICS, is_lower_better
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
@@ -33,6 +33,7 @@ from hunyuan_train.trainer.anomalies import (
     remember,
 )
 from hunyuan_train.trainer.clock import StepClock
+from hunyuan_train.trainer.describe import describe_evaluation, describe_step
 from hunyuan_train.trainer.interrupt import (
     StopRequest,
     agree_that_signalled,
@@ -238,9 +239,11 @@ def log_end(trainer: Trainer, state: TrainerState, *, is_complete: bool) -> None
 def check_best_metric(config: EvaluationConfig, objective: Objective) -> None:
     """Refuse the name of a loss that the objective does not have."""
     name = config.metric_for_best_model
-    known = name_losses(dict.fromkeys(objective.groups, 0.0))
-    if name.startswith(LOSS_METRICS) and name not in known:
-        raise ConfigError(f"metric_for_best_model is {name}; the losses are {', '.join(known)}")
+    known = name_losses(
+        dict.fromkeys(objective.groups, 0.0), has_perplexity=objective.has_perplexity
+    )
+    if name.startswith((*LOSS_METRICS, *PREFERENCE_METRICS)) and name not in known:
+        raise ConfigError(f"metric_for_best_model is {name}; there are {', '.join(known)}")
 
 
 def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Numbers]:
@@ -343,7 +346,9 @@ def roll_back(trainer: Trainer, state: TrainerState) -> TrainerState:
 def evaluate_all(trainer: Trainer, step: int) -> Numbers:
     """Losses and perplexities of the held-out data, and what the model answers to it."""
     losses = evaluate(trainer.engine, trainer.objective, trainer.eval_batches)
-    return name_losses(losses) | trainer.answer(step)
+    return name_losses(losses, has_perplexity=trainer.objective.has_perplexity) | trainer.answer(
+        step
+    )
 
 
 def note_evaluation(
@@ -444,34 +449,6 @@ def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
     if "eval_loss" in numbers:
         logger.info("step %d  %s", step, describe_evaluation(numbers))
     trainer.logs.metrics.log(numbers, step)
-
-
-def describe_step(numbers: Numbers, step: int, total_steps: int) -> str:
-    """What a step gave, in 100 columns; skew is the busiest expert beyond an equal share."""
-    parts = [
-        f"step {step}/{total_steps}",
-        f"loss {numbers['loss']:.3f}",
-        f"lr {numbers['learning_rate']:.1e}",
-        f"norm {numbers['grad_norm']:.3g}",
-        f"{numbers['tokens_per_second']:.0f} tok/s",
-        f"{numbers['memory_gib']:.1f} GiB",
-    ]
-    rest = {"expert_imbalance": "skew {:.1f}", "weights_moved": "moved {:.0%}"}
-    parts += [form.format(numbers[name]) for name, form in rest.items() if name in numbers]
-    return "  ".join(parts)
-
-
-def describe_evaluation(numbers: Numbers) -> str:
-    """What an evaluation gave, in a line."""
-    parts = [f"eval loss {numbers['eval_loss']:.4f}"]
-    if "eval_answers" in numbers:
-        parts += [
-            f"of {numbers['eval_answers']} answers",
-            f"{numbers['eval_valid_format']:.0%} well-formed",
-            f"{numbers['eval_exact_match']:.0%} exact",
-            f"set F1 {numbers['eval_set_f1']:.2f}",
-        ]
-    return "  ".join(parts)
 
 
 @contextmanager

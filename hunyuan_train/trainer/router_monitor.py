@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.run_files import ROUTER_LOAD
-from hunyuan_train.config.schema import GuardianConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, Position
 from hunyuan_train.json_lines import Lines, Numbers
 from hunyuan_train.log import SHARED

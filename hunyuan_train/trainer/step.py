@@ -114,6 +114,7 @@ def accumulate_gradients(
     `local sum / global weight * ranks`, because the engine averages gradients over ranks. So its
     gradient does not depend on how samples are dealt out.
     """
+    micro_batches = objective.prepare(engine, micro_batches)
     device = engine.device
     num_labels = float(sum(int((batch.labels >= 0).sum()) for batch in micro_batches))
     of_rank = np.array([num_labels, *objective.weigh(micro_batches)], dtype=np.float64)

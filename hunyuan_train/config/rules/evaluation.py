@@ -8,6 +8,7 @@ from hunyuan_train.errors import ConfigError
 NUMBER_OF_TOKENS = re.compile(r"[0-9]{1,9}")
 MIN_NEEDLE_LENGTH = 256  # tokens; the question and the facts take about 100
 LOSS_METRICS = ("eval_loss", "eval_perplexity")
+PREFERENCE_METRICS = ("eval_rewards/", "eval_logps/", "eval_lengths/", "eval_kl")
 ANSWER_METRICS = (
     *("eval_valid_format", "eval_valid_format_fast", "eval_valid_format_slow"),
     *("eval_exact_match", "eval_exact_match_fast", "eval_exact_match_slow"),
@@ -18,7 +19,7 @@ ANSWER_METRICS = (
 
 def is_lower_better(metric: str) -> bool:
     """Whether a metric falls as a model gets better."""
-    return metric.startswith((*LOSS_METRICS, "eval_mode_leak"))
+    return metric.startswith((*LOSS_METRICS, "eval_mode_leak", "eval_kl", "eval_lengths/"))
 
 
 def check_evaluation_data(run: ResolvedRun) -> None:
@@ -52,10 +53,12 @@ def check_best_metric(run: ResolvedRun) -> None:
     """Refuse to go by a number that no evaluation gives."""
     metric = run.config.evaluation.metric_for_best_model
     needs_answers = metric in ANSWER_METRICS
-    if not needs_answers and not metric.startswith(LOSS_METRICS):
+    is_sft = run.config.preferences.objective == "sft"
+    known = LOSS_METRICS if is_sft else ("eval_loss", *PREFERENCE_METRICS)
+    if not needs_answers and not metric.startswith(known):
         raise ConfigError(
             f"metric_for_best_model is {metric}; it must begin with one of "
-            f"{', '.join(LOSS_METRICS)}, or be one of {', '.join(ANSWER_METRICS)}"
+            f"{', '.join(known)}, or be one of {', '.join(ANSWER_METRICS)}"
         )
     if needs_answers and not run.config.evaluation.eval_generate:
         raise ConfigError(

@@ -15,6 +15,7 @@ from hunyuan_train.config.rules import (
     logs,
     optimization,
     output_folder,
+    preferences,
     processes,
     trained_parameters,
 )
@@ -40,6 +41,9 @@ RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     evaluation.check_best_checkpoint: Needs.SETTINGS,
     evaluation.check_needles: Needs.SETTINGS,
     optimization.check_activations: Needs.SETTINGS,
+    preferences.check_preference_settings: Needs.SETTINGS,
+    preferences.check_reference: Needs.SETTINGS,
+    preferences.check_started_adapters: Needs.SETTINGS,
     trained_parameters.check_adapters_are_used: Needs.SETTINGS,
     trained_parameters.check_adapters_alone: Needs.SETTINGS,
     trained_parameters.check_adapter_targets: Needs.SETTINGS,

@@ -10,6 +10,7 @@ The door of `batches`: a `Dataset` goes in, the batches of each step come out.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,11 @@ class Batch:
     sample_ids: npt.NDArray[np.int64]  # [S], -1 of what only keeps ranks in step
     part_lengths: tuple[int, ...] = ()  # tokens of each rank that shares the row; none: not shared
     first_token: int = 0  # place of the first of the T tokens in the row
+    # Of preferences: CHOSEN, REJECTED or 0 for what is neither, [S]; pairs lie side by side.
+    sides: npt.NDArray[np.uint8] | None = None
+    reference_logps: npt.NDArray[np.float64] | None = None  # [S], where a reference has judged them
+    mismatched: "Batch | None" = None  # of judged answers: each prompt with another one's answer
+    of_step: float = 0.0  # a number of the whole step that the objective needs of every batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +175,9 @@ class BatchSampler:
             if self.packing:
                 order = generator.permutation(len(self.rows))
             else:
-                order = group_by_length(self.dataset.lengths[self.rows.samples], generator)
+                lengths = self.dataset.lengths[self.rows.samples]
+                of_rows = np.add.reduceat(lengths, self.rows.bounds[:-1])
+                order = group_by_length(of_rows, generator)
             self._order = (epoch, order)
         return self._order[1]
 
@@ -182,9 +190,19 @@ def _add_up(names: list[str], counts: list[float]) -> dict[str, int]:
     return sums
 
 
-def eval_batches(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[Batch]:
-    """All samples once, in file order or packed; every rank gets the same number of batches."""
-    rows = _lay_rows(dataset, np.arange(len(dataset)), packing=packing)
+def eval_batches(
+    dataset: Dataset, shard: DataShard, *, packing: bool, units: Integers | None = None
+) -> list[Batch]:
+    """Samples once, in file order or packed; every rank gets the same number of batches.
+
+    Args:
+        dataset: whose samples they are.
+        shard: which of them are this rank's.
+        packing: whether several share a row.
+        units: numbers of pairs or single samples; all, where none are given.
+    """
+    num_units = len(dataset) // dataset.unit_size
+    rows = _lay_rows(dataset, np.arange(num_units) if units is None else units, packing=packing)
     numbers = np.arange(len(rows))
     return [
         _gather(dataset, rows, numbers[shard.rows_after(start)], shard)
@@ -195,13 +213,39 @@ def eval_batches(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[B
 def _gather(dataset: Dataset, rows: Rows, numbers: Integers, shard: DataShard) -> Batch:
     chosen = [rows[number] for number in numbers.tolist()]
     batch = make_batch(dataset, chosen, min_tokens=shard.sequence_size)
+    if dataset.sides is not None and not dataset.is_paired:
+        batch = replace(batch, mismatched=_make_mismatched(dataset, batch, shard))
     return cut_batch(batch, shard.sequence_rank, shard.sequence_size)
 
 
+def _make_mismatched(dataset: Dataset, batch: Batch, shard: DataShard) -> Batch:
+    """The batch in which each prompt has the answer to another one."""
+    ids = [sample for sample in batch.sample_ids.tolist() if sample >= 0]
+    other = join_samples(
+        [dataset.mismatched(sample) for sample in ids],
+        modes=dataset.samples["mode"][ids].tolist(),
+        sample_ids=ids,
+        pad_id=dataset.pad_id,
+        min_tokens=shard.sequence_size,
+    )
+    if dataset.mismatched_logps is not None:
+        logps = dataset.mismatched_logps[ids]
+        other = replace(other, reference_logps=_for_all(other, logps))
+    return other
+
+
+def _for_all(batch: Batch, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[S], with a 0 for a filler behind the samples that have a value."""
+    return np.pad(values, (0, len(batch.sample_ids) - len(values)))
+
+
 def choose_samples(dataset: Dataset, seed: int) -> Integers:
-    """The samples of one epoch in random order, each as often as its source's weight says."""
+    """The samples of one epoch in random order, each as often as its source's weight says.
+
+    Of pairs their numbers: pair 3 is the samples 6 and 7.
+    """
     generator = _generator(dataset, seed, stream=0)
-    sources = dataset.records["source"][dataset.samples["record"]]
+    sources = dataset.records["source"][dataset.samples["record"][:: dataset.unit_size]]
     chosen = []
     for source, weight in enumerate(dataset.source_weights):
         samples = np.flatnonzero(sources == source)
@@ -217,13 +261,19 @@ def choose_samples(dataset: Dataset, seed: int) -> Integers:
 def make_batch(dataset: Dataset, rows: Sequence[Integers], *, min_tokens: int = 1) -> Batch:
     """The samples of some rows end to end; see `join_samples`."""
     ids = [sample for row in rows for sample in row.tolist()]
-    return join_samples(
+    batch = join_samples(
         [dataset.sample(sample) for sample in ids],
         modes=dataset.samples["mode"][ids].tolist(),
         sample_ids=ids,
         pad_id=dataset.pad_id,
         min_tokens=min_tokens,
     )
+    if dataset.sides is not None:
+        batch = replace(batch, sides=_for_all(batch, dataset.sides[ids]))
+    if dataset.reference_logps is not None:
+        logps = _for_all(batch, dataset.reference_logps[ids])
+        batch = replace(batch, reference_logps=logps)
+    return batch
 
 
 def cut_batch(batch: Batch, part: int, num_parts: int) -> Batch:
@@ -249,6 +299,7 @@ def cut_batch(batch: Batch, part: int, num_parts: int) -> Batch:
         spans=batch.spans[mine],
         part_lengths=tuple(np.diff(bounds).tolist()),
         first_token=bounds[part],
+        mismatched=batch.mismatched and cut_batch(batch.mismatched, part, num_parts),
     )
 
 
@@ -304,9 +355,14 @@ def _shift(
 
 
 def _lay_rows(dataset: Dataset, order: Integers, *, packing: bool) -> Rows:
+    size = dataset.unit_size
     if packing:
-        return pack_rows(dataset.lengths, order, max_length=dataset.max_seq_length)
-    return single_rows(order)
+        lengths = dataset.lengths.reshape(-1, size).sum(axis=1)
+        rows = pack_rows(lengths, order, max_length=dataset.max_seq_length)
+    else:
+        rows = single_rows(order)
+    samples = (rows.samples[:, None] * size + np.arange(size)).reshape(-1)
+    return Rows(samples, rows.bounds * size)
 
 
 def _generator(dataset: Dataset, seed: int, *, stream: int) -> np.random.Generator:

@@ -103,8 +103,7 @@ def build_dataset(
         compiling = compile_sources(sources, hashes, settings, tokenizer, num_workers=num_workers)
         for number, compiled in compiling:
             is_dropped = repeats.find(compiled)
-            samples = compiled.encoded.samples
-            compiled.encoded.samples = samples[~is_dropped[samples["record"]]]
+            leave_out(compiled.encoded, is_dropped)
             log.add(compiled.findings)
             counts.update(compiled.counts)
             counts.update(count_samples(compiled.encoded, tokenizer.eos_id))
@@ -112,6 +111,19 @@ def build_dataset(
         _refuse(log, counts, settings, tokenizer.grammar)
         fingerprint, file_hashes = writer.finish()
     write_summary(folder, _summarise(fingerprint, counts, log), file_hashes, identity)
+
+
+def leave_out(encoded: EncodedChunk, is_dropped: npt.NDArray[np.bool_]) -> None:
+    """Take the samples of some records out of a chunk.
+
+    Args:
+        encoded: the chunk.
+        is_dropped: [R], which records.
+    """
+    is_kept = ~is_dropped[encoded.samples["record"]]
+    encoded.samples = encoded.samples[is_kept]
+    if encoded.sides is not None:
+        encoded.sides = encoded.sides[is_kept]
 
 
 def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
@@ -228,6 +240,7 @@ class DatasetWriter:
         self.num_tokens = 0
         self.num_records = 0
         self.has_weights = False
+        self.has_sides = False
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -252,6 +265,9 @@ class DatasetWriter:
         self._write("spans", encoded.spans)
         self._add_weights(encoded)
         self._write("samples", samples)
+        if encoded.sides is not None:
+            self.has_sides = True
+            self._write("sides", encoded.sides)
         self._write("records", records)
         self.num_tokens += len(encoded.tokens)
         self.num_records += len(records)
@@ -277,6 +293,9 @@ class DatasetWriter:
             file.flush()
             os.fsync(file.fileno())
         hashes = {name: self.hashes[name].hexdigest() for name in DTYPES}
+        if not self.has_sides:  # dialogues keep the fingerprint that they had without preferences
+            (self.folder / "sides.bin").unlink()
+            del hashes["sides"]
         whole = "".join(hashes.values())
         if not self.has_weights:
             (self.folder / "weights.bin").unlink()

@@ -41,6 +41,7 @@ from hunyuan_train.data.reading.sources import (
     list_sources,
     report_unread,
 )
+from hunyuan_train.data.records.record import RecordKind
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.shipped import PACKAGE
@@ -60,6 +61,7 @@ def prepare_dataset(
     tokenizer: Tokenizer,
     *,
     split: Split = "train",
+    records: RecordKind = "dialogues",
 ) -> Dataset:
     """The samples of one side of a run, compiled now or opened from the cache.
 
@@ -67,11 +69,12 @@ def prepare_dataset(
 
     Args:
         split: "train", or "eval" for the eval file or else the held-out share.
+        records: what the objective learns from.
 
     Raises:
         DataError: naming what `data check` would refuse too; or there is no evaluation data.
     """
-    dataset = _prepare(config, tokenizer, split=split)
+    dataset = _prepare(config, tokenizer, split=split, records=records)
     if dataset is None:
         raise DataError(
             f"eval_fraction is {config.eval_fraction:g}, and the samples of "
@@ -81,40 +84,46 @@ def prepare_dataset(
     return dataset
 
 
-def prepare_evaluation(config: DataConfig, tokenizer: Tokenizer) -> Dataset | None:
+def prepare_evaluation(
+    config: DataConfig, tokenizer: Tokenizer, *, records: RecordKind = "dialogues"
+) -> Dataset | None:
     """The held-out samples; None where none are asked for, and where none can be held out."""
     if config.eval_data_file is None and not config.eval_fraction:
         return None
-    return _prepare(config, tokenizer, split="eval")
+    return _prepare(config, tokenizer, split="eval", records=records)
 
 
-def _prepare(config: DataConfig, tokenizer: Tokenizer, *, split: Split) -> Dataset | None:
+def _prepare(
+    config: DataConfig, tokenizer: Tokenizer, *, split: Split, records: RecordKind
+) -> Dataset | None:
     """`prepare_dataset`, once more where a file changes while it is read; None: nothing held out.
 
     What the quick test of a file may miss is seen when it is read: what gets tokenized is hashed.
     """
     for is_last in (False, False, True):
         try:
-            return _prepare_once(config, tokenizer, split=split)
+            return _prepare_once(config, tokenizer, split=split, records=records)
         except ChangedFileError as error:
             if is_last:
                 raise
             logger.warning("%s", error)
             for source in find_sources(choose_files(config, split)[0]):
-                _memo_of(source.path, _cache_dir(config)).unlink(missing_ok=True)
+                _memo_of(source.path, find_cache_dir(config)).unlink(missing_ok=True)
     raise AssertionError("the last try returns or raises")
 
 
-def _prepare_once(config: DataConfig, tokenizer: Tokenizer, *, split: Split) -> Dataset | None:
+def _prepare_once(
+    config: DataConfig, tokenizer: Tokenizer, *, split: Split, records: RecordKind
+) -> Dataset | None:
     names, setting = choose_files(config, split)
     listing = list_sources(names, setting=setting)
-    settings = choose_settings(config)
+    settings = choose_settings(config, records)
     noted = _judge_unread(listing, settings)
     sources = listing.sources
     eval_set = None
     if split == "train" and config.eval_data_file:
-        eval_set = prepare_dataset(config, tokenizer, split="eval")
-    cache_dir = _cache_dir(config)
+        eval_set = prepare_dataset(config, tokenizer, split="eval", records=records)
+    cache_dir = find_cache_dir(config)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         hashes = [_hash_source(source.path, cache_dir) for source in sources]
@@ -137,10 +146,11 @@ def _prepare_once(config: DataConfig, tokenizer: Tokenizer, *, split: Split) -> 
             f"the tokenized data cannot be written to {cache_dir}: {error.strerror}; free some "
             f"room, or set cache_dir to another disk"
         ) from error
-    return open_dataset(folder, sources, hashes, tokenizer, settings.max_seq_length, noted)
+    return open_dataset(folder, sources, hashes, tokenizer, settings, noted)
 
 
-def _cache_dir(config: DataConfig) -> Path:
+def find_cache_dir(config: DataConfig) -> Path:
+    """Where tokenized data is kept, and what is computed of it."""
     return Path(config.cache_dir) if config.cache_dir else DEFAULT_CACHE_DIR
 
 
@@ -158,7 +168,7 @@ def choose_files(config: DataConfig, split: Split) -> tuple[str, str]:
     return config.train_data_file, "train_data_file"
 
 
-def choose_settings(config: DataConfig) -> CompileSettings:
+def choose_settings(config: DataConfig, records: RecordKind = "dialogues") -> CompileSettings:
     """How both sides are read, before one is held out of the other."""
     return CompileSettings(
         max_seq_length=config.max_seq_length,
@@ -168,6 +178,7 @@ def choose_settings(config: DataConfig) -> CompileSettings:
         now=config.now or "",
         policy=parse_policies(config.data_policy or ""),
         compares_questions=config.eval_data_file is not None,
+        records=records,
     )
 
 
@@ -194,7 +205,7 @@ def _find_bound(
     share = config.eval_fraction
     settings = replace(settings, compares_questions=True)
     key = make_key([*hashes, f"{share:.17g}"], settings, tokenizer, None)
-    memo = _cache_dir(config) / f"{key}.held_out.json"
+    memo = find_cache_dir(config) / f"{key}.held_out.json"
     known = read_memo(memo, key) or {}
     if "below" in known and is_bound(known["below"]):
         return known["below"]
@@ -208,7 +219,7 @@ def open_dataset(
     sources: Sequence[Source],
     hashes: Sequence[str],
     tokenizer: Tokenizer,
-    max_seq_length: int,
+    settings: CompileSettings,
     noted: FindingLog,
 ) -> Dataset:
     """Map a compiled data set; `noted` is what was found beside its files."""
@@ -223,7 +234,7 @@ def open_dataset(
         paths=[str(source.path) for source in sources],
         source_weights=[source.weight for source in sources],
         source_hashes=hashes,
-        max_seq_length=max_seq_length,
+        max_seq_length=settings.max_seq_length,
         pad_id=tokenizer.pad_id,
         tokenizer_hash=tokenizer.content_hash,
         summary=summary,
@@ -232,6 +243,8 @@ def open_dataset(
         tokens=map_array(folder, "tokens"),
         spans=map_array(folder, "spans"),
         weights=map_array(folder, "weights") if has_weights else None,
+        sides=map_array(folder, "sides") if settings.records != "dialogues" else None,
+        is_paired=settings.records == "pairs",
     )
 
 

@@ -12,12 +12,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from hunyuan_train.data.compiled.overlong import LongSample, fit_samples
-from hunyuan_train.data.findings import Action, Finding, PolicySet, Problem, build_policies
+from hunyuan_train.data.compiled.overlong import LongSample, fit_samples, report_long
+from hunyuan_train.data.compiled.preferences import encode_preferences
+from hunyuan_train.data.findings import Finding, PolicySet, Problem, build_policies
 from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import Chunk
 from hunyuan_train.data.records.hashes import hash_messages, hash_question
-from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.data.records.preferences import Side, asks_for_preferences, read_sides
+from hunyuan_train.data.records.record import Reading, RecordKind, read_dialogue
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings
 from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.interface import Grammar
@@ -39,10 +41,11 @@ class CompileSettings:
     split: Split = "all"
     held_out_below: int = 0  # the hash below which a question is on the eval side
     compares_questions: bool = False  # with those of an evaluation set
+    records: RecordKind = "dialogues"
 
     def reading(self, grammar: Grammar) -> Reading:
         """How records are read for a model of this grammar."""
-        return Reading(grammar, mode=self.mode, now=self.now)
+        return Reading(grammar, records=self.records, mode=self.mode, now=self.now)
 
     def build_policies(self) -> PolicySet:
         """The action of every kind of finding."""
@@ -66,13 +69,14 @@ class CompiledChunk:
 
 @dataclass(slots=True)
 class Record:
-    """A usable dialogue and where it came from."""
+    """A usable dialogue, or the two of a pair, and where it came from."""
 
     line: int
-    dialogue: Dialogue
+    dialogue: Dialogue  # of a pair, the chosen one
     content_hash: int
     raw: bytes  # its JSON text
     is_fixed: bool  # the dialogue is not what the text says
+    sides: Sequence[Side] = ()  # of preferences
 
 
 def compile_chunk(chunk: Chunk, settings: CompileSettings, tokenizer: Tokenizer) -> CompiledChunk:
@@ -113,6 +117,8 @@ def encode_records(
     counts: Counter[str],
 ) -> tuple[EncodedChunk, list[int]]:
     """The samples of some dialogues, and the lengths of those that are left out as too long."""
+    if settings.records != "dialogues":
+        return encode_sides(records, settings, tokenizer, path, findings, counts)
     dialogues = [record.dialogue for record in records]
     render = tokenizer.grammar.render
     renderings = [render(dialogue, history=settings.history) for dialogue in dialogues]
@@ -130,19 +136,39 @@ def encode_records(
     )
     action = settings.build_policies().actions["overlong"]
     for long in long_samples:
-        findings.append(_report_long(path, records[long.record].line, long, action, settings))
+        line = records[long.record].line
+        findings.append(report_long(path, line, long, action, settings.max_seq_length))
     return encoded, [long.num_tokens for long in long_samples if not long.num_turns_dropped]
 
 
-def _report_long(
-    path: str, line: int, long: LongSample, action: Action, settings: CompileSettings
-) -> Finding:
-    reason = f"{long.num_tokens:,} tokens, more than max_seq_length {settings.max_seq_length:,}"
-    if long.num_turns_dropped:
-        fix = f"its {long.num_turns_dropped} oldest turn(s) left out"
-        return Finding(path, line, "overlong", "fix", "messages", reason, fix)
-    fix = "raise max_seq_length, or set overlong to drop or drop_turns"
-    return Finding(path, line, "overlong", action, "messages", reason, fix)
+def encode_sides(
+    records: Sequence[Record],
+    settings: CompileSettings,
+    tokenizer: Tokenizer,
+    path: str,
+    findings: list[Finding],
+    counts: Counter[str],
+) -> tuple[EncodedChunk, list[int]]:
+    """The samples of some preferences, one for each side, and the lengths of what is left out."""
+    policies = settings.build_policies()
+    encoded, reports = encode_preferences(
+        [record.sides for record in records],
+        tokenizer,
+        counts,
+        max_seq_length=settings.max_seq_length,
+        history=settings.history,
+        can_drop_turns=settings.overlong == "drop_turns",
+    )
+    left_out = []
+    for report in reports:
+        line = records[report.record].line
+        if isinstance(report, LongSample):
+            action = policies.actions["overlong"]
+            findings.append(report_long(path, line, report, action, settings.max_seq_length))
+            left_out += [] if report.num_turns_dropped else [report.num_tokens]
+        else:
+            _decide(path, line, [report.problem], policies, findings)
+    return encoded, left_out
 
 
 def read_records(
@@ -158,18 +184,35 @@ def read_records(
     for index, (line, raw) in enumerate(zip(chunk.lines, chunk.records, strict=True)):
         problems: list[Problem] = []
         value = decode_record(raw, problems)
-        dialogue = None if value is None and problems else read_dialogue(value, reading, problems)
+        sides = read_record(value, reading, problems) if value is not None or not problems else []
         if chunk.first_element is not None:  # several may share a line
             element = f"[{chunk.first_element + index}]"
             problems = [one._replace(field=f"{element}.{one.field}") for one in problems]
         num_before = len(findings)
         is_used = _decide(chunk.path, line, problems, policies, findings)
         counts["records"] += 1
-        if is_used and dialogue is not None:
+        if is_used and sides:
             counts["used"] += 1
-            content_hash = hash_messages(dialogue.messages, dialogue.tools)
+            dialogue = sides[0].dialogue
+            said = [message for side in sides for message in side.dialogue.messages]
+            content_hash = hash_messages(said, dialogue.tools)
             is_fixed = any([finding.action == "fix" for finding in findings[num_before:]])
-            yield Record(line, dialogue, content_hash, raw, is_fixed)
+            judged = sides if reading.records != "dialogues" else ()
+            yield Record(line, dialogue, content_hash, raw, is_fixed, judged)
+
+
+def read_record(value: object, reading: Reading, problems: list[Problem]) -> list[Side]:
+    """The dialogues of a decoded record; a plain one is a side that nobody has judged."""
+    if reading.records != "dialogues":
+        return read_sides(value, reading, problems)
+    dialogue = read_dialogue(value, reading, problems)
+    if dialogue is not None:
+        return [Side(dialogue, 0)]
+    if asks_for_preferences(value):
+        reason = "a chosen and a rejected answer, of which supervised fine-tuning learns nothing"
+        fix = "train with --objective dpo, or give the chosen answer alone, as completion"
+        problems.append(Problem("form", "rejected", reason, fix))
+    return []
 
 
 def _decide(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hunyuan_train.data.findings import Action, Finding
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings, join_chunks
 from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.segments import Rendering, Target
@@ -22,6 +23,18 @@ class LongSample(NamedTuple):
     record: int  # number of its dialogue in the chunk
     num_tokens: int
     num_turns_dropped: int  # 0 where the sample is left out
+
+
+def report_long(
+    path: str, line: int, long: LongSample, action: Action, max_seq_length: int
+) -> Finding:
+    """What became of a sample that did not fit, as a finding."""
+    reason = f"{long.num_tokens:,} tokens, more than max_seq_length {max_seq_length:,}"
+    if long.num_turns_dropped:
+        fix = f"its {long.num_turns_dropped} oldest turn(s) left out"
+        return Finding(path, line, "overlong", "fix", "messages", reason, fix)
+    fix = "raise max_seq_length, or set overlong to drop or drop_turns"
+    return Finding(path, line, "overlong", action, "messages", reason, fix)
 
 
 def fit_samples(
@@ -99,3 +112,15 @@ def _leave_out(dialogue: Dialogue, target: Target, start: int) -> Dialogue:
         replace(message, is_trained=False) for message in dialogue.messages[start : target.message]
     ]
     return replace(dialogue, messages=[*head, *history, dialogue.messages[target.message]])
+
+
+def leave_out_turns(dialogue: Dialogue, num_turns: int) -> Dialogue:
+    """The dialogue without its oldest turns, its system message kept."""
+    starts = list_turns(dialogue)
+    head = [message for message in dialogue.messages[:1] if message.role == "system"]
+    return replace(dialogue, messages=head + dialogue.messages[starts[num_turns] :])
+
+
+def list_turns(dialogue: Dialogue) -> list[int]:
+    """Where each turn begins: the places of the questions."""
+    return [index for index, one in enumerate(dialogue.messages) if one.role == "user"]

@@ -12,12 +12,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hunyuan_train.data.compiled.memos import read_memo, write_memo
-from hunyuan_train.data.dataset import DTYPES, is_whole, map_array, read_hashes, read_identity
+from hunyuan_train.data.dataset import (
+    CHOSEN,
+    DTYPES,
+    REJECTED,
+    is_whole,
+    map_array,
+    read_hashes,
+    read_identity,
+)
 from hunyuan_train.data.reading.readers import hash_file
 from hunyuan_train.whole_file import open_whole
 
 STAMP = "verified.json"
+SIDES = (CHOSEN, REJECTED)
 STAMP_SECONDS = 600.0  # in which all ranks of a start have come
 
 _NUM_TOKENS_AT_ONCE = 1 << 24
@@ -47,6 +58,9 @@ def _find_misplaced(folder: Path, *, vocab_size: int, num_sources: int) -> str:
         return f"the token {largest} is beyond the vocabulary of {vocab_size}"
     if any(len(arrays[name]) != len(tokens) for name in ("spans", "weights") if name in arrays):
         return "tokens and their loss differ in number"
+    sides = arrays.get("sides")
+    if sides is not None and (len(sides) != len(samples) or not np.isin(sides, SIDES).all()):
+        return "samples and their sides do not go together"
     for part in ("history", "target"):
         first, last = samples[f"{part}_start"], samples[f"{part}_start"] + samples[f"{part}_length"]
         if not ((first >= 0).all() and (first <= last).all() and (last <= len(tokens)).all()):

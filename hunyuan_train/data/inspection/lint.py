@@ -24,6 +24,7 @@ from hunyuan_train.data.compiled.compile import (
     encode_records,
     read_records,
 )
+from hunyuan_train.data.compiled.preferences import count_pairs
 from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
 from hunyuan_train.data.findings import Finding, FindingLog
 from hunyuan_train.data.reading.decode import decode_record
@@ -96,6 +97,8 @@ def inspect_chunk(
             records, settings, tokenizer, chunk.path, findings, counts
         )
         counts.update(count_samples(encoded, tokenizer.eos_id))
+        if settings.records == "pairs":
+            counts.update(count_pairs(encoded))
         lengths, overlong_lengths = encoded.sample_lengths(), np.array(left_out, np.int64)
     questions = dialogues if settings.compares_questions else []
     wanted = records if options.records != "none" else []

@@ -13,6 +13,7 @@ from hunyuan_train.families.grammar.segments import SPANS
 _PERCENTILES = (5, 50, 75, 90, 95, 99)
 _LOPSIDED_SHARE = 0.05  # a mode with less than this share of the dialogues is hardly learned
 _BOILERPLATE_SHARE = 0.5  # beyond it the loss says more about tags than about answers
+_LENGTH_BIAS = 0.8  # share of pairs in which the same side is the longer one
 _MIN_FILL = 0.95
 _MIN_ROWS = 50  # the last row of a few says nothing
 _NUM_BINS = 24
@@ -68,7 +69,11 @@ def summarise(report: LintReport) -> DataStats:
         scripts=dict(report.scripts.most_common()),
         turns=dict(sorted(report.turns.items())),
         tokens=tokens,
-        advice=[*_advise_on_modes(report.modes), *(_advise_on_tokens(tokens) if tokens else [])],
+        advice=[
+            *_advise_on_modes(report.modes),
+            *(_advise_on_tokens(tokens) if tokens else []),
+            *_advise_on_pairs(report.counts),
+        ],
     )
 
 
@@ -132,6 +137,16 @@ def _advise_on_modes(modes: Counter[str]) -> list[str]:
         rare = min(tagged, key=lambda mode: tagged[mode])
         advice.append(f"only {tagged[rare] / total:.1%} of the dialogues are {rare}")
     return advice
+
+
+def _advise_on_pairs(counts: Counter[str]) -> list[str]:
+    """Length tells the sides apart: a model then learns to write more, or less, and little else."""
+    for side in ("chosen", "rejected"):
+        number = counts[f"{side}_longer"]
+        if counts["pairs"] and number > _LENGTH_BIAS * counts["pairs"]:
+            share = f"{number / counts['pairs']:.0%} of the pairs"
+            return [f"{share} have a longer {side} answer: length alone tells the sides apart"]
+    return []
 
 
 def _advise_on_tokens(tokens: TokenStats) -> list[str]:

@@ -15,16 +15,16 @@ Record = dict[str, Any]
 
 # Field names seen for the thoughts, the question and the answer; the first is ours.
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "think")
-_QUESTION_FIELDS = ("prompt", "question", "query", "problem")
-_ANSWER_FIELDS = ("completion", "response", "answer", "output")
+QUESTION_FIELDS = ("prompt", "question", "query", "problem")
+ANSWER_FIELDS = ("completion", "response", "answer", "output")
 _EXPECTED = (
     "messages, conversations (ShareGPT), instruction/output (Alpaca), prompt/completion "
     "or question/think/answer"
 )
 
-_TURN_FIELDS = ("messages", "conversations", "conversation")
+TURN_FIELDS = ("messages", "conversations", "conversation")
 _SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
-_BESIDE = frozenset((*_ANSWER_FIELDS, *THOUGHT_FIELDS))  # what may complete a list of messages
+_BESIDE = frozenset((*ANSWER_FIELDS, *THOUGHT_FIELDS))  # what may complete a list of messages
 
 
 def to_chat_form(value: object, problems: list[Problem]) -> tuple[Record | None, str]:
@@ -46,17 +46,17 @@ def to_chat_form(value: object, problems: list[Problem]) -> tuple[Record | None,
 
 def _convert(record: Record, problems: list[Problem]) -> tuple[Record | None, str]:
     """The first form that has something to say: a field of nulls does not hide another one."""
-    turns = next((field for field in _TURN_FIELDS if record.get(field) not in NOTHING), None)
+    turns = next((field for field in TURN_FIELDS if record.get(field) not in NOTHING), None)
     if turns:
         return _from_turns(record, turns, problems)
-    answer = _first_field(record, _ANSWER_FIELDS)
+    answer = _first_field(record, ANSWER_FIELDS)
     has_instruction = record.get("instruction") not in NOTHING
     if has_instruction or ("instruction" in record and record.get("input") not in NOTHING):
         return _from_alpaca(record, answer, problems)
-    question = _first_field(record, _QUESTION_FIELDS)
+    question = _first_field(record, QUESTION_FIELDS)
     if question and answer:
         return _from_question(record, question, answer, problems), f"{question}/{answer}"
-    if turns := next((field for field in _TURN_FIELDS if field in record), None):
+    if turns := next((field for field in TURN_FIELDS if field in record), None):
         return _from_turns(record, turns, problems)
     found = ", ".join(list(record)[:8]) or "none"
     problems.append(Problem("form", "", f"no known form; keys found: {found}", f"give {_EXPECTED}"))
@@ -112,7 +112,7 @@ def _attach_answer(record: Record, form: str, problems: list[Problem]) -> tuple[
     """Move an answer and thoughts that stand beside the messages into them."""
     messages = record["messages"]
     answers = [one for one in messages if isinstance(one, dict) and one.get("role") == "assistant"]
-    answer = _first_field(record, _ANSWER_FIELDS)
+    answer = _first_field(record, ANSWER_FIELDS)
     is_open = bool(messages) and messages[-1] not in answers
     if is_open and answer:
         reply, rest = _take_answer(record, answer, problems)

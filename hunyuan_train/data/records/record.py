@@ -9,7 +9,7 @@ The door of `records`: a decoded record goes in, a `Dialogue` comes out.
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags, take_options
@@ -30,6 +30,10 @@ from hunyuan_train.families.grammar.interface import Grammar
 # that alone; tools and results have rules of their own.
 _REGULAR = re.compile("s?(?:ua)+")
 
+# What records are: dialogues; pairs of answers, one of them preferred; or answers with a label, to
+# which pairs are taken apart.
+RecordKind = Literal["dialogues", "pairs", "judged"]
+
 _TIME_FIX = "write it like 2026-03-02 09:15:00"
 _FIELDS = frozenset({"id", "mode", "tools", "now", "messages"})
 
@@ -39,6 +43,7 @@ class Reading:
     """How records are read."""
 
     grammar: Grammar  # of the model that is to learn from them
+    records: RecordKind = "dialogues"
     mode: str = "auto"  # of records that state none
     effort: str = ""  # how much to think, of records that do not say and a grammar that asks
     now: str = ""  # of records that state none; "" for a time seeded by the dialogue

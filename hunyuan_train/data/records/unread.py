@@ -105,6 +105,11 @@ def _is_about(name: str, value: object) -> bool:
     return words[0] in _FIRST_WORDS or words[-1] in _LAST_WORDS
 
 
+def is_about_a_record(name: str) -> bool:
+    """Whether a field of this name says something about its record, and is no part of it."""
+    return _spell(name) in _ABOUT_NAMES
+
+
 def _holds_more(value: object, messages: list[Any]) -> bool:
     """Whether a value says something that the messages do not."""
     said = {_trim(leaf) for message in messages for leaf in _walk(_said_by(message))}

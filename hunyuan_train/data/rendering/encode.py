@@ -30,6 +30,7 @@ class EncodedChunk:
     weights: npt.NDArray[np.float32] | None  # [T]; None where every token with loss weighs 1
     samples: npt.NDArray[np.void]  # [S] of SAMPLE; `record` is the number of the rendering
     num_tokens_once: int  # if each dialogue were one sample: the measure of growth
+    sides: npt.NDArray[np.uint8] | None = None  # [S], of preferences
 
     def sample_lengths(self) -> npt.NDArray[np.int64]:
         """[S], tokens of each sample."""

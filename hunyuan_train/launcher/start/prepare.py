@@ -77,8 +77,9 @@ def prepare_run(run: ResolvedRun) -> PreparedRun:
     check_vocabulary(config.model.model_name_or_path, shape, tokenizer)
     for remark in tokenizer.remarks:
         logger.warning("%s", remark)
-    train = prepare_dataset(config.data, tokenizer)  # first: it says what is wrong with records
-    evaluation = prepare_evaluation(config.data, tokenizer)
+    records = config.preferences.records
+    train = prepare_dataset(config.data, tokenizer, records=records)  # says what is wrong in them
+    evaluation = prepare_evaluation(config.data, tokenizer, records=records)
     if evaluation is None and holds_out_share(config.data):
         say_nothing_is_held_out(config)
     return PreparedRun(

@@ -1,0 +1,115 @@
+"""Every layout of preferences comes down to the same sides, and what is no pair is named."""
+
+import pytest
+
+from hunyuan_train.data.dataset import CHOSEN, REJECTED
+from hunyuan_train.data.findings import Problem, build_policies
+from hunyuan_train.data.records.preferences import Side, read_sides
+from hunyuan_train.data.records.record import Reading
+from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
+
+USER = {"role": "user", "content": "Q"}
+ANSWERS = [{"role": "assistant", "content": text} for text in ("yes", "no")]
+OTHER = {"role": "user", "content": "R"}
+PLAIN = {"mode": "plain"}
+LAYOUTS = {
+    "texts": {"prompt": "Q", "chosen": "yes", "rejected": "no"},
+    "messages": {"prompt": [USER], "chosen": ANSWERS[:1], "rejected": ANSWERS[1:]},
+    "one message": {"prompt": [USER], "chosen": ANSWERS[0], "rejected": ANSWERS[1]},
+    "implicit prompt": {"chosen": [USER, ANSWERS[0]], "rejected": [USER, ANSWERS[1]]},
+    "ultrafeedback": {
+        "prompt": "Q",
+        "chosen": [USER, ANSWERS[0]],
+        "rejected": [USER, ANSWERS[1]],
+        "score_chosen": 8.0,
+        "score_rejected": 3.0,
+    },
+    "LLaMA-Factory": {
+        "conversations": [{"from": "human", "value": "Q"}],
+        "chosen": {"from": "gpt", "value": "yes"},
+        "rejected": {"from": "gpt", "value": "no"},
+    },
+    "Alpaca": {"instruction": "Q", "input": "", "chosen": "yes", "rejected": "no"},
+    "ms-swift": {"messages": [USER, ANSWERS[0]], "rejected_response": "no"},
+    "OpenAI": {
+        "input": {"messages": [USER]},
+        "preferred_output": ANSWERS[:1],
+        "non_preferred_output": ANSWERS[1:],
+    },
+}
+
+
+def read(record: object, records: str = "pairs", **fields: object) -> tuple[list[Side], list[str]]:
+    problems: list[Problem] = []
+    sides = read_sides(record, Reading(HUNYUAN_A13B, records=records, **fields), problems)
+    policies = build_policies()
+    return sides, [one.kind for one in problems if policies.decide(one) != "note"]
+
+
+def said(side: Side) -> list[tuple[str, str, bool]]:
+    messages = side.dialogue.messages
+    return [(one.role, one.content, one.is_trained and one.role != "user") for one in messages]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_pair(layout: str) -> None:
+    (chosen, rejected), refused = read(LAYOUTS[layout] | PLAIN)
+    assert refused == []
+    assert (chosen.verdict, rejected.verdict) == (CHOSEN, REJECTED)
+    assert [said(chosen)[-1][:2], said(rejected)[-1][:2]] == [
+        ("assistant", "yes"),
+        ("assistant", "no"),
+    ]
+    assert said(chosen)[:-1] == said(rejected)[:-1] == [("user", "Q", False)]
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        ({"prompt": "Q", "chosen": "yes", "rejected": "yes"}, "pair_identical"),
+        ({"chosen": [USER, ANSWERS[0]], "rejected": [OTHER, ANSWERS[1]]}, "pair_prompt"),
+        ({"prompt": "Q", "completion": "yes"}, "form"),
+        ({"prompt": "Q", "rejected": "no"}, "form"),
+        ({"prompt": "Q", "chosen": "yes", "rejected": ""}, "empty_answer"),
+    ],
+)  # fmt: skip
+def test_what_is_no_pair_is_named(record: dict, kind: str) -> None:
+    assert kind in read(record | PLAIN)[1]
+
+
+def test_earlier_answers_are_prompt_and_carry_no_loss() -> None:
+    turns = [USER, ANSWERS[0], USER | {"content": "again"}]
+    (chosen, _), refused = read({"prompt": turns, "chosen": "a", "rejected": "b"} | PLAIN)
+    assert refused == []
+    assert [trained for *_, trained in said(chosen)] == [False, False, False, True]
+
+
+def test_a_bare_answer_takes_the_mode_that_the_other_side_shows() -> None:
+    thinking = ANSWERS[0] | {"reasoning_content": "hm"}
+    (chosen, rejected), refused = read({"prompt": "Q", "chosen": [thinking], "rejected": "no"})
+    assert refused == []
+    assert chosen.dialogue.messages[-1].mode == "slow"
+    assert rejected.dialogue.messages[-1].mode == "plain"
+    fast = "<think>\n\n</think>\n<answer>\nyes\n</answer>"
+    (chosen, rejected), refused = read({"prompt": "/no_think Q", "chosen": fast, "rejected": "no"})
+    assert refused == []
+    assert [side.dialogue.messages[-1].mode for side in (chosen, rejected)] == ["fast", "fast"]
+    assert read({"prompt": "Q", "chosen": "yes", "rejected": "no"})[1] == ["untagged"]
+
+
+@pytest.mark.parametrize(
+    ("label", "verdict"), [(True, CHOSEN), ("false", REJECTED), (1, CHOSEN), (0, REJECTED)]
+)
+def test_labels_judge_single_answers(label: object, verdict: int) -> None:
+    record = {"prompt": "Q", "completion": "yes", "label": label} | PLAIN
+    [side], refused = read(record, records="judged")
+    assert (side.verdict, refused) == (verdict, [])
+    assert said(side) == [("user", "Q", False), ("assistant", "yes", True)]
+
+
+def test_a_pair_is_two_judged_answers_and_an_odd_label_is_none() -> None:
+    sides, refused = read(LAYOUTS["texts"] | PLAIN, records="judged")
+    assert ([side.verdict for side in sides], refused) == ([CHOSEN, REJECTED], [])
+    assert read({"prompt": "Q", "completion": "a", "label": "good"}, records="judged")[1] == [
+        "form"
+    ]
