@@ -170,8 +170,7 @@ def note_after_training(trainer: Trainer, probe: Asked, result: TrainingResult) 
     """Note what is found in long texts now."""
     if not result.is_complete:
         return
-    figures = trainer.logs.metrics.lines.read()
-    for text in find_warnings(figures[0], figures[-1]) if figures else ():
+    for text in find_warnings(trainer.logs.metrics.lines.read()):
         logger.warning("%s", text)
     trainer.report_progress(result.step, "evaluating after training")
     found = look_for_needles(probe, result.step, "after training")

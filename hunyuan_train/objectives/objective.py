@@ -57,6 +57,9 @@ class Objective:
     # Adds what follows from the means and is none itself.
     complete: Callable[[dict[str, float]], dict[str, float]] = complete_nothing
     has_perplexity: bool = True  # whether its losses are cross entropies of tokens
+    # No loss up to this is a spike. Losses of pairs go to 0 as pairs are told apart, where one hard
+    # pair is many times the median and nothing is wrong.
+    least_spike: float = 0.0
 
     def means(self, sums_G: Sequence[float], weights_G: Sequence[float]) -> dict[str, float]:
         """Mean of each group: of the loss always, of the others where they weigh something."""

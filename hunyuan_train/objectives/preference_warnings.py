@@ -1,26 +1,32 @@
 """What the figures of a preference run say of it, in words: without torch, for the report, too."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 FALL = 0.05  # nats a token by which the log-probability of an answer has fallen to be worth a word
 EXPLAINED = 0.8  # share of the margin that length alone makes up
 
 
-def find_warnings(first: Mapping[str, float | None], last: Mapping[str, float | None]) -> list[str]:
-    """Remarks on the way from the first figures to the last; none where there are no preferences.
+def find_warnings(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
+    """Remarks on a run's figures; none where there are no preferences.
+
+    Held-out pairs are looked at, which are the same at every evaluation: those of a step differ
+    from those of another by more than training moves them.
 
     Args:
-        first: numbers of an early step, by the names of metrics.jsonl.
-        last: of the last one.
+        rows: numbers by the names of metrics.jsonl, in the order of steps.
     """
+    evaluations = [row for row in rows if row.get("eval_logps/chosen") is not None]
+    if not evaluations:
+        return []
+    first, last = evaluations[0], evaluations[-1]
     return [one for one in (_both_fall(first, last), _length_explains(last)) if one]
 
 
 def _both_fall(first: Mapping[str, float | None], last: Mapping[str, float | None]) -> str:
     falls = {}
     for side in ("chosen", "rejected"):
-        before, now = first.get(f"logps/{side}"), last.get(f"logps/{side}")
-        length = last.get(f"lengths/{side}")
+        before, now = first.get(f"eval_logps/{side}"), last.get(f"eval_logps/{side}")
+        length = last.get(f"eval_lengths/{side}")
         if before is None or now is None or not length:
             return ""
         falls[side] = (before - now) / length
@@ -35,7 +41,7 @@ def _both_fall(first: Mapping[str, float | None], last: Mapping[str, float | Non
 
 def _length_explains(last: Mapping[str, float | None]) -> str:
     names = ("rewards/chosen", "rewards/rejected", "lengths/chosen", "lengths/rejected")
-    values = [last.get(name) for name in names]
+    values = [last.get(f"eval_{name}") for name in names]
     if any(value is None for value in values):
         return ""
     chosen, rejected, chosen_length, rejected_length = (float(one or 0) for one in values)

@@ -6,6 +6,7 @@ for its share of the group, so that nothing is counted twice.
 Shape letters:  S documents of a row · F figures · G groups
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -76,6 +77,7 @@ def make_preference_objective(
             prepare=JudgedAnswers(base).prepare,
             complete=add_margins,
             has_perplexity=False,
+            least_spike=max(config.desirable_weight, config.undesirable_weight),
         )
     pairs = PairedAnswers(base)
     return Objective(
@@ -84,7 +86,15 @@ def make_preference_objective(
         weigh=weigh_pairs,
         prepare=pairs.prepare,
         has_perplexity=False,
+        least_spike=find_least_spike(config),
     )
+
+
+def find_least_spike(config: PreferenceConfig) -> float:
+    """Twice the loss of a model that prefers neither answer; a cross entropy beside it counts 0."""
+    if config.objective == "ipo":
+        return 2 / (2 * config.beta) ** 2
+    return 2 * math.log(2) * (config.beta if config.objective == "orpo" else 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,8 +195,7 @@ def write_warnings(runs: Sequence[RunRecord]) -> list[str]:
         skipped = sum(bool(row.get("is_skipped")) for row in run.quarantine)
         if run.quarantine:
             texts.append(f"{label}{len(run.quarantine)} bad steps, {skipped} of them left out")
-        if run.metrics:
-            texts += [f"{label}{text}" for text in find_warnings(run.metrics[0], run.metrics[-1])]
+        texts += [f"{label}{text}" for text in find_warnings(run.metrics)]
         for text, count in run.warnings.items():
             texts.append(f"{label}{text}" + (f" ({count} times)" if count > 1 else ""))
     return [write_advice(text) for text in texts]

@@ -29,10 +29,18 @@ DEVIATION_BY_SPREAD = 1.4826  # standard deviation of normal numbers by their me
 MAX_ROLLBACKS = 3  # to a checkpoint, in one run
 
 
-def find_anomaly(loss: float, *, health: Health, config: TrainConfig) -> Anomaly | None:
+def find_anomaly(
+    loss: float, *, health: Health, config: TrainConfig, least_spike: float = 0.0
+) -> Anomaly | None:
     """What is wrong with a loss, seen beside the recent ones.
 
     Median and median deviation stand for mean and deviation: earlier spikes do not move them.
+
+    Args:
+        loss: of all ranks.
+        health: with the recent losses.
+        config: what counts as a spike.
+        least_spike: a loss up to this is none, however small the recent ones were.
     """
     anomaly = check_finite(loss)
     is_looking = config.bad_steps != "off" and config.spike_deviations > 0
@@ -40,7 +48,7 @@ def find_anomaly(loss: float, *, health: Health, config: TrainConfig) -> Anomaly
         return anomaly
     middle = median(health.recent_losses)
     deviation = DEVIATION_BY_SPREAD * median(abs(one - middle) for one in health.recent_losses)
-    limit = max(middle + config.spike_deviations * deviation, MIN_RISE * middle)
+    limit = max(middle + config.spike_deviations * deviation, MIN_RISE * middle, least_spike)
     if loss <= limit:
         return None
     reason = (

@@ -294,7 +294,12 @@ def do_step(
             micro_batches,
             learning_rate=learning_rate,
             routers=trainer.routers,
-            find_anomaly=partial(find_anomaly, health=state.health, config=trainer.config.train),
+            find_anomaly=partial(
+                find_anomaly,
+                health=state.health,
+                config=trainer.config.train,
+                least_spike=trainer.objective.least_spike,
+            ),
             wait_before_update=trainer.checkpointer.wait_before_update,
             clock=trainer.clock,
         )

@@ -1,5 +1,6 @@
 """Faults that have been shipped elsewhere, planted in a rank before it trains."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import AttentionInterface
 
 from hunyuan_train.data.batches import loader
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
+from hunyuan_train.objectives import log_probabilities
 from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.gradient_norm import give_norm, squared_norm
 from hunyuan_train.parallel.zero import is_split_expert
@@ -86,6 +88,43 @@ def forget_a_micro_batch() -> None:
         return accumulate(engine, objective, batches[:1], **options)
 
     training.accumulate_gradients = accumulate_less
+
+
+def keep_adapters_on_in_the_reference() -> None:
+    log_probabilities.adapters_off = lambda _: nullcontext()
+
+
+def swap_sides_on_one_rank() -> None:
+    lay = training.step_batches
+
+    def swapped(config, step):
+        batches = lay(config, step)
+        if dist.get_rank():
+            batches = [
+                replace(one, sides=np.where(one.sides, 3 - one.sides, 0).astype(np.uint8))
+                for one in batches
+            ]
+        return batches
+
+    training.step_batches = swapped
+
+
+def count_the_tokens_of_prompts() -> None:
+    def every_token(sample):
+        labels = np.append(sample.tokens[1:].astype(np.int64), loader.IGNORED)
+        return labels, (labels >= 0).astype(np.float32), np.append(sample.spans[1:], np.uint8(0))
+
+    loader._shift = every_token
+
+
+def add_pairs_up_instead_of_their_mean() -> None:
+    choose = training.choose_objective
+
+    def chosen(config):
+        objective = choose(config)
+        return replace(objective, weigh=lambda one: np.minimum(objective.weigh(one), 1.0))
+
+    training.choose_objective = chosen
 
 
 def die() -> None:

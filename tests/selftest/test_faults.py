@@ -60,6 +60,27 @@ def test_a_planted_fault_of_shared_rows_is_found(
         assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.keep_adapters_on_in_the_reference,
+        faults.swap_sides_on_one_rank,
+        faults.count_the_tokens_of_prompts,
+        faults.add_pairs_up_instead_of_their_mean,
+    ],
+)
+def test_a_planted_fault_of_preferences_is_found(
+    fault: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exit_code, [verdict] = run_with_fault(fault, monkeypatch, capsys, "dpo, adapters everywhere")
+    assert exit_code == 1
+    for name in ("loss", "gradients", "weights"):
+        assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
+
+
 def test_a_rank_that_dies_is_a_failed_case_and_not_a_crash(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

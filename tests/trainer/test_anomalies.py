@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import checkpoint_folder
+from hunyuan_train.config.preference_schema import PreferenceConfig
 from hunyuan_train.config.schema import TrainConfig
+from hunyuan_train.objectives.preferences import find_least_spike
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.selftest.local_ranks import RanksError
 from hunyuan_train.trainer.anomalies import MIN_RECENT, find_anomaly, remember
@@ -31,6 +33,15 @@ def test_what_is_no_number_is_always_withheld(policy: str, loss: float) -> None:
     anomaly = find_anomaly(loss, health=Health(), config=TrainConfig(bad_steps=policy))
     assert anomaly is not None
     assert anomaly.is_skipped
+
+
+@pytest.mark.parametrize(("loss", "is_spike"), [(0.5, False), (1.3, False), (1.5, True)])
+def test_one_hard_pair_among_many_easy_ones_is_no_spike(loss: float, *, is_spike: bool) -> None:
+    easy = Health(recent_losses=(0.02, 0.03, 0.01, 0.02) * 8)
+    least = find_least_spike(PreferenceConfig(objective="dpo"))
+    found = find_anomaly(loss, health=easy, config=TrainConfig(), least_spike=least)
+    assert (found is not None) == is_spike
+    assert find_anomaly(loss, health=easy, config=TrainConfig()) is not None
 
 
 @pytest.mark.parametrize(
