@@ -44,7 +44,7 @@ from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.export.check import check_adapter, check_model
 from hunyuan_train.export.from_engine import export_model, read_prompts
 from hunyuan_train.export.huggingface_folder import describe_release, trained_dtype
-from hunyuan_train.export.started_adapters import find_started_adapters
+from hunyuan_train.export.started_adapters import assemble_started
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
@@ -68,7 +68,6 @@ from hunyuan_train.log import console, start_logging
 from hunyuan_train.model.weights import WeightSource, find_model
 from hunyuan_train.objectives.choose import ask_reference, choose_objective
 from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
-from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.determinism import compute_deterministically
 from hunyuan_train.parallel.engine import (
     max_over_ranks,
@@ -76,7 +75,6 @@ from hunyuan_train.parallel.engine import (
     start_process_group,
 )
 from hunyuan_train.parallel.numa import bind_to_numa_node
-from hunyuan_train.parallel.zero import adapter_names
 from hunyuan_train.progress import listen_to_progress, tell_progress
 from hunyuan_train.report.closing import describe_export, report_at_end, show_closing
 from hunyuan_train.trainer.interrupt import agree_that_signalled, heeding_signals
@@ -125,10 +123,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     dataset = prepare_dataset(config.data, tokenizer, records=config.preferences.records)
     shape, source = find_own_model(config, tokenizer)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
-    adapters = find_started_adapters(config.lora, shape)
-    engine = assemble_engine(resolved, source, adapters=adapters)
-    if adapters:
-        adapters.check_names(adapter_names(engine.module))
+    engine = assemble_started(resolved, source)
     checkpoint = find_start(config)
     objective, routers = choose_objective(config), watch_and_weigh(engine, shape, config.model)
     dataset = judge_data(config, engine, shape, dataset)

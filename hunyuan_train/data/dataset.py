@@ -127,9 +127,12 @@ class Dataset:
         first = np.searchsorted(self.samples["record"], self.samples[sample_id]["record"])
         prompt, other = self.sample(sample_id), self.sample(int(first - 1) % len(self))
         ours, theirs = int((prompt.spans != 0).argmax()), int((other.spans != 0).argmax())
-        pairs = zip(prompt, other, strict=True)
-        parts = [np.concatenate([a[:ours], b[theirs:]])[: self.max_seq_length] for a, b in pairs]
-        return SampleTokens(*parts)
+        end = self.max_seq_length
+        return SampleTokens(
+            tokens=np.concatenate([prompt.tokens[:ours], other.tokens[theirs:]])[:end],
+            spans=np.concatenate([prompt.spans[:ours], other.spans[theirs:]])[:end],
+            weights=np.concatenate([prompt.weights[:ours], other.weights[theirs:]])[:end],
+        )
 
 
 def gather_sample(

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import deepspeed
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.export.adapter_layouts import SINGLE_KEY, fuse_experts
@@ -19,6 +21,9 @@ from hunyuan_train.export.peft_layout import adapter_key
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.json_file import read_json_object
+from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.parallel.assemble import assemble_engine
+from hunyuan_train.parallel.zero import adapter_names
 
 # What adapter_config.json calls each setting that adapters must have been made with.
 MADE_WITH = {
@@ -56,6 +61,19 @@ def find_started_adapters(config: LoraConfig, shape: ModelShape) -> "AdapterSour
     if any(SINGLE_KEY.fullmatch(key) for key in tensors):
         tensors = fuse_experts(tensors, shape.num_experts)
     return AdapterSource(name, tensors, shape)
+
+
+def assemble_started(run: ResolvedRun, source: WeightSource) -> deepspeed.DeepSpeedEngine:
+    """The engine of a run, with the adapters that it starts from; called by every rank.
+
+    Raises:
+        ConfigError: see `find_started_adapters`; or some of the folder's would be left out.
+    """
+    adapters = find_started_adapters(run.config.lora, run.shape)
+    engine = assemble_engine(run, source, adapters=adapters)
+    if adapters:
+        adapters.check_names(adapter_names(engine.module))
+    return engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,12 +146,8 @@ def start_engine(
         if lora.use_lora:
             # While this object lives, PEFT gathers the weights it needs for DoRA's first values.
             hint = HfDeepSpeedConfig(deepspeed_config)
-            add_linear_adapters(model, lora, shape, seed=seed)
+            start_adapters(model, shape, lora, seed=seed, values=adapters)
             del hint
-            start_expert_adapters(model, seed=seed)
-            if adapters is not None:
-                fill_adapters(model, adapters)
-            train_new_rows(model, shape)  # again: PEFT has frozen all but its adapters
         return make_optimizer(model)
 
     register_families()
@@ -177,6 +173,22 @@ def start_engine(
     keep_whole_partitions_ready()
     make_plans_once()
     return engine
+
+
+def start_adapters(
+    model: PreTrainedModel,
+    shape: ModelShape,
+    lora: LoraConfig,
+    *,
+    seed: int,
+    values: WeightSource | None,
+) -> None:
+    """Put adapters on a model whose weights are in: drawn ones, or those of a source."""
+    add_linear_adapters(model, lora, shape, seed=seed)
+    start_expert_adapters(model, seed=seed)
+    if values is not None:
+        fill_adapters(model, values)
+    train_new_rows(model, shape)  # again: PEFT has frozen all but its adapters
 
 
 def import_muon() -> None:

@@ -239,9 +239,8 @@ def log_end(trainer: Trainer, state: TrainerState, *, is_complete: bool) -> None
 def check_best_metric(config: EvaluationConfig, objective: Objective) -> None:
     """Refuse the name of a loss that the objective does not have."""
     name = config.metric_for_best_model
-    known = name_losses(
-        dict.fromkeys(objective.groups, 0.0), has_perplexity=objective.has_perplexity
-    )
+    means = objective.complete(dict.fromkeys(objective.groups, 0.0))
+    known = name_losses(means, has_perplexity=objective.has_perplexity)
     if name.startswith((*LOSS_METRICS, *PREFERENCE_METRICS)) and name not in known:
         raise ConfigError(f"metric_for_best_model is {name}; there are {', '.join(known)}")
 

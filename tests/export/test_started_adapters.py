@@ -18,6 +18,8 @@ from tests.batches import SHAPE, global_batch
 from tests.engines import end_engines, my_share, small_engine
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 LORA = {"use_lora": True, "lora_rank": 8, "lora_alpha": 16.0, "lora_target_modules": "all"}
 
 

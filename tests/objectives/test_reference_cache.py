@@ -21,6 +21,8 @@ from tests.engines import small_engine
 from tests.objectives.test_preferences import PROMPT, make_batch, plain_logps
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 NUM_PAIRS = 21  # blocks of two, the last one short
 KILLS = 10
 
