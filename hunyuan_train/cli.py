@@ -37,6 +37,7 @@ from hunyuan_train.planner.command import run_plan
 from hunyuan_train.quantize.commands import add_quantize_command
 from hunyuan_train.report.commands import add_report_command
 from hunyuan_train.report.push import add_push_command
+from hunyuan_train.report.watch import add_watch_command
 from hunyuan_train.selftest.commands import add_selftest_command
 from hunyuan_train.serve.commands import add_chat_command
 from hunyuan_train.serve.errors import ServeError
@@ -125,6 +126,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     add_chat_command(commands)
     add_evaluate_command(commands)
     add_serve_command(commands, detect_machine=detect_machine)
+    add_watch_command(commands)
     add_report_command(commands)
     add_download_command(commands)
     add_push_command(commands)

@@ -152,7 +152,8 @@ def note_before_training(
     trainer: Trainer, probe: Asked, state: TrainerState, start: dict[str, Any]
 ) -> None:
     """Note the start, the base model's routing and, for comparison, what it answers."""
-    trainer.logs.starts.append({"step": state.step, **start})
+    total_steps = trainer.total_steps
+    trainer.logs.starts.append({"step": state.step, "total_steps": total_steps, **start})
     trainer.report_progress(state.step, "evaluating before training")
     trainer.router_monitor.start(state.step, profile_batches(trainer.batches))
     if state.step:

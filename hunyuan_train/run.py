@@ -38,7 +38,7 @@ from hunyuan_train.data.compiled.cache import (
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.evaluation.samples import sample_answers, wants_sample_answers
+from hunyuan_train.evaluation.samples import keep_samples, sample_answers, wants_sample_answers
 from hunyuan_train.evaluation.show_answer import Answer, show_answer
 from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.export.check import check_adapter, check_model
@@ -485,6 +485,7 @@ def close(
     dist.destroy_process_group()
     if not (is_first and result.is_complete):
         return
+    keep_samples(Path(config.train.output_dir), answers, result.step)
     for answer in answers:
         show_answer(answer, console)
     report_at_end(Path(config.train.output_dir))

@@ -7,13 +7,16 @@ ANSWERS = "answers.jsonl"  # what the model answered to held-out questions
 NEEDLES = "needles.jsonl"  # what it found in long texts
 ROUTER_LOAD = "router_load.jsonl"
 QUARANTINE = "quarantine.jsonl"
+SAMPLES = "samples.jsonl"  # a fast and a slow answer at the end of the run
 LOG = "log/rank0.txt"
+STATUS = "log/status.json"  # what the launcher knows: tries, hosts and their last sign
 REPORT = "report.html"
 EXPORT = "export"  # a folder: the model, or the adapter
 
 # How the numbers in METRICS begin that depend on the machine and the moment. A resumed run repeats
 # all others to the last digit.
 CLOCKED = (
+    "time",
     "tokens_per_second",
     "step_seconds",
     "seconds_",

@@ -1,9 +1,12 @@
 """A fast and a slow answer at the end of a run, of the model in the engine."""
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import deepspeed
 
+from hunyuan_train.config.run_files import SAMPLES
 from hunyuan_train.config.schema import EvaluationConfig
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
@@ -12,6 +15,7 @@ from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.json_lines import JsonLines
 
 logger = logging.getLogger(__name__)
 MAX_SAMPLED_PARAMETERS = 2 * 10**9  # whose answers take but a moment
@@ -38,10 +42,20 @@ def sample_answers(
         max_new_tokens=MAX_SAMPLED_TOKENS,
     )
     parse = tokenizer.grammar.parse_output
+    texts = [tokenizer.decode(output) for output in outputs]
     return [
-        Answer(mode, tokenizer.decode(ids), parse(tokenizer.decode(output)))
-        for (mode, ids), output in zip(prompts, outputs, strict=True)
+        Answer(mode, tokenizer.decode(ids), text, parse(text))
+        for (mode, ids), text in zip(prompts, texts, strict=True)
     ]
+
+
+def keep_samples(output_dir: Path, answers: Sequence[Answer], step: int) -> None:
+    """Leave them in the run's folder, for its page; rank 0 does."""
+    lines = JsonLines(output_dir / SAMPLES)
+    lines.forget_after(step - 1)
+    for answer in answers:
+        row = {"mode": answer.mode, "prompt": answer.prompt, "output": answer.text}
+        lines.append({"step": step, **row})
 
 
 def sample_prompts(dataset: Dataset) -> list[tuple[str, list[int]]]:

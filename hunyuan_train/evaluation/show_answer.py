@@ -18,7 +18,8 @@ class Answer:
 
     mode: str  # fast or slow
     prompt: str
-    output: ParsedOutput
+    text: str  # as it was generated
+    output: ParsedOutput  # the same, taken apart
 
 
 def show_answer(answer: Answer, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import time
 from pathlib import Path
 
 from hunyuan_train.config.run_files import REPORT
@@ -18,9 +19,9 @@ def add_report_command(subparsers: "argparse._SubParsersAction[argparse.Argument
     """Add the command; it sets `run`, which takes the parsed arguments."""
     report = subparsers.add_parser("report", help="write one HTML page about a run, or several")
     report.description = (
-        "Write curves, expert load, throughput and memory against the plan, data, settings, "
-        "answers and warnings of a run as one HTML page; of several runs side by side. A run that "
-        "is going on can be looked at too."
+        "Write the page of `watch` as one file that needs no server: a verdict in words, curves, "
+        "experts, memory against the plan, data, settings, answers and warnings of a run, or of "
+        "several side by side. A run that is going on can be looked at too."
     )
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run")
     report.add_argument(
@@ -44,7 +45,7 @@ def make_report(folders: list[Path], output: Path) -> None:
     Raises:
         ConfigError: one of them holds no run, or the page cannot be written.
     """
-    page = write_report([read_run(folder) for folder in folders])
+    page = write_report([read_run(folder) for folder in folders], time.time())
     try:
         with open_whole(output) as file:
             file.write(page.encode("utf-8", "replace"))

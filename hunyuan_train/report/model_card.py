@@ -78,8 +78,7 @@ def describe_data(run: RunRecord) -> str:
     """The names of the files that were trained on, without the folders they lay in."""
     names = str(run.settings.get("train_data_file") or "").split(",")
     shown = ", ".join(f"`{_public_name(name)}`" for name in names if name)
-    steps = run.metrics[-1]["step"]
-    return f"{shown or 'unknown'}, {steps:,} steps."
+    return f"{shown or 'unknown'}, {run.last_step:,} steps."
 
 
 def _public_name(name: str) -> str:

@@ -44,4 +44,6 @@ def estimate_here(run: ResolvedRun, *, num_data_tokens: int) -> RunEstimate:
     unknown = () if gpu else SPEEDS
     unknown = ("fits", "shortages", "nearest", *unknown)  # limits were judged before the start
     known = {name: value for name, value in content.items() if name not in unknown}
+    if run.is_on_gpu and torch.cuda.is_available():
+        known["gpu_memory_gib"] = torch.cuda.get_device_properties(0).total_memory / 2**30
     return RunEstimate(peak / 2**30, known)

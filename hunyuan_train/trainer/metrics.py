@@ -6,6 +6,7 @@ resumed run continues the same file from the step it resumes at.
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -158,7 +159,7 @@ class MetricsLog:
     def log(self, numbers: Numbers, step: int) -> None:
         """Record numbers of one step; null stands for NaN and infinity, which JSON lacks."""
         known = {name: value if isfinite(value) else None for name, value in numbers.items()}
-        self.lines.append({"step": step, **known})
+        self.lines.append({"step": step, "time": round(time.time(), 3), **known})
         self._tell(lambda tracker: tracker.log(numbers, step))
 
     def amend(self, numbers: Numbers, step: int) -> None:

@@ -22,6 +22,7 @@ from hunyuan_train.launcher.host.node_agent import remove_left_folders
 from hunyuan_train.launcher.job.hang import describe_hang, write_standings
 from hunyuan_train.launcher.job.node import Job, Node
 from hunyuan_train.launcher.job.outcome import Outcome, conclude, last_step
+from hunyuan_train.launcher.job.status import StatusFile
 from hunyuan_train.launcher.rank.heartbeat import HEEDING, STARTING
 
 POLL_SECONDS = 0.2
@@ -44,8 +45,10 @@ class Watch:
         jobs: Sequence[Job],
         launch: LaunchConfig,
         show_output: Callable[[Job], Callable[[str], None] | None],
+        status: StatusFile | None = None,
     ) -> None:
         self.launch = launch
+        self.status = status
         self.nodes = [Node(job, show_output(job)) for job in jobs]
         self.signals: list[int] = []  # those received
         self.stopped_at = 0.0
@@ -61,6 +64,8 @@ class Watch:
         with self._heeding_signals():
             while hang is None and not self._is_ending(tasks):
                 self._ping()
+                if self.status:
+                    self.status.tell(self.nodes)
                 if self.signals and not self.stopped_at:
                     self._stop(console)
                 if self._is_hung():
@@ -69,7 +74,10 @@ class Watch:
             if hang is None and len(self.signals) < 2:
                 await self._wait(tasks, SETTLE_SECONDS)
             await self._end(tasks)
-        return self._judge(hang)
+        outcome = self._judge(hang)
+        if self.status:
+            self.status.end(self.nodes, outcome)
+        return outcome
 
     def _judge(self, hang: Outcome | None) -> Outcome:
         # A signal that came when all was done, or when a run had ended without something it should
@@ -219,9 +227,11 @@ def run_jobs(
     Args:
         show_output: makes what takes the lines that a node's ranks print; None lets them share our
             own stderr.
-        log_folder: for the stacks of a hang.
+        log_folder: of the run, for its status and the stacks of a hang.
     """
-    watch = Watch(jobs, launch, show_output)
+    num_processes = sum(job.host.slots or 1 for job in jobs)
+    status = StatusFile(log_folder.parent, num_processes) if log_folder else None
+    watch = Watch(jobs, launch, show_output, status)
     try:
         return asyncio.run(watch.run(console, log_folder))
     finally:

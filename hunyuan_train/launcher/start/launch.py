@@ -113,6 +113,7 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
         check_resume(prepared)
         check_memory(prepared, console)
         config_file = prepare_output_folder(run.config, console)
+        show_watch(config_file.parent, console)
         exit_code = run_until_done(run.config, start, console)
     if exit_code in GOES_ON and list_checkpoints(config_file.parent):
         resume = render_command(
@@ -120,6 +121,14 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
         )
         console.print(f"stopped; to go on: {resume}", markup=False, highlight=False)
     return exit_code
+
+
+def show_watch(folder: Path, console: PlainConsole) -> None:
+    """Say how the run can be looked at while it goes on."""
+    console.print(
+        f"to watch this run, in another terminal: {render_command('watch', folder)}",
+        highlight=False,
+    )
 
 
 def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:

@@ -1,0 +1,53 @@
+"use strict";
+// Questions, the data's answers and the model's, as they come.
+
+const UNFOLDED_QUESTIONS = 4;
+
+function writeAnswers(data) {
+  const parts = [];
+  if (data.samples.length) {
+    parts.push(element("h3", {}, "At the end of the run"));
+    for (const sample of data.samples) {
+      parts.push(element("div", { class: "question" }, element("pre", {}, sample.prompt),
+        element("div", { class: "pair" }, writeAnswer(`${sample.mode} mode`, [], sample, ""))));
+    }
+  }
+  if (data.questions.length) parts.push(element("h3", {}, "Held-out questions"));
+  const questions = data.questions.map(writeQuestion);
+  parts.push(...questions.slice(0, UNFOLDED_QUESTIONS));
+  const rest = questions.slice(UNFOLDED_QUESTIONS);
+  if (rest.length) parts.push(element("details", {}, element("summary", {}, `${rest.length} more questions`), ...rest));
+  if (data.num_questions > data.questions.length) {
+    parts.push(element("p", { class: "note" }, `${data.num_questions - data.questions.length} questions more are in answers.jsonl.`));
+  }
+  return parts;
+}
+
+function writeQuestion({ prompt, reference, answers }) {
+  const first = answers[0];
+  const last = answers.at(-1);
+  const cells = [writeAnswer("the data", [], reference, "dim"), writeAnswer(whenOf(last), last.marks, last, "")];
+  if (answers.length > 1) cells.splice(1, 0, writeAnswer(whenOf(first), first.marks, first, ""));
+  const between = answers.slice(1, -1).reverse();
+  const more = between.length
+    ? [element("details", {}, element("summary", {}, `${between.length} answers between`),
+        element("div", { class: "pair" }, ...between.map((one) => writeAnswer(whenOf(one), one.marks, one, ""))))]
+    : [];
+  return element("div", { class: "question" }, element("pre", {}, prompt), element("div", { class: "pair" }, ...cells), ...more);
+}
+
+function whenOf(answer) {
+  const when = answer.step === 0 ? "before training" : `step ${shortNumber(answer.step)}`;
+  return `${when}, ${answer.mode} mode`;
+}
+
+function writeAnswer(head, marks, { reasoning, content }, kind) {
+  const badges = marks.map((mark) => element("span", { class: `badge ${mark === "exact" ? "good" : "note"}` }, mark));
+  return element(
+    "div",
+    { class: kind },
+    element("p", { class: "head" }, element("b", {}, head), " ", ...badges),
+    reasoning ? element("pre", { class: "thought" }, reasoning) : null,
+    element("pre", {}, content || "(nothing)"),
+  );
+}
