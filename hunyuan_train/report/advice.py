@@ -11,7 +11,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"step \d+ is bad",
-        "Look at the samples that quarantine.jsonl names; if there are many, lower --learning_rate.",
+        "Look at the samples that quarantine.jsonl names; are they many, lower --learning_rate.",
     ),
     (
         r"cannot be written|No space left|disk is (nearly )?full",

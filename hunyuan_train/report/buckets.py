@@ -1,4 +1,4 @@
-"""Long curves made short: in each bucket of neighbouring lines the mean, the lowest and the highest.
+"""Long curves made short: mean, lowest and highest of each bucket of neighbouring lines.
 
 So a spike of one step is seen however many lines a pixel stands for, and the mean is no sample.
 """
@@ -14,7 +14,10 @@ SIGNIFICANT_DIGITS = 7
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """A curve; where `lines_each` is 1, low and high are the mean. NaN where nothing can be drawn."""
+    """A curve, with NaN where nothing can be drawn.
+
+    Where `lines_each` is 1, low and high are the mean.
+    """
 
     steps: Array  # [buckets], of the last line of each
     mean: Array
@@ -32,7 +35,7 @@ class Buckets:
 
 def as_list(values: Array) -> list[float | int | None]:
     """Numbers for JSON, short, with null for what is none."""
-    return [None if one != one else _short(one) for one in values.tolist()]  # noqa: PLR0124  NaN
+    return [None if one != one else _short(one) for one in values.tolist()]
 
 
 def _short(value: float) -> float | int:

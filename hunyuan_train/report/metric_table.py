@@ -1,7 +1,7 @@
 """The numbers of `metrics.jsonl` as columns, read while the file grows.
 
-A million lines take seconds to read. Until they are, lines picked at even distances stand for all of
-them: a page is drawn at once, and says that it is a sample.
+A million lines take seconds to read. Until they are, lines picked at even distances stand for all
+of them: a page is drawn at once, and says that it is a sample.
 """
 
 import json
@@ -175,7 +175,7 @@ def are_plain_rows(values: Sequence[object]) -> bool:
 def _is_small(row: object) -> bool:
     assert isinstance(row, dict)
     known = [value for value in row.values() if value is not None]
-    return -LARGEST < min(known) and max(known) < LARGEST and row["step"] < 2**63
+    return min(known) > -LARGEST and max(known) < LARGEST and row["step"] < 2**63
 
 
 def find_fault(row: object) -> str | None:
@@ -216,7 +216,7 @@ def _as_column(values: list[Any]) -> Values:
     column = column.astype(np.float64)
     # What was NaN in the file is a number that is not finite; only our own mark says "absent".
     if np.isnan(column).any():
-        was_nan = [one is not ABSENT and one != one for one in values]  # noqa: PLR0124  NaN
+        was_nan = [one is not ABSENT and one != one for one in values]
         column[was_nan] = NOT_FINITE
     column[np.isinf(column)] = NOT_FINITE
     return column

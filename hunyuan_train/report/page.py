@@ -1,7 +1,8 @@
 """Puts the page together: one HTML file with styles, scripts and, where it is frozen, the data.
 
-Nothing is fetched from anywhere but the server that gave the page, and nothing at all by a frozen one;
-the policy in its head holds the browser to that. Scripts write text of others as text, never as HTML.
+Nothing is fetched from anywhere but the server that gave the page, and nothing at all by a frozen
+one; the policy in its head holds the browser to that. Scripts write text of others as text, never
+as HTML.
 """
 
 import base64
@@ -54,8 +55,8 @@ def write_page(title: str, data: Mapping[str, Any], *, summary: Sequence[str] = 
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.replace("<", "\\u003c").encode("utf-8", "replace").decode()
     policy = (
-        f"default-src 'none'; connect-src 'self'; img-src data:; script-src {_list_hashes(scripts)};"
-        f" style-src {_list_hashes(styles)}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
+        f"form-action 'none'; script-src {_list_hashes(scripts)}; style-src {_list_hashes(styles)}"
     )
     head = [
         '<meta charset="utf-8">',

@@ -1,7 +1,7 @@
 """Serves the live page: read-only, and only to whom it is meant for.
 
-It answers GET for a handful of names and nothing else; no file is served by its path. On loopback, a
-request must name this machine (so that no other site's page can read it by a name of its own that
+It answers GET for a handful of names and nothing else; no file is served by its path. On loopback,
+a request must name this machine (so that no other site's page can read it by a name of its own that
 leads here); elsewhere, it needs the token.
 """
 
@@ -38,7 +38,7 @@ MAX_BUCKETS = 4000
 MIN_ZIPPED = 2000  # bytes
 CSV_ROWS = 5000  # written at once
 NO_TOKEN = (
-    "This page needs its token: open the link that `hunyuan-train watch` has printed, which ends in "
+    "This page needs its token: open the link that `hunyuan-train watch` has printed. It ends in "
     "?token=...\n"
 )
 
@@ -73,14 +73,14 @@ class Visit(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = TIMEOUT_SECONDS
 
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002, ANN401  its own
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: ANN401  its own
         """Keep the terminal quiet."""
 
-    def do_HEAD(self) -> None:  # noqa: N802  as http.server calls it
+    def do_HEAD(self) -> None:
         """Answer as GET, without the content."""
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802  as http.server calls it
+    def do_GET(self) -> None:
         """Answer a request for the page or a part of its data."""
         address = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(address.query).items()}
@@ -209,7 +209,7 @@ def write_csv(columns: Columns) -> Iterator[str]:
 
 
 def _as_cell(value: float) -> str:
-    if value != value:  # noqa: PLR0124  NaN
+    if value != value:
         return ""
     return "nan" if value == float("inf") else f"{value:.10g}"
 

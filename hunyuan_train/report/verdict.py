@@ -1,6 +1,6 @@
 """What a run's numbers mean, in words: the first thing on its page.
 
-Each judge looks at one thing and returns findings. The limits are those that an engineer would use to
+Each judge looks at one thing and returns findings. The limits are those at which an engineer would
 say "look at this"; the text always gives the numbers, so that the reader can disagree.
 """
 

@@ -87,8 +87,8 @@ def open_server(arguments: argparse.Namespace) -> PageServer:
         except (OSError, OverflowError) as error:
             failure = error
     raise ConfigError(
-        f"nothing can be served at {arguments.host} port {ports[0]} ({failure}); give an address of "
-        "this machine with --host, and a port that is free with --port"
+        f"nothing can be served at {arguments.host} port {ports[0]} ({failure}); give an address "
+        "of this machine with --host, and a port that is free with --port"
     ) from failure
 
 

@@ -3,6 +3,7 @@
 
 const CHART_HEIGHT = 210;
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [1, 2]];
+const MARKS = ["solid", "dashed", "dotted", "double", "groove", "ridge"]; // of lines, in the legend
 const KEY_STEP = 0.02; // of the width, for an arrow key
 
 class Chart {
@@ -66,9 +67,11 @@ class Chart {
         if (!curve || !curve.steps.length) return;
         const isAlone = runs.length === 1;
         lines.push({
-          label: isAlone ? label : `${run.name}: ${label}`,
+          label,
+          run,
           colour: isAlone ? lineColour(index) : lineColour(run.colour),
           dash: isAlone ? [] : DASHES[index % DASHES.length],
+          mark: isAlone ? MARKS[0] : MARKS[index % MARKS.length],
           linesEach: curve.lines_each,
           ...placeCurve(curve, view, run),
         });
@@ -77,9 +80,11 @@ class Chart {
       const measured = lines.at(-1);
       if (planned && measured && measured.x.length) {
         lines.push({
-          label: runs.length === 1 ? "planned" : `${run.name}: planned`,
+          label: "planned",
+          run,
           colour: pageColour("faint"),
           dash: [2, 4],
+          mark: "dotted",
           linesEach: 1,
           isPlan: true,
           x: [measured.x[0], measured.x.at(-1)],
@@ -247,15 +252,15 @@ class Chart {
     const isHovered = plot && plot.cursor.left >= 0 && plot.cursor.idx !== null && plot.cursor.idx !== undefined;
     const place = isHovered ? plot.posToVal(plot.cursor.left, "x") : null;
     const unit = this.definition.unit === "share" ? "share" : "";
-    const items = this.lines.map((line) => {
+    const describe = (line) => {
       const index = isHovered ? nearestPoint(line.x, line.drawn, place) : line.drawn.length - 1;
-      const value = index < 0 ? null : line.drawn[index];
-      const mark = element("span", { class: "key" });
-      mark.style.borderTopColor = line.colour;
-      mark.style.borderTopStyle = line.dash.length ? "dashed" : "solid";
       const band = line.low && index >= 0 && isHovered ? ` (${withUnit(line.low[index], unit)} to ${withUnit(line.high[index], unit)})` : "";
-      return element("li", {}, mark, `${line.label} `, element("b", {}, withUnit(value, unit)), band);
-    });
+      return [element("b", {}, withUnit(index < 0 ? null : line.drawn[index], unit)), band];
+    };
+    const runs = [...new Set(this.lines.map((line) => line.run))];
+    const items = runs.length > 1
+      ? this.#writeLegendOfRuns(runs, describe)
+      : this.lines.map((line) => element("li", {}, lineMark(line.colour, line.mark), `${line.label} `, ...describe(line)));
     if (isHovered) {
       const where = this.page.view.axis === "hours" ? `after ${shortNumber(place)} h` : `step ${shortNumber(Math.round(place))}`;
       items.unshift(element("li", { class: "place" }, where));
@@ -263,10 +268,29 @@ class Chart {
     this.legend.replaceChildren(...items);
   }
 
+  // A key to the dashes, and behind each run's colour its values in the same order.
+  #writeLegendOfRuns(runs, describe) {
+    const labels = new Map(this.lines.map((line) => [line.label, line.mark]));
+    const keys = [...labels].map(([label, mark]) => element("span", {}, lineMark(pageColour("quiet"), mark), `${label} `));
+    const values = runs.map((run) => {
+      const lines = this.lines.filter((line) => line.run === run);
+      const shown = lines.flatMap((line, index) => [index ? " · " : "", ...describe(line)]);
+      return element("li", {}, lineMark(lines[0].colour, "solid"), `${run.name} `, ...shown);
+    });
+    return labels.size > 1 ? [element("li", { class: "keys" }, ...keys), ...values] : values;
+  }
+
   // How many logged lines a point stands for, in the curve where it is most.
   linesEach() {
     return this.root.hidden ? 1 : Math.max(1, ...this.lines.map((line) => line.linesEach));
   }
+}
+
+function lineMark(colour, style) {
+  const mark = element("span", { class: "key" });
+  mark.style.borderTopColor = colour;
+  mark.style.borderTopStyle = style;
+  return mark;
 }
 
 function rangeOfY(_, min, max) {

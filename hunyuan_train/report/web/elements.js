@@ -36,11 +36,16 @@ function table(rows, { caption, head = null, isTitled = true }) {
   }
   const body = element("tbody");
   for (const [name, ...values] of rows) {
-    const cells = values.map((value) => element("td", {}, value));
+    const cells = values.map((value) => element("td", { class: isShort(value) ? "short" : null }, value));
     body.append(element("tr", {}, element("th", { scope: "row" }, name), ...cells));
   }
   made.append(body);
   return element("div", { class: "wide", tabindex: "0", role: "group", "aria-label": caption }, made);
+}
+
+// Whether a cell looks better whole than broken into lines.
+function isShort(value) {
+  return typeof value !== "string" || value.length < 30;
 }
 
 // A control with its words around it, so that the words are its label.

@@ -56,7 +56,7 @@ class ExpertMap {
     if (!this.data || !this.data.steps.length) return;
     const { rows, index } = this.#rows();
     const numExperts = this.data.num_experts;
-    const cell = Math.max(4, Math.min(18, Math.floor(900 / numExperts)));
+    const cell = Math.max(3, Math.min(18, Math.floor((this.root.clientWidth || 900) / numExperts)));
     const height = Math.max(6, Math.min(18, Math.floor(420 / rows.length)));
     this.canvas.width = cell * numExperts;
     this.canvas.height = height * rows.length;

@@ -174,8 +174,7 @@ class Page {
     if (this.runs.size < 2) return;
     const focused = document.activeElement?.id;
     const rows = [...this.runs.values()].map((run) => {
-      const mark = element("span", { class: "key" });
-      mark.style.borderTopColor = lineColour(run.colour);
+      const mark = lineMark(lineColour(run.colour), "solid");
       const show = element("input", { type: "checkbox", id: `show-${run.key}`, checked: this.shown.has(run.key),
         "aria-label": `draw ${run.name}`, change: () => this.#toggle(run.key) });
       const choose = element("input", { type: "radio", name: "chosen", id: `choose-${run.key}`, checked: run.key === this.chosen,
