@@ -129,23 +129,26 @@ class MetricTable:
     def _sample_if_long(self) -> None:
         path = self.file.path
         if path.exists() and path.stat().st_size > SAMPLED_ABOVE_BYTES:
-            rows = [row for row in sample_rows(path) if not find_fault(row)]
+            columns = as_columns(sample_rows(path))
             self.sample = Columns()
-            self.sample.extend(*as_columns(rows))
+            if columns is not None:
+                self.sample.extend(*columns)
 
     def _take(self, lines: list[bytes]) -> None:
         values, unreadable = parse_lines(lines, read_odd_line)
-        rows = []
-        are_plain = not unreadable and are_plain_rows(values)
-        for index, value in enumerate(values):
-            fault = None if are_plain else unreadable.get(index) or find_fault(value)
-            if fault:
-                self._note(self.num_lines + index + 1, fault)
-            else:
-                rows.append(value)
+        columns = None if unreadable else as_columns(values)
+        if columns is None:  # some line is odd: find out which
+            rows = []
+            for index, value in enumerate(values):
+                fault = unreadable.get(index) or find_fault(value)
+                if fault:
+                    self._note(self.num_lines + index + 1, fault)
+                else:
+                    rows.append(value)
+            columns = as_columns(rows)
         self.num_lines += len(lines)
-        if rows:
-            self.read.extend(*as_columns(rows))
+        if columns is not None:
+            self.read.extend(*columns)
 
     def _note(self, number: int, fault: str) -> None:
         self.num_faults += 1
@@ -159,23 +162,6 @@ class MetricTable:
 def read_odd_line(line: bytes) -> object:
     """Read one line the slow way, which also knows NaN and Infinity."""
     return json.loads(line.decode("utf-8"))
-
-
-def are_plain_rows(values: Sequence[object]) -> bool:
-    """Whether all are objects with a step and nothing but ordinary numbers: nearly always so."""
-    for row in values:
-        if type(row) is not dict or type(row.get("step")) is not int or row["step"] < 0:
-            return False
-    kinds = {kind for row in values if isinstance(row, dict) for kind in map(type, row.values())}
-    if not kinds <= {int, float, type(None)}:
-        return False
-    return all(_is_small(row) for row in values)
-
-
-def _is_small(row: object) -> bool:
-    assert isinstance(row, dict)
-    known = [value for value in row.values() if value is not None]
-    return min(known) > -LARGEST and max(known) < LARGEST and row["step"] < 2**63
 
 
 def find_fault(row: object) -> str | None:
@@ -196,30 +182,52 @@ def is_number(value: object) -> bool:
     return abs(value) < LARGEST or (isinstance(value, float) and not isfinite(value))
 
 
-def as_columns(rows: Sequence[Any]) -> tuple[NDArray[np.int64], dict[str, Values]]:
-    """Objects as columns: steps, and values by name.
+def as_columns(rows: Sequence[Any]) -> tuple[NDArray[np.int64], dict[str, Values]] | None:
+    """Objects as columns: steps, and values by name; None where a row is not as a run writes it.
+
+    Most lines have the same names in the same order: all of a kind are turned around at once.
 
     Args:
-        rows: what lines hold; checked.
+        rows: what lines hold.
     """
-    steps = np.array([row["step"] for row in rows], np.int64)
-    names = dict.fromkeys(name for row in rows for name in row if name != "step")
-    return steps, {name: _as_column([row.get(name, ABSENT) for row in rows]) for name in names}
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        if type(row) is not dict:
+            return None
+        kinds.setdefault(tuple(row), []).append(index)
+    steps = np.zeros(len(rows), np.int64)
+    found: dict[str, Values] = {}
+    for names, indices in kinds.items():
+        columns = dict(zip(names, zip(*(rows[one].values() for one in indices), strict=True),
+                           strict=True))  # fmt: skip
+        known = columns.pop("step", ())
+        if set(map(type, known)) != {int} or min(known) < 0 or max(known) >= 2**63:
+            return None
+        steps[indices] = known
+        for name, values in columns.items():
+            column = _as_column(values)
+            if column is None:
+                return None
+            if name not in found:
+                found[name] = np.full(len(rows), ABSENT)
+            found[name][indices] = column
+    return steps, found
 
 
-def _as_column(values: list[Any]) -> Values:
+def _as_column(values: tuple[Any, ...]) -> Values | None:
+    """Numbers, with those that are not finite marked as such; None where one is no number."""
     column = np.asarray(values)
-    if column.dtype == object:  # some are null
-        known = [NOT_FINITE if one is None or not (one is ABSENT or isfinite(one)) else one
-                 for one in values]  # fmt: skip
-        return np.asarray(known, np.float64)
+    if column.dtype.kind == "O" or column.ndim > 1:  # some are null, or huge, or anything
+        if not all(one is None or is_number(one) for one in values):
+            return None
+        column = np.asarray([np.nan if one is None else one for one in values], np.float64)
+    if column.dtype.kind not in "iufb":
+        return None
     column = column.astype(np.float64)
-    # What was NaN in the file is a number that is not finite; only our own mark says "absent".
-    if np.isnan(column).any():
-        was_nan = [one is not ABSENT and one != one for one in values]
-        column[was_nan] = NOT_FINITE
-    column[np.isinf(column)] = NOT_FINITE
-    return column
+    is_finite = np.isfinite(column)
+    if (np.abs(column[is_finite]) >= LARGEST).any():
+        return None
+    return np.where(is_finite, column, NOT_FINITE)
 
 
 def sample_rows(path: Path, number: int = NUM_SAMPLED) -> list[Any]:
