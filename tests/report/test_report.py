@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import json
 import re
 from pathlib import Path
 
