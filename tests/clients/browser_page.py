@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 BROWSER = "/usr/bin/chromium"
 SIZES = {1280: 900, 390: 844}
 SCHEMES = ("light", "dark")
-PATIENCE_MILLISECONDS = 60_000
+PATIENCE_MILLISECONDS = 120_000
 SERIOUS = ("serious", "critical")
 FIRST_CHART = "#curves figure:not([hidden])"
 
@@ -118,11 +118,12 @@ def use(browser: Browser, order: dict[str, Any], console: list[str]) -> dict[str
     page.keyboard.press("+")
     uses["range_after_plus"] = page.locator(".controls select").first.input_value()
     page.keyboard.press("Escape")
-    page.mouse.move(5, 5)
-    page.locator(".controls input[type=range]").first.fill("0.9")
+    for name, weight in (("plain", "0"), ("smoothed", "0.9")):
+        page.locator(".controls input[type=range]").first.fill(weight)
+        page.mouse.move(box["x"] + box["width"] * 0.1, middle - 5)
+        page.mouse.move(box["x"] + box["width"] * 0.1, middle)
+        uses[name] = page.inner_text(legend)
     page.locator(".controls input[type=checkbox]").last.check()
-    page.wait_for_timeout(500)
-    uses["smoothed"] = page.inner_text(legend)
     with page.expect_download() as download:
         page.click(".links a")
     uses["csv"] = Path(download.value.path()).read_text()[:200]

@@ -57,7 +57,7 @@ def check_uses(uses: dict[str, str]) -> None:
     assert uses["range_after_0"] == "all"
     assert uses["range_after_plus"] == "zoom"
     assert "step" in uses["spoken"]
-    assert uses["smoothed"] != uses["last"]
+    assert uses["smoothed"] != uses["plain"]
     assert uses["csv"].startswith('step,"')
 
 

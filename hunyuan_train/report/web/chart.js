@@ -220,7 +220,7 @@ class Chart {
     const center = this.plot.posToVal(place, "x");
     const move = (to) => {
       this.plot.setCursor({ left: Math.min(width, Math.max(0, to)), top: 10 });
-      this.spoken.textContent = this.legend.textContent;
+      this.spoken.textContent = [...this.legend.children].map((item) => item.textContent).join(", ");
     };
     const zoom = (factor) => {
       const half = (factor * (scale.max - scale.min)) / 2;
