@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCopiedError
+from hunyuan_train.config.commands import add_schema_command
 from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.load import describe_long_path, load_command_line
 from hunyuan_train.errors import ConfigError, DataError
@@ -44,7 +45,7 @@ from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.evaluate import add_evaluate_command
 from hunyuan_train.serve.start import add_serve_command
 from hunyuan_train.shipped import VERSION
-from hunyuan_train.terminal import PlainParser
+from hunyuan_train.terminal import PlainParser, say
 from hunyuan_train.trainer.errors import TrainingError
 from hunyuan_train.verify_resume import add_verify_resume
 
@@ -131,6 +132,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     add_download_command(commands)
     add_push_command(commands)
     add_verify_resume(commands)
+    add_schema_command(commands)
     return parser
 
 
@@ -140,6 +142,9 @@ def train(arguments: Sequence[str]) -> int:
         print(describe_settings())  # noqa: T201 the answer itself, for a pager or grep
         return SUCCESS
     command = load_command_line(arguments)
+    if command.recipe is not None:
+        say(command.recipe.rstrip())
+        return SUCCESS
     if not is_worker():
         with ending_at_ctrl_c():
             from hunyuan_train.launcher.start.launch import start_run

@@ -58,6 +58,7 @@ class CommandLine:
     is_dry_run: bool = False
     prints_torchrun: bool = False
     prints_slurm: bool = False
+    recipe: str | None = None  # its text, to be shown
     machines: PlannedMachines | None = None  # to plan for, in a dry run, instead of this one
 
 
@@ -84,6 +85,8 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
     if sum(asked.values()) > 1:
         given = " and ".join(f"--{name}" for name in COMMAND_SWITCHES if asked[name])
         raise ConfigError(f"{given} are given together; give one of them")
+    if asked["show_recipe"] and not file:
+        raise ConfigError(f"--show_recipe needs --recipe: {_list_recipes()}, or a YAML file")
     described = {name: command[name] for name in HELP if name in command}
     if described and not asked["dry_run"]:
         verb = "describes" if len(described) == 1 else "describe"
@@ -98,6 +101,7 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
         is_dry_run=asked["dry_run"],
         prints_torchrun=asked["print_torchrun"],
         prints_slurm=asked["print_slurm"],
+        recipe=file.read_text(encoding="utf-8") if file and asked["show_recipe"] else None,
         machines=parse_machines(described) if described else None,
     )
 
@@ -205,11 +209,15 @@ def find_recipe(name_or_path: str) -> Path:
     bundled = RECIPES / f"{name_or_path}.yaml"
     path = bundled if isfile(bundled) else Path(name_or_path)
     if not isfile(path):
-        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise ConfigError(
-            f"{name_or_path} is neither a recipe of ours ({known}) nor the path of a YAML file"
+            f"{name_or_path} is neither a recipe of ours ({_list_recipes()}) nor the path of a "
+            "YAML file"
         )
     return path
+
+
+def _list_recipes() -> str:
+    return ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

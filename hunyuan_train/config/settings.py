@@ -49,9 +49,10 @@ COMMAND_FLAGS = {
     "dry_run": "run every check, say what the run would do and take, start nothing",
     "print_torchrun": "print the plain torchrun command of each host, start nothing",
     "print_slurm": "print a script for sbatch that does the same under Slurm, start nothing",
+    "show_recipe": "print the settings that --recipe stands for, with its comments, start nothing",
     **{name: f"with --dry_run, of the machines to plan for: {HELP[name]}" for name in HELP},
 }
-COMMAND_SWITCHES = ("dry_run", "print_torchrun", "print_slurm")
+COMMAND_SWITCHES = ("dry_run", "print_torchrun", "print_slurm", "show_recipe")
 
 
 def with_settings(config: RunConfig, **values: Any) -> RunConfig:
