@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from hunyuan_train.whole_file import open_whole, sync
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | int]  # what a step or an evaluation reports, by name
+
+
+def as_json_numbers(numbers: Numbers) -> dict[str, float | int | None]:
+    """Numbers for JSON, which has neither NaN nor infinity: null stands for them."""
+    return {name: value if isfinite(value) else None for name, value in numbers.items()}
 
 
 def parse_line(line: str | bytes) -> dict[str, Any] | None:

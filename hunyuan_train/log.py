@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.logging import RichHandler
 
+from hunyuan_train.json_screen import JsonFormatter, JsonStream, write_json_to_screen
 from hunyuan_train.screen import open_log
 from hunyuan_train.terminal import PlainConsole, PlainFormatter
 
@@ -31,7 +32,9 @@ console = PlainConsole(
 )
 
 
-def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
+def start_logging(
+    output_dir: Path, *, is_verbose: bool = False, is_quiet: bool = False, is_json: bool = False
+) -> None:
     """Send log lines to the screen and to `output_dir/log/rank{N}.txt`.
 
     Call it once the libraries are imported: it replaces their handlers.
@@ -39,7 +42,10 @@ def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
     Args:
         output_dir: of the run.
         is_verbose: rank 0 shows all that the libraries say.
+        is_quiet: the screen shows warnings and errors only.
+        is_json: the screen gets JSON, an object a line.
     """
+    set_screen(is_quiet=is_quiet, is_json=is_json)
     rank = int(os.environ.get("RANK", "0"))
     folder = output_dir / "log"
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +62,13 @@ def start_logging(output_dir: Path, *, is_verbose: bool = False) -> None:
         library.setLevel(logging.INFO)
 
 
+def set_screen(*, is_quiet: bool, is_json: bool) -> None:
+    """Let this process keep its bars and answers to itself, or write JSON; before it logs."""
+    console.quiet = is_quiet
+    if is_json:
+        write_json_to_screen()
+
+
 def log_to_screen(
     *, rank: int = 0, is_verbose: bool = False, also: Sequence[logging.Handler] = ()
 ) -> None:
@@ -64,12 +77,15 @@ def log_to_screen(
     A terminal shares its lines with progress bars; in a file or a pipe each line is one line.
     """
     screen: logging.Handler = logging.StreamHandler(sys.stderr)
-    if console.is_terminal:
+    is_json = isinstance(sys.stderr, JsonStream)
+    if console.is_terminal and not console.quiet:
         screen = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     prefix = "" if rank == 0 else f"rank {rank}: "
     logging.captureWarnings(capture=True)
-    screen.setFormatter(PlainFormatter(f"{prefix}%(message)s"))
+    screen.setFormatter(JsonFormatter() if is_json else PlainFormatter(f"{prefix}%(message)s"))
     screen.addFilter(ScreenFilter(rank, is_verbose=is_verbose))
+    if console.quiet:
+        screen.setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[*also, screen], force=True)
 
 

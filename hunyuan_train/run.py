@@ -213,7 +213,8 @@ def find_own_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[ModelShape,
 def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
     """Join the other ranks, and tell the agent from now on what this one does."""
     output_dir = Path(config.train.output_dir)
-    start_logging(output_dir, is_verbose=config.logs.verbose)
+    logs = config.logs
+    start_logging(output_dir, is_verbose=logs.verbose, is_quiet=logs.quiet, is_json=logs.json)
     if config.train.deterministic:
         os.environ.update(deterministic_environment(os.environ))
         compute_deterministically()

@@ -22,7 +22,7 @@ from hunyuan_train.source_hash import hash_source
 UNDECIDING = (
     *("export", "launcher", "planner", "report", "selftest", "serve", "shipped_files"),
     *("__main__.py", "cli.py", "verify_resume.py", "shipped.py"),
-    *("html_page.py", "json_lines.py", "log.py", "progress.py"),
+    *("html_page.py", "json_lines.py", "json_screen.py", "log.py", "progress.py"),
     *("config/commands.py", "config/describe.py", "config/json_schema.py"),
     *("data/commands.py", "data/exact_output.py", "data/inspection"),
     *("evaluation/samples.py", "evaluation/show_answer.py"),

@@ -32,9 +32,24 @@ examples:
 """
 
 
+LEGEND = """
+the line of a logged step:
+  step 40/400  loss 1.213  lr 9.1e-06  norm 0.84  7902 tok/s  56.1 GiB  skew 1.2  moved 31%
+  loss   mean over the label tokens of the step, of all processes
+  lr     learning rate          norm   norm of the gradient before it is clipped
+  tok/s  tokens a second, of all processes
+  GiB    peak memory of the fullest process
+  skew   load of the busiest expert beyond an equal share: 0 is even, 1 is twice as much
+  moved  share of the weights that the update changed (bfloat16 rounds small ones away)
+
+NO_COLOR=1 turns colours off. --quiet shows warnings and errors only. --json writes one JSON object
+a line to stderr, for schedulers. `hunyuan-train watch OUTPUT_DIR` shows the same as a page.
+"""
+
+
 def describe_settings() -> str:
     """Every setting with its default, by section."""
-    parts = [INTRODUCTION, "command:"]
+    parts = [INTRODUCTION + LEGEND, "command:"]
     parts += [_entry(f"--{name}", text) for name, text in COMMAND_FLAGS.items()]
     parts.append("\nEvery setting follows with its default, and in brackets what it takes.")
     for name, section in SECTIONS.items():

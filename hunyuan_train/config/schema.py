@@ -9,9 +9,10 @@ processes and hosts share the work), `guardian_schema.py`, `preference_schema.py
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hunyuan_train.config.declare import LEAST_SHARE, Auto, check_bounds, free_setting, setting
+from hunyuan_train.config.declare import Auto, check_bounds, free_setting, setting
 from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
+from hunyuan_train.config.logs_schema import LoggingConfig
 from hunyuan_train.config.preference_schema import PreferenceConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
@@ -374,40 +375,6 @@ class CheckpointConfig:
         False, "resume although settings differ that steps depend on, such as learning_rate"
     )
     export: bool = free_setting(True, "write an HF-format model folder at the end")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoggingConfig:
-    """What a run says of itself, and where."""
-
-    logging_steps: int | float = free_setting(
-        1,
-        "log every N steps, or below 1 after each such share of the run",
-        low=LEAST_SHARE,
-        form="share",
-    )
-    report_to: str = free_setting(
-        "none",
-        "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none",
-        form="list",
-    )
-    run_name: str | None = free_setting(
-        None, "name of the run in trackers; default: output_dir's name"
-    )
-    profile: str | None = free_setting(
-        None,
-        "trace these steps on every process, such as 10-12, to output_dir/profile: a trace for "
-        "chrome://tracing or Perfetto, and a table of the heaviest operations",
-    )
-    verbose: bool = free_setting(
-        False, "show what the libraries say on the screen too; log/rank0.txt always has it"
-    )
-    record_batches: bool = free_setting(
-        False, "write the digest of each process's batch to log/batches-rankN.jsonl every step"
-    )
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -5,13 +5,13 @@ from typing import Any
 
 from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
+from hunyuan_train.config.logs_schema import LoggingConfig
 from hunyuan_train.config.planned_machines import HELP
 from hunyuan_train.config.preference_schema import PreferenceConfig
 from hunyuan_train.config.schema import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
-    LoggingConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,

@@ -101,7 +101,8 @@ def list_charts(names: list[str]) -> list[dict[str, Any]]:
     Args:
         names: of all runs on the page.
     """
-    found, known = [], set()
+    found: list[dict[str, Any]] = []
+    known: set[str] = set()
     for chart in CHARTS:
         series = {name: label for name, label in chart.series.items() if name in names}
         known |= chart.series.keys()

@@ -19,19 +19,15 @@ from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import ask_nothing
 from hunyuan_train.evaluation.losses import evaluate, name_losses
-from hunyuan_train.json_lines import Lines, Numbers
+from hunyuan_train.json_lines import Lines, Numbers, as_json_numbers
+from hunyuan_train.json_screen import NUMBERS
 from hunyuan_train.log import SHARED, console
 from hunyuan_train.objectives.objective import Objective
 from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.parallel.optimizer import share_of_weights_moved
-from hunyuan_train.trainer.anomalies import (
-    MAX_ROLLBACKS,
-    find_anomaly,
-    quarantine,
-    remember,
-)
+from hunyuan_train.trainer.anomalies import MAX_ROLLBACKS, find_anomaly, quarantine, remember
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.describe import describe_evaluation, describe_step
 from hunyuan_train.trainer.interrupt import (
@@ -49,10 +45,7 @@ from hunyuan_train.trainer.router_monitor import NoRouters, RouterMonitor
 from hunyuan_train.trainer.schedule import count_steps, learning_rate_at
 from hunyuan_train.trainer.state import TrainerState, add_counts
 from hunyuan_train.trainer.step import NonFiniteLossError, StepResult, train_step
-from hunyuan_train.trainer.throughput import (
-    Throughput,
-    measure_memory,
-)
+from hunyuan_train.trainer.throughput import Throughput, measure_memory
 
 logger = logging.getLogger(__name__)
 
@@ -449,7 +442,8 @@ def measure_ranks(trainer: Trainer, state: TrainerState) -> Numbers:
 
 def log_numbers(trainer: Trainer, numbers: Numbers, step: int) -> None:
     """One line for people, a second one for an evaluation, one object for programs."""
-    logger.info("%s", describe_step(numbers, step, trainer.total_steps))
+    told = {NUMBERS: {"step": step, **as_json_numbers(numbers)}}  # a screen of JSON has them all
+    logger.info("%s", describe_step(numbers, step, trainer.total_steps), extra=told)
     if "eval_loss" in numbers:
         logger.info("step %d  %s", step, describe_evaluation(numbers))
     trainer.logs.metrics.log(numbers, step)

@@ -9,12 +9,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
 from hunyuan_train.config.rules.logs import tracker_names
-from hunyuan_train.json_lines import Lines, Numbers
+from hunyuan_train.json_lines import Lines, Numbers, as_json_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +157,8 @@ class MetricsLog:
 
     def log(self, numbers: Numbers, step: int) -> None:
         """Record numbers of one step; null stands for NaN and infinity, which JSON lacks."""
-        known = {name: value if isfinite(value) else None for name, value in numbers.items()}
-        self.lines.append({"step": step, "time": round(time.time(), 3), **known})
+        now = round(time.time(), 3)
+        self.lines.append({"step": step, "time": now, **as_json_numbers(numbers)})
         self._tell(lambda tracker: tracker.log(numbers, step))
 
     def amend(self, numbers: Numbers, step: int) -> None:

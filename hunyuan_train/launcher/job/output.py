@@ -1,6 +1,7 @@
 """What the user sees of many hosts, and what is kept of each rank."""
 
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from hunyuan_train.json_screen import as_object
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.job.jobs import RANK_MARK
 from hunyuan_train.launcher.job.node import Job
@@ -25,8 +27,9 @@ class HostOutput:
     launcher from its pings, or the hosts would take it for dead.
     """
 
-    def __init__(self, console: Console, log_folder: Path) -> None:
+    def __init__(self, console: Console, log_folder: Path, *, is_json: bool = False) -> None:
         self.console = console
+        self.is_json = is_json  # a line is an object, which gets its host and rank
         self.log_folder = log_folder
         self.files: dict[str, TextIO] = {}
         self.lines: queue.SimpleQueue[tuple[Host, str] | None] = queue.SimpleQueue()
@@ -54,6 +57,10 @@ class HostOutput:
         rank, text = split_mark(line)
         with suppress(OSError):  # a full disk keeps nothing, and must not keep lines from the user
             self._keep(f"rank{rank}.screen.txt" if rank else f"host-{host.address}.txt", text)
+        if self.is_json:
+            fields = {"host": host.address} | ({"rank": int(rank)} if rank else {})
+            sys.stderr.write(f"{as_object(text, **fields)}\n" if text.strip() else "")
+            return
         origin = f"{host.address} rank {rank}" if rank else host.address
         self.console.print(Text.assemble((f"{origin}| ", "dim"), text), soft_wrap=True)
 

@@ -20,6 +20,7 @@ from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERM
 from hunyuan_train.launcher.host.triton import check_triton
 from hunyuan_train.launcher.job.jobs import Rendezvous, make_jobs
 from hunyuan_train.launcher.job.outcome import Outcome
+from hunyuan_train.launcher.job.output import HostOutput
 from hunyuan_train.launcher.job.restart import Try, run_until_done
 from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.launcher.machine import detect_machine
@@ -43,6 +44,7 @@ from hunyuan_train.launcher.start.rehearse import rehearse
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
 from hunyuan_train.launcher.start.variables import check_model_and_data, check_variables
+from hunyuan_train.log import set_screen
 from hunyuan_train.shipped import render_command
 from hunyuan_train.terminal import PlainConsole
 
@@ -59,6 +61,8 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     Returns:
         the exit code of the rank that failed first, or 0.
     """
+    logs = command.config.logs
+    set_screen(is_quiet=logs.quiet, is_json=logs.json)
     check_variables(os.environ, command)
     check_model_and_data(command)
     inputs = fetch_all_but_weights(command.config)
@@ -100,8 +104,9 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
 def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
     """Say what a checked run will do, start its ranks and wait for them."""
     console = PlainConsole(stderr=True, soft_wrap=True)
+    talk = PlainConsole(stderr=True, soft_wrap=True, quiet=run.config.logs.quiet)
     prepared = prepare_run(run)
-    show_summary(prepared, console)
+    show_summary(prepared, talk)
     check_schedule(prepared, console)
     if is_dry_run:
         check_resume(prepared)
@@ -113,7 +118,7 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
         check_resume(prepared)
         check_memory(prepared, console)
         config_file = prepare_output_folder(run.config, console)
-        show_watch(config_file.parent, console)
+        show_watch(config_file.parent, talk)
         exit_code = run_until_done(run.config, start, console)
     if exit_code in GOES_ON and list_checkpoints(config_file.parent):
         resume = render_command(
@@ -136,13 +141,22 @@ def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
     # Nothing of a run on one machine is to be heard, or reached, from another.
     interfaces = dict.fromkeys(cluster.hosts, "lo")
     rendezvous = Rendezvous(address="127.0.0.1", port=free_port(), interfaces=interfaces)
-    return run_jobs(
-        make_jobs(config, cluster, rendezvous, machine),
-        config.launch,
-        console=PlainConsole(stderr=True, soft_wrap=True),
-        show_output=lambda _: None,
-        log_folder=Path(config.train.output_dir, "log"),
-    )
+    console = PlainConsole(stderr=True, soft_wrap=True)
+    log_folder = Path(config.train.output_dir, "log")
+    # What is no JSON, of a library in C++ say, reaches a screen of JSON by way of us.
+    log_folder.mkdir(parents=True, exist_ok=True)
+    output = HostOutput(console, log_folder, is_json=True) if config.logs.json else None
+    try:
+        return run_jobs(
+            make_jobs(config, cluster, rendezvous, machine),
+            config.launch,
+            console=console,
+            show_output=output.of if output else lambda _: None,
+            log_folder=log_folder,
+        )
+    finally:
+        if output:
+            output.close()
 
 
 def free_port() -> int:

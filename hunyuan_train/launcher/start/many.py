@@ -78,7 +78,7 @@ class ManyHosts:
         run = resolve_here(asked, machine=machine, slots=self.cluster.slots)
         log_folder = Path(config.train.output_dir, "log")
         log_folder.mkdir(parents=True, exist_ok=True)
-        output = HostOutput(self.console, log_folder)
+        output = HostOutput(self.console, log_folder, is_json=config.logs.json)
         rendezvous = preflight.rendezvous(config.launch.master_port)
         try:
             return run_jobs(
