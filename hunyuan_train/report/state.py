@@ -64,7 +64,8 @@ def find_state(run: RunRecord, now: float) -> RunState:
     tries = run.status.tries if run.status else []
     phase, doing, why = _find_phase(run, now, last_line, total)
     is_going_on = phase in ("starting", "running")
-    last_sign = max(filter(None, (last_line, run.status and run.status.updated)), default=None)
+    signs = [last_line, run.status.updated if run.status else None]
+    last_sign = max((one for one in signs if one is not None), default=None)
     begun = [one.started for one in tries] + known_starts
     seconds, process_seconds = _add_up(tries, known_starts, run, last_sign, now, is_going_on)
     return RunState(
