@@ -173,6 +173,10 @@ def judge_routing(run: RunRecord, _: RunState) -> list[Finding]:
         return [Finding("bad", "routing", text)]
     if has_drift and drift is not None and drift > limit / 2:
         return [Finding("warn", "routing", f"It drifts, half way to the limit: {numbers}.")]
+    dead_series = columns.series("dead_experts")[1]
+    if len(dead_series) and dead_series[-1] > dead_series[0] >= 0:
+        text = f"No alarm, but more experts than at first get nearly no tokens: {numbers}."
+        return [Finding("note", "routing", text)]
     return [Finding("good", "routing", f"It is healthy: {numbers}.")]
 
 
@@ -183,9 +187,9 @@ def judge_memory(run: RunRecord, state: RunState) -> list[Finding]:
         return []
     held = max(peak, find_peak(run, "gpu_memory_reserved_gib") or 0.0) if state.is_on_gpu else peak
     total = run.plan.get("gpu_memory_gib") if state.is_on_gpu else None
-    against = f", {peak / planned - 1:+.0%} beside the plan's {planned:.1f}" if planned else ""
+    against = f", {peak / planned - 1:+.0%} beside the plan's {planned:.3g}" if planned else ""
     room = f" of {total:.0f}" if total else ""
-    text = f"The fullest process peaked at {peak:.1f} GiB{room}{against}"
+    text = f"The fullest process peaked at {peak:.3g} GiB{room}{against}"
     host = find_peak(run, "host_memory_used")
     if total and held > MEMORY_NEAR * total:
         more = (

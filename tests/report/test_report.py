@@ -24,7 +24,7 @@ def test_a_page_holds_numbers_against_the_plan_and_what_went_wrong(tmp_path: Pat
     data = read_page(folder / "report.html")
     [run] = data["overview"]["runs"]
     verdict = {one["about"]: one["text"] for one in run["verdict"]}
-    assert "peaked at 61.0 GiB, -5% beside the plan's 64.0" in verdict["memory"]
+    assert "peaked at 61 GiB, -5% beside the plan's 64" in verdict["memory"]
     assert verdict["speed"] == "1,505 tokens a second, 75% of the plan."  # the median
     [warning] = run["warnings"]
     assert (warning["text"], warning["count"]) == ("the disk is nearly full", 3)

@@ -99,6 +99,15 @@ def test_routing_memory_steps_and_saves_are_judged(tmp_path: Path) -> None:
     )
 
 
+def test_more_dead_experts_than_at_first_are_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    change_line(folder, "metrics.jsonl", 0, dead_experts=1)
+    change_line(folder, "metrics.jsonl", 99, dead_experts=4)
+    found = verdict(read_run(folder))["routing"]
+    assert found.kind == "note"
+    assert "4 dead experts in all layers" in found.text
+
+
 def test_memory_near_the_gpus_limit_is_told(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "one")
     plan = {"memory_gib": 64.0, "tokens_per_second": 2000.0, "gpu_memory_gib": 79.0}
