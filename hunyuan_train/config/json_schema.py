@@ -19,7 +19,7 @@ NUMBER_TEXT = {"type": "string", "pattern": r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\
 
 def describe_file() -> dict[str, Any]:
     """The schema of a file of settings."""
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         name: {
             "description": section.__doc__ or name,
             "type": "object",

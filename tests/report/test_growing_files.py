@@ -1,6 +1,7 @@
 """Files of a run that is going on are read by their offset, and long curves in buckets."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 
 from hunyuan_train.report import metric_table
 from hunyuan_train.report.buckets import make_buckets
+from hunyuan_train.report.content import describe_curves
 from hunyuan_train.report.log_file import LogFile
 from hunyuan_train.report.metric_table import MetricTable
+from hunyuan_train.report.page import describe_overview
 from hunyuan_train.report.record import RunRecord
+from hunyuan_train.report.watched import WatchedRuns
 from tests.report.runs import write_lines
 
 
@@ -139,3 +143,20 @@ def test_warnings_are_counted_and_the_tail_is_short(tmp_path: Path) -> None:
     assert tail[-1].endswith("text twice")
     assert all(line.startswith("2026") for line in tail)
     assert len("\n".join(tail)) < 2**15
+
+
+@pytest.mark.slow
+def test_a_run_of_a_million_lines_opens_in_two_seconds(tmp_path: Path) -> None:
+    rest = json.dumps({f"seconds_{number}": 0.123456789 for number in range(20)})[1:]
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for start in range(0, 10**6, 1000):
+            steps = range(start + 1, start + 1001)
+            file.write("".join(f'{{"step": {step}, "loss": {1 / step}, {rest}\n' for step in steps))
+    began = time.perf_counter()
+    runs = WatchedRuns([tmp_path]).current()
+    overview = describe_overview(runs, time.time())
+    curves = describe_curves(runs[tmp_path.name], most=500)
+    assert time.perf_counter() - began < 2
+    assert overview["runs"][0]["read"]["is_sample"]
+    assert overview["runs"][0]["state"]["step"] == 10**6
+    assert len(curves["loss"]["steps"]) > 300
