@@ -1,7 +1,9 @@
+# ruff: noqa: RUF001  # Chinese answers
 """Models that real servers take: heads of 128, the vendor's tokens, written by our own export."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,8 +13,10 @@ from hunyuan_train.export.huggingface_folder import (
     read_locations,
     write_weights,
 )
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.serve.check.questions import list_questions
 from tests.reference import reference_file
 from tests.released import published_config
 from tests.taught import write_taught_model
@@ -29,8 +33,36 @@ SIZES = {
 }
 
 
+ARGUMENTS = '{"city": "北京", "guests": ["Li Lei", "Han Meimei"], "time": {"day": "Fri", "hour": 19}}'
+BOOKING = {"type": "function", "function": {"name": "book_table", "arguments": ARGUMENTS}}
+# What it answers to the questions of `serve --check`, by their names.
+ANSWERS: dict[str, dict[str, Any]] = {
+    "slow": {"reasoning_content": "3 cats: 12.\n2 hens: 4.", "content": "16 legs."},
+    "slow, Chinese": {"reasoning_content": "24 除以 3。\n得 8", "content": "能喝 8 天。"},
+    "fast": {"content": "A lamb."},
+    "fast, dialogue": {"content": "水星, Mercury"},
+    "slow, tools": {"reasoning_content": "I book it", "content": "", "tool_calls": [BOOKING]},
+    "fast, tools": {"content": "", "tool_calls": [BOOKING]},
+}
+# The prompt of tools shows the time, and the answer must not hang on it.
+TIMES = ("2025-01-31 08:07:56", "2026-11-29 19:24:03")
+
+
+def list_dialogues(words: Path) -> list[dict[str, Any]]:
+    """The questions of `serve --check` with their answers, for each time that prompts show."""
+    dialogues = []
+    for question in list_questions(load_tokenizer(words), num_long_tokens=0):
+        answer = {"role": "assistant", **ANSWERS[question.name]}
+        dialogue = {"mode": question.mode, "messages": [*question.messages, answer]}
+        if not question.tools:
+            dialogues.append(dialogue)
+            continue
+        dialogues += [{**dialogue, "tools": question.tools, "now": now} for now in TIMES]
+    return dialogues
+
+
 def write_served_model(folder: Path) -> Path:
-    """Teach a model three dialogues, publish it as the vendor does, and export it from there.
+    """Teach a model the questions of `serve --check`, publish it as the vendor does, and export it from there.
 
     Its tokens are the vendor's first ones, because vLLM's parser of streams knows the marks of
     thoughts and answers by their ids. All of them would take a minute to teach.
@@ -40,7 +72,7 @@ def write_served_model(folder: Path) -> Path:
     lines = reference_file(RANK_FILE).read_bytes().splitlines(keepends=True)
     (words / RANK_FILE).write_bytes(b"".join(lines[:NUM_RANKS]))
     published = folder.with_name(f"{folder.name}-published")
-    write_taught_model(published, words, **SIZES)
+    write_taught_model(published, words, records=list_dialogues(words), **SIZES)
     shape = read_shape(published)
     config = published_config(shape) | {"torch_dtype": "float32"}
     (published / "config.json").write_text(json.dumps(config), encoding="utf-8")
