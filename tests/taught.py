@@ -1,13 +1,15 @@
 """A small model that has learnt its answers by heart, as a folder that anything loads."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.rendering.encode import encode_renderings
@@ -117,17 +119,34 @@ def teach(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in kept))
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
+    batches = list(_make_batches(samples))
     for _ in range(num_steps):
-        for tokens, has_label in samples:
-            ids = torch.from_numpy(tokens)
-            taught = torch.from_numpy(has_label).nonzero()[:, 0]
-            # Most of the time goes into the head, which few places need.
-            scores = model(input_ids=ids[None], logits_to_keep=taught - 1, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(scores[0].float(), ids[taught])
-            (loss / len(samples)).backward()
+        for ids, has_label in batches:
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            # Most of the time would go into the head, which few places need.
+            scores = model.lm_head(hidden[:, :-1][has_label[:, 1:]])
+            losses = torch.nn.functional.cross_entropy(
+                scores.float(), ids[:, 1:][has_label[:, 1:]], reduction="none"
+            )
+            means = [one.mean() for one in losses.split(has_label.sum(dim=1).tolist())]
+            (torch.stack(means).sum() / len(samples)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     model.eval().save_pretrained(folder)
     shutil.copyfile(tokenizer.folder / RANK_FILE, folder / RANK_FILE)
     return folder
+
+
+def _make_batches(
+    samples: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Samples of like length together, padded behind their ends: ids and labelled places."""
+
+    def bucket(sample: tuple[np.ndarray, np.ndarray]) -> int:
+        return len(sample[0]).bit_length()
+
+    for _, group in groupby(sorted(samples, key=bucket), key=bucket):
+        rows = [(torch.from_numpy(ids), torch.from_numpy(taught)) for ids, taught in group]
+        ids, has_label = (pad_sequence(column, batch_first=True) for column in zip(*rows, strict=True))
+        yield ids, has_label
