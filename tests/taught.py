@@ -148,5 +148,7 @@ def _make_batches(
 
     for _, group in groupby(sorted(samples, key=bucket), key=bucket):
         rows = [(torch.from_numpy(ids), torch.from_numpy(taught)) for ids, taught in group]
-        ids, has_label = (pad_sequence(column, batch_first=True) for column in zip(*rows, strict=True))
+        ids, has_label = (
+            pad_sequence(column, batch_first=True) for column in zip(*rows, strict=True)
+        )
         yield ids, has_label

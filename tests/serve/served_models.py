@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  # Chinese answers
 """Models that real servers take: heads of 128, the vendor's tokens, written by our own export."""
 
 import json
@@ -60,7 +59,7 @@ def list_dialogues(words: Path) -> list[dict[str, Any]]:
 
 
 def write_served_model(folder: Path) -> Path:
-    """Teach a model the questions of `serve --check`, publish it as the vendor does, and export it from there.
+    """Teach a model the answers above, publish it as the vendor does, and export it from there.
 
     Its tokens are the vendor's first ones, because vLLM's parser of streams knows the marks of
     thoughts and answers by their ids. All of them would take a minute to teach.
@@ -70,7 +69,9 @@ def write_served_model(folder: Path) -> Path:
     lines = reference_file(RANK_FILE).read_bytes().splitlines(keepends=True)
     (words / RANK_FILE).write_bytes(b"".join(lines[:NUM_RANKS]))
     published = folder.with_name(f"{folder.name}-published")
-    write_taught_model(published, words, num_steps=NUM_STEPS, records=list_dialogues(words), **SIZES)
+    write_taught_model(
+        published, words, num_steps=NUM_STEPS, records=list_dialogues(words), **SIZES
+    )
     shape = read_shape(published)
     config = published_config(shape) | {"torch_dtype": "float32"}
     (published / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -31,7 +31,9 @@ from tests.serve.served_models import ANSWERS, write_served_model
 
 pytestmark = pytest.mark.slow
 MOST_TOKENS = "96"
-SHORT = '{"mode": "fast", "messages": [{"role": "user", "content": "What do you call a baby sheep?"}]}'
+SHORT = (
+    '{"mode": "fast", "messages": [{"role": "user", "content": "What do you call a baby sheep?"}]}'
+)
 
 
 @dataclass(frozen=True, slots=True)
