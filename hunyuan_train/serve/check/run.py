@@ -239,7 +239,7 @@ def explain_adapter(
     for one, own, base in zip(exchanges, reference.logprobs, reference.base_logprobs, strict=True):
         tuned.append(_mean(errors_of(one, own, tokenizer)))
         plain.append(_mean(errors_of(one, base, tokenizer)))
-        change.append(_change(one, own, base))
+        change.append(_change(one, own, base, tokenizer))
     if max(change) <= tolerance:
         return [
             f"the adapter changes log-probabilities by {max(change):.4f} at most on these "
@@ -258,11 +258,17 @@ def _mean(errors: Tensor) -> float:
     return float(errors.mean()) if len(errors) else 0.0
 
 
-def _change(one: Exchange, own: Tensor, base: Tensor) -> float:
-    """How far the adapter moves the log-probabilities that the server shows, on average."""
+def _change(one: Exchange, own: Tensor, base: Tensor, tokenizer: Tokenizer) -> float:
+    """How far the adapter moves the log-probabilities that the server shows, on average.
+
+    Those of the others beside each token, too: the tokens themselves may be certain either way.
+    """
+    moved = [_mean(errors_of(one, row, tokenizer)) for row in (own, base)]
     ids = list(one.ids)
     places = list(range(len(ids)))
-    return float((own[places, ids] - base[places, ids]).abs().mean())
+    return max(
+        abs(moved[0] - moved[1]), float((own[places, ids] - base[places, ids]).abs().mean())
+    )
 
 
 def dump_result(result: CheckResult) -> str:
