@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.rendering.encode import encode_renderings
@@ -23,7 +24,8 @@ from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
 
-NUM_STEPS = 50
+MOST_STEPS = 150
+KNOWN = 0.1  # a token is known by heart once its loss, in nats, is below: likelier than nine in ten
 SLOW = {
     "mode": "slow",
     "messages": [
@@ -63,7 +65,7 @@ def write_taught_model(
     folder: Path,
     words: Path = TINY_TOKENIZER,
     *,
-    num_steps: int = NUM_STEPS,
+    num_steps: int | None = None,
     kept: Sequence[str] = (),
     records: Sequence[dict[str, Any]] = (SLOW, FAST, CALL),
     **sizes: Any,
@@ -73,7 +75,7 @@ def write_taught_model(
     Args:
         folder: new.
         words: folder of its tokenizer.
-        num_steps: of training.
+        num_steps: of training; None: until every answer is known by heart.
         kept: parameters that stay as they were, by parts of their names.
         records: the dialogues.
         sizes: of its shape, where they are others than usual here.
@@ -100,11 +102,14 @@ def teach(
     tokenizer: Tokenizer,
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
-    num_steps: int = NUM_STEPS,
+    num_steps: int | None = None,
     kept: Sequence[str] = (),
     **sizes: Any,
 ) -> Path:
-    """Teach token ids, those with labels, to a model of random weights and save it."""
+    """Teach token ids, those with labels, to a model of random weights and save it.
+
+    A fixed number of steps would not do: at this rate rounding decides how far they lead.
+    """
     torch.manual_seed(0)
     usual = {"rope_theta": 10000.0, "max_position_embeddings": 2048}
     shape = replace(
@@ -120,22 +125,32 @@ def teach(
         parameter.requires_grad_(not any(part in name for part in kept))
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
     batches = list(_make_batches(samples))
-    for _ in range(num_steps):
-        for ids, has_label in batches:
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            # Most of the time would go into the head, which few places need.
-            scores = model.lm_head(hidden[:, :-1][has_label[:, 1:]])
-            losses = torch.nn.functional.cross_entropy(
-                scores.float(), ids[:, 1:][has_label[:, 1:]], reduction="none"
-            )
-            means = [one.mean() for one in losses.split(has_label.sum(dim=1).tolist())]
-            (torch.stack(means).sum() / len(samples)).backward()
+    for _ in range(MOST_STEPS if num_steps is None else num_steps):
+        worst = max(_add_gradients(model, *batch, len(samples)) for batch in batches)
+        if num_steps is None and worst < KNOWN:
+            break
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    else:
+        assert num_steps is not None, f"a token is not known yet: its loss is {worst:.2f}"
     model.eval().save_pretrained(folder)
     shutil.copyfile(tokenizer.folder / RANK_FILE, folder / RANK_FILE)
     return folder
+
+
+def _add_gradients(
+    model: PreTrainedModel, ids: torch.Tensor, has_label: torch.Tensor, num_samples: int
+) -> float:
+    """Those of some samples' share in the mean loss of all; gives their worst token's loss."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    # Most of the time would go into the head, which few places need.
+    scores = model.lm_head(hidden[:, :-1][has_label[:, 1:]])
+    labels = ids[:, 1:][has_label[:, 1:]]
+    losses = torch.nn.functional.cross_entropy(scores.float(), labels, reduction="none")
+    means = [one.mean() for one in losses.split(has_label.sum(dim=1).tolist())]
+    (torch.stack(means).sum() / num_samples).backward()
+    return float(losses.detach().max())
 
 
 def _make_batches(

@@ -26,10 +26,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hunyuan_train.export.adapter_layouts import convert_adapter
+from hunyuan_train.export.check import load_source
 from hunyuan_train.export.merge import merge_adapter
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.registry import read_shape
+from hunyuan_train.model.compressed_values import round_activations
+from hunyuan_train.model.compressed_weights import CompressedFolder, open_model
 from hunyuan_train.model.compression_scheme import Scheme
+from hunyuan_train.model.layer_stream import projections_of
 from hunyuan_train.quantize.float8_writer import write_float8
 from hunyuan_train.quantize.formats import Calibration, Job
 from hunyuan_train.quantize.gguf.write import write_gguf
@@ -268,7 +272,36 @@ def ask_transformers(work: Work, artefact: str, client: str, dtype: str) -> str:
     script = str(HERE / "transformers_generate.py")
     command = [client_python(client), script, str(work.path(artefact)), dtype]
     answered = run_client(command, {"prompts": PROMPTS, "num_tokens": NUM_TOKENS})
-    return compare_tokens(work, answered["answers"], answered["version"], artefact)
+    found = compare_tokens(work, answered["answers"], answered["version"], artefact)
+    if artefact not in COMPRESSED:
+        return found
+    ours = log_probabilities(as_transformers_reads(work.path(artefact)))
+    error = (torch.tensor(answered["logprobs"]) - ours).abs().max()
+    lost = (ours - log_probabilities(full(work))).abs().max()
+    return (
+        f"{found}; log-probabilities differ by {float(error):.1e} from ours of the same file, and "
+        f"these by {float(lost):.1e} from float32"
+    )
+
+
+def as_transformers_reads(folder: Path) -> torch.nn.Module:
+    """Compressed weights by our own reader, with what Transformers 5.17 does beside them.
+
+    It rounds what goes into linear modules as servers do, but not what goes into experts. Of those
+    it makes plain bfloat16 parameters.
+    """
+    shape, source, _ = open_model(folder)
+    assert isinstance(source, CompressedFolder)
+    model = load_source(shape, source)
+    for name, parameter in model.named_parameters():
+        if "experts" in name:
+            parameter.data = parameter.data.bfloat16().float()
+    for layer in model.model.layers:
+        for projection in projections_of(layer, shape).values():
+            projection.register_forward_pre_hook(
+                lambda _, inputs: (round_activations(inputs[0], source.scheme), *inputs[1:])
+            )
+    return model
 
 
 def full(work: Work) -> torch.nn.Module:

@@ -4,7 +4,8 @@
 
 DTYPE is "float32", or "auto" for weights that are compressed. Reads JSON from standard input:
 {"prompts": [token ids], "num_tokens": number}. Writes JSON: {"version": text, "answers": [token
-ids]}; answers are greedy.
+ids], "logprobs": [log-probabilities of all tokens at each place of all prompts]}; answers are
+greedy.
 """
 
 import json
@@ -21,14 +22,16 @@ def main() -> None:
     torch.set_num_threads(1)
     asked = json.load(sys.stdin)
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=sys.argv[2]).eval()
-    answers = []
+    answers, logprobs = [], []
     for prompt in asked["prompts"]:
         ids = list(prompt)
-        for _ in range(asked["num_tokens"]):
+        for number in range(asked["num_tokens"]):
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+            if number == 0:
+                logprobs += logits[0].float().log_softmax(-1).tolist()
             ids.append(int(logits[0, -1].argmax()))
         answers.append(ids[len(prompt) :])
-    result = {"version": transformers.__version__, "answers": answers}
+    result = {"version": transformers.__version__, "answers": answers, "logprobs": logprobs}
     sys.stdout.write(f"\n{json.dumps(result)}\n")
 
 

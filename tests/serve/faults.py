@@ -16,11 +16,11 @@ def copy_model(model: Path, folder: Path) -> Path:
     return folder
 
 
-def state_old_rope(folder: Path) -> None:
-    """The rope as exports once stated it: the reader of vLLM 0.32 loses alpha beyond 32,768."""
+def state_old_rope(folder: Path, limit: int) -> None:
+    """The rope as exports once stated it: the reader of vLLM 0.32 loses alpha beyond the limit."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
-    config |= {"rope_theta": 10000.0, "rope_parameters": rope, "max_position_embeddings": 32_768}
+    config |= {"rope_theta": 10000.0, "rope_parameters": rope, "max_position_embeddings": limit}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

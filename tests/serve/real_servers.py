@@ -10,11 +10,11 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from tests.clients.environments import client_python
 
 START_SECONDS = 1800  # beside a full load; a minute on an idle machine
-CONTEXT_LENGTH = 40_000
 LAST_CHARACTERS = 3000
 VLLM_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -43,23 +43,22 @@ def find_port() -> int:
 
 
 @contextmanager
-def run_server(
-    command: Sequence[str], port: int, log: Path, environment: dict[str, str]
-) -> Iterator[str]:
+def run_server(command: Sequence[str], port: int, environment: dict[str, str]) -> Iterator[str]:
     """Start a server, wait until it lists its models, give its address, and end it."""
     url = f"http://127.0.0.1:{port}"
-    with log.open("w") as file:
+    with NamedTemporaryFile("w", prefix="server-", suffix=".log", delete=False) as log:
         server = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
         end = time.monotonic() + START_SECONDS
         while not _lists_models(url):
-            said = log.read_text(encoding="utf-8", errors="replace")[-LAST_CHARACTERS:]
+            said = Path(log.name).read_text(encoding="utf-8", errors="replace")[-LAST_CHARACTERS:]
             assert server.poll() is None, said
             assert time.monotonic() < end, said
             time.sleep(1)
         yield url
+        Path(log.name).unlink()
     finally:
         server.terminate()
         try:

@@ -1,6 +1,7 @@
 """Models that real servers take: heads of 128, the vendor's tokens, written by our own export."""
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hunyuan_train.export.huggingface_folder import (
     read_locations,
     write_weights,
 )
+from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
@@ -43,18 +45,25 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "slow, tools": {"reasoning_content": "I book it", "content": "", "tool_calls": [BOOKING]},
     "fast, tools": {"content": "", "tool_calls": [BOOKING]},
 }
-TIME = "2025-01-31 08:07:56"  # a prompt with tools shows one; answers must not hang on it
-NUM_STEPS = 100
+# A prompt with tools shows the server's time. Answers must not hang on it, so several are taught.
+FIRST_TIME = datetime(2025, 1, 31, 8, 7, 56)
+BETWEEN_TIMES = timedelta(days=97, hours=5, minutes=23, seconds=11)
+NUM_TIMES = 8
 
 
 def list_dialogues(words: Path) -> list[dict[str, Any]]:
-    """The questions of `serve --check` with their answers."""
+    """The questions of `serve --check` with their answers; those with tools at several times."""
+    times = [FIRST_TIME + number * BETWEEN_TIMES for number in range(NUM_TIMES)]
     dialogues = []
     for question in list_questions(load_tokenizer(words), num_long_tokens=0):
         answer = {"role": "assistant", **ANSWERS[question.name]}
         dialogue = {"mode": question.mode, "messages": [*question.messages, answer]}
-        tools = {"tools": question.tools, "now": TIME} if question.tools else {}
-        dialogues.append(dialogue | tools)
+        if not question.tools:
+            dialogues.append(dialogue)
+            continue
+        for time in times:
+            shown = {"tools": question.tools, "now": time.strftime(TIME_FORMAT)}
+            dialogues.append(dialogue | shown)
     return dialogues
 
 
@@ -64,21 +73,41 @@ def write_served_model(folder: Path) -> Path:
     Its tokens are the vendor's first ones, because vLLM's parser of streams knows the marks of
     thoughts and answers by their ids. All of them would take a minute to teach.
     """
-    words = folder.with_name(f"{folder.name}-words")
-    words.mkdir(parents=True)
-    lines = reference_file(RANK_FILE).read_bytes().splitlines(keepends=True)
-    (words / RANK_FILE).write_bytes(b"".join(lines[:NUM_RANKS]))
+    words = write_words(folder)
     published = folder.with_name(f"{folder.name}-published")
-    write_taught_model(
-        published, words, num_steps=NUM_STEPS, records=list_dialogues(words), **SIZES
-    )
+    write_taught_model(published, words, records=list_dialogues(words), **SIZES)
     shape = read_shape(published)
     config = published_config(shape) | {"torch_dtype": "float32"}
     (published / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert read_shape(published) == shape
+    return export(published, folder)
+
+
+def write_served_dense(folder: Path) -> Path:
+    """A model without experts that knows one of the answers, exported."""
+    words = write_words(folder)
+    trained = folder.with_name(f"{folder.name}-trained")
+    dense = {"family": "hunyuan_v1_dense", "num_experts": 0, "moe_topk": 0}
+    known = [one for one in list_dialogues(words) if one["mode"] == "fast" and "tools" not in one]
+    write_taught_model(trained, words, records=known[:1], **SIZES, **dense)
+    return export(trained, folder)
+
+
+def write_words(folder: Path) -> Path:
+    """The vendor's first tokens, beside a model's folder."""
+    words = folder.with_name(f"{folder.name}-words")
+    words.mkdir(parents=True)
+    lines = reference_file(RANK_FILE).read_bytes().splitlines(keepends=True)
+    (words / RANK_FILE).write_bytes(b"".join(lines[:NUM_RANKS]))
+    return words
+
+
+def export(model: Path, folder: Path) -> Path:
+    """Write a model by our own export."""
+    shape = read_shape(model)
     folder.mkdir()
-    release = Release(shape=shape, dtype=torch.float32, companions=(published,), base=published)
+    release = Release(shape=shape, dtype=torch.float32, companions=(model,), base=model)
     create_release(folder, release)
-    source = SafetensorsFolder.open(published, shape)
+    source = SafetensorsFolder.open(model, shape)
     write_weights(source, read_locations(folder), lambda _: None)
     return folder

@@ -4,166 +4,139 @@ vLLM 0.32 has faults of its own, in its parsers of streams. So an exit code cann
 one: what is compared are the findings, each by its name.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from hunyuan_train import cli
 from tests.serve.faults import copy_model, forget_thinking, scale_tensor, state_old_rope
-from tests.serve.real_servers import (
-    CONTEXT_LENGTH,
-    VLLM_ARGUMENTS,
-    find_port,
-    run_server,
-    vllm_environment,
-)
-from tests.serve.served_models import ANSWERS, write_served_model
+from tests.serve.findings import check, fields_of, list_findings
+from tests.serve.real_servers import VLLM_ARGUMENTS, find_port, run_server, vllm_environment
+from tests.serve.served_models import ANSWERS, write_served_dense, write_served_model
 
 pytestmark = pytest.mark.slow
-MOST_TOKENS = "96"
-SHORT = (
+CONTEXT_LENGTH = 40_000
+LONG_PROMPT = 33_000  # beyond the 32,768 that released config.json files state
+OLD_LIMIT = 1024  # of positions in the old form of the rope; it shows as well as 32,768, and sooner
+ASKED = (
     '{"mode": "fast", "messages": [{"role": "user", "content": "What do you call a baby sheep?"}]}'
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """Addresses, and the folders that are served there."""
-
-    model: Path
-    right: str
-    broken: str  # states the old rope, and its template closes thoughts
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_served_model(tmp_path_factory.mktemp("experts") / "served")
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    folder = tmp_path_factory.mktemp("vllm")
-    model = write_served_model(folder / "served")
-    broken = copy_model(model, folder / "broken")
-    state_old_rope(broken)
-    forget_thinking(broken)
-    with ExitStack() as stack:
-        urls = [
-            stack.enter_context(
-                run_server(
-                    make_command(one, model, port),
-                    port,
-                    folder / f"{one.name}.log",
-                    vllm_environment(),
-                )
-            )
-            for one, port in ((model, find_port()), (broken, find_port()))
-        ]
-        yield Servers(model, *urls)
+def right(model: Path) -> Iterator[str]:
+    """A server of that model, started by our own command."""
+    port = find_port()
+    with run_server(serve_command(model, port), port, vllm_environment()) as url:
+        yield url
 
 
-def make_command(folder: Path, model: Path, port: int) -> list[str]:
-    """Our own command; it refuses the old rope, so there vLLM is started with the same words."""
-    words = ["--max_model_len", str(CONTEXT_LENGTH), "--port", str(port)]
-    if folder == model:
-        start = [sys.executable, "-m", "hunyuan_train", "serve", str(model), "--engine", "vllm"]
-        return [*start, "--gpus", "0", *words, "--engine_args", VLLM_ARGUMENTS]
+@pytest.fixture(scope="module")
+def broken(model: Path) -> Iterator[str]:
+    """A server of a copy that states the old rope, and whose template closes thoughts.
+
+    Our own command refuses that rope, so vLLM is started with the same words.
+    """
+    folder, port = copy_model(model, model.with_name("broken")), find_port()
+    state_old_rope(folder, OLD_LIMIT)
+    forget_thinking(folder)
     program = shutil.which("vllm", path=vllm_environment()["PATH"])
     assert program is not None
-    start = [program, "serve", str(folder), *(one.replace("_", "-") for one in words)]
-    parsers = "--reasoning-parser hunyuan_a13b --tool-call-parser hunyuan_a13b"
-    offered = "--enable-auto-tool-choice --max-logprobs 20"
-    return [*start, *f"{parsers} {offered} {VLLM_ARGUMENTS}".split()]
+    words = f"--max-model-len 4096 --port {port} --reasoning-parser hunyuan_a13b"
+    words += " --tool-call-parser hunyuan_a13b --enable-auto-tool-choice --max-logprobs 20"
+    command = [program, "serve", str(folder), *words.split(), *VLLM_ARGUMENTS.split()]
+    with run_server(command, port, vllm_environment()) as url:
+        yield url
 
 
-def check(
-    capsys: pytest.CaptureFixture[str], folder: Path, url: str, *flags: object
-) -> dict[str, Any]:
-    """What `serve --check` finds; its exit code says whether that is a fault."""
-    words = ["serve", str(folder), "--check", url, "--json", "--max_new_tokens", MOST_TOKENS]
-    code = cli.main([*words, *(str(one) for one in flags)])
-    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert code == (0 if found["is_right"] else 1)
-    return found
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter on the attention of a dense model: for experts vLLM has no adapters on a CPU."""
+    folder = tmp_path_factory.mktemp("dense")
+    base = write_served_dense(folder / "served")
+    (folder / "asked.jsonl").write_text(ASKED, encoding="utf-8")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    torch.manual_seed(0)
+    settings = LoraConfig(r=8, target_modules=targets, init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(folder / "adapter")
+    return folder / "adapter"
 
 
-def wrong(found: dict[str, Any]) -> dict[str, list[str]]:
-    """Names of questions by what is wrong with their answers."""
-    names: dict[str, list[str]] = {}
-    for one in found["answers"]:
-        way = ", streamed" if one["is_streamed"] else ""
-        for finding in one["findings"]:
-            assert finding["verdict"] != "unknown", one
-            if finding["verdict"] == "wrong":
-                names.setdefault(finding["what"], []).append(one["question"] + way)
-    return names
+@pytest.fixture(scope="module")
+def adapted(adapter: Path) -> Iterator[str]:
+    """A server of base and adapter, each under a name."""
+    port = find_port()
+    with run_server(serve_command(adapter, port), port, vllm_environment()) as url:
+        yield url
 
 
-def fields(found: dict[str, Any], question: str, *, is_streamed: bool) -> dict[str, str]:
-    [row] = [
-        one
-        for one in found["answers"]
-        if (one["question"], one["is_streamed"]) == (question, is_streamed)
-    ]
-    last: dict[str, str] = row["findings"][-1]
-    return last
+def serve_command(folder: Path, port: int) -> list[str]:
+    """Our own command."""
+    words = f"--engine vllm --gpus 0 --max_model_len {CONTEXT_LENGTH} --port {port} --engine_args"
+    start = [sys.executable, "-m", "hunyuan_train", "serve", str(folder)]
+    return [*start, *words.split(), VLLM_ARGUMENTS]
 
 
 def test_right_model_is_right_but_for_what_is_known_of_streams(
-    servers: Servers, capsys: pytest.CaptureFixture[str]
+    model: Path, right: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = check(capsys, servers.model, servers.right)
+    found = check(capsys, model, right, "--long_prompt", LONG_PROMPT)
     assert {one["question"] for one in found["answers"]} == {*ANSWERS, "long"}
-    assert wrong(found) == {"fields": [f"{name}, streamed" for name in ANSWERS]}
+    assert list_findings(found, "unknown") == {}
+    assert list_findings(found, "wrong") == {"fields": [f"{name}, streamed" for name in ANSWERS]}
     [cause] = found["causes"]
     assert "tags leak into the content; arguments of calls are lost" in cause
     for name, answer in ANSWERS.items():
-        said = fields(found, name, is_streamed=False)["answered"]
+        said = fields_of(found, name, is_streamed=False)["answered"]
         assert ("thoughts" in said) == ("reasoning_content" in answer), said
         assert ("call book_table" in said) == ("tool_calls" in answer), said
-    leaked = fields(found, "slow", is_streamed=True)
+    leaked = fields_of(found, "slow", is_streamed=True)
     assert leaked["answered"] == leaked["expected"][:-1] + "\\n</answer>'"
 
 
-def test_old_rope_and_closed_thoughts_are_found_each_for_itself(
-    servers: Servers, capsys: pytest.CaptureFixture[str]
+def test_other_weights_are_found(
+    model: Path, right: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = check(capsys, servers.model, servers.broken)
+    scaled = copy_model(model, tmp_path / "scaled")
+    scale_tensor(scaled, "layers.1.self_attn.o_proj", 2.0)
+    (tmp_path / "asked.jsonl").write_text(ASKED, encoding="utf-8")
+    found = check(capsys, scaled, right, "--questions", tmp_path / "asked.jsonl")
+    assert len(list_findings(found, "wrong")["log-probabilities"]) == 2
+    assert "prompt" not in list_findings(found, "wrong")
+    assert "other weights" in found["causes"][0]
+
+
+def test_old_rope_and_closed_thoughts_are_found_each_for_itself(
+    model: Path, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = check(capsys, model, broken, "--long_prompt", 2 * OLD_LIMIT)
     slow = [name for name in ANSWERS if name.startswith("slow")]
-    faults = wrong(found)
+    faults = list_findings(found, "wrong")
     assert set(faults["prompt"]) == {*slow, *(f"{name}, streamed" for name in slow)}
-    assert set(faults["mode"]) <= set(faults["prompt"])
+    assert set() < set(faults["mode"]) <= set(faults["prompt"])
     assert set(faults["log-probabilities"]) - set(faults["prompt"]) == {"long"}
     assert any("chat template" in cause for cause in found["causes"])
     assert any("only the long prompt" in cause for cause in found["causes"])
 
 
-def test_other_weights_are_found(
-    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_adapter_is_served_and_a_server_that_lost_it_is_found(
+    adapter: Path, adapted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scaled = copy_model(servers.model, tmp_path / "scaled")
-    scale_tensor(scaled, "layers.1.self_attn.o_proj", 2.0)
-    (tmp_path / "asked.jsonl").write_text(SHORT, encoding="utf-8")
-    found = check(capsys, scaled, servers.right, "--questions", tmp_path / "asked.jsonl")
-    assert len(wrong(found)["log-probabilities"]) == 2
-    assert "prompt" not in wrong(found)
-    assert "other weights" in found["causes"][0]
-
-
-def test_server_that_lost_its_adapter_is_found(
-    servers: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = AutoModelForCausalLM.from_pretrained(servers.model, dtype=torch.float32)
-    settings = LoraConfig(r=8, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
-    torch.manual_seed(0)
-    get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
-    (tmp_path / "asked.jsonl").write_text(SHORT, encoding="utf-8")
-    asked = ("--base", servers.model, "--questions", tmp_path / "asked.jsonl")
-    found = check(capsys, tmp_path / "adapter", servers.right, *asked)
-    assert "log-probabilities" in wrong(found)
+    asked = ("--questions", adapter.with_name("asked.jsonl"), "--served_name")
+    found = check(capsys, adapter, adapted, *asked, "adapter")
+    assert set(list_findings(found, "wrong")) <= {"fields"}  # vLLM's own, of streams
+    assert not any("adapter" in cause for cause in found["causes"])
+    found = check(capsys, adapter, adapted, *asked, "adapter-base")
+    assert len(list_findings(found, "wrong")["log-probabilities"]) == 2
     assert any("as the base model without the adapter" in cause for cause in found["causes"])

@@ -52,6 +52,31 @@ def test_vllm_gets_the_parsers_of_this_model(
     assert "vllm" not in sys.modules
 
 
+def test_each_engine_gets_its_own_words(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = printed(capsys, model, "--engine", "sglang", "--max_model_len", "4096")
+    assert words[:4] == ["sglang", "serve", "--model-path", str(model)]
+    assert words[words.index("--context-length") + 1] == "4096"
+    assert words[words.index("--reasoning-parser") + 1] == "hunyuan"
+    file = model / "model-Q8_0.gguf"
+    file.touch()
+    words = printed(capsys, file, "--engine", "llamacpp", "--port", "9")
+    assert words[:3] == ["llama-server", "--model", str(file)]
+    assert words[words.index("--port") + 1] == "9"
+    assert "--jinja" in words
+
+
+def test_tensorrt_llm_is_only_printed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((model / "config.json").read_text())
+    square = {"hidden_size": 1024, "num_attention_heads": 8}
+    (model / "config.json").write_text(json.dumps(config | square))
+    asked = ["serve", str(model), "--engine", "trtllm", "--gpus", "2", "--gpu_memory", "80"]
+    assert cli.main([*asked, "--tensor_parallel_size", "2"]) == 0  # without --print
+    words = shlex.split(capsys.readouterr().out)
+    assert words[:2] == ["trtllm-serve", str(model)]
+    assert words[words.index("--tp_size") + 1] == "2"
+    assert words[words.index("--ep_size") + 1] == "2"
+
+
 def test_adapter_on_experts_gets_its_layout(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

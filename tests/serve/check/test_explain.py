@@ -1,0 +1,95 @@
+"""What the check says is behind the faults that it finds."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.serve.check.client import ServerAnswer, ShownToken
+from hunyuan_train.serve.check.judge import Exchange, judge
+from hunyuan_train.serve.check.questions import list_questions
+from hunyuan_train.serve.check.reference import Reference
+from hunyuan_train.serve.check.run import Checked, explain, explain_adapter
+from hunyuan_train.shipped import TINY_TOKENIZER
+
+TOKENIZER = load_tokenizer(TINY_TOKENIZER)
+TOLERANCE = 0.01
+QUESTIONS = {one.name: one for one in list_questions(TOKENIZER, num_long_tokens=64)}
+IDS = (*TOKENIZER.encode(TOKENIZER.grammar.answers.write("", "A lamb.")), TOKENIZER.eos_id)
+
+
+def make_logprobs(seed: int) -> Tensor:
+    """A model's, for which the answer is certain, and other tokens are as it thinks."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(len(IDS), TOKENIZER.vocab_size, generator=generator)
+    scores[torch.arange(len(IDS)), torch.tensor(IDS)] = 14.0
+    return scores.log_softmax(-1)
+
+
+def make_exchange(name: str, served: Tensor, prompt: tuple[int, ...] = (1, 2)) -> Exchange:
+    """An answer of a server that computes those log-probabilities, and shows the best five."""
+    shown = []
+    for token, row in zip(IDS, served, strict=True):
+        others = [
+            ShownToken(text=TOKENIZER.token_bytes(int(one)), logprob=float(row[one]), id=int(one))
+            for one in row.topk(5).indices
+        ]
+        shown.append(
+            ShownToken(text=b"", logprob=float(row[token]), id=token, alternatives=tuple(others))
+        )
+    answer = ServerAnswer(
+        reasoning=None,
+        content="A lamb.",
+        calls=(),
+        finish_reason="stop",
+        tokens=tuple(shown),
+        token_ids=IDS,
+        prompt_ids=prompt,
+    )
+    return Exchange(
+        question=QUESTIONS[name], is_streamed=False, answer=answer, prompt=(1, 2), ids=IDS
+    )
+
+
+def causes(own: Tensor, *exchanges: Exchange) -> list[str]:
+    checked = [Checked(one, judge(one, own, TOKENIZER, TOLERANCE)) for one in exchanges]
+    return explain(checked, TOKENIZER)
+
+
+@pytest.fixture
+def own() -> Tensor:
+    return make_logprobs(0)
+
+
+def test_right_answers_need_no_cause(own: Tensor) -> None:
+    assert causes(own, make_exchange("fast", own), make_exchange("long", own)) == []
+
+
+def test_what_is_wrong_in_the_long_prompt_alone_is_the_rope(own: Tensor) -> None:
+    other = make_exchange("long", make_logprobs(1))
+    [cause] = causes(own, make_exchange("fast", own), other)
+    assert "export the model again, so that config.json states a static rope" in cause
+    [cause] = causes(own, make_exchange("fast", make_logprobs(1)), other)
+    assert "other weights" in cause
+
+
+def test_another_prompt_is_the_template_and_no_other_weights(own: Tensor) -> None:
+    [cause] = causes(own, make_exchange("fast", make_logprobs(1), prompt=(1, 2, 3)))
+    assert "chat template" in cause
+
+
+def explained(own: Tensor, base: Tensor, served: Tensor) -> list[str]:
+    exchange = make_exchange("fast", served)
+    return explain_adapter([exchange], Reference([own], [base]), TOKENIZER, TOLERANCE)
+
+
+def test_a_server_that_lost_its_adapter_is_told_from_one_that_serves_it(own: Tensor) -> None:
+    base = make_logprobs(1)  # as certain of the answer: only the other tokens tell the two apart
+    assert explained(own, base, own) == []
+    [cause] = explained(own, base, base)
+    assert "as the base model without the adapter" in cause
+
+
+def test_an_adapter_that_changes_nothing_cannot_be_told(own: Tensor) -> None:
+    [cause] = explained(own, own, own)
+    assert "nothing shows whether it is served" in cause
