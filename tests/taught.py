@@ -24,7 +24,8 @@ from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
 
-MOST_STEPS = 150
+Sample = tuple[np.ndarray, np.ndarray]  # token ids, and which of them are taught
+MOST_STEPS = 400
 KNOWN = 0.1  # a token is known by heart once its loss, in nats, is below: likelier than nine in ten
 SLOW = {
     "mode": "slow",
@@ -67,7 +68,7 @@ def write_taught_model(
     *,
     num_steps: int | None = None,
     kept: Sequence[str] = (),
-    records: Sequence[dict[str, Any]] = (SLOW, FAST, CALL),
+    rounds: Sequence[Sequence[dict[str, Any]]] = ((SLOW, FAST, CALL),),
     **sizes: Any,
 ) -> Path:
     """A model that knows some dialogues by heart; half a minute.
@@ -77,38 +78,44 @@ def write_taught_model(
         words: folder of its tokenizer.
         num_steps: of training; None: until every answer is known by heart.
         kept: parameters that stay as they were, by parts of their names.
-        records: the dialogues.
+        rounds: the dialogues of each step, in turn.
         sizes: of its shape, where they are others than usual here.
     """
     tokenizer = load_tokenizer(words)
-    samples = []
-    for record in records:
-        dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
-        assert isinstance(dialogue, Dialogue)
-        chunk = encode_renderings([render(dialogue)], tokenizer)
-        for number in range(len(chunk.samples)):
-            sample = chunk.sample(number)
-            samples.append((sample.tokens.astype("int64"), sample.spans > 0))
-    return teach(folder, tokenizer, samples, num_steps=num_steps, kept=kept, **sizes)
+    samples = [
+        [sample for record in records for sample in _read_samples(record, tokenizer)]
+        for records in rounds
+    ]
+    return teach(folder, tokenizer, *samples, num_steps=num_steps, kept=kept, **sizes)
+
+
+def _read_samples(record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Sample]:
+    """What is taught of a dialogue."""
+    dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
+    assert isinstance(dialogue, Dialogue)
+    chunk = encode_renderings([render(dialogue)], tokenizer)
+    for number in range(len(chunk.samples)):
+        sample = chunk.sample(number)
+        yield sample.tokens.astype("int64"), sample.spans > 0
 
 
 def write_base(folder: Path, words: Path = TINY_TOKENIZER, **sizes: Any) -> Path:
     """The model that `write_taught_model` begins with."""
-    return teach(folder, load_tokenizer(words), [], num_steps=0, **sizes)
+    return teach(folder, load_tokenizer(words), num_steps=0, **sizes)
 
 
 def teach(
     folder: Path,
     tokenizer: Tokenizer,
-    samples: Sequence[tuple[np.ndarray, np.ndarray]],
-    *,
+    *rounds: Sequence[Sample],
     num_steps: int | None = None,
     kept: Sequence[str] = (),
     **sizes: Any,
 ) -> Path:
     """Teach token ids, those with labels, to a model of random weights and save it.
 
-    A fixed number of steps would not do: at this rate rounding decides how far they lead.
+    Each step takes the samples of one round, in turn. A fixed number of steps would not do: at this
+    rate of learning, rounding decides how far they lead.
     """
     torch.manual_seed(0)
     usual = {"rope_theta": 10000.0, "max_position_embeddings": 2048}
@@ -124,10 +131,13 @@ def teach(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in kept))
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
-    batches = list(_make_batches(samples))
-    for _ in range(MOST_STEPS if num_steps is None else num_steps):
-        worst = max(_add_gradients(model, *batch, len(samples)) for batch in batches)
-        if num_steps is None and worst < KNOWN:
+    batches, num_known = [list(_make_batches(samples)) for samples in rounds], 0
+    for step in range(MOST_STEPS if num_steps is None else num_steps):
+        number = step % len(rounds)
+        num_samples = len(rounds[number])
+        worst = max(_add_gradients(model, *one, num_samples) for one in batches[number])
+        num_known = num_known + 1 if worst < KNOWN else 0
+        if num_steps is None and num_known == len(rounds):
             break
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -154,11 +164,11 @@ def _add_gradients(
 
 
 def _make_batches(
-    samples: Sequence[tuple[np.ndarray, np.ndarray]],
+    samples: Sequence[Sample],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Samples of like length together, padded behind their ends: ids and labelled places."""
 
-    def bucket(sample: tuple[np.ndarray, np.ndarray]) -> int:
+    def bucket(sample: Sample) -> int:
         return len(sample[0]).bit_length()
 
     for _, group in groupby(sorted(samples, key=bucket), key=bucket):

@@ -32,8 +32,8 @@ EPILOG = """formats:
 {formats}
 
 OUT appears once it is whole, verified and measured. Measuring needs dialogues and the base model.
-An export that lies in its run (RUN/export) takes those of the run. For any other model, give
---train_data, --eval_data and --base.
+An export that lies in its run (RUN/export) takes the dialogues of the run. Its manifest, or that
+of a merge, names the base model. For any other model, give --train_data, --eval_data and --base.
 
 examples:
   hunyuan-train quantize runs/mine/export served --format fp8
@@ -66,7 +66,12 @@ def add_quantize_command(
     add("--overwrite", action="store_true", help="replace OUT once the new one is whole")
     add("--train_data", metavar="FILE", help="dialogues it was tuned on (default: its run's)")
     add("--eval_data", metavar="FILE", help="held-out dialogues (default: its run's)")
-    add("--base", type=Path, metavar="DIR", help="model it was tuned from (default: its run's)")
+    add(
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help="model it was tuned from (default: the one that export_manifest.json names)",
+    )
     add(
         "--samples",
         type=int,

@@ -25,9 +25,12 @@ def find_model_folder(folder: Path, *, base: Path | None) -> Path:
     if is_adapter(folder):
         return _find_base(folder, base)
     if not (folder / "config.json").exists():
+        reason = "so it is no model and no adapter"
+        if not folder.exists():
+            reason = "because it does not exist"
         raise ServeError(
-            f"{folder} holds neither config.json nor {ADAPTER}, so it is no model and no adapter; "
-            "give a folder like runs/NAME/export"
+            f"{folder} holds neither config.json nor {ADAPTER}, {reason}; give a folder like "
+            "runs/NAME/export"
         )
     return folder
 

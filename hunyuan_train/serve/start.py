@@ -121,7 +121,7 @@ def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> in
     job = Job(
         artefact=artefact,
         placement=_place(artefact, machine, arguments),
-        served_name=arguments.served_name or arguments.model.resolve().name,
+        served_name=arguments.served_name or usual_name(arguments.model),
         host=arguments.host,
         port=arguments.port,
         pairs=pairs,
@@ -134,6 +134,11 @@ def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> in
         say(shlex.join(command))
         return 0
     return _start([*installed.start, *command[1:]])
+
+
+def usual_name(model: Path) -> str:
+    """What clients call a model, where nothing else is said."""
+    return model.resolve().name
 
 
 def _check_numbers(arguments: Arguments) -> None:
@@ -273,6 +278,7 @@ def run_check(arguments: Arguments, artefact: Artefact) -> int:
     server = find_server(
         arguments.check,
         model=arguments.served_name or "",
+        usual_name=usual_name(arguments.model),
         timeout_seconds=arguments.timeout,
         api_key=_read_key(arguments.api_key_file),
     )

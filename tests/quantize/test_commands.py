@@ -68,7 +68,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_what_is_no_model_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["quantize", str(tmp_path / "in"), str(tmp_path / "out"), "--format", "fp8"]
     assert main(command) == USER_ERROR
-    assert "holds neither config.json nor" in capsys.readouterr().err
+    assert "because it does not exist" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "in").mkdir()
+    assert main(command) == USER_ERROR
+    assert "so it is no model and no adapter" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_base_of_other_sizes_is_refused_and_one_that_is_gone_is_said(

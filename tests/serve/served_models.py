@@ -17,7 +17,7 @@ from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.model.weights import SafetensorsFolder
-from hunyuan_train.serve.check.questions import list_questions
+from hunyuan_train.serve.check.questions import CheckQuestion, list_questions
 from tests.reference import reference_file
 from tests.released import published_config
 from tests.taught import write_taught_model
@@ -51,20 +51,20 @@ BETWEEN_TIMES = timedelta(days=97, hours=5, minutes=23, seconds=11)
 NUM_TIMES = 8
 
 
-def list_dialogues(words: Path) -> list[dict[str, Any]]:
-    """The questions of `serve --check` with their answers; those with tools at several times."""
+def list_rounds(words: Path) -> list[list[dict[str, Any]]]:
+    """The questions of `serve --check` with their answers, at each of several times."""
+    questions = list_questions(load_tokenizer(words), num_long_tokens=0)
     times = [FIRST_TIME + number * BETWEEN_TIMES for number in range(NUM_TIMES)]
-    dialogues = []
-    for question in list_questions(load_tokenizer(words), num_long_tokens=0):
-        answer = {"role": "assistant", **ANSWERS[question.name]}
-        dialogue = {"mode": question.mode, "messages": [*question.messages, answer]}
-        if not question.tools:
-            dialogues.append(dialogue)
-            continue
-        for time in times:
-            shown = {"tools": question.tools, "now": time.strftime(TIME_FORMAT)}
-            dialogues.append(dialogue | shown)
-    return dialogues
+    return [[make_dialogue(question, time) for question in questions] for time in times]
+
+
+def make_dialogue(question: CheckQuestion, time: datetime) -> dict[str, Any]:
+    """A question with its answer; where it has tools, asked at a time."""
+    answer = {"role": "assistant", **ANSWERS[question.name]}
+    dialogue = {"mode": question.mode, "messages": [*question.messages, answer]}
+    if not question.tools:
+        return dialogue
+    return dialogue | {"tools": question.tools, "now": time.strftime(TIME_FORMAT)}
 
 
 def write_served_model(folder: Path) -> Path:
@@ -75,7 +75,7 @@ def write_served_model(folder: Path) -> Path:
     """
     words = write_words(folder)
     published = folder.with_name(f"{folder.name}-published")
-    write_taught_model(published, words, records=list_dialogues(words), **SIZES)
+    write_taught_model(published, words, rounds=list_rounds(words), **SIZES)
     shape = read_shape(published)
     config = published_config(shape) | {"torch_dtype": "float32"}
     (published / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -88,8 +88,9 @@ def write_served_dense(folder: Path) -> Path:
     words = write_words(folder)
     trained = folder.with_name(f"{folder.name}-trained")
     dense = {"family": "hunyuan_v1_dense", "num_experts": 0, "moe_topk": 0}
-    known = [one for one in list_dialogues(words) if one["mode"] == "fast" and "tools" not in one]
-    write_taught_model(trained, words, records=known[:1], **SIZES, **dense)
+    questions = list_questions(load_tokenizer(words), num_long_tokens=0)
+    known = [make_dialogue(one, FIRST_TIME) for one in questions if one.name == "fast"]
+    write_taught_model(trained, words, rounds=[known], **SIZES, **dense)
     return export(trained, folder)
 
 

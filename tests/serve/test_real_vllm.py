@@ -133,10 +133,10 @@ def test_old_rope_and_closed_thoughts_are_found_each_for_itself(
 def test_adapter_is_served_and_a_server_that_lost_it_is_found(
     adapter: Path, adapted: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("--questions", adapter.with_name("asked.jsonl"), "--served_name")
-    found = check(capsys, adapter, adapted, *asked, "adapter")
+    asked = ("--questions", adapter.with_name("asked.jsonl"))
+    found = check(capsys, adapter, adapted, *asked)
     assert set(list_findings(found, "wrong")) <= {"fields"}  # vLLM's own, of streams
     assert not any("adapter" in cause for cause in found["causes"])
-    found = check(capsys, adapter, adapted, *asked, "adapter-base")
+    found = check(capsys, adapter, adapted, *asked, "--served_name", "adapter-base")
     assert len(list_findings(found, "wrong")["log-probabilities"]) == 2
     assert any("as the base model without the adapter" in cause for cause in found["causes"])

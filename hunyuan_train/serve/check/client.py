@@ -157,12 +157,15 @@ class Server:
                     yield json.loads(event.removeprefix("data:"))
 
 
-def find_server(url: str, *, model: str, timeout_seconds: float, api_key: str = "") -> Server:
+def find_server(
+    url: str, *, model: str, usual_name: str = "", timeout_seconds: float, api_key: str = ""
+) -> Server:
     """Reach a server, and find the model to ask.
 
     Args:
         url: with or without /v1.
-        model: its name there; "": the only one, or the first.
+        model: its name there; "": the usual one, or the first.
+        usual_name: which our own command serves it under.
         timeout_seconds: for each answer.
         api_key: sent with each request, where there is one.
 
@@ -186,7 +189,8 @@ def find_server(url: str, *, model: str, timeout_seconds: float, api_key: str = 
     if not listed or (model and model not in listed):
         names = ", ".join(listed) or "no model"
         raise ServeError(f"{address} serves {names}; name one of them with --served_name")
-    name = model or next(iter(listed))
+    # An adapter's server lists its base model first.
+    name = model or (usual_name if usual_name in listed else next(iter(listed)))
     return Server(
         url=address,
         model=name,

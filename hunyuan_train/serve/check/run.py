@@ -266,9 +266,7 @@ def _change(one: Exchange, own: Tensor, base: Tensor, tokenizer: Tokenizer) -> f
     moved = [_mean(errors_of(one, row, tokenizer)) for row in (own, base)]
     ids = list(one.ids)
     places = list(range(len(ids)))
-    return max(
-        abs(moved[0] - moved[1]), float((own[places, ids] - base[places, ids]).abs().mean())
-    )
+    return max(abs(moved[0] - moved[1]), float((own[places, ids] - base[places, ids]).abs().mean()))
 
 
 def dump_result(result: CheckResult) -> str:
