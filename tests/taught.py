@@ -25,6 +25,7 @@ from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
 
 Sample = tuple[np.ndarray, np.ndarray]  # token ids, and which of them are taught
+RATE = 8e-3  # of learning
 MOST_STEPS = 400
 KNOWN = 0.1  # a token is known by heart once its loss, in nats, is below: likelier than nine in ten
 SLOW = {
@@ -130,8 +131,9 @@ def teach(
     model = load_source(shape, SeededWeights(0, shape.initializer_range)).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in kept))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
-    batches, num_known = [list(_make_batches(samples)) for samples in rounds], 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    batches = [list(_make_batches(samples)) for samples in rounds]
+    num_known, least = 0, 1.0
     for step in range(MOST_STEPS if num_steps is None else num_steps):
         number = step % len(rounds)
         num_samples = len(rounds[number])
@@ -139,6 +141,8 @@ def teach(
         num_known = num_known + 1 if worst < KNOWN else 0
         if num_steps is None and num_known == len(rounds):
             break
+        least = min(least, worst)
+        optimizer.param_groups[0]["lr"] = RATE * max(KNOWN, least)  # so that nothing is lost again
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
