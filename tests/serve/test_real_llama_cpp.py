@@ -54,7 +54,7 @@ def test_right_model_is_right(
     assert {one["question"] for one in found["answers"]} == {*ANSWERS, "long"}
     assert list_findings(found, "wrong") == {}
     assert found["is_right"]
-    # It shows no prompt, and that of tools holds the time; so only fields are compared there.
+    # It shows no prompt, and that of tools holds the time. So only fields are compared there.
     unknown = list_findings(found, "unknown")
     assert set(unknown) <= {"prompt", "mode", "tokens", "log-probabilities"}
     assert {

@@ -54,17 +54,22 @@ class CheckQuestion:
     ways: tuple[bool, ...] = (False, True)  # streamed or not
 
     def to_request(self, *, max_new_tokens: int, num_alternatives: int) -> dict[str, Any]:
-        """The body of a request, greedy, with all that a server can show of its tokens."""
+        """The body of a request, greedy, with all that a server can show of its tokens.
+
+        Args:
+            max_new_tokens: of the answer.
+            num_alternatives: beside each token; 0: no log-probabilities are asked for.
+        """
         request: dict[str, Any] = {
             "messages": self.messages,
             "temperature": 0,
             "max_tokens": max_new_tokens,
-            "logprobs": True,
-            "top_logprobs": num_alternatives,
             # vLLM's, and without a meaning elsewhere: the ids of prompt, answer and alternatives.
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
+        if num_alternatives:
+            request |= {"logprobs": True, "top_logprobs": num_alternatives}
         return request | ({"tools": self.tools} if self.tools else {})
 
 

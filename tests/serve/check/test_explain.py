@@ -1,5 +1,8 @@
 """What the check says is behind the faults that it finds."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +12,15 @@ from hunyuan_train.serve.check.client import ServerAnswer, ShownToken
 from hunyuan_train.serve.check.judge import Exchange, judge
 from hunyuan_train.serve.check.questions import list_questions
 from hunyuan_train.serve.check.reference import Reference
-from hunyuan_train.serve.check.run import Checked, explain, explain_adapter
+from hunyuan_train.serve.check.run import (
+    Checked,
+    CheckSettings,
+    ask,
+    borrow_ids,
+    explain,
+    explain_adapter,
+)
+from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.shipped import TINY_TOKENIZER
 
 TOKENIZER = load_tokenizer(TINY_TOKENIZER)
@@ -76,6 +87,33 @@ def test_what_is_wrong_in_the_long_prompt_alone_is_the_rope(own: Tensor) -> None
 def test_another_prompt_is_the_template_and_no_other_weights(own: Tensor) -> None:
     [cause] = causes(own, make_exchange("fast", make_logprobs(1), prompt=(1, 2, 3)))
     assert "chat template" in cause
+
+
+def test_a_stream_that_shows_no_tokens_is_judged_by_its_fields(own: Tensor) -> None:
+    whole = make_exchange("fast, tools", own)
+    bare = replace(whole.answer, tokens=(), token_ids=(), prompt_ids=())
+    stream = replace(whole, is_streamed=True, answer=bare, ids=())
+    for said, verdict in (("A lamb.", "right"), ("A", "wrong")):
+        asked = replace(stream, answer=replace(bare, content=said))
+        _, borrowed = borrow_ids([whole, asked])
+        found = {one.what: one.verdict for one in judge(borrowed, None, TOKENIZER, TOLERANCE)}
+        unknown = dict.fromkeys(("prompt", "tokens", "log-probabilities"), "unknown")
+        assert found == {**unknown, "mode": "right", "fields": verdict}
+
+
+def test_a_server_that_refuses_log_probabilities_is_asked_without() -> None:
+    class LlamaServer:
+        """As llama.cpp's."""
+
+        def ask(self, request: dict[str, Any], *, is_streamed: bool) -> ServerAnswer:
+            if is_streamed and "tools" in request and "logprobs" in request:
+                raise ServeError("refuses with 400: logprobs is not supported with tools + stream")
+            return ServerAnswer(reasoning=None, content="A", calls=(), finish_reason="stop")
+
+    settings = CheckSettings(max_new_tokens=9, num_long_tokens=0, questions=None, tolerance=0.1)
+    for name in ("fast", "fast, tools"):
+        given = (QUESTIONS[name], TOKENIZER, settings, lambda _: None)
+        assert ask(LlamaServer(), *given, is_streamed=True).answer.content == "A"
 
 
 def explained(own: Tensor, base: Tensor, served: Tensor) -> list[str]:
