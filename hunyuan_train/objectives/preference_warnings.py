@@ -1,4 +1,4 @@
-"""What the figures of a preference run say of it, in words: without torch, for the report, too."""
+"""What the figures of a preference run say of it, in words."""
 
 from collections.abc import Mapping, Sequence
 

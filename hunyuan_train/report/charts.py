@@ -46,6 +46,34 @@ CHARTS = (
         },
         unit="share",
     ),
+    Chart(
+        "Rewards of answers",
+        {
+            "rewards/chosen": "chosen",
+            "rewards/rejected": "rejected",
+            "rewards/margins": "margin",
+            "eval_rewards/margins": "margin, held out",
+        },
+    ),
+    Chart(
+        "Pairs with the chosen answer ahead",
+        {
+            "rewards/accuracies": "training",
+            "eval_rewards/accuracies": "held out",
+            **{f"eval_rewards/accuracies_{mode}": f"{mode}, held out" for mode in BY_MODE},
+        },
+        unit="share",
+    ),
+    Chart(
+        "Log-probabilities of answers",
+        {
+            "logps/chosen": "chosen",
+            "logps/rejected": "rejected",
+            "eval_logps/chosen": "chosen, held out",
+            "eval_logps/rejected": "rejected, held out",
+        },
+    ),
+    Chart("Distance to the reference (KL)", {"kl": "training", "eval_kl": "held out"}),
     Chart("Learning rate", {"learning_rate": "learning rate"}),
     Chart("Gradient norm, before clipping", {"grad_norm": "norm"}),
     Chart(

@@ -27,6 +27,8 @@ LATEST: tuple[tuple[str, str, str], ...] = (
     ("training loss", "loss", "{:.4f}"),
     ("held-out loss", "eval_loss", "{:.4f}"),
     ("held-out perplexity", "eval_perplexity", "{:,.2f}"),
+    ("pairs with the chosen answer ahead", "eval_rewards/accuracies", "{:.1%}"),
+    ("margin of rewards", "eval_rewards/margins", "{:.3f}"),
     ("answers well-formed", "eval_valid_format", "{:.1%}"),
     ("answers exact", "eval_exact_match", "{:.1%}"),
     ("answers, set F1", "eval_set_f1", "{:.3f}"),
