@@ -153,14 +153,14 @@ def gradients_in_flight_bytes(run: ResolvedRun) -> int:
 
 
 def chunk_gradients_bytes(run: ResolvedRun) -> int:
-    """Gradients of one layer's experts, summed up while one chunk of tokens after the other runs.
+    """Gradients of one layer's experts, which all chunks of tokens add to, and the newest to add.
 
     Experts in one chunk have theirs when the layer holds little else.
     """
     if run.config.train.moe_chunks == 1 or not run.splits_experts:
         return 0
-    experts = sum(one.numel for one in trained(run) if one.kind is Kind.EXPERT)
-    return experts * run.element_bytes
+    experts = [one.numel for one in trained(run) if one.kind is Kind.EXPERT]
+    return (sum(experts) + max(experts, default=0)) * run.element_bytes
 
 
 def largest_gradient(run: ResolvedRun) -> int:

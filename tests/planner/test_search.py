@@ -30,7 +30,7 @@ def test_activations_that_do_not_fit_lead_to_gradient_checkpointing_alone():
     assert found.flags == ["--gradient_checkpointing true"]
 
 
-@pytest.mark.parametrize(("length", "chunks"), [(8192, 2), (12288, 4)])
+@pytest.mark.parametrize(("length", "chunks"), [(8192, 2), (11264, 4)])
 def test_skewed_experts_that_do_not_fit_lead_to_the_fewest_chunks_that_do(length, chunks):
     found = nearest("--optimizer", "lean", "--max_seq_length", str(length))
     assert found.flags == [f"--moe_chunks {chunks}"]
