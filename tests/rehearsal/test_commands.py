@@ -63,7 +63,7 @@ def test_the_report_says_all_that_was_seen(capsys):
         "collectives of an optimizer step",
         "ranks that share experts of 8",
         "waits of the CPU for the GPU",
-        "_split_plan_from_expert_counts",
+        "_wait_async_split_plan",
         "kernels of an optimizer step",
         "stood in for, and how often",
         "evaluation ",
