@@ -168,8 +168,8 @@ class PairedAnswers:
                 (rewards[0] > rewards[1]).double(),
                 pairs.chosen,
                 pairs.rejected,
-                pairs.chosen_lengths,
-                pairs.rejected_lengths,
+                lengths_S[chosen],
+                lengths_S[rejected],
                 ratios / 2,
             ]
         ).detach()

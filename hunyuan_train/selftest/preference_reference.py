@@ -120,7 +120,7 @@ def _logp(model: nn.Module, sample: Sample) -> Tensor:
     return -(losses * torch.from_numpy(sample.tokens.weights[1:]).double()).sum()
 
 
-def _means(rows: list[tuple[dict[str, Tensor], str]]) -> dict[str, float]:
+def _means(rows: Sequence[tuple[dict[str, Tensor], str]]) -> dict[str, float]:
     """Mean of each figure over all rows that have it, and over those of each mode."""
     found: dict[str, list[float]] = {}
     for row, mode in rows:
