@@ -142,6 +142,7 @@ ON_TWO = (
     _entry("hy_v3, selective recomputation", 1, SGD, SELECTIVE, shape=HY_V3),
     _entry("dense, adapters everywhere", 0, SGD, LORA, ON_ALL, shape=DENSE),
     _entry("dpo", 1, SGD, DPO),
+    _entry("dpo, adapters everywhere", 1, SGD, DPO, LORA, ON_ALL),
 )
 ON_FOUR = (
     _entry("experts split twice", 2, SGD),
