@@ -72,27 +72,13 @@ def add_quantize_command(
         metavar="DIR",
         help="model it was tuned from (default: the one that export_manifest.json names)",
     )
-    add(
-        "--samples",
-        type=int,
-        default=64,
-        metavar="N",
-        help="dialogues of each file that are measured on (default: %(default)s)",
-    )
-    add(
-        "--questions",
-        type=int,
-        default=16,
-        metavar="N",
-        help="that both models answer, where they are small; 0: none (default: %(default)s)",
-    )
-    add(
-        "--calibration_samples",
-        type=int,
-        default=256,
-        metavar="N",
-        help="training dialogues that w4a16 is calibrated on (default: %(default)s)",
-    )
+    numbers = {
+        "--samples": (64, "dialogues of each file that are measured on"),
+        "--questions": (16, "that both models answer, where they are small; 0: none"),
+        "--calibration_samples": (256, "training dialogues that w4a16 is calibrated on"),
+    }
+    for flag, (usual, text) in numbers.items():
+        add(flag, type=int, default=usual, metavar="N", help=f"{text} (default: {usual})")
     add(
         "--python",
         metavar="PROGRAM",

@@ -4,6 +4,7 @@ A million lines take seconds to read. Until they are, lines picked at even dista
 of them: a page is drawn at once, and says that it is a sample.
 """
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,12 +105,18 @@ class MetricTable:
         return self.file.offset / self.file.num_bytes if self.file.num_bytes else 1.0
 
     def read_on(self) -> bool:
-        """Read a part of what is new, and say whether anything was."""
+        """Read a part of what is new, and say whether anything was.
+
+        Raises:
+            OSError: no file has such a name.
+        """
         try:
             if not self.file.offset:
                 self._sample_if_long()
             is_cut, lines = self.file.read_new()
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                raise  # whatever file that is, the command says which rule it breaks
             self.faults = [f"it cannot be read: {error}"]
             self.sample = None
             return False
