@@ -18,7 +18,8 @@ class LoggingConfig:
     )
     report_to: str = free_setting(
         "none",
-        "trackers beside metrics.jsonl: wandb, tensorboard, both comma-separated, or none",
+        "trackers beside metrics.jsonl: wandb, tensorboard, swanlab, mlflow, several of them "
+        "comma-separated, or none",
         form="list",
     )
     run_name: str | None = free_setting(

@@ -1,146 +1,23 @@
-"""Where numbers go: metrics.jsonl always, wandb and TensorBoard when asked.
+"""Where numbers go: metrics.jsonl always, experiment trackers when asked (`trackers.py`).
 
 Every rank has a `MetricsLog`; those of other ranks than the first have neither file nor tracker. A
 resumed run continues the same file from the step it resumes at.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hunyuan_train.config.rules.logs import tracker_names
 from hunyuan_train.json_lines import Lines, Numbers, as_json_numbers
+from hunyuan_train.trainer.trackers import Tracker, open_trackers
 
 logger = logging.getLogger(__name__)
 
-WANDB_RUN_ID = "wandb_run_id"
-INIT_SECONDS = 30  # for its server to answer
 HEAT_MAP = "router_load.png"
-
-
-class Tracker(Protocol):
-    """An experiment tracker."""
-
-    def log(self, numbers: Numbers, step: int) -> None:
-        """Record numbers of one step."""
-        ...
-
-    def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
-        """Record a table; all rows have the same keys."""
-        ...
-
-    def log_image(self, name: str, path: Path, step: int) -> None:
-        """Record a PNG file."""
-        ...
-
-    def alert(self, title: str, text: str) -> None:
-        """Send a message to whoever follows the run."""
-        ...
-
-    def finish(self) -> None:
-        """Flush and close."""
-        ...
-
-    def notes(self) -> dict[str, str]:
-        """What a later process needs to go on with the same run."""
-        ...
-
-
-class WandbTracker:
-    """Weights & Biases; goes offline when it cannot reach its server, and never stops a run."""
-
-    def __init__(
-        self, *, run_name: str, folder: Path, settings: dict[str, Any], run_id: str | None
-    ) -> None:
-        import wandb
-
-        self.wandb = wandb
-        options: dict[str, Any] = {
-            "name": run_name,
-            "dir": folder,
-            "config": settings,
-            "id": run_id,
-            # Without `silent` it asks for a key on the terminal.
-            "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
-        }
-        wandb.setup(settings=wandb.Settings(silent=True))
-        try:
-            self.run = wandb.init(**options, resume="allow")
-        except Exception as error:  # noqa: BLE001  nothing that happens there may stop a run
-            logger.warning("wandb is not reachable (%s); logging offline", error)
-            self.run = wandb.init(**options, mode="offline")
-        # wandb drops what is logged for an earlier step of its own, as a resumed run does; so its
-        # count is left alone, and ours is a number that charts are drawn over.
-        self.run.define_metric("*", step_metric="step")
-
-    def log(self, numbers: Numbers, step: int) -> None:
-        """Record numbers of one step."""
-        self.run.log({"step": step, **numbers})
-
-    def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
-        """Record a table; all rows have the same keys."""
-        table = self.wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        self.run.log({"step": step, name: table})
-
-    def log_image(self, name: str, path: Path, step: int) -> None:
-        """Record a PNG file."""
-        self.run.log({"step": step, name: self.wandb.Image(str(path))})
-
-    def alert(self, title: str, text: str) -> None:
-        """Send a message to whoever follows the run."""
-        self.run.alert(title=title, text=text)
-
-    def finish(self) -> None:
-        """Flush and close."""
-        where = self.run.url or f"`wandb sync {Path(self.run.dir).parent}`"
-        self.run.finish()
-        logger.info("wandb: %s", where)
-
-    def notes(self) -> dict[str, str]:
-        """By which id a later process continues the same run."""
-        return {WANDB_RUN_ID: str(self.run.id)}
-
-
-class TensorBoardTracker:
-    """Event files in the run's folder: `tensorboard --logdir runs`."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-        self.writer.add_text("settings", f"```\n{json.dumps(settings, indent=1, default=str)}\n```")
-
-    def log(self, numbers: Numbers, step: int) -> None:
-        """Record numbers of one step."""
-        for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)
-
-    def log_table(self, name: str, rows: Sequence[dict[str, Any]], step: int) -> None:
-        """Record a table as text."""
-        text = "\n\n".join(json.dumps(row, ensure_ascii=False, indent=1) for row in rows)
-        self.writer.add_text(name, f"```\n{text}\n```", step)
-
-    def log_image(self, name: str, path: Path, step: int) -> None:
-        """Record a PNG file: [height, width, 4] once it is read."""
-        from matplotlib import image
-
-        self.writer.add_image(name, image.imread(path), step, dataformats="HWC")
-
-    def alert(self, title: str, text: str) -> None:
-        """Record it as text: nobody can be told."""
-        self.writer.add_text(title, text)
-
-    def finish(self) -> None:
-        """Flush and close."""
-        self.writer.close()
-
-    def notes(self) -> dict[str, str]:
-        """Nothing: files of several processes are read as one run."""
-        return {}
 
 
 class MetricsLog:
@@ -253,13 +130,11 @@ def open_metrics(
         settings: shown there.
         notes: those of an earlier process of the same run, if there was one.
     """
-    names = tracker_names(report_to)
-    trackers: list[Tracker] = []
-    if "wandb" in names:
-        run_id = notes.get(WANDB_RUN_ID)
-        trackers.append(
-            WandbTracker(run_name=run_name, folder=output_dir, settings=settings, run_id=run_id)
-        )
-    if "tensorboard" in names:
-        trackers.append(TensorBoardTracker(output_dir, settings))
+    trackers = open_trackers(
+        tracker_names(report_to),
+        folder=output_dir,
+        run_name=run_name,
+        settings=settings,
+        notes=notes,
+    )
     return MetricsLog(output_dir, lines, trackers)

@@ -6,13 +6,14 @@ from importlib.util import find_spec
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.errors import ConfigError
 
-TRACKERS = ("wandb", "tensorboard")
+TRACKERS = ("wandb", "tensorboard", "swanlab", "mlflow")
+INSTALLED = TRACKERS[:2]  # with this package
 
 
 def tracker_names(report_to: str) -> list[str]:
     """The trackers of `--report_to`."""
     names = [name.strip() for name in report_to.split(",")]
-    return list(TRACKERS) if names == ["all"] else [name for name in names if name != "none"]
+    return list(INSTALLED) if names == ["all"] else [name for name in names if name != "none"]
 
 
 def check_trackers(run: ResolvedRun) -> None:
