@@ -228,6 +228,14 @@ KNOWN_PAIRS = (
         remedy=f"{MERGE} as GGUF",
         source="convert_lora_to_gguf.py of llama.cpp, read",
     ),
+    _row(
+        "llamacpp",
+        "gguf",
+        "noted",
+        reason="llama.cpp leaves the tags of the answer in the content, and a line break behind "
+        "thoughts; calls are right, whole and streamed",
+        source="run with the server of xllamacpp 2026.10.11549; docs/serving.md",
+    ),
     *(
         _row(
             "llamacpp",

@@ -43,6 +43,7 @@ class ServerAnswer:
     token_ids: tuple[int, ...] = ()
     prompt_ids: tuple[int, ...] = ()  # empty where the server does not show them
     num_prompt_tokens: int = 0
+    num_answer_tokens: int = 0  # 0: the server does not say
 
 
 @dataclass(slots=True)
@@ -57,6 +58,7 @@ class _Parts:
     token_ids: list[int] = field(default_factory=list)
     prompt_ids: list[int] = field(default_factory=list)
     num_prompt_tokens: int = 0
+    num_answer_tokens: int = 0
 
     def add_message(self, message: dict[str, Any]) -> None:
         thoughts = next((message[one] for one in REASONING_NAMES if message.get(one)), None)
@@ -84,6 +86,7 @@ class _Parts:
             self.add_choice(choice)
         usage = body.get("usage") or {}
         self.num_prompt_tokens = usage.get("prompt_tokens") or self.num_prompt_tokens
+        self.num_answer_tokens = usage.get("completion_tokens") or self.num_answer_tokens
 
     def finish(self) -> ServerAnswer:
         shown_ids = [one.id for one in self.tokens if one.id is not None]
@@ -96,6 +99,7 @@ class _Parts:
             token_ids=tuple(self.token_ids or shown_ids),
             prompt_ids=tuple(self.prompt_ids),
             num_prompt_tokens=self.num_prompt_tokens,
+            num_answer_tokens=self.num_answer_tokens,
         )
 
 

@@ -130,7 +130,7 @@ def check_server(
         for is_streamed in question.ways
     ]
     exchanges = borrow_ids(exchanges)
-    readable = [one for one in exchanges if one.prompt and one.ids]
+    readable = [one for one in exchanges if one.prompt and one.ids and one.shows_all]
     texts = [AskedText(one.prompt, one.ids) for one in readable]
     if not texts:
         raise ServeError(
@@ -174,24 +174,28 @@ def ask(
     elif answer.prompt_ids:  # the server left the tools out, whose prompt shows the time
         now = datetime.now().strftime(TIME_FORMAT)
         prompt = encode_prompt(question.messages, tokenizer, tools=question.tools, now=now)
+    ids = find_ids(answer, tokenizer)
     return Exchange(
         question=question,
         is_streamed=is_streamed,
         answer=answer,
         prompt=tuple(prompt),
-        ids=find_ids(answer, tokenizer),
+        ids=ids,
+        # llama.cpp leaves out tokens that end within a character, and in streams others, too.
+        shows_all=bool(ids) and answer.num_answer_tokens in (0, len(ids)),
     )
 
 
 def borrow_ids(exchanges: Sequence[Exchange]) -> list[Exchange]:
-    """Give answers whose tokens are not shown those of the same question, asked the other way.
+    """Give answers of which tokens are missing those of the same question, asked the other way.
 
-    Both are greedy. So the fields of a stream can be judged, but nothing else of it.
+    Both are greedy. So their fields can be judged, but nothing else of them.
     """
-    known = {one.question.name: one.ids for one in exchanges if one.ids}
+    most: dict[str, tuple[int, ...]] = {}
+    for one in exchanges:
+        most[one.question.name] = max(most.get(one.question.name, ()), one.ids, key=len)
     return [
-        one if one.ids else replace(one, prompt=(), ids=known.get(one.question.name, ()))
-        for one in exchanges
+        one if one.shows_all else replace(one, ids=most[one.question.name]) for one in exchanges
     ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.serve.check.client import ServerAnswer, ShownToken
-from hunyuan_train.serve.check.judge import Exchange, judge
+from hunyuan_train.serve.check.judge import HALF_CHARACTER, Exchange, judge, judge_fields
 from hunyuan_train.serve.check.questions import list_questions
 from hunyuan_train.serve.check.reference import Reference
 from hunyuan_train.serve.check.run import (
@@ -89,16 +89,43 @@ def test_another_prompt_is_the_template_and_no_other_weights(own: Tensor) -> Non
     assert "chat template" in cause
 
 
-def test_a_stream_that_shows_no_tokens_is_judged_by_its_fields(own: Tensor) -> None:
+def test_an_answer_of_which_tokens_are_missing_is_judged_by_its_fields(own: Tensor) -> None:
     whole = make_exchange("fast, tools", own)
     bare = replace(whole.answer, tokens=(), token_ids=(), prompt_ids=())
-    stream = replace(whole, is_streamed=True, answer=bare, ids=())
+    stream = replace(whole, is_streamed=True, answer=bare, ids=(), shows_all=False)
     for said, verdict in (("A lamb.", "right"), ("A", "wrong")):
         asked = replace(stream, answer=replace(bare, content=said))
         _, borrowed = borrow_ids([whole, asked])
         found = {one.what: one.verdict for one in judge(borrowed, None, TOKENIZER, TOLERANCE)}
         unknown = dict.fromkeys(("prompt", "tokens", "log-probabilities"), "unknown")
         assert found == {**unknown, "mode": "right", "fields": verdict}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verdict"),
+    [
+        ('{"city": "🦙", "day": 1}', "right"),
+        ('{"city": "", "day": 1}', "wrong"),
+        ('{"city": "🦙"}', "wrong"),
+    ],
+)
+def test_what_is_left_of_characters_stands_for_any(arguments: str, verdict: str) -> None:
+    call = '<tool_calls>[{"name": "f", "arguments": {"city": "🦙", "day": 1}}]</tool_calls>'
+    tokens = TOKENIZER.encode(TOKENIZER.grammar.answers.write("", call))
+    *hidden, _ = [i for i, one in enumerate(tokens) if HALF_CHARACTER in TOKENIZER.decode([one])]
+    assert hidden
+    answer = ServerAnswer(
+        reasoning=None, content=None, calls=(("f", arguments),), finish_reason="tool_calls"
+    )
+    exchange = Exchange(
+        question=QUESTIONS["fast, tools"],
+        is_streamed=False,
+        answer=answer,
+        prompt=(),
+        ids=tuple(one for i, one in enumerate(tokens) if i not in hidden),
+        shows_all=False,
+    )
+    assert judge_fields(exchange, TOKENIZER).verdict == verdict
 
 
 def test_a_server_that_refuses_log_probabilities_is_asked_without() -> None:
