@@ -126,5 +126,5 @@ def test_each_start_says_what_the_run_is_made_of(folder: Path) -> None:
 
 def test_a_run_ends_with_its_report(folder: Path) -> None:
     page = (folder / "report.html").read_text()
-    for text in ("held-out loss by mode", "load before training", SOURCE, "start 2"):
+    for text in ("Held-out loss by mode and span", "before training", SOURCE, '"step":"2","where"'):
         assert text in page
