@@ -83,6 +83,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 def test_a_wheel_holds_the_package_and_what_it_needs_of_the_repository(wheel: Path) -> None:
     ours = [*REPOSITORY.glob("hunyuan_train/**/*.py"), *RECIPES.glob("*.yaml")]
     ours += [PACKAGE / "shipped_files/README.md", PACKAGE / "rehearsal/guard.cpp"]
+    ours += (PACKAGE / "report/web").iterdir()  # what a browser reads
     expected = {path.relative_to(REPOSITORY).as_posix() for path in ours}
     for pattern in SHIPPED:
         names = [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob(pattern)]
