@@ -11,7 +11,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hunyuan_train.families.grammar.interface import ParsedOutput
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.serve.check.client import ServerAnswer, ShownToken
 from hunyuan_train.serve.check.questions import CheckQuestion
@@ -231,26 +230,31 @@ def judge_fields(exchange: Exchange, tokenizer: Tokenizer) -> Finding:
     """The fields of the message, against `parse_output` of the same tokens."""
     if not exchange.ids:
         return Finding(what="fields", verdict=Verdict.UNKNOWN)
+    answered = _show_fields(_answered_fields(exchange.answer))
+    if not find_wrong_fields(exchange, tokenizer):
+        return Finding(what="fields", verdict=Verdict.RIGHT, answered=answered)
+    expected = _show_fields(_expected_fields(exchange, tokenizer))
+    return Finding(what="fields", verdict=Verdict.WRONG, expected=expected, answered=answered)
+
+
+def find_wrong_fields(exchange: Exchange, tokenizer: Tokenizer) -> list[str]:
+    """Which of thoughts, content and calls are not what the answer's tokens say."""
+    expected, answered = _expected_fields(exchange, tokenizer), _answered_fields(exchange.answer)
+    is_same = operator.eq if exchange.shows_all else _is_like
+    return [
+        name
+        for name, ours, theirs in zip(FIELDS, expected, answered, strict=True)
+        if not is_same(_comparable(ours), _comparable(theirs))
+    ]
+
+
+FIELDS = ("thoughts", "content", "calls")
+Fields = tuple[str, str, tuple[tuple[str, str], ...]]  # one of each
+
+
+def _expected_fields(exchange: Exchange, tokenizer: Tokenizer) -> Fields:
     text = read_text(exchange, tokenizer)
-    has_tools = bool(exchange.question.tools)
-    parsed = tokenizer.grammar.parse_output(text, has_tools=has_tools)
-    expected, answered = _expected_fields(parsed), _answered_fields(exchange.answer)
-    pairs = zip(map(_comparable, expected), map(_comparable, answered), strict=True)
-    is_same = _is_like if not exchange.shows_all else operator.eq
-    if all(is_same(ours, theirs) for ours, theirs in pairs):
-        return Finding(what="fields", verdict=Verdict.RIGHT, answered=_show_fields(answered))
-    return Finding(
-        what="fields",
-        verdict=Verdict.WRONG,
-        expected=_show_fields(expected),
-        answered=_show_fields(answered),
-    )
-
-
-Fields = tuple[str, str, tuple[tuple[str, str], ...]]  # thoughts, content, calls
-
-
-def _expected_fields(parsed: ParsedOutput) -> Fields:
+    parsed = tokenizer.grammar.parse_output(text, has_tools=bool(exchange.question.tools))
     calls = tuple((call.name, call.arguments) for call in parsed.tool_calls)
     return parsed.reasoning_content or "", parsed.content or "", calls
 

@@ -23,6 +23,7 @@ from hunyuan_train.serve.check.judge import (
     errors_of,
     find_ids,
     find_time,
+    find_wrong_fields,
     judge,
 )
 from hunyuan_train.serve.check.questions import CheckQuestion, list_questions, read_questions
@@ -240,8 +241,8 @@ def _explain_fields(checked: Sequence[Checked], tokenizer: Tokenizer) -> str:
     if any(mark in (one.content or "") for one in answers for mark in marks):
         faults.append("tags leak into the content")
     for one in checked:
-        fields = one.findings[-1]
-        if fields.verdict is Verdict.WRONG and "call " in fields.expected:
+        is_wrong = one.findings[-1].verdict is Verdict.WRONG
+        if is_wrong and "calls" in find_wrong_fields(one.exchange, tokenizer):
             has_calls = bool(one.exchange.answer.calls)
             faults.append("arguments of calls are lost" if has_calls else "calls are lost")
     listed = "; ".join(dict.fromkeys(faults)) or "parts of answers lie in the wrong field"
