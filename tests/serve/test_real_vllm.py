@@ -22,6 +22,7 @@ from tests.serve.served_models import ANSWERS, write_served_dense, write_served_
 pytestmark = pytest.mark.slow
 CONTEXT_LENGTH = 40_000
 LONG_PROMPT = 33_000  # beyond the 32,768 that released config.json files state
+SECONDS = 3600  # for the long prompt, beside a full load
 OLD_LIMIT = 1024  # of positions in the old form of the rope; it shows as well as 32,768, and sooner
 ASKED = (
     '{"mode": "fast", "messages": [{"role": "user", "content": "What do you call a baby sheep?"}]}'
@@ -91,17 +92,17 @@ def serve_command(folder: Path, port: int) -> list[str]:
 def test_right_model_is_right_but_for_what_is_known_of_streams(
     model: Path, right: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = check(capsys, model, right, "--long_prompt", LONG_PROMPT)
+    found = check(capsys, model, right, "--long_prompt", LONG_PROMPT, "--timeout", SECONDS)
     assert {one["question"] for one in found["answers"]} == {*ANSWERS, "long"}
     assert list_findings(found, "unknown") == {}
     assert list_findings(found, "wrong") == {"fields": [f"{name}, streamed" for name in ANSWERS]}
     [cause] = found["causes"]
-    assert "tags leak into the content; arguments of calls are lost" in cause
+    assert "tags leak into the content; see" in cause
     for name, answer in ANSWERS.items():
         said = fields_of(found, name, is_streamed=False)["answered"]
         assert ("thoughts" in said) == ("reasoning_content" in answer), said
         assert ("call book_table" in said) == ("tool_calls" in answer), said
-    leaked = fields_of(found, "slow", is_streamed=True)
+    leaked = fields_of(found, "fast", is_streamed=True)
     assert leaked["answered"] == leaked["expected"][:-1] + "\\n</answer>'"
 
 
