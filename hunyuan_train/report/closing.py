@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def report_at_end(output_dir: Path) -> None:
     """Write the page about a run that is complete, and stays so where the disk has no room."""
     try:
-        make_report([output_dir], output_dir / run_files.REPORT)
+        make_report([output_dir], output_dir / run_files.REPORT, are_complete=True)
     except ConfigError as error:
         logger.warning("%s: %s", error, render_command("report", output_dir))
 

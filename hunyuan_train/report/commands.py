@@ -39,13 +39,21 @@ def run_report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def make_report(folders: list[Path], output: Path) -> None:
+def make_report(folders: list[Path], output: Path, *, are_complete: bool = False) -> None:
     """Write a page about the runs in some folders.
+
+    Args:
+        folders: of the runs.
+        output: the page.
+        are_complete: known by a run that ends, whose launcher has not seen it yet.
 
     Raises:
         ConfigError: one of them holds no run, or the page cannot be written.
     """
-    page = write_report([read_run(folder) for folder in folders], time.time())
+    runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        run.is_complete = are_complete
+    page = write_report(runs, time.time())
     try:
         with open_whole(output) as file:
             file.write(page.encode("utf-8", "replace"))

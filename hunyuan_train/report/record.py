@@ -35,6 +35,7 @@ class RunRecord:
         self.status: RunStatus | None = None
         self.settings: dict[str, Any] = {}
         self.settings_fault: str | None = None
+        self.is_complete = False  # whether the run itself says so
         self._settings_seen: tuple[int, int] | None = None
 
     def read_on(self) -> bool:

@@ -89,6 +89,8 @@ def _find_phase(
     run: RunRecord, now: float, last_line: float | None, total: int | None
 ) -> tuple[Phase, str, str]:
     """The phase, what is being done, and why it ended."""
+    if run.is_complete:
+        return "done", "", ""
     if run.status and run.status.tries:
         last = run.status.tries[-1]
         if last.outcome == RUNNING:

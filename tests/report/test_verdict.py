@@ -130,6 +130,9 @@ def test_state_and_cost_come_from_the_launcher(tmp_path: Path) -> None:
     assert state.started == NOW - 10_000
     assert state.is_on_gpu
     assert state.num_tries == 2
+    ending = read_run(folder)
+    ending.is_complete = True  # it knows before its launcher does
+    assert find_state(ending, NOW + 5).phase == "done"
     lost = find_state(read_run(folder), NOW + 300)
     assert lost.phase == "lost"
     assert "--resume_from_checkpoint auto" in lost.why
