@@ -5,6 +5,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -80,7 +81,8 @@ def test_what_a_command_leaves_running_is_not_waited_for(tmp_path: Path, left: s
     assert time.monotonic() - began < 10
     assert fault == "exit code 3 | no luck"
     for child in psutil.Process().children(recursive=True):
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def list_processes(mark: str) -> list[str]:

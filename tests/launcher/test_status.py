@@ -42,8 +42,7 @@ def test_hosts_and_tries_are_kept_over_starts(tmp_path: Path) -> None:
     assert abs(one.heard_at - status.updated) < 5
     killed = StatusFile(tmp_path, 4)  # its launcher dies before it can say how it ended
     killed.tell(nodes)
-    killed._is_ending = True
-    killed._hand_over(nodes)
+    killed._hand_over(nodes, is_last=True)
     killed._thread.join(5)
     running = read_status_file(tmp_path)
     assert running is not None
@@ -54,6 +53,18 @@ def test_hosts_and_tries_are_kept_over_starts(tmp_path: Path) -> None:
     assert status is not None
     assert [one.outcome for one in status.tries] == ["failed", "killed", "done"]
     assert status.tries[0].words == "error: rank 1 died"
+
+
+def test_the_end_is_written_whatever_the_thread_was_at(tmp_path: Path) -> None:
+    nodes = [make_node("10.0.0.1", 7)]
+    for number in range(200):
+        run = tmp_path / str(number)
+        status = StatusFile(run, 2)
+        status.tell(nodes)
+        status.end(nodes, Outcome(reason="done", exit_code=0))
+        written = read_status_file(run)
+        assert written is not None
+        assert not written.is_running
 
 
 def test_a_disk_that_takes_nothing_and_odd_files_stop_nobody(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def ask_for_collectives() -> dict[str, Any]:
         work = dist.all_reduce(torch.ones(5), group=group, async_op=True)
     dist.barrier()
     said.append(read_settled(1 - dist.get_rank()))
+    dist.barrier()  # or rank 1 comes while rank 0 still looks at how it waits
     if dist.get_rank() == 1:
         work = dist.all_reduce(torch.ones(5), group=group, async_op=True)
     work.wait()

@@ -77,8 +77,8 @@ class StatusFile:
         self.current = TryStatus(time.time(), num_processes)
         self.told_at = 0.0
         self._text: str | None = None
+        self._is_last = False  # of the text; both are guarded by the condition
         self._wakes = threading.Condition()
-        self._is_ending = False
         self._thread = threading.Thread(target=self._write_all, daemon=True, name="status")
         self._thread.start()
 
@@ -94,11 +94,10 @@ class StatusFile:
         self.current = TryStatus(
             started, number, time.time(), outcome.reason, outcome.exit_code, outcome.words
         )
-        self._is_ending = True
-        self._hand_over(nodes)
+        self._hand_over(nodes, is_last=True)
         self._thread.join(LAST_SECONDS)
 
-    def _hand_over(self, nodes: Sequence[Node]) -> None:
+    def _hand_over(self, nodes: Sequence[Node], is_last: bool = False) -> None:
         status = RunStatus(
             updated=time.time(),
             launcher=socket.gethostname(),
@@ -106,7 +105,7 @@ class StatusFile:
             hosts=[describe_node(node) for node in nodes],
         )
         with self._wakes:
-            self._text = json.dumps(asdict(status))
+            self._text, self._is_last = json.dumps(asdict(status)), is_last
             self._wakes.notify()
 
     def _write_all(self) -> None:
@@ -115,7 +114,7 @@ class StatusFile:
                 while self._text is None:
                     self._wakes.wait()
                 text, self._text = self._text, None
-                is_last = self._is_ending
+                is_last = self._is_last
             with suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 new = self.path.with_suffix(".new")
