@@ -99,6 +99,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: one for file in files for name, one in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_it_resumes_and_exports_what_it_trained(whole: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)
