@@ -1,12 +1,12 @@
 """A tiny model of each family as its user has it: trained, killed, resumed, merged, asked."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,8 +61,9 @@ def kill_after_a_checkpoint(arguments: list[str], run: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for process in psutil.Process(started.pid).children(recursive=True):
-        process.send_signal(signal.SIGKILL)
-    os.kill(started.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    started.kill()
     assert started.wait() == -signal.SIGKILL
 
 
