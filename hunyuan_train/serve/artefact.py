@@ -93,6 +93,8 @@ def _model_features(model: Path, config: dict[str, Any], shape: ModelShape) -> s
         features.add("compressed")
     if shape.head_dim != SERVED_HEAD:
         features.add("unusual head")
+    if shape.head_dim * shape.num_attention_heads != shape.hidden_size:
+        features.add("heads of another width")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type")) == "dynamic":
         features.add("dynamic rope")

@@ -274,9 +274,10 @@ KNOWN_PAIRS = (
     ),
     _row(
         "trtllm",
-        "unusual head",
+        "experts + heads of another width",
         "refused",
-        reason="TensorRT-LLM takes the size of a head to be hidden_size / num_attention_heads",
+        reason="TensorRT-LLM's class of this model takes a head to be hidden_size / "
+        "num_attention_heads wide, whatever head_dim says, so norms of heads and keys do not fit",
         remedy="serve it with --engine vllm",
         source="tensorrt_llm/_torch/models/modeling_hunyuan_moe.py, read",
     ),

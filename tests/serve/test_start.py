@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train import cli
+from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_4B
 from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.families.registry import family_of
+from hunyuan_train.serve.artefact import read_artefact
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.known_pairs import KNOWN_PAIRS, find_pairs
 from hunyuan_train.serve.placement import cache_bytes, place
@@ -75,6 +78,25 @@ def test_tensorrt_llm_is_only_printed(model: Path, capsys: pytest.CaptureFixture
     assert words[:2] == ["trtllm-serve", str(model)]
     assert words[words.index("--tp_size") + 1] == "2"
     assert words[words.index("--ep_size") + 1] == "2"
+
+
+def test_tensorrt_llm_is_refused_heads_of_another_width_than_it_divides(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    assert config["head_dim"] * config["num_attention_heads"] != config["hidden_size"]
+    asked = ["serve", str(model), "--engine", "trtllm", "--print", "--gpus", "2"]
+    assert cli.main([*asked, "--gpu_memory", "80"]) == 2
+    assert "whatever head_dim says" in capsys.readouterr().err
+    narrow = replace(A13B, head_dim=64)
+    for shape, is_refused in ((A13B, False), (HUNYUAN_4B, False), (narrow, True)):
+        folder = model.with_name(f"{shape.family}-{shape.head_dim}")
+        folder.mkdir()
+        fields = family_of(shape).native_config(shape)
+        (folder / "config.json").write_text(json.dumps({"model_type": shape.family, **fields}))
+        features = read_artefact(folder, base=None).features
+        refused = [one for one in find_pairs("trtllm", "", features) if one.verdict == "refused"]
+        assert bool(refused) == is_refused, shape
 
 
 def test_adapter_on_experts_gets_its_layout(
