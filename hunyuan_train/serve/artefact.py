@@ -1,5 +1,6 @@
 """What is to be served: its form, its model, what it asks of an engine. Known without torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import modules_of_kind, to_released
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.json_file import read_json_object
+from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import ADAPTER, find_model_folder, is_adapter
 
 GGUF = ".gguf"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+EXPERT_BY_NUMBER = re.compile(r"\.experts\.\d+\.")  # as `convert_adapter` writes it for servers
 SERVED_HEAD = 128  # elements of an attention head that every engine has kernels for
 
 
@@ -61,6 +65,10 @@ def read_artefact(path: Path, *, base: Path | None) -> Artefact:
     if is_adapter(path):
         settings = read_json_object(path / ADAPTER)
         features |= _adapter_features(settings, shape)
+        if _has_single_experts(path / ADAPTER_WEIGHTS):
+            features |= {"adapter on experts", "single experts"}
+        elif "adapter on experts" in features:
+            features.add("stacked experts")
         lora_rank = _read_rank(settings)
     return Artefact(
         path=path,
@@ -119,6 +127,22 @@ def _adapter_features(settings: dict[str, Any], shape: ModelShape) -> set[str]:
         if any(_is_within(one, module) for one in released for module in modules):
             features.add(f"adapter on {kind}s")
     return features
+
+
+def _has_single_experts(weights: Path) -> bool:
+    """Whether an adapter has matrices for each expert, as servers' loaders look for them.
+
+    PEFT stacks those of all experts of a layer.
+
+    Raises:
+        ServeError: the file is damaged.
+    """
+    if not weights.exists():  # a folder that only describes an adapter, or PEFT's older format
+        return False
+    try:
+        return any(EXPERT_BY_NUMBER.search(name) for name in read_header(weights))
+    except (OSError, ValueError) as error:
+        raise ServeError(f"{weights} cannot be read ({error}); export it again") from error
 
 
 def _is_within(target: str, module: str) -> bool:

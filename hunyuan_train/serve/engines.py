@@ -45,9 +45,9 @@ class Job:
         return words + (["--tool-call-parser", parsers.tools] if parsers.tools else [])
 
     @property
-    def adapts_experts(self) -> bool:
-        """Whether routed experts are adapted."""
-        return "adapter on experts" in self.artefact.features
+    def stacks_experts(self) -> bool:
+        """Whether adapters of routed experts lie stacked, as PEFT writes them."""
+        return "stacked experts" in self.artefact.features
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +136,7 @@ def _build_vllm(job: Job) -> list[str]:
     if artefact.is_adapter:
         rank = next((one for one in LORA_RANKS if one >= artefact.lora_rank), LORA_RANKS[-1])
         module: dict[str, object] = {"name": job.served_name, "path": str(artefact.path)}
-        if job.adapts_experts:
+        if job.stacks_experts:
             module["is_3d_lora_weight"] = True
         words += ["--enable-lora", "--max-lora-rank", str(rank)]
         words += ["--lora-modules", json.dumps(module)]

@@ -69,7 +69,7 @@ KNOWN_PAIRS = (
     ),
     _row(
         "vllm",
-        "adapter on experts",
+        "stacked experts",
         "flags",
         versions=">=0.32",
         reason="adapters on routed experts lie as PEFT writes them, three-dimensional",
@@ -164,11 +164,12 @@ KNOWN_PAIRS = (
     ),
     _row(
         "sglang",
-        "adapter on experts",
+        "stacked experts",
         "refused",
         reason="SGLang looks for adapters of routed experts by the number of the expert, and not "
         "as PEFT stacks them",
-        remedy=MERGE,
+        remedy="write it as SGLang reads it, with `hunyuan-train convert_adapter BASE ADAPTER OUT "
+        f"--layout sglang`, and serve OUT; or {MERGE}",
         source="sglang/srt/lora/lora_manager.py of 0.5.23, read",
     ),
     _row(

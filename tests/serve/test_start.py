@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hunyuan_train import cli
 from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_4B
@@ -111,6 +113,25 @@ def test_adapter_on_experts_gets_its_layout(
     assert words[words.index("--max-lora-rank") + 1] == "16"
     plain = printed(capsys, make_adapter(tmp_path / "plain", model), "--engine", "vllm")
     assert "--enable-mixed-moe-lora-format" not in plain
+
+
+def test_adapter_that_was_converted_for_servers_needs_no_flags(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "single", model, target_modules=["gate_proj"])
+    name = "base_model.model.model.layers.0.mlp.experts.7.gate_proj.lora_A.weight"
+    save_file({name: torch.zeros(12, 64)}, adapter / "adapter_model.safetensors")
+    words = printed(capsys, adapter, "--engine", "vllm")
+    assert "--enable-mixed-moe-lora-format" not in words
+    module = json.loads(words[words.index("--lora-modules") + 1])
+    assert module == {"name": "single", "path": str(adapter)}
+    words = printed(capsys, adapter, "--engine", "sglang")
+    assert words[words.index("--lora-paths") + 1] == f"single={adapter}"
+    refused = find_pairs("vllm", "0.31.0", read_artefact(adapter, base=None).features)
+    assert "leaves adapters on routed experts out" in refused[0].reason
+    (adapter / "adapter_model.safetensors").write_bytes(b"cut")
+    assert cli.main(["serve", str(adapter), "--engine", "vllm", "--print"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
