@@ -1,0 +1,78 @@
+"""Runs clients as commands, and says in a line that a table holds what came of them."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+SECONDS = 3600  # of one command, beside a full load
+LAST_WORDS = 300  # characters of a failed command's output
+# What Python says of an error; vLLM's own last words only say that there was one above.
+ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): \S.*")
+EMPTY_ERROR = "Engine core initialization failed"
+
+
+class CommandError(Exception):
+    """A command that failed: itself, and its last words."""
+
+
+def run(command: list[str], asked: object = None, *, accepted: Iterable[int] = (0,)) -> str:
+    """Run a command, and give what it prints.
+
+    Raises:
+        CommandError: it ended otherwise than it may.
+    """
+    # Without it vLLM takes half of the memory for its cache.
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    # Engines start programs that lie beside their interpreter.
+    environment["PATH"] = os.pathsep.join([str(Path(command[0]).parent), os.environ["PATH"]])
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(f"`{name_command(command)}` took over {SECONDS} s") from error
+    if done.returncode not in accepted:
+        said = find_error(done.stdout + done.stderr)
+        raise CommandError(f"`{name_command(command)}`: {said}")
+    return done.stdout
+
+
+def read_json(printed: str) -> dict:
+    """The object on the last line."""
+    found: dict = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def find_error(printed: str) -> str:
+    """The last error that a program's output names, and is more than a word about another."""
+    errors = [one for one in ERROR.findall(printed) if EMPTY_ERROR not in one]
+    lines = errors or [line for line in printed.splitlines() if line.strip()]
+    return shorten(lines[-1]) if lines else "it said nothing"
+
+
+def name_command(command: list[str]) -> str:
+    """A command for readers, without this machine's folders."""
+    words = [one.removeprefix(f"{REPOSITORY}/") for one in command[1:]]
+    return " ".join(["python", *(Path(one).name if one[:1] == "/" else one for one in words)])
+
+
+def tidy(text: str) -> str:
+    """A text on one line that a table holds, without this machine's folders."""
+    line = " ".join(text.split()).replace("|", "/")
+    return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+([\w.+-]+)", r"\1", line)
+
+
+def shorten(text: str) -> str:
+    """The end of a text; see `tidy`."""
+    line = tidy(text)
+    return line if len(line) <= LAST_WORDS else "…" + line[-LAST_WORDS:]
