@@ -69,7 +69,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which dialogues are trained on, and how they become tokens."""
+    """Which dialogues and texts are trained on, and how they become tokens."""
 
     train_data_file: str = setting(
         "data/tiny_train.jsonl",
@@ -101,7 +101,8 @@ class DataConfig:
         "keep: one sample per dialogue, loss on every turn",
     )
     overlong: Literal["error", "drop", "drop_turns"] = setting(
-        "error", "what happens to samples longer than max_seq_length"
+        "error",
+        "what happens to dialogues longer than max_seq_length; plain text is split at the row",
     )
     data_policy: str | None = setting(
         None,

@@ -44,6 +44,7 @@ from hunyuan_train.data.reading.sources import (
 from hunyuan_train.data.records.convert import open_output
 from hunyuan_train.data.records.preferences import Side
 from hunyuan_train.data.records.record import Reading, RecordKind
+from hunyuan_train.data.rendering.documents import render_record
 from hunyuan_train.data.rendering.mode_choices import ask_for_mode
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.find import find_grammar
@@ -371,7 +372,7 @@ def run_show(arguments: Arguments) -> int:
     for side in record.sides or (Side(record.dialogue, 0),):
         if side.verdict:
             console.print("chosen" if side.verdict == CHOSEN else "rejected", style="bold")
-        rendering = grammar.render(side.dialogue, history=arguments.history)
+        rendering = render_record(side.dialogue, grammar, history=arguments.history)
         for panel in show_samples(rendering, tokenizer, with_tokens=arguments.tokens):
             console.print(panel)
     console.print(write_legend())

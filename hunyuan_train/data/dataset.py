@@ -60,10 +60,11 @@ class DataSummary:
     num_fast: int  # samples by mode
     num_slow: int
     num_plain: int
+    num_text: int = 0  # plain text: documents, and pieces of long ones
     num_turns: int  # answers that carry loss
     num_tokens: int
     num_label_tokens: int
-    num_label_tokens_by_span: dict[str, int]  # think, answer, marker
+    num_label_tokens_by_span: dict[str, int]  # think, answer, marker, text
     num_dropped: dict[str, int]  # records and samples left out, by the kind of finding
     num_fixed: dict[str, int]  # repairs, by the kind of finding
     num_findings: dict[str, int]  # everything found, by kind

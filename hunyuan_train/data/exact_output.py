@@ -14,6 +14,7 @@ from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import find_sources
 from hunyuan_train.data.records.forms import to_chat_form
 from hunyuan_train.data.records.record import Reading
+from hunyuan_train.data.rendering.documents import render_record, split_documents
 from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import Dialogue
@@ -105,9 +106,11 @@ def run_render(arguments: Arguments) -> int:
             _print_refusals(findings)
             continue
         dialogue = record.dialogue
-        if is_prompt and not write_served:
+        if is_prompt and not (write_served or dialogue.is_document):
             dialogue = _leave_answer_out(dialogue)
-        if write_served:
+        if dialogue.is_document:
+            segments = render_record(dialogue, grammar).last_sample()
+        elif write_served:
             segments = write_served(dialogue, adds_prompt=is_prompt)
         elif is_prompt and not is_as_written:
             mode = dialogue.stated_mode or arguments.mode
@@ -164,8 +167,11 @@ def run_encode(arguments: Arguments) -> int:
             num_refused += 1
             _print_refusals(findings)
             continue
-        rendering = grammar.render(record.dialogue, history=arguments.history, loss=arguments.loss)
-        encoded = encode_renderings([rendering], tokenizer)
+        rendering = render_record(
+            record.dialogue, grammar, history=arguments.history, loss=arguments.loss
+        )
+        whole = encode_renderings([rendering], tokenizer)
+        encoded = split_documents(whole, max_length=len(whole.tokens))
         for number in range(len(encoded.samples)):
             sample = encoded.sample(number)
             ids, mask = sample.tokens.tolist(), (sample.spans != 0).astype(int).tolist()

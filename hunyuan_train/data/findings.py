@@ -64,6 +64,7 @@ POLICIES: dict[str, Policy] = {
     # the content
     "empty_user": Policy("error", _REFUSE, "a question without text"),
     "empty_answer": Policy("error", _REFUSE, "an answer without text or tool call"),
+    "empty_text": Policy("error", _REFUSE, "a plain text without a word"),
     "content_type": Policy("fix", _REPAIR, "content that is not a string"),
     "tags": Policy("fix", _REPAIR, "think and answer tags outside the served grammar"),
     "unopened_think": Policy("error", _REPAIR, "thoughts that are closed and were never opened"),

@@ -4,7 +4,12 @@ Without torch, so that the report can name its charts by them.
 """
 
 from hunyuan_train.families.grammar.dialogue import MODES
-from hunyuan_train.families.grammar.segments import SPAN_ANSWER, SPAN_MARKER, SPAN_THINK
+from hunyuan_train.families.grammar.segments import (
+    SPAN_ANSWER,
+    SPAN_MARKER,
+    SPAN_TEXT,
+    SPAN_THINK,
+)
 
-BY_MODE = {mode: number for number, mode in enumerate(MODES) if mode != "plain"}
-BY_SPAN = {"think": SPAN_THINK, "answer": SPAN_ANSWER, "markers": SPAN_MARKER}
+BY_MODE = {mode: MODES.index(mode) for mode in MODES if mode in ("fast", "slow")}
+BY_SPAN = {"think": SPAN_THINK, "answer": SPAN_ANSWER, "markers": SPAN_MARKER, "text": SPAN_TEXT}

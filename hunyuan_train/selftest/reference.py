@@ -247,7 +247,7 @@ def sum_losses(model: nn.Module, samples: list[Sample]) -> SampleLoss:
         for position, span in enumerate(sample.tokens.spans[1:].tolist()):
             if not span:
                 continue
-            groups = (MODES[sample.mode], PLURALS.get(SPANS[span], SPANS[span]))
+            groups = {MODES[sample.mode], PLURALS.get(SPANS[span], SPANS[span])}
             for group in ("loss", *(f"loss_{one}" for one in groups)):
                 loss = losses[position].item()
                 weight = float(sample.tokens.weights[1 + position])

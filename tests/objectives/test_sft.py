@@ -31,6 +31,7 @@ def test_each_label_counts_in_its_mode_and_its_span() -> None:
         "loss_think": 1.0,
         "loss_answer": 2.0,
         "loss_markers": 1.5,
+        "loss_text": 0.0,
     }
 
 

@@ -24,7 +24,7 @@ from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.interface import Grammar
-from hunyuan_train.families.grammar.segments import SPANS
+from hunyuan_train.families.grammar.segments import SPAN_NONE, SPAN_TEXT, SPANS
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.progress import show_progress
 
@@ -139,8 +139,9 @@ def count_samples(encoded: EncodedChunk, eos_id: int) -> Counter[str]:
     target_spans = encoded.spans[is_target]
     for number, span in enumerate(SPANS):
         counts[f"span_{span}"] = int(np.count_nonzero(target_spans == number))
+    is_answer = (target_spans != SPAN_NONE) & (target_spans != SPAN_TEXT)
     is_end = encoded.tokens[is_target] == eos_id
-    counts["turns"] = int(np.count_nonzero(is_end & (target_spans != 0)))
+    counts["turns"] = int(np.count_nonzero(is_end & is_answer))
     return counts
 
 
@@ -218,6 +219,7 @@ def _summarise(fingerprint: str, counts: Counter[str], log: FindingLog) -> DataS
         num_fast=counts["mode_fast"],
         num_slow=counts["mode_slow"],
         num_plain=counts["mode_plain"],
+        num_text=counts["mode_text"],
         num_turns=counts["turns"],
         num_tokens=counts["tokens"],
         num_label_tokens=sum(by_span.values()),

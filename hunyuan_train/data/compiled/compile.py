@@ -20,6 +20,7 @@ from hunyuan_train.data.reading.readers import Chunk
 from hunyuan_train.data.records.hashes import hash_messages, hash_question
 from hunyuan_train.data.records.preferences import Side, asks_for_preferences, read_sides
 from hunyuan_train.data.records.record import Reading, RecordKind, read_dialogue
+from hunyuan_train.data.rendering.documents import render_records, split_documents
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings
 from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.interface import Grammar
@@ -120,9 +121,9 @@ def encode_records(
     if settings.records != "dialogues":
         return encode_sides(records, settings, tokenizer, path, findings, counts)
     dialogues = [record.dialogue for record in records]
-    render = tokenizer.grammar.render
-    renderings = [render(dialogue, history=settings.history) for dialogue in dialogues]
-    encoded = encode_renderings(renderings, tokenizer)
+    renderings = render_records(dialogues, tokenizer.grammar, history=settings.history)
+    whole = encode_renderings(renderings, tokenizer)
+    encoded = split_documents(whole, max_length=settings.max_seq_length)
     counts["tokens_laid_out"] = int(encoded.sample_lengths().sum())
     counts["tokens_once"] = encoded.num_tokens_once
     encoded, long_samples = fit_samples(

@@ -55,7 +55,8 @@ def print_stats(console: Console, stats: DataStats) -> None:
         table.add_row("form", _write_shares(stats.forms))
         table.add_row("mode", _write_shares(stats.modes))
         table.add_row("script", _write_shares(stats.scripts))
-        table.add_row("answers per dialogue", _write_shares(stats.turns))
+        if stats.turns:
+            table.add_row("answers per dialogue", _write_shares(stats.turns))
     if stats.tokens:
         _add_tokens(table, stats.tokens)
     console.print(table)
@@ -66,7 +67,8 @@ def print_stats(console: Console, stats: DataStats) -> None:
 def _add_tokens(table: Table, tokens: TokenStats) -> None:
     samples = f"{tokens.num_samples:,}, {tokens.num_tokens:,} tokens"
     table.add_row("samples", f"{samples}, {tokens.growth:.2f} times one sample per dialogue")
-    shares = "  ".join(f"{span} {share:.1%}" for span, share in tokens.label_share_by_span.items())
+    shown = {span: share for span, share in tokens.label_share_by_span.items() if share}
+    shares = "  ".join(f"{span} {share:.1%}" for span, share in shown.items())
     table.add_row("tokens with loss", f"{tokens.num_label_tokens:,}: {shares}")
     values = "  ".join(f"{name} {value:,}" for name, value in tokens.percentiles.items())
     table.add_row("tokens per sample", f"{values}  longest {tokens.longest:,}")

@@ -31,6 +31,7 @@ def describe_dataset(dataset: Dataset, history: str, tokenizer: Tokenizer) -> di
 def describe_counts(summary: DataSummary) -> str:
     """Samples by mode, answers, tokens."""
     modes = {"fast": summary.num_fast, "slow": summary.num_slow, "plain": summary.num_plain}
+    modes["text"] = summary.num_text
     counted = ", ".join(f"{count:,} {mode}" for mode, count in modes.items() if count)
     return (
         f"{summary.num_samples:,} samples ({counted}), {summary.num_turns:,} turns, "

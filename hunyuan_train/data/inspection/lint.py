@@ -114,7 +114,7 @@ def inspect_chunk(
         question_hashes=np.array(
             [hash_question(one.messages, grammar) for one in questions], np.uint64
         ),
-        turns=Counter([_count_answers(dialogue) for dialogue in dialogues]),
+        turns=Counter([_count_answers(one) for one in dialogues if not one.is_document]),
         lengths=lengths,
         overlong_lengths=overlong_lengths,
         records=[_write_record(record, options, grammar) for record in wanted],
@@ -131,6 +131,8 @@ def _write_record(record: Record, options: LintOptions, grammar: Grammar) -> str
 
 
 def _name_mode(dialogue: Dialogue) -> str:
+    if dialogue.is_document:
+        return "text"
     modes = {
         message.mode
         for message in dialogue.messages

@@ -36,7 +36,8 @@ def _plots(stats: DataStats) -> dict[str, Mapping[str, int]]:
 def _token_table(tokens: TokenStats | None) -> dict[str, str]:
     if tokens is None:
         return {}
-    shares = ", ".join(f"{span} {share:.1%}" for span, share in tokens.label_share_by_span.items())
+    shown = {span: share for span, share in tokens.label_share_by_span.items() if share}
+    shares = ", ".join(f"{span} {share:.1%}" for span, share in shown.items())
     values = ", ".join(f"{name} {value:,}" for name, value in tokens.percentiles.items())
     rows = f"{tokens.num_rows:,} rows of {tokens.max_seq_length:,} tokens, {tokens.fill:.2%} full"
     return {

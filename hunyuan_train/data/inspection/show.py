@@ -12,6 +12,7 @@ from hunyuan_train.data.rendering.one_line import write_part
 from hunyuan_train.families.grammar.segments import (
     SPAN_ANSWER,
     SPAN_MARKER,
+    SPAN_TEXT,
     SPAN_THINK,
     Rendering,
     Segment,
@@ -19,11 +20,18 @@ from hunyuan_train.families.grammar.segments import (
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 # What carries loss is underlined, in the colour of its span; the rest has the colour of its role.
-_ROLE_STYLES = {"system": "magenta", "user": "cyan", "tool": "yellow", "assistant": "dim"}
+_ROLE_STYLES = {
+    "system": "magenta",
+    "user": "cyan",
+    "tool": "yellow",
+    "assistant": "dim",
+    "text": "dim",
+}
 _SPAN_STYLES = {
     SPAN_THINK: "blue underline",
     SPAN_ANSWER: "green underline",
     SPAN_MARKER: "red underline",
+    SPAN_TEXT: "green underline",
 }
 TOKEN_BORDER = "\N{LEFT ONE EIGHTH BLOCK}"
 
@@ -54,6 +62,7 @@ def show_samples(
             num_labels = sum(
                 size for size, segment in zip(sizes, segments, strict=True) if segment.weight
             )
+            num_labels -= segments[0].weight > 0  # nothing comes before a document's first token
             title += f", {len(tokens):,} tokens, {num_labels:,} with loss"
             if with_tokens:
                 text = _mark_tokens(segments, sizes, tokens.tolist(), tokenizer)

@@ -27,7 +27,7 @@ class TokenStats:
     num_samples: int  # that fit
     num_tokens: int
     num_label_tokens: int
-    label_share_by_span: dict[str, float]  # think, answer, marker; of the label tokens
+    label_share_by_span: dict[str, float]  # think, answer, marker, text; of the label tokens
     growth: float  # tokens of all samples by those of one sample per dialogue
     num_overlong: int  # samples beyond max_seq_length, which no row holds
     percentiles: dict[str, int]  # of the lengths of samples, those beyond included
@@ -120,7 +120,7 @@ def _bin_lengths(lengths: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _advise_on_modes(modes: Counter[str]) -> list[str]:
-    total = sum(modes.values())
+    total = sum(modes.values()) - modes["text"]  # dialogues
     if not total:
         return []
     advice = []

@@ -10,7 +10,7 @@ from typing import IO, Any, BinaryIO
 import zstandard
 
 from hunyuan_train.errors import DataError
-from hunyuan_train.families.grammar.dialogue import Dialogue, Message
+from hunyuan_train.families.grammar.dialogue import DOCUMENT, Dialogue, Message
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.whole_file import FULL, open_whole
 
@@ -19,8 +19,10 @@ Record = dict[str, Any]
 
 def to_record(dialogue: Dialogue, grammar: Grammar) -> Record:
     """A record that reads back as this dialogue, whatever form it had."""
-    mode = _common_mode(dialogue)
     record: Record = dict(dialogue.extra)
+    if dialogue.is_document:
+        return record | {DOCUMENT: dialogue.messages[0].content}
+    mode = _common_mode(dialogue)
     if mode:
         record["mode"] = mode
     if dialogue.tools:

@@ -18,8 +18,8 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "think")
 QUESTION_FIELDS = ("prompt", "question", "query", "problem")
 ANSWER_FIELDS = ("completion", "response", "answer", "output")
 _EXPECTED = (
-    "messages, conversations (ShareGPT), instruction/output (Alpaca), prompt/completion "
-    "or question/think/answer"
+    "messages, conversations (ShareGPT), instruction/output (Alpaca), prompt/completion, "
+    "question/think/answer, or text alone (plain text)"
 )
 
 TURN_FIELDS = ("messages", "conversations", "conversation")

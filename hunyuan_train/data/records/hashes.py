@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from hunyuan_train.families.grammar.dialogue import TIME_FORMAT, Message
+from hunyuan_train.families.grammar.dialogue import DOCUMENT, TIME_FORMAT, Message
 from hunyuan_train.families.grammar.interface import Grammar
 
 _FIRST_NOW = datetime(2024, 1, 1)
@@ -31,6 +31,8 @@ def hash_question(messages: Sequence[Message], grammar: Grammar) -> int:
 
     The same in either mode: a question asked fast is no other question.
     """
+    if messages[0].role == DOCUMENT:  # all of it is what must not be shared
+        return hash_messages(messages)
     asked = [replace(one, content=grammar.queries.strip(one.content)) for one in messages[:-1]]
     return hash_messages(asked)
 

@@ -57,9 +57,9 @@ def read_message(
         _read_other_fields(raw, message, place, grammar, as_written=as_written, problems=problems)
     if role == "assistant" and not as_written:
         _take_tags_out(message, place, grammar, problems)
-    message.content = _check_text(message.content, place, grammar, problems)
+    message.content = check_text(message.content, place, grammar, problems)
     if message.thoughts:
-        message.thoughts = _check_text(message.thoughts, place, grammar, problems)
+        message.thoughts = check_text(message.thoughts, place, grammar, problems)
     if role == "assistant" and not as_written:
         _find_foreign_markers(message, place, grammar, problems)
     return message
@@ -226,7 +226,7 @@ def take_marks_off(message: Message, place: str, grammar: Grammar, problems: lis
         problems.append(Problem("tools", f"{place}.content", reason, "remove it"))
 
 
-def _check_text(text: str, place: str, grammar: Grammar, problems: list[Problem]) -> str:
+def check_text(text: str, place: str, grammar: Grammar, problems: list[Problem]) -> str:
     """The text in NFC, as the tokenizer wants it, with no more blanks than it can split."""
     if token := grammar.controls.find(text):
         reason = f"holds {token}"

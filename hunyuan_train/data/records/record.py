@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.records.documents import is_document, read_document
 from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags, take_options
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
 from hunyuan_train.data.records.hashes import seed_now
@@ -59,16 +60,10 @@ class Reading:
 
 def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> Dialogue | None:
     """The dialogue in a decoded record, or None where no form fits."""
-    stated_mode, grammar = "", reading.grammar
-    options: dict[str, Any] = {}
-    knows_thoughts = grammar.write_served is not None
-    if isinstance(value, dict):
-        value, options = take_options(
-            value, grammar, reading.effort, problems, as_written=reading.is_as_written
-        )
-        value, stated_mode = take_flags(
-            value, problems, with_template_fields=not reading.is_as_written
-        )
+    if isinstance(value, dict) and is_document(value):
+        return read_document(value, reading.grammar, problems)
+    knows_thoughts = reading.grammar.write_served is not None
+    value, options, stated_mode = _take_stated(value, reading, problems)
     record, form = to_chat_form(value, problems)
     if record is None:
         return None
@@ -101,6 +96,19 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     if dialogue.tools:
         _settle_now(dialogue, problems)
     return dialogue
+
+
+def _take_stated(
+    value: object, reading: Reading, problems: list[Problem]
+) -> tuple[object, dict[str, Any], str]:
+    """The record without what it says to a template, that, and the mode which it states."""
+    if not isinstance(value, dict):
+        return value, {}, ""
+    value, options = take_options(
+        value, reading.grammar, reading.effort, problems, as_written=reading.is_as_written
+    )
+    value, mode = take_flags(value, problems, with_template_fields=not reading.is_as_written)
+    return value, options, mode
 
 
 def _settle_effort(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:

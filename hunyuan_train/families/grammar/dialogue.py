@@ -7,8 +7,12 @@ from typing import Any, Literal, NamedTuple
 ROLES = ("system", "user", "assistant", "tool")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
-Mode = Literal["plain", "fast", "slow"]
-MODES: tuple[Mode, ...] = ("plain", "fast", "slow")  # their numbers in the cache and in batches
+DOCUMENT = "text"  # role of the one message of a plain text, which is no dialogue
+
+# "text" is the mode of plain text: nobody is asked, and nobody answers.
+Mode = Literal["plain", "fast", "slow", "text"]
+# Their numbers in the cache and in batches.
+MODES: tuple[Mode, ...] = ("plain", "fast", "slow", "text")
 
 
 class ToolCall(NamedTuple):
@@ -46,6 +50,11 @@ class Dialogue:
     template_options: dict[str, Any] = field(default_factory=dict)
     form: str = "messages"
     extra: dict[str, Any] = field(default_factory=dict)  # fields that conversion keeps
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is plain text, to be continued from its first token on."""
+        return bool(self.messages) and self.messages[0].role == DOCUMENT
 
 
 def dump_json(value: object) -> str:

@@ -75,6 +75,19 @@ _HEADED = re.compile(  # ## Thinking ... ## Final Response
     re.MULTILINE | re.DOTALL | re.IGNORECASE,
 )
 
+_OPENS_TURN = re.compile(  # behind what may open the whole text
+    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|\[gMASK\]<sop>)?\s*"
+    r"(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|start\|>|<\|turn>|\[INST\]"
+    r"|<\|(?:system|user|assistant|User|Assistant)\|>|<[｜|](?:User|Assistant)[｜|]>"
+    r"|###? ?(?:Instruction|Human|User):)"
+)
+
+
+def find_opened_turn(text: str) -> str:
+    """The mark with which a text opens the turn of a dialogue that is already rendered; or ""."""
+    match = _OPENS_TURN.match(text)
+    return match[1] if match else ""
+
 
 def find_foreign_markers(text: str, is_own: Callable[[str], bool]) -> list[str]:
     """The first few marks of others in an answer or its thoughts, each once."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from hunyuan_train.families.grammar.dialogue import Mode
 
 # Kinds of loss a token can carry; their numbers are those in the cache and in batches.
-SPAN_NONE, SPAN_THINK, SPAN_ANSWER, SPAN_MARKER = range(4)
-SPANS = ("none", "think", "answer", "marker")
+SPAN_NONE, SPAN_THINK, SPAN_ANSWER, SPAN_MARKER, SPAN_TEXT = range(5)
+SPANS = ("none", "think", "answer", "marker", "text")
 
 
 class Segment(NamedTuple):

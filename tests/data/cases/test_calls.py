@@ -55,7 +55,7 @@ OUTCOMES: dict[str, list] = {
     "a54_empty_system": ["u hi | a hello"],
     "a55_specials": ["u what is <|eos|> and <|extra_0|>? | a A <|eos|> mark."],
     "a59_input_output_str": [{"form"}],
-    "a60_text_only": [{"form"}],
+    "a60_text_only": [{"foreign_markers"}],
     "a61_dup_ids": ["u a | a b", "u c | a d"],
     "a63_parallel_calls_swift": [
         'u w x,y? | a w{"c": "x"}w{"c": "y"} | t sun | t rain | a Sun; rain.'

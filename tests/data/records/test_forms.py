@@ -98,7 +98,7 @@ def test_sharegpt_calls_and_observations_become_tool_turns():
     ("record", "reason"),
     [
         ({"foo": 1, "bar": 2}, "keys found: foo, bar"),
-        ({"text": "just text"}, "keys found: text"),
+        ({"text": None}, "keys found: text"),
         ({}, "keys found: none"),
         ("a string", "this one is a string"),
         (7, "this one is a number"),
