@@ -81,6 +81,8 @@ POLICIES: dict[str, Policy] = {
     "call_field": Policy("error", _ACCEPT, "a key of a call that is not read"),
     "missing_argument": Policy("error", _ACCEPT, "a call without a required argument"),
     "odd_argument": Policy("note", _ACCEPT, "an argument that does not fit its schema"),
+    "tool_schema": Policy("note", _ACCEPT, "a schema of a tool that calls cannot be checked by"),
+    "unparsed_calls": Policy("error", _ACCEPT, "calls that a server would not read back as given"),
     "now": Policy("error", _REFUSE, "a time that cannot be read"),
     "weight": Policy("error", _REFUSE, "a loss field with a value that cannot be read"),
     "prompt_loss": Policy("error", _ACCEPT, "loss asked for on a message that is no answer"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from hunyuan_train.data.findings import Problem
+from hunyuan_train.data.findings import POLICIES, Problem
 from hunyuan_train.data.records.documents import is_document, read_document
 from hunyuan_train.data.records.flags import TEMPLATE_FIELDS, take_flags, take_options
 from hunyuan_train.data.records.forms import THOUGHT_FIELDS, to_chat_form
@@ -20,6 +20,7 @@ from hunyuan_train.data.records.loss import RECORD_LOSS_FIELDS, apply_record_los
 from hunyuan_train.data.records.messages import read_message, take_calls_out, take_marks_off
 from hunyuan_train.data.records.modes import settle_modes
 from hunyuan_train.data.records.nulls import drop_filled_nulls
+from hunyuan_train.data.records.read_back import check_read_back
 from hunyuan_train.data.records.texts import has_blank_run
 from hunyuan_train.data.records.tools import check_calls, lift_tools, match_results, read_tools
 from hunyuan_train.data.records.unread import note_unused, report_unread
@@ -94,8 +95,19 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     if not (reading.is_as_written or reading.is_prompt):  # a server adds nothing to a prompt
         settle_modes(dialogue, reading.mode, reading.grammar, problems)
     if dialogue.tools:
-        _settle_now(dialogue, problems)
+        _settle_tools(dialogue, reading, problems)
     return dialogue
+
+
+def _settle_tools(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:
+    """Give the time that a tools prompt shows, and see whether calls are read back as given."""
+    _settle_now(dialogue, problems)
+    is_refused = any(  # whatever the policy: it may not even be rendered
+        "note" not in POLICIES[problem.kind].allowed and not problem.is_repaired
+        for problem in problems
+    )
+    if not (reading.is_as_written or reading.is_prompt or is_refused):
+        check_read_back(dialogue, reading.grammar, problems)
 
 
 def _take_stated(

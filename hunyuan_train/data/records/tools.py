@@ -6,6 +6,7 @@ from typing import Any
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
+from hunyuan_train.data.records.argument_schemas import find_misfits, find_schema_fault
 from hunyuan_train.data.records.nulls import SCHEMA_FIELDS, allows_null
 from hunyuan_train.data.records.turns import NOTHING
 from hunyuan_train.data.records.written_calls import find_written_call
@@ -22,15 +23,6 @@ RESULT_NAME_FIELDS = ("name", "tool_name", "function_name", "toolName", "functio
 
 _CALL_ID_FIELDS = ("id", "call_id")
 _MAX_REFS = 8  # that lead from one schema to the next
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
 
 
 def lift_tools(record: Record, problems: list[Problem]) -> Record:
@@ -109,6 +101,9 @@ def _name_schema(function: Record, field: str, problems: list[Problem]) -> Recor
         reason, fix = "a schema written as text", "read as the object that it is"
         problems.append(Problem("converted", f"{field}.parameters", reason, fix))
         schema = parsed
+    if isinstance(schema, dict) and (fault := find_schema_fault(schema)):
+        fix = "make it a JSON schema: calls of it are not checked"
+        problems.append(Problem("tool_schema", f"{field}.parameters", fault, fix))
     return {**function, "parameters": schema} if "parameters" in function else function
 
 
@@ -158,13 +153,15 @@ def _check_arguments(call: ToolCall, schema: Record, field: str, problems: list[
             reason = f"calls {call.name!r} without its required argument {name!r}"
             fix = "add it, or take it out of the schema's `required`"
             problems.append(Problem("missing_argument", f"{field}.{name}", reason, fix))
-    for name, value in arguments.items():
+    for name in arguments:
         if properties and name not in properties and not schema.get("additionalProperties"):
             reason = f"an argument that the schema of {call.name!r} does not list"
             problems.append(Problem("odd_argument", f"{field}.{name}", reason, "check its name"))
-        elif value is not None and not _fits(value, properties.get(name)):
-            reason = f"an argument of another type than the schema of {call.name!r} says"
-            problems.append(Problem("odd_argument", f"{field}.{name}", reason, "check its value"))
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for misfit in find_misfits(given, schema):
+        reason = f"an argument that does not fit the schema of {call.name!r}: {misfit.reason}"
+        place = f"{field}.{misfit.place}"
+        problems.append(Problem("odd_argument", place, reason, "check its value"))
 
 
 def _list_required(schema: object, root: Record, num_refs: int) -> list[str]:
@@ -193,39 +190,19 @@ def _is_marked_required(schema: object) -> bool:
     return isinstance(schema, dict) and schema.get("required") is True
 
 
-def _fits(value: object, schema: object) -> bool:
-    """Whether a value is of the type and among the choices that its schema names."""
-    if not isinstance(schema, dict):
-        return True
-    choices = schema.get("enum")
-    if isinstance(choices, list) and choices and value not in choices:
-        return False
-    named = schema.get("type")
-    names = named if isinstance(named, list) else [named]
-    types = [_JSON_TYPES.get(str(name)) for name in names]
-    if None in types:  # no type, or one of another vocabulary
-        return True
-    return any(_is_of_type(value, kinds) for kinds in types if kinds)
-
-
-def _is_of_type(value: object, kinds: tuple[type, ...]) -> bool:
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (
-        int in kinds and isinstance(value, float) and value.is_integer()
-    )
-
-
 def match_results(messages: list[Message], index: int, problems: list[Problem]) -> None:
     """Put the results behind a message in the order of its calls: the template writes no ids."""
     calls = messages[index].tool_calls or []
     results = list(takewhile(lambda message: message.role == "tool", messages[index + 1 :]))
-    if not (calls and results):
+    is_last = index + 1 == len(messages)  # results are still to come
+    if not calls or is_last:
         return
-    if len(results) != len(calls):  # none at all are still to come
+    if len(results) != len(calls):
         field = f"messages[{index + 1}]"
         reason = f"{len(results)} result(s) of {len(calls)} call(s)"
         problems.append(Problem("tool_results", field, reason, "give one result for each call"))
+    if not results:
+        return
     found: list[Problem] = []
     places = _match_ids(calls, results, index + 1, found)
     if places is None and not found:
