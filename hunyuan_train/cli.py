@@ -5,11 +5,17 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCopiedError
 from hunyuan_train.config.commands import add_schema_command
 from hunyuan_train.config.describe import describe_settings
-from hunyuan_train.config.load import describe_long_path, load_command_line
+from hunyuan_train.config.load import (
+    DEMO,
+    CommandLine,
+    describe_long_path,
+    load_command_line,
+)
 from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.export.commands import add_checkpoint_commands
 from hunyuan_train.hub.commands import add_download_command
@@ -136,12 +142,21 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def load_or_demonstrate(arguments: Sequence[str]) -> tuple[CommandLine, Sequence[str]]:
+    """What was asked, and the words of it; with nothing to train named, they are the demo's."""
+    command = load_command_line(arguments)
+    if not command.is_demo:
+        return command, arguments
+    words = [*DEMO, *arguments]
+    return replace(load_command_line(words), given=command.given), words
+
+
 def train(arguments: Sequence[str]) -> int:
     """Check a run and start its ranks; in one of them, run."""
     if "--help" in arguments or "-h" in arguments:
         print(describe_settings())  # noqa: T201 the answer itself, for a pager or grep
         return SUCCESS
-    command = load_command_line(arguments)
+    command, arguments = load_or_demonstrate(arguments)
     if command.recipe is not None:
         say(command.recipe.rstrip())
         return SUCCESS

@@ -38,7 +38,7 @@ from hunyuan_train.data.compiled.cache import (
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.evaluation.samples import keep_samples, sample_answers, wants_sample_answers
+from hunyuan_train.evaluation.samples import answer_at_last, keep_samples
 from hunyuan_train.evaluation.show_answer import Answer, show_answer
 from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.export.check import check_adapter, check_model
@@ -160,8 +160,8 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     if result.is_complete and config.checkpoints.export:
         export_at_last(resolved, trainer, source, result)
     heartbeat.report(result.step, "ending")
-    is_asked = result.is_complete and wants_sample_answers(config.evaluation, shape)
-    answers = sample_answers(engine, dataset, tokenizer) if is_asked else []
+    wanted = result.is_complete and config.evaluation.sample_answers
+    answers = answer_at_last(wanted, engine, dataset, tokenizer)
     uncopied = wait_for_commands(config, saver, heartbeat, result)
     close(config, trainer, result, answers)
     return judge(config, result, uncopied)

@@ -80,6 +80,24 @@ def test_a_recipe_with_a_name_that_no_file_has_is_no_recipe(capsys):
     assert "is neither a recipe of ours" in capsys.readouterr().err
 
 
+def test_with_nothing_named_the_demo_is_run_and_called_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command, words = cli.load_or_demonstrate(["--max_steps", "3"])
+    assert words == ["--recipe", "tiny", "--max_steps", "3"]
+    assert (command.config.train.max_steps, command.config.optimizer.learning_rate) == (3, 4e-3)
+    assert cli.main(["train", "--dry_run"]) == 0
+    assert "so this is the demo (--recipe tiny)" in capsys.readouterr().err
+    monkeypatch.setenv("RECIPE", "lora")  # which train.sh reads, and nobody else
+    assert cli.main(["train", "--dry_run"]) == 2
+    assert "give --recipe instead" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [["--model_name_or_path", "tiny"], ["--recipe", "lora"]])
+def test_what_is_named_is_no_demo(named):
+    command, words = cli.load_or_demonstrate(named)
+    assert (command.is_demo, words) == (False, named)
+
+
 def test_an_interruption_is_silent(capsys, monkeypatch):
     def interrupt(arguments):
         raise KeyboardInterrupt

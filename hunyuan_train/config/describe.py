@@ -19,8 +19,8 @@ switch is turned on by its bare name and off by --no_NAME. Names are those of Hu
 Trainer and of the vendor's script, whose other flags are explained when they are given.
 
 examples:
-  see that everything works, with a tiny model on the bundled dialogues:
-    hunyuan-train train --recipe tiny
+  see that everything works, with a tiny model on the bundled dialogues (the recipe tiny):
+    hunyuan-train train
   adapters on the released model, on all GPUs of this machine:
     hunyuan-train train --recipe lora --model_name_or_path /models/Hunyuan-A13B-Instruct \\
       --train_data_file my.jsonl --output_dir runs/mine

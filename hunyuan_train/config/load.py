@@ -45,6 +45,9 @@ from hunyuan_train.whole_file import open_whole
 
 # A relative path in these may also name a shipped file, wherever the command is run.
 SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path", "deepspeed")
+# What names a job. A command line with none of these is that of somebody who tries us out.
+CHOOSES_JOB = frozenset({"recipe", "config", "model_name_or_path", "train_data_file"})
+DEMO = ("--recipe", "tiny")
 MOST_BYTES_OF_A_NAME = 255  # on every file system of Linux
 MOST_BYTES_OF_A_PATH = 4095
 
@@ -60,6 +63,11 @@ class CommandLine:
     prints_slurm: bool = False
     recipe: str | None = None  # its text, to be shown
     machines: PlannedMachines | None = None  # to plan for, in a dry run, instead of this one
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether nothing says what to train: neither a model nor dialogues nor a recipe."""
+        return not self.given & CHOOSES_JOB
 
 
 def load_config(arguments: Sequence[str]) -> RunConfig:

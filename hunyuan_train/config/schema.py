@@ -301,7 +301,8 @@ class EvaluationConfig:
     needle_number: int = free_setting(8, "texts of each of these lengths", low=1, high=10**5)
     sample_answers: bool | Auto = free_setting(
         "auto",
-        "let the model answer two training prompts at the end; auto: if it is smaller than 4 GB",
+        "let the model answer two training prompts at the end, of 2,048 tokens at most, for its "
+        "report; auto: in a minute each at most, however large it is; true: without that limit",
     )
 
     def __post_init__(self) -> None:

@@ -30,12 +30,20 @@ def generate_split(
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int,
+    max_seconds: float | None = None,
 ) -> list[list[int]]:
     """Greedy answers to this rank's prompts, as token ids that end before the stop token.
 
     Every rank calls it, with as many prompts as it has, also none. A forward pass needs all ranks
     (experts, partitioned weights), so a rank that is done goes on in step until the last one is,
     and one without a prompt answers a token that nobody asked about.
+
+    Args:
+        engine: with the model.
+        prompts: token ids of each.
+        stop_ids: any of them ends an answer.
+        max_new_tokens: of an answer.
+        max_seconds: after which an answer ends where it is, by each rank's own clock.
     """
     model = engine.module
     device = engine.device
@@ -58,6 +66,7 @@ def generate_split(
             pad_token_id=stop_ids[0],
             use_cache=True,
             synced_gpus=True,
+            max_time=max_seconds,
             streamer=Progress(),
         )
         answer = output[0, len(prompt) :].tolist()
@@ -74,6 +83,7 @@ def generate_dealt_out(
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int,
+    max_seconds: float | None = None,
 ) -> list[list[int]]:
     """Greedy answers to prompts that every rank knows, each answered by one of them.
 
@@ -81,7 +91,11 @@ def generate_dealt_out(
     """
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     mine = generate_split(
-        engine, prompts[rank::num_ranks], stop_ids=stop_ids, max_new_tokens=max_new_tokens
+        engine,
+        prompts[rank::num_ranks],
+        stop_ids=stop_ids,
+        max_new_tokens=max_new_tokens,
+        max_seconds=max_seconds,
     )
     ranks: list[list[list[int]]] = [[]] * num_ranks
     dist.all_gather_object(ranks, mine)

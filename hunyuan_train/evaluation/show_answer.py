@@ -20,6 +20,7 @@ class Answer:
     prompt: str
     text: str  # as it was generated
     output: ParsedOutput  # the same, taken apart
+    cut_after: int | None  # tokens, where it was not let come to its end
 
 
 def show_answer(answer: Answer, console: Console) -> None:
@@ -28,7 +29,10 @@ def show_answer(answer: Answer, console: Console) -> None:
     content = parsed.content or ""
     lines = [Text(answer.prompt, style="cyan")]
     if not parsed.is_well_formed:
-        lines.append(Text("this answer does not follow the think/answer grammar:", style="yellow"))
+        words = "this answer does not follow the think/answer grammar:"
+        if answer.cut_after is not None:
+            words = f"this answer was cut after {answer.cut_after:,} tokens:"
+        lines.append(Text(words, style="yellow"))
         content = shorten(content, width=MAX_SHOWN_CHARACTERS, placeholder=" ...")
     if parsed.reasoning_content:
         lines.append(Text(f"think   {parsed.reasoning_content}", style="dim"))

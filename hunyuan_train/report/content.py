@@ -154,6 +154,7 @@ def describe_answers(run: RunRecord) -> dict[str, Any]:
     ]
     samples = [
         {"prompt": row["prompt"], "mode": row["mode"], "step": row["step"]}
+        | {"marks": list_sample_marks(row)}
         | take_apart(row["output"], grammar)
         for row in run.samples.rows[-2:]
     ]
@@ -174,6 +175,13 @@ def take_apart(output: str, grammar: Grammar) -> dict[str, str]:
     if not parsed.is_well_formed:
         return {"reasoning": "", "content": output}
     return {"reasoning": parsed.reasoning_content or "", "content": parsed.content or ""}
+
+
+def list_sample_marks(row: Row) -> list[str]:
+    """What is to be known of an answer at the end of a run, in words."""
+    if row.get("cut_after") is not None:
+        return [f"cut after {row['cut_after']:,} tokens"]
+    return ["not well-formed"] if row.get("is_well_formed") is False else []
 
 
 def list_marks(row: Row) -> list[str]:

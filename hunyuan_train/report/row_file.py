@@ -132,6 +132,8 @@ FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
     run_files.SAMPLES: {
         "step": is_step,
         **dict.fromkeys(("prompt", "output", "mode"), is_text),
+        "is_well_formed": lambda value: value is None or is_flag(value),
+        "cut_after": lambda value: value is None or is_step(value),
     },
     run_files.NEEDLES: {"model": is_text, "length": is_step, "is_exact": is_flag},
     run_files.ROUTER_LOAD: {"step": is_step, "kind": is_text, "load": is_load},

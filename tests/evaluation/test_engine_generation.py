@@ -42,7 +42,7 @@ def choose_stop_id() -> int:
 
 
 def answer_split(expert_size: int, sequence_size: int, stop_id: int) -> list[list[list[int]]]:
-    """Answer this rank's prompts twice, before and after what training does."""
+    """Answer this rank's prompts before and after what training does, and with no time left."""
     engine = small_engine(
         stage=3, expert_size=expert_size, sequence_size=sequence_size, moe_chunks=sequence_size
     )
@@ -52,7 +52,8 @@ def answer_split(expert_size: int, sequence_size: int, stop_id: int) -> list[lis
     train_step(engine, SFT, my_share(global_batch(0, 4), sequence_size), learning_rate=0.0)
     after = generate_split(engine, mine, stop_ids=stop_ids, max_new_tokens=NUM_TOKENS)
     assert engine.module.training
-    return [before, after]
+    limits = {"max_new_tokens": NUM_TOKENS, "max_seconds": 0.0}
+    return [before, after, generate_split(engine, mine, stop_ids=stop_ids, **limits)]
 
 
 # By number of ranks: those that share experts, and those that share a row.
@@ -73,6 +74,7 @@ def test_answers_are_those_of_one_process(
     stop_id = choose_stop_id()
     cases = tuple((*split, stop_id) for split in SPLITS[world_size])
     ranks = run_together(answer_split, world_size, cases)[expert_size, sequence_size, stop_id]
-    for mine, (before, after) in zip(deal_out(world_size), ranks, strict=True):
+    for mine, (before, after, cut) in zip(deal_out(world_size), ranks, strict=True):
         assert before == after == answer_plainly(mine, [stop_id])
+        assert cut == [answer[:1] for answer in after], "time is over after the first token"
     assert len(ranks[0][0][0]) < NUM_TOKENS

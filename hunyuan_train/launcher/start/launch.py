@@ -42,7 +42,7 @@ from hunyuan_train.launcher.start.prepare import (
 )
 from hunyuan_train.launcher.start.rehearse import rehearse
 from hunyuan_train.launcher.start.resolve_here import resolve_here
-from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
+from hunyuan_train.launcher.start.run_summary import check_schedule, show_demo, show_summary
 from hunyuan_train.launcher.start.variables import check_model_and_data, check_variables
 from hunyuan_train.log import set_screen
 from hunyuan_train.shipped import render_command
@@ -65,6 +65,8 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     set_screen(is_quiet=logs.quiet, is_json=logs.json)
     check_variables(os.environ, command)
     check_model_and_data(command)
+    if command.is_demo:
+        show_demo(PlainConsole(stderr=True, soft_wrap=True, quiet=logs.quiet))
     inputs = fetch_all_but_weights(command.config)
     if command.machines:
         return rehearse(inputs.config, command.machines)

@@ -24,6 +24,17 @@ from hunyuan_train.trainer.schedule import (
     find_idle_settings,
 )
 
+DEMO = (
+    "Nothing names a model or dialogues, so this is the demo (--recipe tiny): a tiny model with "
+    "random weights learns the bundled dialogues in a few minutes. Yours: train --recipe lora "
+    "--model_name_or_path FOLDER_OR_NAME --train_data_file FILE; train --help lists the rest."
+)
+
+
+def show_demo(console: Console) -> None:
+    """Say what is run where nothing was asked for."""
+    console.print(DEMO, highlight=False)
+
 
 def show_summary(prepared: PreparedRun, console: Console) -> None:
     """Print one line per decision."""

@@ -9,7 +9,7 @@ function writeAnswers(data) {
     parts.push(element("h3", {}, "At the end of the run"));
     for (const sample of data.samples) {
       parts.push(element("div", { class: "question" }, element("pre", {}, sample.prompt),
-        element("div", { class: "pair" }, writeAnswer(`${sample.mode} mode`, [], sample, ""))));
+        element("div", { class: "pair" }, writeAnswer(`${sample.mode} mode`, sample.marks, sample, ""))));
     }
   }
   if (data.questions.length) parts.push(element("h3", {}, "Held-out questions"));
