@@ -72,9 +72,14 @@ def keep_samples(output_dir: Path, answers: Sequence[Answer], step: int) -> None
 
 
 def sample_prompts(dataset: Dataset) -> list[tuple[str, list[int]]]:
-    """The first prompt of each mode in the training data that is short enough, with its mode."""
+    """The first prompt of each mode in the training data that is short enough, with its mode.
+
+    Plain text has no prompts.
+    """
     prompts: list[tuple[str, list[int]]] = []
     for number, mode in enumerate(MODES):
+        if mode == "text":
+            continue
         for sample_id in (dataset.samples["mode"] == number).nonzero()[0]:
             sample = dataset.sample(int(sample_id))
             first_label = int((sample.spans != 0).argmax())

@@ -27,6 +27,7 @@ def question(text: str, **more: object) -> dict:
 FAST = question("How many?") | {"mode": "fast"}
 SLOW = question("Why?", reasoning_content="Hm.") | {"mode": "slow"}
 PLAIN = question("Well?") | {"mode": "plain"}
+TEXT = {"text": "It rains."}
 LONG = question("word " * MAX_PROMPT_TOKENS) | {"mode": "fast"}
 
 
@@ -34,6 +35,8 @@ LONG = question("word " * MAX_PROMPT_TOKENS) | {"mode": "fast"}
     ("records", "modes"),
     [
         ([LONG, FAST, SLOW, SLOW], ["fast", "slow"]),
+        ([FAST, SLOW, TEXT], ["fast", "slow"]),
+        ([TEXT], []),
         ([PLAIN], ["plain"]),
         ([PLAIN, SLOW], ["plain", "slow"]),
         ([LONG], []),
