@@ -23,6 +23,9 @@ FILE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # These print by handlers of their own, which they add when they are imported.
 LIBRARIES = ("DeepSpeed", "transformers", "accelerate", "datasets", "peft")
 
+# What a library warns of and everybody knows who called us: a command that needs no GPU.
+COMMONPLACE = ("Setting accelerator to CPU",)
+
 SHARED = {"is_shared": True}  # `extra` of a warning that every rank gives alike
 
 # One console for log lines and progress bars, so that a line never tears the bar. Only rank 0 may
@@ -82,11 +85,18 @@ def log_to_screen(
         screen = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
     prefix = "" if rank == 0 else f"rank {rank}: "
     logging.captureWarnings(capture=True)
+    for name in LIBRARIES:  # before they are imported, when they add handlers of their own
+        logging.getLogger(name).addFilter(says_news)
     screen.setFormatter(JsonFormatter() if is_json else PlainFormatter(f"{prefix}%(message)s"))
     screen.addFilter(ScreenFilter(rank, is_verbose=is_verbose))
     if console.quiet:
         screen.setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[*also, screen], force=True)
+
+
+def says_news(record: logging.LogRecord) -> bool:
+    """Whether a library's line is more than a commonplace."""
+    return not record.getMessage().startswith(COMMONPLACE)
 
 
 class OnceFilter(logging.Filter):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hunyuan_train.log import SHARED, ScreenFilter
+from hunyuan_train.log import SHARED, ScreenFilter, says_news
 
 WARN_OFTEN = """
 import logging, sys, warnings
@@ -19,6 +19,16 @@ warnings.simplefilter("always")
 for number in range(50):
     warnings.warn("old name")
     logging.getLogger("hunyuan_train.x").warning("step")
+"""
+
+
+COMMONPLACE = """
+import logging, sys
+from hunyuan_train.log import log_to_screen
+log_to_screen()
+from deepspeed.utils import logger
+logger.warning("Setting accelerator to CPU. If you have GPU ...")
+logger.warning("news")
 """
 
 
@@ -75,3 +85,18 @@ def test_the_file_keeps_every_line_but_a_python_warning_once(tmp_path: Path) -> 
     assert written.count("old name") == 1
     assert written.count("WARNING hunyuan_train.x: step") == 50
     assert finished.stderr == "step\n"
+
+
+def test_commonplaces_are_no_news() -> None:
+    assert not says_news(line(logging.WARNING, "DeepSpeed", "Setting accelerator to CPU. If"))
+    assert says_news(line(logging.WARNING, "DeepSpeed", "something else"))
+
+
+@pytest.mark.slow
+def test_a_commonplace_of_a_library_is_not_shown() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMONPLACE], capture_output=True, text=True, check=True
+    )
+    said = done.stdout + done.stderr
+    assert "news" in said
+    assert "Setting accelerator" not in said

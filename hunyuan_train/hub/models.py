@@ -18,7 +18,9 @@ from hunyuan_train.hub.download import (
 from hunyuan_train.hub.names import RemoteName
 from hunyuan_train.json_file import read_json_object
 
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 INDEX = "model.safetensors.index.json"
+NO_MODEL = "{name} holds no {missing}, so it is no model; take another name"
 WEIGHTS = "*.safetensors"
 # What describes a model, its tokenizer and its licence. Other forms of weights (.bin, .gguf, .onnx)
 # and pictures stay where they are; so do folders inside, which hold such forms.
@@ -41,8 +43,36 @@ class PendingWeights:
         return missing_bytes(self.folder, self.weights)
 
 
-def fetch_description(name: RemoteName, download_dir: Path) -> tuple[Path, PendingWeights | None]:
+def fetch_config(name: RemoteName, download_dir: Path) -> Path:
+    """Download the config.json of a model and nothing else; enough for its shape.
+
+    Returns:
+        its folder, which is not whole thereby.
+
+    Raises:
+        ConfigError: see `fetch_files`; or the repository holds none.
+    """
+    folder = name.folder(download_dir)
+    if is_whole(folder):
+        return folder
+    repository = list_repository(name)
+    config = [file for file in repository.files if file.path == CONFIG]
+    if not config:
+        raise ConfigError(NO_MODEL.format(name=name, missing=CONFIG))
+    with lock_folder(folder):
+        fetch_files(repository, folder, config)
+    return folder
+
+
+def fetch_description(
+    name: RemoteName, download_dir: Path, *, takes_adapters: bool = False
+) -> tuple[Path, PendingWeights | None]:
     """Download all of a model but its weights.
+
+    Args:
+        name: of the model.
+        download_dir: where downloads are kept.
+        takes_adapters: an adapter will do, too.
 
     Returns:
         its folder, and what is still to come; None where the folder is whole.
@@ -62,8 +92,9 @@ def fetch_description(name: RemoteName, download_dir: Path) -> tuple[Path, Pendi
         and file.size < MOST_DESCRIPTION_BYTES
     ]
     names = {file.path for file in top}
-    if "config.json" not in names:
-        raise ConfigError(f"{name} holds no config.json, so it is no model; take another name")
+    configs = {CONFIG, ADAPTER_CONFIG} if takes_adapters else {CONFIG}
+    if not configs & names:
+        raise ConfigError(NO_MODEL.format(name=name, missing=" and no ".join(sorted(configs))))
     if not any(fnmatch(path, WEIGHTS) for path in names):
         raise ConfigError(
             f"{name} holds no .safetensors weights, which are what is trained here; take a name "

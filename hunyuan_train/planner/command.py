@@ -14,6 +14,9 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS, resolve_shape
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.hub.models import fetch_config
+from hunyuan_train.hub.names import DEFAULT_FOLDER, parse_model_name
+from hunyuan_train.log import log_to_screen
 from hunyuan_train.planner.estimate import Estimate, estimate_run
 from hunyuan_train.planner.machine import GPUS, as_hardware, as_machine
 from hunyuan_train.planner.search import Nearest, find_nearest
@@ -67,7 +70,7 @@ def run_plan(arguments: Sequence[str]) -> int:
     machine = as_machine(machines)
     run = resolve(
         asked,
-        shape=find_shape(asked.model.model_name_or_path),
+        shape=find_shape(asked),
         machine=machine,
         slots=[choose_num_processes(asked, machine)] * machines.nodes,
         known=SETTINGS_ALONE,
@@ -93,7 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", metavar="NAME", help="a13b (default), another preset, or a model folder")
+    add(
+        "--model", metavar="NAME",
+        help="a13b (default), another preset, a model folder, or OWNER/NAME on a hub, of which "
+        "config.json alone is downloaded",
+    )  # fmt: skip
     add("--method", choices=("full", "lora"), help="the recipe to start from (default: full)")
     for field in fields(PlannedMachines):
         default = "" if field.default is None else f" (default: {field.default})"
@@ -123,14 +130,20 @@ def read_settings(options: argparse.Namespace, settings: Sequence[str]) -> RunCo
     return load_command_line(words).config
 
 
-def find_shape(name: str) -> ModelShape:
-    """The shape of a model, of the released one also where it has not been downloaded.
+def find_shape(config: RunConfig) -> ModelShape:
+    """The shape of a run's model, of the released one also where it has not been downloaded.
 
     Raises:
-        ConfigError: neither a preset nor a folder with a usable config.json.
+        ConfigError: neither a preset nor a folder with a usable config.json, or a hub's own words.
     """
-    is_absent = name == RELEASED_FOLDER and not Path(name).is_dir()
-    return PRESETS[RELEASED] if is_absent else resolve_shape(name)
+    name = config.model.model_name_or_path
+    if name == RELEASED_FOLDER and not Path(name).is_dir():
+        return PRESETS[RELEASED]
+    remote = None if name in PRESETS else parse_model_name(name, hub=config.launch.hub)
+    if remote:
+        log_to_screen()
+        name = str(fetch_config(remote, Path(config.launch.download_dir or DEFAULT_FOLDER)))
+    return resolve_shape(name)
 
 
 def answer(estimate: Estimate, nearest: Nearest | None) -> list[str]:

@@ -129,7 +129,7 @@ def resolve_rehearsed(options: argparse.Namespace, settings: Sequence[str]) -> R
     machines = parse_machines(
         {name: value for name in names if (value := vars(options)[name]) is not None}
     )
-    machine, shape = as_machine(machines), find_shape(asked.model.model_name_or_path)
+    machine, shape = as_machine(machines), find_shape(asked)
     if options.layers is not None:
         if not 1 <= options.layers <= shape.num_hidden_layers:
             raise ConfigError(

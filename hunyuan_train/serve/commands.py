@@ -17,6 +17,7 @@ from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.plain_text import make_plain_name
+from hunyuan_train.serve.by_name import add_model_arguments, place_model
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder
 from hunyuan_train.terminal import PlainConsole
@@ -46,9 +47,7 @@ def add_chat_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
         "Talk to a model through plain Transformers, with the prompts that it was trained on.\n"
         "In a terminal:\n" + HELP
     )
-    chat.add_argument("model", type=Path, metavar="MODEL", help="model or adapter folder")
-    chat.add_argument("--base", type=Path, metavar="DIR", help="the adapter's base model")
-    chat.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
+    add_model_arguments(chat)
     chat.add_argument(
         "--prompt", metavar="TEXT", help="answer this and exit; - reads it from stdin"
     )
@@ -75,6 +74,7 @@ def run_chat(arguments: Arguments) -> int:
         raise ServeError("--json prints one answer; give its question with --prompt")
     _check_sampling(arguments)
     tools = _read_tools(arguments.tools)
+    place_model(arguments)
     read_shape(find_model_folder(arguments.model, base=arguments.base))  # before torch is imported
     log_to_screen()  # and so keep Python's warnings off it
     screen = PlainConsole(stderr=True)

@@ -18,8 +18,10 @@ from hunyuan_train.config.rules.evaluation import check_needles_fit, needle_leng
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.families.registry import read_shape
+from hunyuan_train.hub.datasets import fetch_data_names
 from hunyuan_train.json_lines import Numbers
 from hunyuan_train.log import log_to_screen
+from hunyuan_train.serve.by_name import add_model_arguments, place_model
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder
 from hunyuan_train.terminal import PlainConsole, say
@@ -46,10 +48,8 @@ def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
         "long texts. The numbers are those of --eval_generate and --needle_lengths in training."
     )
     add = command.add_argument
-    add("model", type=Path, metavar="MODEL", help="model or adapter folder")
-    add("file", type=Path, nargs="?", metavar="FILE", help="dialogues with a mode, in any form")
-    add("--base", type=Path, metavar="DIR", help="the adapter's base model")
-    add("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
+    add_model_arguments(command)
+    add("file", nargs="?", metavar="FILE", help="dialogues with a mode, or hf:OWNER/NAME[:SPLIT]")
     add("--number", type=int, default=64, metavar="N", help="questions (default: %(default)s)")
     add("--max_new_tokens", type=int, default=512, help="of an answer (default: %(default)s)")
     add("--answers", type=Path, metavar="FILE", help="write questions and answers there")
@@ -68,6 +68,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """
     lengths = needle_lengths(arguments.needle_lengths)
     _check(arguments)
+    place_model(arguments)
     shape = read_shape(find_model_folder(arguments.model, base=arguments.base))
     check_needles_fit(
         arguments.needle_lengths,
@@ -122,7 +123,7 @@ def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
     )
 
     data = DataConfig(
-        train_data_file=str(arguments.file),
+        train_data_file=fetch_data_names(arguments.file, download_dir=arguments.download_dir),
         max_seq_length=served.shape.context_length,
         data_policy="untagged=note",  # nothing is taught; what has no mode is not asked
     )

@@ -40,11 +40,15 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).exists()
 
 
-def _find_base(adapter: Path, base: Path | None) -> Path:
-    """The folder of an adapter's base model."""
+def read_base_name(adapter: Path) -> str:
+    """What an adapter calls its base model: a folder, a name on a hub or a preset.
+
+    Raises:
+        ServeError: its description is damaged, or names none.
+    """
     try:
         name = read_json_object(adapter / ADAPTER)["base_model_name_or_path"]
-        if not isinstance(name, str) and base is None:
+        if not isinstance(name, str):
             raise ValueError(f"base_model_name_or_path is {name}")
     except KeyError as error:
         raise ServeError(f"{adapter / ADAPTER} has no field {error}; export it again") from error
@@ -52,7 +56,13 @@ def _find_base(adapter: Path, base: Path | None) -> Path:
         raise ServeError(
             f"{adapter / ADAPTER} cannot be used ({error}); export the adapter again"
         ) from error
-    if base is None and name in PRESETS:
+    return name
+
+
+def _find_base(adapter: Path, base: Path | None) -> Path:
+    """The folder of an adapter's base model."""
+    name = "" if base else read_base_name(adapter)
+    if name in PRESETS:
         raise ServeError(
             f"{adapter} was trained on the random weights of the preset {name}, which lie in no "
             "folder; train adapters on an exported model, and give it with --base"

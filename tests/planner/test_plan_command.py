@@ -57,7 +57,7 @@ def test_the_settings_that_fit_are_read_back_by_training_and_fit(tmp_path, capsy
         (["--gpu", "h2"], "gpu is h2; speeds are known of a100, "),
         (["--method", "full", "--recipe", "lora"], "method is full, and a recipe or config"),
         (["--expert_parallel_size", "3"], "expert_parallel_size is 3; it must divide"),
-        (["--model", "no/such"], "model_name_or_path is no/such"),
+        (["--model", "./no/such"], "model_name_or_path is ./no/such"),
         (["--optimiser", "lean"], "unknown flag; did you mean --optimizer"),
     ],
 )

@@ -35,7 +35,7 @@ def rehearse(config: RunConfig, machines: PlannedMachines) -> int:
     machine, hardware = as_machine(machines), as_hardware(machines)
     run = resolve(
         config,
-        shape=find_shape(config.model.model_name_or_path),
+        shape=find_shape(config),
         machine=machine,
         slots=[choose_num_processes(config, machine)] * machines.nodes,
         known=SETTINGS_ALONE,

@@ -1,0 +1,74 @@
+"""Commands that take a model by its name: what they download of it, and what they refuse first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hunyuan_train import cli
+from hunyuan_train.serve.folder import read_base_name
+from tests.hub.server import Hub
+from tests.released import SHAPE, write_released
+
+Screen = pytest.CaptureFixture[str]
+WEIGHTS = "adapter_model.safetensors"
+
+
+def run(screen: Screen, *words: str) -> tuple[int, str, str]:
+    code = cli.main(words)
+    said = screen.readouterr()
+    return code, said.out, said.err
+
+
+def add_model(hub: Hub, name: str, **config: object) -> Path:
+    folder = hub.folder / "models" / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(bytes(100_000))
+    return folder
+
+
+def test_plan_downloads_the_shape_alone(hub: Hub, tmp_path: Path, capsys: Screen) -> None:
+    folder = hub.folder / "models/me/model"
+    write_released(folder, shape=SHAPE)
+    kept = ("--download_dir", str(tmp_path / "kept"))
+    code, out, _ = run(capsys, "plan", "--model", "me/model", "--gpus", "1", "--json", *kept)
+    assert code == 0
+    assert json.loads(out)["fits"]
+    assert {path for path, _ in hub.sent} == {"config.json"}
+    code, _, err = run(capsys, "plan", "--model", "me/modle", *kept)
+    assert code == 2
+    assert "error: Hugging Face shows no model me/modle" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["chat"], ["evaluate", "--needle_lengths", "256"]])
+def test_a_model_of_another_family_costs_no_download(
+    words: list[str], hub: Hub, tmp_path: Path, capsys: Screen
+) -> None:
+    add_model(hub, "me/other", model_type="llama")
+    code, _, err = run(capsys, words[0], "me/other", *words[1:], "--download_dir", str(tmp_path))
+    assert code == 2
+    assert "llama" in err
+    assert "model.safetensors" not in {path for path, _ in hub.sent}
+
+
+def test_an_adapter_by_name_brings_the_base_that_it_names(
+    hub: Hub, tmp_path: Path, capsys: Screen
+) -> None:
+    folder = hub.folder / "models/me/adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}')
+    (folder / WEIGHTS).write_bytes(b"x" * 10)
+    words = ("chat", "me/adapter", "--download_dir", str(tmp_path))
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    kept = tmp_path / "huggingface/models/me--adapter"
+    assert f"{kept} belongs on the base model me/base, which is no folder here" in err
+    assert "--base DIR. As a name on a hub: Hugging Face shows no model me/base" in err
+    add_model(hub, "me/base", model_type="llama")
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "llama" in err
+    assert read_base_name(kept) == "me/base"
+    assert (kept / WEIGHTS).read_bytes() == b"x" * 10
