@@ -11,10 +11,17 @@ from typing import Any, Literal, get_args, get_origin
 from hunyuan_train.config.declare import LARGEST
 from hunyuan_train.config.settings import ONCE_IN_TRAIN, SECTIONS
 from hunyuan_train.config.values import alternatives
+from hunyuan_train.shipped import RECIPES
 
 SCHEMA_URL = "http://json-schema.org/draft-07/schema#"  # the draft that editors know
 # A number may be written as text where YAML takes it for that, as it does with 1e-5.
 NUMBER_TEXT = {"type": "string", "pattern": r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"}
+
+
+RECIPE = {
+    "description": "the recipe of ours whose settings this file changes",
+    "enum": sorted(file.stem for file in RECIPES.glob("*.yaml")),
+}
 
 
 def describe_file() -> dict[str, Any]:
@@ -43,7 +50,7 @@ def describe_file() -> dict[str, Any]:
         "title": "hunyuan-train: settings of a run",
         "type": ["object", "null"],
         "additionalProperties": False,
-        "properties": properties,
+        "properties": {"recipe": RECIPE} | properties,
     }
 
 

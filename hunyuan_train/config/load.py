@@ -48,6 +48,7 @@ SHIPPED_INPUTS = ("train_data_file", "eval_data_file", "tokenizer_name_or_path",
 # What names a job. A command line with none of these is that of somebody who tries us out.
 CHOOSES_JOB = frozenset({"recipe", "config", "model_name_or_path", "train_data_file"})
 DEMO = ("--recipe", "tiny")
+BASE = "recipe"  # of a file: the recipe of ours whose settings it changes
 MOST_BYTES_OF_A_NAME = 255  # on every file system of Linux
 MOST_BYTES_OF_A_PATH = 4095
 
@@ -89,6 +90,7 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
     file = find_recipe(source) if source else None
     settings = read_yaml(file) if file else {}
     own_settings = settings if file and file.parent != RECIPES else {}
+    settings = put_over_base(settings, source)
     asked = {name: parse_value(name, bool, command.get(name, False)) for name in COMMAND_SWITCHES}
     if sum(asked.values()) > 1:
         given = " and ".join(f"--{name}" for name in COMMAND_SWITCHES if asked[name])
@@ -212,6 +214,24 @@ def tokenizer_folder(config: ModelConfig) -> Path:
     return Path(config.model_name_or_path)
 
 
+def put_over_base(settings: dict[str, Any], source: str | None) -> dict[str, Any]:
+    """The settings of a file over those of the recipe that it names, if it does.
+
+    Raises:
+        ConfigError: `recipe` names none of ours.
+    """
+    if BASE not in settings:
+        return settings
+    base, own = settings[BASE], {name: settings[name] for name in settings if name != BASE}
+    file = RECIPES / f"{base}.yaml"
+    if not (isinstance(base, str) and isfile(file) and file.parent == RECIPES):
+        raise ConfigError(
+            f"{source}: recipe is {quote(base)}; it names the recipe of ours that this file "
+            f"changes: {_list_recipes()}"
+        )
+    return merge_settings(read_yaml(file), own)
+
+
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe: one of ours by its name, or any YAML file by its path."""
     bundled = RECIPES / f"{name_or_path}.yaml"
@@ -240,6 +260,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     given_in: dict[str, str] = {}
     refusals: list[Refusal] = []
     for name, content_of_name in content.items():
+        if name == BASE:
+            values |= {} if content_of_name is None else {BASE: content_of_name}
+            continue
         if name in SECTIONS and isinstance(content_of_name, dict):
             taken: Any = _read_section(path, name, content_of_name)
         else:

@@ -44,7 +44,8 @@ FIELDS: dict[str, Field[Any]] = {
 }
 # Flags of the command itself, which are no settings of a run.
 COMMAND_FLAGS = {
-    "recipe": "tiny, lora, full, long, or the path of a YAML file of settings; flags win over it",
+    "recipe": "tiny, lora, full, long, or the path of a YAML file of settings; flags win over it. "
+    "Such a file may name the one of ours that it changes: `recipe: lora`",
     "config": "the config.yaml of an earlier run, to repeat it",
     "dry_run": "run every check, say what the run would do and take, start nothing",
     "print_torchrun": "print the plain torchrun command of each host, start nothing",

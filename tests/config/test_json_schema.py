@@ -35,6 +35,7 @@ GOOD = [
     {"optimizer": "lean", "lora": {"use_lora": True, "lora_target_modules": ["q_proj", "v_proj"]}},
     {"train": {"learning_rate": 1.0e-5}},
     {"model": None, "eval_data_file": "none"},
+    {"recipe": "lora", "learning_rate": 1.0e-5},
 ]
 BAD = [
     {"learning_rat": 1.0e-5},
@@ -45,6 +46,9 @@ BAD = [
     {"num_processes": -1},
     {"packing": "maybe"},
     ["learning_rate"],
+    {"recipe": "mine"},
+    {"recipe": ["lora"]},
+    {"recipe": "../recipes/lora"},
 ]
 
 
@@ -67,7 +71,7 @@ def test_it_marks_what_the_loader_refuses(check: Any, content: Any, tmp_path) ->
 def test_every_setting_is_described(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["schema"]) == 0
     properties = json.loads(capsys.readouterr().out)["properties"]
-    assert properties.keys() == FIELDS.keys() | SECTIONS.keys()
+    assert properties.keys() == {"recipe"} | FIELDS.keys() | SECTIONS.keys()
     assert "learning" in properties["learning_rate"]["description"]
 
 

@@ -175,3 +175,21 @@ TEXT_SETTINGS = sorted(name for name, field in FIELDS.items() if "str" in str(fi
 def test_no_text_holds_a_line_break(name, character):
     with pytest.raises(ConfigError, match=name):
         with_settings(RunConfig(), **{name: f"x{character}#SBATCH --wrap=evil"})
+
+
+def test_a_file_changes_the_recipe_that_it_names(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("recipe: tiny\nnum_train_epochs: 2\noptimizer: {learning_rate: 1.0e-3}\n")
+    command = load_command_line([str(path), "--seed", "7"])
+    tiny, config = load_config(["--recipe", "tiny"]), command.config
+    assert config.optimizer.learning_rate == 1e-3
+    assert (config.train.num_train_epochs, config.train.seed) == (2, 7)
+    assert config.train.max_steps != tiny.train.max_steps, "the recipe's steps give way to epochs"
+    assert config.data == tiny.data
+    assert "train_data_file" not in command.given, "which is the recipe's"
+    assert not command.is_demo
+    path.write_text("recipe: mine\n")
+    with pytest.raises(ConfigError, match=r"my.yaml: recipe is 'mine'; .*: full, long, lora, tiny"):
+        load_config([str(path)])
+    path.write_text("recipe:\nseed: 3\n")
+    assert load_config([str(path)]).data == load_config([]).data
