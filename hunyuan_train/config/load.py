@@ -259,6 +259,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     given_in: dict[str, str] = {}
     refusals: list[Refusal] = []
+    renamed: list[str] = []
     for name, content_of_name in content.items():
         if name == BASE:
             values |= {} if content_of_name is None else {BASE: content_of_name}
@@ -278,8 +279,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 )
             given_in[setting] = name
         values.update(taken)
+        renamed += [f"{name} as {setting}" for setting in taken if name not in (setting, *SECTIONS)]
     if refusals:
-        raise ConfigError(describe_refusals(refusals, of=f"these keys of {path}"))
+        also = f"\n  taken: {', '.join(renamed)}" if renamed else ""
+        raise ConfigError(describe_refusals(refusals, of=f"these keys of {path}") + also)
     return values
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hunyuan_train import cli
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.other_tools import MEANT, MEANT_TOGETHER
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF
@@ -145,6 +146,75 @@ def test_what_a_file_asks_for_and_we_lack_is_refused_at_once_with_what_there_is(
     ):
         assert words in message
     assert "\n\n" not in message
+
+
+# As their own examples write them, each with what is lost of it and what is taken.
+LLAMA_FACTORY = """\
+model_name_or_path: Qwen/Qwen3-4B-Instruct-2507
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: identity,alpaca_en_demo
+template: qwen3_nothink
+cutoff_len: 2048
+max_samples: 1000
+output_dir: saves/qwen3-4b/lora/sft
+plot_loss: true
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+"""
+AXOLOTL = """\
+base_model: NousResearch/Llama-3.2-1B
+load_in_4bit: false
+datasets: [{path: teknium/GPT4-LLM-Cleaned, type: alpaca}]
+val_set_size: 0.1
+adapter: lora
+sequence_len: 2048
+sample_packing: true
+lora_r: 16
+lora_target_modules: [q_proj, v_proj]
+wandb_project:
+micro_batch_size: 2
+num_epochs: 1
+learning_rate: 0.0002
+special_tokens: {pad_token: "<|end_of_text|>"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "refused", "taken"),
+    [
+        (
+            LLAMA_FACTORY,
+            {"trust_remote_code", "dataset", "template", "max_samples", "ddp_timeout"},
+            {"finetuning_type as use_lora", "cutoff_len as max_seq_length"},
+        ),
+        (
+            AXOLOTL,
+            {"datasets", "special_tokens"},
+            {"base_model as model_name_or_path", "lora_r as lora_rank", "adapter as use_lora"},
+        ),
+    ],
+    ids=["LLaMA-Factory", "axolotl"],
+)
+def test_a_whole_file_of_another_tool_is_told_what_is_taken_and_what_is_not(
+    tmp_path, capsys, text, refused, taken
+):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(text)
+    assert cli.main(["train", str(path), "--dry_run"]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == f"error: these keys of {path} are not taken here:"
+    *lost, kept = [line.strip() for line in lines]
+    assert {line.partition(":")[0].partition(" ")[0].strip(",") for line in lost} == refused
+    assert kept.startswith("taken: ")
+    assert taken <= set(kept.removeprefix("taken: ").split(", "))
+    assert "learning_rate" not in kept, "which has the same name here"
 
 
 @pytest.mark.parametrize(
