@@ -274,7 +274,8 @@ class EvaluationConfig:
     eval_generate: int = free_setting(
         0,
         "let the model answer N held-out prompts before the first step and at each evaluation: "
-        "format, mode, exact match and set F1 are scored, the answers kept in answers.jsonl",
+        "format, mode, exact match, set F1 and calls of tools are scored, the answers kept in "
+        "answers.jsonl",
         low=0,
         high=10**6,
     )

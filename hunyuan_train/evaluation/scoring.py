@@ -4,7 +4,6 @@ An answer is taken apart as a server would; what counts is its content beside th
 data holds.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,12 @@ from typing import Any
 import numpy as np
 
 from hunyuan_train.data.dataset import CHOSEN, Dataset
+from hunyuan_train.evaluation.tool_calls import (
+    CallScore,
+    score_calls,
+    summarize_calls,
+    write_calls,
+)
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.interface import Grammar, ParsedOutput
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
@@ -29,10 +34,13 @@ class Question:
     prompt: list[int]
     reference: str  # as it is trained, tags and all
     grammar: Grammar  # in which both are written
+    tools: tuple[Any, ...] = ()  # that the prompt offers, as far as it can be read
 
     @property
     def has_tools(self) -> bool:
-        """Whether the prompt offers tools, which shows in the way the answer is written."""
+        """Whether the prompt offers tools, which may show in the way the answer is written."""
+        if self.tools:
+            return True
         content = self.grammar.parse_output(self.reference).content or ""
         return self.grammar.tools.are_offered(content)
 
@@ -50,6 +58,7 @@ class AnswerScore:
     is_leaking: bool  # thinks where fast mode was asked for, or does not where it was not
     is_exact: bool
     set_f1: float
+    calls: CallScore | None = None  # where the prompt offers tools
 
 
 def choose_questions(dataset: Dataset, tokenizer: Tokenizer, number: int) -> list[Question]:
@@ -79,26 +88,30 @@ def make_question(dataset: Dataset, tokenizer: Tokenizer, mode: str, sample_id: 
     target, prompt = sample.tokens[first : labelled[-1] + 1], sample.tokens[:first]
     grammar = tokenizer.grammar
     reference = tokenizer.decode(target.tolist()).removesuffix(grammar.controls.end)
-    return Question(mode, prompt.tolist(), reference, grammar)
+    tools = grammar.tools.read_offered(tokenizer.decode(prompt.tolist()))
+    return Question(mode, prompt.tolist(), reference, grammar, tuple(tools))
 
 
 def score_answer(question: Question, output: str) -> AnswerScore:
     """Compare an answer, as generated, with the data's."""
     given, wanted = question.parse(output), question.parse(question.reference)
     ours, theirs = items_of(given), items_of(wanted)
+    calls = None
+    if question.has_tools:
+        calls = score_calls(wanted, given, output, question.grammar, question.tools)
     return AnswerScore(
         mode=question.mode,
         is_well_formed=given.is_well_formed,
         is_leaking=question.grammar.answers.is_thinking(output) == (question.mode == "fast"),
         is_exact=whole_of(given) == whole_of(wanted),
         set_f1=2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 1.0,
+        calls=calls,
     )
 
 
 def whole_of(parsed: ParsedOutput) -> tuple[str, ...]:
     """Content and calls in a form in which equal ones are equal."""
-    calls = (f"{call.name} {_canonical(call.arguments)}" for call in parsed.tool_calls)
-    return (parsed.content or "").strip(), *calls
+    return (parsed.content or "").strip(), *write_calls(parsed.tool_calls)
 
 
 def items_of(parsed: ParsedOutput) -> set[str]:
@@ -107,15 +120,8 @@ def items_of(parsed: ParsedOutput) -> set[str]:
     return {item for part in _SEPARATORS.split(content) if (item := part.strip())} | set(calls)
 
 
-def _canonical(arguments: str) -> str:
-    try:
-        return json.dumps(json.loads(arguments), sort_keys=True)
-    except ValueError:
-        return arguments
-
-
 def summarize(scores: Sequence[AnswerScore]) -> dict[str, float | int]:
-    """Means over all answers and over those of each mode."""
+    """Means over all answers and over those of each mode, and of calls where there are tools."""
     numbers: dict[str, float | int] = {"eval_answers": len(scores)}
     names = {"valid_format": "is_well_formed", "exact_match": "is_exact", "set_f1": "set_f1"}
     groups = {"": list(scores)}
@@ -128,7 +134,7 @@ def summarize(scores: Sequence[AnswerScore]) -> dict[str, float | int]:
             numbers[f"eval_{name}{suffix}"] = sum(values) / len(group)
         if suffix:
             numbers[f"eval_mode_leak{suffix}"] = sum(one.is_leaking for one in group) / len(group)
-    return numbers
+    return numbers | summarize_calls([one.calls for one in scores if one.calls])
 
 
 def describe_answer(

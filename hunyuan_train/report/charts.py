@@ -14,6 +14,8 @@ NOT_DRAWN = (
     "label_tokens",
     "restarts",
     "eval_answers",
+    "eval_calls",
+    "eval_call_accuracy/",
 )
 
 
@@ -44,6 +46,23 @@ CHARTS = (
             "eval_mode_leak_fast": "fast that think",
             "eval_mode_leak_slow": "slow that do not",
         },
+        unit="share",
+    ),
+    Chart(
+        "Calls of held-out answers with tools",
+        {
+            "eval_call_accuracy": "right",
+            "eval_call_exact": "exact",
+            "eval_call_name": "names right",
+            "eval_call_parse_errors": "not read as calls",
+            "eval_call_undue": "undue",
+            "eval_call_missed": "missed",
+        },
+        unit="share",
+    ),
+    Chart(
+        "Right calls by how many are due",
+        {f"eval_call_accuracy_{kind}": kind for kind in ("none", "one", "many")},
         unit="share",
     ),
     Chart(

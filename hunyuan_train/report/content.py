@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hunyuan_train.errors import DataError
+from hunyuan_train.evaluation.tool_calls import list_by_tool
 from hunyuan_train.families.grammar.find import find_grammar
 from hunyuan_train.families.grammar.interface import Grammar
 from hunyuan_train.report.advice import advise
@@ -19,6 +20,7 @@ from hunyuan_train.report.state import find_state
 from hunyuan_train.report.verdict import judge
 
 MAX_LOADS = 60  # pictures of the experts' load
+MAX_TOOL_STEPS = 5  # columns of the table of tools, beside the first
 MAX_QUESTIONS, MAX_ANSWERS = 40, 12  # shown; of each question the first answer and the last ones
 SHARE_DIGITS = 5
 
@@ -32,6 +34,7 @@ LATEST: tuple[tuple[str, str, str], ...] = (
     ("answers well-formed", "eval_valid_format", "{:.1%}"),
     ("answers exact", "eval_exact_match", "{:.1%}"),
     ("answers, set F1", "eval_set_f1", "{:.3f}"),
+    ("answers with tools, calls right", "eval_call_accuracy", "{:.1%}"),
     ("tokens seen", "tokens_seen", "{:,.0f}"),
     ("epochs", "epoch", "{:.2f}"),
     ("MFU", "mfu", "{:.1%}"),
@@ -158,7 +161,12 @@ def describe_answers(run: RunRecord) -> dict[str, Any]:
         | take_apart(row["output"], grammar)
         for row in run.samples.rows[-2:]
     ]
-    return {"questions": shown, "num_questions": len(questions), "samples": samples}
+    return {
+        "questions": shown,
+        "num_questions": len(questions),
+        "samples": samples,
+        "tools": list_tools(run),
+    }
 
 
 def _grammar_of(run: RunRecord) -> Grammar:
@@ -188,7 +196,24 @@ def list_marks(row: Row) -> list[str]:
     """What an answer is worth, in words."""
     marks = ["exact" if row["is_exact"] else f"set F1 {row['set_f1']:.2f}"]
     marks += [] if row["is_well_formed"] else ["not well-formed"]
-    return marks + (["wrong mode"] if row["is_leaking"] else [])
+    marks += ["wrong mode"] if row["is_leaking"] else []
+    if (calls := row.get("calls")) is not None:
+        marks.append("calls right" if calls["is_right"] else "calls wrong")
+    return marks
+
+
+def list_tools(run: RunRecord) -> dict[str, Any]:
+    """How often the calls of each tool were right, at each step at which answers were asked for."""
+    by_step: dict[int, list[dict[str, bool]]] = {}
+    for row in run.answers.rows:
+        if row.get("calls") is not None:
+            by_step.setdefault(row["step"], []).append(row["calls"]["by_tool"])
+    steps = sorted(by_step)
+    steps = steps[:1] + steps[1:][-MAX_TOOL_STEPS:]
+    found = {step: list_by_tool(by_step[step]) for step in steps}
+    names = dict.fromkeys(name for by_tool in found.values() for name in by_tool)
+    rows = {name: [_share(found[step].get(name, [])) for step in steps] for name in names}
+    return {"steps": steps, "rows": rows}
 
 
 def describe_rest(run: RunRecord) -> dict[str, Any]:

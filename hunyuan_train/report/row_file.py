@@ -79,6 +79,18 @@ def is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def is_call_score(value: object) -> bool:
+    """Whether it says what calls were worth, if anything."""
+    if not isinstance(value, dict):
+        return value is None
+    by_tool = value.get("by_tool")
+    return (
+        is_flag(value.get("is_right"))
+        and isinstance(by_tool, dict)
+        and all(map(is_flag, by_tool.values()))
+    )
+
+
 def is_plan(value: object) -> bool:
     """Whether it is what a start foresaw, if anything."""
     return value is None or (
@@ -128,6 +140,7 @@ FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
         **dict.fromkeys(("prompt", "reference", "output", "mode"), is_text),
         **dict.fromkeys(("is_exact", "is_well_formed", "is_leaking"), is_flag),
         "set_f1": is_number,
+        "calls": is_call_score,
     },
     run_files.SAMPLES: {
         "step": is_step,

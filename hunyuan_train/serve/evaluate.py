@@ -27,7 +27,6 @@ from hunyuan_train.serve.folder import find_model_folder
 from hunyuan_train.terminal import PlainConsole, say
 
 if TYPE_CHECKING:
-    from hunyuan_train.evaluation.scoring import Question
     from hunyuan_train.serve.generate import ServedModel
 
 LABELS = {
@@ -35,6 +34,22 @@ LABELS = {
     "eval_mode_leak": "wrong mode",
     "eval_exact_match": "exact match",
     "eval_set_f1": "set F1",
+}
+CALL_LABELS = {
+    "eval_call_accuracy": "right (type and value)",
+    "eval_call_exact": "exact",
+    "eval_call_name": "names right",
+    "eval_call_accuracy_none": "right, no call due",
+    "eval_call_accuracy_one": "right, one call due",
+    "eval_call_accuracy_many": "right, several due",
+    "eval_call_undue": "called, none due",
+    "eval_call_missed": "no call, one due",
+    "eval_call_parse_errors": "not read as calls",
+}
+TRAJECTORY_LABELS = {
+    "trajectory_success": "without a mistake",
+    "trajectory_progress": "of each, before a mistake",
+    "trajectory_turns": "turns right",
 }
 
 
@@ -45,7 +60,10 @@ def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
         "Let a model answer the questions of a file, greedily, and compare with the answers that "
         "the file has: format, mode, exact match, and F1 of the answers as sets (what stands "
         "between commas, semicolons and newlines). With --needle_lengths, let it find facts in "
-        "long texts. The numbers are those of --eval_generate and --needle_lengths in training."
+        "long texts. With --trajectories, walk through dialogues with tools turn by turn: the "
+        "model's calls are compared with the recorded ones, and the recorded results are given "
+        "back; nothing is executed. The numbers are those of --eval_generate and --needle_lengths "
+        "in training."
     )
     add = command.add_argument
     add_model_arguments(command)
@@ -55,6 +73,13 @@ def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     add("--answers", type=Path, metavar="FILE", help="write questions and answers there")
     add("--needle_lengths", metavar="TOKENS", help="lengths of texts, such as 1024,4096,16384")
     add("--needle_number", type=int, default=8, help="texts of each length (default: %(default)s)")
+    add(
+        "--trajectories",
+        type=int,
+        default=0,
+        metavar="N",
+        help="walk through the first N dialogues of FILE in which tools are called",
+    )
     add("--run", type=Path, dest="run_folder", metavar="RUN", help="show the needles in its report")
     add("--json", action="store_true", help="print the numbers for programs")
     command.set_defaults(run=run_evaluate)
@@ -84,6 +109,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     numbers: Numbers = {}
     if arguments.file:
         numbers |= score_file(served, arguments, screen)
+    if arguments.trajectories:
+        numbers |= walk_file(served, arguments, screen)
     if lengths:
         numbers |= find_needles(served, lengths, arguments, screen)
     if arguments.json:
@@ -98,6 +125,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("number", "max_new_tokens", "needle_number"):
         if vars(arguments)[name] < 1:
             raise ServeError(f"{name} is {vars(arguments)[name]}; set it to 1 or more")
+    if arguments.trajectories < 0 or (arguments.trajectories and not arguments.file):
+        raise ServeError(
+            f"trajectories is {arguments.trajectories}; give how many to walk through, and a FILE "
+            "of dialogues with tools"
+        )
     if not (arguments.file or arguments.needle_lengths):
         raise ServeError(
             "there is nothing to ask: give a FILE of dialogues, or --needle_lengths 1024,4096"
@@ -133,13 +165,41 @@ def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
         raise ServeError(
             f"{arguments.file} has no fast or slow answer to ask for; give records with a mode"
         )
-    outputs = ask(served, questions, arguments.max_new_tokens, screen)
+    prompts = [question.prompt for question in questions]
+    outputs = ask(served, prompts, arguments.max_new_tokens, screen)
     scores = [score_answer(*pair) for pair in zip(questions, outputs, strict=True)]
     if arguments.answers:
         answers = zip(questions, outputs, scores, strict=True)
         rows = [describe_answer(*one, served.tokenizer) for one in answers]
         write_rows(arguments.answers, rows, mode="w")
     return summarize(scores)
+
+
+def walk_file(served: "ServedModel", arguments: argparse.Namespace, screen: Console) -> Numbers:
+    """How well the model walks through a file's trajectories.
+
+    Raises:
+        ServeError: it has none.
+    """
+    from hunyuan_train.evaluation.trajectories import (
+        read_trajectories,
+        summarize_trajectories,
+        walk_trajectories,
+    )
+
+    walks = read_trajectories(str(arguments.file), served.tokenizer, arguments.trajectories)
+    if not walks:
+        raise ServeError(
+            f"{arguments.file} has no dialogue in which a tool is called; drop --trajectories"
+        )
+
+    def answer(prompts: list[list[int]]) -> list[str]:
+        return ask(served, prompts, arguments.max_new_tokens, screen)
+
+    walk_trajectories(walks, served.tokenizer, answer)
+    if arguments.answers:
+        write_rows(arguments.answers, [row for walk in walks for row in walk.rows], mode="a")
+    return summarize_trajectories(walks)
 
 
 def find_needles(
@@ -156,8 +216,8 @@ def find_needles(
 
     number = arguments.needle_number
     needles = make_needles(served.tokenizer, lengths, number=number, seed=NEEDLE_SEED)
-    questions = [needle.question for needle in needles]
-    outputs = ask(served, questions, MAX_NEW_TOKENS, screen)
+    prompts = [needle.question.prompt for needle in needles]
+    outputs = ask(served, prompts, MAX_NEW_TOKENS, screen)
     if arguments.run_folder:
         rows = describe_needles(needles, outputs, step=0, model=str(arguments.model))
         write_rows(arguments.run_folder / NEEDLES, rows, mode="a")
@@ -165,15 +225,15 @@ def find_needles(
 
 
 def ask(
-    served: "ServedModel", questions: "list[Question]", max_new_tokens: int, screen: Console
+    served: "ServedModel", prompts: list[list[int]], max_new_tokens: int, screen: Console
 ) -> list[str]:
-    """The model's answer to every question, greedy."""
+    """The model's answer to every prompt, greedy."""
     from hunyuan_train.serve.generate import Sampling, generate
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=0)
     return [
-        served.tokenizer.decode(generate(served, question.prompt, sampling)[0])
-        for question in track(questions, "answering", console=screen, transient=True)
+        served.tokenizer.decode(generate(served, prompt, sampling)[0])
+        for prompt in track(prompts, "answering", console=screen, transient=True)
     ]
 
 
@@ -199,11 +259,27 @@ def make_tables(numbers: Numbers) -> Iterable[Table]:
             values = [numbers.get(f"{name}{suffix}") for suffix in suffixes.values()]
             table.add_row(label, *("" if value is None else f"{value:.3f}" for value in values))
         yield table
+    if "eval_calls" in numbers:
+        yield _table_of(f"{numbers['eval_calls']} answers with tools", CALL_LABELS, numbers)
+        by_tool = {name: name.partition("/")[2] for name in numbers if "call_accuracy/" in name}
+        if by_tool:
+            yield _table_of("right calls of", by_tool, numbers)
+    if "trajectories" in numbers:
+        head = f"{numbers['trajectories']} trajectories"
+        yield _table_of(head, TRAJECTORY_LABELS, numbers)
     lengths = [name.partition("_")[2] for name in numbers if name.startswith("needles_")]
     if lengths:
         table = _table("tokens", *lengths)
         table.add_row("needles found", *(f"{numbers[f'needles_{one}']:.3f}" for one in lengths))
         yield table
+
+
+def _table_of(head: str, labels: dict[str, str], numbers: Numbers) -> Table:
+    table = _table(head, "share")
+    for name, label in labels.items():
+        if name in numbers:
+            table.add_row(label, f"{numbers[name]:.3f}")
+    return table
 
 
 def _table(head: str, *columns: str) -> Table:

@@ -33,4 +33,6 @@ def describe_evaluation(numbers: Numbers) -> str:
             f"{numbers['eval_exact_match']:.0%} exact",
             f"set F1 {numbers['eval_set_f1']:.2f}",
         ]
+    if "eval_calls" in numbers:
+        parts.append(f"{numbers['eval_call_accuracy']:.0%} of {numbers['eval_calls']} call right")
     return "  ".join(parts)

@@ -84,6 +84,7 @@ ODD_FIELDS = [
     ("answers.jsonl", {"prompt": None}),
     ("answers.jsonl", {"set_f1": "x"}),
     ("answers.jsonl", {"step": "0"}),
+    ("answers.jsonl", {"calls": {"is_right": True, "by_tool": [1]}}),
     ("router_load.jsonl", {"load": [["x"]]}),
     ("router_load.jsonl", {"load": [[]]}),
     ("router_load.jsonl", {"kind": 1}),
@@ -177,6 +178,27 @@ def test_answers_are_taken_apart(tmp_path: Path) -> None:
     assert (first["reasoning"], first["content"]) == ("why & how", "so")
     assert first["marks"] == ["exact"]
     assert answers["samples"][0]["content"] == "so"
+
+
+def test_calls_are_counted_by_tool_and_step(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    rows = [
+        answer(step, "a", is_exact=True)
+        | {"calls": {"is_right": is_right, "by_tool": dict.fromkeys(names, is_right)}}
+        for step, names, is_right in (
+            *((0, ["f"], False), (0, ["f", "g"], False), (0, [], True)),
+            *((step, ["f"], step > 5) for step in range(3, 12)),
+        )
+    ]
+    write_lines(folder / "answers.jsonl", [*rows, answer(11, "a", is_exact=True)])
+    make_report([folder], tmp_path / "page.html")
+    answers = read_page(tmp_path / "page.html")["answers"]["one"]
+    assert answers["tools"]["steps"] == [0, 7, 8, 9, 10, 11]
+    assert answers["tools"]["rows"] == {
+        "f": ["0 of 2", *["1 of 1"] * 5],
+        "g": ["0 of 1", *["none"] * 5],
+    }
+    assert "calls wrong" in answers["questions"][0]["answers"][0]["marks"]
 
 
 def test_needles_found_stand_side_by_side(tmp_path: Path) -> None:

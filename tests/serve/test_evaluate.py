@@ -48,12 +48,37 @@ def test_what_was_taught_is_answered(
     assert "0.667" in table
 
 
+def test_trajectories_are_walked_with_the_recorded_results(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, call, result, answer = CALL["messages"]
+    other = {**CALL, "messages": [asked, call, {**result, "content": "9"}, answer]}
+    steps = tmp_path / "turns.jsonl"
+    file = write_file(tmp_path / "q.jsonl", CALL, FAST, other)
+    command = ["evaluate", str(folder), file, "--max_new_tokens", "60", "--trajectories", "5"]
+    assert cli.main([*command, "--json", "--answers", str(steps)]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["trajectories"] == 2
+    assert numbers["trajectory_success"] >= 0.5  # what is said of a 9 was never taught
+    assert numbers["eval_call_accuracy/count"] == 1
+    rows = [json.loads(line) for line in steps.read_text().splitlines()]
+    turns = [row for row in rows if "trajectory" in row]
+    assert [row["turn"] for row in turns] == [1, 2, 1, 2]
+    assert turns[0]["given"] == turns[0]["recorded"] == [["count", '{"of": "cats"}']]
+    assert cli.main(command) == 0
+    table = capsys.readouterr().out
+    assert "2 trajectories" in table
+    assert "right calls of" in table
+
+
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
         (["--number", "0"], "set it to 1 or more"),
         (["--max_new_tokens", "0"], "set it to 1 or more"),
         (["--answers", "/nowhere/a.jsonl", "--number", "1", "--max_new_tokens", "1"], "/nowhere"),
+        (["--trajectories", "3"], "drop --trajectories"),
+        (["--trajectories", "-1"], "how many to walk through"),
         (["--needle_lengths", "512,999999"], "leave the longer ones out"),
     ],
 )

@@ -14,12 +14,20 @@ ANSWER_METRICS = (
     *("eval_exact_match", "eval_exact_match_fast", "eval_exact_match_slow"),
     *("eval_set_f1", "eval_set_f1_fast", "eval_set_f1_slow"),
     *("eval_mode_leak_fast", "eval_mode_leak_slow"),
+    *("eval_call_accuracy", "eval_call_exact", "eval_call_name", "eval_call_parse_errors"),
+    *("eval_call_accuracy_none", "eval_call_accuracy_one", "eval_call_accuracy_many"),
+    *("eval_call_undue", "eval_call_missed"),
+)
+LOWER_IS_BETTER = (
+    *LOSS_METRICS,
+    *("eval_mode_leak", "eval_kl", "eval_lengths/"),
+    *("eval_call_parse_errors", "eval_call_undue", "eval_call_missed"),
 )
 
 
 def is_lower_better(metric: str) -> bool:
     """Whether a metric falls as a model gets better."""
-    return metric.startswith((*LOSS_METRICS, "eval_mode_leak", "eval_kl", "eval_lengths/"))
+    return metric.startswith(LOWER_IS_BETTER)
 
 
 def check_evaluation_data(run: ResolvedRun) -> None:
@@ -52,7 +60,7 @@ def check_early_stopping(run: ResolvedRun) -> None:
 def check_best_metric(run: ResolvedRun) -> None:
     """Refuse to go by a number that no evaluation gives."""
     metric = run.config.evaluation.metric_for_best_model
-    needs_answers = metric in ANSWER_METRICS
+    needs_answers = metric in ANSWER_METRICS or metric.startswith("eval_call_accuracy/")
     is_sft = run.config.preferences.objective == "sft"
     known = LOSS_METRICS if is_sft else ("eval_loss", *PREFERENCE_METRICS)
     if not needs_answers and not metric.startswith(known):

@@ -33,7 +33,7 @@ def check_read_back(dialogue: Dialogue, grammar: Grammar, problems: list[Problem
     }
     if not wanted:
         return
-    texts = list(_write_answers(grammar.render(dialogue), grammar.controls.end))
+    texts = list(write_answers(grammar.render(dialogue), grammar.controls.end))
     read = [_list_calls(grammar.parse_output(text, has_tools=True).tool_calls) for text in texts]
     for index, calls in wanted.items():
         if not any(_are_same(_list_calls(calls), other) for other in read):
@@ -44,7 +44,7 @@ def check_read_back(dialogue: Dialogue, grammar: Grammar, problems: list[Problem
             problems.append(Problem("unparsed_calls", place, reason, fix))
 
 
-def _write_answers(rendering: Rendering, end: str) -> Iterator[str]:
+def write_answers(rendering: Rendering, end: str) -> Iterator[str]:
     """What carries loss, answer by answer, as the model is to write it."""
     for target in rendering.targets:
         text = ""

@@ -75,6 +75,7 @@ class ToolForm:
     split_calls: Callable[[str], tuple[str, object] | None]  # text before calls, and their JSON
     find_cut: Callable[[str], str]  # where a server would cut JSON arguments; "" if not
     are_offered: Callable[[str], bool]  # whether an answer shows that its prompt offered tools
+    read_offered: Callable[[str], list[Any]]  # the tools that the text of a prompt offers
 
 
 @dataclass(frozen=True, slots=True)

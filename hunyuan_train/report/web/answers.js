@@ -12,6 +12,11 @@ function writeAnswers(data) {
         element("div", { class: "pair" }, writeAnswer(`${sample.mode} mode`, sample.marks, sample, ""))));
     }
   }
+  const tools = Object.entries(data.tools.rows);
+  if (tools.length) {
+    const head = ["", ...data.tools.steps.map((step) => (step === 0 ? "before training" : `step ${shortNumber(step)}`))];
+    parts.push(table(tools.map(([name, shares]) => [name, ...shares]), { head, caption: "Right calls of each tool" }));
+  }
   if (data.questions.length) parts.push(element("h3", {}, "Held-out questions"));
   const questions = data.questions.map(writeQuestion);
   parts.push(...questions.slice(0, UNFOLDED_QUESTIONS));
@@ -42,7 +47,7 @@ function whenOf(answer) {
 }
 
 function writeAnswer(head, marks, { reasoning, content }, kind) {
-  const badges = marks.map((mark) => element("span", { class: `badge ${mark === "exact" ? "good" : "note"}` }, mark));
+  const badges = marks.map((mark) => element("span", { class: `badge ${["exact", "calls right"].includes(mark) ? "good" : "note"}` }, mark));
   return element(
     "div",
     { class: kind },

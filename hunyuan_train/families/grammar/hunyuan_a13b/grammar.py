@@ -55,6 +55,7 @@ HUNYUAN_A13B = Grammar(
         split_calls=tools.split_calls,
         find_cut=tools.find_cut,
         are_offered=tools.are_offered,
+        read_offered=tools.read_offered,
     ),
     render=template.render,
     render_prompt=template.render_prompt,

@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001  # the model was trained on these very characters
 """The prompt in which the model's chat template wraps tools, and the marks around calls."""
 
+import json
 import re
 from datetime import datetime
 from typing import Any
@@ -49,6 +50,16 @@ def write_tools_prompt(tools: list[Any], now: str, *, system: str | None = None)
         return f"{head}{_CALL_RULE}{_REPLY_RULE}{time}"
     extra = f"{_SYSTEM_HEAD}{system}\n\n{_CALL_RULE}{_SYSTEM_FORMAT_RULE}{_REPLY_RULE}"
     return f"{head}{extra}{_SYSTEM_TIME_RULE}{time}"
+
+
+def read_offered(prompt: str) -> list[Any]:
+    """The tools that a prompt offers, out of its text; none where it offers none."""
+    listed = prompt.partition(_HEAD)[2]
+    try:
+        tools = json.JSONDecoder().raw_decode(listed)[0] if listed else []
+    except ValueError:  # the words of the prompt, in a text of its own
+        return []
+    return tools if isinstance(tools, list) else []
 
 
 def split_calls(text: str) -> tuple[str, str] | None:

@@ -163,6 +163,7 @@ def build_grammar(markers: Markers) -> Grammar:
             split_calls=lambda _: None,
             find_cut=tools.find_cut,
             are_offered=lambda _: False,
+            read_offered=lambda _: [],
         ),
         render=writer.render,
         render_prompt=writer.render_prompt,

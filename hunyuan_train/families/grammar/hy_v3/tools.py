@@ -32,6 +32,17 @@ def write_tools_prompt(tools: list[Any], markers: Markers) -> tuple[str, str, st
     return before, listed, after
 
 
+def read_offered(prompt: str, markers: Markers) -> list[Any]:
+    """The tools that a prompt offers, out of its text; none where it offers none."""
+    before, _, after = write_tools_prompt([], markers)
+    opened, rest = prompt.partition(before)[1:]
+    listed, closed, _ = rest.partition(after)
+    try:
+        return [json.loads(line) for line in listed.splitlines()] if opened and closed else []
+    except ValueError:  # the words of the prompt, in a text of its own
+        return []
+
+
 def write_arguments(call: ToolCall) -> list[tuple[str, str]]:
     """Keys and values of a call as its form has them: texts as they are, all else as JSON.
 
