@@ -5,6 +5,7 @@ import textwrap
 from dataclasses import Field, fields
 from typing import Any
 
+from hunyuan_train.config.metric_names import METRICS, ON_SCREEN
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTIONS
 from hunyuan_train.config.values import describe_type
 
@@ -32,29 +33,31 @@ examples:
 """
 
 
-LEGEND = """
+SCREEN = """
 the line of a logged step:
   step 40/400  loss 1.213  lr 9.1e-06  norm 0.84  7902 tok/s  56.1 GiB  skew 1.2  moved 31%
-  loss   mean over the label tokens of the step, of all processes
-  lr     learning rate          norm   norm of the gradient before it is clipped
-  tok/s  tokens a second, of all processes
-  GiB    peak memory of the fullest process
-  skew   load of the busiest expert beyond an equal share: 0 is even, 1 is twice as much
-  moved  share of the weights that the update changed (bfloat16 rounds small ones away)
-
+"""
+WAYS_OF_TELLING = """
 NO_COLOR=1 turns colours off. --quiet shows warnings and errors only. --json writes one JSON object
 a line to stderr, for schedulers. `hunyuan-train watch OUTPUT_DIR` shows the same as a page.
+"""
+METRICS_INTRODUCTION = """
+numbers of metrics.jsonl, of trackers and of the page. `eval_` before one: of held-out data. Behind
+one: `_fast`, `_slow` (by mode), `_think`, `_answer`, `_markers` (by part of an answer).
 """
 
 
 def describe_settings() -> str:
     """Every setting with its default, by section."""
-    parts = [INTRODUCTION + LEGEND, "command:"]
+    words = [_entry(word, METRICS[name]) for word, name in ON_SCREEN.items()]
+    parts = [INTRODUCTION + SCREEN + "\n".join(words) + "\n" + WAYS_OF_TELLING, "command:"]
     parts += [_entry(f"--{name}", text) for name, text in COMMAND_FLAGS.items()]
     parts.append("\nEvery setting follows with its default, and in brackets what it takes.")
     for name, section in SECTIONS.items():
         parts.append(f"\n{name}: {inspect.getdoc(section)}")
         parts += [_describe_field(field) for field in fields(section)]
+    parts.append(METRICS_INTRODUCTION.rstrip())
+    parts += [_entry(name, meaning) for name, meaning in METRICS.items()]
     return "\n".join(parts)
 
 

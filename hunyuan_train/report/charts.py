@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hunyuan_train.config.metric_names import explain_metric
 from hunyuan_train.objectives.loss_groups import BY_MODE, BY_SPAN
 
 # Numbers that name where a run is, or that tables show: no curves of their own.
@@ -163,5 +164,8 @@ def list_charts(names: list[str]) -> list[dict[str, Any]]:
 
 
 def _to_json(title: str, series: dict[str, str], chart: Chart) -> dict[str, Any]:
-    names = [{"name": name, "label": label} for name, label in series.items()]
+    names = [
+        {"name": name, "label": label, "meaning": explain_metric(name)}
+        for name, label in series.items()
+    ]
     return {"title": title, "series": names, "unit": chart.unit, "planned": chart.planned}

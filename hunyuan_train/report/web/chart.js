@@ -36,7 +36,16 @@ class Chart {
       this.frame,
       this.legend,
       this.spoken,
+      this.#explain(),
     );
+  }
+
+  // What the numbers of this chart mean, folded away.
+  #explain() {
+    const rows = this.definition.series.filter(({ meaning }) => meaning);
+    if (!rows.length) return null;
+    const words = rows.flatMap(({ label, meaning }) => [element("dt", {}, label), element("dd", {}, meaning)]);
+    return element("details", { class: "meaning" }, element("summary", {}, "What is this?"), element("dl", {}, ...words));
   }
 
   // runs: [{ key, name, colour, curves, plan, state }]; those that are shown.
