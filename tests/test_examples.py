@@ -41,6 +41,7 @@ def copy_repository(folder: Path) -> Path:
         f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} -m hunyuan_train "$@"\n'
     )
     command.chmod(0o755)
+    (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
     stamp = "cat requirements.txt requirements.txt pyproject.toml | sha256sum"
     command = f"{stamp} > .venv/installed-requirements.txt"
     subprocess.run(["bash", "-c", command], cwd=folder, check=True)

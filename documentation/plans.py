@@ -1,0 +1,190 @@
+"""The tables of what fits where: each figure is what `hunyuan-train plan` answers today."""
+
+import io
+import json
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from hunyuan_train.planner.command import run_plan
+
+TOKENS = 10_000_000  # of the job whose hours are shown
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One line of a table."""
+
+    english: str
+    chinese: str
+    flags: str  # of `hunyuan-train plan`
+    num_gpus: int
+
+
+LORA_NODE = Job(
+    "Hunyuan-A13B, LoRA, 8×80 GB", "Hunyuan-A13B，LoRA，8×80 GB", "--method lora --gpu_memory 80", 8
+)
+FULL_NODE = Job(
+    "Hunyuan-A13B, all parameters (`lean`), 8×80 GB",
+    "Hunyuan-A13B，全参数（`lean`），8×80 GB",
+    "--method full --gpu_memory 80",
+    8,
+)
+OFFLOAD_NODE = Job(
+    "Hunyuan-A13B, all parameters (`offload`), 8×80 GB",
+    "Hunyuan-A13B，全参数（`offload`），8×80 GB",
+    "--method full --optimizer offload --gpu_memory 80",
+    8,
+)
+LORA_NODES = Job(
+    "Hunyuan-A13B, LoRA, 2×8×80 GB",
+    "Hunyuan-A13B，LoRA，2×8×80 GB",
+    "--method lora --nodes 2 --gpu_memory 80",
+    16,
+)
+FULL_NODES = Job(
+    "Hunyuan-A13B, all parameters (`lean`), 2×8×80 GB",
+    "Hunyuan-A13B，全参数（`lean`），2×8×80 GB",
+    "--method full --nodes 2 --gpu_memory 80",
+    16,
+)
+ADAMW_NODES = Job(
+    "Hunyuan-A13B, all parameters (`adamw`), 3×8×80 GB",
+    "Hunyuan-A13B，全参数（`adamw`），3×8×80 GB",
+    "--method full --optimizer adamw --nodes 3 --gpu_memory 80",
+    24,
+)
+H20_NODE = Job(
+    "Hunyuan-A13B, LoRA, 8×H20", "Hunyuan-A13B，LoRA，8×H20", "--method lora --gpu h20", 8
+)
+HY3_LORA = Job(
+    "Hy3, LoRA, 2×8×80 GB",
+    "Hy3，LoRA，2×8×80 GB",
+    "--model hy3 --method lora --nodes 2 --gpu_memory 80",
+    16,
+)
+HY3_FULL = Job(
+    "Hy3, all parameters (`lean`), 4×8×80 GB",
+    "Hy3，全参数（`lean`），4×8×80 GB",
+    "--model hy3 --method full --nodes 4 --gpu_memory 80",
+    32,
+)
+MT_LORA = Job(
+    "Hy-MT2-30B-A3B, LoRA, 1×80 GB",
+    "Hy-MT2-30B-A3B，LoRA，1×80 GB",
+    "--model hy-mt2-30b-a3b --method lora --gpus 1 --gpu_memory 80",
+    1,
+)
+MT_FULL = Job(
+    "Hy-MT2-30B-A3B, all parameters (`lean`), 4×80 GB",
+    "Hy-MT2-30B-A3B，全参数（`lean`），4×80 GB",
+    "--model hy-mt2-30b-a3b --method full --gpus 4 --gpu_memory 80",
+    4,
+)
+DENSE_LORA = Job(
+    "Hunyuan-7B, LoRA, 1×24 GB",
+    "Hunyuan-7B，LoRA，1×24 GB",
+    "--model hunyuan-7b --method lora --gpus 1 --gpu_memory 24",
+    1,
+)
+DENSE_FULL = Job(
+    "Hunyuan-7B, all parameters (`lean`), 1×80 GB",
+    "Hunyuan-7B，全参数（`lean`），1×80 GB",
+    "--model hunyuan-7b --method full --gpus 1 --gpu_memory 80",
+    1,
+)
+SMALL_FULL = Job(
+    "Hunyuan-1.8B, all parameters (`lean`), 1×24 GB",
+    "Hunyuan-1.8B，全参数（`lean`），1×24 GB",
+    "--model hunyuan-1.8b --method full --gpus 1 --gpu_memory 24",
+    1,
+)
+LONG_LORA = Job(
+    "Hunyuan-A13B, LoRA, rows of 262,144 tokens, 8×80 GB",
+    "Hunyuan-A13B，LoRA，每行 262,144 token，8×80 GB",
+    "--recipe long --use_lora --learning_rate 1e-4 --min_lr 1e-5 --gpu_memory 80",
+    8,
+)
+LONG_FULL = Job(
+    "Hunyuan-A13B, all parameters (`adamw`), rows of 262,144 tokens, 4×8×80 GB",
+    "Hunyuan-A13B，全参数（`adamw`），每行 262,144 token，4×8×80 GB",
+    "--recipe long --nodes 4 --gpu_memory 80",
+    32,
+)
+
+TABLES: dict[str, Sequence[Job]] = {
+    "models": (
+        *(LORA_NODE, FULL_NODE, HY3_LORA, HY3_FULL),
+        *(MT_LORA, MT_FULL, DENSE_LORA, DENSE_FULL, SMALL_FULL),
+    ),
+    "laptop": (LORA_NODE, FULL_NODE, DENSE_LORA),
+    "one-gpu": (MT_LORA, DENSE_FULL, DENSE_LORA, SMALL_FULL),
+    "one-node": (LORA_NODE, FULL_NODE, OFFLOAD_NODE, H20_NODE),
+    "many-hosts": (LORA_NODES, FULL_NODES, ADAMW_NODES, HY3_LORA, HY3_FULL),
+    "slurm": (LORA_NODES, FULL_NODES),
+    "long": (LONG_LORA, LONG_FULL),
+    "memory": (FULL_NODE, OFFLOAD_NODE, FULL_NODES, ADAMW_NODES),
+}
+ENGLISH_COLUMNS = "job", "memory of a GPU", "host memory of a node", "disk", "tokens/s"
+CHINESE_COLUMNS = "任务", "单卡显存", "单机内存", "磁盘", "token/s"
+COLUMNS = {
+    False: (*ENGLISH_COLUMNS, "10 M tokens", "GPU hours"),
+    True: (*CHINESE_COLUMNS, "10 M token 用时", "GPU 小时"),
+}
+NOTE = {
+    False: "Assumed: speeds of an {gpus} at 55 % of the matrix peak, one pass, without start, "
+    "evaluations and saves. Multiply GPU hours by your price.",
+    True: "假设：按 {gpus} 的速度、矩阵算力峰值的 55 % 计算，数据只过一遍，不含启动、评测和保存。"
+    "费用 = GPU 小时 × 单价。",
+}
+
+
+def write_table(name: str, *, is_chinese: bool) -> str:
+    """One table, with what is assumed below it."""
+    jobs = TABLES[name]
+    columns = COLUMNS[is_chinese]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += [write_row(job, is_chinese=is_chinese) for job in jobs]
+    gpus = "H100 (H20)" if H20_NODE in jobs else "H100"
+    return "\n".join([*lines, "", NOTE[is_chinese].format(gpus=gpus)])
+
+
+def write_row(job: Job, *, is_chinese: bool) -> str:
+    """One job: what the plan says of it.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    plan = ask_plan(job.flags)
+    if not plan["fits"]:
+        raise ValueError(f"{job.flags} does not fit: {plan['shortages']}")
+    disk = plan["disk"]
+    hours = TOKENS / plan["tokens_per_second"] / 3600
+    cells = [
+        job.chinese if is_chinese else job.english,
+        gigabytes(plan["device_peak"]),
+        gigabytes(plan["host_per_machine"]),
+        gigabytes(disk["checkpoint"] * disk["checkpoints"] + disk["export"]),
+        f"{plan['tokens_per_second']:,.0f}",
+        f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h",
+        f"{hours * job.num_gpus:.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+@cache
+def ask_plan(flags: str) -> dict[str, Any]:
+    """What `hunyuan-train plan FLAGS --json` prints."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        run_plan([*flags.split(), "--json"])
+    answer: dict[str, Any] = json.loads(printed.getvalue())
+    return answer
+
+
+def gigabytes(number: float) -> str:
+    """Bytes in GB, as `plan` counts them."""
+    value = number / 1e9
+    return f"{value:,.1f} GB" if value < 100 else f"{value:,.0f} GB"
