@@ -65,7 +65,8 @@ from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.environment import deterministic_environment
 from hunyuan_train.launcher.rank.heartbeat import Heartbeat, node_folder
 from hunyuan_train.log import console, start_logging
-from hunyuan_train.model.weights import WeightSource, find_model
+from hunyuan_train.model.find_model import find_model
+from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.objectives.choose import ask_reference, choose_objective
 from hunyuan_train.objectives.router_losses import RouterTerms, watch_and_weigh
 from hunyuan_train.parallel.determinism import compute_deterministically

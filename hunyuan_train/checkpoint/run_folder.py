@@ -7,8 +7,8 @@ from hunyuan_train.checkpoint.folder import MANIFEST, list_checkpoints, read_man
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.families.registry import PRESETS, resolve_shape
-from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.model.base_folder import locate_base, resolve_base
 
 
 def find_newest(folder: Path) -> Path:
@@ -59,6 +59,6 @@ def check_stopped_run(folder: Path, moved: dict[str, str]) -> None:
     read_manifest(checkpoint)
     model = read_settings(checkpoint, moved).model
     name = model.model_name_or_path
-    shape = resolve_shape(name, carry_mtp=model.carry_mtp)
+    shape = resolve_base(name, carry_mtp=model.carry_mtp)
     if name not in PRESETS:
-        locate_weights(Path(name), shape)
+        locate_base(Path(name), shape)

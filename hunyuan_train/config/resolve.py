@@ -48,6 +48,9 @@ def resolve(
         is_split = shape.num_experts > 0 and (engine is None or splits_experts(engine))
         # Groups stay inside a host, so the largest one divides the processes of every host.
         expert_size = gcd(*slots, shape.num_experts) if is_split else 1
+    if config.model.expert_weights == "auto":  # `planner/gentlest.py` has chosen before, if it may
+        is_kept = bool(shape.stored_as and shape.num_experts)
+        config = with_settings(config, expert_weights="base" if is_kept else "bf16")
     if engine is None:
         path = choose_deepspeed_file(config, shape, expert_size=expert_size)
         engine = read_deepspeed_file(path)
@@ -79,6 +82,8 @@ def choose_deepspeed_file(config: RunConfig, shape: ModelShape, *, expert_size: 
     """The file of ours that splits experts and offloads as the settings want it."""
     optimizer = config.optimizer.optimizer
     return choose_file(
-        is_split=expert_size > 1 or adapts_experts(config.lora, shape),
+        is_split=expert_size > 1
+        or adapts_experts(config.lora, shape)
+        or (shape.num_experts > 0 and config.model.expert_weights not in ("auto", "bf16")),
         is_offloaded=optimizer != "auto" and find_optimizer(optimizer).is_on_host,
     )

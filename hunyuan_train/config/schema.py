@@ -52,6 +52,13 @@ class ModelConfig:
     )
     freeze_router: bool = setting(False, "do not train the routers")
     train_attention_params_only: bool = setting(False, "train attention and nothing else")
+    expert_weights: Literal["bf16", "fp8", "int4", "nf4", "base"] | Auto = setting(
+        "auto",
+        "how frozen routed experts are kept: bf16, as they came; fp8, 8 bits, a scale for each "
+        "output; int4, whole numbers in groups of 32; nf4, bitsandbytes' NF4 in blocks of 64; "
+        "base, as a quantised base has them. All but bf16 need --use_lora. auto: as the base has "
+        "them, and for adapters the gentlest that fits",
+    )
     add_tokens: str | None = free_setting(
         None, "file of new tokens, one a line; their rows are trained in every run", form="path"
     )

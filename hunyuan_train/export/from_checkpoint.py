@@ -56,8 +56,9 @@ from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.model.find_model import find_model
 from hunyuan_train.model.safetensors_header import TensorLocation
-from hunyuan_train.model.weights import WeightSource, downloaded_part, find_model
+from hunyuan_train.model.weights import WeightSource, downloaded_part
 from hunyuan_train.optim.records import MASTER
 from hunyuan_train.progress import show_progress
 

@@ -34,6 +34,7 @@ class ModelShape:
     leaves_out_mtp: bool = False  # they are neither read nor exported
     num_new_tokens: int = 0  # that a run adds: their rows have other values than the base has
     first_new_token: int = 0  # id of the first; the others follow
+    stored_as: str = ""  # form of a base's compressed weights (model/compression_scheme.py)
     max_position_embeddings: int
     rope_theta: float = 10000.0  # already stretched, where a config.json states an alpha
     rms_norm_eps: float = 1e-5

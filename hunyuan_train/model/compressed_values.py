@@ -1,17 +1,25 @@
 """Values of compressed weights: FP8 and four-bit codes, with their scales, and back.
 
-The formulas are those of compressed-tensors, in the dtype of the weights as there, so that the
-bytes are the same ones.
+The formulas are those of compressed-tensors, in the dtype of the weights as there, and for NF4
+those of bitsandbytes, so that the bytes are the same ones.
 """
 
 import torch
 from torch import Tensor
 
-from hunyuan_train.model.compression_scheme import BLOCK, NIBBLES, Scheme
+from hunyuan_train.model.compression_scheme import BLOCK, Scheme
 
 FLOAT8 = torch.float8_e4m3fn
 FLOAT8_MAX = 448.0
 INT4_MIN, INT4_RANGE = -8, 15  # of symmetric codes: -8 to 7, and half the range is 7.5
+# Quantiles of a normal distribution, scaled to [-1, 1], with a zero (arXiv 2305.14314, appendix E).
+NF4_LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+SMALLEST_SCALE = 1e-38  # that NF4 divides by, as bitsandbytes does: blocks of zeros stay zeros
 
 
 def round_to_float8(values: Tensor) -> Tensor:
@@ -50,28 +58,92 @@ def encode_float8(weight: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
     return _join_blocks(blocks.view(torch.uint8), weight.shape).view(FLOAT8)
 
 
-def decode(codes: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
-    """The weight that a server computes with: [rows, columns], in the scales' dtype.
+def encode_int4(weight: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+    """Four-bit codes of a weight, each rounded to the nearest: [rows, columns / 8], int32 words."""
+    groups = weight.unflatten(1, (-1, scheme.group_size)) / scales[:, :, None]
+    codes = groups.round().clamp(INT4_MIN, INT4_MIN + INT4_RANGE).flatten(1)
+    nibbles = (codes - INT4_MIN).to(torch.uint8)
+    return (nibbles[:, ::2] | (nibbles[:, 1::2] << 4)).contiguous().view(torch.int32)
+
+
+def find_nf4_scales(weight: Tensor, scheme: Scheme) -> Tensor:
+    """The largest absolute value of each group of inputs: [rows, groups], float32."""
+    return weight.float().abs().unflatten(1, (-1, scheme.group_size)).amax(dim=2)
+
+
+def encode_nf4(weight: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
+    """NF4 codes of a weight, two in a byte, the first in the high bits: [rows, columns / 2]."""
+    groups = weight.float().unflatten(1, (-1, scheme.group_size))
+    scaled = groups * (1.0 / scales.clamp(min=SMALLEST_SCALE))[:, :, None]
+    levels = torch.tensor(NF4_LEVELS, device=weight.device)
+    bounds = (levels[1:] + levels[:-1]) / 2
+    codes = torch.bucketize(scaled.clamp(-1, 1), bounds, out_int32=True).flatten(1)
+    codes = codes.to(torch.uint8)
+    return (codes[:, ::2] << 4) | codes[:, 1::2]
+
+
+def encode(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a weight, as `decode` takes them.
 
     Args:
-        codes: [rows, columns], FP8; or [rows, columns / 8], words of eight four-bit codes.
-        scales: as `find_scales` gives them for these rows.
-        scheme: how the weight is compressed.
+        weight: [rows, columns], float, finite.
+        scheme: one of the schemes that need no calibration.
     """
+    if scheme.strategy == "nf4":
+        scales = find_nf4_scales(weight, scheme)
+        return encode_nf4(weight, scales, scheme), scales
+    scales = find_scales(weight, scheme)
     if scheme.strategy == "group":
-        values = unpack_int4(codes).to(scales.dtype).unflatten(1, (-1, scheme.group_size))
-        return (values * scales[:, :, None]).flatten(1)
-    values = codes.to(scales.dtype)
-    if scheme.strategy == "channel":
-        return values * scales
-    blocks = _cut_into_blocks(values) * scales[:, :, None, None]
-    return _join_blocks(blocks, values.shape)
+        return encode_int4(weight, scales, scheme), scales
+    return encode_float8(weight, scales, scheme), scales
+
+
+def decode(
+    codes: Tensor, scales: Tensor, scheme: Scheme, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The weights that a server computes with: [..., rows, columns].
+
+    Args:
+        codes: [..., rows, columns], FP8; or words of eight four-bit codes in columns / 8; or bytes
+            of two NF4 codes in columns / 2.
+        scales: as `find_scales` gives them for these rows, or those of columns that begin a block.
+        scheme: how the weights are compressed.
+        dtype: of the result; None: the scales' dtype. Rounding happens in the scales' dtype first,
+            which for NF4 is float32.
+    """
+    if scheme.strategy == "nf4":
+        values = unpack_nf4(codes)
+    elif scheme.strategy == "group":
+        values = unpack_int4(codes).to(scales.dtype)
+    else:
+        values = codes.to(scales.dtype)
+    _multiply_blocks(values, scales, scheme)
+    return values if dtype is None else values.to(dtype)
+
+
+def _multiply_blocks(values: Tensor, scales: Tensor, scheme: Scheme) -> None:
+    """Multiply [..., rows, columns] by the scales of their blocks, in place."""
+    if scheme.strategy == "block":
+        rows, columns = values.shape[-2:]
+        wide = scales.repeat_interleave(BLOCK, -1)[..., :columns]
+        values *= wide.repeat_interleave(BLOCK, -2)[..., :rows, :]
+    elif scheme.block_columns:
+        values.unflatten(-1, (-1, scheme.block_columns)).mul_(scales[..., None])
+    else:
+        values *= scales
 
 
 def unpack_int4(words: Tensor) -> Tensor:
-    """Four-bit codes, lowest bits first, from [rows, words] to int32 [rows, 8 * words]."""
-    shifts = torch.arange(0, 4 * NIBBLES, 4, dtype=torch.int32)
-    return ((words[:, :, None] >> shifts) & 15).flatten(1) + INT4_MIN
+    """Four-bit codes, lowest bits first, from [..., words] to int8 [..., 8 * words]."""
+    pairs = words.contiguous().view(torch.uint8)
+    return torch.stack((pairs & 15, pairs >> 4), -1).flatten(-2).view(torch.int8) + INT4_MIN
+
+
+def unpack_nf4(pairs: Tensor) -> Tensor:
+    """Levels of NF4 codes, high bits first, from [..., bytes] to float32 [..., 2 * bytes]."""
+    levels = torch.tensor(NF4_LEVELS, device=pairs.device)
+    table = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), -1)  # of every byte
+    return table.index_select(0, pairs.flatten().int()).view(*pairs.shape[:-1], -1)
 
 
 def round_activations(values: Tensor, scheme: Scheme) -> Tensor:

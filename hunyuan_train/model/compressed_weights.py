@@ -12,9 +12,9 @@ from torch import Tensor
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import parse_shape
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.json_file import read_json_object
+from hunyuan_train.model.base_folder import locate_compressed
 from hunyuan_train.model.compressed_values import decode
 from hunyuan_train.model.compression_scheme import (
     BLOCK,
@@ -23,23 +23,22 @@ from hunyuan_train.model.compression_scheme import (
     SCALE,
     SHAPE,
     Scheme,
-    is_compressed,
     read_scheme,
 )
-from hunyuan_train.model.released_files import weight_files
 from hunyuan_train.model.safetensors_files import read_range
-from hunyuan_train.model.safetensors_header import TensorLocation, read_header
+from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
 
 
 class CompressedFolder:
-    """The weights of a folder that `hunyuan-train quantize` has written, dequantised."""
+    """The weights of a compressed folder: dequantised, and those of experts as codes, too."""
 
     def __init__(self, locations: dict[str, TensorLocation], scheme: Scheme) -> None:
         self.locations = locations
         self.scheme = scheme
-        scales = (name for name in locations if name.endswith(SCALE))
-        self.compressed = frozenset(name.removesuffix(SCALE) for name in scales)
+        ending, weight = (".scales", ".weight") if scheme.packing else (SCALE, "")
+        scales = (name for name in locations if name.endswith(ending))
+        self.compressed = frozenset(name.removesuffix(ending) + weight for name in scales)
 
     @classmethod
     def open(cls, folder: Path, shape: ModelShape, scheme: Scheme) -> "CompressedFolder":
@@ -48,28 +47,7 @@ class CompressedFolder:
         Raises:
             ConfigError: naming a tensor that is missing, unknown or of another form.
         """
-        found: dict[str, TensorLocation] = {}
-        for file in weight_files(folder):
-            try:
-                found |= read_header(file)
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"{file} cannot be read: {error}; quantize again") from error
-        expected: dict[str, tuple[int, ...]] = {}
-        for tensor in released_tensors(shape).values():
-            if is_compressed(tensor):
-                stored = scheme.stored(tensor, "")
-                expected |= {name: size for name, (_, size) in stored.items()}
-            else:
-                expected[tensor.name] = tensor.shape
-        wrong = sorted(expected.keys() ^ found.keys()) or sorted(
-            name for name, size in expected.items() if found[name].shape != size
-        )
-        if wrong:
-            raise ConfigError(
-                f"the weights in {folder} do not fit its config.json: {wrong[0]} and "
-                f"{len(wrong) - 1} others are missing, unknown or misshapen; quantize again"
-            )
-        return cls(found, scheme)
+        return cls(locate_compressed(folder, shape, scheme), scheme)
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened weight: [stop - start], dequantised.
@@ -102,6 +80,11 @@ class CompressedFolder:
             ConfigError: another shape is stored than the tensor has.
         """
         name = tensor.name
+        if self.scheme.packing:
+            codes, scales = self._read_gptq(tensor)
+            return codes[first:last], scales[first:last]
+        if self.scheme.strategy == "tensor":
+            return self._read_matrix(name, first, last), self._read(name + SCALE, 0, 1).view(1, 1)
         if self.scheme.strategy == "group":
             if self._read(name + SHAPE, 0, 2).tolist() != list(tensor.shape):
                 raise ConfigError(f"{name}{SHAPE} is not {list(tensor.shape)}; quantize again")
@@ -109,6 +92,40 @@ class CompressedFolder:
         codes = self._read_matrix(name, first, last)
         height = BLOCK if self.scheme.strategy == "block" else 1
         return codes, self._read_matrix(tensor.name + SCALE, first // height, -(-last // height))
+
+    def read_experts(self, tensor: StoredTensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales of one projection of one expert, as they are stored.
+
+        Raises:
+            ConfigError: a scale is not finite, or see `read_codes`.
+        """
+        codes, scales = self.read_codes(tensor, 0, tensor.shape[0])
+        if not is_finite(scales.flatten()):
+            raise ConfigError(f"the scales of {tensor.name} hold NaN or infinity; quantize again")
+        return codes, scales
+
+    def _read_gptq(self, tensor: StoredTensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales of a whole weight in GPTQ's own files, which hold them transposed.
+
+        Raises:
+            ConfigError: its groups have zero points of their own, or members all over a row.
+        """
+        columns, size = tensor.shape[1], self.scheme.group_size
+        names = list(self.scheme.stored(tensor, ""))
+        parts = [self._read_matrix(name, 0, self.locations[name].shape[0]) for name in names[:3]]
+        zero = 0x77777777 if self.scheme.packing == "gptq" else -0x77777778  # eight times 7, or 8
+        if bool((parts[1] != zero).any()):
+            raise ConfigError(
+                f"{names[1]} has other zero points than 8: asymmetric GPTQ is not read here; give "
+                "a folder that was quantised with sym true"
+            )
+        groups = self._read(names[3], 0, columns)
+        if not torch.equal(groups, torch.arange(columns, dtype=groups.dtype) // size):
+            raise ConfigError(
+                f"{names[3]} lays the inputs of groups all over a row (act-order), which is not "
+                "read here; give a folder that was quantised with desc_act false"
+            )
+        return parts[0].T.contiguous(), parts[2].T.contiguous()
 
     def _read_matrix(self, name: str, first: int, last: int) -> Tensor:
         columns = self.locations[name].shape[1]

@@ -13,11 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.new_tokens import plain_encoding
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.families.registry import PRESETS, fit_vocabulary, resolve_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import VOCABULARY, StoredTensor
@@ -32,6 +30,12 @@ class WeightSource(Protocol):
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor: [stop - start], on CPU."""
         ...
+
+
+class LocatedSource(WeightSource, Protocol):
+    """A source that reads tensors where they lie on disk."""
+
+    locations: dict[str, TensorLocation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,35 +100,11 @@ def is_finite(values: Tensor) -> bool:
     return not len(values) or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
-def find_model(
-    config: ModelConfig, tokenizer: Tokenizer, *, seed: int
-) -> tuple[ModelShape, WeightSource]:
-    """A model's shape and where its weights come from: a folder, or the seed for presets.
-
-    Raises:
-        ConfigError: no such model, or one that does not fit its config.json or the tokenizer.
-    """
-    name = config.model_name_or_path
-    base = resolve_shape(name, carry_mtp=config.carry_mtp)
-    shape = fit_vocabulary(
-        name,
-        base,
-        vocab_size=tokenizer.vocab_size,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        num_new_tokens=tokenizer.num_added,
-    )
-    if name in PRESETS:
-        return shape, SeededWeights(seed, shape.initializer_range)
-    source = SafetensorsFolder.open(Path(name), base)
-    return shape, add_rows(source, base, tokenizer) if tokenizer.num_added else source
-
-
 @dataclass(frozen=True, slots=True)
 class WithNewRows:
     """A base whose embedding and head have further rows: those of the tokens that a run adds."""
 
-    base: SafetensorsFolder
+    base: LocatedSource
     first: int  # of the new rows
     matrices: Mapping[str, StoredTensor]  # embedding and head as the base has them, by name
     rows: Mapping[str, Tensor]  # [new tokens, hidden], float32, of each
@@ -148,7 +128,7 @@ class WithNewRows:
         return torch.cat(parts)
 
 
-def add_rows(source: SafetensorsFolder, base: ModelShape, tokenizer: Tokenizer) -> WithNewRows:
+def add_rows(source: LocatedSource, base: ModelShape, tokenizer: Tokenizer) -> WithNewRows:
     """The base with a row for each token that a run adds: the mean of those it was made of so far.
 
     Args:

@@ -7,6 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from hunyuan_train.parallel.expert_lora import AdaptedExperts
+from hunyuan_train.parallel.quantised_experts import QuantisedExperts
 
 
 @contextmanager
@@ -17,7 +18,11 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     engine has hooks on; its layers read only the flag that is set here.
     """
     linear = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    experts = [module for module in model.modules() if isinstance(module, AdaptedExperts)]
+    experts = [
+        module
+        for module in model.modules()
+        if isinstance(module, AdaptedExperts | QuantisedExperts)
+    ]
     for layer in linear:
         layer._disable_adapters = True
     for layer in experts:

@@ -7,17 +7,21 @@ import logging
 from typing import Any
 
 import deepspeed
+import torch
 
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.schema import ModelConfig, RunConfig
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
+from hunyuan_train.model.compressed_weights import CompressedFolder
+from hunyuan_train.model.expert_codes import ExpertCodes, QuantisedOnReading
+from hunyuan_train.model.expert_formats import scheme_of
 from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.model.weights import WeightSource
-from hunyuan_train.parallel.engine import build_split_model, start_engine
+from hunyuan_train.model.weights import WeightSource, WithNewRows
+from hunyuan_train.parallel.engine import Sources, build_split_model, start_engine, training_dtype
 from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.optimizer import (
     engine_optimizer,
@@ -77,8 +81,13 @@ def build_engine(
         adapters: values that adapters start from; otherwise they are drawn.
     """
     use_sequence_parallel(attention, config.parallel.sequence_parallel_size)
+    codes = expert_codes(config.model, shape, source, training_dtype(settings))
     model = build_split_model(
-        shape, settings, attention=attention, attention_dropout=config.model.attention_dropout
+        shape,
+        settings,
+        attention=attention,
+        attention_dropout=config.model.attention_dropout,
+        has_expert_weights=codes is None,
     )
     freeze_parameters(model, config.model)
     if config.train.gradient_checkpointing:
@@ -90,7 +99,13 @@ def build_engine(
     seed = config.train.seed
     factory = optimizer_factory(config.optimizer, seed=seed)
     engine = start_engine(
-        model, shape, settings, source, factory, lora=config.lora, seed=seed, adapters=adapters
+        model,
+        shape,
+        settings,
+        Sources(source, adapters, codes),
+        factory,
+        lora=config.lora,
+        seed=seed,
     )
     if engine_optimizer(engine).shares_masters:
         # Now, and not at the first update: made among what a step has just freed, they would keep
@@ -98,3 +113,15 @@ def build_engine(
         prepare_optimizer_states(engine, 0)
     chunk_experts(moe_blocks(engine.module), config.train.moe_chunks)
     return engine
+
+
+def expert_codes(
+    config: ModelConfig, shape: ModelShape, source: WeightSource, dtype: torch.dtype
+) -> ExpertCodes | None:
+    """Where the codes of quantised experts come from; None where experts are kept as they are."""
+    base = source.base if isinstance(source, WithNewRows) else source
+    if config.expert_weights == "base":
+        assert isinstance(base, CompressedFolder), "the rules let no other base through"
+        return base
+    scheme = scheme_of(config.expert_weights, shape)
+    return QuantisedOnReading(source, scheme, dtype) if scheme else None

@@ -3,7 +3,8 @@
 import importlib
 import resource
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ from hunyuan_train.config.deepspeed_file import has_bf16_masters, splits_experts
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.build import build_model, compute_rope_in_float32, model_class
+from hunyuan_train.model.expert_codes import ExpertCodes
 from hunyuan_train.model.lora import add_linear_adapters
 from hunyuan_train.model.new_rows import train_new_rows
 from hunyuan_train.model.router import fill_router_biases
@@ -39,6 +41,7 @@ from hunyuan_train.parallel.expert import (
     show_router_weight,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
+from hunyuan_train.parallel.quantised_experts import fill_experts, quantised_experts
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
 from hunyuan_train.parallel.shared_masters import share_masters
 from hunyuan_train.parallel.split_plans import make_plans_once
@@ -48,6 +51,16 @@ from hunyuan_train.parallel.zero import (
     keep_whole_partitions_ready,
     partitioned_construction,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the values of a model come from."""
+
+    weights: WeightSource
+    adapters: WeightSource | None = None  # of adapters; otherwise they are drawn
+    codes: ExpertCodes | None = None  # of the routed experts, where these are quantised
+
 
 OptimizerFactory = Callable[[PreTrainedModel], Optimizer]
 
@@ -89,6 +102,7 @@ def build_split_model(
     *,
     attention: str,
     attention_dropout: float,
+    has_expert_weights: bool = True,
 ) -> PreTrainedModel:
     """Build the model without weights, each rank allocating its own part only.
 
@@ -97,6 +111,7 @@ def build_split_model(
         deepspeed_config: decides the ZeRO stage and whether experts are split.
         attention: name of the attention implementation.
         attention_dropout: on attention weights.
+        has_expert_weights: whether split experts have weights of their own, and not codes.
     """
     is_split = splits_experts(deepspeed_config)
     # Transformers imports a model's module when its class is first asked for. Inside the engine's
@@ -109,7 +124,8 @@ def build_split_model(
         model = build_model(shape, attention=attention, attention_dropout=attention_dropout)
     compute_rope_in_float32(model, get_accelerator().current_device_name())
     if is_split:
-        give_placeholders_shapes(model, shape, training_dtype(deepspeed_config))
+        dtype = training_dtype(deepspeed_config)
+        give_placeholders_shapes(model, shape, dtype, has_memory=has_expert_weights)
     return model
 
 
@@ -117,12 +133,11 @@ def start_engine(
     model: PreTrainedModel,
     shape: ModelShape,
     deepspeed_config: dict[str, Any],
-    source: WeightSource,
+    sources: Sources,
     make_optimizer: OptimizerFactory,
     *,
     lora: LoraConfig,
     seed: int,
-    adapters: WeightSource | None = None,
 ) -> deepspeed.DeepSpeedEngine:
     """Split the experts, partition the rest, read the weights, and build the optimizer.
 
@@ -130,23 +145,25 @@ def start_engine(
         model: without weights; its MoE blocks are replaced in place under expert parallelism.
         shape: of the whole model.
         deepspeed_config: complete, no "auto" left.
-        source: of the weights. They are read when every parameter has its final form and before the
-            optimizer copies them, so each rank reads once, and only what it keeps.
+        sources: of the weights. They are read when every parameter has its final form and before
+            the optimizer copies them, so each rank reads once, and only what it keeps.
         make_optimizer: called with the model in that form.
         lora: adapters to put on the model once its weights are in.
         seed: of the adapters' first values.
-        adapters: these values instead, where the run starts from trained ones.
     """
+    codes, dtype = sources.codes, training_dtype(deepspeed_config)
 
     def build_after_split(_: Iterable[nn.Parameter]) -> Optimizer:
         check_split_routers(model, shape)
-        fill_parameters(model, source)
-        fill_router_biases(model, source)
-        pin_routers(model, source)
+        fill_parameters(model, sources.weights)
+        if codes is not None:
+            fill_experts(model, codes, torch.device(get_accelerator().current_device_name()))
+        fill_router_biases(model, sources.weights)
+        pin_routers(model, sources.weights)
         if lora.use_lora:
             # While this object lives, PEFT gathers the weights it needs for DoRA's first values.
             hint = HfDeepSpeedConfig(deepspeed_config)
-            start_adapters(model, shape, lora, seed=seed, values=adapters)
+            start_adapters(model, shape, lora, seed=seed, values=sources.adapters)
             del hint
         return make_optimizer(model)
 
@@ -158,8 +175,7 @@ def start_engine(
         if lora.use_lora:
             model.requires_grad_(requires_grad=False)
         train_new_rows(model, shape)
-        if adapts_experts(lora, shape):
-            construction.enter_context(adapted_experts(lora, training_dtype(deepspeed_config)))
+        construction.enter_context(kind_of_experts(shape, lora, codes, dtype))
         engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=build_after_split,
@@ -173,6 +189,16 @@ def start_engine(
     keep_whole_partitions_ready()
     make_plans_once()
     return engine
+
+
+def kind_of_experts(
+    shape: ModelShape, lora: LoraConfig, codes: ExpertCodes | None, dtype: torch.dtype
+) -> AbstractContextManager[None]:
+    """Let AutoEP build layers of quantised experts, of adapted ones, or its own."""
+    is_adapted = adapts_experts(lora, shape)
+    if codes is not None:
+        return quantised_experts(codes.scheme, lora, dtype, is_adapted=is_adapted)
+    return adapted_experts(lora, dtype) if is_adapted else nullcontext()
 
 
 def start_adapters(

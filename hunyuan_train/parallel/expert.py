@@ -149,12 +149,12 @@ class PlaceholderExperts(nn.Module):
         super().__init__()
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def give_shapes(self, shape: ModelShape, dtype: torch.dtype) -> None:
+    def give_shapes(self, shape: ModelShape, dtype: torch.dtype, device: str) -> None:
         """Register parameters whose elements are all the same one in memory."""
         self.num_experts = shape.num_experts
         module = modules_of_kind(shape, Kind.EXPERT)[0]
         width, hidden = layer_rows(shape, f"{module}.{EXPERT}.gate_proj.weight")[0].shape
-        element = torch.zeros((), dtype=dtype, device=get_accelerator().current_device_name())
+        element = torch.zeros((), dtype=dtype, device=device)
         self.gate_up_proj = nn.Parameter(element.expand(self.num_experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(element.expand(self.num_experts, hidden, width))
 
@@ -177,8 +177,18 @@ def placeholder_experts(shape: ModelShape) -> Iterator[None]:
         modeling[moe.experts_class] = original
 
 
-def give_placeholders_shapes(model: PreTrainedModel, shape: ModelShape, dtype: torch.dtype) -> None:
-    """Complete a model built with placeholders, outside of any partitioned construction."""
+def give_placeholders_shapes(
+    model: PreTrainedModel, shape: ModelShape, dtype: torch.dtype, *, has_memory: bool
+) -> None:
+    """Complete a model built with placeholders, outside of any partitioned construction.
+
+    Args:
+        model: in which they are.
+        shape: of the model.
+        dtype: of its weights.
+        has_memory: whether AutoEP is to make room for a rank's experts, as it copies placeholders.
+    """
+    device = get_accelerator().current_device_name() if has_memory else "meta"
     for module in model.modules():
         if isinstance(module, PlaceholderExperts):
-            module.give_shapes(shape, dtype)
+            module.give_shapes(shape, dtype, device)

@@ -5,7 +5,7 @@ pair of matrices an expert; gate and up share theirs), but work on tokens instea
 adds B @ A to the weights, whose gradient then has the size of the experts themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -44,14 +44,7 @@ class AdaptedExperts(GroupedExperts):
         super().__init__(dim, hidden_dim, num_experts, **settings)
         self.scaling = scaling
         self.is_adapted = True  # False: the base's experts, as a reference (parallel/adapters.py)
-
-        def adapter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(num_experts, *shape, dtype=dtype))
-
-        self.gate_up_lora_A = adapter(rank, dim)
-        self.gate_up_lora_B = adapter(2 * hidden_dim, rank)
-        self.down_lora_A = adapter(rank, hidden_dim)
-        self.down_lora_B = adapter(dim, rank)
+        register_adapters(self, dim, hidden_dim, num_experts, rank=rank, dtype=dtype)
 
     def forward(self, x_ND: Tensor, num_tokens_per_expert: Tensor) -> Tensor:
         """Run each expert on its tokens.
@@ -67,18 +60,69 @@ class AdaptedExperts(GroupedExperts):
             return super().forward(x_ND, num_tokens_per_expert)
         ends = torch.cumsum(num_tokens_per_expert, dim=0, dtype=torch.int32)
 
-        def product(rows: Tensor, weight: Tensor) -> Tensor:
-            return torch._grouped_mm(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
+        def base_product(rows: Tensor, name: str) -> Tensor:
+            return grouped_product(rows, getattr(self, name), ends)
 
-        adapted_N2I = self.scaling * product(
-            product(x_ND, self.gate_up_lora_A), self.gate_up_lora_B
-        )
-        gate_delta_NI, up_delta_NI = adapted_N2I.chunk(2, dim=-1)
-        gate_NI = product(x_ND, self.w1) + gate_delta_NI
-        up_NI = product(x_ND, self.w3) + up_delta_NI
-        h_NI = functional.silu(gate_NI) * up_NI
-        adapted_ND = self.scaling * product(product(h_NI, self.down_lora_A), self.down_lora_B)
-        return product(h_NI, self.w2) + adapted_ND
+        return run_adapted(self, x_ND, ends, base_product, scaling=self.scaling)
+
+
+def register_adapters(
+    experts: nn.Module,
+    dim: int,
+    hidden_dim: int,
+    num_experts: int,
+    *,
+    rank: int,
+    dtype: torch.dtype,
+) -> None:
+    """Give a module of experts the matrices of its adapters, all zeros."""
+    sizes = ((rank, dim), (2 * hidden_dim, rank), (rank, hidden_dim), (dim, rank))
+    for name, size in zip(ADAPTERS, sizes, strict=True):
+        zeros = torch.zeros(num_experts, *size, dtype=dtype)
+        experts.register_parameter(name, nn.Parameter(zeros))
+
+
+def has_adapters(module: nn.Module) -> bool:
+    """Whether a module is one of experts with adapters of their own."""
+    return any(name == ADAPTERS[0] for name, _ in module.named_parameters(recurse=False))
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows, grouped by expert up to `ends`, times each expert's [outputs, inputs], transposed."""
+    return torch._grouped_mm(rows, weight.to(rows.dtype).transpose(-2, -1), offs=ends)
+
+
+def run_adapted(
+    experts: nn.Module,
+    x_ND: Tensor,
+    ends: Tensor,
+    base_product: Callable[[Tensor, str], Tensor],
+    *,
+    scaling: float,
+) -> Tensor:
+    """Run adapted experts on their tokens.
+
+    Args:
+        experts: with the matrices of its adapters.
+        x_ND: [tokens, hidden], grouped by local expert.
+        ends: [local experts], int32, of the groups.
+        base_product: rows times the base's projection of that name.
+        scaling: of the adapters' products.
+
+    Returns:
+        [tokens, hidden].
+    """
+
+    def adapt(rows: Tensor, name: str) -> Tensor:
+        inner = grouped_product(rows, experts.get_parameter(f"{name}_lora_A"), ends)
+        return scaling * grouped_product(inner, experts.get_parameter(f"{name}_lora_B"), ends)
+
+    gate_delta_NI, up_delta_NI = adapt(x_ND, "gate_up").chunk(2, dim=-1)
+    gate_NI = base_product(x_ND, "w1") + gate_delta_NI
+    up_NI = base_product(x_ND, "w3") + up_delta_NI
+    h_NI = functional.silu(gate_NI) * up_NI
+    adapted_ND = adapt(h_NI, "down")
+    return base_product(h_NI, "w2") + adapted_ND
 
 
 @contextmanager
@@ -100,7 +144,7 @@ def start_expert_adapters(model: PreTrainedModel, *, seed: int) -> None:
     It comes after PEFT's own adapters, which freeze everything that is not one of them.
     """
     for module in model.modules():
-        if isinstance(module, AdaptedExperts):
+        if has_adapters(module):
             for name in ADAPTERS:
                 module.get_parameter(name).requires_grad_()
     for shard in weight_shards(model):

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from hunyuan_train.config.load import dump_config, load_command_line
@@ -12,12 +13,14 @@ from hunyuan_train.config.resolve import choose_num_processes, resolve
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.families.registry import PRESETS, resolve_shape
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.hub.models import fetch_config
 from hunyuan_train.hub.names import DEFAULT_FOLDER, parse_model_name
 from hunyuan_train.log import log_to_screen
+from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.planner.estimate import Estimate, estimate_run
+from hunyuan_train.planner.gentlest import describe_form, resolve_gentlest
 from hunyuan_train.planner.machine import GPUS, as_hardware, as_machine
 from hunyuan_train.planner.search import Nearest, find_nearest
 from hunyuan_train.planner.text import (
@@ -68,13 +71,14 @@ def run_plan(arguments: Sequence[str]) -> int:
     machines = parse_machines(given)
     hardware = as_hardware(machines)
     machine = as_machine(machines)
-    run = resolve(
-        asked,
+    resolve_asked = partial(
+        resolve,
         shape=find_shape(asked),
         machine=machine,
         slots=[choose_num_processes(asked, machine)] * machines.nodes,
         known=SETTINGS_ALONE,
     )
+    run = resolve_gentlest(asked, resolve_asked, hardware)
     estimate = estimate_run(run, hardware)
     nearest = None if estimate.fits else find_nearest(asked, run, hardware)
     if options.json:
@@ -143,12 +147,13 @@ def find_shape(config: RunConfig) -> ModelShape:
     if remote:
         log_to_screen()
         name = str(fetch_config(remote, Path(config.launch.download_dir or DEFAULT_FOLDER)))
-    return resolve_shape(name)
+    return resolve_base(name)
 
 
 def answer(estimate: Estimate, nearest: Nearest | None) -> list[str]:
     """The plan and the verdict on it."""
-    lines = [*describe_estimate(estimate), ""]
+    form = describe_form(estimate.run)
+    lines = [*describe_estimate(estimate), *([form] if form else []), ""]
     if estimate.fits:
         return [*lines, "fits"]
     refusals = [f"does not fit: {describe_shortage(one)}" for one in estimate.shortages]

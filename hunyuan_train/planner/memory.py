@@ -15,6 +15,7 @@ from hunyuan_train.planner.activations import (
 )
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
 from hunyuan_train.planner.disk import plan_disk
+from hunyuan_train.planner.frozen_experts import working_lines
 from hunyuan_train.planner.states import device_states, host_states, trained
 
 # Rows of the busiest rank's experts over an equal share; metrics.jsonl logs the real ones. Real
@@ -78,7 +79,11 @@ def plan_memory(run: ResolvedRun, *, imbalance: float = SKEWED, num_data_tokens:
         imbalance: rows of the busiest rank's experts over an equal share.
         num_data_tokens: of all data that is trained on, where known.
     """
-    lines = (*device_states(run, freed_bytes(run)), *device_work(run, imbalance))
+    lines = (
+        *device_states(run, freed_bytes(run)),
+        *device_work(run, imbalance),
+        *working_lines(run),
+    )
     if run.is_on_gpu:
         lines = (*lines, *device_allowances(run, lines))
     return Memory(lines, tuple(host_lines(run, num_data_tokens)))

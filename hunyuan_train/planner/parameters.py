@@ -63,7 +63,10 @@ def _list(
     shape: ModelShape, model: ModelConfig, lora: LoraConfig, num_ranks: int, expert_size: int
 ) -> tuple[Parameter, ...]:
     alike: dict[tuple[str, bool], list[ModelParameter]] = {}
+    is_quantised = model.expert_weights != "bf16"  # no parameters then (planner/frozen_experts.py)
     for one in model_parameters(shape):
+        if is_quantised and one.kind is Kind.EXPERT:
+            continue
         alike.setdefault((one.name_in_layer, is_trained(one, model, lora)), []).append(one)
     parameters: list[Parameter] = []
     for (_, trained), members in alike.items():

@@ -15,6 +15,7 @@ from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.model.expert_formats import GENTLEST_FIRST
 from hunyuan_train.optim.records import OPTIMIZERS
 from hunyuan_train.planner.estimate import Estimate, estimate_run
 from hunyuan_train.planner.machine import Hardware
@@ -113,6 +114,7 @@ def list_choices(config: RunConfig, run: ResolvedRun, hardware: Hardware) -> lis
         working_choices(config, run),
         expert_choices(config),
         method_choices(config),
+        form_choices(config, run),
         row_choices(config),
         disk_choices(config) if hardware.disk else [NO_CHANGE],
         node_choices(run.machine),
@@ -175,6 +177,14 @@ def method_choices(config: RunConfig) -> list[Change]:
         if one.search_price and one.name != config.optimizer.optimizer
     ]
     return [NO_CHANGE, *choices, Change(14.0, adapters)]
+
+
+def form_choices(config: RunConfig, run: ResolvedRun) -> list[Change]:
+    """Frozen experts in fewer bits, which goes with adapters only."""
+    if not run.shape.num_experts or run.shape.stored_as:
+        return [NO_CHANGE]
+    fewer = enumerate(GENTLEST_FIRST[1:3], 1)  # of the forms in 4 bits, the gentler
+    return [NO_CHANGE, *(Change(2.0 * bits, {"expert_weights": form}) for bits, form in fewer)]
 
 
 def row_choices(config: RunConfig) -> list[Change]:

@@ -11,7 +11,8 @@ from functools import lru_cache
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tables import model_parameters
 from hunyuan_train.families.tensors import Kind
-from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.component import Component, Phase, gigabytes
+from hunyuan_train.planner.frozen_experts import code_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
 
@@ -28,12 +29,12 @@ def updated_elements(run: ResolvedRun) -> int:
 
 
 def weight_bytes(run: ResolvedRun) -> int:
-    """This rank's weights, and the routers' float32 ones that stand beside bfloat16 (router.py)."""
+    """This rank's weights, codes of experts, and float32 routers beside bfloat16 (router.py)."""
     shape, size = run.shape, run.element_bytes
     parameters = list_parameters(run)
     elements = sum(one.kept if run.stage == 3 else one.total for one in parameters)
     routers = sum(one.numel for one in model_parameters(shape) if one.kind is Kind.ROUTER)
-    return elements * size + (4 * routers if size == 2 else 0)
+    return elements * size + (4 * routers if size == 2 else 0) + code_bytes(run)
 
 
 def kept_whole_bytes(run: ResolvedRun) -> int:
@@ -221,10 +222,12 @@ def device_states(run: ResolvedRun, freed: int) -> Iterator[Component]:
         run: what is trained.
         freed: bytes of activations that the first layer's backward pass no longer holds.
     """
+    codes = code_bytes(run)
     yield Component(
         "weights", weight_bytes(run), Phase.ALWAYS,
         "this rank's part of every parameter (partition_parameters.py)"
-        + (", and float32 routers" if run.shape.num_experts else ""),
+        + (", and float32 routers" if run.shape.num_experts else "")
+        + (f", and {gigabytes(codes)} of experts' codes" if codes else ""),
     )  # fmt: skip
     if run.stage == 3:
         yield Component(

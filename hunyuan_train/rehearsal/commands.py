@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.planner.command import find_shape, read_settings
-from hunyuan_train.planner.machine import as_machine
+from hunyuan_train.planner.gentlest import resolve_gentlest
+from hunyuan_train.planner.machine import as_hardware, as_machine
 from hunyuan_train.planner.memory import SKEWED, plan_memory
 from hunyuan_train.rehearsal.guard import prepare_guard
 from hunyuan_train.rehearsal.question import Question
@@ -138,7 +140,8 @@ def resolve_rehearsed(options: argparse.Namespace, settings: Sequence[str]) -> R
             )
         shape = replace(shape, num_hidden_layers=options.layers)
     slots = [choose_num_processes(asked, machine)] * machines.nodes
-    run = resolve(asked, shape=shape, machine=machine, slots=slots, known=SETTINGS_ALONE)
+    there = partial(resolve, shape=shape, machine=machine, slots=slots, known=SETTINGS_ALONE)
+    run = resolve_gentlest(asked, there, as_hardware(machines))
     if not run.is_bf16:
         raise ConfigError("bf16 is false, and GPUs are rehearsed in bfloat16; leave it at auto")
     return run

@@ -38,6 +38,9 @@ SHARED: Settings = {SHARING: 2}
 LORA: Settings = {"use_lora": True, "lora_rank": 8, "lora_alpha": 16}
 ON_EXPERTS: Settings = {"lora_target_modules": "experts"}
 ON_ALL: Settings = {"lora_target_modules": "all"}
+FP8: Settings = {"expert_weights": "fp8"}
+INT4: Settings = {"expert_weights": "int4"}
+NF4: Settings = {"expert_weights": "nf4"}
 LORA_IN_CHUNKS: Settings = LORA | ON_ALL | {"moe_chunks": 3}
 KEPT: Settings = {"gradient_checkpointing": False}
 SELECTIVE: Settings = {"gradient_checkpointing": "selective"}
@@ -112,6 +115,7 @@ ON_ONE = (
     _entry("dpo", 1, SGD, SPLIT, DPO),
     _entry("hy_v3, ZeRO-3", 0, SGD, shape=HY_V3),
     _entry("hy_v3", 1, SGD, SPLIT, shape=HY_V3),
+    _entry("experts in int4, adapters everywhere", 1, SGD, SPLIT, LORA, ON_ALL, INT4),
 )
 ON_TWO = (
     _entry("AdamW in host memory", 1, ADAMW, {"optimizer": "offload"}),
@@ -127,6 +131,11 @@ ON_TWO = (
     _entry("adapters on attention", 1, SGD, LORA),
     _entry("adapters everywhere", 1, SGD, LORA, ON_ALL),
     _entry("experts in chunks", 1, SGD, {"moe_chunks": 3}),
+    _entry("experts in fp8, adapters on attention", 1, SGD, LORA, FP8),
+    _entry("experts in int4, rows shared, in chunks", 1, SGD, SHARED, LORA_IN_CHUNKS, INT4),
+    _entry("experts in nf4, adapters everywhere", 1, SGD, LORA, ON_ALL, NF4),
+    _entry("experts in nf4, bfloat16", 1, ADAMW, LORA, NF4, {"bf16": True}),
+    _entry("hy_v3, experts in fp8", 1, SGD, LORA, ON_EXPERTS, FP8, shape=HY_V3),
     _entry("rows shared", 1, SGD, SHARED),
     _entry("rows shared, AdamW, nothing recomputed", 0, ADAMW, SHARED, KEPT),
     _entry("rows shared, adapters everywhere, experts in chunks", 1, SGD, SHARED, LORA_IN_CHUNKS),
@@ -155,6 +164,7 @@ ON_FOUR = (
     _entry("hy_v3, experts split twice, lean", 2, ADAMW, LEAN, shape=HY_V3),
     _entry("hy_v3, experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}, shape=HY_V3),
     _entry("adapters on experts, split twice", 2, SGD, LORA, ON_EXPERTS),
+    _entry("experts in nf4, split twice", 2, SGD, LORA, ON_ALL, NF4),
 )
 
 

@@ -36,6 +36,7 @@ from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.records import find_optimizer
 from hunyuan_train.selftest.plain_hy_v3 import PlainHyV3
+from hunyuan_train.selftest.plain_quantisation import PlainlyQuantised
 from hunyuan_train.selftest.preference_reference import Known, judge_steps, preference_loss
 from hunyuan_train.selftest.record import Parts, Record
 from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
@@ -98,7 +99,9 @@ def build_reference(config: RunConfig, shape: ModelShape) -> PreTrainedModel:
 
     A bfloat16 run starts from rounded weights, its routers apart.
     """
-    model = plain_model(shape, WEIGHTS)
+    form, is_bf16 = config.model.expert_weights, config.train.bf16 is True
+    source = WEIGHTS if form == "bf16" else PlainlyQuantised(WEIGHTS, form, is_bf16)
+    model = plain_model(shape, source)
     if config.train.bf16 is True:
         for name, parameter in model.named_parameters():
             if not fnmatchcase(name, ROUTERS):

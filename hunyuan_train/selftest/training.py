@@ -24,6 +24,7 @@ from hunyuan_train.objectives.log_probabilities import judge
 from hunyuan_train.objectives.router_losses import watch_and_weigh
 from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
+from hunyuan_train.parallel.quantised_experts import dequantised_experts
 from hunyuan_train.parallel.sequence import sequence_group
 from hunyuan_train.parallel.zero import Shard, is_partitioned, weight_shards, weight_values
 from hunyuan_train.selftest.record import Parts, Record
@@ -43,7 +44,8 @@ def train_case(run: ResolvedRun, steps: list[Step]) -> Record:
     global_batches = ask_reference(engine, config, [step_batches(config, one) for one in steps])
     engine.train()
     evaluate(engine, objective, global_batches[0])  # as a run looks at its routers first
-    record = Record(start=as_arrays(kept_weights(engine.module)))
+    experts = {(tensor.name, 0): values for tensor, values in dequantised_experts(engine.module)}
+    record = Record(start=as_arrays(kept_weights(engine.module) | experts))
     for batches in global_batches:
         losses = accumulate_gradients(engine, objective, batches, routers=routers)
         record.numbers.append(
@@ -54,7 +56,7 @@ def train_case(run: ResolvedRun, steps: list[Step]) -> Record:
         record.grad_norms.append(update_weights(engine, rate, is_skipped=False))
     means = evaluate(engine, objective, global_batches[0])
     record.numbers.append({"router loss": 0.0, **means})
-    record.end = as_arrays(kept_weights(engine.module))
+    record.end = as_arrays(kept_weights(engine.module) | experts)
     return record
 
 

@@ -29,7 +29,7 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.build import native_config
-from hunyuan_train.model.weights import find_model
+from hunyuan_train.model.find_model import find_model
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.shipped import TINY_TOKENIZER
 from hunyuan_train.trainer.state import TrainerState

@@ -59,6 +59,16 @@ RUNS = {
         "--bf16 true --use_lora --lora_rank 8 --lora_target_modules all "
         "--no_gradient_checkpointing",
     ),
+    "experts in fp8": (2, "--bf16 true --use_lora --lora_rank 8 --expert_weights fp8"),
+    "experts in nf4, adapters on everything": (
+        2,
+        "--bf16 true --use_lora --lora_rank 8 --lora_target_modules all --expert_weights nf4 "
+        "--no_gradient_checkpointing",
+    ),
+    "experts in int4, one process": (
+        1,
+        "--bf16 true --use_lora --lora_rank 8 --expert_weights int4 --no_gradient_checkpointing",
+    ),
     "offloaded optimizer": (2, "--bf16 true --optimizer offload"),
     "lean optimizer": (2, "--bf16 true --optimizer lean"),
     "lean optimizer, expert data parallelism": (

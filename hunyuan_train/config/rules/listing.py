@@ -48,6 +48,7 @@ RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     trained_parameters.check_adapters_alone: Needs.SETTINGS,
     trained_parameters.check_adapter_targets: Needs.SETTINGS,
     trained_parameters.check_expert_adapters: Needs.SETTINGS,
+    trained_parameters.check_expert_weights: Needs.SETTINGS,
     trained_parameters.check_freezing: Needs.SETTINGS,
     trained_parameters.check_router_guardian: Needs.SETTINGS,
     trained_parameters.check_experts_exist: Needs.SETTINGS,

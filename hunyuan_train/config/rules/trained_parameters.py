@@ -81,6 +81,37 @@ def check_expert_adapters(run: ResolvedRun) -> None:
         )
 
 
+def check_expert_weights(run: ResolvedRun) -> None:
+    """Refuse quantised experts that would be trained, exported or left whole."""
+    kept, stored = run.config.model.expert_weights, run.shape.stored_as
+    if stored and not run.config.lora.use_lora:
+        raise ConfigError(
+            f"model_name_or_path is {run.config.model.model_name_or_path}, whose weights are "
+            f"quantised ({stored}), and use_lora is false; a quantised base is trained with "
+            "adapters only: add --use_lora, or give the model in bfloat16"
+        )
+    if kept == "bf16" or not run.shape.num_experts:
+        return
+    if (kept == "base") != bool(stored):
+        have = f"stores them as {stored} already" if stored else "has them in full precision"
+        instead = "auto or bf16" if stored else "fp8, int4, nf4 or bf16"
+        raise ConfigError(
+            f"expert_weights is {kept}, and the base {have}; use --expert_weights {instead}"
+        )
+    if not run.config.lora.use_lora:
+        raise ConfigError(
+            f"expert_weights is {kept} and use_lora is false; codes have no gradient, and a run "
+            "without adapters exports every weight, so that experts which it freezes stay whole, "
+            "too: add --use_lora, or use --expert_weights bf16"
+        )
+    if not run.splits_experts:
+        raise ConfigError(
+            f"expert_weights is {kept}, which the engine's expert-parallel layer alone computes "
+            f"with, and {run.engine_path} has no enabled expert_parallel section; use --deepspeed "
+            "ds_configs/zero3_ep.json (an expert_parallel_size of 1 will do)"
+        )
+
+
 def check_freezing(run: ResolvedRun) -> None:
     """Refuse what freezes nothing, or everything."""
     model, parameters = run.config.model, model_parameters(run.shape)
@@ -113,6 +144,7 @@ def check_experts_exist(run: ResolvedRun) -> None:
         "router_z_loss_coef": (model.router_z_loss_coef, 0.0),
         "freeze_router": (model.freeze_router, False),
         "moe_chunks": (run.config.train.moe_chunks, 1),
+        "expert_weights": (model.expert_weights, "bf16"),
     }
     for name, (value, usual) in asked.items():
         if value != usual:

@@ -14,7 +14,6 @@ from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.families.registry import resolve_shape
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.cluster.inputs import input_paths, model_folder
@@ -23,6 +22,7 @@ from hunyuan_train.launcher.doctor.survey import Report, survey
 from hunyuan_train.launcher.host.extension import extensions_folder, needed_extensions
 from hunyuan_train.launcher.job.jobs import Rendezvous
 from hunyuan_train.launcher.rank.environment import rank_environment
+from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.shipped import CODE_FOLDER, REQUIREMENTS, TOP_LEVEL
 
 NCCL_PACKAGES = ("nvidia-nccl-cu12", "nvidia-nccl-cu13", "flash-attn")
@@ -122,7 +122,7 @@ def will_split_experts(config: RunConfig, cluster: Cluster, reports: Sequence[Re
     """Whether the run uses the engine's expert-parallel layer; no, where it cannot be resolved."""
     try:
         model = config.model
-        shape = resolve_shape(model.model_name_or_path, carry_mtp=model.carry_mtp)
+        shape = resolve_base(model.model_name_or_path, carry_mtp=model.carry_mtp)
         machine = least_machine(reports)
         run = resolve(
             config, shape=shape, machine=machine, slots=cluster.slots, known=SETTINGS_ALONE

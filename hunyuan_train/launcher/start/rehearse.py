@@ -1,6 +1,7 @@
 """A dry run for machines that are not at hand: real data and settings, and the plan's figures."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from hunyuan_train.config.planned_machines import PlannedMachines
@@ -12,11 +13,12 @@ from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.launcher.exit_codes import SUCCESS
 from hunyuan_train.launcher.start.prepare import PreparedRun, prepare_run
 from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
-from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.base_folder import locate_base
 from hunyuan_train.planner.command import find_shape
 from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.planner.disk import count_checkpoints
 from hunyuan_train.planner.estimate import Estimate, estimate_run
+from hunyuan_train.planner.gentlest import resolve_gentlest
 from hunyuan_train.planner.machine import as_hardware, as_machine
 from hunyuan_train.planner.search import find_nearest
 from hunyuan_train.planner.text import describe_estimate, describe_nearest, describe_shortage
@@ -33,13 +35,14 @@ def rehearse(config: RunConfig, machines: PlannedMachines) -> int:
     console = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
     check_hosts(config)
     machine, hardware = as_machine(machines), as_hardware(machines)
-    run = resolve(
-        config,
+    resolve_there = partial(
+        resolve,
         shape=find_shape(config),
         machine=machine,
         slots=[choose_num_processes(config, machine)] * machines.nodes,
         known=SETTINGS_ALONE,
     )
+    run = resolve_gentlest(config, resolve_there, hardware)
     prepared = prepare_run(run)
     show_summary(prepared, console)
     check_schedule(prepared, console)
@@ -82,7 +85,7 @@ def check_files(prepared: PreparedRun) -> Iterator[str]:
     if name in PRESETS:
         return
     if any(Path(name).glob("*.safetensors*")):
-        locate_weights(Path(name), prepared.run.shape)
+        locate_base(Path(name), prepared.run.shape)
     else:
         yield f"files      the weights of {name} are not on this machine, and were not looked at"
 

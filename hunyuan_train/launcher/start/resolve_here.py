@@ -1,6 +1,7 @@
 """Resolves a run on the hosts that it starts on, and finds what is wrong before it does."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import find_checkpoint
@@ -9,8 +10,11 @@ from hunyuan_train.config.resolve import resolve
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.export.companions import list_companions
-from hunyuan_train.families.registry import PRESETS, resolve_shape
-from hunyuan_train.model.released_files import check_generation_config, locate_weights
+from hunyuan_train.families.registry import PRESETS
+from hunyuan_train.model.base_folder import locate_base, resolve_base
+from hunyuan_train.model.released_files import check_generation_config
+from hunyuan_train.planner.gentlest import resolve_gentlest
+from hunyuan_train.planner.machine import Hardware
 
 
 def resolve_here(
@@ -30,11 +34,12 @@ def resolve_here(
             outside the model's folder.
     """
     name = config.model.model_name_or_path
-    shape = resolve_shape(name, carry_mtp=config.model.carry_mtp)
-    run = resolve(config, shape=shape, machine=machine, slots=slots)
+    shape = resolve_base(name, carry_mtp=config.model.carry_mtp)
+    here = partial(resolve, shape=shape, machine=machine, slots=slots)
+    run = resolve_gentlest(config, here, Hardware())
     if name not in PRESETS:
         if has_weights:
-            locate_weights(Path(name), run.shape)
+            locate_base(Path(name), run.shape)
         for folder in export_sources(config):
             list_companions(folder)
             check_generation_config(folder, run.shape)

@@ -17,6 +17,7 @@ from hunyuan_train.data.inspection.describe import (
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.prepare import PreparedRun
+from hunyuan_train.planner.gentlest import describe_form
 from hunyuan_train.planner.text import describe_split
 from hunyuan_train.trainer.schedule import (
     check_warmup,
@@ -52,6 +53,7 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
         f"{counts.active:,} of them active for a token"
         + (f"; random weights from seed {config.train.seed}" if is_preset else ""),
         "training": describe_method(run),
+        **({"experts": form} if (form := describe_form(run)) else {}),
         "processes": f"{describe_hosts(run.slots)} on {'GPUs' if run.is_on_gpu else 'CPU'} in "
         f"{'bfloat16' if run.is_bf16 else 'float32'}: ZeRO stage {run.stage}, "
         f"{describe_split(run)}",

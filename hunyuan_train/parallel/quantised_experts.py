@@ -1,0 +1,243 @@
+"""Frozen routed experts that live as codes and scales, and are dequantised where they are used.
+
+They are buffers: ZeRO neither partitions nor gathers them, and optimizers and checkpoints do not
+know them. Each rank has those of its own experts (AutoEP splits as ever). A projection is
+dequantised in pieces (`model/expert_formats.py`), in the forward pass, when it is computed again,
+and in the backward pass, which needs the gradient of its input only. Nothing dequantised outlives
+its product.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from deepspeed.module_inject import auto_ep_layer
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.moe.ep_experts import apply_expert_activation
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.families.registry import FAMILIES
+from hunyuan_train.families.tables import stored_tensors
+from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.model import expert_formats
+from hunyuan_train.model.compressed_values import FLOAT8, decode
+from hunyuan_train.model.compression_scheme import Scheme
+from hunyuan_train.model.expert_codes import ExpertCodes
+from hunyuan_train.model.lora import adapter_scaling
+from hunyuan_train.parallel.expert_lora import has_adapters, register_adapters, run_adapted
+from hunyuan_train.progress import show_progress
+
+
+class CompressedWeights(nn.Module):
+    """One projection of a rank's experts, compressed.
+
+    Shape letters:  N tokens routed here · E local experts · I inputs · O outputs
+    """
+
+    codes: Tensor  # [experts, outputs, inputs], FP8 as bytes; or fewer, of more codes each
+    scales: Tensor  # [experts, blocks of outputs, blocks of inputs]
+
+    def __init__(self, shape_EOI: tuple[int, int, int], scheme: Scheme) -> None:
+        super().__init__()
+        self.shape_EOI = shape_EOI
+        self.scheme = scheme
+        for name in ("codes", "scales"):
+            self.register_buffer(name, None, persistent=False)
+
+    def put(self, expert: int, codes: Tensor, scales: Tensor, device: torch.device) -> None:
+        """Take over one expert's codes and scales; the first one makes room for all."""
+        if codes.dtype == FLOAT8:
+            codes = codes.view(torch.uint8)  # no cast of a module to a float dtype may touch them
+        if self.codes is None:
+            count = self.shape_EOI[0]
+            self.codes = torch.empty((count, *codes.shape), dtype=codes.dtype, device=device)
+            self.scales = torch.empty((count, *scales.shape), dtype=scales.dtype, device=device)
+        self.codes[expert].copy_(codes)
+        self.scales[expert].copy_(scales)
+
+    def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Dequantised outputs [start, stop) of all experts: [experts, stop - start, inputs]."""
+        high = self.scheme.block_rows
+        scales = self.scales
+        if high:
+            scales = scales[:, start // high : -(-stop // high)]
+        return self._decode(self.codes[:, start:stop], scales, dtype)
+
+    def columns(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Dequantised inputs [start, stop) of all experts: [experts, outputs, stop - start]."""
+        wide, scales = self.scheme.block_columns, self.scales
+        if wide:
+            scales = scales[..., start // wide : -(-stop // wide)]
+        per_unit = self.shape_EOI[2] // self.codes.shape[2]  # inputs in an element of codes
+        return self._decode(self.codes[..., start // per_unit : stop // per_unit], scales, dtype)
+
+    def _decode(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        if not self.scheme.is_4bit:
+            codes = codes.view(FLOAT8)
+        return decode(codes, scales, self.scheme, dtype)
+
+
+class FrozenProduct(torch.autograd.Function):
+    """A grouped product with compressed weights, of which only the input has a gradient."""
+
+    @staticmethod
+    def forward(  # noqa: D102 as torch.autograd.Function says
+        ctx: Any,  # noqa: ANN401 torch has no type for what is kept in it
+        rows_NI: Tensor,
+        weights: CompressedWeights,
+        ends: Tensor,
+    ) -> Tensor:
+        ctx.weights, ctx.ends = weights, ends
+        experts, num_outputs, num_inputs = weights.shape_EOI
+        dtype = rows_NI.dtype
+        length = expert_formats.piece_length(num_outputs, experts * num_inputs * dtype.itemsize)
+        pieces = [
+            torch._grouped_mm(
+                rows_NI, weights.rows(start, min(start + length, num_outputs), dtype).mT, offs=ends
+            )
+            for start in range(0, num_outputs, length)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    @staticmethod
+    def backward(  # noqa: D102 as torch.autograd.Function says
+        ctx: Any,  # noqa: ANN401
+        gradient_NO: Tensor,
+    ) -> tuple[Tensor, None, None]:
+        weights: CompressedWeights = ctx.weights
+        ends: Tensor = ctx.ends
+        experts, num_outputs, num_inputs = weights.shape_EOI
+        dtype = gradient_NO.dtype
+        length = expert_formats.piece_length(num_inputs, experts * num_outputs * dtype.itemsize)
+        gradient_NO = gradient_NO.contiguous()  # of a sum it is one number, expanded
+        pieces = [
+            torch._grouped_mm(
+                gradient_NO,
+                weights.columns(start, min(start + length, num_inputs), dtype),
+                offs=ends,
+            )
+            for start in range(0, num_inputs, length)
+        ]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)), None, None
+
+
+class QuantisedExperts(nn.Module):
+    """Stands in for the engine's GroupedExperts: the same function of dequantised weights.
+
+    Shape letters:  N tokens routed here · D hidden · I intermediate · E local experts
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        *,
+        scheme: Scheme,
+        rank: int,
+        scaling: float,
+        dtype: torch.dtype,
+        **settings: object,
+    ) -> None:
+        super().__init__()
+        self.activation = settings["activation"]
+        self.activation_numbers = (settings["activation_alpha"], settings["activation_limit"])
+        self.num_experts = num_experts
+        self.scaling = scaling
+        self.is_adapted = True
+        # As the engine calls gate, down and up.
+        sizes = {"w1": (hidden_dim, dim), "w2": (dim, hidden_dim), "w3": (hidden_dim, dim)}
+        self.compressed = nn.ModuleDict()
+        for name, (rows, columns) in sizes.items():
+            size = (num_experts, rows, columns)
+            self.compressed[name] = CompressedWeights(size, scheme)
+            # AutoEP copies placeholders here and marks them. They are no parameters and no memory.
+            setattr(self, name, torch.empty(size, dtype=dtype, device="meta"))
+        if rank:
+            register_adapters(self, dim, hidden_dim, num_experts, rank=rank, dtype=dtype)
+
+    def projections(self) -> Iterator[tuple[str, CompressedWeights]]:
+        """The compressed weights, as the engine calls them."""
+        for name, weights in self.compressed.items():
+            assert isinstance(weights, CompressedWeights)
+            yield name, weights
+
+    def forward(self, x_ND: Tensor, num_tokens_per_expert: Tensor) -> Tensor:
+        """Run each expert on its tokens.
+
+        Args:
+            x_ND: [tokens, hidden], grouped by local expert.
+            num_tokens_per_expert: [local experts], int32, rows of each group.
+
+        Returns:
+            [tokens, hidden].
+        """
+        ends = torch.cumsum(num_tokens_per_expert, dim=0, dtype=torch.int32)
+
+        def product(rows: Tensor, name: str) -> Tensor:
+            return FrozenProduct.apply(rows, self.compressed[name], ends)
+
+        if self.is_adapted and has_adapters(self):
+            return run_adapted(self, x_ND, ends, product, scaling=self.scaling)
+        gate_NI, up_NI = product(x_ND, "w1"), product(x_ND, "w3")
+        is_on_gpu = x_ND.is_cuda  # where the engine's kernel is
+        h_NI = apply_expert_activation(
+            gate_NI, up_NI, self.activation, *self.activation_numbers, fused=is_on_gpu
+        )
+        return product(h_NI, "w2")
+
+
+@contextmanager
+def quantised_experts(
+    scheme: Scheme, lora: LoraConfig, dtype: torch.dtype, *, is_adapted: bool
+) -> Iterator[None]:
+    """Let AutoEP build its layers with quantised experts, adapted or not."""
+    original = auto_ep_layer.GroupedExperts
+    auto_ep_layer.GroupedExperts = partial(
+        QuantisedExperts,
+        scheme=scheme,
+        rank=lora.lora_rank if is_adapted else 0,
+        scaling=adapter_scaling(lora),
+        dtype=dtype,
+    )
+    try:
+        yield
+    finally:
+        auto_ep_layer.GroupedExperts = original
+
+
+def fill_experts(model: PreTrainedModel, source: ExpertCodes, device: torch.device) -> None:
+    """Read the codes of this rank's experts, one projection of one expert after the other."""
+    found = list(local_experts(model))
+    with show_progress("quantised experts", sum(tensor.numel for *_, tensor in found)) as advance:
+        for weights, expert, tensor in found:
+            weights.put(expert, *source.read_experts(tensor), device)
+            advance(tensor.numel)
+
+
+def local_experts(
+    model: PreTrainedModel,
+) -> Iterator[tuple[CompressedWeights, int, StoredTensor]]:
+    """Each projection of this rank's experts: where it is kept, as which, and what it is."""
+    family = FAMILIES[model.config.model_type]
+    for name, module in model.named_modules():
+        if not isinstance(module, AutoEPMoELayer) or not isinstance(
+            module.experts, QuantisedExperts
+        ):
+            continue
+        first = module.ep_rank * module.num_local_experts
+        for projection, weights in module.experts.projections():
+            stored = f"{name}.experts.{projection}"
+            tensors = stored_tensors(family, stored, weights.shape_EOI, first_expert=first)
+            for expert, tensor in enumerate(tensors):
+                yield weights, expert, tensor
+
+
+def dequantised_experts(model: PreTrainedModel) -> Iterator[tuple[StoredTensor, Tensor]]:
+    """This rank's experts as they compute, one at a time: float32, flat."""
+    for weights, expert, tensor in local_experts(model):
+        yield tensor, weights.rows(0, tensor.shape[0], torch.float32)[expert].flatten()

@@ -1,0 +1,230 @@
+"""Quantised frozen experts train as the plain model does with the weights that their codes mean."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from hunyuan_train.checkpoint.save import save_checkpoint
+from hunyuan_train.config.schema import LoraConfig, ModelConfig
+from hunyuan_train.data.batches.loader import Position
+from hunyuan_train.export.adapter import export_adapter
+from hunyuan_train.families.tensors import Kind, StoredTensor
+from hunyuan_train.model import expert_formats
+from hunyuan_train.model.compressed_values import decode
+from hunyuan_train.model.expert_codes import QuantisedOnReading
+from hunyuan_train.model.expert_formats import GENTLEST_FIRST, scheme_of
+from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.parallel.optimizer import decay_groups
+from hunyuan_train.parallel.quantised_experts import CompressedWeights, FrozenProduct
+from hunyuan_train.selftest import reference
+from hunyuan_train.trainer.state import TrainerState
+from hunyuan_train.trainer.step import train_step
+from tests.batches import SHAPE, WEIGHTS, global_batch, plain_loss
+from tests.engines import WEIGHT_DECAY, my_share, resume, small_engine
+from tests.ranks import run_each
+
+FORMS = tuple(one for one in GENTLEST_FIRST if one != "bf16")
+NUM_STEPS = 5
+RATE = 0.5
+
+
+@dataclass(frozen=True)
+class Dequantised:
+    """A base whose routed experts are what their codes mean."""
+
+    source: WeightSource
+    scheme: str
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        if ".experts." not in tensor.name:
+            return self.source.read(tensor, start, stop)
+        scheme = scheme_of(self.scheme, SHAPE)
+        codes, scales = QuantisedOnReading(self.source, scheme, torch.float32).read_experts(tensor)
+        return decode(codes, scales, scheme, torch.float32).flatten()[start:stop]
+
+
+@dataclass(frozen=True)
+class Case:
+    """How experts are kept, what is adapted, and how the model is split."""
+
+    kept: str
+    targets: str
+    expert_size: int
+    world_size: int = 2
+    piece_bytes: int = 2**29
+
+    @property
+    def lora(self) -> LoraConfig:
+        return LoraConfig(
+            use_lora=True, lora_rank=8, lora_alpha=16, lora_target_modules=self.targets
+        )
+
+    def __str__(self) -> str:
+        pieces = "" if self.piece_bytes == 2**29 else ", in pieces"
+        return f"{self.kept}, {self.targets}, EP {self.expert_size} of {self.world_size}{pieces}"
+
+
+CASES = [
+    Case("fp8", "attention", 2),
+    Case("nf4", "experts", 2),
+    Case("int4", "all", 2, piece_bytes=1),
+    Case("nf4", "all", 1, piece_bytes=1),
+]
+ALL_CASES = [
+    Case(kept, targets, expert_size, world_size)
+    for kept in FORMS
+    for targets in ("attention", "experts", "all")
+    for expert_size, world_size in ((1, 1), (1, 2), (2, 2), (4, 4), (2, 4))
+]
+
+
+def train_quantised(folder: Path, case: Case, *, is_resumed: bool = False) -> list[float]:
+    """Train with SGD, whose steps show a wrong gradient scale; export before and after."""
+    expert_formats.PIECE_BYTES = case.piece_bytes
+    engine = small_engine(
+        stage=3,
+        expert_size=case.expert_size,
+        optimizer="sgd",
+        max_grad_norm=0.0,
+        lora=case.lora,
+        model=ModelConfig(expert_weights=case.kept),
+    )
+    checkpoint = folder / "step-000003"
+    state = resume(engine, checkpoint) if is_resumed else TrainerState()
+    if not is_resumed:
+        export_adapter(engine, folder / "before", case.lora, SHAPE, base_model="tiny")
+    losses = []
+    for step in range(state.step, NUM_STEPS):
+        if step == 3 and not is_resumed:
+            save_checkpoint(engine, TrainerState(3, Position(), 0), checkpoint, fingerprints={})
+        losses.append(
+            train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=RATE).loss
+        )
+    export_adapter(engine, folder / "after", case.lora, SHAPE, base_model="tiny")
+    return losses
+
+
+def train_plain(folder: Path, kept: str) -> tuple[list[float], dict[str, Tensor]]:
+    """PEFT on the plain model with dequantised experts, one document at a time."""
+    plain = reference.plain_model(SHAPE, Dequantised(WEIGHTS, kept), experts="grouped_mm")
+    model = peft.PeftModel.from_pretrained(plain, folder, is_trainable=True)
+    optimizer = torch.optim.SGD(decay_groups(model, WEIGHT_DECAY), lr=RATE)
+    losses = []
+    for step in range(NUM_STEPS):
+        loss = plain_loss(model, global_batch(step, 4))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, peft.get_peft_model_state_dict(model)
+
+
+def check(case: Case, losses: list[float], folder: Path) -> None:
+    """Compare with PEFT: losses, every adapter, and that these have moved."""
+    expected_losses, expected = train_plain(folder / "before", case.kept)
+    assert losses == pytest.approx(expected_losses, abs=1e-6)
+    after = peft.load_peft_weights(folder / "after", device="cpu")
+    before = peft.load_peft_weights(folder / "before", device="cpu")
+    assert after.keys() == expected.keys()
+    for name, values in after.items():
+        assert (values - expected[name]).abs().max() < 5e-6, name
+    assert any((values - before[name]).abs().max() > 1e-3 for name, values in after.items())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[list[float], Path]]:
+    """Losses and folder of every case."""
+    folders = [tmp_path_factory.mktemp("adapters") for _ in CASES]
+    cases = list(zip(folders, CASES, strict=True))
+    losses = [first for first, _ in run_each(train_quantised, 2, cases)]
+    return dict(zip(CASES, zip(losses, folders, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_adapters_train_as_peft_does_on_dequantised_experts(
+    trained: dict[Case, tuple[list[float], Path]], case: Case
+) -> None:
+    check(case, *trained[case])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_form_split_in_every_way_trains_as_peft_does(tmp_path: Path, world_size: int) -> None:
+    cases = [one for one in ALL_CASES if one.world_size == world_size]
+    folders = [tmp_path / str(index) for index in range(len(cases))]
+    results = run_each(train_quantised, world_size, list(zip(folders, cases, strict=True)))
+    for case, folder, losses in zip(cases, folders, results, strict=True):
+        check(case, losses[0], folder)
+
+
+@cache
+def weights_of(kept: str) -> CompressedWeights:
+    """Four experts of 256 x 384 each, whose values are of many sizes."""
+    scheme = scheme_of(kept, SHAPE)
+    weights = CompressedWeights((4, 256, 384), scheme)
+    generator = torch.Generator().manual_seed(3)
+    for expert in range(4):
+        values = torch.randn(256, 384, generator=generator) * 10.0**-expert
+        source = QuantisedOnReading(OneTensor(values), scheme, torch.float32)
+        tensor = StoredTensor("experts", (256, 384), Kind.EXPERT)
+        weights.put(expert, *source.read_experts(tensor), torch.device("cpu"))
+    return weights
+
+
+@dataclass(frozen=True)
+class OneTensor:
+    """A source of one tensor."""
+
+    values: Tensor
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        return self.values.flatten()[start:stop]
+
+
+@pytest.mark.parametrize("kept", FORMS)
+def test_pieces_give_the_product_of_the_whole_and_its_gradient(
+    kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = weights_of(kept)
+    whole = weights.rows(0, 256, torch.float64)
+    ends = torch.tensor([3, 3, 10, 12], dtype=torch.int32)  # the second expert has no tokens
+    rows = torch.randn(12, 384, generator=torch.Generator().manual_seed(4))
+    gradient = torch.randn(12, 256, generator=torch.Generator().manual_seed(5))
+    expert = torch.bucketize(torch.arange(12), ends, right=True)
+    expected = torch.einsum("ni,noi->no", rows.double(), whole[expert])
+    expected_gradient = torch.einsum("no,noi->ni", gradient.double(), whole[expert])
+    for piece_bytes in (1, 2**29):
+        monkeypatch.setattr(expert_formats, "PIECE_BYTES", piece_bytes)
+        leaf = rows.clone().requires_grad_()
+        product = FrozenProduct.apply(leaf, weights, ends)
+        product.backward(gradient)
+        torch.testing.assert_close(product.double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(leaf.grad.double(), expected_gradient, rtol=1e-5, atol=1e-5)
+
+
+def resume_quantised(folder: Path, case: Case) -> list[float]:
+    return train_quantised(folder, case, is_resumed=True)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit_and_its_checkpoint_holds_adapters_only(
+    trained: dict[Case, tuple[list[float], Path]], tmp_path: Path
+) -> None:
+    case = replace(CASES[2])
+    losses, folder = trained[case]
+    (tmp_path / "step-000003").symlink_to(folder / "step-000003")
+    [[later, _]] = run_each(resume_quantised, 2, [(tmp_path, case)])
+    assert later == losses[3:]
+    size = sum(file.stat().st_size for file in (folder / "step-000003").iterdir())
+    adapters = (folder / "after/adapter_model.safetensors").stat().st_size
+    assert size < 3 * adapters  # master weights, no states of SGD, and what describes them
+    whole = peft.load_peft_weights(folder / "after", device="cpu")
+    resumed = peft.load_peft_weights(tmp_path / "after", device="cpu")
+    assert whole.keys() == resumed.keys()
+    for name, values in whole.items():
+        assert torch.equal(resumed[name], values), name
