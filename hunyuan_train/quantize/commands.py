@@ -16,6 +16,7 @@ from hunyuan_train.checkpoint.publish import (
 )
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import read_shape
+from hunyuan_train.json_file import read_json_object
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.quantize.formats import FORMATS, Calibration, Format, Job, find_format
 from hunyuan_train.quantize.gptq_settings import VARIABLE
@@ -160,8 +161,20 @@ def _check(arguments: argparse.Namespace) -> Path:
             f"{arguments.model} is an adapter, which is served beside its base; merge it with "
             f"`hunyuan-train merge BASE {arguments.model} MERGED`, and quantise MERGED"
         )
-    find_model_folder(source, base=None)
+    _refuse_quantised(arguments.model, find_model_folder(source, base=None) / "config.json")
     return output
+
+
+def _refuse_quantised(model: Path, config: Path) -> None:
+    try:
+        fields = read_json_object(config)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{config} cannot be read ({error}); export the model again") from error
+    if fields.get("quantization_config"):
+        raise ConfigError(
+            f"{model} is quantised already, as its config.json says, and quantising it again would "
+            "lose twice; give the model that it was made from"
+        )
 
 
 def quantize(

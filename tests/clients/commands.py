@@ -10,6 +10,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 3600  # of one command, beside a full load
 LAST_WORDS = 300  # characters of a failed command's output
+ONE_PROCESS = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; otherwise vLLM takes half of the memory for its cache
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that its errors are its last words
+}
 # What Python says of an error; vLLM's own last words only say that there was one above.
 ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): \S.*")
 EMPTY_ERROR = "Engine core initialization failed"
@@ -25,8 +30,7 @@ def run(command: list[str], asked: object = None, *, accepted: Iterable[int] = (
     Raises:
         CommandError: it ended otherwise than it may.
     """
-    # Without it vLLM takes half of the memory for its cache.
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | ONE_PROCESS
     # Engines start programs that lie beside their interpreter.
     environment["PATH"] = os.pathsep.join([str(Path(command[0]).parent), os.environ["PATH"]])
     try:

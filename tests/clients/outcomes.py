@@ -284,30 +284,46 @@ def our_refusal(*words: object) -> str:
     command = [*OUR_COMMAND, *(str(one) for one in words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode == 2, done.stdout + done.stderr
-    said = tidy(done.stderr)
+    said = tidy(done.stderr).removeprefix("error: ")
     return f"by `hunyuan-train {words[0]}`: {said}"
 
 
 def in_sglang(work: Work, artefact: str) -> str:
     """SGLang's server, whose package lies beside vLLM's without what needs a GPU."""
-    start = ["-m", "sglang.launch_server", "--device", "cpu", "--model-path"]
-    run([client_python("vllm"), *start, str(work.need(artefact))])
+    start = ("-m", "sglang.launch_server", "--device", "cpu", "--model-path")
+    failure = try_once(client_python("vllm"), *start, str(work.need("full")))
+    if failure and artefact in ADAPTERS:
+        failure += f". {place_in_buffers(work, artefact)}"
+    if failure:
+        raise CommandError(failure)
     return "starts here now, and was asked nothing"
+
+
+def place_in_buffers(work: Work, artefact: str) -> str:
+    """What SGLang's own loader makes of an adapter's names; see `sglang_adapter.py`."""
+    adapter = turn(work, artefact, "sglang", work.need(artefact))
+    num_layers = read_shape(work.need("full")).num_hidden_layers
+    script, output = HERE / "sglang_adapter.py", work.folder / "buffers"
+    command = [client_python("vllm"), script, adapter, num_layers, output]
+    found = read_json(run([str(one) for one in command]))
+    buffers = ", ".join(sorted(set(found.values())))
+    return f"Its loader finds the buffer of all {len(found)} matrices: {buffers}"
 
 
 def in_tensorrt(*_: object) -> str:
     """TensorRT-LLM, which pip cannot bring."""
-    failure = install_tensorrt()
+    pip = ("-m", "pip", "install", "--dry-run", "--no-deps", "tensorrt_llm")
+    failure = try_once(sys.executable, *pip)
     if failure:
         raise CommandError(f"{failure} (PyPI's package only fetches a wheel from pypi.nvidia.com)")
     return "can be installed here now, and was asked nothing"
 
 
 @cache
-def install_tensorrt() -> str:
-    """Why pip cannot install it; "" where it can."""
+def try_once(*command: str) -> str:
+    """Why a command fails, whatever it is given; "" where it does not."""
     try:
-        run([sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "tensorrt_llm"])
+        run(list(command))
     except CommandError as failure:
         return str(failure)
     return ""

@@ -33,6 +33,7 @@ def test_a_model_without_dialogues_is_written_verified_and_said_to_be_unmeasured
     assert report["weights"]["relative_error"] < 0.03
     assert report["bytes_after"] < 0.7 * report["bytes_before"]
     assert main(["quantize", str(output), str(model.parent / "x"), "--format", "fp8"]) == USER_ERROR
+    assert "is quantised already" in capsys.readouterr().err
 
 
 def test_a_tensor_scaled_twice_turns_the_command_red(
