@@ -137,7 +137,8 @@ def judge_bad_steps(run: RunRecord, _: RunState) -> list[Finding]:
     """Steps that were left out, or should have been."""
     rows = run.quarantine.rows
     if not rows:
-        return []
+        text = "None was left out: no loss or gradient was out of line."
+        return [] if run.last_step is None else [Finding("good", "bad steps", text)]
     skipped = sum(bool(row.get("is_skipped")) for row in rows)
     some = ", ".join(f"{row['step']:,}" for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
     text = (

@@ -81,6 +81,8 @@ def test_routing_memory_steps_and_saves_are_judged(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "one")
     found = verdict(read_run(folder))
     assert found["memory"].kind == found["speed"].kind == found["routing"].kind == "good"
+    assert found["bad steps"].kind == "good"
+    assert "None was left out" in found["bad steps"].text
     log = folder / "log" / "rank0.txt"
     words = "step 9: routing diverged from the base model: layer 0: its routing drifted by 0.7"
     log.write_text(f"2026-03-02 10:00:00,000 WARNING hunyuan_train.x: {words}\n")
