@@ -1,6 +1,7 @@
 """Commands that take a model by its name: what they download of it, and what they refuse first."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,38 @@ def test_an_adapter_by_name_brings_the_base_that_it_names(
     assert "llama" in err
     assert read_base_name(kept) == "me/base"
     assert (kept / WEIGHTS).read_bytes() == b"x" * 10
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("misspelt", "shows no model me/modle; look at its spelling"),
+        pytest.param("gated", "is gated: accept its conditions", marks=pytest.mark.slow),
+        pytest.param("offline", "could not be reached for me/model", marks=pytest.mark.slow),
+        pytest.param("no room", "make room, or give a folder", marks=pytest.mark.slow),
+    ],
+)
+def test_train_says_in_one_paragraph_why_a_name_is_not_had(
+    fault: str,
+    words: str,
+    hub: Hub,
+    tmp_path: Path,
+    capsys: Screen,
+    monkeypatch: pytest.MonkeyPatch,
+    make_disk: Callable[[float], Path],
+) -> None:
+    write_released(hub.folder / "models/me/model", shape=SHAPE)
+    kept = make_disk(1) if fault == "no room" else tmp_path / "kept"
+    if fault == "gated":
+        hub.gated.add("me/model")
+    if fault == "offline":
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    name = "me/modle" if fault == "misspelt" else "me/model"
+    flags = ("--model_name_or_path", name, "--train_data_file", "data/practice_train.jsonl")
+    code, out, err = run(capsys, "train", *flags, "--download_dir", str(kept))
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not hub.sent or fault == "gated"
