@@ -12,6 +12,7 @@ from hunyuan_train.report.record import RunRecord
 FIND_SECONDS = 5.0  # between two looks for new runs
 READ_SECONDS = 0.5  # between two looks at files that had nothing new
 IDLE_SECONDS = 30.0  # after the last visit nothing is read
+FRESH_SECONDS = 2.0  # that a visitor waits for it to be read again
 MAX_RUNS = 24  # of a folder of runs: the newest
 MARKS = (run_files.METRICS, run_files.STARTS, run_files.CONFIG)
 
@@ -25,6 +26,8 @@ class WatchedRuns:
         self._keys: dict[str, RunRecord] = {}
         self._lock = threading.Lock()
         self._wakes = threading.Event()
+        self._is_fresh = threading.Event()  # cleared where nobody looks and nothing is read
+        self._is_fresh.set()
         self._found_at = self._asked_at = 0.0
         self._find()
         for run in self._runs.values():  # what is small; of a long run a sample
@@ -35,9 +38,14 @@ class WatchedRuns:
         threading.Thread(target=self._read_on, daemon=True, name="reader").start()
 
     def current(self) -> dict[str, RunRecord]:
-        """The runs as they are now; somebody looks at them."""
+        """The runs as they are now; somebody looks at them.
+
+        Who comes back after a while waits for a moment, or would be told of a launcher that gives
+        no sign: its last one that was read is as old as the last visit.
+        """
         self._asked_at = time.monotonic()
         self._wakes.set()
+        self._is_fresh.wait(FRESH_SECONDS)
         with self._lock:
             return dict(self._keys)
 
@@ -54,11 +62,14 @@ class WatchedRuns:
     def _read_on(self) -> None:
         while True:
             if time.monotonic() > self._asked_at + IDLE_SECONDS:
+                self._is_fresh.clear()
                 self._wakes.wait()
             self._wakes.clear()
             if time.monotonic() > self._found_at + FIND_SECONDS:
                 self._find()
-            if not any([run.read_on() for run in self._runs.values()]):
+            has_new = any([run.read_on() for run in self._runs.values()])
+            self._is_fresh.set()
+            if not has_new:
                 time.sleep(READ_SECONDS)
 
 

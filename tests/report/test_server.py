@@ -5,6 +5,7 @@ import csv
 import http.client
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hunyuan_train import cli
 from hunyuan_train.config.run_files import METRICS
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.report import watched
 from hunyuan_train.report.server import PageServer
 from hunyuan_train.report.watch import describe_server, open_server
 from tests.report.runs import make_run
@@ -148,3 +150,22 @@ def test_mistakes_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     short.write_text("abc")
     with pytest.raises(ConfigError, match="openssl rand -hex 24"):
         serve(folder, token_file=short)
+
+
+def test_who_comes_back_after_a_while_sees_what_is_there_now(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "IDLE_SECONDS", 0.2)
+    server = serve(folder)
+    try:
+        assert ask_json(server, "/api/overview")["runs"][0]["state"]["step"] == 1000
+        deadline = time.monotonic() + 30
+        while server.runs._is_fresh.is_set():  # until nobody has looked for a while
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with (folder / METRICS).open("a") as file:
+            file.write(json.dumps({"step": 1010, "loss": 2.0}) + "\n")
+        assert ask_json(server, "/api/overview")["runs"][0]["state"]["step"] == 1010
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -2,13 +2,15 @@
 // Questions, the data's answers and the model's, as they come.
 
 const UNFOLDED_QUESTIONS = 4;
+const UNFOLDED_LINES = 12;
+const UNFOLDED_CHARACTERS = 1500;
 
 function writeAnswers(data) {
   const parts = [];
   if (data.samples.length) {
     parts.push(element("h3", {}, "At the end of the run"));
     for (const sample of data.samples) {
-      parts.push(element("div", { class: "question" }, element("pre", {}, sample.prompt),
+      parts.push(element("div", { class: "question" }, ...foldText(sample.prompt),
         element("div", { class: "pair" }, writeAnswer(`${sample.mode} mode`, sample.marks, sample, ""))));
     }
   }
@@ -38,7 +40,7 @@ function writeQuestion({ prompt, reference, answers }) {
     ? [element("details", {}, element("summary", {}, `${between.length} answers between`),
         element("div", { class: "pair" }, ...between.map((one) => writeAnswer(whenOf(one), one.marks, one, ""))))]
     : [];
-  return element("div", { class: "question" }, element("pre", {}, prompt), element("div", { class: "pair" }, ...cells), ...more);
+  return element("div", { class: "question" }, ...foldText(prompt), element("div", { class: "pair" }, ...cells), ...more);
 }
 
 function whenOf(answer) {
@@ -52,7 +54,19 @@ function writeAnswer(head, marks, { reasoning, content }, kind) {
     "div",
     { class: kind },
     element("p", { class: "head" }, element("b", {}, head), " ", ...badges),
-    reasoning ? element("pre", { class: "thought" }, reasoning) : null,
-    element("pre", {}, content || "(nothing)"),
+    ...(reasoning ? foldText(reasoning, { class: "thought" }) : []),
+    ...foldText(content || "(nothing)"),
   );
+}
+
+// A model that repeats itself would push all that follows off the screen.
+function foldText(text, kind = {}) {
+  const lines = text.split("\n");
+  const start = lines.slice(0, UNFOLDED_LINES).join("\n").slice(0, UNFOLDED_CHARACTERS);
+  if (start.length === text.length) return [element("pre", kind, text)];
+  const size = lines.length > UNFOLDED_LINES ? `${lines.length} lines` : `${text.length} characters`;
+  return [
+    element("pre", kind, `${start} …`),
+    element("details", {}, element("summary", {}, `all ${size}`), element("pre", kind, text)),
+  ];
 }

@@ -154,7 +154,7 @@ class Chart {
       },
       axes: [
         { ...axis, size: 26, space: 60, values: (_, marks) => marks.map((mark) => (mark === null ? "" : shortNumber(mark))) },
-        { ...axis, size: 52, values: (_, marks) => marks.map((mark) => (mark === null ? "" : withUnit(mark, unit))) },
+        { ...axis, size: (_, marks) => axisWidth(marks), values: (_, marks) => marks.map((mark) => (mark === null ? "" : withUnit(mark, unit))) },
       ],
       cursor: {
         drag: { x: true, y: false, setScale: false },
@@ -306,6 +306,11 @@ function rangeOfY(_, min, max) {
   if (min === null || max === null) return [0, 1];
   if (min === max) return min === 0 ? [-0.1, 1] : [min - Math.abs(min) * 0.1, max + Math.abs(max) * 0.1];
   return uPlot.rangeNum(min, max, { min: { pad: 0.08, soft: 0, mode: 3 }, max: { pad: 0.08, soft: 0, mode: 3 } });
+}
+
+// Room for the marks beside a chart, of which the longest says how much, in pixels.
+function axisWidth(marks) {
+  return Math.max(52, 20 + 6.5 * Math.max(0, ...(marks ?? []).map((mark) => mark.length)));
 }
 
 function faded(colour, opacity) {
