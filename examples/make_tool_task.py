@@ -13,10 +13,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-CITIES = ("Rome", "Oslo", "Cairo", "Lima", "Delhi", "Quito", "Paris", "Tokyo")
+CITIES = ("Rome", "Oslo", "Cairo", "Lima", "Delhi")
 DAYS = ("today", "tomorrow")
-ROOMS = ("kitchen", "hall", "office", "attic")
+ROOMS = ("kitchen", "hall", "office")
 SKIES = ("sunny", "cloudy", "windy", "rainy")
+QUESTIONS = ("Weather in {city} {day}?", "How is it in {city} {day}?", "Is {city} sunny {day}?")
 THANKS = ("Thanks", "Hello", "Good morning", "Good night")
 
 
@@ -43,7 +44,7 @@ def list_tasks(draw: random.Random) -> list[tuple[str, list[Call], list[str], st
     tasks: list[tuple[str, list[Call], list[str], str]] = []
     for city, day in itertools.product(CITIES, DAYS):
         sky = draw.choice(SKIES)
-        asked = [f"Weather in {city} {day}?", f"How is it in {city} {day}?"]
+        asked = [words.format(city=city, day=day) for words in QUESTIONS]
         calls = [call("weather", city=city, day=day)]
         tasks += [(one, calls, [sky], f"It is {sky}.") for one in asked]
     for one, two in itertools.permutations(CITIES, 2):

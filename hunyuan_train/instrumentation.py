@@ -21,6 +21,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import AnswerCheck, ask_nothing
+from hunyuan_train.evaluation.losses import list_sources
 from hunyuan_train.evaluation.needle_in_a_haystack import (
     NEEDLE_SEED,
     describe_needle_scores,
@@ -115,6 +116,7 @@ def make_answer_check(
         logs.answers,
         logs.metrics.log_table,
         max_new_tokens=config.evaluation.eval_max_new_tokens,
+        metric=config.evaluation.eval_metric,
     ).run
 
 
@@ -159,7 +161,7 @@ def note_before_training(
     if state.step:
         return
     numbers: Numbers = {}
-    if trainer.config.evaluation.eval_generate:
+    if trainer.config.evaluation.eval_generate or len(list_sources(trainer.eval_batches)) > 1:
         numbers = evaluate_all(trainer, 0)
         logger.info("before training  %s", describe_evaluation(numbers))
     numbers |= look_for_needles(probe, 0, "before training")

@@ -29,7 +29,13 @@ from hunyuan_train.config import run_files
 from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.batches.loader import Batch, BatchSampler, DataShard, Position, eval_batches
+from hunyuan_train.data.batches.loader import (
+    Batch,
+    BatchSampler,
+    DataShard,
+    Position,
+    eval_batches_by_source,
+)
 from hunyuan_train.data.compiled.cache import (
     find_cache_dir,
     prepare_dataset,
@@ -270,7 +276,7 @@ def make_eval_batches(
     if dataset is None:
         return []
     dataset = judge_data(config, engine, shape, dataset)
-    return eval_batches(
+    return eval_batches_by_source(
         dataset,
         make_shard(config, rows=config.evaluation.per_device_eval_batch_size),
         packing=config.data.packing,

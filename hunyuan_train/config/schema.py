@@ -289,10 +289,16 @@ class EvaluationConfig:
     eval_max_new_tokens: int = free_setting(
         512, "tokens of such an answer at most", low=1, high=2**20
     )
+    eval_metric: str | None = free_setting(
+        None,
+        "a metric of your own, FILE.py:FUNCTION, over the answers of eval_generate; it gets a list "
+        "of them, taken apart, and returns a number or numbers by name, where more is better",
+    )
     metric_for_best_model: str = free_setting(
         "eval_loss",
         "which number of an evaluation save_best and early stopping go by: eval_loss_answer, "
-        "eval_set_f1, eval_exact_match_fast, eval_rewards/accuracies; losses, leaks best low",
+        "eval_set_f1, eval_call_accuracy, eval_metric, eval_rewards/accuracies, eval_loss/FILE; "
+        "losses, leaks best low",
     )
     early_stopping_patience: int = free_setting(
         0,

@@ -1,8 +1,10 @@
 """Loss on held-out dialogues, the same numbers whatever the count of ranks."""
 
+from collections.abc import Sequence
 from math import exp
 
 import deepspeed
+import numpy as np
 import torch
 
 from hunyuan_train.data.batches.loader import Batch
@@ -20,18 +22,38 @@ def evaluate(
 ) -> dict[str, float]:
     """Means of the objective over all ranks' batches, by the names that a step reports them by.
 
-    Every rank brings as many batches.
+    Where batches are of several files, the loss of each is there, too, as `loss/FILE`. Every rank
+    brings as many batches, of the same files in the same order.
     """
     engine.eval()
     batches = objective.prepare(engine, batches)
-    sums = torch.zeros(len(objective.groups), dtype=torch.float64, device=engine.device)
+    sources = list_sources(batches)
+    sums = torch.zeros(
+        (len(sources), len(objective.groups)), dtype=torch.float64, device=engine.device
+    )
     for batch in batches:
-        sums += objective.forward(engine, batch).by_group
+        sums[sources.index(batch.source)] += objective.forward(engine, batch).by_group
         tell_progress()
     engine.train()
-    weights = objective.weigh(batches).tolist()
-    totals = sum_over_ranks([*sums.tolist(), *weights], engine.device)
-    return objective.means(totals[: len(weights)], totals[len(weights) :])
+    weights = np.concatenate(
+        [
+            objective.weigh([batch for batch in batches if batch.source == source])
+            for source in sources
+        ]
+    )
+    totals = np.array(
+        sum_over_ranks([*sums.flatten().tolist(), *weights.tolist()], engine.device)
+    ).reshape(2, len(sources), len(objective.groups))
+    means = objective.means(*totals.sum(axis=1).tolist())
+    if len(sources) > 1:
+        for source, of_source in zip(sources, totals.swapaxes(0, 1), strict=True):
+            means[f"loss/{source}"] = objective.means(*of_source.tolist())[objective.groups[0]]
+    return means
+
+
+def list_sources(batches: Sequence[Batch]) -> list[str]:
+    """The files that held-out batches are of; one without a name where they are not told apart."""
+    return list(dict.fromkeys(batch.source for batch in batches)) or [""]
 
 
 def name_losses(losses: dict[str, float], *, has_perplexity: bool = True) -> Numbers:

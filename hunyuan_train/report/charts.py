@@ -17,6 +17,8 @@ NOT_DRAWN = (
     "eval_answers",
     "eval_calls",
     "eval_call_accuracy/",
+    "eval_loss/",  # a chart of their own
+    "eval_perplexity/",
 )
 
 
@@ -156,6 +158,10 @@ def list_charts(names: list[str]) -> list[dict[str, Any]]:
         known |= chart.series.keys()
         if series:
             found.append(_to_json(chart.title, series, chart))
+    files = {name: name.partition("/")[2] for name in names if name.startswith("eval_loss/")}
+    if files:
+        title = "Held-out loss by file"
+        found.append(_to_json(title, files, Chart(title, {})))
     rest = [one for one in names if one not in known and not one.startswith(NOT_DRAWN)]
     found += [
         _to_json(name, {name: name}, Chart(name, {})) | {"is_extra": True} for name in sorted(rest)

@@ -14,7 +14,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hunyuan_train.config.rules.evaluation import check_needles_fit, needle_lengths
+from hunyuan_train.config.rules.evaluation import (
+    check_metric_file,
+    check_needles_fit,
+    needle_lengths,
+)
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.families.registry import read_shape
@@ -70,6 +74,7 @@ def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     add("file", nargs="?", metavar="FILE", help="dialogues with a mode, or hf:OWNER/NAME[:SPLIT]")
     add("--number", type=int, default=64, metavar="N", help="questions (default: %(default)s)")
     add("--max_new_tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    add("--metric", metavar="FILE.py:FUNCTION", help="a metric of your own over these answers")
     add("--answers", type=Path, metavar="FILE", help="write questions and answers there")
     add("--needle_lengths", metavar="TOKENS", help="lengths of texts, such as 1024,4096,16384")
     add("--needle_number", type=int, default=8, help="texts of each length (default: %(default)s)")
@@ -125,6 +130,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("number", "max_new_tokens", "needle_number"):
         if vars(arguments)[name] < 1:
             raise ServeError(f"{name} is {vars(arguments)[name]}; set it to 1 or more")
+    if arguments.metric:
+        check_metric_file(arguments.metric)
     if arguments.trajectories < 0 or (arguments.trajectories and not arguments.file):
         raise ServeError(
             f"trajectories is {arguments.trajectories}; give how many to walk through, and a FILE "
@@ -153,6 +160,7 @@ def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
         score_answer,
         summarize,
     )
+    from hunyuan_train.evaluation.user_metric import load_metric, measure
 
     data = DataConfig(
         train_data_file=fetch_data_names(arguments.file, download_dir=arguments.download_dir),
@@ -172,7 +180,12 @@ def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
         answers = zip(questions, outputs, scores, strict=True)
         rows = [describe_answer(*one, served.tokenizer) for one in answers]
         write_rows(arguments.answers, rows, mode="w")
-    return summarize(scores)
+    numbers = summarize(scores)
+    if arguments.metric:
+        metric = load_metric(arguments.metric)
+        words = served.tokenizer
+        numbers |= measure(metric, questions, outputs, words, setting=arguments.metric)
+    return numbers
 
 
 def walk_file(served: "ServedModel", arguments: argparse.Namespace, screen: Console) -> Numbers:
@@ -264,6 +277,9 @@ def make_tables(numbers: Numbers) -> Iterable[Table]:
         by_tool = {name: name.partition("/")[2] for name in numbers if "call_accuracy/" in name}
         if by_tool:
             yield _table_of("right calls of", by_tool, numbers)
+    own = {name: name.partition("_")[2] for name in numbers if name.startswith("eval_metric")}
+    if own:
+        yield _table_of("your metric", own, numbers)
     if "trajectories" in numbers:
         head = f"{numbers['trajectories']} trajectories"
         yield _table_of(head, TRAJECTORY_LABELS, numbers)

@@ -33,6 +33,10 @@ def describe_evaluation(numbers: Numbers) -> str:
             f"{numbers['eval_exact_match']:.0%} exact",
             f"set F1 {numbers['eval_set_f1']:.2f}",
         ]
+    by_file = {name.partition("/")[2]: name for name in numbers if name.startswith("eval_loss/")}
+    if by_file:
+        losses = ", ".join(f"{file} {numbers[name]:.4f}" for file, name in by_file.items())
+        parts.append(f"({losses})")
     if "eval_calls" in numbers:
         parts.append(f"{numbers['eval_call_accuracy']:.0%} of {numbers['eval_calls']} call right")
     return "  ".join(parts)

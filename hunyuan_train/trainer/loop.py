@@ -18,7 +18,7 @@ from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunC
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import ask_nothing
-from hunyuan_train.evaluation.losses import evaluate, name_losses
+from hunyuan_train.evaluation.losses import evaluate, list_sources, name_losses
 from hunyuan_train.json_lines import Lines, Numbers, as_json_numbers
 from hunyuan_train.json_screen import NUMBERS
 from hunyuan_train.log import SHARED, console
@@ -136,7 +136,7 @@ def train(trainer: Trainer, state: TrainerState, *, started: float) -> TrainingR
         NonFiniteLossError: naming the samples of the batch.
         RouterCollapseError: routers collapsed, and the run is to stop then.
     """
-    check_best_metric(trainer.config.evaluation, trainer.objective)
+    check_best_metric(trainer.config.evaluation, trainer.objective, trainer.eval_batches)
     config, checkpointer = trainer.config, trainer.checkpointer
     trainer.engine.train()
     first_step = saved_step = state.step
@@ -229,10 +229,13 @@ def log_end(trainer: Trainer, state: TrainerState, *, is_complete: bool) -> None
         logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
 
 
-def check_best_metric(config: EvaluationConfig, objective: Objective) -> None:
+def check_best_metric(
+    config: EvaluationConfig, objective: Objective, batches: Sequence[Batch]
+) -> None:
     """Refuse the name of a loss that the objective does not have."""
     name = config.metric_for_best_model
     means = objective.complete(dict.fromkeys(objective.groups, 0.0))
+    means |= {f"loss/{source}": 0.0 for source in list_sources(batches) if source}
     known = name_losses(means, has_perplexity=objective.has_perplexity)
     if name.startswith((*LOSS_METRICS, *PREFERENCE_METRICS)) and name not in known:
         raise ConfigError(f"metric_for_best_model is {name}; there are {', '.join(known)}")

@@ -80,9 +80,9 @@ def test_a_number_that_the_data_does_not_give_is_named() -> None:
 
 
 def test_a_loss_that_the_objective_does_not_have_is_named_before_the_first_step() -> None:
-    check_best_metric(EvaluationConfig(metric_for_best_model="eval_perplexity_think"), SFT)
+    check_best_metric(EvaluationConfig(metric_for_best_model="eval_perplexity_think"), SFT, [])
     with pytest.raises(ConfigError, match="eval_loss_quick; there are eval_loss, eval_loss_f"):
-        check_best_metric(EvaluationConfig(metric_for_best_model="eval_loss_quick"), SFT)
+        check_best_metric(EvaluationConfig(metric_for_best_model="eval_loss_quick"), SFT, [])
 
 
 @pytest.mark.parametrize(

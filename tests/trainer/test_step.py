@@ -1,6 +1,6 @@
 """One optimizer step is the same however its batches are dealt out, and for any objective."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -81,6 +81,15 @@ class Seen:
     faults: dict[str, Anomaly | None] = field(default_factory=dict)
     moved: dict[str, bool] = field(default_factory=dict)
     num_label_tokens: int = 0
+    by_source: list[dict[str, float]] = field(default_factory=list)
+
+
+def evaluate_by_source(engine: DeepSpeedEngine) -> list[dict[str, float]]:
+    """Losses of batches of two files together, of each file alone, and without files."""
+    batches = my_share(rows_of(1))
+    named = [replace(one, source="ab"[index % 2]) for index, one in enumerate(batches)]
+    alone = [[one for one in named if one.source == source] for source in "ab"]
+    return [evaluate(engine, SFT, some) for some in (named, *alone, batches)]
 
 
 def watch_steps() -> Seen:
@@ -98,6 +107,7 @@ def watch_steps() -> Seen:
         seen.norms[name] = [norm_of(engine), norm_of(engine)]  # given, and the engine's own
         update_weights(engine, 0.0, is_skipped=True)
         seen.losses[f"{name}, evaluated"] = evaluate(engine, objective, batches)
+    seen.by_source = evaluate_by_source(engine)
     before = kept_weights(engine.module)
 
     def find_anomaly(loss: float) -> Anomaly:
@@ -150,6 +160,17 @@ def test_an_evaluation_reports_what_a_step_of_the_same_batches_does(ranks: list[
     for seen in ranks:
         for name in seen.gradients:
             assert seen.losses[f"{name}, evaluated"] == pytest.approx(seen.losses[name], abs=1e-6)
+
+
+def test_files_that_are_held_out_together_have_losses_of_their_own(ranks: list[Seen]) -> None:
+    for seen in ranks:
+        together, first, second, unnamed = seen.by_source
+        assert together["loss/a"] == pytest.approx(first["loss"], abs=1e-7)
+        assert together["loss/b"] == pytest.approx(second["loss"], abs=1e-7)
+        assert abs(first["loss"] - second["loss"]) > 1e-3
+        names = [name for name in together if "/" not in name]
+        assert {name: together[name] for name in names} == pytest.approx(unnamed, abs=1e-7)
+        assert not any("/" in name for name in (*first, *unnamed))
 
 
 def test_an_objective_is_divided_by_its_own_weight(ranks: list[Seen]) -> None:

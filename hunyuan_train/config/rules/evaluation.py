@@ -1,6 +1,8 @@
 """Rules about what is evaluated, and what follows from it."""
 
+import ast
 import re
+from pathlib import Path
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.errors import ConfigError
@@ -28,6 +30,53 @@ LOWER_IS_BETTER = (
 def is_lower_better(metric: str) -> bool:
     """Whether a metric falls as a model gets better."""
     return metric.startswith(LOWER_IS_BETTER)
+
+
+def split_metric(setting: str) -> tuple[str, str]:
+    """File and function of `eval_metric`.
+
+    Raises:
+        ConfigError: it does not name both.
+    """
+    path, separator, name = setting.rpartition(":")
+    if not (separator and path.endswith(".py") and name.isidentifier()):
+        raise ConfigError(
+            f"eval_metric is {setting}; give a file and a function in it, such as metric.py:score"
+        )
+    return path, name
+
+
+def check_user_metric(run: ResolvedRun) -> None:
+    """Refuse a metric that is not there, or has no answers to judge; nothing of it is run."""
+    setting = run.config.evaluation.eval_metric
+    if not setting:
+        return
+    if not run.config.evaluation.eval_generate:
+        raise ConfigError(
+            f"eval_metric is {setting}, which judges answers; let the model answer with "
+            "--eval_generate 64"
+        )
+    check_metric_file(setting)
+
+
+def check_metric_file(setting: str) -> None:
+    """Refuse a file without the function that `eval_metric` names, without running it.
+
+    Raises:
+        ConfigError: saying what is missing.
+    """
+    path, name = split_metric(setting)
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ConfigError(f"eval_metric is {setting}: {path} cannot be read: {error}") from error
+    functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
+    if name not in functions:
+        found = ", ".join(functions) or "none"
+        raise ConfigError(
+            f"eval_metric is {setting}, and {path} has no function {name} (functions: {found}); "
+            "name one of its functions"
+        )
 
 
 def check_evaluation_data(run: ResolvedRun) -> None:
@@ -61,6 +110,13 @@ def check_best_metric(run: ResolvedRun) -> None:
     """Refuse to go by a number that no evaluation gives."""
     metric = run.config.evaluation.metric_for_best_model
     needs_answers = metric in ANSWER_METRICS or metric.startswith("eval_call_accuracy/")
+    if metric.startswith("eval_metric"):
+        if not run.config.evaluation.eval_metric:
+            raise ConfigError(
+                f"metric_for_best_model is {metric}, a metric of your own; name its function with "
+                "--eval_metric FILE.py:FUNCTION"
+            )
+        return
     is_sft = run.config.preferences.objective == "sft"
     known = LOSS_METRICS if is_sft else ("eval_loss", *PREFERENCE_METRICS)
     if not needs_answers and not metric.startswith(known):

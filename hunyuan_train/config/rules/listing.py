@@ -37,6 +37,7 @@ RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     optimization.check_learning_rate: Needs.SETTINGS,
     evaluation.check_evaluation_data: Needs.SETTINGS,
     evaluation.check_early_stopping: Needs.SETTINGS,
+    evaluation.check_user_metric: Needs.SETTINGS,
     evaluation.check_best_metric: Needs.SETTINGS,
     evaluation.check_best_checkpoint: Needs.SETTINGS,
     evaluation.check_needles: Needs.SETTINGS,

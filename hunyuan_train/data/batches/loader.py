@@ -49,6 +49,7 @@ class Batch:
     sides: npt.NDArray[np.uint8] | None = None
     reference_logps: npt.NDArray[np.float64] | None = None  # [S], where a reference has judged them
     mismatched: "Batch | None" = None  # of judged answers: each prompt with another one's answer
+    source: str = ""  # of held-out data in several files: the one that all samples are from
     of_step: float = 0.0  # a number of the whole step that the objective needs of every batch
 
 
@@ -207,6 +208,27 @@ def eval_batches(
     return [
         _gather(dataset, rows, numbers[shard.rows_after(start)], shard)
         for start in range(0, len(rows), shard.rows * shard.num_groups)
+    ]
+
+
+def eval_batches_by_source(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[Batch]:
+    """`eval_batches` of one file after the other, so that each has a loss of its own.
+
+    Files of one name in several folders count as one. Of one file, the batches name no source.
+    """
+    names = [Path(path).name for path in dataset.paths]
+    of_units = dataset.records["source"][dataset.samples["record"][:: dataset.unit_size]]
+    units_of: dict[str, Integers] = {}
+    for number, name in enumerate(names):
+        found = np.flatnonzero(of_units == number)
+        if len(found):
+            units_of[name] = np.concatenate([units_of.get(name, found[:0]), found])
+    if len(units_of) < 2:
+        return eval_batches(dataset, shard, packing=packing)
+    return [
+        replace(batch, source=name)
+        for name, units in units_of.items()
+        for batch in eval_batches(dataset, shard, packing=packing, units=units)
     ]
 
 

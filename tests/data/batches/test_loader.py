@@ -11,6 +11,7 @@ from hunyuan_train.data.batches.loader import (
     Position,
     cut_batch,
     eval_batches,
+    eval_batches_by_source,
     make_batch,
 )
 from hunyuan_train.errors import DataError
@@ -176,6 +177,24 @@ def test_evaluation_shows_everything_once_and_every_rank_as_many_batches(dataset
     assert len({len(own) for own in batches}) == 1
     ids = [sample for own in batches for b in own for sample in b.sample_ids.tolist()]
     assert sorted(sample for sample in ids if sample >= 0) == list(range(len(dataset)))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_files_that_are_held_out_together_share_no_row(prepare, tiny_data, packing, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(f'{{"text": "a document, number {n}"}}\n' for n in range(7)))
+    dataset = prepare(f"{tiny_data},{other}", max_seq_length=1024)
+    shards = [DataShard(rows=2, num_ranks=3, rank=rank) for rank in range(3)]
+    ranks = [eval_batches_by_source(dataset, shard, packing=packing) for shard in shards]
+    assert len({tuple(batch.source for batch in batches) for batches in ranks}) == 1
+    found: dict[str, list[int]] = {}
+    for batch in (batch for batches in ranks for batch in batches):
+        found.setdefault(batch.source, []).extend(batch.sample_ids[batch.sample_ids >= 0].tolist())
+    sources = dataset.records["source"][dataset.samples["record"]]
+    for number, name in enumerate(("tiny_train.jsonl", "other.jsonl")):
+        assert sorted(found[name]) == np.flatnonzero(sources == number).tolist()
+    alone = eval_batches_by_source(prepare(other, max_seq_length=1024), shards[0], packing=packing)
+    assert {batch.source for batch in alone} == {""}
 
 
 def _join(parts: list[Batch], name: str) -> list[int]:
