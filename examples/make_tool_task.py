@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write dialogues in which tools are called by a rule: none, one or two calls, then an answer.
 
-    python examples/make_tool_task.py OUT.jsonl EVAL.jsonl [--dialogues 600] [--held_out 24]
+    python examples/make_tool_task.py OUT.jsonl EVAL.jsonl [--dialogues 600] [--held_out 16]
 
 Results are made up by the script, and recorded. No question is in both files.
 """
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("eval_out", type=Path)
     parser.add_argument("--dialogues", type=int, default=600)
-    parser.add_argument("--held_out", type=int, default=24)
+    parser.add_argument("--held_out", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     trained, held_out = make_dialogues(arguments.dialogues, arguments.held_out, arguments.seed)

@@ -129,3 +129,19 @@ def test_preferences_are_learned_from_pairs(tmp_path: Path) -> None:
     assert "rejected" in printed[1]
     assert re.search(r"pairs right (9[5-9]|100)%, margin 0\.[1-9]", printed[3])
     assert "rewards of answers" in (folder / "runs/short/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_tool_calls_are_learned(tmp_path: Path) -> None:
+    folder = copy_repository(tmp_path / "repository")
+    page = (folder / "examples/tool_use.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.S | re.M)
+    assert len(blocks) == 5
+    printed = [run_block(block, folder) for block in blocks]
+    assert "no errors" in printed[1]
+    before, after = (int(one) for one in re.findall(r"calls right (\d+)%", printed[3]))
+    assert before <= 20
+    assert after >= 95
+    assert "trajectories" in printed[4]
+    assert float(re.search(r"^turns right +([\d.]+)", printed[4], re.M)[1]) >= 0.9
+    assert "right calls of each tool" in (folder / "runs/tools/report.html").read_text().lower()
