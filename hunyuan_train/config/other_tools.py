@@ -45,7 +45,7 @@ RENAMED = {
 
 # Flags whose value decides, as in `vendor.py`.
 TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
-    "stage": {"sft": None, "dpo": ("objective", "dpo"), "kto": ("objective", "kto")},
+    "stage": {"sft": None, "pt": None, "dpo": ("objective", "dpo"), "kto": ("objective", "kto")},
     "rl": {name: ("objective", name) for name in ("dpo", "ipo", "kto", "orpo", "simpo")},
     "rlhf_type": {name: ("objective", name) for name in ("dpo", "kto", "orpo", "simpo")},
     "finetuning_type": {"lora": ("use_lora", "true"), "full": ("use_lora", "false")},

@@ -82,6 +82,7 @@ def _add_judging(subparsers: Commands) -> None:
     convert = subparsers.add_parser("convert", help="write any form as chat records")
     convert.add_argument("input", metavar="IN", help="file or folder, in any form")
     convert.add_argument("output", type=Path, metavar="OUT", help=".jsonl, also .jsonl.gz or .zst")
+    _add_objective(convert)
     _add_reading(convert)
     _add_policies(convert)
     convert.set_defaults(run=run_convert)
@@ -237,16 +238,6 @@ def _check_output(output: Path, sources: Sequence[Source]) -> None:
         raise DataError(f"{output} is one of the files that are read; give another name to write")
 
 
-def _check_fix(arguments: Arguments, sources: Sequence[Source]) -> None:
-    """Refuse to write what would not be what was read."""
-    if arguments.objective != "sft":
-        raise DataError(
-            f"--fix writes dialogues, and objective is {arguments.objective}; fix the file itself, "
-            "by the lines that the check names"
-        )
-    _check_output(arguments.fix, sources)
-
-
 def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
     return CompileSettings(
         max_seq_length=arguments.max_seq_length,
@@ -269,7 +260,7 @@ def run_check(arguments: Arguments) -> int:
     listing = _find_all(arguments.files, "FILE")
     sources, unread = listing.sources, listing.unread
     if arguments.fix:
-        _check_fix(arguments, sources)
+        _check_output(arguments.fix, sources)
     with ExitStack() as stack:
         changes = records = None
         if arguments.fix:
@@ -336,6 +327,7 @@ def run_convert(arguments: Arguments) -> int:
         mode=arguments.mode,
         now=arguments.now,
         policy=UNTAUGHT | choose_policy(arguments),
+        records=_records(arguments),
     )
     listing = _find_all([arguments.input], "IN")
     sources = listing.sources

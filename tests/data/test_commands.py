@@ -192,6 +192,25 @@ def test_fix_leaves_what_is_sound_as_it_is_and_keeps_ids_in_what_it_mends(
     assert _json_lines((tmp_path / "out.jsonl").read_text()) == [sound]
 
 
+def test_pairs_are_converted_and_fixed_as_pairs(run, write_records, tmp_path):
+    chosen, rejected = {"from": "gpt", "value": "yes"}, {"from": "gpt", "value": "no"}
+    turns = [{"from": "human", "value": "Q"}]
+    pair = {"conversations": turns, "chosen": chosen, "rejected": rejected, "mode": "fast"}
+    broken = {"mode": "fast", "prompt": "e\u0301?", "chosen": "a", "rejected": "b"}
+    path, out = write_records([pair, broken]), tmp_path / "out.jsonl"
+    asked = ("--objective", "dpo")
+    assert run("convert", path, out, *asked)[0] == 0
+    first, second = _json_lines(out.read_text())
+    question, answers = {"role": "user", "content": "Q"}, ("yes", "no")
+    said = [[{"role": "assistant", "content": text}] for text in answers]
+    wanted = {"mode": "fast", "prompt": [question], "chosen": said[0], "rejected": said[1]}
+    assert first == wanted
+    assert second["prompt"][0]["content"] == "\u00e9?"
+    assert run("check", out, *asked)[0] == 0
+    assert run("check", path, *asked, "--fix", out)[0] == 0
+    assert _json_lines(out.read_text()) == [pair, second]
+
+
 def test_a_file_is_not_written_over_while_it_is_read(run, mixed):
     before = mixed.read_text()
     with pytest.raises(DataError, match="is one of the files that are read"):

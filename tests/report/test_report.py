@@ -9,6 +9,7 @@ import pytest
 
 from hunyuan_train import cli, whole_file
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.report.charts import list_charts
 from hunyuan_train.report.closing import report_at_end
 from hunyuan_train.report.commands import make_report
 from hunyuan_train.report.page import SCRIPTS
@@ -199,6 +200,19 @@ def test_calls_are_counted_by_tool_and_step(tmp_path: Path) -> None:
         "g": ["0 of 1", *["none"] * 5],
     }
     assert "calls wrong" in answers["questions"][0]["answers"][0]["marks"]
+
+
+def test_losses_of_held_out_files_and_calls_have_charts_of_their_own() -> None:
+    names = ["eval_loss/a.jsonl", "eval_loss/b.jsonl", "eval_perplexity/a.jsonl", "loss_text"]
+    names += ["eval_call_accuracy", "eval_call_accuracy/f", "eval_calls", "eval_metric_mine"]
+    charts = {chart["title"]: chart["series"] for chart in list_charts(names)}
+    labels = {title: [one["label"] for one in series] for title, series in charts.items()}
+    assert labels == {
+        "Loss by span": ["text"],
+        "Calls of held-out answers with tools": ["right"],
+        "Held-out loss by file": ["a.jsonl", "b.jsonl"],
+        "eval_metric_mine": ["eval_metric_mine"],
+    }
 
 
 def test_needles_found_stand_side_by_side(tmp_path: Path) -> None:

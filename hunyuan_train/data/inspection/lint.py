@@ -31,7 +31,7 @@ from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import Chunk, read_chunks
 from hunyuan_train.data.reading.sources import Source, Unread, report_unread
 from hunyuan_train.data.reading.workers import count_workers, map_in_order
-from hunyuan_train.data.records.convert import to_record
+from hunyuan_train.data.records.convert import to_preference, to_record
 from hunyuan_train.data.records.hashes import hash_question
 from hunyuan_train.families.grammar.dialogue import Dialogue, dump_json
 from hunyuan_train.families.grammar.find import find_grammar, load_tokenizer
@@ -124,6 +124,8 @@ def inspect_chunk(
 
 def _write_record(record: Record, options: LintOptions, grammar: Grammar) -> str:
     if record.is_fixed or options.records == "canonical":
+        if record.sides:
+            return dump_json(to_preference(record.sides, grammar))
         return dump_json(to_record(record.dialogue, grammar))
     if b"\n" in record.raw:  # of a JSON array; here a record is a line
         return dump_json(decode_record(record.raw, []))

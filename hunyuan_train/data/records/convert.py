@@ -2,13 +2,15 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import zstandard
 
+from hunyuan_train.data.dataset import CHOSEN
+from hunyuan_train.data.records.preferences import Side, count_shared
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import DOCUMENT, Dialogue, Message
 from hunyuan_train.families.grammar.interface import Grammar
@@ -29,6 +31,41 @@ def to_record(dialogue: Dialogue, grammar: Grammar) -> Record:
         record |= {"tools": dialogue.tools, "now": dialogue.now}
     record["messages"] = [_to_message(message, mode, grammar) for message in dialogue.messages]
     return record
+
+
+def to_preference(sides: Sequence[Side], grammar: Grammar) -> Record:
+    """A record that reads back as these sides: a pair, or one answer with a label."""
+    dialogues = [side.dialogue for side in sides]
+    modes = {_common_mode(dialogue) for dialogue in dialogues}
+    mode = modes.pop() if len(modes) == 1 else ""
+    record: Record = dict(dialogues[0].extra)
+    if mode:
+        record["mode"] = mode
+    if dialogues[0].tools:
+        record |= {"tools": dialogues[0].tools, "now": dialogues[0].now}
+    written = [
+        [_to_message(message, mode, grammar) for message in dialogue.messages]
+        for dialogue in dialogues
+    ]
+    num_shared = _count_shared(dialogues, grammar)
+    prompt = [
+        {key: message[key] for key in message if key != "train"}  # no part of it has loss
+        for message in written[0][:num_shared]
+    ]
+    answers = [messages[num_shared:] for messages in written]
+    if len(sides) == 1:
+        is_good = sides[0].verdict == CHOSEN
+        return record | {"prompt": prompt, "completion": answers[0], "label": is_good}
+    return record | {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}
+
+
+def _count_shared(dialogues: Sequence[Dialogue], grammar: Grammar) -> int:
+    """Messages before the answers: those up to the last question, or that both sides share."""
+    if len(dialogues) == 1:
+        roles = [message.role for message in dialogues[0].messages]
+        return len(roles) - roles[::-1].index("user") if "user" in roles else 0
+    chosen, rejected = dialogues
+    return count_shared(chosen, rejected, grammar)
 
 
 def _common_mode(dialogue: Dialogue) -> str:

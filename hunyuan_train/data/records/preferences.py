@@ -175,12 +175,7 @@ def _compare(
     chosen: Dialogue, rejected: Dialogue, grammar: Grammar, problems: list[Problem]
 ) -> None:
     """Find where the sides part, and what of them is not as a pair ought to be."""
-    pairs = zip(chosen.messages, rejected.messages, strict=False)
-    num_shared = 0
-    for ours, theirs in pairs:
-        if _key(ours, grammar) != _key(theirs, grammar):
-            break
-        num_shared += 1
+    num_shared = count_shared(chosen, rejected, grammar)
     rests = [chosen.messages[num_shared:], rejected.messages[num_shared:]]
     if not any(rests):
         problems.append(
@@ -201,6 +196,16 @@ def _compare(
         reason = f"chosen is {modes[0]} and rejected is {modes[1]}"
         fix = "meant, where the way of answering is to be learned"
         problems.append(Problem("pair_mode", "rejected", reason, fix))
+
+
+def count_shared(chosen: Dialogue, rejected: Dialogue, grammar: Grammar) -> int:
+    """How many messages both sides begin with."""
+    num_shared = 0
+    for ours, theirs in zip(chosen.messages, rejected.messages, strict=False):
+        if _key(ours, grammar) != _key(theirs, grammar):
+            break
+        num_shared += 1
+    return num_shared
 
 
 def _key(message: Message, grammar: Grammar) -> tuple[object, ...]:

@@ -1,9 +1,12 @@
 """Every layout of preferences comes down to the same sides, and what is no pair is named."""
 
+import json
+
 import pytest
 
 from hunyuan_train.data.dataset import CHOSEN, REJECTED
 from hunyuan_train.data.findings import Problem, build_policies
+from hunyuan_train.data.records.convert import to_preference
 from hunyuan_train.data.records.preferences import Side, read_sides
 from hunyuan_train.data.records.record import Reading
 from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
@@ -113,3 +116,71 @@ def test_a_pair_is_two_judged_answers_and_an_odd_label_is_none() -> None:
     assert read({"prompt": "Q", "completion": "a", "label": "good"}, records="judged")[1] == [
         "form"
     ]
+
+
+def compare(side: Side) -> tuple[object, ...]:
+    """All of a side that rendering looks at."""
+    dialogue = side.dialogue
+    messages = [
+        (one.role, one.content, one.thoughts or "", one.mode, one.tool_calls, one.weight)
+        + ((one.is_trained, one.is_context) if one.role == "assistant" else ())
+        for one in dialogue.messages
+    ]
+    return side.verdict, messages, dialogue.tools, dialogue.now if dialogue.tools else ""
+
+
+CALLS = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+WRITTEN = {
+    **{name: record | PLAIN for name, record in LAYOUTS.items()},
+    "fast": LAYOUTS["texts"] | {"mode": "fast", "id": "p7"},
+    "slow": {
+        "mode": "slow",
+        "prompt": [USER],
+        "chosen": [ANSWERS[0] | {"reasoning_content": "t"}],
+        "rejected": [ANSWERS[1] | {"reasoning_content": "u"}],
+    },
+    "one side thinks": {
+        "prompt": [USER],
+        "chosen": "<think>\nt\n</think>\n<answer>\nyes\n</answer>",
+        "rejected": "no",
+    },
+    "turns": {
+        "mode": "fast",
+        "prompt": [USER, ANSWERS[0], OTHER],
+        "chosen": ANSWERS[:1],
+        "rejected": ANSWERS[1:],
+    },
+    "calls": {
+        "mode": "fast",
+        "now": "2026-03-02 09:15:00",
+        "tools": [TOOL],
+        "prompt": [USER],
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": CALLS}],
+        "rejected": ANSWERS[1:],
+    },
+}
+
+
+@pytest.mark.parametrize("layout", WRITTEN)
+def test_a_pair_that_is_written_reads_back_as_it_was(layout: str) -> None:
+    sides, refused = read(WRITTEN[layout])
+    assert refused == []
+    written = json.loads(json.dumps(to_preference(sides, HUNYUAN_A13B)))
+    assert {"prompt", "chosen", "rejected"} <= written.keys()
+    again, refused = read(written)
+    assert refused == []
+    assert [compare(one) for one in again] == [compare(one) for one in sides]
+    assert to_preference(again, HUNYUAN_A13B) == written
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_judged_answer_that_is_written_reads_back_as_it_was(label: bool) -> None:
+    record = {"mode": "fast", "prompt": [USER, ANSWERS[0], OTHER], "completion": "yes"}
+    sides, refused = read(record | {"label": label}, "judged")
+    assert refused == []
+    written = to_preference(sides, HUNYUAN_A13B)
+    assert written["label"] is label
+    again, refused = read(written, "judged")
+    assert refused == []
+    assert [compare(one) for one in again] == [compare(one) for one in sides]
