@@ -9,7 +9,7 @@ ROUTER_LOAD = "router_load.jsonl"
 QUARANTINE = "quarantine.jsonl"
 SAMPLES = "samples.jsonl"  # a fast and a slow answer at the end of the run
 LOG = "log/rank0.txt"
-STATUS = "log/status.json"  # what the launcher knows: tries, hosts and their last sign
+STATUS = "log/status.json"  # what the launcher knows: tries, hosts and their last heartbeat
 REPORT = "report.html"
 EXPORT = "export"  # a folder: the model, or the adapter
 

@@ -1,6 +1,6 @@
 """What the launcher knows of a run, kept in its folder for whoever looks at it from outside.
 
-Each try with its beginning, end and outcome, and each host with its last sign. The file is for
+Each try with its beginning, end and outcome, and each host with its last heartbeat. The file is for
 people: a run goes on where it cannot be written.
 """
 
@@ -30,7 +30,7 @@ class HostStatus:
     """One host of the present try."""
 
     name: str
-    heard_at: float  # its last sign, by the launcher's clock: seconds since 1970
+    heard_at: float  # its last heartbeat, by the launcher's clock: seconds since 1970
     num_ranks: int
     step: int | None  # of its rank that is least far; None before ranks have said so
     doing: str  # what that rank does

@@ -28,7 +28,7 @@ function writeHead(run, now) {
   const hours = `${describeHours(state.process_hours)} ${state.is_on_gpu ? "GPU hours" : "process hours, on CPU"}`;
   const facts = [
     ["started", describeTime(state.started)],
-    [isGoingOn(state) ? "last sign" : "ended", isGoingOn(state) ? describeAgo(state.last_sign, now) : describeTime(state.ended)],
+    [isGoingOn(state) ? "last heartbeat" : "ended", isGoingOn(state) ? describeAgo(state.last_sign, now) : describeTime(state.ended)],
     ["duration", describeDuration(state.seconds) + (state.num_tries > 1 ? `, in ${state.num_tries} starts` : "")],
     ["cost", hours],
     ...run.latest,
@@ -72,7 +72,7 @@ function writeHosts(run, now) {
     const words = element("span", { class: isSilent ? "badge bad" : "" }, isSilent ? `silent for ${describeDuration(ago)}` : sign);
     return [host.name, String(host.num_ranks), host.is_over ? "ended" : host.doing, host.step === null ? "–" : shortNumber(host.step), words];
   });
-  return [table(rows, { head: ["host", "processes", "doing", "step", "last sign"], caption: "Hosts", isTitled: false })];
+  return [table(rows, { head: ["host", "processes", "doing", "step", "last heartbeat"], caption: "Hosts", isTitled: false })];
 }
 
 function writeWarnings(run) {
