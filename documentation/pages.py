@@ -28,7 +28,7 @@ TASKS = (
         "recipes",
     ),
     *("preferences", "long-context", "memory", "checkpoints", "monitoring", "serve-and-quantise"),
-    *("proof", "troubleshooting", "faq", "comparison", "glossary"),
+    *("proof", "troubleshooting", "faq", "comparison", "glossary", "hubs", "watch"),
 )
 SHELLS = ("bash", "sh")
 BLOCK = re.compile(r"(?:^<!-- (slow|needs: [^\n]+) -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)

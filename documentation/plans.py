@@ -26,6 +26,12 @@ class Job:
 LORA_NODE = Job(
     "Hunyuan-A13B, LoRA, 8×80 GB", "Hunyuan-A13B，LoRA，8×80 GB", "--method lora --gpu_memory 80", 8
 )
+LORA_FOUR = Job(
+    "Hunyuan-A13B, LoRA, 4×80 GB",
+    "Hunyuan-A13B，LoRA，4×80 GB",
+    "--method lora --gpus 4 --gpu_memory 80",
+    4,
+)
 FULL_NODE = Job(
     "Hunyuan-A13B, all parameters (`lean`), 8×80 GB",
     "Hunyuan-A13B，全参数（`lean`），8×80 GB",
@@ -116,12 +122,12 @@ LONG_FULL = Job(
 
 TABLES: dict[str, Sequence[Job]] = {
     "models": (
-        *(LORA_NODE, FULL_NODE, HY3_LORA, HY3_FULL),
+        *(LORA_FOUR, LORA_NODE, FULL_NODE, HY3_LORA, HY3_FULL),
         *(MT_LORA, MT_FULL, DENSE_LORA, DENSE_FULL, SMALL_FULL),
     ),
     "laptop": (LORA_NODE, FULL_NODE, DENSE_LORA),
     "one-gpu": (MT_LORA, DENSE_FULL, DENSE_LORA, SMALL_FULL),
-    "one-node": (LORA_NODE, FULL_NODE, OFFLOAD_NODE, H20_NODE),
+    "one-node": (LORA_FOUR, LORA_NODE, FULL_NODE, OFFLOAD_NODE, H20_NODE),
     "many-hosts": (LORA_NODES, FULL_NODES, ADAMW_NODES, HY3_LORA, HY3_FULL),
     "slurm": (LORA_NODES, FULL_NODES),
     "long": (LONG_LORA, LONG_FULL),
@@ -130,7 +136,7 @@ TABLES: dict[str, Sequence[Job]] = {
 ENGLISH_COLUMNS = "job", "memory of a GPU", "host memory of a node", "disk", "tokens/s"
 CHINESE_COLUMNS = "任务", "单卡显存", "单机内存", "磁盘", "token/s"
 COLUMNS = {
-    False: (*ENGLISH_COLUMNS, "10 M tokens", "GPU hours"),
+    False: (*ENGLISH_COLUMNS, "time for 10 M tokens", "GPU hours"),
     True: (*CHINESE_COLUMNS, "10 M token 用时", "GPU 小时"),
 }
 NOTE = {
