@@ -30,9 +30,8 @@ class ParallelConfig:
     )
     sequence_parallel_size: int = free_setting(
         1,
-        "sequence parallelism (Ulysses): processes that share each row, with an equal part of its "
-        "tokens on each, for rows too long for one; it divides the number of all processes and of "
-        "the model's attention heads",
+        "context parallelism (Ulysses): processes that share each row, each with an equal part "
+        "of its tokens; it divides the number of processes and of the model's attention heads",
         low=1,
         high=MOST_PROCESSES,
     )
@@ -128,8 +127,8 @@ class LaunchConfig:
     )
     hang_timeout_seconds: float = free_setting(
         1800.0,
-        "a run in which nothing moves on for so long (no step, no batch of an evaluation, no part "
-        "of a file) is ended, with the stacks of all ranks; its start has 600 s at least",
+        "end a run that makes no progress for so long (no step, no batch of an evaluation, no part "
+        "of a file), with the stacks of all ranks; its start has 600 s at least",
         low=1,
         high=MOST_SECONDS,
     )

@@ -62,7 +62,7 @@ class ModelConfig:
     add_tokens: str | None = free_setting(
         None, "file of new tokens, one a line; their rows are trained in every run", form="path"
     )
-    carry_mtp: bool = free_setting(True, "export the layer for multi-token prediction as it came")
+    carry_mtp: bool = free_setting(True, "export the multi-token prediction (MTP) layer unchanged")
     attention_dropout: float = setting(
         0.0,
         "dropout on attention weights; the published config's 0.1 is not applied unless asked",
@@ -95,7 +95,11 @@ class DataConfig:
     max_seq_length: int = setting(
         4096, "tokens in the longest sample and in a packed row", low=16, high=2**24
     )
-    packing: bool = setting(True, "lay several samples in one row of max_seq_length, kept apart")
+    packing: bool = setting(
+        True,
+        "sequence packing: several samples share a row of max_seq_length tokens, each blind to the "
+        "others",
+    )
     mode: Literal["auto", "fast", "slow", "plain"] = setting(
         "auto",
         "thinking mode of records that do not state one. auto: read off thoughts and tags; a "
@@ -170,7 +174,7 @@ class TrainConfig:
     )
     fp16: bool = setting(False, "refused: the router overflows in float16; use bf16")
     deterministic: bool = free_setting(
-        False, "the same bits each time on GPUs too, whose kernels else sum in any order; slower"
+        False, "bit-for-bit repeatable on GPUs, whose kernels otherwise add in any order; slower"
     )
     gradient_checkpointing: bool | Literal["selective"] = free_setting(
         True,
@@ -178,7 +182,8 @@ class TrainConfig:
         "and dense projections, whose results are kept at seven times the memory; false, nothing",
     )
     activation_offload: bool = free_setting(
-        False, "keep what gradient checkpointing keeps in host memory (on GPUs: pinned)"
+        False,
+        "keep the layers' inputs of gradient checkpointing in host memory (pinned, on GPUs)",
     )
     moe_chunks: int = free_setting(
         1,
