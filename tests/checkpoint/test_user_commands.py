@@ -79,7 +79,9 @@ def test_what_a_command_leaves_running_is_not_waited_for(tmp_path: Path, left: s
     assert run_user_command(f"{left} : $1", tmp_path) is None
     fault = run_user_command(f"{left} echo no luck; exit 3; : $1", tmp_path)
     assert time.monotonic() - began < 10
-    assert fault == "exit code 3 | no luck"
+    assert fault is not None
+    # What is left may have written something by now.
+    assert fault.removesuffix(" | x") == "exit code 3 | no luck"
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
