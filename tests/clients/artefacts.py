@@ -18,6 +18,7 @@ from hunyuan_train.quantize.formats import Calibration, Job
 from hunyuan_train.quantize.gguf.write import write_gguf
 from hunyuan_train.quantize.gptq import forget_work, write_gptq
 from hunyuan_train.quantize.inputs import find_inputs
+from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.clients.environments import client_python
 from tests.quantize.gguf.llama_cpp import WIDE
 from tests.serve.served_models import write_served_dense, write_served_model
@@ -66,6 +67,13 @@ class Work:
 def load(folder: Path) -> torch.nn.Module:
     """A model in float32, by Transformers."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def make_full(_: Work, path: Path) -> None:
+    """The model that all but servers are asked about, with what reads its tokens everywhere."""
+    write_taught_model(path, **WIDE)
+    for file in TINY_TOKENIZER.iterdir():
+        shutil.copyfile(file, path / file.name)
 
 
 def make_adapter(base: Path, path: Path, **targets: list[str]) -> None:
@@ -133,7 +141,7 @@ def make_job(
 
 
 MAKERS: dict[str, Callable[[Work, Path], object]] = {
-    "full": lambda _, path: write_taught_model(path, **WIDE),
+    "full": make_full,
     "merged": make_merged,
     ATTENTION: lambda work, path: make_adapter(work.need("full"), path, **ADAPTERS[ATTENTION]),
     EXPERTS: lambda work, path: make_adapter(work.need("full"), path, **ADAPTERS[EXPERTS]),

@@ -310,12 +310,19 @@ def place_in_buffers(work: Work, artefact: str) -> str:
     return f"Its loader finds the buffer of all {len(found)} matrices: {buffers}"
 
 
-def in_tensorrt(*_: object) -> str:
-    """TensorRT-LLM, which pip cannot bring."""
+def in_tensorrt(work: Work, artefact: str) -> str:
+    """TensorRT-LLM, which pip cannot bring, and whose command is only printed."""
+    path = work.need(artefact)
+    path = find_gguf(path) if artefact in GGUF else path
+    words = ["serve", str(path), "--engine", "trtllm", "--gpus", "1", "--gpu_memory", "80"]
+    if artefact in ADAPTERS or artefact in GGUF:
+        raise RefusalError(our_refusal(*words))
+    printed = tidy(run([*OUR_COMMAND, *words]))
     pip = ("-m", "pip", "install", "--dry-run", "--no-deps", "tensorrt_llm")
     failure = try_once(sys.executable, *pip)
     if failure:
-        raise CommandError(f"{failure} (PyPI's package only fetches a wheel from pypi.nvidia.com)")
+        why = "PyPI's package only fetches a wheel from pypi.nvidia.com"
+        raise CommandError(f"{failure} ({why}). `hunyuan-train serve` prints `{printed}`")
     return "can be installed here now, and was asked nothing"
 
 

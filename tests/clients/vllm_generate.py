@@ -21,7 +21,7 @@ def main() -> None:
     engine = vllm.LLM(
         sys.argv[1],
         dtype=sys.argv[2],
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=not adapters,  # with one, vLLM loads a tokenizer, and does not need it
         enforce_eager=True,
         max_model_len=256,
         max_num_seqs=4,
