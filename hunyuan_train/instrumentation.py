@@ -18,7 +18,7 @@ from hunyuan_train.config import run_files
 from hunyuan_train.config.rules.evaluation import needle_lengths
 from hunyuan_train.config.rules.logs import profiled_steps
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.compiled.cache import prepare_dataset
+from hunyuan_train.data.compiled.cache import prepare_dataset, prepare_evaluation
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import AnswerCheck, ask_nothing
 from hunyuan_train.evaluation.losses import list_sources
@@ -28,6 +28,7 @@ from hunyuan_train.evaluation.needle_in_a_haystack import (
     make_needles,
 )
 from hunyuan_train.evaluation.needle_probe import NeedleProbe
+from hunyuan_train.evaluation.pair_table import PairTable, make_pair_table
 from hunyuan_train.evaluation.scoring import choose_questions
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
@@ -68,6 +69,7 @@ def open_logs(config: RunConfig, checkpoint: Checkpoint | None, start: dict[str,
     return Logs(
         metrics=metrics,
         answers=lines(run_files.ANSWERS),
+        pairs=lines(run_files.PAIRS),
         needles=lines(run_files.NEEDLES),
         batches=batches if config.logs.record_batches else NoLines(),
         router_load=lines(run_files.ROUTER_LOAD),
@@ -118,6 +120,14 @@ def make_answer_check(
         max_new_tokens=config.evaluation.eval_max_new_tokens,
         metric=config.evaluation.eval_metric,
     ).run
+
+
+def make_held_out_table(config: RunConfig, tokenizer: Tokenizer, logs: Logs) -> PairTable:
+    """Held-out pairs to be shown with their rewards, where the objective learns from pairs."""
+    records = config.preferences.records
+    is_paired = records == "pairs"
+    dataset = prepare_evaluation(config.data, tokenizer, records=records) if is_paired else None
+    return make_pair_table(dataset, tokenizer, logs.pairs) if dataset else PairTable()
 
 
 def make_probe(

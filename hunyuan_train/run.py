@@ -29,18 +29,8 @@ from hunyuan_train.config import run_files
 from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.data.batches.loader import (
-    Batch,
-    BatchSampler,
-    DataShard,
-    Position,
-    eval_batches_by_source,
-)
-from hunyuan_train.data.compiled.cache import (
-    find_cache_dir,
-    prepare_dataset,
-    prepare_evaluation,
-)
+from hunyuan_train.data.batches.loader import Batch, BatchSampler, DataShard, Position, eval_by_file
+from hunyuan_train.data.compiled.cache import find_cache_dir, prepare_dataset, prepare_evaluation
 from hunyuan_train.data.compiled.fingerprint import Identity, identify_data
 from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.errors import ConfigError
@@ -57,6 +47,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.vocabulary import check_vocabulary
 from hunyuan_train.instrumentation import (
     make_answer_check,
+    make_held_out_table,
     make_probe,
     make_profiler,
     make_router_monitor,
@@ -152,6 +143,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         checkpointer=saver,
         router_monitor=make_router_monitor(config, engine, objective, routers, logs),
         answer=make_answer_check(config, engine, tokenizer, logs),
+        pair_table=make_held_out_table(config, tokenizer, logs),
         throughput=make_throughput(config, shape),
         profile=make_profiler(config),
         estimate=estimate,
@@ -276,7 +268,7 @@ def make_eval_batches(
     if dataset is None:
         return []
     dataset = judge_data(config, engine, shape, dataset)
-    return eval_batches_by_source(
+    return eval_by_file(
         dataset,
         make_shard(config, rows=config.evaluation.per_device_eval_batch_size),
         packing=config.data.packing,

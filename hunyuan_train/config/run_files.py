@@ -4,6 +4,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 STARTS = "starts.jsonl"  # one line each time that the run was started or resumed
 ANSWERS = "answers.jsonl"  # what the model answered to held-out questions
+PAIRS = "pairs.jsonl"  # held-out pairs, and the rewards of their answers
 NEEDLES = "needles.jsonl"  # what it found in long texts
 ROUTER_LOAD = "router_load.jsonl"
 QUARANTINE = "quarantine.jsonl"

@@ -1,6 +1,6 @@
 """Loss on held-out dialogues, the same numbers whatever the count of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp
 
 import deepspeed
@@ -9,7 +9,7 @@ import torch
 
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.json_lines import Numbers
-from hunyuan_train.objectives.objective import Objective
+from hunyuan_train.objectives.objective import Objective, Sums
 from hunyuan_train.parallel.engine import sum_over_ranks
 from hunyuan_train.progress import tell_progress
 
@@ -18,12 +18,21 @@ MAX_EXPONENT = 700.0  # beyond, a float64 overflows
 
 @torch.no_grad()
 def evaluate(
-    engine: deepspeed.DeepSpeedEngine, objective: Objective, batches: list[Batch]
+    engine: deepspeed.DeepSpeedEngine,
+    objective: Objective,
+    batches: list[Batch],
+    see: Callable[[Batch, Sums], None] = lambda batch, sums: None,
 ) -> dict[str, float]:
     """Means of the objective over all ranks' batches, by the names that a step reports them by.
 
     Where batches are of several files, the loss of each is there, too, as `loss/FILE`. Every rank
     brings as many batches, of the same files in the same order.
+
+    Args:
+        engine: with the model.
+        objective: whose means they are.
+        batches: of this rank.
+        see: is shown each batch with what its forward passes gave.
     """
     engine.eval()
     batches = objective.prepare(engine, batches)
@@ -32,7 +41,9 @@ def evaluate(
         (len(sources), len(objective.groups)), dtype=torch.float64, device=engine.device
     )
     for batch in batches:
-        sums[sources.index(batch.source)] += objective.forward(engine, batch).by_group
+        found = objective.forward(engine, batch)
+        sums[sources.index(batch.source)] += found.by_group
+        see(batch, found)
         tell_progress()
     engine.train()
     weights = np.concatenate(

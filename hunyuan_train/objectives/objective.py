@@ -25,6 +25,7 @@ class Sums:
 
     loss: Tensor  # scalar, float32; its gradient is wanted
     by_group: Tensor  # [groups], float32, without gradient
+    pairs: Tensor | None = None  # [2, pairs], rewards of chosen and rejected, without gradient
 
 
 def prepare_nothing(_: deepspeed.DeepSpeedEngine, batches: Sequence[Batch]) -> list[Batch]:

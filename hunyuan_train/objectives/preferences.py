@@ -176,7 +176,8 @@ class PairedAnswers:
         masks = torch.from_numpy(mode_masks(batch)).to(engine.device)[:, chosen]
         # Where a rank has no pair the sum over nothing keeps its backward pass in step.
         loss = losses.sum() + 0 * logps_S.sum()
-        return Sums(loss.float(), _share(batch) * (values_FP @ masks.T).flatten())
+        by_group = _share(batch) * (values_FP @ masks.T).flatten()
+        return Sums(loss.float(), by_group, torch.stack(rewards).detach())
 
 
 @dataclass(frozen=True, slots=True)

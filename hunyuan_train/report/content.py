@@ -71,7 +71,7 @@ def describe_run(run: RunRecord, key: str, now: float) -> dict[str, Any]:
         },
         "versions": {
             "metrics": [table.columns.num_rows, table.sample is None, run.last_step],
-            "answers": [len(run.answers.rows), len(run.samples.rows)],
+            "answers": [len(run.answers.rows), len(run.samples.rows), len(run.pairs.rows)],
             "loads": len(run.router_loads.rows),
         },
     }
@@ -166,6 +166,7 @@ def describe_answers(run: RunRecord) -> dict[str, Any]:
         "num_questions": len(questions),
         "samples": samples,
         "tools": list_tools(run),
+        "pairs": list_pairs(run),
     }
 
 
@@ -200,6 +201,21 @@ def list_marks(row: Row) -> list[str]:
     if (calls := row.get("calls")) is not None:
         marks.append("calls right" if calls["is_right"] else "calls wrong")
     return marks
+
+
+def list_pairs(run: RunRecord) -> dict[str, Any]:
+    """Held-out pairs with the margin of their rewards at the first and the last evaluation."""
+    steps = sorted({row["step"] for row in run.pairs.rows})
+    shown = list(dict.fromkeys([*steps[:1], *steps[-1:]]))
+    margins: dict[tuple[str, str, str], dict[int, str]] = {}
+    for row in run.pairs.rows:
+        pair = row["prompt"], row["chosen"], row["rejected"]
+        margin = f"{row['reward_chosen'] - row['reward_rejected']:+.3f}"
+        margins.setdefault(pair, {})[row["step"]] = margin
+    rows = [
+        [*pair, *(by_step.get(step, "none") for step in shown)] for pair, by_step in margins.items()
+    ]
+    return {"steps": shown, "rows": rows[:MAX_QUESTIONS]}
 
 
 def list_tools(run: RunRecord) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class RunRecord:
         self.log = LogFile(folder)
         self.starts = RowFile(folder, run_files.STARTS)
         self.answers = RowFile(folder, run_files.ANSWERS)
+        self.pairs = RowFile(folder, run_files.PAIRS)
         self.samples = RowFile(folder, run_files.SAMPLES)
         self.needles = RowFile(folder, run_files.NEEDLES)
         self.router_loads = RowFile(folder, run_files.ROUTER_LOAD)
@@ -49,7 +50,7 @@ class RunRecord:
 
     def _row_files(self) -> Iterator[RowFile]:
         yield from (self.starts, self.answers, self.samples, self.needles, self.router_loads)
-        yield self.quarantine
+        yield from (self.pairs, self.quarantine)
 
     def _read_settings(self) -> None:
         path = self.folder / run_files.CONFIG

@@ -142,6 +142,11 @@ FIELDS: dict[str, dict[str, Callable[[object], bool]]] = {
         "set_f1": is_number,
         "calls": is_call_score,
     },
+    run_files.PAIRS: {
+        "step": is_step,
+        **dict.fromkeys(("prompt", "chosen", "rejected"), is_text),
+        **dict.fromkeys(("reward_chosen", "reward_rejected"), is_number),
+    },
     run_files.SAMPLES: {
         "step": is_step,
         **dict.fromkeys(("prompt", "output", "mode"), is_text),

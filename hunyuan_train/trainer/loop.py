@@ -19,6 +19,7 @@ from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import ask_nothing
 from hunyuan_train.evaluation.losses import evaluate, list_sources, name_losses
+from hunyuan_train.evaluation.pair_table import PairTable
 from hunyuan_train.json_lines import Lines, Numbers, as_json_numbers
 from hunyuan_train.json_screen import NUMBERS
 from hunyuan_train.log import SHARED, console
@@ -114,6 +115,7 @@ class Trainer:
     router_monitor: RouterMonitor | NoRouters
     throughput: Throughput
     answer: Callable[[int], Numbers] = ask_nothing  # held-out questions, after so many steps
+    pair_table: PairTable = field(default_factory=PairTable)
     profile: Callable[[int], AbstractContextManager[None]] = profile_nothing  # a step
     clock: StepClock = field(default_factory=StepClock)
 
@@ -345,7 +347,9 @@ def roll_back(trainer: Trainer, state: TrainerState) -> TrainerState:
 
 def evaluate_all(trainer: Trainer, step: int) -> Numbers:
     """Losses and perplexities of the held-out data, and what the model answers to it."""
-    losses = evaluate(trainer.engine, trainer.objective, trainer.eval_batches)
+    pairs = trainer.pair_table
+    losses = evaluate(trainer.engine, trainer.objective, trainer.eval_batches, pairs.see)
+    pairs.write(step)
     return name_losses(losses, has_perplexity=trainer.objective.has_perplexity) | trainer.answer(
         step
     )

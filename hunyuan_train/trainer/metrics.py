@@ -92,6 +92,7 @@ class Logs:
 
     metrics: MetricsLog
     answers: Lines  # to held-out questions
+    pairs: Lines  # held out, with rewards
     needles: Lines  # what was found in long texts
     batches: Lines  # what each rank trained on
     router_load: Lines
@@ -100,14 +101,14 @@ class Logs:
 
     def flush(self) -> None:
         """Write what has waited for room, and wait until the disk has it: a checkpoint comes."""
-        others = (self.answers, self.needles, self.batches, self.router_load, self.quarantine)
-        for lines in (self.metrics.lines, *others, self.starts):
+        others = (self.answers, self.pairs, self.needles, self.batches, self.router_load)
+        for lines in (self.metrics.lines, *others, self.quarantine, self.starts):
             lines.flush()
             lines.sync()
 
     def forget_after(self, step: int) -> None:
         """Drop what belongs to steps past one that the run begins at or goes back to."""
-        for log in (self.metrics, self.answers, self.needles, self.batches):
+        for log in (self.metrics, self.answers, self.pairs, self.needles, self.batches):
             log.forget_after(step)
 
 

@@ -215,6 +215,24 @@ def test_losses_of_held_out_files_and_calls_have_charts_of_their_own() -> None:
     }
 
 
+def test_held_out_pairs_are_shown_with_their_first_and_last_margin(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "one")
+    rows = [
+        {"step": step, "prompt": f"q{n}", "chosen": "a", "rejected": "b"}
+        | {"reward_chosen": step / 10, "reward_rejected": n / 10}
+        for step in (2, 4, 6)
+        for n in range(2)
+    ]
+    write_lines(folder / "pairs.jsonl", rows)
+    make_report([folder], tmp_path / "page.html")
+    pairs = read_page(tmp_path / "page.html")["answers"]["one"]["pairs"]
+    assert pairs["steps"] == [2, 6]
+    assert pairs["rows"] == [
+        ["q0", "a", "b", "+0.200", "+0.600"],
+        ["q1", "a", "b", "+0.100", "+0.500"],
+    ]
+
+
 def test_needles_found_stand_side_by_side(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "one")
     rows = [

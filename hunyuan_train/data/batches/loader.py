@@ -211,7 +211,7 @@ def eval_batches(
     ]
 
 
-def eval_batches_by_source(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[Batch]:
+def eval_by_file(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[Batch]:
     """`eval_batches` of one file after the other, so that each has a loss of its own.
 
     Files of one name in several folders count as one. Of one file, the batches name no source.

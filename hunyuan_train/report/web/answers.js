@@ -14,6 +14,10 @@ function writeAnswers(data) {
         element("div", { class: "pair" }, writeAnswer(`${sample.mode} mode`, sample.marks, sample, ""))));
     }
   }
+  if (data.pairs.rows.length) {
+    const head = ["question", "chosen", "rejected", ...data.pairs.steps.map((step) => `margin, step ${shortNumber(step)}`)];
+    parts.push(table(data.pairs.rows, { head, caption: "Held-out pairs, and by how much the chosen answer is ahead" }));
+  }
   const tools = Object.entries(data.tools.rows);
   if (tools.length) {
     const head = ["", ...data.tools.steps.map((step) => (step === 0 ? "before training" : `step ${shortNumber(step)}`))];

@@ -11,7 +11,7 @@ from hunyuan_train.data.batches.loader import (
     Position,
     cut_batch,
     eval_batches,
-    eval_batches_by_source,
+    eval_by_file,
     make_batch,
 )
 from hunyuan_train.errors import DataError
@@ -185,7 +185,7 @@ def test_files_that_are_held_out_together_share_no_row(prepare, tiny_data, packi
     other.write_text("".join(f'{{"text": "a document, number {n}"}}\n' for n in range(7)))
     dataset = prepare(f"{tiny_data},{other}", max_seq_length=1024)
     shards = [DataShard(rows=2, num_ranks=3, rank=rank) for rank in range(3)]
-    ranks = [eval_batches_by_source(dataset, shard, packing=packing) for shard in shards]
+    ranks = [eval_by_file(dataset, shard, packing=packing) for shard in shards]
     assert len({tuple(batch.source for batch in batches) for batches in ranks}) == 1
     found: dict[str, list[int]] = {}
     for batch in (batch for batches in ranks for batch in batches):
@@ -193,7 +193,7 @@ def test_files_that_are_held_out_together_share_no_row(prepare, tiny_data, packi
     sources = dataset.records["source"][dataset.samples["record"]]
     for number, name in enumerate(("tiny_train.jsonl", "other.jsonl")):
         assert sorted(found[name]) == np.flatnonzero(sources == number).tolist()
-    alone = eval_batches_by_source(prepare(other, max_seq_length=1024), shards[0], packing=packing)
+    alone = eval_by_file(prepare(other, max_seq_length=1024), shards[0], packing=packing)
     assert {batch.source for batch in alone} == {""}
 
 
