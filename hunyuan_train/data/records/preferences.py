@@ -14,7 +14,7 @@ from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.records.forms import ANSWER_FIELDS, TURN_FIELDS
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.records.unread import is_about_a_record
-from hunyuan_train.families.grammar.dialogue import Dialogue, Message
+from hunyuan_train.families.grammar.dialogue import DOCUMENT, Dialogue, Message
 from hunyuan_train.families.grammar.interface import Grammar
 
 _SIDE_FIELDS = {
@@ -71,6 +71,10 @@ def _read_judged(
         return []
     rest = {key: value[key] for key in value if key != label}
     dialogue = read_dialogue(rest, reading, problems)
+    if dialogue is not None and dialogue.is_document:
+        reason = "a plain text, of which preferences learn nothing"
+        problems.append(Problem("form", DOCUMENT, reason, _EXPECTED["judged"]))
+        return []
     if dialogue is None:
         return []
     questions = [index for index, one in enumerate(dialogue.messages) if one.role == "user"]

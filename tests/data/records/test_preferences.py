@@ -118,6 +118,14 @@ def test_a_pair_is_two_judged_answers_and_an_odd_label_is_none() -> None:
     ]
 
 
+@pytest.mark.parametrize("records", ["pairs", "judged"])
+def test_a_plain_text_is_no_preference(records: str) -> None:
+    for record in ({"text": "a document"}, {"text": "a document", "label": True}):
+        sides, refused = read(record, records)
+        assert sides == []
+        assert "form" in refused
+
+
 def compare(side: Side) -> tuple[object, ...]:
     """All of a side that rendering looks at."""
     dialogue = side.dialogue
