@@ -4,7 +4,7 @@
 #   bash train.sh
 #   MODEL_PATH=/models/Hunyuan-A13B-Instruct TRAIN_FILE=my.jsonl bash train.sh --learning_rate 5e-5
 #
-# RECIPE          tiny, lora, full, long or a YAML file; default: lora with a model, tiny with nothing
+# RECIPE          tiny, lora, one_gpu, full, long or a YAML file; default: lora with a model, tiny with nothing
 # MODEL_PATH      the model: a folder, or OWNER/NAME on a hub, which is downloaded
 # HUB             huggingface or modelscope       TOKENIZER_PATH  folder with hy.tiktoken
 # TRAIN_FILE      dialogues to train on           EVAL_FILE       held-out dialogues

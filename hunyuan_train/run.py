@@ -62,6 +62,7 @@ from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.environment import deterministic_environment
 from hunyuan_train.launcher.rank.heartbeat import Heartbeat, node_folder
 from hunyuan_train.log import console, start_logging
+from hunyuan_train.model.expert_codes import as_computed
 from hunyuan_train.model.find_model import find_model
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.objectives.choose import ask_reference, choose_objective
@@ -74,6 +75,7 @@ from hunyuan_train.parallel.engine import (
 )
 from hunyuan_train.parallel.numa import bind_to_numa_node
 from hunyuan_train.progress import listen_to_progress, tell_progress
+from hunyuan_train.quantize.expert_loss import measure_expert_loss
 from hunyuan_train.report.closing import describe_export, report_at_end, show_closing
 from hunyuan_train.trainer.interrupt import agree_that_signalled, heeding_signals
 from hunyuan_train.trainer.loop import Trainer, TrainingResult, train
@@ -121,6 +123,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     dataset = prepare_dataset(config.data, tokenizer, records=config.preferences.records)
     shape, source = find_own_model(config, tokenizer)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
+    lost = measure_expert_loss(resolved, source, tokenizer)
     engine = assemble_started(resolved, source)
     checkpoint = find_start(config)
     objective, routers = choose_objective(config), watch_and_weigh(engine, shape, config.model)
@@ -129,7 +132,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     made_of = describe_run(config, shape, rows_per_step=batches.rows_per_step)
     data = identify_data(dataset, config.data, seed=config.train.seed)
     estimate = estimate_here(resolved, num_data_tokens=dataset.summary.num_tokens)
-    start = describe_start(made_of, data, dataset.summary, plan=estimate.to_json())
+    start = describe_start(made_of, data, dataset.summary, plan=estimate.to_json(), lost=lost)
     logs = open_logs(config, checkpoint, start)
     saver = make_saver(config, engine, routers, {**made_of, "data": data}, logs)
     trainer = Trainer(
@@ -458,7 +461,8 @@ def export(
     if config.lora.use_lora:
         trained = read_prompts(engine, shape, written_dtype=trained_dtype(config))
         name = config.model.model_name_or_path
-        check = partial(check_adapter, trained, source)
+        base = as_computed(config.model, shape, source, trained_dtype(config))
+        check = partial(check_adapter, trained, base)
         tokenizer = load_tokenizer(tokenizer_folder(config.model), config.model.add_tokens)
         return export_adapter(
             engine,
@@ -466,6 +470,7 @@ def export(
             config.lora,
             shape,
             base_model=name,
+            expert_weights=config.model.expert_weights,
             new_tokens=tokenizer.new_tokens,
             check=check,
         )

@@ -74,7 +74,9 @@ def add_verify_resume(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
         "OUTPUT_DIR.verify-resume, which holds two checkpoints of each run at its largest and, at "
         "the end, the certificate only. Exit code 1 if anything differs."
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="tiny, lora, full, long or a YAML file")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="tiny, lora, one_gpu, full, long or a YAML file"
+    )
     parser.add_argument("settings", nargs=argparse.REMAINDER, help="settings of train")
     parser.set_defaults(run=run_verify_resume)
 

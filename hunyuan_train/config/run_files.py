@@ -6,6 +6,7 @@ STARTS = "starts.jsonl"  # one line each time that the run was started or resume
 ANSWERS = "answers.jsonl"  # what the model answered to held-out questions
 PAIRS = "pairs.jsonl"  # held-out pairs, and the rewards of their answers
 NEEDLES = "needles.jsonl"  # what it found in long texts
+EXPERT_LOSS = "expert_loss.json"  # what quantised experts cost before the first step
 ROUTER_LOAD = "router_load.jsonl"
 QUARANTINE = "quarantine.jsonl"
 SAMPLES = "samples.jsonl"  # a fast and a slow answer at the end of the run

@@ -283,6 +283,13 @@ class EvaluationConfig:
     per_device_eval_batch_size: int = free_setting(
         1, "the same in an evaluation step", low=1, high=2**16
     )
+    expert_loss_samples: int = free_setting(
+        16,
+        "held-out samples on which quantised experts are compared with the base as it came, before "
+        "the first step (--expert_weights); 0: none",
+        low=0,
+        high=10**6,
+    )
     eval_generate: int = free_setting(
         0,
         "let the model answer N held-out prompts before the first step and at each evaluation: "

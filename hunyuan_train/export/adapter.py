@@ -33,6 +33,7 @@ def export_adapter(
     shape: ModelShape,
     *,
     base_model: str,
+    expert_weights: str = "bf16",
     new_tokens: Mapping[str, int] | None = None,
     check: FolderCheck | None = None,
 ) -> str | None:
@@ -44,6 +45,7 @@ def export_adapter(
         config: what the adapters were made with.
         shape: of the model.
         base_model: the model they belong on, for adapter_config.json.
+        expert_weights: in which form its frozen experts were.
         new_tokens: ids of those that it brings along, by token.
         check: called on rank 0 with the finished folder before it gets its name.
 
@@ -54,7 +56,14 @@ def export_adapter(
 
     def write() -> None:
         unfinished = begin_folder(folder)
-        write_adapter(unfinished, adapters, config, shape, base_model=base_model)
+        write_adapter(
+            unfinished,
+            adapters,
+            config,
+            shape,
+            base_model=base_model,
+            expert_weights=expert_weights,
+        )
         write_new_tokens(unfinished, new_tokens)
 
     fault = fault_of(write, on_all=False) or seal_folder(folder, check)

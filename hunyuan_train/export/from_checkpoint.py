@@ -224,8 +224,15 @@ def read_trained(run: StoppedRun, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _write_stopped_adapter(run: StoppedRun, folder: Path, dtype: torch.dtype | None) -> None:
     adapters = read_trained(run, dtype or trained_dtype(run.config))
-    base_model = run.config.model.model_name_or_path
-    write_adapter(folder, adapters, run.config.lora, run.shape, base_model=base_model)
+    model = run.config.model
+    write_adapter(
+        folder,
+        adapters,
+        run.config.lora,
+        run.shape,
+        base_model=model.model_name_or_path,
+        expert_weights=model.expert_weights,
+    )
     write_new_tokens(folder, read_tokenizer(run.config).new_tokens)
     if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:
         logger.info(TOO_LARGE)

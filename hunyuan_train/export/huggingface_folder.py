@@ -17,10 +17,11 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import check_room, num_threads
+from hunyuan_train.checkpoint.run_fingerprint import identify_weights
 from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.export.companions import copy_files, list_companions
-from hunyuan_train.export.manifest import write_manifest
+from hunyuan_train.export.manifest import write_adapter_manifest, write_manifest
 from hunyuan_train.export.peft_layout import peft_description, peft_tensors
 from hunyuan_train.export.served_config import (
     complete_generation_config,
@@ -234,6 +235,7 @@ def write_adapter(
     shape: ModelShape,
     *,
     base_model: str,
+    expert_weights: str = "bf16",
 ) -> None:
     """Fill a folder that plain PEFT loads on the plain base model.
 
@@ -243,6 +245,7 @@ def write_adapter(
         config: what the adapters were made with.
         shape: of the model.
         base_model: the model they belong on.
+        expert_weights: in which form its frozen experts were; a manifest names others than bf16.
     """
     tensors = peft_tensors(shape, adapters)
     check_room(folder, sum(values.nbytes for values in tensors.values()))
@@ -255,3 +258,7 @@ def write_adapter(
     # A set, whose order changes from process to process, and with it the file's checksum.
     description.target_modules = sorted(description.target_modules)
     description.save_pretrained(folder)
+    if expert_weights != "bf16":
+        form = shape.stored_as if expert_weights == "base" else expert_weights
+        identity = identify_weights(base_model)
+        write_adapter_manifest(folder, base_model, identity=identity, expert_weights=form)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.errors import ConfigError
 from hunyuan_train.export.companions import list_other_files
 from hunyuan_train.export.new_rows import INDICES, NEW_ROWS, NewRows, find_new_rows, grow
 from hunyuan_train.families.registry import family_of, read_shape
@@ -20,6 +21,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import kind_of, released_tensors, stored_tensors
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.json_file import read_json_object
+from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.plain_text import make_plain_name
@@ -90,6 +92,13 @@ def open_merge(base: Path, adapter: Path) -> Merge:
         ConfigError: the base is no whole model.
         CheckpointError: see `read_changes` and `check_inside`.
     """
+    is_there = (base / "config.json").is_file()
+    if is_there and (stored := resolve_base(str(base)).stored_as):
+        raise ConfigError(
+            f"base is {base}, whose weights are quantised ({stored}); rounding them again could "
+            "lose most of what an adapter has learned: serve the base with the adapter beside it, "
+            "or merge into the model in bfloat16 and `quantize`, which measures what survives"
+        )
     shape = read_shape(base)
     weights = locate_weights(base, shape)
     changes = read_changes(adapter, shape)

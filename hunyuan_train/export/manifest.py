@@ -1,4 +1,4 @@
-"""What an exported or merged folder says of where it comes from.
+"""What an exported, merged or adapter's folder says of where it comes from.
 
 `quantize` asks how much of a fine-tune survives, and so needs the model that was tuned, wherever
 the folder has been copied since.
@@ -18,6 +18,21 @@ def write_manifest(folder: Path, base: Path) -> None:
     """Name the folder of the model that was trained."""
     content = json.dumps({BASE: str(base.resolve())}, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
+
+
+def write_adapter_manifest(folder: Path, base: str, *, identity: str, expert_weights: str) -> None:
+    """Name the base that an adapter was trained on, for it is exact on no other.
+
+    Args:
+        folder: the adapter's.
+        base: as it was given: a folder or a preset.
+        identity: of its weights, by a sample of each file.
+        expert_weights: in which form its frozen experts were.
+    """
+    where = str(Path(base).resolve()) if Path(base).is_dir() else base
+    content = {BASE: where, "base_identity": identity, "expert_weights": expert_weights}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_base(folder: Path) -> str | None:

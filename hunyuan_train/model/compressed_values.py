@@ -4,6 +4,8 @@ The formulas are those of compressed-tensors, in the dtype of the weights as the
 those of bitsandbytes, so that the bytes are the same ones.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -141,9 +143,15 @@ def unpack_int4(words: Tensor) -> Tensor:
 
 def unpack_nf4(pairs: Tensor) -> Tensor:
     """Levels of NF4 codes, high bits first, from [..., bytes] to float32 [..., 2 * bytes]."""
-    levels = torch.tensor(NF4_LEVELS, device=pairs.device)
-    table = torch.stack((levels.repeat_interleave(16), levels.repeat(16)), -1)  # of every byte
+    table = _nf4_pairs(pairs.device)
     return table.index_select(0, pairs.flatten().int()).view(*pairs.shape[:-1], -1)
+
+
+@lru_cache(maxsize=4)
+def _nf4_pairs(device: torch.device) -> Tensor:
+    """The two levels of every byte: [256, 2]. Made once, because the CPU waits for the copy."""
+    levels = torch.tensor(NF4_LEVELS)
+    return torch.stack((levels.repeat_interleave(16), levels.repeat(16)), -1).to(device)
 
 
 def round_activations(values: Tensor, scheme: Scheme) -> Tensor:

@@ -6,11 +6,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hunyuan_train.errors import ConfigError
-from hunyuan_train.families.tensors import StoredTensor
-from hunyuan_train.model.compressed_values import encode
+from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import Kind, StoredTensor
+from hunyuan_train.model.compressed_values import decode, encode
+from hunyuan_train.model.compressed_weights import CompressedFolder
 from hunyuan_train.model.compression_scheme import Scheme
-from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.model.expert_formats import scheme_of
+from hunyuan_train.model.weights import WeightSource, WithNewRows
+
+CPU = torch.device("cpu")
 
 
 class ExpertCodes(Protocol):
@@ -33,20 +38,60 @@ class QuantisedOnReading:
     source: WeightSource
     scheme: Scheme
     dtype: torch.dtype  # of training: wider weights are rounded to it first, as they would be there
+    device: torch.device = CPU  # on which codes are made; the bits are the same ones
 
     def read_experts(self, tensor: StoredTensor) -> tuple[Tensor, Tensor]:
-        """Codes and scales of one projection of one expert.
-
-        Raises:
-            ConfigError: a weight is so large that its scale is infinite.
-        """
+        """Codes and scales of one projection of one expert."""
         weight = self.source.read(tensor, 0, tensor.numel).view(tensor.shape)
+        weight = weight.to(self.device)
         if weight.dtype.itemsize > self.dtype.itemsize:
             weight = weight.to(self.dtype)
-        codes, scales = encode(weight, self.scheme)
-        if not bool(scales.isfinite().all()):
-            raise ConfigError(
-                f"{tensor.name} holds NaN or infinity, or weights too large to be quantised; "
-                "download the model again, or train with --expert_weights bf16"
-            )
-        return codes, scales
+        return encode(weight, self.scheme)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedBase:
+    """A base as it computes: its routed experts are what their codes mean."""
+
+    source: WeightSource
+    codes: ExpertCodes
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        """Return elements [start, stop) of the flattened tensor: [stop - start], on CPU."""
+        if tensor.kind is not Kind.EXPERT:
+            return self.source.read(tensor, start, stop)
+        codes, scales = self.codes.read_experts(tensor)
+        return decode(codes, scales, self.codes.scheme).flatten()[start:stop].cpu()
+
+
+def find_codes(
+    config: ModelConfig,
+    shape: ModelShape,
+    source: WeightSource,
+    dtype: torch.dtype,
+    *,
+    device: torch.device = CPU,
+) -> ExpertCodes | None:
+    """Where the codes of quantised experts come from; None where experts are kept as they are.
+
+    Args:
+        config: says how they are kept.
+        shape: of the model.
+        source: of the base.
+        dtype: of training.
+        device: on which codes are made.
+    """
+    base = source.base if isinstance(source, WithNewRows) else source
+    if config.expert_weights == "base":
+        assert isinstance(base, CompressedFolder), "the rules let no other base through"
+        return base
+    scheme = scheme_of(config.expert_weights, shape)
+    return QuantisedOnReading(source, scheme, dtype, device) if scheme else None
+
+
+def as_computed(
+    config: ModelConfig, shape: ModelShape, source: WeightSource, dtype: torch.dtype
+) -> WeightSource:
+    """The base as a run computes with it, in which its adapters are checked."""
+    codes = find_codes(config, shape, source, dtype)
+    return ComputedBase(source, codes) if codes else source

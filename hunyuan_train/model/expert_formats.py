@@ -18,6 +18,10 @@ NF4_GROUPS = (64, 32)  # bitsandbytes' own, and the next smaller for widths that
 # From the one that loses least to the one that loses most (docs/one_gpu_adapters.md).
 GENTLEST_FIRST = ("bf16", "fp8", "nf4", "int4")
 
+# KL divergence from the base as it came, of the mean over held-out tokens, in nats. Beyond it an
+# adapter spends much of what it learns on making up for its base.
+MOST_DIVERGENCE = 0.05
+
 # Bytes of an element while it is dequantised, at the fullest moment, beside its codes: of a scheme
 # by its strategy, in bfloat16 and in float32 (model/compressed_values.py decode).
 _NF4 = {2: 6, 4: 8}

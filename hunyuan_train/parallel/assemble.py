@@ -8,19 +8,18 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.config.schema import ModelConfig, RunConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
-from hunyuan_train.model.compressed_weights import CompressedFolder
-from hunyuan_train.model.expert_codes import ExpertCodes, QuantisedOnReading
-from hunyuan_train.model.expert_formats import scheme_of
+from hunyuan_train.model.expert_codes import find_codes
 from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.freeze import freeze_parameters
-from hunyuan_train.model.weights import WeightSource, WithNewRows
+from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import Sources, build_split_model, start_engine, training_dtype
 from hunyuan_train.parallel.expert import moe_blocks
 from hunyuan_train.parallel.optimizer import (
@@ -81,7 +80,9 @@ def build_engine(
         adapters: values that adapters start from; otherwise they are drawn.
     """
     use_sequence_parallel(attention, config.parallel.sequence_parallel_size)
-    codes = expert_codes(config.model, shape, source, training_dtype(settings))
+    device = torch.device(get_accelerator().current_device_name())
+    dtype = training_dtype(settings)
+    codes = find_codes(config.model, shape, source, dtype, device=device)
     model = build_split_model(
         shape,
         settings,
@@ -113,15 +114,3 @@ def build_engine(
         prepare_optimizer_states(engine, 0)
     chunk_experts(moe_blocks(engine.module), config.train.moe_chunks)
     return engine
-
-
-def expert_codes(
-    config: ModelConfig, shape: ModelShape, source: WeightSource, dtype: torch.dtype
-) -> ExpertCodes | None:
-    """Where the codes of quantised experts come from; None where experts are kept as they are."""
-    base = source.base if isinstance(source, WithNewRows) else source
-    if config.expert_weights == "base":
-        assert isinstance(base, CompressedFolder), "the rules let no other base through"
-        return base
-    scheme = scheme_of(config.expert_weights, shape)
-    return QuantisedOnReading(source, scheme, dtype) if scheme else None

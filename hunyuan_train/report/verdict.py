@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
+from hunyuan_train.model.expert_formats import MOST_DIVERGENCE
 from hunyuan_train.report.record import RunRecord
 from hunyuan_train.report.state import RunState
 from hunyuan_train.shipped import render_command
@@ -42,6 +43,7 @@ def judge(run: RunRecord, state: RunState) -> list[Finding]:
     judges: tuple[Callable[[RunRecord, RunState], list[Finding]], ...] = (
         judge_end,
         judge_held_out_loss,
+        judge_experts,
         judge_bad_steps,
         judge_routing,
         judge_memory,
@@ -102,6 +104,23 @@ def judge_held_out_loss(run: RunRecord, state: RunState) -> list[Finding]:
         recent = float(losses[-2]) / lowest - 1
         more = " It was still falling at the end: more epochs may help." if recent > 0.01 else ""
     return [Finding("good", "held-out loss", f"It improved by {-change:.1%}, {where}{tail}.{more}")]
+
+
+def judge_experts(run: RunRecord, _: RunState) -> list[Finding]:
+    """What frozen experts in fewer bits cost, where that was measured before the first step."""
+    measured = [row["experts"] for row in run.starts.rows if row.get("experts")]
+    if not measured:
+        return []
+    form, numbers = measured[-1]["expert_weights"], measured[-1]["held_out"]["all"]
+    divergence = float(numbers["kl_divergence"])
+    text = (
+        f"Its frozen experts are kept in {form}: before the first step perplexity on held-out "
+        f"dialogues was {numbers['perplexity_after']:.4f}, and {numbers['perplexity_before']:.4f} "
+        f"with weights as they came (KL {divergence:.4f} a token)."
+    )
+    if divergence <= MOST_DIVERGENCE:
+        return [Finding("note", "experts", text)]
+    return [Finding("warn", "experts", f"{text} That is much: use a gentler --expert_weights.")]
 
 
 def _describe_overfitting(

@@ -17,7 +17,12 @@ GIT_TIMEOUT_SECONDS = 10
 
 
 def describe_start(
-    made_of: dict[str, Any], data: dict[str, Any], summary: DataSummary, *, plan: dict[str, Any]
+    made_of: dict[str, Any],
+    data: dict[str, Any],
+    summary: DataSummary,
+    *,
+    plan: dict[str, Any],
+    lost: dict[str, Any],
 ) -> dict[str, Any]:
     """One line of `starts.jsonl`, and what trackers show beside the settings.
 
@@ -26,6 +31,7 @@ def describe_start(
         data: identity of the training data.
         summary: of that data; what was left out, fixed or only noted is told from it.
         plan: bytes, and seconds of a step where they are known.
+        lost: what quantised experts cost, where that was measured.
     """
     is_on_gpu = torch.cuda.is_available()
     return {
@@ -38,6 +44,7 @@ def describe_start(
         "data": data,
         "found": describe_findings(summary),
         "plan": plan,
+        **({"experts": lost} if lost else {}),
     }
 
 

@@ -13,6 +13,7 @@ from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
 from hunyuan_train.objectives import log_probabilities
 from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.gradient_norm import give_norm, squared_norm
+from hunyuan_train.parallel.quantised_experts import CompressedWeights
 from hunyuan_train.parallel.zero import is_split_expert
 from hunyuan_train.selftest import training
 from hunyuan_train.trainer import step
@@ -88,6 +89,24 @@ def forget_a_micro_batch() -> None:
         return accumulate(engine, objective, batches[:1], **options)
 
     training.accumulate_gradients = accumulate_less
+
+
+def take_the_scale_of_the_next_block() -> None:
+    put = CompressedWeights.put
+
+    def shifted(self, expert, codes, scales, device):
+        put(self, expert, codes, scales.roll(1, dims=-1), device)
+
+    CompressedWeights.put = shifted
+
+
+def swap_codes_between_experts() -> None:
+    put = CompressedWeights.put
+
+    def swapped(self, expert, codes, scales, device):
+        put(self, expert ^ 1, codes, scales, device)
+
+    CompressedWeights.put = swapped
 
 
 def keep_adapters_on_in_the_reference() -> None:

@@ -81,6 +81,22 @@ def test_a_planted_fault_of_preferences_is_found(
         assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", [faults.take_the_scale_of_the_next_block, faults.swap_codes_between_experts]
+)
+def test_a_planted_fault_of_quantised_experts_is_found(
+    fault: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = "experts in nf4, adapters everywhere"
+    exit_code, [verdict] = run_with_fault(fault, monkeypatch, capsys, case)
+    assert exit_code == 1
+    for name in ("loss", "gradients", "weights"):
+        assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
+
+
 def test_a_rank_that_dies_is_a_failed_case_and_not_a_crash(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
