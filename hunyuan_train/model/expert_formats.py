@@ -12,7 +12,7 @@ from hunyuan_train.model.compression_scheme import BLOCK, Scheme
 
 # Of one projection of a rank's experts, dequantised at once. A piece is a range of its rows or
 # columns for all experts, so that no number of tokens has to come to the CPU.
-PIECE_BYTES = 2**29
+PIECE_BYTES = 2**27
 INT4_GROUP = 32  # 4.5 bits a weight, as NF4 has them; rounding to nearest loses more in larger ones
 NF4_GROUPS = (64, 32)  # bitsandbytes' own, and the next smaller for widths that it does not divide
 # From the one that loses least to the one that loses most (docs/one_gpu_adapters.md).

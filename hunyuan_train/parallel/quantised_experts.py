@@ -7,7 +7,7 @@ and in the backward pass, which needs the gradient of its input only. Nothing de
 its product.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -94,14 +94,11 @@ class FrozenProduct(torch.autograd.Function):
         ctx.weights, ctx.ends = weights, ends
         experts, num_outputs, num_inputs = weights.shape_EOI
         dtype = rows_NI.dtype
-        length = expert_formats.piece_length(num_outputs, experts * num_inputs * dtype.itemsize)
-        pieces = [
-            torch._grouped_mm(
-                rows_NI, weights.rows(start, min(start + length, num_outputs), dtype).mT, offs=ends
-            )
-            for start in range(0, num_outputs, length)
-        ]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+        def piece(start: int, stop: int) -> Tensor:
+            return torch._grouped_mm(rows_NI, weights.rows(start, stop, dtype).mT, offs=ends)
+
+        return lay_pieces(rows_NI, piece, num_outputs, experts * num_inputs * dtype.itemsize)
 
     @staticmethod
     def backward(  # noqa: D102 as torch.autograd.Function says
@@ -112,17 +109,34 @@ class FrozenProduct(torch.autograd.Function):
         ends: Tensor = ctx.ends
         experts, num_outputs, num_inputs = weights.shape_EOI
         dtype = gradient_NO.dtype
-        length = expert_formats.piece_length(num_inputs, experts * num_outputs * dtype.itemsize)
         gradient_NO = gradient_NO.contiguous()  # of a sum it is one number, expanded
-        pieces = [
-            torch._grouped_mm(
-                gradient_NO,
-                weights.columns(start, min(start + length, num_inputs), dtype),
-                offs=ends,
-            )
-            for start in range(0, num_inputs, length)
-        ]
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)), None, None
+
+        def piece(start: int, stop: int) -> Tensor:
+            return torch._grouped_mm(gradient_NO, weights.columns(start, stop, dtype), offs=ends)
+
+        other_bytes = experts * num_outputs * dtype.itemsize
+        return lay_pieces(gradient_NO, piece, num_inputs, other_bytes), None, None
+
+
+def lay_pieces(
+    rows: Tensor, make_piece: Callable[[int, int], Tensor], width: int, other_bytes: int
+) -> Tensor:
+    """A product made piece by piece of its columns: [rows, width].
+
+    Args:
+        rows: what is multiplied.
+        make_piece: columns [start, stop) of the product.
+        width: of the product.
+        other_bytes: of what is dequantised for one column.
+    """
+    length = expert_formats.piece_length(width, other_bytes)
+    if length == width:
+        return make_piece(0, width)
+    product = rows.new_empty(rows.shape[0], width)
+    for start in range(0, width, length):
+        stop = min(start + length, width)
+        product[:, start:stop] = make_piece(start, stop)
+    return product
 
 
 class QuantisedExperts(nn.Module):

@@ -57,7 +57,7 @@ class Case:
     targets: str
     expert_size: int
     world_size: int = 2
-    piece_bytes: int = 2**29
+    piece_bytes: int = expert_formats.PIECE_BYTES
 
     @property
     def lora(self) -> LoraConfig:
@@ -66,7 +66,7 @@ class Case:
         )
 
     def __str__(self) -> str:
-        pieces = "" if self.piece_bytes == 2**29 else ", in pieces"
+        pieces = "" if self.piece_bytes > 1 else ", in pieces"
         return f"{self.kept}, {self.targets}, EP {self.expert_size} of {self.world_size}{pieces}"
 
 
