@@ -26,6 +26,30 @@ class Job:
 LORA_NODE = Job(
     "Hunyuan-A13B, LoRA, 8×80 GB", "Hunyuan-A13B，LoRA，8×80 GB", "--method lora --gpu_memory 80", 8
 )
+LORA_ONE = Job(
+    "Hunyuan-A13B, LoRA, experts in `nf4`, 1×80 GB",
+    "Hunyuan-A13B，LoRA，专家用 `nf4`，1×80 GB",
+    "--method lora --expert_weights nf4 --gpus 1 --gpu_memory 80",
+    1,
+)
+LORA_ONE_INT4 = Job(
+    "Hunyuan-A13B, LoRA, experts in `int4`, 1×80 GB",
+    "Hunyuan-A13B，LoRA，专家用 `int4`，1×80 GB",
+    "--method lora --expert_weights int4 --gpus 1 --gpu_memory 80",
+    1,
+)
+LORA_TWO = Job(
+    "Hunyuan-A13B, LoRA, experts in `fp8`, 2×80 GB",
+    "Hunyuan-A13B，LoRA，专家用 `fp8`，2×80 GB",
+    "--method lora --expert_weights fp8 --gpus 2 --gpu_memory 80",
+    2,
+)
+HY3_NODE = Job(
+    "Hy3, LoRA, experts in `fp8`, 8×80 GB",
+    "Hy3，LoRA，专家用 `fp8`，8×80 GB",
+    "--model hy3 --method lora --expert_weights fp8 --gpu_memory 80",
+    8,
+)
 LORA_FOUR = Job(
     "Hunyuan-A13B, LoRA, 4×80 GB",
     "Hunyuan-A13B，LoRA，4×80 GB",
@@ -122,11 +146,11 @@ LONG_FULL = Job(
 
 TABLES: dict[str, Sequence[Job]] = {
     "models": (
-        *(LORA_FOUR, LORA_NODE, FULL_NODE, HY3_LORA, HY3_FULL),
+        *(LORA_ONE, LORA_FOUR, LORA_NODE, FULL_NODE, HY3_NODE, HY3_LORA, HY3_FULL),
         *(MT_LORA, MT_FULL, DENSE_LORA, DENSE_FULL, SMALL_FULL),
     ),
     "laptop": (LORA_NODE, FULL_NODE, DENSE_LORA),
-    "one-gpu": (MT_LORA, DENSE_FULL, DENSE_LORA, SMALL_FULL),
+    "one-gpu": (LORA_ONE, LORA_ONE_INT4, LORA_TWO, MT_LORA, DENSE_FULL, DENSE_LORA, SMALL_FULL),
     "one-node": (LORA_FOUR, LORA_NODE, FULL_NODE, OFFLOAD_NODE, H20_NODE),
     "many-hosts": (LORA_NODES, FULL_NODES, ADAMW_NODES, HY3_LORA, HY3_FULL),
     "slurm": (LORA_NODES, FULL_NODES),
