@@ -1,6 +1,7 @@
 """The site is built by its generator, strictly: a link or an anchor that leads nowhere ends it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def test_the_site_has_every_page_and_finds_words_of_both_languages(tmp_path):
     text = json.dumps(index, ensure_ascii=False)
     assert "stochastic rounding" in text
     assert "随机舍入" in text
+    words = re.split(index["config"]["separator"], "长度与打包、Alpaca")
+    assert {"打", "包", "Alpaca"} <= set(words), "Chinese is searched for by its characters"
     for name in ("docs/one-gpu", "docs/zh/one-gpu", "docs/reference/settings", "ARCHITECTURE"):
         assert (tmp_path / "site" / name / "index.html").exists()
 
