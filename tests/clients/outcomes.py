@@ -242,7 +242,10 @@ def serve_dense_adapter(work: Work) -> str:
         served = check_server(adapter, url, 0, *base)
         name = f"{adapter.name}-base"
         lost = ask_server(adapter, url, 0, *base, "--served_name", name)["causes"]
-    return f"{vllm_version()} on a model without experts: {served}; of its base: {lost[0]}"
+    return (
+        f"{vllm_version()} on a model without experts: {served}; where its base is asked instead: "
+        f"{lost[-1]}"
+    )
 
 
 def in_llama_cpp(work: Work, artefact: str) -> str:

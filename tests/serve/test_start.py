@@ -170,6 +170,15 @@ def test_dynamic_rope_is_refused_only_where_it_is_lost() -> None:
     assert all(row.remedy for row in KNOWN_PAIRS if row.verdict == "refused")
 
 
+def test_compressed_experts_are_refused_on_a_cpu_alone(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    (model / "config.json").write_text(json.dumps(config))
+    features = read_artefact(model, base=None).features
+    assert "no kernels on a CPU" in find_pairs("vllm", "0.32.0", features | {"cpu"})[0].reason
+    assert not [one for one in find_pairs("vllm", "0.32.0", features) if one.verdict == "refused"]
+
+
 def place_a13b(num_gpus: int, **wanted: int | None) -> object:
     usual = {"tensor_parallel_size": None, "context_length": None}
     return place(
