@@ -137,11 +137,11 @@ class Watch:
         self.stopped_at = time.monotonic()
         for node in self.nodes:
             node.send("stop")
-        start_line(console)
-        console.print(
+        print_on_new_line(
+            console,
             "stopping after this step, to save; once more stops at once"
             if all(map(_heeds_a_stop, self.nodes))
-            else "stopping at once: no step is under way, so nothing needs saving"
+            else "stopping at once: no step is under way, so nothing needs saving",
         )
 
     def _is_hung(self) -> bool:
@@ -190,23 +190,26 @@ class Watch:
 
 def show_standings(text: str, console: Console, log_folder: Path | None) -> None:
     """Keep where every rank stood in a file and name it, or show the text where that fails."""
-    start_line(console)
     if log_folder:
         file = log_folder / f"hang-{time.strftime('%Y%m%d-%H%M%S')}.txt"
         try:
             file.write_text(text, encoding="utf-8")
         except OSError as error:
-            console.print(f"{file} cannot be written: {error.strerror}", soft_wrap=True)
+            text = f"{file} cannot be written: {error.strerror}\n{text}"
         else:
-            console.print(f"the stacks of all ranks are in {file}", soft_wrap=True)
-            return
-    console.print(text, markup=False, soft_wrap=True)
+            text = f"the stacks of all ranks are in {file}"
+    print_on_new_line(console, text)
 
 
-def start_line(console: Console) -> None:
-    """Clear the line of a terminal in which another process, such as rank 0, may have a bar."""
-    if console.is_terminal:
-        console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+def print_on_new_line(console: Console, text: str) -> None:
+    """Print in the place of what stands in a terminal's line: rank 0, say, may have a bar there.
+
+    In one write: between two, the other process would draw its bar before our text.
+    """
+    with console:
+        if console.is_terminal:
+            console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+        console.print(text, soft_wrap=True)
 
 
 def _heeds_a_stop(node: Node) -> bool:

@@ -1,6 +1,7 @@
 """What a watch says, and what it takes for insisting."""
 
 import signal
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ class Order:
     """A node and a console in one, which note what comes first."""
 
     is_terminal = False
+
+    def __enter__(self) -> None:
+        """As a console, for lines in one write."""
+
+    def __exit__(self, *_: object) -> None:
+        """As a console."""
 
     def __init__(self) -> None:
         self.noted: list[str] = []
@@ -72,11 +79,14 @@ def test_the_stacks_of_a_hang_are_shown_where_they_cannot_be_kept(
 
 
 def test_words_begin_a_line_of_their_own_on_a_terminal() -> None:
-    console = Console(force_terminal=True, width=80, record=True)
-    with console.capture() as captured:
-        watch.start_line(console)
-        console.print("stopping")
-    assert captured.get() == "\r\x1b[2Kstopping\n"
+    class Screen(StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    written: list[str] = []
+    watch.print_on_new_line(Console(force_terminal=True, width=80, file=Screen()), "stopping")
+    assert written == ["\r\x1b[2Kstopping\n"], "in one write, or a bar comes in between"
 
 
 def a_spec(*commands: list[str], folder: Path) -> Spec:
