@@ -40,6 +40,7 @@ def validate(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.skipif(not VALIDATE.exists(), reason="pip install -r requirements-dev.txt")
 @pytest.mark.parametrize("version", [OLDEST, "1.37"])
 def test_it_is_valid_and_a_mistake_in_it_would_be_found(version: str, tmp_path: Path) -> None:
     done = validate(MANIFEST, "-k", version)
