@@ -1,6 +1,7 @@
 """Quantised frozen experts train as the plain model does with the weights that their codes mean."""
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from hunyuan_train.model.expert_formats import GENTLEST_FIRST, scheme_of
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
-from hunyuan_train.parallel.quantised_experts import CompressedWeights, FrozenProduct
+from hunyuan_train.parallel.quantised_experts import CompressedWeights, FrozenProduct, local_experts
 from hunyuan_train.selftest import reference
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
@@ -47,6 +48,18 @@ class Dequantised:
         scheme = scheme_of(self.scheme, SHAPE)
         codes, scales = QuantisedOnReading(self.source, scheme, torch.float32).read_experts(tensor)
         return decode(codes, scales, scheme, torch.float32).flatten()[start:stop]
+
+
+@dataclass
+class CountingWeights:
+    """A source that counts the elements that are read of each tensor."""
+
+    source: WeightSource
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+        self.counts[tensor.name] += stop - start
+        return self.source.read(tensor, start, stop)
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,7 @@ ALL_CASES = [
 def train_quantised(folder: Path, case: Case, *, is_resumed: bool = False) -> list[float]:
     """Train with SGD, whose steps show a wrong gradient scale; export before and after."""
     expert_formats.PIECE_BYTES = case.piece_bytes
+    source = CountingWeights(WEIGHTS)
     engine = small_engine(
         stage=3,
         expert_size=case.expert_size,
@@ -94,7 +108,11 @@ def train_quantised(folder: Path, case: Case, *, is_resumed: bool = False) -> li
         max_grad_norm=0.0,
         lora=case.lora,
         model=ModelConfig(expert_weights=case.kept),
+        source=source,
     )
+    # Each rank reads its own experts, once, and nothing else of them.
+    read = {name: count for name, count in source.counts.items() if ".experts." in name}
+    assert read == {tensor.name: tensor.numel for *_, tensor in local_experts(engine.module)}
     checkpoint = folder / "step-000003"
     state = resume(engine, checkpoint) if is_resumed else TrainerState()
     if not is_resumed:
