@@ -152,7 +152,8 @@ def check_changes(
             known = {name: one for name, one in known.items() if one is not MISSING}
             before = known | stretch_rope(before)
         elif kind == "settings":
-            before = {name: FIELDS[name].default for name in values if name in FIELDS} | before
+            defaults = {name: FIELDS[name].default for name in values if name in FIELDS}
+            before = defaults | {"expert_weights": "bf16"} | before  # "auto" is decided by now
         changed = [
             f"{name} ({before.get(name)}, now {value})"
             for name, value in values.items()

@@ -207,3 +207,14 @@ def test_a_run_whose_checkpoint_states_an_alpha_goes_on(tmp_path: Path) -> None:
     other = now | {"model": before | {"rope_alpha": 50.0}}
     with pytest.raises(CheckpointError, match="was trained with other model: rope_theta"):
         check_changes(other, now, tmp_path, config=RunConfig())
+
+
+def test_a_checkpoint_from_before_experts_could_be_quantised_has_them_as_they_came() -> None:
+    settings = SAVED["settings"]
+    before = {name: value for name, value in settings.items() if name != "expert_weights"}
+    saved = {**SAVED, "settings": before}
+    now = {**SAVED, "settings": {**settings, "expert_weights": "bf16"}}
+    check_changes(saved, now, FOLDER, config=RunConfig())
+    now = {**SAVED, "settings": {**settings, "expert_weights": "nf4"}}
+    with pytest.raises(CheckpointError, match=r"expert_weights \(bf16, now nf4\)"):
+        check_changes(saved, now, FOLDER, config=RunConfig())
