@@ -16,7 +16,7 @@ ONE_PROCESS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that its errors are its last words
 }
 # What Python says of an error; vLLM's own last words only say that there was one above.
-ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception): \S.*")
+ERROR = re.compile(r"\b(?:\w+\.)*\w*(?:Error|Exception)(?:: \S.*|$)", re.MULTILINE)
 EMPTY_ERROR = "Engine core initialization failed"
 
 
