@@ -13,9 +13,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-CITIES = ("Rome", "Oslo", "Cairo", "Lima", "Delhi")
+CITIES = ("Rome", "Oslo", "Cairo", "Lima", "Delhi", "Quito", "Paris", "Tokyo")
 DAYS = ("today", "tomorrow")
-ROOMS = ("kitchen", "hall", "office")
+ROOMS = ("kitchen", "hall", "office", "attic")
 SKIES = ("sunny", "cloudy", "windy", "rainy")
 QUESTIONS = ("Weather in {city} {day}?", "How is it in {city} {day}?", "Is {city} sunny {day}?")
 THANKS = ("Thanks", "Hello", "Good morning", "Good night")
