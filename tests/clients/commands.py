@@ -59,10 +59,17 @@ def read_json(printed: str) -> dict:
 
 
 def find_error(printed: str) -> str:
-    """The last error that a program's output names, and is more than a word about another."""
-    errors = [one for one in ERROR.findall(printed) if EMPTY_ERROR not in one]
-    lines = errors or [line for line in printed.splitlines() if line.strip()]
-    return shorten(lines[-1]) if lines else "it said nothing"
+    """The last error that a program's output names, and is more than a word about another.
+
+    An error without words is said with the line of code above it.
+    """
+    lines = [line for line in printed.splitlines() if line.strip() and "^^" not in line]
+    errors = [n for n, one in enumerate(lines) if ERROR.search(one) and EMPTY_ERROR not in one]
+    if not errors:
+        return shorten(lines[-1]) if lines else "it said nothing"
+    found = ERROR.findall(lines[errors[-1]])[-1]
+    is_bare = ":" not in found and errors[-1] > 0
+    return shorten(f"{lines[errors[-1] - 1]}: {found}" if is_bare else found)
 
 
 def name_command(command: list[str]) -> str:
