@@ -124,8 +124,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
     shape, source = find_own_model(config, tokenizer)
     resolved = replace(resolved, shape=shape)  # with the tokenizer's vocabulary
     lost = measure_expert_loss(resolved, source, tokenizer)
-    engine = assemble_started(resolved, source)
-    checkpoint = find_start(config)
+    engine, checkpoint = assemble_started(resolved, source), find_start(config)
     objective, routers = choose_objective(config), watch_and_weigh(engine, shape, config.model)
     dataset = judge_data(config, engine, shape, dataset)
     batches = make_batches(config, dataset)

@@ -2,7 +2,7 @@
 
 A name may begin with `eval_` (the same, of held-out data) and may end with a mode (`_fast`,
 `_slow`), or, of losses and perplexities, with a part of an answer (`_think`, `_answer`,
-`_markers`). Only the rest of a name has an entry here.
+`_markers`) or `_text`. Only the rest of a name has an entry here.
 """
 
 from typing import Final
@@ -50,6 +50,16 @@ METRICS: Final = {
     "answers": "questions that the model answered",
     "valid_format": "share of answers that are well-formed",
     "exact_match": "share of answers that equal the reference",
+    "call_accuracy": "share of answers to prompts with tools whose calls have the reference's names, "
+    "and arguments equal by type and value; where it calls nothing, none may be made",
+    "call_exact": "the same with arguments that are equal as JSON",
+    "call_name": "share of them whose calls have the right names, whatever the arguments",
+    "call_parse_errors": "share of them with a call that no server would read",
+    "call_undue": "share of prompts where no call is due at which one is made",
+    "call_missed": "share of prompts where a call is due at which none is made",
+    "call_accuracy_none": "call_accuracy of prompts where no call is due",
+    "call_accuracy_one": "call_accuracy of prompts where one call is due",
+    "call_accuracy_many": "call_accuracy of prompts where several calls are due",
     "set_f1": "F1 of answers as sets: what stands between commas, semicolons and newlines",
     "mode_leak": "share of answers in the wrong mode: fast that think, slow that do not",
     "needles": "needle in a haystack: share of the facts found in texts of so many tokens",
@@ -78,6 +88,7 @@ SPANS: Final = {
     "think": "the thoughts of answers",
     "answer": "what is answered behind the thoughts",
     "markers": "the tags around thoughts and answers",
+    "text": "documents of plain text",
 }
 
 

@@ -245,7 +245,8 @@ def write_adapter(
         config: what the adapters were made with.
         shape: of the model.
         base_model: the model they belong on.
-        expert_weights: in which form its frozen experts were; a manifest names others than bf16.
+        expert_weights: in which form its frozen experts were; a manifest names others than bf16,
+            which is what `auto` means in a run from before there was a choice.
     """
     tensors = peft_tensors(shape, adapters)
     check_room(folder, sum(values.nbytes for values in tensors.values()))
@@ -258,7 +259,7 @@ def write_adapter(
     # A set, whose order changes from process to process, and with it the file's checksum.
     description.target_modules = sorted(description.target_modules)
     description.save_pretrained(folder)
-    if expert_weights != "bf16":
+    if expert_weights not in ("auto", "bf16"):
         form = shape.stored_as if expert_weights == "base" else expert_weights
         identity = identify_weights(base_model)
         write_adapter_manifest(folder, base_model, identity=identity, expert_weights=form)

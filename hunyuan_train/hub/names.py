@@ -21,7 +21,7 @@ PREFIXES: dict[str, Hub] = {
 DEFAULT_FOLDER = Path.home() / ".cache" / "hunyuan_train" / "hub"
 
 _PREFIX = rf"(?:(?P<prefix>{'|'.join(PREFIXES)}):)"
-_WORD = r"[A-Za-z0-9][\w.-]*"
+_WORD = r"[A-Za-z0-9][\w.-]{0,254}"  # no longer than the name of a file
 _REVISION = r"(?:@(?P<revision>[\w.][\w./-]*))?"
 _MODEL = re.compile(rf"{_PREFIX}?(?P<repo>{_WORD}/{_WORD}){_REVISION}")
 _DATA = re.compile(

@@ -81,4 +81,6 @@ def test_a_recipe_is_shown_as_it_is(capsys: pytest.CaptureFixture) -> None:
     assert shown.strip() == (RECIPES / "lora.yaml").read_text().strip()
     assert read_yaml(RECIPES / "lora.yaml")
     assert cli.main(["train", "--show_recipe"]) == 2
-    assert "--show_recipe needs --recipe: full, long, lora, tiny" in capsys.readouterr().err
+    assert (
+        "--show_recipe needs --recipe: full, long, lora, one_gpu, tiny" in capsys.readouterr().err
+    )

@@ -86,7 +86,10 @@ def test_dry_run_is_no_setting():
         (["--seed", "1", "--seed", "2"], "seed is given twice, as 1 and as 2"),
         (["--seed", "1", "--seed=one"], "seed is given twice"),
         (["--packing", "--no_packing"], "packing is given twice, as true and as false"),
-        (["--recipe", "huge"], r"huge is neither a recipe of ours \(full, long, lora, tiny\)"),
+        (
+            ["--recipe", "huge"],
+            r"huge is neither a recipe of ours \(full, long, lora, one_gpu, tiny\)",
+        ),
         (["--recipe", "tiny", "--config", "a.yaml"], "--recipe and --config both name a file"),
         (["--max_steps", "0"], "max_steps is 0; set a number of steps, or -1"),
         (["--num_train_epochs", "0"], "num_train_epochs is 0 and max_steps is -1"),
@@ -189,7 +192,9 @@ def test_a_file_changes_the_recipe_that_it_names(tmp_path):
     assert "train_data_file" not in command.given, "which is the recipe's"
     assert not command.is_demo
     path.write_text("recipe: mine\n")
-    with pytest.raises(ConfigError, match=r"my.yaml: recipe is 'mine'; .*: full, long, lora, tiny"):
+    with pytest.raises(
+        ConfigError, match=r"my.yaml: recipe is 'mine'; .*: full, long, lora, one_gpu, tiny"
+    ):
         load_config([str(path)])
     path.write_text("recipe:\nseed: 3\n")
     assert load_config([str(path)]).data == load_config([]).data
