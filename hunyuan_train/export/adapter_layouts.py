@@ -1,9 +1,9 @@
 """Adapters of routed experts as PEFT stores them and as servers do, from one to the other.
 
 PEFT stores two matrices a layer and parameter: A with rows (expert, rank), B with columns (rank,
-expert), one pair for gate and up together. Servers' loaders look for a pair of matrices by expert
-and projection, `experts.7.gate_proj.lora_A.weight`, as adapters had when experts were layers of
-their own. Both hold the same numbers, so nothing is rounded on the way.
+expert), one pair for gate and up together. SGLang looks for a pair of matrices by expert and
+projection, `experts.7.gate_proj.lora_A.weight`, as adapters had when experts were layers of their
+own. Both hold the same numbers, so nothing is rounded on the way.
 """
 
 import json
@@ -33,9 +33,11 @@ from hunyuan_train.json_file import read_json_object
 
 logger = logging.getLogger(__name__)
 
-# Whether each client's loader reads the experts of a layer singly; of the servers, vLLM reads
-# PEFT's layout, too, where it is started and asked with flags for it.
-LAYOUTS = {"peft": False, "vllm": True, "sglang": True}
+# Whether each client reads the experts of a layer singly. vLLM's own class of hy_v3 does, too, but
+# not what it serves hunyuan_v1_moe with: Transformers' class, for which 0.32 looks for every matrix
+# by two names, `gate_proj` and `w1`, and wants both. PEFT's layout goes into both, with the flags
+# that `serve` gives.
+LAYOUTS = {"peft": False, "vllm": False, "sglang": True}
 FUSED_KEY = re.compile(
     r"(?P<experts>.+\.mlp\.experts)(?P<wrapper>(?:\.base_layer)?)\.lora_(?P<matrix>[AB])\.weight"
 )

