@@ -46,6 +46,7 @@ def small_engine(  # noqa: PLR0913 all that tests vary
     adam_epsilon: float = 1e-8,
     attention: str = PER_DOCUMENT,
     expert_section: dict[str, Any] | None = None,
+    cache_dir: Path | None = None,
 ) -> deepspeed.DeepSpeedEngine:
     """Start an engine on this rank; `expert_size` 0 leaves expert parallelism off."""
     start_process_group(timeout_minutes=2)
@@ -77,6 +78,7 @@ def small_engine(  # noqa: PLR0913 all that tests vary
         gradient_checkpointing=is_recomputed,
         moe_chunks=moe_chunks,
         sequence_parallel_size=sequence_size,
+        cache_dir=cache_dir and str(cache_dir),
     )
     engine = build_engine(config, settings, shape, source, attention=attention)
     engine.train()

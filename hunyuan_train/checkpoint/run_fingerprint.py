@@ -13,6 +13,7 @@ from hunyuan_train.config.schema import OptimizerConfig, RunConfig
 from hunyuan_train.config.settings import FIELDS
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape, stretch_rope
+from hunyuan_train.model.base_folder import identify_weights
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 
@@ -34,7 +35,6 @@ UNDECIDING = (
     "trainer/throughput.py",
 )
 DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
-SAMPLED_BYTES = 2**16  # of each file of a model
 REMEDIES = {
     "model": "the tensors of one do not fit the other: give the model it was trained from",
     "code": "go back to it, or go on with --ignore_code_change: steps may then differ in the last "
@@ -98,19 +98,6 @@ def follows_length(optimizer: OptimizerConfig) -> bool:
     is_constant = optimizer.lr_scheduler_type in ("constant", "constant_with_warmup")
     steps, ratio = optimizer.warmup_steps, optimizer.warmup_ratio
     return not is_constant or 0 < steps < 1 or bool(ratio and not steps)
-
-
-def identify_weights(model_name_or_path: str) -> str:
-    """Tell one released model from another of the same shape by a sample of each file."""
-    if model_name_or_path in PRESETS:
-        return model_name_or_path
-    digest = hashlib.sha256()
-    for path in sorted(Path(model_name_or_path).glob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(size // 2)
-            digest.update(f"{path.name} {size} ".encode() + file.read(SAMPLED_BYTES))
-    return f"files {digest.hexdigest()[:12]}"
 
 
 def identify_file(path: str | None) -> str | None:

@@ -59,6 +59,10 @@ class ModelConfig:
         "base, as a quantised base has them. All but bf16 need --use_lora. auto: as the base has "
         "them, and for adapters the gentlest that fits",
     )
+    cache_expert_weights: bool = free_setting(
+        False,
+        "keep the codes of experts that are quantised while loading in cache_dir, checksummed",
+    )
     add_tokens: str | None = free_setting(
         None, "file of new tokens, one a line; their rows are trained in every run", form="path"
     )
@@ -126,7 +130,10 @@ class DataConfig:
         'fixed date and time of tool prompts, "2026-03-02 09:15:00"; a record may state its own',
     )
     cache_dir: str | None = free_setting(
-        None, "folder of tokenized data; default: ~/.cache/hunyuan_train", form="path"
+        None,
+        "folder of tokenized data, and of what cache_expert_weights keeps; default: "
+        "~/.cache/hunyuan_train",
+        form="path",
     )
     preprocessing_num_workers: int = free_setting(
         0, "processes that tokenize; 0 means one per core", low=0, high=1024

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import check_room, num_threads
-from hunyuan_train.checkpoint.run_fingerprint import identify_weights
 from hunyuan_train.config.load import tokenizer_folder
 from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.export.companions import copy_files, list_companions
@@ -36,6 +35,7 @@ from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import Piece, StoredTensor
+from hunyuan_train.model.base_folder import identify_weights
 from hunyuan_train.model.released_files import check_generation_config
 from hunyuan_train.model.safetensors_files import DTYPES, create_file, read_range, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header

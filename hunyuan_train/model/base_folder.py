@@ -3,6 +3,7 @@
 No torch is needed: the launcher looks at both before a process starts.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 
 # Static scales of activations and of keys and values, which servers use and training does not.
 UNREAD = (".input_scale", ".output_scale", ".k_scale", ".v_scale", ".q_scale")
+SAMPLED_BYTES = 2**16  # of each file of a model
 
 
 def resolve_base(model_name_or_path: str, *, carry_mtp: bool = True) -> ModelShape:
@@ -44,6 +46,19 @@ def resolve_base(model_name_or_path: str, *, carry_mtp: bool = True) -> ModelSha
     plain = {name: value for name, value in config.items() if name != CONFIG}
     shape = parse_shape(plain, source=str(path))
     return replace(shape, leaves_out_mtp=not carry_mtp, stored_as=scheme.title)
+
+
+def identify_weights(model_name_or_path: str) -> str:
+    """Tell one released model from another of the same shape by a sample of each file."""
+    if model_name_or_path in PRESETS:
+        return model_name_or_path
+    digest = hashlib.sha256()
+    for path in sorted(Path(model_name_or_path).glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(size // 2)
+            digest.update(f"{path.name} {size} ".encode() + file.read(SAMPLED_BYTES))
+    return f"files {digest.hexdigest()[:12]}"
 
 
 def locate_base(folder: Path, shape: ModelShape) -> dict[str, TensorLocation]:

@@ -13,9 +13,11 @@ from deepspeed.accelerator import get_accelerator
 from hunyuan_train.config.deepspeed_config import build_deepspeed_config
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.compiled.cache import find_cache_dir
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
+from hunyuan_train.model.expert_cache import with_cache
 from hunyuan_train.model.expert_codes import find_codes
 from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.freeze import freeze_parameters
@@ -83,6 +85,7 @@ def build_engine(
     device = torch.device(get_accelerator().current_device_name())
     dtype = training_dtype(settings)
     codes = find_codes(config.model, shape, source, dtype, device=device)
+    codes = with_cache(codes, config.model, find_cache_dir(config.data), dtype)
     model = build_split_model(
         shape,
         settings,

@@ -26,6 +26,7 @@ from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model import expert_formats
 from hunyuan_train.model.compressed_values import FLOAT8, decode
 from hunyuan_train.model.compression_scheme import Scheme
+from hunyuan_train.model.expert_cache import CachedExperts
 from hunyuan_train.model.expert_codes import ExpertCodes
 from hunyuan_train.model.lora import adapter_scaling
 from hunyuan_train.parallel.expert_lora import has_adapters, register_adapters, run_adapted
@@ -227,10 +228,14 @@ def quantised_experts(
 def fill_experts(model: PreTrainedModel, source: ExpertCodes, device: torch.device) -> None:
     """Read the codes of this rank's experts, one projection of one expert after the other."""
     found = list(local_experts(model))
+    if isinstance(source, CachedExperts):
+        source.compare([tensor for *_, tensor in found])
     with show_progress("quantised experts", sum(tensor.numel for *_, tensor in found)) as advance:
         for weights, expert, tensor in found:
             weights.put(expert, *source.read_experts(tensor), device)
             advance(tensor.numel)
+    if isinstance(source, CachedExperts):
+        source.keep([(one, kept.codes[at], kept.scales[at]) for kept, at, one in found])
 
 
 def local_experts(

@@ -12,12 +12,12 @@ from hunyuan_train.checkpoint.run_fingerprint import (
     UNDECIDING,
     check_changes,
     describe_run,
-    identify_weights,
 )
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import SECTIONS
 from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
+from hunyuan_train.model.base_folder import identify_weights
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
 from tests.released import write_released

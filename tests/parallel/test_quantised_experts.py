@@ -17,18 +17,25 @@ from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.model import expert_formats
 from hunyuan_train.model.compressed_values import decode
+from hunyuan_train.model.expert_cache import NUM_COMPARED
 from hunyuan_train.model.expert_codes import QuantisedOnReading
 from hunyuan_train.model.expert_formats import GENTLEST_FIRST, scheme_of
-from hunyuan_train.model.weights import WeightSource
+from hunyuan_train.model.weights import SafetensorsFolder, WeightSource
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
-from hunyuan_train.parallel.quantised_experts import CompressedWeights, FrozenProduct, local_experts
+from hunyuan_train.parallel.quantised_experts import (
+    CompressedWeights,
+    FrozenProduct,
+    dequantised_experts,
+    local_experts,
+)
 from hunyuan_train.selftest import reference
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, WEIGHTS, global_batch, plain_loss
 from tests.engines import WEIGHT_DECAY, my_share, resume, small_engine
 from tests.ranks import run_each
+from tests.released import write_released
 
 FORMS = tuple(one for one in GENTLEST_FIRST if one != "bf16")
 NUM_STEPS = 5
@@ -241,3 +248,38 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_its_checkpoint_holds_adapters_onl
     assert whole.keys() == resumed.keys()
     for name, values in whole.items():
         assert torch.equal(resumed[name], values), name
+
+
+def start_with_cache(folder: Path, kept: str) -> tuple[float, dict[str, Tensor], int]:
+    """Loss of a step, this rank's experts, and how often one was read of the base."""
+    source = CountingWeights(SafetensorsFolder.open(folder / "base", SHAPE))
+    model = ModelConfig(
+        expert_weights=kept,
+        cache_expert_weights=True,
+        model_name_or_path=str(folder / "base"),
+    )
+    engine = small_engine(
+        stage=3,
+        expert_size=2,
+        lora=Case(kept, "all", 2).lora,
+        model=model,
+        source=source,
+        cache_dir=folder / "cache",
+    )
+    loss = train_step(engine, SFT, my_share(global_batch(0, 4)), learning_rate=RATE).loss
+    experts = {tensor.name: values for tensor, values in dequantised_experts(engine.module)}
+    read = {name for name in source.counts if ".experts." in name}
+    return loss, experts, len(read & experts.keys())
+
+
+@pytest.mark.slow
+def test_a_start_from_cached_experts_is_the_same_start(tmp_path: Path) -> None:
+    write_released(tmp_path / "base", shape=SHAPE)
+    first, second = run_each(start_with_cache, 2, [(tmp_path, "nf4")] * 2)
+    assert len(list(tmp_path.glob("cache/*.experts/*.safetensors"))) == 2  # one of each rank
+    for made, kept in zip(first, second, strict=True):
+        assert kept[0] == made[0]
+        assert kept[1].keys() == made[1].keys()
+        assert all(torch.equal(values, made[1][name]) for name, values in kept[1].items())
+        assert made[2] == len(made[1])
+        assert kept[2] <= NUM_COMPARED
