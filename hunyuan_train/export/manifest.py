@@ -9,9 +9,7 @@ from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.json_file import read_json_object
-
-MANIFEST = "export_manifest.json"
-BASE = "base"
+from hunyuan_train.serve.trained_pair import BASE, FORM, IDENTITY, MANIFEST
 
 
 def write_manifest(folder: Path, base: Path) -> None:
@@ -30,7 +28,7 @@ def write_adapter_manifest(folder: Path, base: str, *, identity: str, expert_wei
         expert_weights: in which form its frozen experts were.
     """
     where = str(Path(base).resolve()) if Path(base).is_dir() else base
-    content = {BASE: where, "base_identity": identity, "expert_weights": expert_weights}
+    content = {BASE: where, IDENTITY: identity, FORM: expert_weights}
     text = json.dumps(content, indent=2, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 

@@ -18,6 +18,7 @@ from hunyuan_train.serve.engines import ENGINES, Engine, Installed, Job, find_in
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.known_pairs import NEWEST_SEEN, KnownPair, find_pairs
 from hunyuan_train.serve.placement import Placement, place
+from hunyuan_train.serve.trained_pair import FLAG, check_pair
 from hunyuan_train.terminal import PlainConsole, complain, say
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def add_serve_command(
     add("--engine", choices=names, help="default: the one that is installed")
     add("--print", action="store_true", dest="is_printed", help="print the command, start nothing")
     add("--base", type=Path, metavar="DIR", help="the adapter's base model")
+    add(FLAG, action="store_true", help="serve an adapter on another base than it was trained on")
     add("--served_name", metavar="NAME", help="what clients call it; default: the folder's name")
     add("--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine)")
     add("--port", type=int, default=DEFAULT_PORT, help="default: %(default)s")
@@ -111,6 +113,8 @@ def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> in
     """
     _check_numbers(arguments)
     artefact = read_artefact(arguments.model, base=arguments.base)
+    if artefact.is_adapter and not arguments.any_base:
+        check_pair(artefact.path, artefact.model)
     if arguments.check is not None:
         return run_check(arguments, artefact)
     if arguments.json or arguments.questions:

@@ -1,0 +1,105 @@
+"""An adapter of a quantised base is served with that base, or refused with the reason."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hunyuan_train import cli
+from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.export.huggingface_folder import write_adapter
+from hunyuan_train.model.base_folder import identify_weights, resolve_base
+from tests.quantised_bases import write_base
+
+ASKED = ["--engine", "vllm", "--print", "--gpus", "2", "--gpu_memory", "80"]
+
+
+def make_adapter(folder: Path, base: Path, expert_weights: str) -> Path:
+    """An adapter on one projection, as an export writes it."""
+    shape = resolve_base(str(base))
+    name = "model.layers.0.self_attn.q_proj"
+    width = shape.num_attention_heads * shape.head_dim
+    adapters = {
+        f"{name}.lora_A.weight": torch.ones(8, shape.hidden_size),
+        f"{name}.lora_B.weight": torch.ones(width, 8),
+    }
+    folder.mkdir()
+    lora = LoraConfig(use_lora=True, lora_rank=8)
+    write_adapter(
+        folder, adapters, lora, shape, base_model=str(base), expert_weights=expert_weights
+    )
+    return folder
+
+
+def serve(*arguments: object) -> int:
+    return cli.main(["serve", *map(str, arguments), *ASKED])
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    write_base(tmp_path, "FP8 by tensor")
+    return tmp_path / "base"
+
+
+def test_the_manifest_names_the_form_and_the_hash_of_the_base(tmp_path: Path, base: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base, "base")
+    assert json.loads((adapter / "export_manifest.json").read_text()) == {
+        "base": str(base),
+        "base_identity": identify_weights(str(base)),
+        "expert_weights": resolve_base(str(base)).stored_as,
+    }
+
+
+def test_the_engine_gets_the_base_that_was_trained(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base, "base")
+    assert serve(adapter) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[:3] == ["vllm", "serve", str(base)]
+    assert json.loads(words[words.index("--lora-modules") + 1])["path"] == str(adapter)
+    moved = base.rename(tmp_path / "moved")
+    assert serve(adapter, "--base", moved) == 0
+    assert shlex.split(capsys.readouterr().out)[2] == str(moved)
+
+
+def test_other_weights_and_other_forms_are_refused_unless_asked(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base, "base")
+    file = base / "model.safetensors"
+    stored = load_file(file)
+    save_file({name: values.flip(0) for name, values in stored.items()}, file)
+    assert serve(adapter) == 2
+    assert "has other weights" in capsys.readouterr().err
+    config = json.loads((base / "config.json").read_text())
+    del config["quantization_config"]
+    (base / "config.json").write_text(json.dumps(config))
+    assert serve(adapter) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "are stored as full precision; give that base with --base DIR" in error
+    assert serve(adapter, "--any_base") == 0
+
+
+@pytest.mark.parametrize("kept", ["fp8", "nf4", "int4"])
+def test_a_form_that_no_engine_loads_is_refused_with_the_remedy(
+    tmp_path: Path, base: Path, kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base, kept)
+    assert serve(adapter) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"with its experts in {kept}, made while loading, and no engine loads that form" in error
+    assert "hunyuan-train merge" in error
+    assert serve(adapter, "--any_base") == 0
+
+
+def test_a_damaged_manifest_is_a_sentence(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base, "base")
+    (adapter / "export_manifest.json").write_text('{"base": "x"}')
+    assert serve(adapter) == 2
+    assert "does not say on which base" in capsys.readouterr().err
