@@ -41,7 +41,7 @@ from hunyuan_train.launcher.rank.worker import (
 from hunyuan_train.launcher.start.inputs_by_name import locate_downloads
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.planner.command import run_plan
-from hunyuan_train.quantize.commands import add_quantize_command
+from hunyuan_train.quantize.commands import add_quantize_command, merge_into_quantised
 from hunyuan_train.report.commands import add_report_command
 from hunyuan_train.report.push import add_push_command
 from hunyuan_train.report.watch import add_watch_command
@@ -127,7 +127,7 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             from hunyuan_train.data.commands import add_data_commands
 
         add_data_commands(data.add_subparsers(metavar="COMMAND", required=True))
-    add_checkpoint_commands(commands)
+    add_checkpoint_commands(commands, merge_into_quantised=merge_into_quantised)
     add_quantize_command(commands)
     add_selftest_command(commands)
     add_chat_command(commands)

@@ -84,13 +84,13 @@ def write_taught_model(
     """
     tokenizer = load_tokenizer(words)
     samples = [
-        [sample for record in records for sample in _read_samples(record, tokenizer)]
+        [sample for record in records for sample in read_samples(record, tokenizer)]
         for records in rounds
     ]
     return teach(folder, tokenizer, *samples, num_steps=num_steps, kept=kept, **sizes)
 
 
-def _read_samples(record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Sample]:
+def read_samples(record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Sample]:
     """What is taught of a dialogue."""
     dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
     assert isinstance(dialogue, Dialogue)
@@ -132,12 +132,12 @@ def teach(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in kept))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    batches = [list(_make_batches(samples)) for samples in rounds]
+    batches = [list(make_batches(samples)) for samples in rounds]
     num_known, least = 0, 1.0
     for step in range(MOST_STEPS if num_steps is None else num_steps):
         number = step % len(rounds)
         num_samples = len(rounds[number])
-        worst = max(_add_gradients(model, *one, num_samples) for one in batches[number])
+        worst = max(add_gradients(model, *one, num_samples) for one in batches[number])
         num_known = num_known + 1 if worst < KNOWN else 0
         if num_steps is None and num_known == len(rounds):
             break
@@ -153,7 +153,7 @@ def teach(
     return folder
 
 
-def _add_gradients(
+def add_gradients(
     model: PreTrainedModel, ids: torch.Tensor, has_label: torch.Tensor, num_samples: int
 ) -> float:
     """Those of some samples' share in the mean loss of all; gives their worst token's loss."""
@@ -167,7 +167,7 @@ def _add_gradients(
     return float(losses.detach().max())
 
 
-def _make_batches(
+def make_batches(
     samples: Sequence[Sample],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Samples of like length together, padded behind their ends: ids and labelled places."""

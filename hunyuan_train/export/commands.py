@@ -1,6 +1,7 @@
 """`hunyuan-train export`, `merge`, `convert_adapter` and `verify`: all about checkpoints."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
@@ -17,8 +18,15 @@ MOVED = ("model_name_or_path", "tokenizer_name_or_path")
 
 def add_checkpoint_commands(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    *,
+    merge_into_quantised: Callable[[Arguments, Path], int],
 ) -> None:
-    """Add the commands; each sets `run`, which takes the parsed arguments."""
+    """Add the commands; each sets `run`, which takes the parsed arguments.
+
+    Args:
+        subparsers: of the program.
+        merge_into_quantised: merges an adapter into a quantised base.
+    """
     export = subparsers.add_parser("export", help="write a checkpoint as a model folder")
     export.description = (
         "Write the model of a stopped run in the released layout, or its adapter as PEFT loads it, "
@@ -42,18 +50,35 @@ def add_checkpoint_commands(
     )
     export.set_defaults(run=run_export)
 
-    merge = subparsers.add_parser("merge", help="merge an adapter into its base model")
-    merge.description = (
-        "Merge a PEFT LoRA adapter into its base, file by file, in the base's dtypes."
-    )
-    merge.add_argument("base", type=Path, metavar="BASE", help="model folder, of either layout")
-    merge.add_argument(
-        "adapter", type=Path, metavar="ADAPTER", help="folder with adapter_config.json"
-    )
-    _add_output(merge)
-    merge.set_defaults(run=run_merge)
+    _add_merge(subparsers, merge_into_quantised)
     _add_convert_adapter(subparsers)
     _add_verify(subparsers)
+
+
+def _add_merge(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    merge_into_quantised: Callable[[Arguments, Path], int],
+) -> None:
+    merge = subparsers.add_parser("merge", help="merge an adapter into its base model")
+    merge.description = (
+        "Merge a PEFT LoRA adapter into its base, file by file, in the base's dtypes. Into a "
+        "quantised base it is merged by stochastic rounding, and how much of the training survives "
+        "is measured on the dialogues of its run: OUT appears if that is 95 %% or more."
+    )
+    add = merge.add_argument
+    add("base", type=Path, metavar="BASE", help="model folder, of either layout")
+    add("adapter", type=Path, metavar="ADAPTER", help="folder with adapter_config.json")
+    _add_output(merge)
+    add("--train_data", metavar="FILE", help="dialogues it was trained on (default: its run's)")
+    add(
+        "--samples",
+        type=int,
+        default=64,
+        metavar="N",
+        help="of these dialogues that are measured on (default: %(default)s)",
+    )
+    add("--allow_loss", action="store_true", help="merge even if less than 95 %% survives")
+    merge.set_defaults(run=lambda arguments: run_merge(arguments, merge_into_quantised))
 
 
 def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -130,12 +155,12 @@ def run_verify(arguments: Arguments) -> int:
     return 1 if num_damaged else 0
 
 
-def run_merge(arguments: Arguments) -> int:
+def run_merge(arguments: Arguments, merge_into_quantised: Callable[[Arguments, Path], int]) -> int:
     """Merge an adapter; what is given is checked before torch is imported (seconds)."""
     output = _find_output(arguments)
     if output in (arguments.base.resolve(), arguments.adapter.resolve()):
         raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
-    open_merge(arguments.base, arguments.adapter)
+    merge = open_merge(arguments.base, arguments.adapter, takes_quantised=True)
     log_to_screen()
     import torch
     from transformers.utils.logging import set_verbosity_error
@@ -143,6 +168,8 @@ def run_merge(arguments: Arguments) -> int:
     from hunyuan_train.export.merge import merge_adapter
 
     set_verbosity_error()  # as in run_export
+    if merge.shape.stored_as:
+        return merge_into_quantised(arguments, output)
     torch.set_num_threads(1)  # the work is dealt out in threads of our own
     merge_adapter(arguments.base, arguments.adapter, output)
     return 0

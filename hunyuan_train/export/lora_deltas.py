@@ -21,8 +21,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import kind_of, released_tensors, stored_tensors
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.json_file import read_json_object
-from hunyuan_train.model.base_folder import resolve_base
-from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.base_folder import locate_base, resolve_base
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.plain_text import make_plain_name
 
@@ -85,24 +84,33 @@ class Merge:
         )
 
 
-def open_merge(base: Path, adapter: Path) -> Merge:
+def open_merge(base: Path, adapter: Path, *, takes_quantised: bool = False) -> Merge:
     """Check that an adapter belongs on a base, by their headers and settings.
+
+    Args:
+        base: a model folder.
+        adapter: a PEFT folder.
+        takes_quantised: whether the weights of the base may be quantised.
 
     Raises:
         ConfigError: the base is no whole model.
         CheckpointError: see `read_changes` and `check_inside`.
     """
     is_there = (base / "config.json").is_file()
-    if is_there and (stored := resolve_base(str(base)).stored_as):
+    shape = resolve_base(str(base)) if is_there else read_shape(base)
+    if shape.stored_as and not takes_quantised:
         raise ConfigError(
-            f"base is {base}, whose weights are quantised ({stored}); rounding them again could "
-            "lose most of what an adapter has learned: serve the base with the adapter beside it, "
-            "or merge into the model in bfloat16 and `quantize`, which measures what survives"
+            f"base is {base}, whose weights are quantised ({shape.stored_as}), which is not "
+            "changed here; give the model in bfloat16"
         )
-    shape = read_shape(base)
-    weights = locate_weights(base, shape)
+    weights = locate_base(base, shape)
     changes = read_changes(adapter, shape)
     rows = find_new_rows(read_header(adapter / WEIGHTS), adapter / DESCRIPTION, shape)
+    if rows and shape.stored_as:
+        raise ConfigError(
+            f"{adapter} brings new tokens, whose rows are not merged into a quantised base such as "
+            f"{base}; merge into the model in bfloat16"
+        )
     return Merge(grow(shape, rows), weights, changes, list_other_files(base), rows)
 
 

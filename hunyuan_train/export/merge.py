@@ -64,7 +64,7 @@ from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.released_files import SUFFIX
 from hunyuan_train.model.safetensors_files import read_range, write_all
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation, largest
-from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.model.weights import LocatedSource, SafetensorsFolder
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def merge_with_new_rows(merge: Merge, base: Path, adapter: Path, folder: Path) -
 class ChangedWeights:
     """The base as an adapter changes it, in float32, not rounded to the base's dtypes."""
 
-    base: SafetensorsFolder
+    base: LocatedSource
     changes: dict[str, Change]
     reader: ChangeReader = field(default_factory=ChangeReader)
     new_rows: dict[str, NewRows] = field(default_factory=dict)

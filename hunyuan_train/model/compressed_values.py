@@ -63,7 +63,11 @@ def encode_float8(weight: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
 def encode_int4(weight: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
     """Four-bit codes of a weight, each rounded to the nearest: [rows, columns / 8], int32 words."""
     groups = weight.unflatten(1, (-1, scheme.group_size)) / scales[:, :, None]
-    codes = groups.round().clamp(INT4_MIN, INT4_MIN + INT4_RANGE).flatten(1)
+    return pack_int4(groups.round().clamp(INT4_MIN, INT4_MIN + INT4_RANGE).flatten(1))
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    """Words of eight codes: [rows, columns / 8], int32, of whole numbers [rows, columns]."""
     nibbles = (codes - INT4_MIN).to(torch.uint8)
     return (nibbles[:, ::2] | (nibbles[:, 1::2] << 4)).contiguous().view(torch.int32)
 
@@ -121,6 +125,13 @@ def decode(
         values = codes.to(scales.dtype)
     _multiply_blocks(values, scales, scheme)
     return values if dtype is None else values.to(dtype)
+
+
+def spread_scales(scales: Tensor, shape: torch.Size, scheme: Scheme) -> Tensor:
+    """The scale of every weight: [rows, columns], float32."""
+    values = torch.ones(shape)
+    _multiply_blocks(values, scales.float(), scheme)
+    return values
 
 
 def _multiply_blocks(values: Tensor, scales: Tensor, scheme: Scheme) -> None:

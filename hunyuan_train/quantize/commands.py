@@ -146,6 +146,13 @@ def run_quantize(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def merge_into_quantised(arguments: argparse.Namespace, output: Path) -> int:
+    """`merge` into a base whose weights are quantised; torch is imported here."""
+    from hunyuan_train.quantize.merge_command import merge_and_measure
+
+    return merge_and_measure(arguments, output)
+
+
 def _check(arguments: argparse.Namespace) -> Path:
     """Refuse what cannot be meant, and return the final folder."""
     for name, least in {"samples": 1, "questions": 0, "calibration_samples": 1}.items():
