@@ -57,14 +57,14 @@ LORA_FOUR = Job(
     4,
 )
 FULL_NODE = Job(
-    "Hunyuan-A13B, all parameters (`lean`), 8×80 GB",
-    "Hunyuan-A13B，全参数（`lean`），8×80 GB",
+    "Hunyuan-A13B, full fine-tuning (`lean`), 8×80 GB",
+    "Hunyuan-A13B，全参数微调（`lean`），8×80 GB",
     "--method full --gpu_memory 80",
     8,
 )
 OFFLOAD_NODE = Job(
-    "Hunyuan-A13B, all parameters (`offload`), 8×80 GB",
-    "Hunyuan-A13B，全参数（`offload`），8×80 GB",
+    "Hunyuan-A13B, full fine-tuning (`offload`), 8×80 GB",
+    "Hunyuan-A13B，全参数微调（`offload`），8×80 GB",
     "--method full --optimizer offload --gpu_memory 80",
     8,
 )
@@ -75,14 +75,14 @@ LORA_NODES = Job(
     16,
 )
 FULL_NODES = Job(
-    "Hunyuan-A13B, all parameters (`lean`), 2×8×80 GB",
-    "Hunyuan-A13B，全参数（`lean`），2×8×80 GB",
+    "Hunyuan-A13B, full fine-tuning (`lean`), 2×8×80 GB",
+    "Hunyuan-A13B，全参数微调（`lean`），2×8×80 GB",
     "--method full --nodes 2 --gpu_memory 80",
     16,
 )
 ADAMW_NODES = Job(
-    "Hunyuan-A13B, all parameters (`adamw`), 3×8×80 GB",
-    "Hunyuan-A13B，全参数（`adamw`），3×8×80 GB",
+    "Hunyuan-A13B, full fine-tuning (`adamw`), 3×8×80 GB",
+    "Hunyuan-A13B，全参数微调（`adamw`），3×8×80 GB",
     "--method full --optimizer adamw --nodes 3 --gpu_memory 80",
     24,
 )
@@ -96,8 +96,8 @@ HY3_LORA = Job(
     16,
 )
 HY3_FULL = Job(
-    "Hy3, all parameters (`lean`), 4×8×80 GB",
-    "Hy3，全参数（`lean`），4×8×80 GB",
+    "Hy3, full fine-tuning (`lean`), 4×8×80 GB",
+    "Hy3，全参数微调（`lean`），4×8×80 GB",
     "--model hy3 --method full --nodes 4 --gpu_memory 80",
     32,
 )
@@ -108,8 +108,8 @@ MT_LORA = Job(
     1,
 )
 MT_FULL = Job(
-    "Hy-MT2-30B-A3B, all parameters (`lean`), 4×80 GB",
-    "Hy-MT2-30B-A3B，全参数（`lean`），4×80 GB",
+    "Hy-MT2-30B-A3B, full fine-tuning (`lean`), 4×80 GB",
+    "Hy-MT2-30B-A3B，全参数微调（`lean`），4×80 GB",
     "--model hy-mt2-30b-a3b --method full --gpus 4 --gpu_memory 80",
     4,
 )
@@ -120,33 +120,67 @@ DENSE_LORA = Job(
     1,
 )
 DENSE_FULL = Job(
-    "Hunyuan-7B, all parameters (`lean`), 1×80 GB",
-    "Hunyuan-7B，全参数（`lean`），1×80 GB",
+    "Hunyuan-7B, full fine-tuning (`lean`), 1×80 GB",
+    "Hunyuan-7B，全参数微调（`lean`），1×80 GB",
     "--model hunyuan-7b --method full --gpus 1 --gpu_memory 80",
     1,
 )
 SMALL_FULL = Job(
-    "Hunyuan-1.8B, all parameters (`lean`), 1×24 GB",
-    "Hunyuan-1.8B，全参数（`lean`），1×24 GB",
+    "Hunyuan-1.8B, full fine-tuning (`lean`), 1×24 GB",
+    "Hunyuan-1.8B，全参数微调（`lean`），1×24 GB",
     "--model hunyuan-1.8b --method full --gpus 1 --gpu_memory 24",
     1,
 )
+LONG_FLAGS = "--recipe long --use_lora --learning_rate 1e-4 --min_lr 1e-5 --gpu_memory 80"
 LONG_LORA = Job(
-    "Hunyuan-A13B, LoRA, rows of 262,144 tokens, 8×80 GB",
-    "Hunyuan-A13B，LoRA，每行 262,144 token，8×80 GB",
-    "--recipe long --use_lora --learning_rate 1e-4 --min_lr 1e-5 --gpu_memory 80",
+    "Hunyuan-A13B, LoRA, sequences of 262,144, 8×80 GB",
+    "Hunyuan-A13B，LoRA，序列长度 262,144，8×80 GB",
+    LONG_FLAGS,
     8,
 )
+LONG_LORA_32K, LONG_LORA_64K, LONG_LORA_128K = (
+    Job(
+        f"Hunyuan-A13B, LoRA, sequences of {length:,}, 8×80 GB",
+        f"Hunyuan-A13B，LoRA，序列长度 {length:,}，8×80 GB",
+        f"{LONG_FLAGS} --max_seq_length {length}",
+        8,
+    )
+    for length in (32_768, 65_536, 131_072)
+)
 LONG_FULL = Job(
-    "Hunyuan-A13B, all parameters (`adamw`), rows of 262,144 tokens, 4×8×80 GB",
-    "Hunyuan-A13B，全参数（`adamw`），每行 262,144 token，4×8×80 GB",
+    "Hunyuan-A13B, full fine-tuning (`adamw`), sequences of 262,144, 4×8×80 GB",
+    "Hunyuan-A13B，全参数微调（`adamw`），序列长度 262,144，4×8×80 GB",
     "--recipe long --nodes 4 --gpu_memory 80",
     32,
+)
+SMALL_CARDS = Job(
+    "Hunyuan-A13B, LoRA, experts in `nf4`, 2×48 GB",
+    "Hunyuan-A13B，LoRA，专家用 `nf4`，2×48 GB",
+    "--method lora --expert_weights nf4 --gpus 2 --gpu_memory 48",
+    2,
+)
+SMALLEST_CARDS = Job(
+    "Hunyuan-A13B, LoRA, experts in `nf4`, `--moe_chunks 4`, 4×24 GB",
+    "Hunyuan-A13B，LoRA，专家用 `nf4`，`--moe_chunks 4`，4×24 GB",
+    "--method lora --expert_weights nf4 --moe_chunks 4 --gpus 4 --gpu_memory 24",
+    4,
+)
+HY3_NODE_NF4 = Job(
+    "Hy3, LoRA, experts in `nf4`, 8×80 GB",
+    "Hy3，LoRA，专家用 `nf4`，8×80 GB",
+    "--model hy3 --method lora --expert_weights nf4 --gpu_memory 80",
+    8,
+)
+MT_SMALL_CARD = Job(
+    "Hy-MT2-30B-A3B, LoRA, experts in `nf4`, one card of 25.7 GB (sold as 24 GB)",
+    "Hy-MT2-30B-A3B，LoRA，专家用 `nf4`，一张 25.7 GB 的卡（标称 24 GB）",
+    "--model hy-mt2-30b-a3b --method lora --expert_weights nf4 --gpus 1 --gpu_memory 25.7",
+    1,
 )
 
 TABLES: dict[str, Sequence[Job]] = {
     "models": (
-        *(LORA_ONE, LORA_FOUR, LORA_NODE, FULL_NODE, HY3_NODE, HY3_LORA, HY3_FULL),
+        *(LORA_ONE, SMALL_CARDS, LORA_FOUR, LORA_NODE, FULL_NODE, HY3_NODE, HY3_LORA, HY3_FULL),
         *(MT_LORA, MT_FULL, DENSE_LORA, DENSE_FULL, SMALL_FULL),
     ),
     "laptop": (LORA_NODE, FULL_NODE, DENSE_LORA),
@@ -154,20 +188,22 @@ TABLES: dict[str, Sequence[Job]] = {
     "one-node": (LORA_FOUR, LORA_NODE, FULL_NODE, OFFLOAD_NODE, H20_NODE),
     "many-hosts": (LORA_NODES, FULL_NODES, ADAMW_NODES, HY3_LORA, HY3_FULL),
     "slurm": (LORA_NODES, FULL_NODES),
-    "long": (LONG_LORA, LONG_FULL),
+    "long": (LONG_LORA_32K, LONG_LORA_64K, LONG_LORA_128K, LONG_LORA, LONG_FULL),
+    "adapters": (LORA_ONE, SMALL_CARDS, SMALLEST_CARDS, HY3_NODE, HY3_NODE_NF4, MT_SMALL_CARD),
     "memory": (FULL_NODE, OFFLOAD_NODE, FULL_NODES, ADAMW_NODES),
 }
-ENGLISH_COLUMNS = "job", "memory of a GPU", "host memory of a node", "disk", "tokens/s"
-CHINESE_COLUMNS = "任务", "单卡显存", "单机内存", "磁盘", "token/s"
+ENGLISH_COLUMNS = "job", "memory per GPU", "host memory per node", "disk", "tokens/s (assumed)"
+CHINESE_COLUMNS = "任务", "单卡显存", "每台机器的内存", "磁盘", "token/s（假设值）"
 COLUMNS = {
-    False: (*ENGLISH_COLUMNS, "time for 10 M tokens", "GPU hours"),
+    False: (*ENGLISH_COLUMNS, "time for 10 M tokens", "GPU-hours"),
     True: (*CHINESE_COLUMNS, "10 M token 用时", "GPU 小时"),
 }
 NOTE = {
-    False: "Assumed: speeds of an {gpus} at 55 % of the matrix peak, one pass, without start, "
-    "evaluations and saves. Multiply GPU hours by your price.",
-    True: "假设：按 {gpus} 的速度、矩阵算力峰值的 55 % 计算，数据只过一遍，不含启动、评测和保存。"
-    "费用 = GPU 小时 × 单价。",
+    False: "Assumptions: {gpus} at 55 % of its peak matrix throughput; one epoch; start-up, "
+    "evaluation and saving are not included. GB are 10^9 bytes. Disk is for checkpoints and "
+    "the export, without the base model. Cost is GPU-hours times your price.",
+    True: "假设：{gpus} 达到矩阵算力峰值的 55 %；训练一个 epoch；不含启动、评估和保存。"
+    "GB 指 10^9 字节。磁盘只计检查点和导出结果，不含基座模型。费用 = GPU 小时 × 单价。",
 }
 
 
