@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-from documentation.pages import REPOSITORY, all_pages, links_of
+from documentation.pages import CHINESE, CHINESE_README, REPOSITORY, all_pages, links_of
 
 CONFIG = Path(__file__).with_name("zensical.toml")
 
@@ -33,6 +33,16 @@ def lay_out(folder: Path) -> None:
             shutil.copyfile(path, to)
 
 
+def name_languages(site: Path) -> None:
+    """Mark pages in Chinese as such: the generator gives every page one language."""
+    pages = [page for page in all_pages() if page.is_relative_to(CHINESE)]
+    for page in [CHINESE_README, *pages]:
+        built = site / page.relative_to(REPOSITORY).with_suffix("")
+        path = (built.parent if built.name == "index" else built) / "index.html"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('<html lang="en"', '<html lang="zh"', 1), encoding="utf-8")
+
+
 def build(out: Path, program: str) -> int:
     """Build the site into a new folder; the exit code is Zensical's."""
     with tempfile.TemporaryDirectory() as work:
@@ -40,6 +50,7 @@ def build(out: Path, program: str) -> int:
         shutil.copyfile(CONFIG, Path(work) / CONFIG.name)
         done = subprocess.run([program, "build", "--clean", "--strict"], cwd=work, check=False)
         if done.returncode == 0:
+            name_languages(Path(work) / "site")
             shutil.copytree(Path(work) / "site", out)
     return done.returncode
 

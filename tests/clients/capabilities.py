@@ -41,7 +41,7 @@ HEAD = """\
 Written by `python -m tests.clients.capabilities` from runs on machines without a GPU. The model is
 small: 2 layers, 8 experts, heads of 128. Servers are asked about one with the vendor's tokens.
 Greedy tokens are compared with those of the unquantised model in float32, so quantised ones may
-differ. What servers' parsers do with streamed answers is in [serving.md](serving.md).
+differ. What servers' parsers do with streamed answers is in [serving](serving.md).
 
 """
 
