@@ -122,6 +122,28 @@ def test_each_page_leads_to_the_other_language(page):
     assert page.resolve() in back
 
 
+@pytest.mark.parametrize("page", task_pages(), ids=name_of)
+def test_a_chinese_page_says_which_links_lead_to_english(page):
+    chinese = in_chinese(page)
+    assert find_unmarked_links(chinese, chinese.read_text()) == []
+
+
+def find_unmarked_links(page: Path, text: str) -> list[str]:
+    """Links to pages in English whose words do not say so."""
+    in_both = {in_chinese(one) for one in task_pages()}
+    unmarked = []
+    for words, target in links_of(text):
+        to = (page.parent / unquote(target).partition("#")[0]).resolve()
+        if to.suffix == ".md" and to not in in_both and "英文" not in words:
+            unmarked += [] if words == "English" else [target]
+    return unmarked
+
+
+def test_unmarked_links_are_found():
+    text = "[English](../faq.md) [a](../verl.md) [b 英文](../verl.md) [c](data.md) [d](#e)"
+    assert find_unmarked_links(in_chinese(task_pages()[1]), text) == ["../verl.md"]
+
+
 @pytest.mark.parametrize(
     ("lost", "named"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from documentation.pages import REPOSITORY, in_chinese, task_pages
+from documentation.pages import REPOSITORY, all_pages, in_chinese, task_pages
 from documentation.site import CONFIG, lay_out
 from tests.clients.environments import client_python
 
@@ -19,6 +19,11 @@ NAV = CONFIG.read_text(encoding="utf-8")
 def test_each_page_is_in_the_menu_in_both_languages(page):
     for one in (page, in_chinese(page)):
         assert f'"{one.relative_to(REPOSITORY)}"' in NAV
+
+
+@pytest.mark.parametrize("page", all_pages(), ids=lambda page: page.stem)
+def test_every_page_can_be_reached_from_the_menu(page):
+    assert f'"{page.relative_to(REPOSITORY)}"' in NAV
 
 
 def test_what_pages_link_to_comes_along(tmp_path):
@@ -48,6 +53,8 @@ def test_the_site_has_every_page_and_finds_words_of_both_languages(tmp_path):
     assert "stochastic rounding" in text
     assert "随机舍入" in text
     words = re.split(index["config"]["separator"], "长度与打包、Alpaca")
+    chinese = (tmp_path / "site/docs/zh/faq/index.html").read_text(encoding="utf-8")
+    assert '<html lang="zh"' in chinese
     assert {"打", "包", "Alpaca"} <= set(words), "Chinese is searched for by its characters"
     for name in ("docs/one-gpu", "docs/zh/one-gpu", "docs/reference/settings", "ARCHITECTURE"):
         assert (tmp_path / "site" / name / "index.html").exists()
