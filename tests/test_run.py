@@ -88,6 +88,7 @@ def without_clocks(numbers: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if not is_clocked(name)}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(
     whole_run: tuple[Path, Finished], tmp_path: Path
 ) -> None:

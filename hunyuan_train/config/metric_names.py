@@ -50,8 +50,8 @@ METRICS: Final = {
     "answers": "questions that the model answered",
     "valid_format": "share of answers that are well-formed",
     "exact_match": "share of answers that equal the reference",
-    "call_accuracy": "share of answers to prompts with tools whose calls have the reference's names, "
-    "and arguments equal by type and value; where it calls nothing, none may be made",
+    "call_accuracy": "share of answers to prompts with tools whose calls have the names of the "
+    "reference's, and arguments equal by type and value; where it calls nothing, none may be made",
     "call_exact": "the same with arguments that are equal as JSON",
     "call_name": "share of them whose calls have the right names, whatever the arguments",
     "call_parse_errors": "share of them with a call that no server would read",

@@ -151,6 +151,7 @@ def export_again_and_again(folder: Path) -> None:
         export_model(engine, folder / str(number), release, Repeated())
 
 
+@pytest.mark.slow
 def test_export_of_running_ranks_is_whole_or_absent(tmp_path: Path) -> None:
     moments = random.Random(1)
     num_unfinished = 0

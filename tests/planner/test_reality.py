@@ -93,7 +93,13 @@ def planned(run: ResolvedRun) -> Bytes:
     }
 
 
-@pytest.mark.parametrize("name", RUNS)
+COMPILED = {"offloaded optimizer"}  # DeepSpeed's extension, for a minute or more
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(one, marks=pytest.mark.slow) if one in COMPILED else one for one in RUNS],
+)
 def test_every_component_is_what_the_processes_hold(name):
     num_ranks, flags = RUNS[name]
     words = [*flags.split(), "--max_seq_length", str(sum(LENGTHS))]
