@@ -110,9 +110,9 @@ IGNORED = (
 )
 
 QUANTIZATION_REMEDY = (
-    "there are no quantized weights here, only bfloat16 ones that are split over the GPUs; to take "
-    "less memory use --use_lora, more GPUs, --max_seq_length or --optimizer lean, and "
-    "`hunyuan-train plan` says what fits"
+    "here frozen routed experts are kept in fewer bits, and nothing else is: --use_lora with "
+    "--expert_weights fp8, int4 or nf4 (auto takes what is needed); `hunyuan-train plan` says "
+    "what fits"
 )
 REFUSED_TOGETHER = {
     QUANTIZATION_REMEDY: (

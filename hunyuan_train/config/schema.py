@@ -392,8 +392,8 @@ class CheckpointConfig:
     )
     commands_on: Literal["first_host", "each_host"] = free_setting(
         "first_host",
-        "where after_checkpoint and before_resume run: once, on the first host, or once on each, "
-        "where hosts do not share a disk",
+        "where after_checkpoint and before_resume run: once, on the first host, or once on each "
+        "host, where a copy lies on its own disk",
     )
     resume_from_checkpoint: str | None = free_setting(
         None,

@@ -135,7 +135,7 @@ def test_what_a_file_asks_for_and_we_lack_is_refused_at_once_with_what_there_is(
     assert f"these keys of {path} are not taken here" in message
     for words in (
         "template: dialogues are rendered by the model's own template",
-        "load_in_4bit: there are no quantized weights here",
+        "load_in_4bit: here frozen routed experts are kept in fewer bits",
         "dataset: the training data is one set of dialogues: say train_data_file",
         "datasets: data is a file or a folder of dialogues: say train_data_file, and eval",
         "warmup: say warmup_steps for a number of steps, warmup_ratio for a share",
@@ -269,9 +269,9 @@ def test_two_files_are_one_too_many(tmp_path):
         ("--enable_thinking", "did you mean --mode"),
         ("--nproc_per_node", "did you mean --num_processes"),
         ("--resume", "did you mean --resume_from_checkpoint"),
-        ("--load_in_4bit", "there are no quantized weights here"),
-        ("--quantization_bit", "there are no quantized weights here"),
-        ("--load_in_4bits", "--load_in_4bit is not offered either: there are no quantized"),
+        ("--load_in_4bit", "here frozen routed experts are kept in fewer bits"),
+        ("--quantization_bit", "here frozen routed experts are kept in fewer bits"),
+        ("--load_in_4bits", "--load_in_4bit is not offered either: here frozen routed experts"),
         ("--tensor_parallel_size", "say --expert_parallel_size and --sequence_parallel_size"),
         ("--warmup", "say --warmup_steps for a number of steps, --warmup_ratio for a share"),
         ("--load_best_model_at_end", "say --save_best; --metric_for_best_model says"),

@@ -14,7 +14,7 @@ from hunyuan_train.shipped import python_path
 FORWARDED_PREFIXES = (
     *("NCCL_", "GLOO_", "UCX_", "FI_", "TORCH", "PYTORCH_", "CUDA_", "TRITON_", "OMP_", "MKL_"),
     *("KMP_", "DS_", "DEEPSPEED_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "WANDB_", "PYTHON"),
-    *("CUBLAS_", "FLASH_ATTENTION_"),
+    *("CUBLAS_", "FLASH_ATTENTION_", "SWANLAB_", "MLFLOW_"),
 )
 FORWARDED = (
     *("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "XDG_CACHE_HOME", "TZ", "LANG", "LC_ALL"),
