@@ -160,9 +160,9 @@ SMALL_CARDS = Job(
     2,
 )
 SMALLEST_CARDS = Job(
-    "Hunyuan-A13B, LoRA, experts in `nf4`, `--moe_chunks 4`, 4×24 GB",
-    "Hunyuan-A13B，LoRA，专家用 `nf4`，`--moe_chunks 4`，4×24 GB",
-    "--method lora --expert_weights nf4 --moe_chunks 4 --gpus 4 --gpu_memory 24",
+    "Hunyuan-A13B, LoRA, experts in `nf4`, `--moe_chunks 8`, 4×24 GB",
+    "Hunyuan-A13B，LoRA，专家用 `nf4`，`--moe_chunks 8`，4×24 GB",
+    "--method lora --expert_weights nf4 --moe_chunks 8 --gpus 4 --gpu_memory 24",
     4,
 )
 HY3_NODE_NF4 = Job(

@@ -290,7 +290,7 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     as far as it is known. On GPUs one kernel makes the gradient of the rows from these
     (`combines_in_one_kernel`). Elsewhere there are two products of rows in float32 and the gradient
     that they are of (auto_ep_layer.py combine_from_routed). Of experts in chunks there are those of
-    one chunk.
+    one chunk. Quantised experts are fullest while their last product is made (`working_bytes`).
     """
     shape, size, chunks = run.shape, run.element_bytes, run.config.train.moe_chunks
     slots, rows = run.num_tokens * shape.moe_topk, expert_rows(run, imbalance)
@@ -300,11 +300,26 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     if not run.splits_experts:
         weighing = shape.hidden_size * (size * rows + 4 * slots)
         return ceil((weighing + saved) / chunks) + 2 * boundary
-    outputs = 2 * size * rows * shape.hidden_size
+    outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
     products = 4 * (2 * slots + run.num_tokens)
     weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
     weighing += saved
     return max(ceil(outputs / chunks) + boundary, ceil(weighing / chunks) + 2 * boundary)
+
+
+def working_bytes(run: ResolvedRun, rows: int) -> int:
+    """What passes through quantised experts without adapters while they make their last product.
+
+    Their input before and after it is put in order, what goes down, and the output: none of these
+    is saved, and each is still held by the function that made it. ZeRO gathers nothing meanwhile.
+    """
+    shape, size = run.shape, run.element_bytes
+    is_saved = Kind.EXPERT in describe_saving(run).kinds
+    if run.config.model.expert_weights == "bf16" or is_saved:
+        return 0
+    arriving = rows if run.expert_size > 1 else run.num_tokens * shape.moe_topk
+    inside = rows * (2 * shape.hidden_size + width_of(shape, Kind.EXPERT))
+    return size * (inside + arriving * shape.hidden_size)
 
 
 def loss_bytes(run: ResolvedRun) -> int:

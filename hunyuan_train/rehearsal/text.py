@@ -27,7 +27,7 @@ ROWS = (
     ("logits and loss", ("logits and loss",), ("logits and loss",)),
     (
         "a layer: again, and gradients",
-        ("recomputed layer", "dispatch buffers", "gradients of a layer"),
+        ("recomputed layer", "dispatch buffers", "gradients of a layer", "dequantised experts"),
         ("recomputed layer", "dispatch buffers"),
     ),
     ("update", ("update",), ("update",)),

@@ -37,6 +37,7 @@ def rehearsed(
     *flags: str,
     layers: int = 2,
     nodes: int = 1,
+    gpus: int = 8,
     skew: float = 1.25,
     parts: Sequence[str] = (),
     hook: str = "",
@@ -46,8 +47,8 @@ def rehearsed(
     run = resolve(
         config,
         shape=replace(A13B, num_hidden_layers=layers),
-        machine=EIGHT_GPUS,
-        slots=[8] * nodes,
+        machine=replace(EIGHT_GPUS, num_gpus=gpus),
+        slots=[gpus] * nodes,
         known=SETTINGS_ALONE,
     )
     guard = prepare_guard(extensions_folder(os.environ))
