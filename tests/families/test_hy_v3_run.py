@@ -40,7 +40,6 @@ PLANS = [
     ("hy3", "lora", 2, 8, True),
     ("hy3", "full", 2, 8, False),
     ("hy3", "lora", 1, 8, True),  # its experts in fp8
-    ("hy3", "lora", 1, 4, False),
     ("hy-mt2-30b-a3b", "full", 1, 8, True),
     ("hy-mt2-30b-a3b", "full", 1, 4, True),
     ("hy-mt2-30b-a3b", "full", 1, 2, False),
