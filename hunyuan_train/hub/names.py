@@ -18,7 +18,8 @@ PREFIXES: dict[str, Hub] = {
     "huggingface": "huggingface",
     "modelscope": "modelscope",
 }
-DEFAULT_FOLDER = Path.home() / ".cache" / "hunyuan_train" / "hub"
+SHOWN_FOLDER = "~/.cache/hunyuan_train/hub"  # in help, which is the same for every user
+DEFAULT_FOLDER = Path(SHOWN_FOLDER).expanduser()
 
 _PREFIX = rf"(?:(?P<prefix>{'|'.join(PREFIXES)}):)"
 _WORD = r"[A-Za-z0-9][\w.-]{0,254}"  # no longer than the name of a file

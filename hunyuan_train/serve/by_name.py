@@ -6,7 +6,7 @@ from pathlib import Path
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS, read_shape
 from hunyuan_train.hub.models import fetch_description, fetch_weights
-from hunyuan_train.hub.names import DEFAULT_FOLDER, TITLES, Hub, parse_model_name
+from hunyuan_train.hub.names import DEFAULT_FOLDER, SHOWN_FOLDER, TITLES, Hub, parse_model_name
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import is_adapter, read_base_name
@@ -24,7 +24,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=DEFAULT_FOLDER,
         metavar="DIR",
-        help="where what a hub gives is kept (default: %(default)s)",
+        help=f"where what a hub gives is kept (default: {SHOWN_FOLDER})",
     )
 
 
