@@ -7,22 +7,20 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from torch import Tensor
 
 from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.objectives.sft import SFT
-from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
-from tests.batches import SHAPE, global_batch, plain_loss, plain_model
-from tests.engines import WEIGHT_DECAY, my_share, resume, small_engine
+from tests.batches import SHAPE, global_batch, plain_model
+from tests.engines import my_share, resume, small_engine
+from tests.plain_adapters import RATE, train_with_peft
 from tests.ranks import run_each, run_ranks
 
 NUM_STEPS = 5
-RATE = 0.5
 
 
 def adapters(targets: str, **settings: object) -> LoraConfig:
@@ -104,26 +102,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, tuple[list[f
     return dict(zip(CASES, zip(losses, folders, strict=True), strict=True))
 
 
-def train_plain(folder: Path) -> tuple[list[float], dict[str, Tensor]]:
-    """PEFT on the plain model, from the same initial adapters, one document at a time."""
-    model = peft.PeftModel.from_pretrained(plain_model(), folder, is_trainable=True)
-    optimizer = torch.optim.SGD(decay_groups(model, WEIGHT_DECAY), lr=RATE)
-    losses = []
-    for step in range(NUM_STEPS):
-        loss = plain_loss(model, global_batch(step, 4))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses, peft.get_peft_model_state_dict(model)
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_adapters_train_as_in_plain_peft(
     trained: dict[Case, tuple[list[float], Path]], case: Case
 ) -> None:
     losses, folder = trained[case]
-    expected_losses, expected = train_plain(folder / "before")
+    expected_losses, expected = train_with_peft(plain_model(), folder / "before", NUM_STEPS)
     assert losses == pytest.approx(expected_losses, abs=2e-6)
     after = peft.load_peft_weights(folder / "after", device="cpu")
     before = peft.load_peft_weights(folder / "before", device="cpu")

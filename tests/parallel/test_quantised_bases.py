@@ -16,17 +16,17 @@ from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.model.compression_scheme import is_compressed
 from hunyuan_train.model.find_model import open_base
 from hunyuan_train.objectives.sft import SFT
-from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.parallel.quantised_experts import dequantised_experts
 from hunyuan_train.selftest import reference
 from hunyuan_train.trainer.step import train_step
-from tests.batches import global_batch, plain_loss
-from tests.engines import WEIGHT_DECAY, my_share, small_engine
+from tests.batches import global_batch
+from tests.engines import my_share, small_engine
+from tests.plain_adapters import RATE, train_with_peft
 from tests.quantised_bases import GPTQ, LAYOUTS, plain_values, write_base
 from tests.ranks import run_each
 
 LORA = LoraConfig(use_lora=True, lora_rank=8, lora_alpha=16, lora_target_modules="all")
-NUM_STEPS, RATE = 3, 0.5
+NUM_STEPS = 3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -87,16 +87,10 @@ def test_adapters_train_on_a_quantised_base_as_in_plain_peft(
     plain = reference.plain_model(
         shape, open_base(folder / "base", shape), experts="grouped_mm"
     ).float()
-    model = peft.PeftModel.from_pretrained(plain, folder / "before", is_trainable=True)
-    optimizer = torch.optim.SGD(decay_groups(model, WEIGHT_DECAY), lr=RATE)
-    for step, loss in enumerate(ranks[0][0]):
-        expected = plain_loss(model, global_batch(step, 4))
-        assert loss == pytest.approx(expected.item(), abs=2e-6)
-        expected.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    losses, adapters = train_with_peft(plain, folder / "before", NUM_STEPS)
+    assert ranks[0][0] == pytest.approx(losses, abs=2e-6)
     after = peft.load_peft_weights(folder / "after", device="cpu")
-    for name, values in peft.get_peft_model_state_dict(model).items():
+    for name, values in adapters.items():
         assert (after[name] - values).abs().max() < 5e-6, name
 
 

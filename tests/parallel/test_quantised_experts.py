@@ -22,7 +22,6 @@ from hunyuan_train.model.expert_codes import QuantisedOnReading
 from hunyuan_train.model.expert_formats import GENTLEST_FIRST, scheme_of
 from hunyuan_train.model.weights import SafetensorsFolder, WeightSource
 from hunyuan_train.objectives.sft import SFT
-from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.parallel.quantised_experts import (
     CompressedWeights,
     FrozenProduct,
@@ -32,14 +31,14 @@ from hunyuan_train.parallel.quantised_experts import (
 from hunyuan_train.selftest import reference
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
-from tests.batches import SHAPE, WEIGHTS, global_batch, plain_loss
-from tests.engines import WEIGHT_DECAY, my_share, resume, small_engine
+from tests.batches import SHAPE, WEIGHTS, global_batch
+from tests.engines import my_share, resume, small_engine
+from tests.plain_adapters import RATE, train_with_peft
 from tests.ranks import run_each
 from tests.released import write_released
 
 FORMS = tuple(one for one in GENTLEST_FIRST if one != "bf16")
 NUM_STEPS = 5
-RATE = 0.5
 
 
 @dataclass(frozen=True)
@@ -130,24 +129,10 @@ def train_quantised(folder: Path, case: Case, *, is_resumed: bool = False) -> li
     return losses
 
 
-def train_plain(folder: Path, kept: str) -> tuple[list[float], dict[str, Tensor]]:
-    """PEFT on the plain model with dequantised experts, one document at a time."""
-    plain = reference.plain_model(SHAPE, Dequantised(WEIGHTS, kept), experts="grouped_mm")
-    model = peft.PeftModel.from_pretrained(plain, folder, is_trainable=True)
-    optimizer = torch.optim.SGD(decay_groups(model, WEIGHT_DECAY), lr=RATE)
-    losses = []
-    for step in range(NUM_STEPS):
-        loss = plain_loss(model, global_batch(step, 4))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses, peft.get_peft_model_state_dict(model)
-
-
 def check(case: Case, losses: list[float], folder: Path) -> None:
     """Compare with PEFT: losses, every adapter, and that these have moved."""
-    expected_losses, expected = train_plain(folder / "before", case.kept)
+    plain = reference.plain_model(SHAPE, Dequantised(WEIGHTS, case.kept), experts="grouped_mm")
+    expected_losses, expected = train_with_peft(plain, folder / "before", NUM_STEPS)
     assert losses == pytest.approx(expected_losses, abs=1e-6)
     after = peft.load_peft_weights(folder / "after", device="cpu")
     before = peft.load_peft_weights(folder / "before", device="cpu")
