@@ -183,6 +183,10 @@ TABLES: dict[str, Sequence[Job]] = {
         *(LORA_ONE, SMALL_CARDS, LORA_FOUR, LORA_NODE, FULL_NODE, HY3_NODE, HY3_LORA, HY3_FULL),
         *(MT_LORA, MT_FULL, DENSE_LORA, DENSE_FULL, SMALL_FULL),
     ),
+    "readme": (
+        *(LORA_ONE, LORA_FOUR, FULL_NODE, HY3_NODE, HY3_FULL),
+        *(MT_LORA, DENSE_LORA, DENSE_FULL),
+    ),
     "laptop": (LORA_NODE, FULL_NODE, DENSE_LORA),
     "one-gpu": (LORA_ONE, LORA_ONE_INT4, LORA_TWO, MT_LORA, DENSE_FULL, DENSE_LORA, SMALL_FULL),
     "one-node": (LORA_FOUR, LORA_NODE, FULL_NODE, OFFLOAD_NODE, H20_NODE),
@@ -199,7 +203,7 @@ COLUMNS = {
     True: (*CHINESE_COLUMNS, "10 M token 用时", "GPU 小时"),
 }
 NOTE = {
-    False: "Assumptions: {gpus} at 55 % of its peak matrix throughput; one epoch; start-up, "
+    False: "Assumptions: {gpus} at 55 % of its peak matrix throughput, and one epoch. Start-up, "
     "evaluation and saving are not included. GB are 10^9 bytes. Disk is for checkpoints and "
     "the export, without the base model. Cost is GPU-hours times your price.",
     True: "假设：{gpus} 达到矩阵算力峰值的 55 %；训练一个 epoch；不含启动、评估和保存。"
