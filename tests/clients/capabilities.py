@@ -14,6 +14,7 @@ itself; the page is written from them. All cells take half an hour on an idle ma
 
 import argparse
 import json
+import re
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -31,17 +32,18 @@ PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
 KEPT = Path(__file__).with_suffix(".json")
 KINDS = {
     "works": "the client computed what was compared",
-    "refused": "the pair makes no sense or is known not to work; the cell says who refuses it",
-    "not testable here": "the command in the cell failed, for want of a GPU or of a package",
+    "refused": "the pair makes no sense or is known not to work, and the cell says who refuses it",
+    "not testable here": "the command in the cell failed, because a GPU or a package is missing",
     "fails": "a fault of ours, or of the client's",
 }
 HEAD = """\
 # What loads what
 
-Written by `python -m tests.clients.capabilities` from runs on machines without a GPU. The model is
-small: 2 layers, 8 experts, heads of 128. Servers are asked about one with the vendor's tokens.
-Greedy tokens are compared with those of the unquantised model in float32, so quantised ones may
-differ. What servers' parsers do with streamed answers is in [serving](serving.md).
+`python -m tests.clients.capabilities` wrote this page from runs on machines without a GPU. The
+model is small: 2 layers, 8 experts, heads of 128. Servers were tested with a model that has the
+vendor's vocabulary. Greedy tokens are compared with those of the unquantised model in float32, so
+those of quantised models may differ. [Serving](serving.md) says what the servers' parsers do with
+streamed answers.
 
 """
 
@@ -128,10 +130,16 @@ def make_page(kept: dict[tuple[str, str], Kept]) -> str:
         lines += [f"## {artefact}", "", "| client | outcome | seen |", "|---|---|---|"]
         for client in CLIENTS:
             one = kept.get((artefact, client))
-            cells = (f"**{one.kind}**: {one.text}", one.date) if one else ("not run", "")
+            cells = (f"**{one.kind}**: {in_lines(one.text)}", one.date) if one else ("not run", "")
             lines.append(f"| {client} | {' | '.join(cells)} |")
         lines.append("")
     return HEAD + "\n".join(lines[:-1]) + "\n"
+
+
+def in_lines(text: str) -> str:
+    """One finding a line; what stands in brackets stays in its line."""
+    text = re.sub(r"\([^()]*\)", lambda found: found[0].replace("; ", " / "), text)
+    return text.replace("; ", "<br>")
 
 
 if __name__ == "__main__":
