@@ -86,12 +86,20 @@ class FrozenProduct(torch.autograd.Function):
     """A grouped product with compressed weights, of which only the input has a gradient."""
 
     @staticmethod
-    def forward(  # noqa: D102 as torch.autograd.Function says
+    def forward(
         ctx: Any,  # noqa: ANN401 torch has no type for what is kept in it
         rows_NI: Tensor,
         weights: CompressedWeights,
         ends: Tensor,
     ) -> Tensor:
+        """[rows, inputs], sorted by expert, to [rows, outputs] in the same dtype.
+
+        Args:
+            ctx: torch's place for what the backward pass needs.
+            rows_NI: rows of all local experts, those of one expert side by side.
+            weights: of all local experts.
+            ends: [experts], int32: the row at which each expert's rows end.
+        """
         ctx.weights, ctx.ends = weights, ends
         experts, num_outputs, num_inputs = weights.shape_EOI
         dtype = rows_NI.dtype
@@ -102,10 +110,11 @@ class FrozenProduct(torch.autograd.Function):
         return lay_pieces(rows_NI, piece, num_outputs, experts * num_inputs * dtype.itemsize)
 
     @staticmethod
-    def backward(  # noqa: D102 as torch.autograd.Function says
+    def backward(
         ctx: Any,  # noqa: ANN401
         gradient_NO: Tensor,
     ) -> tuple[Tensor, None, None]:
+        """[rows, outputs], the output's gradient, to that of the input: [rows, inputs]."""
         weights: CompressedWeights = ctx.weights
         ends: Tensor = ctx.ends
         experts, num_outputs, num_inputs = weights.shape_EOI
