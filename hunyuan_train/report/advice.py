@@ -11,11 +11,12 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"step \d+ is bad",
-        "Look at the samples that quarantine.jsonl names; are they many, lower --learning_rate.",
+        "Look at the samples that quarantine.jsonl names. If there are many, lower "
+        "--learning_rate.",
     ),
     (
         r"cannot be written|No space left|disk is (nearly )?full",
-        "Make room on the disk: lines wait in memory, and the next save needs room too.",
+        "Make room on the disk. Lines wait in memory, and the next save needs room, too.",
     ),
     (
         r"(wandb|tracker|Tracker|TensorBoard).*(not reachable|failed)",
@@ -23,8 +24,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"checkpoint.*(failed|could not|NOT SAVED)|NOT SAVED",
-        "Check room and rights of the output folder; until then the last checkpoint that was "
-        "saved is what a restart goes on from.",
+        "Check free space and permissions of the output folder. Until then, a restart resumes from "
+        "the last checkpoint that was saved.",
     ),
     (
         r"out of memory|OutOfMemory",
@@ -32,7 +33,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"holds no profile of the base model",
-        "Drift is measured from the resumed step: keep router_load.jsonl beside the checkpoints.",
+        "Drift is measured from the resumed step. Keep router_load.jsonl beside the checkpoints.",
     ),
 )
 

@@ -96,8 +96,8 @@ def _find_phase(
         if last.outcome == RUNNING:
             if now - run.status.updated > LOST_SECONDS:
                 why = (
-                    f"its launcher on {run.status.launcher} gives no sign: it was killed, or the "
-                    "machine is down; start it again with --resume_from_checkpoint auto"
+                    f"its launcher on {run.status.launcher} does not answer: it was killed, or the "
+                    "machine is down. Start it again with --resume_from_checkpoint auto"
                 )
                 return "lost", "", why
             doing = next((host.doing for host in run.status.hosts if not host.is_over), "starting")
@@ -110,7 +110,7 @@ def _find_phase(
     if last_line is None:
         return "unknown", "", ""
     if now - last_line > QUIET_SECONDS:
-        return "unknown", "", "it has written nothing since, and no launcher tells of it"
+        return "unknown", "", "it has written nothing since, and no launcher reports on it"
     return "running", "training", ""
 
 

@@ -61,15 +61,17 @@ def judge_end(run: RunRecord, state: RunState) -> list[Finding]:
         words = state.why or "the log says why"
         return [Finding("bad", "end", f"It failed after {step}: {words}")]
     if state.phase == "lost":
-        return [Finding("bad", "end", f"It has come to {step}, and {state.why}.")]
+        return [Finding("bad", "end", f"It reached {step}, and {state.why}.")]
     if state.phase == "stopped":
         resume = render_command(
             *("train", "--config", run.folder / "config.yaml"),
             *("--resume_from_checkpoint", "auto"),
         )
-        return [Finding("warn", "end", f"It was stopped after {step}. To go on:", resume)]
+        return [Finding("warn", "end", f"It was stopped after {step}. To resume it:", resume)]
     if state.phase == "unknown" and state.why:
-        return [Finding("warn", "end", f"It has come to {step}; {state.why}.")]
+        return [
+            Finding("warn", "end", f"It reached {step}. {state.why[:1].upper()}{state.why[1:]}.")
+        ]
     return []
 
 
@@ -82,14 +84,14 @@ def judge_held_out_loss(run: RunRecord, state: RunState) -> list[Finding]:
         if state.is_going_on and run.settings.get("eval_steps"):
             return [Finding("note", "held-out loss", "There has been no evaluation yet.")]
         text = (
-            "Nothing is held out, so nobody can say whether the model learns or memorises: give "
-            "--eval_data_file, or --eval_fraction 0.05."
+            "There is no held-out data, so it is unknown whether the model learns or memorises. "
+            "Give --eval_data_file, or --eval_fraction 0.05."
         )
         return [Finding("warn", "held-out loss", text)]
     best = int(losses.argmin())
     first, lowest, last = float(losses[0]), float(losses[best]), float(losses[-1])
     if len(losses) == 1:
-        text = f"It is {last:.4f} at step {steps[0]:,}: one evaluation tells no direction."
+        text = f"It is {last:.4f} at step {steps[0]:,}. One evaluation shows no trend."
         return [Finding("note", "held-out loss", text)]
     if best < len(losses) - 1 and last > lowest * (1 + OVERFIT_RISE):
         return [_describe_overfitting(run, state, int(steps[best]), lowest, last)]
@@ -98,7 +100,7 @@ def judge_held_out_loss(run: RunRecord, state: RunState) -> list[Finding]:
     if change > -NO_CHANGE:
         text = f"It has not improved: {where}. Raise --learning_rate, or look at the data."
         return [Finding("warn", "held-out loss", text)]
-    tail = "" if best == len(losses) - 1 else f"; now {last:.4f}, which is no more than noise"
+    tail = "" if best == len(losses) - 1 else f". It is now {last:.4f}, a difference within noise"
     more = ""
     if best == len(losses) - 1 and not state.is_going_on and -change < 0.5:
         recent = float(losses[-2]) / lowest - 1
@@ -114,13 +116,15 @@ def judge_experts(run: RunRecord, _: RunState) -> list[Finding]:
     form, numbers = measured[-1]["expert_weights"], measured[-1]["held_out"]["all"]
     divergence = float(numbers["kl_divergence"])
     text = (
-        f"Its frozen experts are kept in {form}: before the first step perplexity on held-out "
+        f"Its frozen experts are kept in {form}. Before the first step, perplexity on held-out "
         f"dialogues was {numbers['perplexity_after']:.4f}, and {numbers['perplexity_before']:.4f} "
-        f"with weights as they came (KL {divergence:.4f} a token)."
+        f"with the original weights (KL {divergence:.4f} per token)."
     )
     if divergence <= MOST_DIVERGENCE:
         return [Finding("note", "experts", text)]
-    return [Finding("warn", "experts", f"{text} That is much: use a gentler --expert_weights.")]
+    return [
+        Finding("warn", "experts", f"{text} That is a lot: use a more accurate --expert_weights.")
+    ]
 
 
 def _describe_overfitting(
@@ -146,9 +150,7 @@ def _name_checkpoint(run: RunRecord, step: int) -> tuple[str, str]:
     nearest = min(checkpoints, key=lambda one: abs(checkpoint_step(one) - step))
     is_it = checkpoint_step(nearest) == step
     command = render_command("export", nearest, run.folder / "best")
-    where = (
-        "Take that step:" if is_it else f"The nearest that was saved is {nearest.name}; take it:"
-    )
+    where = "Export that step:" if is_it else f"The nearest saved one is {nearest.name}. Export it:"
     return where, command
 
 
@@ -156,13 +158,13 @@ def judge_bad_steps(run: RunRecord, _: RunState) -> list[Finding]:
     """Steps that were left out, or should have been."""
     rows = run.quarantine.rows
     if not rows:
-        text = "None was left out: no loss or gradient was out of line."
+        text = "None was skipped: no loss or gradient was abnormal."
         return [] if run.last_step is None else [Finding("good", "bad steps", text)]
     skipped = sum(bool(row.get("is_skipped")) for row in rows)
     some = ", ".join(f"{row['step']:,}" for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
     text = (
-        f"{_count(len(rows), 'step')} had a loss or gradient out of line ({some}), {skipped} of "
-        "them left out; quarantine.jsonl names their samples: look at these."
+        f"{_count(len(rows), 'step')} had an abnormal loss or gradient ({some}), and {skipped} of "
+        "them were skipped. Look at their samples, which quarantine.jsonl names."
     )
     return [Finding("warn", "bad steps", text)]
 
@@ -192,7 +194,9 @@ def judge_routing(run: RunRecord, _: RunState) -> list[Finding]:
         )
         return [Finding("bad", "routing", text)]
     if has_drift and drift is not None and drift > limit / 2:
-        return [Finding("warn", "routing", f"It drifts, half way to the limit: {numbers}.")]
+        return [
+            Finding("warn", "routing", f"It drifts, and is beyond half of the limit: {numbers}.")
+        ]
     dead_series = columns.series("dead_experts")[1]
     if len(dead_series) and dead_series[-1] > dead_series[0] >= 0:
         text = f"No alarm, but more experts than at first get nearly no tokens: {numbers}."
@@ -221,7 +225,7 @@ def judge_memory(run: RunRecord, state: RunState) -> list[Finding]:
         more = f", and {host:.0%} of the machine's memory is in use: near its limit."
         return [Finding("warn", "memory", text + more)]
     if planned and peak > planned * (1 + PLAN_OFF):
-        return [Finding("warn", "memory", text + ": more than was planned.")]
+        return [Finding("warn", "memory", text + ": more than the plan.")]
     return [Finding("good", "memory", f"{text}: there is room.")]
 
 
@@ -238,8 +242,10 @@ def judge_saving(run: RunRecord, _: RunState) -> list[Finding]:
     if not failures or not isfinite(failures):
         return []
     saved = run.last("checkpoint_step")
-    last = f"the last that was saved is of step {saved:,.0f}" if saved else "none was saved"
-    text = f"{_count(int(failures), 'checkpoint')} could not be written; {last}. Look at the disk."
+    last = f"the last saved one is of step {saved:,.0f}" if saved else "none was saved"
+    text = (
+        f"{_count(int(failures), 'checkpoint')} could not be written, and {last}. Check the disk."
+    )
     return [Finding("bad", "checkpoints", text)]
 
 
@@ -259,7 +265,7 @@ def judge_speed(run: RunRecord, _: RunState) -> list[Finding]:
         for name in ("data", "communication", "optimizer")
     }
     slowest = max(parts, key=lambda name: parts[name])
-    more = f"; beside forward and backward, {slowest} takes most ({parts[slowest]:.2f} s a step)."
+    more = f". Beside forward and backward, {slowest} takes most ({parts[slowest]:.2f} s per step)."
     return [Finding("warn", "speed", text + more)]
 
 

@@ -55,7 +55,7 @@ def test_overfitting_names_the_step_to_take(tmp_path: Path) -> None:
         checkpoint.mkdir(parents=True)
         (checkpoint / "manifest.json").write_text("{}")
     found = verdict(run)["held-out loss"]
-    assert "Take that step:" in found.text
+    assert "Export that step:" in found.text
     assert f"export {tmp_path}/checkpoints/step-000020 {tmp_path}/best" in found.command
 
 
@@ -63,8 +63,8 @@ def test_overfitting_names_the_step_to_take(tmp_path: Path) -> None:
     ("losses", "kind", "words"),
     [
         ((2.0, 2.0, 1.999), "warn", "has not improved"),
-        ((2.0,), "note", "one evaluation tells no direction"),
-        ((3.0, 2.0, 2.01), "good", "now 2.0100, which is no more than noise"),
+        ((2.0,), "note", "One evaluation shows no trend"),
+        ((3.0, 2.0, 2.01), "good", "now 2.0100, a difference within noise"),
         ((), "warn", "--eval_fraction"),
     ],
 )
@@ -82,7 +82,7 @@ def test_routing_memory_steps_and_saves_are_judged(tmp_path: Path) -> None:
     found = verdict(read_run(folder))
     assert found["memory"].kind == found["speed"].kind == found["routing"].kind == "good"
     assert found["bad steps"].kind == "good"
-    assert "None was left out" in found["bad steps"].text
+    assert "None was skipped" in found["bad steps"].text
     log = folder / "log" / "rank0.txt"
     words = "step 9: routing diverged from the base model: layer 0: its routing drifted by 0.7"
     log.write_text(f"2026-03-02 10:00:00,000 WARNING hunyuan_train.x: {words}\n")
@@ -93,10 +93,11 @@ def test_routing_memory_steps_and_saves_are_judged(tmp_path: Path) -> None:
     assert found["routing"].kind == "bad"
     assert "--freeze_router" in found["routing"].text
     assert (
-        "2 steps had a loss or gradient out of line (20, 30), 1 of them" in found["bad steps"].text
+        "2 steps had an abnormal loss or gradient (20, 30), and 1 of them"
+        in found["bad steps"].text
     )
-    assert "more than was planned" in found["memory"].text
-    assert "2 checkpoints could not be written; the last that was saved is of step 900" in (
+    assert "more than the plan" in found["memory"].text
+    assert "2 checkpoints could not be written, and the last saved one is of step 900" in (
         found["checkpoints"].text
     )
 
