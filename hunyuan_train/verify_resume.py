@@ -68,11 +68,11 @@ def add_verify_resume(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
         "verify-resume", help="train, kill, resume, and prove that nothing differs"
     )
     parser.description = (
-        f"Train a recipe for {DEFAULT_STEPS} steps without a break; train it again, kill it beyond "
-        "a checkpoint and resume it; compare every tensor and every batch. Any setting of train "
-        "may follow (--max_steps, --save_steps, --model_name_or_path ...). Everything is done in "
-        "OUTPUT_DIR.verify-resume, which holds two checkpoints of each run at its largest and, at "
-        "the end, the certificate only. Exit code 1 if anything differs."
+        f"Train a recipe for {DEFAULT_STEPS} steps without interruption. Train it again, kill it "
+        "after a checkpoint and resume it. Then compare every tensor and every batch. Any setting "
+        "of train may follow (--max_steps, --save_steps, --model_name_or_path ...). All files are "
+        "in OUTPUT_DIR.verify-resume: at most two checkpoints of each run, and at the end only the "
+        "certificate. Exit code 1 if anything differs."
     )
     parser.add_argument(
         "recipe", metavar="RECIPE", help="tiny, lora, one_gpu, full, long or a YAML file"

@@ -15,19 +15,19 @@ Fine-tune a Hunyuan model with DeepSpeed ZeRO-3 and expert parallelism.
 
 usage: hunyuan-train train [--recipe NAME] [--setting value ...]
 
-A recipe is a YAML file of settings; flags win over it, and it wins over the defaults below. A
+A recipe is a YAML file of settings. Flags win over it, and it wins over the defaults below. A
 switch is turned on by its bare name and off by --no_NAME. Names are those of Hugging Face's
-Trainer and of the vendor's script, whose other flags are explained when they are given.
+Trainer and of the vendor's script. If you give another flag of theirs, an error explains it.
 
 examples:
-  see that everything works, with a tiny model on the bundled dialogues (the recipe tiny):
+  try everything, with a tiny model and the bundled dialogues (the recipe tiny):
     hunyuan-train train
-  adapters on the released model, on all GPUs of this machine:
+  LoRA on the released model, on all GPUs of this machine:
     hunyuan-train train --recipe lora --model_name_or_path /models/Hunyuan-A13B-Instruct \\
       --train_data_file my.jsonl --output_dir runs/mine
-  the same on two machines with eight GPUs each (hunyuan-train doctor looks at them):
+  the same on two machines with eight GPUs each (hunyuan-train doctor checks them):
     NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 hunyuan-train train --recipe lora ...
-  check a run without starting it; go on with one that was stopped:
+  check a run without starting it, and resume one that was stopped:
     hunyuan-train train --recipe full --model_name_or_path /models/Hunyuan-A13B-Instruct --dry_run
     hunyuan-train train --config runs/mine/config.yaml --resume_from_checkpoint auto
 """
@@ -39,11 +39,12 @@ the line of a logged step:
 """
 WAYS_OF_TELLING = """
 NO_COLOR=1 turns colours off. --quiet shows warnings and errors only. --json writes one JSON object
-a line to stderr, for schedulers. `hunyuan-train watch OUTPUT_DIR` shows the same as a page.
+per line to stderr, for schedulers. `hunyuan-train watch OUTPUT_DIR` shows the same as a page.
 """
 METRICS_INTRODUCTION = """
-numbers of metrics.jsonl, of trackers and of the page. `eval_` before one: of held-out data. Behind
-one: `_fast`, `_slow` (by mode), `_think`, `_answer`, `_markers` (by part of an answer).
+numbers of metrics.jsonl, of trackers and of the page. A name that begins with `eval_` is about
+held-out data. It may end with `_fast` or `_slow` (by mode), or with `_think`, `_answer` or
+`_markers` (by part of an answer).
 """
 
 

@@ -8,7 +8,7 @@ from hunyuan_train.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggingConfig:
-    """What a run says of itself, and where."""
+    """What a run logs, and where."""
 
     logging_steps: int | float = free_setting(
         1,
@@ -23,22 +23,23 @@ class LoggingConfig:
         form="list",
     )
     run_name: str | None = free_setting(
-        None, "name of the run in trackers; default: output_dir's name"
+        None, "name of the run in trackers (default: the name of output_dir)"
     )
     profile: str | None = free_setting(
         None,
-        "trace these steps on every process, such as 10-12, to output_dir/profile: a trace for "
+        "trace these steps on every process, such as 10-12. output_dir/profile gets a trace for "
         "chrome://tracing or Perfetto, and a table of the heaviest operations",
     )
     verbose: bool = free_setting(
-        False, "show what the libraries say on the screen too; log/rank0.txt always has it"
+        False, "also show the libraries' messages on the screen. log/rank0.txt always has them"
     )
     quiet: bool = free_setting(
-        False, "show warnings, errors and how to go on, and nothing else; log/rank0.txt has it all"
+        False, "show only warnings, errors and how to continue. log/rank0.txt has everything"
     )
     json: bool = free_setting(
         False,
-        "for schedulers: write one JSON object a line to stderr, those of steps with their numbers",
+        "for schedulers: write one JSON object per line to stderr. Those of steps have the "
+        "step's numbers",
     )
     record_batches: bool = free_setting(
         False, "write the digest of each process's batch to log/batches-rankN.jsonl every step"

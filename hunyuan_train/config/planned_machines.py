@@ -17,14 +17,16 @@ class PlannedMachines:
 
     gpus: int = free_setting(8, "GPUs of each machine", low=1, high=1024)
     nodes: int = free_setting(1, "machines", low=1, high=10**4)
-    gpu: str = free_setting("h100", "speeds to assume: those of a100, a800, h20, h100 and others")
+    gpu: str = free_setting(
+        "h100", "GPU whose speed and memory to assume: a100, a800, h20, h100 and others"
+    )
     gpu_memory: float | None = free_setting(
-        None, "GB of each GPU; default: that of --gpu", low=0.001, high=MOST_GB
+        None, "GB of each GPU (default: that of --gpu)", low=0.001, high=MOST_GB
     )
     host_memory: float = free_setting(
-        0.0, "GB of each machine's host memory; 0: no limit", low=0, high=MOST_GB
+        0.0, "GB of host memory of each machine (0: no limit)", low=0, high=MOST_GB
     )
-    disk: float = free_setting(0.0, "GB free for the run; 0: no limit", low=0, high=10**9)
+    disk: float = free_setting(0.0, "GB of free disk for the run (0: no limit)", low=0, high=10**9)
     matmul_share: float = free_setting(
         MATMUL_SHARE, "share of the GPU's peak that matrix products reach", low=0.01, high=1
     )

@@ -12,21 +12,22 @@ MAY_BE_REFERENCE_FREE = ("dpo", "ipo")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreferenceConfig:
-    """What is minimised, and against which reference."""
+    """The training objective, and its reference."""
 
     objective: ObjectiveName = setting(
         "sft",
-        "sft: imitate the answers; dpo, ipo, orpo, simpo: learn from pairs of a chosen and a "
-        "rejected answer; kto: learn from single answers with a label, good or bad",
+        "sft: imitate the answers. dpo, ipo, orpo, simpo: learn from pairs of a chosen and a "
+        "rejected answer. kto: learn from single answers with a label, good or bad",
     )
     beta: float = setting(
         0.1,
-        "how strongly a preference objective holds to the reference; ipo's tau, orpo's lambda",
+        "how strongly a preference objective keeps the model close to the reference (ipo's tau, "
+        "orpo's lambda)",
         low=1e-6,
         high=1000,
     )
     label_smoothing: float = setting(
-        0.0, "dpo, simpo: the share of pairs that are taken to be labelled wrongly", low=0, high=0.5
+        0.0, "dpo, simpo: assumed share of pairs with the wrong label", low=0, high=0.5
     )
     rpo_alpha: float = setting(
         0.0,
@@ -34,17 +35,18 @@ class PreferenceConfig:
         low=0,
         high=1000,
     )
-    simpo_gamma: float = setting(0.5, "simpo: the margin that is aimed at", low=0, high=1000)
+    simpo_gamma: float = setting(0.5, "simpo: target margin", low=0, high=1000)
     desirable_weight: float = setting(1.0, "kto: weight of good answers", low=0, high=10**6)
     undesirable_weight: float = setting(1.0, "kto: weight of bad answers", low=0, high=10**6)
     reference_free: bool = setting(
-        False, "dpo, ipo: as if the reference found all answers equally likely"
+        False,
+        "dpo, ipo: compute the loss without a reference, as if it found all answers equally likely",
     )
     precompute_ref_log_probs: bool | Auto = setting(
         "auto",
-        "true: the reference judges all data once, before the first step, and what it says is kept "
-        "in cache_dir; false: in every step, as the model with its adapters off; auto: false with "
-        "adapters that start fresh, else true",
+        "true: compute the reference's log-probabilities of all data once, before the first "
+        "step, and keep them in cache_dir. false: compute them in every step, by the model with "
+        "its adapters off. auto: false with new adapters, otherwise true",
     )
 
     def __post_init__(self) -> None:

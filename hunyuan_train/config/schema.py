@@ -32,44 +32,47 @@ class ModelConfig:
     )
     tokenizer_name_or_path: str | None = free_setting(
         None,
-        "folder with hy.tiktoken or tokenizer.json; default: the model's, or the bundled one",
+        "folder with hy.tiktoken or tokenizer.json (default: the model's own tokenizer, or the "
+        "bundled one)",
         form="path",
     )
     use_flash_attn: bool | Auto = free_setting(
-        "auto", "flash-attn kernels: true demands the package, auto takes it where it is installed"
+        "auto", "flash-attn kernels: true requires the package, auto uses it if it is installed"
     )
     router_aux_loss_coef: float = setting(
         0.0,
-        "weight of the load-balancing loss; 0 leaves the released routing alone",
+        "weight of the load-balancing loss (0: off, as the model was released)",
         low=0,
         high=1000,
     )
     router_z_loss_coef: float = setting(0.0, "weight of the router z-loss", low=0, high=1000)
     freeze: str | None = setting(
         None,
-        "comma-separated patterns of what is not trained, such as '*.mlp.experts.*,lm_head.weight'",
+        "comma-separated patterns of weights to freeze, such as '*.mlp.experts.*,lm_head.weight'",
         form="list",
     )
     freeze_router: bool = setting(False, "do not train the routers")
-    train_attention_params_only: bool = setting(False, "train attention and nothing else")
+    train_attention_params_only: bool = setting(
+        False, "train the attention weights and freeze everything else"
+    )
     expert_weights: Literal["bf16", "fp8", "int4", "nf4", "base"] | Auto = setting(
         "auto",
-        "how frozen routed experts are kept: bf16, as they came; fp8, 8 bits, a scale for each "
-        "output; int4, whole numbers in groups of 32; nf4, bitsandbytes' NF4 in blocks of 64; "
-        "base, as a quantised base has them. All but bf16 need --use_lora. auto: as the base has "
-        "them, and for adapters the gentlest that fits",
+        "format of frozen routed experts. bf16: as they are on disk. fp8: 8 bits, one scale per "
+        "output. int4: whole numbers in groups of 32. nf4: bitsandbytes' NF4 in blocks of 64. "
+        "base: as a quantised base has them. All but bf16 need --use_lora. auto: the base's own "
+        "format. A LoRA run takes the most accurate format that fits",
     )
     cache_expert_weights: bool = free_setting(
         False,
-        "keep the codes of experts that are quantised while loading in cache_dir, checksummed",
+        "keep the codes of experts that are quantised at load time in cache_dir, with checksums",
     )
     add_tokens: str | None = free_setting(
-        None, "file of new tokens, one a line; their rows are trained in every run", form="path"
+        None, "file of new tokens, one per line. Their rows are trained in every run", form="path"
     )
     carry_mtp: bool = free_setting(True, "export the multi-token prediction (MTP) layer unchanged")
     attention_dropout: float = setting(
         0.0,
-        "dropout on attention weights; the published config's 0.1 is not applied unless asked",
+        "dropout on attention weights. The published config's 0.1 is not applied",
         low=0,
         high=0.9,
     )
@@ -80,7 +83,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which dialogues and texts are trained on, and how they become tokens."""
+    """The dialogues and texts to train on, and how they become tokens."""
 
     train_data_file: str = setting(
         "data/tiny_train.jsonl",
@@ -92,7 +95,7 @@ class DataConfig:
     )
     eval_fraction: float = setting(
         0.0,
-        "share of the training records held out for evaluation when there is no eval file",
+        "share of the training records that is held out for evaluation, if there is no eval file",
         low=0,
         high=0.5,
     )
@@ -101,42 +104,42 @@ class DataConfig:
     )
     packing: bool = setting(
         True,
-        "sequence packing: several samples share a row of max_seq_length tokens, each blind to the "
-        "others",
+        "sequence packing: several samples share a row of max_seq_length tokens, and attention "
+        "stays inside each sample",
     )
     mode: Literal["auto", "fast", "slow", "plain"] = setting(
         "auto",
-        "thinking mode of records that do not state one. auto: read off thoughts and tags; a "
-        "record without any is refused. fast: answered without thinking; slow: with thoughts; "
-        "plain: without tags",
+        "thinking mode of records that do not state one. auto: inferred from thoughts and tags, "
+        "and an error if there are none. fast: answers without thoughts. slow: answers with "
+        "thoughts. plain: answers without tags",
     )
     history: Literal["strip", "keep"] = setting(
         "strip",
-        "strip: earlier answers lose their thoughts, loss on the last turn (one sample per turn); "
-        "keep: one sample per dialogue, loss on every turn",
+        "strip: earlier answers lose their thoughts, and each answer is a sample of its own with "
+        "loss on it alone. keep: one sample per dialogue, with loss on every answer",
     )
     overlong: Literal["error", "drop", "drop_turns"] = setting(
         "error",
-        "what happens to dialogues longer than max_seq_length; plain text is split at the row",
+        "what to do with dialogues longer than max_seq_length. Plain text is split at that length",
     )
     data_policy: str | None = setting(
         None,
-        "what is done about kinds of findings, as `data check --policy` takes it: "
-        "tags=error,duplicate=drop (error, drop, fix or note; `data check --help` lists the kinds)",
+        "actions for kinds of findings, as for `data check --policy`: tags=error,duplicate=drop "
+        "(error, drop, fix or note). `data check --help` lists the kinds",
         form="list",
     )
     now: str | None = setting(
         None,
-        'fixed date and time of tool prompts, "2026-03-02 09:15:00"; a record may state its own',
+        'fixed date and time of tool prompts, "2026-03-02 09:15:00", for records that state none',
     )
     cache_dir: str | None = free_setting(
         None,
-        "folder of tokenized data, and of what cache_expert_weights keeps; default: "
-        "~/.cache/hunyuan_train",
+        "folder for tokenized data, and for what cache_expert_weights keeps (default: "
+        "~/.cache/hunyuan_train)",
         form="path",
     )
     preprocessing_num_workers: int = free_setting(
-        0, "processes that tokenize; 0 means one per core", low=0, high=1024
+        0, "processes that tokenize (0: one per core)", low=0, high=1024
     )
 
     def __post_init__(self) -> None:
@@ -145,18 +148,21 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What is trained for how long, in which pieces, and what is done about bad steps."""
+    """How long the run trains, in which batches, and how it reacts to bad steps."""
 
     output_dir: str = free_setting(
         "runs/tiny", "folder of this run: config, metrics, checkpoints, export", form="path"
     )
     overwrite_output_dir: bool = free_setting(
-        False, "start afresh where output_dir holds a run: that one moves to OUTPUT_DIR.previous"
+        False,
+        "start a new run if output_dir holds one already. The old run moves to OUTPUT_DIR.previous",
     )
-    seed: int = setting(42, "seed of data order, dropout and preset weights", low=0, high=2**32 - 1)
+    seed: int = setting(
+        42, "seed of data order, dropout and the random weights of presets", low=0, high=2**32 - 1
+    )
     max_steps: int = setting(
         -1,
-        "optimizer steps; -1 means num_train_epochs decides",
+        "optimizer steps (-1: num_train_epochs decides)",
         low=-1,
         changes_steps="by schedule",
     )
@@ -177,45 +183,51 @@ class TrainConfig:
         1, "micro-steps per optimizer step", low=1, high=2**16
     )
     bf16: bool | Auto = setting(
-        "auto", "bfloat16 weights and activations; auto: on GPUs, not on CPU"
+        "auto", "bfloat16 weights and activations (auto: on GPUs, but not on CPUs)"
     )
-    fp16: bool = setting(False, "refused: the router overflows in float16; use bf16")
+    fp16: bool = setting(False, "rejected, because the router overflows in float16. Use bf16")
     deterministic: bool = free_setting(
-        False, "bit-for-bit repeatable on GPUs, whose kernels otherwise add in any order; slower"
+        False,
+        "results that repeat bit for bit on GPUs, whose kernels otherwise add in any order. This "
+        "is slower",
     )
     gradient_checkpointing: bool | Literal["selective"] = free_setting(
         True,
-        "recompute each layer in the backward pass: true, all of it; selective, all but attention "
-        "and dense projections, whose results are kept at seven times the memory; false, nothing",
+        "recompute each layer in the backward pass. true: all of it. selective: all but "
+        "attention and dense projections, whose results then take seven times the memory. false: "
+        "nothing",
     )
     activation_offload: bool = free_setting(
         False,
-        "keep the layers' inputs of gradient checkpointing in host memory (pinned, on GPUs)",
+        "keep the layer inputs of gradient checkpointing in host memory (page-locked, on GPUs)",
     )
     moe_chunks: int = free_setting(
         1,
-        "microbatches in which a layer's routed experts compute their tokens, one after the other. "
-        "N of them take 1/N of the memory, even where routers send many tokens to one process, "
-        "and cost up to one more forward pass of the experts",
+        "split the tokens of a layer's routed experts into N microbatches, computed one after "
+        "the other. This takes 1/N of the memory, even if the routers send many tokens to one "
+        "process. It costs up to one more forward pass of the experts",
         low=1,
         high=2**16,
     )
     max_hours: float = free_setting(
         0.0,
-        "save and stop in time to end within so many hours of the start; 0: no limit",
+        "save and stop so that the run ends within this many hours of its start (0: no limit)",
         low=0,
         high=10**6,
     )
     bad_steps: Literal["off", "warn", "act"] = free_setting(
         "act",
-        "NaN, infinity or a spike of the loss: act skips the update, notes the samples in "
-        "quarantine.jsonl and returns to a checkpoint after max_bad_steps in a row; warn notes "
-        "spikes; off looks for none; warn and off end the run on NaN",
+        "reaction to NaN, infinity or a spike of the loss. act: skip the update, write the "
+        "samples to quarantine.jsonl, and return to a checkpoint after max_bad_steps in a row. "
+        "warn: report spikes. off: look for none. With warn and off, NaN ends the run",
     )
-    max_bad_steps: int = free_setting(3, "bad steps in a row before the run goes back", low=1)
+    max_bad_steps: int = free_setting(
+        3, "bad steps in a row before the run returns to an earlier checkpoint", low=1
+    )
     spike_deviations: float = free_setting(
         6.0,
-        "a loss this many standard deviations above the recent ones is a spike; 0: none is",
+        "a loss is a spike if it is this many standard deviations above the recent ones (0: no "
+        "spikes)",
         low=0,
         high=10**6,
     )
@@ -235,41 +247,44 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """How weights are updated, in Hugging Face's names."""
+    """How weights are updated. Names are Hugging Face's."""
 
     optimizer: OptimizerName | Auto = setting(
         "auto",
-        f"{describe_optimizers()}; auto: {choose_optimizer(is_on_host=True)} where the DeepSpeed "
-        f"file offloads, else {choose_optimizer(is_on_host=False)}",
+        f"{describe_optimizers()}. auto: {choose_optimizer(is_on_host=True)} if the DeepSpeed "
+        f"file offloads, otherwise {choose_optimizer(is_on_host=False)}",
     )
     learning_rate: float = setting(1e-5, "highest learning rate", low=0, high=100)
     min_lr: float = setting(
-        0.0, "learning rate at the end, for cosine_with_min_lr and wsd; absolute", low=0, high=100
+        0.0,
+        "learning rate at the end of cosine_with_min_lr and wsd, as an absolute value",
+        low=0,
+        high=100,
     )
     lr_scheduler_type: Literal[
         "cosine_with_min_lr", "cosine", "linear", "constant", "constant_with_warmup", "wsd"
-    ] = setting("cosine_with_min_lr", "how the learning rate moves after the warm-up")
+    ] = setting("cosine_with_min_lr", "schedule of the learning rate after the warm-up")
     warmup_ratio: float = setting(
         0.0, "share of the steps in which the learning rate rises", low=0, high=1
     )
     warmup_steps: int | float = setting(
         0,
-        "steps in which it rises, or below 1 a share of the run; wins over warmup_ratio when above "
-        "0",
+        "steps in which the learning rate rises, or below 1 a share of the run. It wins over "
+        "warmup_ratio if it is above 0",
         low=0,
         form="share",
     )
     wsd_decay_ratio: float = setting(
-        0.1, "share of the steps in which wsd falls at the end", low=0, high=1
+        0.1, "share of the steps at the end in which wsd lowers the learning rate", low=0, high=1
     )
     adam_beta1: float = setting(0.9, "AdamW's first moment decay", low=0, high=HIGHEST_DECAY)
     adam_beta2: float = setting(0.95, "AdamW's second moment decay", low=0, high=HIGHEST_DECAY)
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0, high=1)
     weight_decay: float = setting(
-        0.0, "decoupled weight decay; norms and biases are never decayed", low=0, high=100
+        0.0, "decoupled weight decay. It never applies to norms and biases", low=0, high=100
     )
     max_grad_norm: float = setting(
-        1.0, "clip gradients to this global norm; 0 turns clipping off", low=0
+        1.0, "clip gradients to this global norm (0: no clipping)", low=0
     )
 
     def __post_init__(self) -> None:
@@ -278,64 +293,62 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """What is measured beside the training loss, and what follows from it."""
+    """What is measured beside the training loss, and which decisions use it."""
 
     eval_steps: int | float = free_setting(
         0,
-        "evaluate every N steps, or below 1 after each such share of the run (0.1: ten times); "
+        "evaluate every N steps, or below 1 after each such share of the run (0.1: ten times). "
         "0: only at the end, if there is eval data",
         low=0,
         form="share",
     )
     per_device_eval_batch_size: int = free_setting(
-        1, "the same in an evaluation step", low=1, high=2**16
+        1, "rows per process in an evaluation step", low=1, high=2**16
     )
     expert_loss_samples: int = free_setting(
         16,
-        "held-out samples on which quantised experts are compared with the base as it came, before "
-        "the first step (--expert_weights); 0: none",
+        "held-out samples on which quantised experts are compared with the original base before "
+        "the first step (0: none)",
         low=0,
         high=10**6,
     )
     eval_generate: int = free_setting(
         0,
-        "let the model answer N held-out prompts before the first step and at each evaluation: "
-        "format, mode, exact match, set F1 and calls of tools are scored, the answers kept in "
-        "answers.jsonl",
+        "let the model answer N held-out prompts before the first step and at each evaluation. "
+        "Format, mode, exact match, set F1 and tool calls are scored. answers.jsonl keeps the "
+        "answers",
         low=0,
         high=10**6,
     )
-    eval_max_new_tokens: int = free_setting(
-        512, "tokens of such an answer at most", low=1, high=2**20
-    )
+    eval_max_new_tokens: int = free_setting(512, "most tokens of such an answer", low=1, high=2**20)
     eval_metric: str | None = free_setting(
         None,
-        "a metric of your own, FILE.py:FUNCTION, over the answers of eval_generate; it gets a list "
-        "of them, taken apart, and returns a number or numbers by name, where more is better",
+        "a metric of your own, FILE.py:FUNCTION, over the answers of eval_generate. The function "
+        "gets a list of parsed answers. It returns a number, or numbers by name. Higher is better",
     )
     metric_for_best_model: str = free_setting(
         "eval_loss",
-        "which number of an evaluation save_best and early stopping go by: eval_loss_answer, "
-        "eval_set_f1, eval_call_accuracy, eval_metric, eval_rewards/accuracies, eval_loss/FILE; "
-        "losses, leaks best low",
+        "the number that save_best and early stopping use: eval_loss_answer, eval_set_f1, "
+        "eval_call_accuracy, eval_metric, eval_rewards/accuracies, eval_loss/FILE. For losses "
+        "and mode leaks, lower is better",
     )
     early_stopping_patience: int = free_setting(
         0,
-        "end training, as if complete, after so many evaluations in a row without a better "
-        "metric_for_best_model; 0: never",
+        "end training, as if complete, after this many evaluations in a row without a better "
+        "metric_for_best_model (0: never)",
         low=0,
     )
     needle_lengths: str | None = free_setting(
         None,
-        "before the first step and after the last, let the model find facts in texts of so many "
-        "tokens, such as 1024,4096,16384, to see whether long context is kept",
+        "needle-in-a-haystack test before the first step and after the last, in texts of so many "
+        "tokens, such as 1024,4096,16384",
         form="list",
     )
-    needle_number: int = free_setting(8, "texts of each of these lengths", low=1, high=10**5)
+    needle_number: int = free_setting(8, "number of texts of each length", low=1, high=10**5)
     sample_answers: bool | Auto = free_setting(
         "auto",
-        "let the model answer two training prompts at the end, of 2,048 tokens at most, for its "
-        "report; auto: in a minute each at most, however large it is; true: without that limit",
+        "let the model answer two training prompts of at most 2,048 tokens at the end, for the "
+        "report. auto: in at most a minute each. true: without that limit",
     )
 
     def __post_init__(self) -> None:
@@ -344,56 +357,58 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """What is saved and how long it is kept, and what a run goes on from."""
+    """What is saved, how long it is kept, and what a run resumes from."""
 
     save_steps: int | float = free_setting(
         0,
-        "checkpoint every N steps, or below 1 after each such share of the run (0.2: five times); "
-        "0: only at the end",
+        "save a checkpoint every N steps, or below 1 after each such share of the run (0.2: five "
+        "times). 0: only at the end",
         low=0,
         form="share",
     )
     save_total_limit: int = free_setting(
-        0, "checkpoints kept, oldest deleted first; 0 keeps all", low=0
+        0, "number of checkpoints to keep. The oldest is deleted first (0: keep all)", low=0
     )
     save_best: bool = free_setting(
         False, "also save whenever metric_for_best_model is best, and keep that checkpoint"
     )
     save_keep_every: int = free_setting(
-        0, "keep the checkpoint of every N-th step for good; 0: of none", low=0
+        0, "keep the checkpoint of every N-th step for good (0: of none)", low=0
     )
     save_only_model: bool = free_setting(
         False,
-        "save weights without optimizer states: a third of the size, for export; such a checkpoint "
-        "cannot be resumed",
+        "save weights without optimizer states, for export, in a third of the size. Such a "
+        "checkpoint cannot be resumed",
     )
     snapshot_gib: float | Auto = free_setting(
         "auto",
-        "host memory, in GiB per process, for copies of states that are written while training "
-        "goes on; the rest is written before the next update; auto: half of what is free",
+        "host memory, in GiB per process, for copies of states that are written during training. "
+        "The rest is written before the next update (auto: half of the free memory)",
         low=0,
         high=10**6,
     )
     wait_for_room_minutes: float = free_setting(
         60.0,
-        "how long a run that is over waits for room on a full disk, with what it has trained kept "
-        "in memory, before it ends without its last checkpoint or its export",
+        "minutes that a complete run waits for space on a full disk, with its weights in memory, "
+        "before it ends without its last checkpoint or export",
         low=0,
     )
     after_checkpoint: str | None = free_setting(
         None,
-        "a command for sh that runs beside training once a checkpoint is written, such as a copy "
-        "to another machine; its folder is $1, or the last word; a failure is told and tried again",
+        "a command for sh that runs during training after each checkpoint, such as a copy to "
+        "another machine. The folder is $1, or the last word. A failure is reported, and the "
+        "command is tried again",
     )
     before_resume: str | None = free_setting(
         None,
-        "a command for sh that runs before a resume looks for checkpoints, such as one that brings "
-        "copies back; output_dir is $1, or the last word; with nothing to bring it must succeed",
+        "a command for sh that runs before a resume looks for checkpoints, such as one that "
+        "fetches copies. output_dir is $1, or the last word. It must also succeed if there are "
+        "no copies",
     )
     commands_on: Literal["first_host", "each_host"] = free_setting(
         "first_host",
         "where after_checkpoint and before_resume run: once, on the first host, or once on each "
-        "host, where a copy lies on its own disk",
+        "host, if copies lie on the hosts' own disks",
     )
     resume_from_checkpoint: str | None = free_setting(
         None,
@@ -401,13 +416,15 @@ class CheckpointConfig:
         form="path",
     )
     ignore_data_change: bool = free_setting(
-        False, "resume although the data is not what the checkpoint saw; it is read from its start"
+        False,
+        "resume although the data differs from the checkpoint's. The new data is read from its "
+        "start",
     )
     ignore_code_change: bool = free_setting(
-        False, "resume although this code or a library is of another version than the checkpoint's"
+        False, "resume although this code or a library has another version than the checkpoint's"
     )
     ignore_settings_change: bool = free_setting(
-        False, "resume although settings differ that steps depend on, such as learning_rate"
+        False, "resume although settings differ that affect training steps, such as learning_rate"
     )
     export: bool = free_setting(True, "write an HF-format model folder at the end")
 
@@ -422,7 +439,8 @@ class LoraConfig:
     use_lora: bool = setting(False, "train low-rank adapters and freeze everything else")
     adapter_name_or_path: str | None = setting(
         None,
-        "folder of adapters in PEFT's form to start from, with the settings they were made with",
+        "folder of adapters in PEFT's form to start from. The settings must be those that they "
+        "were made with",
         form="path",
     )
     lora_rank: int = setting(64, "rank of each adapter", low=1, high=2**14)

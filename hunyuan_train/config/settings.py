@@ -44,14 +44,14 @@ FIELDS: dict[str, Field[Any]] = {
 }
 # Flags of the command itself, which are no settings of a run.
 COMMAND_FLAGS = {
-    "recipe": "tiny, lora, full, long, or the path of a YAML file of settings; flags win over it. "
-    "Such a file may name the one of ours that it changes: `recipe: lora`",
+    "recipe": "tiny, lora, one_gpu, full, long, or the path of a YAML file of settings. Flags win "
+    "over it. Such a file may name the recipe that it is based on: `recipe: lora`",
     "config": "the config.yaml of an earlier run, to repeat it",
-    "dry_run": "run every check, say what the run would do and take, start nothing",
-    "print_torchrun": "print the plain torchrun command of each host, start nothing",
-    "print_slurm": "print a script for sbatch that does the same under Slurm, start nothing",
-    "show_recipe": "print the settings that --recipe stands for, with its comments, start nothing",
-    **{name: f"with --dry_run, of the machines to plan for: {HELP[name]}" for name in HELP},
+    "dry_run": "run every check and print what the run would do and need, without starting it",
+    "print_torchrun": "print the plain torchrun command of each host, without starting it",
+    "print_slurm": "print a script for sbatch that runs the same under Slurm, without starting it",
+    "show_recipe": "print the settings of --recipe, with comments, without starting anything",
+    **{name: f"with --dry_run, for machines that are not at hand: {HELP[name]}" for name in HELP},
 }
 COMMAND_SWITCHES = ("dry_run", "print_torchrun", "print_slurm", "show_recipe")
 

@@ -68,14 +68,22 @@ def _add_judging(subparsers: Commands) -> None:
     _add_files(check)
     _add_objective(check)
     _add_policies(check)
-    check.add_argument("--eval", nargs="+", default=[], metavar="FILE", help="must not overlap")
-    check.add_argument("--json", action="store_true", help="one JSON object per finding and a last")
+    check.add_argument(
+        "--eval",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="held-out data, which must not overlap",
+    )
+    check.add_argument(
+        "--json", action="store_true", help="print one JSON object per finding, and a summary"
+    )
     check.add_argument(
         "--fix",
         type=Path,
         metavar="OUT",
-        help="write all records that are used, those that need it fixed; OUT.changes.jsonl lists "
-        "every change",
+        help="write all usable records, repaired where needed. OUT.changes.jsonl lists every "
+        "change",
     )
     check.set_defaults(run=run_check)
 
@@ -89,9 +97,9 @@ def _add_judging(subparsers: Commands) -> None:
 
 
 def _add_looking(subparsers: Commands) -> None:
-    show = subparsers.add_parser("show", help="show a record as the model is taught it")
+    show = subparsers.add_parser("show", help="show a record as the model sees it")
     show.add_argument("file")
-    show.add_argument("--row", type=_count, default=0, help="number of the record; 0 is the first")
+    show.add_argument("--row", type=_count, default=0, help="number of the record (0: the first)")
     show.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken or tokenizer.json"
     )
@@ -101,7 +109,7 @@ def _add_looking(subparsers: Commands) -> None:
     _add_policies(show)
     show.set_defaults(run=run_show)
 
-    stats = subparsers.add_parser("stats", help="lengths, modes, turns, packing; also as a page")
+    stats = subparsers.add_parser("stats", help="lengths, modes, turns and packing, also as a page")
     _add_files(stats)
     _add_objective(stats)
     _add_policies(stats)
@@ -109,21 +117,21 @@ def _add_looking(subparsers: Commands) -> None:
     stats.set_defaults(run=run_stats)
 
     render = subparsers.add_parser(
-        "render", help="the exact text of every record, to lay beside what a server sends"
+        "render", help="the exact text of every record, to compare with a server's"
     )
     render.add_argument("file")
     render.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
     render.add_argument(
         "--generation_prompt",
         action="store_true",
-        help="only up to where the model goes on: without the last answer",
+        help="only the prompt, without the last answer",
     )
     render.add_argument(
         "--reasoning_effort",
         default="",
         metavar="WORD",
-        help="no_think, low or high, of records that do not say, for models that are asked so "
-        "(Hy3): their records are written as the model's own template does it",
+        help="no_think, low or high, for records that state none. For models with such an effort "
+        "(Hy3): records are rendered as by the model's own template",
     )
     render.add_argument("--json", action="store_true", help="row and text per line")
     _add_reading(render)
@@ -159,33 +167,35 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=("auto", "fast", "slow", "plain"),
         default="auto",
-        help="of records that state none; auto reads it off their tags and thoughts and refuses a "
-        "record that has neither",
+        help="mode of records that state none. auto: inferred from tags and thoughts, and an error "
+        "if there are none",
     )
     parser.add_argument(
         "--history",
         choices=("strip", "keep"),
         default="strip",
-        help="strip (default): a sample for each answer, earlier answers bare, as clients send "
-        "them; a dialogue without tags is bare anyway and stays one sample. keep: one sample, its "
-        "answers as they are",
+        help="strip (default): one sample per answer, with earlier answers without thoughts, as "
+        "clients send them. A dialogue without tags stays one sample. keep: one sample per "
+        "dialogue, with its answers unchanged",
     )
     parser.add_argument("--now", default="", help='time in tools prompts, "2026-03-02 09:15:00"')
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="files or folders, in any form")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="for lengths and loss shares")
     parser.add_argument(
-        "--max_seq_length", type=_length, default=4096, help="tokens of a row; needs --tokenizer"
+        "--tokenizer", type=Path, metavar="DIR", help="tokenizer for lengths and loss shares"
+    )
+    parser.add_argument(
+        "--max_seq_length", type=_length, default=4096, help="tokens of a row (needs --tokenizer)"
     )
     parser.add_argument(
         "--overlong",
         choices=("error", "drop", "drop_turns"),
         default="error",
-        help="samples that no row holds: refused, left out, or shortened by their oldest turns",
+        help="samples longer than a row: an error, left out, or shortened by their oldest turns",
     )
-    parser.add_argument("--num_workers", type=_count, default=0, help="0 means one per core")
+    parser.add_argument("--num_workers", type=_count, default=0, help="processes (0: one per core)")
     _add_reading(parser)
 
 
@@ -194,8 +204,8 @@ def _add_objective(parser: argparse.ArgumentParser) -> None:
         "--objective",
         choices=get_args(ObjectiveName),
         default="sft",
-        help="what the records are to teach: dpo, ipo, orpo and simpo read pairs of a chosen and a "
-        "rejected answer, kto answers with a label (default: sft, dialogues)",
+        help="objective of the records. dpo, ipo, orpo and simpo read pairs of a chosen and a "
+        "rejected answer. kto reads answers with a label (default: sft, dialogues)",
     )
 
 
@@ -210,8 +220,8 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND=ACTION",
-        help="error, drop, fix or note for kinds of findings, comma-separated or repeated; "
-        f"the kinds: {kinds}",
+        help="error, drop, fix or note for kinds of findings, comma-separated or repeated. "
+        f"Kinds: {kinds}",
     )
 
 

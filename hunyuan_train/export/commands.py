@@ -29,8 +29,8 @@ def add_checkpoint_commands(
     """
     export = subparsers.add_parser("export", help="write a checkpoint as a model folder")
     export.description = (
-        "Write the model of a stopped run in the released layout, or its adapter as PEFT loads it, "
-        "on one machine without a GPU."
+        "Write the model of a stopped run in the released layout, or its adapter in PEFT's form. "
+        "This needs one machine and no GPU."
     )
     export.add_argument(
         "checkpoint",
@@ -42,11 +42,13 @@ def add_checkpoint_commands(
     export.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        help="default: that of the weights it started from",
+        help="default: that of the base weights",
     )
-    export.add_argument("--model_name_or_path", metavar="DIR", help="where the base model lies now")
     export.add_argument(
-        "--tokenizer_name_or_path", metavar="DIR", help="where the tokenizer lies now"
+        "--model_name_or_path", metavar="DIR", help="current folder of the base model"
+    )
+    export.add_argument(
+        "--tokenizer_name_or_path", metavar="DIR", help="current folder of the tokenizer"
     )
     export.set_defaults(run=run_export)
 
@@ -61,9 +63,9 @@ def _add_merge(
 ) -> None:
     merge = subparsers.add_parser("merge", help="merge an adapter into its base model")
     merge.description = (
-        "Merge a PEFT LoRA adapter into its base, file by file, in the base's dtypes. Into a "
-        "quantised base it is merged by stochastic rounding, and how much of the training survives "
-        "is measured on the dialogues of its run: OUT appears if that is 95 %% or more."
+        "Merge a PEFT LoRA adapter into its base, file by file, in the base's dtypes. A quantised "
+        "base is merged by stochastic rounding. The share of the training that survives is then "
+        "measured on the dialogues of its run. OUT appears if that is 95 % or more."
     )
     add = merge.add_argument
     add("base", type=Path, metavar="BASE", help="model folder, of either layout")
@@ -75,7 +77,7 @@ def _add_merge(
         type=int,
         default=64,
         metavar="N",
-        help="of these dialogues that are measured on (default: %(default)s)",
+        help="number of these dialogues to measure on (default: %(default)s)",
     )
     add("--allow_loss", action="store_true", help="merge even if less than 95 %% survives")
     merge.set_defaults(run=lambda arguments: run_merge(arguments, merge_into_quantised))
@@ -86,13 +88,15 @@ def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.Argume
         "convert_adapter", help="write an adapter in the layout that a server reads"
     )
     convert.description = (
-        "Write a PEFT adapter in the layout of another client. Adapters on attention look the same "
-        "to all. Those on routed experts PEFT stores together and SGLang by expert; the numbers "
-        "stay the same, bit by bit. vLLM reads PEFT's layout, where it is started with "
-        "--enable-mixed-moe-lora-format and the adapter is loaded with is_3d_lora_weight, as "
-        "`hunyuan-train serve` does."
+        "Write a PEFT adapter in the layout of another client. Adapters on attention look "
+        "the same to all clients. PEFT stores adapters on routed experts together, and "
+        "SGLang expert by expert. The numbers stay the same, bit for bit. vLLM reads PEFT's "
+        "layout if it starts with --enable-mixed-moe-lora-format and loads the adapter with "
+        "is_3d_lora_weight. `hunyuan-train serve` does both."
     )
-    convert.add_argument("base", type=Path, metavar="BASE", help="model folder it belongs on")
+    convert.add_argument(
+        "base", type=Path, metavar="BASE", help="model folder that it was trained on"
+    )
     convert.add_argument(
         "adapter", type=Path, metavar="ADAPTER", help="folder with adapter_config.json"
     )
@@ -104,8 +108,8 @@ def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.Argume
 def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     verify = subparsers.add_parser("verify", help="check every byte of a checkpoint")
     verify.description = (
-        "Read a checkpoint, or all those of a run, and compare every byte with the checksums that "
-        "were taken when it was written. Exit code 1 if anything differs; the file is named."
+        "Read a checkpoint, or all checkpoints of a run, and compare every byte with the checksums "
+        "from the time of writing. If anything differs, the file is named and the exit code is 1."
     )
     verify.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="RUN/checkpoints/STEP, or RUN for all"
@@ -114,9 +118,11 @@ def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=Path, metavar="OUT", help="new folder; whole or absent")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace OUT once the new one is whole"
+        "output", type=Path, metavar="OUT", help="new folder. It appears once it is complete"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT once the new one is complete"
     )
 
 

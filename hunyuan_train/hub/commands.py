@@ -18,14 +18,14 @@ def add_download_command(
     download = subparsers.add_parser("download", help="get a model or a data set by its name")
     download.description = (
         "Download what a run needs of a model on a hub, or one split of a data set, and print its "
-        "folder. What is there is gone on from; every file is compared with the hub's checksums. "
-        "A run that names them does the same before it starts."
+        "folder. An interrupted download continues. Every file is compared with the hub's "
+        "checksums. A run with such a name does the same before it starts."
     )
     download.add_argument(
         "name",
         metavar="NAME",
-        help="OWNER/NAME, hf:OWNER/NAME or modelscope:OWNER/NAME, with an optional @REVISION; of a "
-        "data set hf:OWNER/NAME[/SUBSET][@REVISION][:SPLIT]",
+        help="OWNER/NAME, hf:OWNER/NAME or modelscope:OWNER/NAME, with an optional @REVISION. For "
+        "a data set: hf:OWNER/NAME[/SUBSET][@REVISION][:SPLIT]",
     )
     download.add_argument("--data", action="store_true", help="NAME is a data set")
     download.add_argument("--hub", choices=tuple(TITLES), default="huggingface")

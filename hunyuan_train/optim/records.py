@@ -113,7 +113,7 @@ RECORDS = (
     OptimizerRecord(
         name="offload",
         title="offload (AdamW in host memory)",
-        summary="AdamW whose states live in host memory",
+        summary="AdamW with its states in host memory",
         code="DeepSpeedCPUAdam",
         states=MOMENTS,
         state_bytes=lambda num_elements: 8 * num_elements,
@@ -161,6 +161,6 @@ def choose_optimizer(*, is_on_host: bool) -> OptimizerName:
 
 def describe_optimizers() -> str:
     """Names and summaries, for the setting's help."""
-    return "; ".join(
+    return ", ".join(
         f"{one.name} ({one.summary})" if one.summary else one.name for one in OPTIMIZERS.values()
     )

@@ -35,23 +35,23 @@ EXIT_REFUSED = 1
 RELEASED = "a13b"
 RELEASED_FOLDER = "Hunyuan-A13B-Instruct"  # in the recipes; --fit must not write a preset
 DESCRIPTION = """\
-Say what a run needs, without a GPU and before it is started: bytes of each GPU by what they are
-for, host memory, disk, bytes sent, and the time of a step. Where it does not fit, say why, and name
-the nearest plan that does; the exit code is then 1.
+Estimate what a run needs, before it starts and without a GPU: memory of each GPU by purpose, host
+memory, disk, bytes sent, and the time of a step. If the run does not fit, the plan says why and
+names the nearest plan that does. The exit code is then 1.
 
-Any setting of `train` may be given as well, such as --max_seq_length 16384, and --recipe or
---config. Training makes the same plan before it starts, and refuses what is refused here."""
+You can add any setting of `train`, such as --max_seq_length 16384, and --recipe or --config.
+Training makes the same plan before it starts, and rejects the same runs."""
 EPILOG = """\
 examples:
-  every parameter of the released model, on eight 80 GB GPUs:
+  full fine-tuning of the released model on eight 80 GB GPUs:
     hunyuan-train plan --model a13b --gpus 8 --gpu_memory 80 --method full \\
       --optimizer adamw
   the same, and write the settings that fit to a file for `train --config`:
     hunyuan-train plan --model a13b --gpus 8 --optimizer adamw --fit fits.yaml
-  adapters, with longer rows, on two machines:
+  LoRA with longer rows on two machines:
     hunyuan-train plan --model a13b --method lora --nodes 2 --max_seq_length 32768
 
-Speeds are known of {gpus}.
+--gpu knows the speeds of {gpus}.
 GB are 10^9 bytes. nvidia-smi shows what a card really has: an "80 GB" H100 has 85.5."""
 
 
@@ -102,8 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--model", metavar="NAME",
-        help="a13b (default), another preset, a model folder, or OWNER/NAME on a hub, of which "
-        "config.json alone is downloaded",
+        help="a13b (default), another preset, a model folder, or OWNER/NAME on a hub, from which "
+        "only config.json is downloaded",
     )  # fmt: skip
     add("--method", choices=("full", "lora"), help="the recipe to start from (default: full)")
     for field in fields(PlannedMachines):

@@ -32,8 +32,8 @@ REPORT = "quantization_report.json"
 EPILOG = """formats:
 {formats}
 
-OUT appears once it is whole, verified and measured. Measuring needs dialogues and the base model.
-An export that lies in its run (RUN/export) takes the dialogues of the run. Its manifest, or that
+OUT appears once it is complete, verified and measured. Measuring needs dialogues and the base
+model. An export inside its run (RUN/export) uses the dialogues of the run. Its manifest, or that
 of a merge, names the base model. For any other model, give --train_data, --eval_data and --base.
 
 examples:
@@ -51,7 +51,7 @@ def add_quantize_command(
     listed = "\n".join(f"  {one.name:{width}}  {one.help}" for one in FORMATS)
     command = subparsers.add_parser(
         "quantize",
-        help="write a model in FP8 or 4 bits, and measure what that costs",
+        help="write a model in FP8 or 4 bits, and measure the loss of quality",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EPILOG.format(formats=listed),
     )
@@ -62,9 +62,9 @@ def add_quantize_command(
     )
     add = command.add_argument
     add("model", type=Path, metavar="IN", help="model folder, of either layout, not quantised")
-    add("output", type=Path, metavar="OUT", help="new folder; whole or absent")
+    add("output", type=Path, metavar="OUT", help="new folder. It appears once it is complete")
     add("--format", required=True, metavar="FORMAT", help="see below")
-    add("--overwrite", action="store_true", help="replace OUT once the new one is whole")
+    add("--overwrite", action="store_true", help="replace OUT once the new one is complete")
     add("--train_data", metavar="FILE", help="dialogues it was tuned on (default: its run's)")
     add("--eval_data", metavar="FILE", help="held-out dialogues (default: its run's)")
     add(
@@ -74,9 +74,9 @@ def add_quantize_command(
         help="model it was tuned from (default: the one that export_manifest.json names)",
     )
     numbers = {
-        "--samples": (64, "dialogues of each file that are measured on"),
-        "--questions": (16, "that both models answer, where they are small; 0: none"),
-        "--calibration_samples": (256, "training dialogues that w4a16 is calibrated on"),
+        "--samples": (64, "dialogues of each file to measure on"),
+        "--questions": (16, "questions that both models answer, if they are small, 0 for none"),
+        "--calibration_samples": (256, "training dialogues for the calibration of w4a16"),
     }
     for flag, (usual, text) in numbers.items():
         add(flag, type=int, default=usual, metavar="N", help=f"{text} (default: {usual})")
@@ -90,7 +90,7 @@ def add_quantize_command(
     add(
         "--allow_loss",
         action="store_true",
-        help="publish even if less than 95 %% of the fine-tuning survives",
+        help="write OUT even if less than 95 %% of the fine-tuning survives",
     )
     command.set_defaults(run=run_quantize)
 

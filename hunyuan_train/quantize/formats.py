@@ -142,7 +142,7 @@ def open_gguf(folder: Path, shape: ModelShape) -> "WeightSource":
 FORMATS: tuple[Format, ...] = (
     Format(
         name="fp8",
-        help="8 bits, a scale for each output channel; activations in FP8, scaled token by token",
+        help="8 bits, a scale per output channel, with activations in FP8, scaled per token",
         check=accept,
         write=write_float8_by("channel"),
         open_weights=open_compressed,
@@ -150,7 +150,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="fp8-block",
-        help="8 bits, a scale for each block of 128 x 128; activations in groups of 128",
+        help="8 bits, a scale per block of 128 x 128, with activations in groups of 128",
         check=accept,
         write=write_float8_by("block"),
         open_weights=open_compressed,
@@ -158,7 +158,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="w4a16",
-        help="4 bits by GPTQ, calibrated on training dialogues; activations as they are",
+        help="4 bits by GPTQ, calibrated on training dialogues, with activations unchanged",
         check=check_gptq,
         write=write_w4a16,
         open_weights=open_compressed,
@@ -167,7 +167,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="gguf",
-        help=f"for llama.cpp, by its own converter and quantiser; TYPE: {', '.join(TYPES)}",
+        help=f"for llama.cpp, by its own converter and quantiser. TYPE: {', '.join(TYPES)}",
         check=check_gguf,
         write=write_gguf,
         open_weights=open_gguf,

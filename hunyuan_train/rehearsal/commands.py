@@ -37,26 +37,27 @@ MOST_SKEW = 8.0
 DESCRIPTION = """\
 Run a training as one of its ranks would, on a machine without a GPU: the same engine, optimizer,
 attention, adapters, checkpoint and evaluation, at the model's true size. Tensors have shapes and
-devices, and no data; the other ranks are not there. Two steps are taken, and then a checkpoint is
-collected and resumed, a row evaluated and an answer generated.
+devices, but no data. The other ranks do not exist. The rank trains two steps, collects and resumes
+a checkpoint, evaluates a row and generates an answer.
 
-It says what the GPU would hold, by purpose beside the plan and by line of code; what torch's
-allocator would reserve; bytes of every collective; every place where the CPU waits for the GPU;
-the kernels of a step; and as an error, with its line, whatever mixes devices or leaves memory
-behind. It says as well what it cannot see. The exit code is 1 where something is wrong.
+The output shows the memory of the GPU, by purpose (beside the plan) and by line of code. It shows
+what torch's allocator would reserve, the bytes of every collective operation, every place where the
+CPU waits for the GPU, and the kernels of a step. Code that mixes devices or leaks memory is an
+error with its line. The output also says what a rehearsal cannot show. The exit code is 1 if
+something is wrong.
 
-Any setting of `train` may be given, such as --max_seq_length 16384, and --recipe or --config."""
+You can add any setting of `train`, such as --max_seq_length 16384, and --recipe or --config."""
 EPILOG = """\
 examples:
-  the released model with every parameter, on eight 80 GB GPUs (some minutes):
+  full fine-tuning of the released model on eight 80 GB GPUs (some minutes):
     hunyuan-train rehearse --method full
-  adapters on all modules, two layers only (the same per layer, sooner):
+  LoRA on all modules, with two layers only (the same per layer, but sooner):
     hunyuan-train rehearse --method lora --lora_target_modules all --layers 2
-  rows of 262,144 tokens on four machines, for a program:
+  rows of 262,144 tokens on four machines, as JSON:
     hunyuan-train rehearse --recipe long --nodes 4 --json
 
-`hunyuan-train plan` answers in a fraction of a second what this shows in detail. `train --dry_run
---gpus 8` checks the real data and settings, and steps nothing."""
+`hunyuan-train plan` gives the totals in a fraction of a second. `train --dry_run --gpus 8` checks
+the real data and settings, but runs no step."""
 
 
 def run_rehearse(arguments: Sequence[str]) -> int:
@@ -107,16 +108,20 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}", metavar="VALUE", help=HELP[name])
     add(
         *("--skew", "--imbalance"), metavar="TIMES", default=f"{SKEWED:g}",
-        help="rows that this rank's experts get, over an equal share (default: %(default)s, as a "
-        "plan must survive it)",
+        help="load of this rank's experts, in equal shares (default: %(default)s, as in a plan)",
     )  # fmt: skip
-    add("--layers", type=int, metavar="N", help="as many layers instead of the model's; cheaper")
+    add(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="number of layers, for a cheaper rehearsal (default: the model's)",
+    )
     add(
         "--micro_steps", type=int, metavar="N", default=1,
-        help="micro-steps of the step that is counted; all are alike (default: %(default)s)",
+        help="micro-steps of the counted step, which are all alike (default: %(default)s)",
     )  # fmt: skip
-    add("--steps_only", action="store_true", help="no checkpoint, evaluation and generation")
-    add("--json", action="store_true", help="print all that was seen, for programs")
+    add("--steps_only", action="store_true", help="skip checkpoint, evaluation and generation")
+    add("--json", action="store_true", help="print everything as JSON, for programs")
     return parser
 
 

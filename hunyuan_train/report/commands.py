@@ -21,7 +21,7 @@ def add_report_command(subparsers: "argparse._SubParsersAction[argparse.Argument
     report.description = (
         "Write the page of `watch` as one file that needs no server: a verdict in words, curves, "
         "experts, memory against the plan, data, settings, answers and warnings of a run, or of "
-        "several side by side. A run that is going on can be looked at too."
+        "several side by side. This also works while the run goes on."
     )
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run")
     report.add_argument(

@@ -22,9 +22,7 @@ WILDCARDS = {"0.0.0.0": "THIS_HOST", "::": "THIS_HOST"}  # in a link, a visitor'
 
 def add_watch_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    watch = subparsers.add_parser(
-        "watch", help="a live page about runs, while they go on and after"
-    )
+    watch = subparsers.add_parser("watch", help="a live page about runs, during and after training")
     watch.formatter_class = argparse.RawDescriptionHelpFormatter
     watch.description = (
         "Serve a page about one run or several: state, time left, curves with zoom and smoothing,\n"
@@ -36,18 +34,16 @@ def add_watch_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     )
     watch.add_argument(
         "runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUN",
-        help="output_dir of a run, or a folder of runs; default: runs",
+        help="output_dir of a run, or a folder of runs (default: runs)",
     )  # fmt: skip
     watch.add_argument(
-        "--host", default="127.0.0.1", help="address to serve at; default: 127.0.0.1, this machine"
+        "--host", default="127.0.0.1", help="address to serve at (default: 127.0.0.1, this machine)"
     )
-    watch.add_argument(
-        "--port", type=int, help=f"default: {PORT}, or the next that is free; 0: any"
-    )
+    watch.add_argument("--port", type=int, help=f"default: {PORT}, or the next free one (0: any)")
     watch.add_argument(
         "--token_file", type=Path, metavar="FILE",
-        help="ask visitors for the token in this file, also on this machine (which others may "
-        "share); without it, a host other than loopback gets a new token each time",
+        help="ask visitors for the token in this file, also on this machine, which others may "
+        "share. Without it, a host other than loopback gets a new token each time",
     )  # fmt: skip
     watch.set_defaults(run=run_watch)
 

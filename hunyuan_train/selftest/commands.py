@@ -32,12 +32,11 @@ logger = logging.getLogger(__name__)
 
 ON_CPU = (1, 2, 4)
 DESCRIPTION = """\
-Trains a tiny model of the real architecture under every way of splitting it that this project
-offers, and in one plain process in float64 without any of them, and compares losses, every
-gradient, the clip coefficient and the weights after several steps. The steps hold what has gone
-wrong elsewhere: experts without tokens, uneven ranks, ranks without labels or without data.
-With NODE_IP_LIST or HOSTFILE, as for train.sh, on all hosts at once.
-Exit code 1: something is out of tolerance.
+Train a tiny model of the real architecture in every parallel layout of this project, and in one
+plain float64 process. Compare losses, every gradient, the clip coefficient and the weights after
+several steps. The steps contain known troublemakers: experts without tokens, ranks with unequal
+loads, ranks without labels or data. With NODE_IP_LIST or HOSTFILE, as for train.sh, the test runs
+on all hosts at once. Exit code 1: something is out of tolerance.
 """
 
 
@@ -54,12 +53,14 @@ def add_selftest_command(
     command.add_argument(
         "--recipe",
         metavar="R",
-        help="check this recipe's methods instead of all cases: tiny, lora, full, long or a file",
+        help="check this recipe's methods instead of all cases: tiny, lora, one_gpu, full, long "
+        "or a file",
     )
     command.add_argument(
         "--processes",
         metavar="N,N",
-        help="numbers of processes; default: 1,2,4 on the CPU, else powers of two up to all GPUs",
+        help="numbers of processes (default: 1,2,4 on the CPU, otherwise powers of two up to all "
+        "GPUs)",
     )
     command.add_argument("--only", metavar="TEXT", help="only cases with this in their names")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")

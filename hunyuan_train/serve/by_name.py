@@ -16,15 +16,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which model, for `place_model`."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="model or adapter: its folder, or OWNER/NAME on a hub")
-    add("--base", metavar="DIR", help="the adapter's base model; default: that of its training")
+    add("--base", metavar="DIR", help="the adapter's base model (default: that of its training)")
     add("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
-    add("--hub", choices=tuple(TITLES), default="huggingface", help="of names that tell none")
+    add("--hub", choices=tuple(TITLES), default="huggingface", help="hub of names that state none")
     add(
         "--download_dir",
         type=Path,
         default=DEFAULT_FOLDER,
         metavar="DIR",
-        help=f"where what a hub gives is kept (default: {SHOWN_FOLDER})",
+        help=f"folder for downloads (default: {SHOWN_FOLDER})",
     )
 
 

@@ -30,9 +30,10 @@ Arguments = argparse.Namespace
 SWITCH_MODE = "/no_think"  # a command of this chat, whatever the grammar writes into queries
 HELP = """\
   /no_think   switch between fast mode (no thinking) and slow mode
-  /think      show the thoughts behind the last answer
+  /think      show the thoughts of the last answer
   /new        forget the dialogue
-  Ctrl-C      end an answer; Ctrl-D leaves
+  Ctrl-C      end an answer
+  Ctrl-D      leave
 """
 
 
@@ -49,19 +50,19 @@ def add_chat_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     add_model_arguments(chat)
     chat.add_argument(
-        "--prompt", metavar="TEXT", help="answer this and exit; - reads it from stdin"
+        "--prompt", metavar="TEXT", help="answer this and exit (-: read it from stdin)"
     )
     chat.add_argument(
         "--json", action="store_true", help="with --prompt: print the message as JSON"
     )
     chat.add_argument("--no_think", action="store_true", help="start in fast mode")
-    chat.add_argument("--show_thinking", action="store_true", help="do not fold thoughts")
+    chat.add_argument("--show_thinking", action="store_true", help="show thoughts in full")
     chat.add_argument("--system", metavar="TEXT", help="system message")
     chat.add_argument(
         "--tools", type=Path, metavar="FILE", help="JSON list of tools, OpenAI's form"
     )
     chat.add_argument("--max_new_tokens", type=int, default=4096, help="default: %(default)s")
-    chat.add_argument("--temperature", type=float, help="0: greedy; default: the model's own")
+    chat.add_argument("--temperature", type=float, help="0 is greedy (default: the model's own)")
     chat.add_argument("--top_p", type=float, help="default: the model's own")
     chat.add_argument("--top_k", type=int, help="default: the model's own")
     chat.add_argument("--seed", type=int, help="makes sampled answers repeatable")

@@ -61,19 +61,29 @@ def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     """Add the command; it sets `run`, which takes the parsed arguments."""
     command = subparsers.add_parser("evaluate", help="score what a model on disk answers")
     command.description = (
-        "Let a model answer the questions of a file, greedily, and compare with the answers that "
-        "the file has: format, mode, exact match, and F1 of the answers as sets (what stands "
-        "between commas, semicolons and newlines). With --needle_lengths, let it find facts in "
-        "long texts. With --trajectories, walk through dialogues with tools turn by turn: the "
-        "model's calls are compared with the recorded ones, and the recorded results are given "
-        "back; nothing is executed. The numbers are those of --eval_generate and --needle_lengths "
-        "in training."
+        "Let a model answer the questions of a file, greedily, and compare its answers with the "
+        "file's: format, mode, exact match, and F1 of the answers as sets of items, separated by "
+        "commas, semicolons or newlines. --needle_lengths adds a needle-in-a-haystack test. "
+        "--trajectories walks through dialogues with tools, turn by turn. It compares the model's "
+        "calls with the recorded ones and gives the recorded results back. No tool is executed. "
+        "The numbers are those of --eval_generate and --needle_lengths in training."
     )
     add = command.add_argument
     add_model_arguments(command)
     add("file", nargs="?", metavar="FILE", help="dialogues with a mode, or hf:OWNER/NAME[:SPLIT]")
-    add("--number", type=int, default=64, metavar="N", help="questions (default: %(default)s)")
-    add("--max_new_tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    add(
+        "--number",
+        type=int,
+        default=64,
+        metavar="N",
+        help="number of questions (default: %(default)s)",
+    )
+    add(
+        "--max_new_tokens",
+        type=int,
+        default=512,
+        help="most tokens of an answer (default: %(default)s)",
+    )
     add("--metric", metavar="FILE.py:FUNCTION", help="a metric of your own over these answers")
     add("--answers", type=Path, metavar="FILE", help="write questions and answers there")
     add("--needle_lengths", metavar="TOKENS", help="lengths of texts, such as 1024,4096,16384")

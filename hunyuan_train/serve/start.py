@@ -35,13 +35,13 @@ MODEL is an exported or released model folder, an adapter folder, or a GGUF file
   hunyuan-train serve runs/lora/export --base Hunyuan-A13B-Instruct
   hunyuan-train serve runs/sft/export --check http://localhost:8000
 
-As few GPUs are used as hold the weights and one dialogue of full length. A pair of engine and model
-that is known not to work is refused, with what does.
+The engine gets the smallest number of GPUs that holds the weights and one full-length dialogue. If
+a model and engine are known not to work together, the command stops and names what works.
 
 --check asks a running server fixed questions: in both modes, whole and streamed, with tools, and
-with a long text. It reads every answer with the weights on disk, in float32, layer by layer, and
-compares prompts, tokens, log-probabilities and fields. Exit code 1: the server serves something
-else. docs/serving.md says what is known of each engine.
+with a long text. It computes every answer again from the weights on disk, in float32, layer by
+layer, and compares prompts, tokens, log-probabilities and fields. Exit code 1: the answers do not
+match the weights. docs/serving.md says what is known about each engine.
 """
 DEFAULT_PORT = 8000
 
@@ -63,20 +63,30 @@ def add_serve_command(
     add("--engine_args", default="", metavar="TEXT", help="more arguments, such as '--seed 1'")
     names = [engine.name for engine in ENGINES]
     add("--engine", choices=names, help="default: the one that is installed")
-    add("--print", action="store_true", dest="is_printed", help="print the command, start nothing")
+    add(
+        "--print",
+        action="store_true",
+        dest="is_printed",
+        help="print the command without starting it",
+    )
     add("--base", type=Path, metavar="DIR", help="the adapter's base model")
     add(FLAG, action="store_true", help="serve an adapter on another base than it was trained on")
-    add("--served_name", metavar="NAME", help="what clients call it; default: the folder's name")
+    add("--served_name", metavar="NAME", help="its name for clients (default: the folder's name)")
     add("--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine)")
     add("--port", type=int, default=DEFAULT_PORT, help="default: %(default)s")
-    add("--gpus", type=int, metavar="N", help="GPUs to use; default: all; 0: the CPU")
-    add("--gpu_memory", type=float, metavar="GB", help="of each; default: as its driver says")
+    add("--gpus", type=int, metavar="N", help="GPUs to use (default: all, 0: the CPU)")
+    add(
+        "--gpu_memory",
+        type=float,
+        metavar="GB",
+        help="memory of each GPU (default: from its driver)",
+    )
     add("--tensor_parallel_size", type=int, metavar="N", help="default: the fewest that suffice")
     add("--max_model_len", type=int, metavar="TOKENS", help="default: as many as fit")
     add(
         "--tools",
         choices=("whole", "streamed"),
-        help="clients will offer tools, and take answers so: refuse engines that lose calls",
+        help="how clients with tools take answers. Engines that lose such calls are rejected",
     )
     _add_check_arguments(serve)
     serve.set_defaults(run=lambda arguments: run_serve(arguments, detect_machine))
@@ -84,25 +94,26 @@ def add_serve_command(
 
 def _add_check_arguments(serve: argparse.ArgumentParser) -> None:
     check = serve.add_argument_group("checking a server").add_argument
-    check("--check", metavar="URL", help="of an OpenAI-compatible server that runs")
-    check("--json", action="store_true", help="print what was found for programs")
+    check("--check", metavar="URL", help="address of a running OpenAI-compatible server")
+    check("--json", action="store_true", help="print the findings for programs")
     check("--questions", type=Path, metavar="FILE", help="ask these dialogues (JSON lines) instead")
     check("--max_new_tokens", type=int, default=256, help="of an answer (default: %(default)s)")
     check(
         "--long_prompt",
         type=int,
         metavar="TOKENS",
-        help="of the long text; default: beyond 32,768 where model and server take it; 0: none",
+        help="tokens of the long text (default: beyond 32,768 if model and server allow it, 0: "
+        "none)",
     )
     check(
         "--tolerance",
         type=float,
         metavar="NATS",
-        help="how far log-probabilities may be off on average; default: by the weights' dtype "
-        "(float32 0.01, bfloat16 0.1, quantised 0.3)",
+        help="how far log-probabilities may be off on average (default: float32 weights 0.01, "
+        "bfloat16 0.1, quantised 0.3)",
     )
     check("--timeout", type=float, default=600, metavar="SECONDS", help="default: %(default)s")
-    check("--api_key_file", type=Path, metavar="FILE", help="holds the key that the server wants")
+    check("--api_key_file", type=Path, metavar="FILE", help="file with the server's API key")
 
 
 def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> int:

@@ -28,13 +28,13 @@ HELP = """\
 usage: NODE_IP_LIST=10.0.0.1:8,10.0.0.2:8 hunyuan-train doctor [--trust] [--fix]
            [--bandwidth] [any flag of train]
 
-Look at all hosts of a run at once, and say for each host and check what was found, what is wanted
-and which command fixes it. Answers within 5 seconds, with --bandwidth within 60. Give it the flags
-of the run, so that its model, data and output folder are looked at too.
+Check all hosts of a run at once. For each host and check, the output says what was found, what is
+required and which command fixes it. This takes at most 5 seconds, or 60 with --bandwidth. Add the
+flags of the run, so that its model, data and output folder are checked, too.
 
-  --trust      note the ssh keys of hosts that are not known yet, and show their fingerprints
-  --fix        carry out those remedies that can do no harm
-  --bandwidth  measure what an all-reduce across the hosts carries
+  --trust      store the ssh keys of hosts that are not known yet, and show their fingerprints
+  --fix        run those fixes that can do no harm
+  --bandwidth  measure the bandwidth of an all-reduce across the hosts
 
 exit code: 0 if the run may start, 1 if something has to be fixed first, 2 for a wrong setting
 """
