@@ -50,6 +50,6 @@ def describe_form(run: ResolvedRun) -> str:
         return f"routed experts are frozen and kept as the base has them ({run.shape.stored_as})"
     gentler = " or ".join(GENTLEST_FIRST[: GENTLEST_FIRST.index(kept)])
     return (
-        f"routed experts are frozen and kept in {kept}; with --expert_weights {gentler} they would "
-        "lose less and take more"
+        f"routed experts are frozen and kept in {kept}; --expert_weights {gentler} is more "
+        "accurate and takes more memory"
     )

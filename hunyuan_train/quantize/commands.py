@@ -218,7 +218,7 @@ def _demand_worth(report: dict[str, Any], chosen: Format, *, allows_loss: bool) 
     """Refuse to publish what computes no numbers, or has lost what was taught.
 
     Raises:
-        CheckpointError: naming what was measured and the gentler format.
+        CheckpointError: naming what was measured and a more accurate format.
     """
     from hunyuan_train.quantize.report import find_nonsense, find_undone
 
@@ -227,14 +227,14 @@ def _demand_worth(report: dict[str, Any], chosen: Format, *, allows_loss: bool) 
         show(report)
         raise CheckpointError(
             f"{nonsense}, so {report['source']} in {report['format']} computes NaN or infinity, or "
-            f"did so before; if it did not, choose the gentler format ({chosen.gentler}). Nothing "
-            "was published"
+            f"did so before; if it did not, choose a more accurate format ({chosen.gentler}). "
+            "Nothing was published"
         )
     if undone and not allows_loss:
         show(report)
         raise CheckpointError(
-            f"only {undone} survives {report['format']}, and 95% should; choose the gentler "
-            f"format ({chosen.gentler}), calibrate on more dialogues, or take the loss with "
+            f"only {undone} survives {report['format']}, and 95% should; choose a more accurate "
+            f"format ({chosen.gentler}), calibrate on more dialogues, or accept the loss with "
             "--allow_loss. Nothing was published"
         )
 

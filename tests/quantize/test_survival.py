@@ -63,7 +63,7 @@ def test_a_fine_tune_that_does_not_survive_is_not_published(
     assert main(command) == USER_ERROR
     said = " ".join(capsys.readouterr().err.split())
     assert "of what fine-tuning gained on trained tokens survives fp8, and 95% should" in said
-    assert "choose the gentler format (fp8-block)" in said
+    assert "choose a more accurate format (fp8-block)" in said
     assert report.read_bytes() == kept
     assert {path.name for path in tuned.iterdir()} == {"base", "tuned", "train.jsonl", "out"}
 
