@@ -36,7 +36,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     """What is planned, on what."""
     run, shape = estimate.run, estimate.run.shape
     train, lora = run.config.train, run.config.lora
-    method = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
+    method = f"LoRA of rank {lora.lora_rank} on {lora.lora_target_modules}"
     device = "GPUs" if run.is_on_gpu else "processes"
     recomputed = {True: "on", False: "off", "selective": "selective"}[train.gradient_checkpointing]
     yield (
@@ -44,7 +44,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
         f"{count_parameters(shape).active:,} active"
     )
     yield (
-        f"{method if lora.use_lora else 'every parameter'}, optimizer "
+        f"{method if lora.use_lora else 'full fine-tuning'}, optimizer "
         f"{run.optimizer.title}, rows of {run.config.data.max_seq_length:,} "
         f"tokens, {train.per_device_train_batch_size} at a time, gradient checkpointing "
         f"{recomputed}"

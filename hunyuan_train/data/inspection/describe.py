@@ -10,7 +10,7 @@ from hunyuan_train.data.inspection.show import write_sample
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 
 _HISTORY = {
-    "strip": "strip: one sample per answer, earlier answers bare, loss on that answer only",
+    "strip": "strip: one sample per answer, earlier answers without thoughts, loss on that answer",
     "keep": "keep: one sample per dialogue, earlier answers as written, loss on every answer",
 }
 _NUM_LOOKED_AT = 1000  # samples among which one with several answers is looked for

@@ -81,9 +81,9 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
 def describe_method(run: ResolvedRun) -> str:
     """What is trained, and by which optimizer."""
     rates, lora = run.config.optimizer, run.config.lora
-    what = f"adapters of rank {lora.lora_rank} on {lora.lora_target_modules}"
+    what = f"LoRA of rank {lora.lora_rank} on {lora.lora_target_modules}"
     return (
-        f"{what if lora.use_lora else 'every parameter'} with "
+        f"{what if lora.use_lora else 'full fine-tuning'} with "
         f"{run.optimizer.title}, learning rate {rates.learning_rate:g} ({rates.lr_scheduler_type})"
     )
 

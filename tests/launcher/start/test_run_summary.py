@@ -40,7 +40,7 @@ def test_the_summary_names_model_split_data_length_and_output(tmp_path):
 def test_adapters_are_named_as_such(tmp_path):
     run = resolved(tmp_path, "--use_lora", "--lora_rank", "4")
     lines = summarise_run(prepare_run(run))
-    assert lines["training"].startswith("adapters of rank 4 on attention")
+    assert lines["training"].startswith("LoRA of rank 4 on attention")
 
 
 def test_data_is_checked_before_anything_starts(tmp_path):
