@@ -20,10 +20,9 @@ from hunyuan_train.families.tables import kind_of
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.model.new_rows import trains_new_rows_only
 from hunyuan_train.optim.lean import LeanAdamW
-from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
 from hunyuan_train.optim.records import MOMENTS, OptimizerRecord, find_optimizer
 from hunyuan_train.parallel.engine import OptimizerFactory, sum_over_ranks
-from hunyuan_train.parallel.zero import flat_masters, num_dimensions, weight_shards
+from hunyuan_train.parallel.zero import flat_masters, num_dimensions
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +92,10 @@ def lean_groups(model: PreTrainedModel, weight_decay: float, seed: int) -> list[
 
 
 def make_lean(model: PreTrainedModel, config: OptimizerConfig, seed: int) -> Optimizer:
-    """8-bit AdamW over shared master weights; its update is compiled where that is worth it."""
+    """8-bit AdamW over shared master weights; on GPUs its update is one kernel."""
     groups = lean_groups(model, config.weight_decay, seed)
     optimizer = LeanAdamW(groups, **adam_settings(config))
-    if torch.cuda.is_available() and has_whole_slice(model):
+    if torch.cuda.is_available():
         compile_or_warn(optimizer, torch.device("cuda", torch.cuda.current_device()))
     return optimizer
 
@@ -124,12 +123,6 @@ def adam_settings(config: OptimizerConfig) -> dict[str, Any]:
     return {"lr": config.learning_rate, "betas": betas, "eps": config.adam_epsilon}
 
 
-def has_whole_slice(model: PreTrainedModel) -> bool:
-    """Whether some parameter kept here is large enough for what `LeanAdamW` compiles."""
-    sizes = (shard.stop - shard.start for shard in weight_shards(model))
-    return max(sizes, default=0) >= SLICE_ELEMENTS
-
-
 def compile_or_warn(optimizer: LeanAdamW, device: torch.device) -> None:
     """Compile its update, or say why it stays as it is: right, but slow."""
     logger.info("compiling the update of the optimizer")
@@ -137,8 +130,8 @@ def compile_or_warn(optimizer: LeanAdamW, device: torch.device) -> None:
         optimizer.compile_update(device)
     except (RuntimeError, OSError, ImportError, SubprocessError) as error:
         logger.warning(
-            "the update of --optimizer lean stays uncompiled and takes about three times as long; "
-            "it needs a C compiler and Python's headers, and the compiled one must equal it: %s",
+            "the update of --optimizer lean stays uncompiled and takes many times as long; its "
+            "kernel needs triton, a C compiler and Python's headers, and must equal it: %s",
             " ".join(str(error).split())[:300],
         )
 

@@ -103,4 +103,19 @@ def _see_choice(
 ) -> None:
     logits_TE, _weights, experts_TK = output
     watch.see_logits(layer, logits_TE)
-    watch.see_choice(layer, torch.bincount(experts_TK.flatten(), minlength=logits_TE.shape[1]))
+    watch.see_choice(layer, count_choices(experts_TK, logits_TE.shape[1]))
+
+
+def count_choices(experts_TK: Tensor, num_experts: int) -> Tensor:
+    """How many token slots went to each expert: [experts], int64.
+
+    `torch.bincount` would let the CPU wait for the GPU in every layer: it looks for the largest
+    index before it makes its result.
+
+    Args:
+        experts_TK: [tokens, top_k], int64: the experts of each token.
+        num_experts: of the layer.
+    """
+    choices = experts_TK.flatten()
+    counts_E = torch.zeros(num_experts, dtype=torch.int64, device=choices.device)
+    return counts_E.scatter_add_(0, choices, torch.ones_like(choices))

@@ -7,7 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 
-PACKAGES = f"{sysconfig.get_paths()['purelib']}/"
+# Packages may lie in several folders: of an environment, of one that it builds on, of the system.
+PACKAGES = tuple(
+    f"{folder}/"
+    for folder in dict.fromkeys([sysconfig.get_paths()["purelib"], *sys.path])
+    if Path(folder).name in ("site-packages", "dist-packages")
+)
 STANDARD_LIBRARY = f"{sysconfig.get_paths()['stdlib']}/"
 OWN_FOLDER = f"{Path(__file__).parent}/"
 CODE_FOLDER = f"{Path(__file__).parents[2]}/"
@@ -29,7 +34,7 @@ class Place:
 def short_name(code: CodeType) -> str:
     """A file as people know it, from its package on."""
     name = code.co_filename
-    for folder in (PACKAGES, STANDARD_LIBRARY, CODE_FOLDER):
+    for folder in (*PACKAGES, STANDARD_LIBRARY, CODE_FOLDER):
         if name.startswith(folder):
             return name[len(folder) :]
     return name
@@ -42,7 +47,7 @@ def says_something(code: CodeType) -> bool:
     if name.startswith(("<", OWN_FOLDER)):
         return False
     if name.startswith(PACKAGES):
-        return not name[len(PACKAGES) :].startswith((*SILENT, *WRAPPERS))
+        return not short_name(code).startswith((*SILENT, *WRAPPERS))
     return not name.startswith(STANDARD_LIBRARY)
 
 

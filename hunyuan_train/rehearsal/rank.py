@@ -85,7 +85,7 @@ def drive(
     shares = stand_ins.Skew(skew, is_varied=not whole)
     stand_ins.stand_in_for_kernels(watch)
     stand_ins.stand_in_for_ranks(watch, shares)
-    stand_ins.stand_in_for_updates(watch, shares)
+    stand_ins.stand_in_for_updates(watch)
     stand_ins.stand_in_for_answers(watch)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:

@@ -5,8 +5,8 @@ say is made up: how many tokens they send, and that they agree. Each is counted 
 """
 
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,15 +16,14 @@ from deepspeed.ops.adam import cpu_adam
 from deepspeed.ops.triton_ops import autoep_fused_token_ops, swiglu_triton
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from transformers import GenerationMixin
 
 from hunyuan_train.optim.lean import LeanAdamW
+from hunyuan_train.optim.lean_memory import num_blocks
 from hunyuan_train.parallel import optimizer as optimizers
 from hunyuan_train.rehearsal.watch import Watch
 
 LEAST_SKEW = 0.6  # of the skew asked for, in the layer that has least of it
-KERNELS_OF_UPDATE = 7  # what torch's compiler makes of the update of lean
 ADDED_TOKENS = 3  # of an answer that is rehearsed
 
 
@@ -68,20 +67,28 @@ def spread(total: int, parts: int) -> list[int]:
     return [(index + 1) * total // parts - index * total // parts for index in range(parts)]
 
 
+NoteKernel = Callable[..., None]  # `Watch.note_kernel` of some name
+
+
 class Swiglu(torch.autograd.Function):
     """DeepSpeed's fused SwiGLU: reads gate and up, keeps both, makes their product."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, note: NoteKernel) -> Tensor:
         """[rows, width] each."""
         ctx.save_for_backward(gate, up)
-        return torch.empty_like(gate)
+        ctx.note = note
+        product = torch.empty_like(gate)
+        note(gate, up, product)
+        return product
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """[rows, width] each."""
         gate, up = ctx.saved_tensors
-        return torch.empty_like(gate), torch.empty_like(up)
+        gradients = torch.empty_like(gate), torch.empty_like(up)
+        ctx.note(gradient, gate, up, *gradients)
+        return *gradients, None
 
 
 class WeightedRestore(torch.autograd.Function):
@@ -89,25 +96,34 @@ class WeightedRestore(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, rows: Tensor, scores: Tensor, inverse: Tensor, top_k: int
+        ctx: Any, rows: Tensor, scores: Tensor, inverse: Tensor, top_k: int, note: NoteKernel
     ) -> Tensor:
         """From [tokens * top_k, hidden] to [tokens, hidden]."""
         ctx.save_for_backward(rows, scores, inverse)
-        return rows.new_empty((rows.shape[0] // top_k, rows.shape[1]))
+        ctx.note = note
+        summed = rows.new_empty((rows.shape[0] // top_k, rows.shape[1]))
+        note(inverse, inverse)  # one kernel inverts the order
+        note(rows, scores, inverse, summed)
+        return summed
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of rows and scores."""
-        rows, scores, _inverse = ctx.saved_tensors
-        return torch.empty_like(rows), torch.empty_like(scores), None, None
+        rows, scores, inverse = ctx.saved_tensors
+        gradients = torch.empty_like(rows), torch.empty_like(scores)
+        ctx.note(gradient, rows, scores, inverse, *gradients)
+        return *gradients, None, None, None
 
 
 def stand_in_for_kernels(watch: Watch) -> None:
     """Replace Triton kernels by their shapes."""
+    note_swiglu = partial(watch.note_kernel, "Triton: SwiGLU of experts")
+    note_sum = partial(watch.note_kernel, "Triton: weighted sum of experts' outputs")
 
     def gather_rows(source: Tensor, index: Tensor) -> Tensor:
-        watch.note_stand_in("Triton: rows to experts (gather_rows)")
-        return source.new_empty((index.numel(), source.shape[1]))
+        rows = source.new_empty((index.numel(), source.shape[1]))
+        watch.note_kernel("Triton: rows to experts (gather_rows)", index, rows, rows)
+        return rows
 
     def fill_indices(
         counts: Tensor,
@@ -118,16 +134,14 @@ def stand_in_for_kernels(watch: Watch) -> None:
         length: int,
         **_: Any,
     ) -> Tensor:
-        watch.note_stand_in("Triton: order of rows (fill_indices)")
+        watch.note_kernel("Triton: order of rows (fill_indices)", counts)
         return torch.full((length,), -1, dtype=torch.int32, device=counts.device)
 
     def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-        watch.note_stand_in("Triton: SwiGLU of experts")
-        return Swiglu.apply(gate, up)
+        return Swiglu.apply(gate, up, note_swiglu)
 
     def swiglu_packed(gate_up: Tensor) -> Tensor:
-        watch.note_stand_in("Triton: SwiGLU of experts")
-        return Swiglu.apply(*gate_up.chunk(2, -1))
+        return Swiglu.apply(*gate_up.chunk(2, -1), note_swiglu)
 
     def weighted_restore(
         rows: Tensor,
@@ -136,9 +150,9 @@ def stand_in_for_kernels(watch: Watch) -> None:
         top_k: int,
         shape: tuple[int, int, int],
     ) -> Tensor:
-        watch.note_stand_in("Triton: weighted sum of experts' outputs")
         inverse = torch.empty_like(token_indices_sorted, dtype=torch.int32)
-        return WeightedRestore.apply(rows, top_scores, inverse, top_k).reshape(shape)
+        restored = WeightedRestore.apply(rows, top_scores, inverse, top_k, note_sum)
+        return restored.reshape(shape)
 
     ep_kernels.permute_rows_supported = lambda _: True
     ep_kernels.gather_rows = gather_rows
@@ -186,46 +200,17 @@ def stand_in_for_ranks(watch: Watch, skew: Skew) -> None:
         module.assert_ints_same_as_other_ranks = agree
 
 
-def repeat_updates(watch: Watch, skew: Skew) -> None:
-    """Run the update of lean once for each size of parameter and step, and count the others alike.
+def stand_in_for_updates(watch: Watch) -> None:
+    """Replace the kernel of lean, and the update in host memory."""
 
-    The released model has some 480 parameters of a dozen sizes; all of one size do the same.
-    """
-    run_update = LeanAdamW._update
-    seen: dict[tuple[int, int, torch.dtype], tuple[Counter[Any], Counter[Any]]] = {}
-
-    def update(optimizer: LeanAdamW, flat: Tensor, group: dict[str, Any]) -> None:
-        key = (skew.step, flat.numel(), flat.dtype)
-        if key in seen:
-            watch.note_stand_in("updates of parameters as large as one before: counted, not run")
-            kernels, waits = seen[key]
-            watch.kernels.update(kernels)
-            watch.waits.update(waits)
-            optimizer.state[flat]["step"] += 1
-            return
-        kernels, waits = watch.kernels.copy(), watch.waits.copy()
-        run_update(optimizer, flat, group)
-        seen[key] = (watch.kernels - kernels, watch.waits - waits)
-
-    lean: Any = LeanAdamW
-    lean._update = update
-
-
-def stand_in_for_updates(watch: Watch, skew: Skew) -> None:
-    """Replace the compiled update of lean, and the update in host memory."""
-    repeat_updates(watch, skew)
-
-    def fused(
-        weights: Tensor, _gradients: Tensor, moments: Sequence[Any], _seed: Any, _: Tensor
+    def update_flat(
+        flat: Tensor, _gradients: Tensor, _moments: Sequence[Any], _seed: Any, _: Tensor
     ) -> Tensor:
-        watch.note_stand_in(f"compiled: the update of lean, {KERNELS_OF_UPDATE} kernels")
-        weights.copy_(weights)
-        for blocks in moments:
-            blocks.replace(blocks.codes, blocks.scales)
-        return torch.zeros((), dtype=torch.int64, device=weights.device)
+        watch.note_kernel("Triton: the update of lean", flat)
+        return flat.new_empty((num_blocks(flat.numel()),), dtype=torch.int32).sum()
 
-    def compile_for_shapes(optimizer: Any, device: torch.device) -> None:
-        optimizer.update_whole = optimizer.update_part = fused
+    def compile_for_shapes(optimizer: LeanAdamW, device: torch.device) -> None:
+        optimizer.update_flat = update_flat
 
     class HostAdam:
         """DeepSpeed's extension, whose update changes no shape."""

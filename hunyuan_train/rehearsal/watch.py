@@ -2,7 +2,7 @@
 
 The outermost mode: what it lets through goes on to torch's FakeTensorMode, which knows shapes and
 refuses operators on tensors of different devices. Where a value decides how a program goes on,
-there is none, and a stand-in answers (`Watch.answer`); each answer is counted.
+there is none, and `answers.py` makes one up; each answer is counted.
 """
 
 import weakref
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hunyuan_train.rehearsal.answers import WAITING, answer, is_mask
 from hunyuan_train.rehearsal.ledger import Ledger
 from hunyuan_train.rehearsal.lines import Place, find_place
 
@@ -33,15 +34,7 @@ VIEWS = frozenset(
         "pin_memory", "view_as",
     }
 )  # fmt: skip
-# Operators whose result the CPU must see to know a shape or a branch.
-WAITING = frozenset(
-    {
-        "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
-        "equal", "bincount", "is_nonzero", "allclose",
-    }
-)  # fmt: skip
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm", "_grouped_mm"])
-SELECTED_PART = 8  # an eighth of a mask's elements is taken to be true
 SMALL_PRODUCT = 10**9  # operations, below which float32 costs nothing worth a word
 # Files that say by themselves what is allocated in them, the innermost first.
 PURPOSES = (
@@ -106,6 +99,11 @@ class Watch(TorchDispatchMode):
         """A kernel, value or collective is made up."""
         self.stood_in[what] += 1
 
+    def note_kernel(self, what: str, *touched: Tensor) -> None:
+        """A kernel is stood in for, which reads or writes these tensors."""
+        self.note_stand_in(what)
+        self.kernels[self.phase, what] += 1
+
     def name_line(self, line: str) -> str:
         """A line, and in a backward pass what autograd computes there."""
         node = torch._C._current_autograd_node() if self.phase == "backward" else None
@@ -140,7 +138,10 @@ class Watch(TorchDispatchMode):
         options = self.take_pinned(given_options)
         self.look_for_waits(operator, name, arguments, options)
         is_pinned = options is not given_options
-        result = self.answer(operator, name, arguments)
+        if name == "index_put" and self.is_gradient_of_index():
+            # Of real tensors autograd changes the zeros that it has made; of fake ones, a copy.
+            operator, name = aten.index_put_.default, "index_put_"
+        result = answer(operator, name, arguments, options, self.note_stand_in)
         if result is NotImplemented:
             if operator.namespace == "c10d":
                 self.count_collective(name, arguments)
@@ -151,6 +152,11 @@ class Watch(TorchDispatchMode):
                 self.count_kernel(operator, name, arguments, result)
         self.see(result)
         return result
+
+    def is_gradient_of_index(self) -> bool:
+        """Whether autograd gives a gradient to what rows were taken from."""
+        node = torch._C._current_autograd_node() if self.phase == "backward" else None
+        return node is not None and node.name() == "IndexBackward0"
 
     def take_pinned(self, options: dict[str, Any]) -> dict[str, Any]:
         """Ask for page-locked memory as for any other: a fake tensor has none to lock."""
@@ -208,25 +214,6 @@ class Watch(TorchDispatchMode):
         way = "copy to the host" if to_host else "copy to the GPU, from memory that is not pinned"
         self.note_wait(f"{way}, {describe_size(num_bytes)}")
 
-    def answer(self, operator: Any, name: str, arguments: Any) -> Any:
-        """What a stand-in says where there are no values; NotImplemented: torch knows."""
-        if operator is aten._local_scalar_dense.default:
-            self.note_stand_in("values that the CPU reads: 1, or false")
-            dtype = arguments[0].dtype
-            return False if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
-        if name in ("is_nonzero", "equal", "allclose"):
-            self.note_stand_in("comparisons: equal, or false")
-            return name != "is_nonzero"
-        if name == "nonzero":
-            self.note_stand_in("positions in masks: an eighth of their elements")
-            source = arguments[0]
-            return source.new_empty((part_of(source), source.dim()), dtype=torch.int64)
-        if name == "index" and is_mask(arguments[1][0]) and arguments[1][0].dim() == 1:
-            self.note_stand_in("positions in masks: an eighth of their elements")
-            source = arguments[0]
-            return source.new_empty((part_of(arguments[1][0]), *source.shape[1:]))
-        return NotImplemented
-
     def count_collective(self, name: str, arguments: Any) -> None:
         """Count a collective and its bytes: the mean of what goes in and what comes out."""
         groups = [
@@ -268,16 +255,6 @@ def purpose_of_file(file: str) -> str:
 def is_on_device(value: Any) -> bool:
     """Whether a value is a tensor of the GPU."""
     return isinstance(value, Tensor) and value.device.type == "cuda"
-
-
-def is_mask(value: Any) -> bool:
-    """Whether an index is a mask on the GPU, whose true elements the CPU must count."""
-    return is_on_device(value) and value.dtype in (torch.bool, torch.uint8)
-
-
-def part_of(mask: Tensor) -> int:
-    """How many elements of a mask are taken to be true."""
-    return max(1, mask.numel() // SELECTED_PART)
 
 
 def has_device_tensor(values: Any) -> bool:

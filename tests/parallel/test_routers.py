@@ -7,6 +7,7 @@ from torch import Tensor
 from hunyuan_train.model.loss import token_losses
 from hunyuan_train.objectives.router_losses import balance_loss, z_loss
 from hunyuan_train.objectives.sft import SFT
+from hunyuan_train.parallel.routers import count_choices
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_loss, plain_model, released_state
 from tests.engines import kept_weights, my_share, router_terms, small_engine
@@ -14,6 +15,13 @@ from tests.ranks import run_together
 
 BALANCE, Z = 0.3, 0.01
 RATE = 0.05
+
+
+def test_choices_are_counted_for_experts_without_a_token_too() -> None:
+    chosen_TK = torch.tensor([[0, 2], [2, 5], [2, 0]])
+    counts_E = count_choices(chosen_TK, 7)
+    assert counts_E.tolist() == [2, 0, 3, 0, 0, 1, 0]
+    assert torch.equal(counts_E, torch.bincount(chosen_TK.flatten(), minlength=7))
 
 
 def train_with_router_losses(expert_size: int) -> tuple[list[float], Tensor, dict]:

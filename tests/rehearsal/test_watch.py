@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hunyuan_train.rehearsal.answers import RESULTS
 from hunyuan_train.rehearsal.rank import describe_error, find_leaks, note_rest
 from hunyuan_train.rehearsal.watch import Watch
 
@@ -46,6 +47,38 @@ def test_shapes_that_depend_on_values_are_waits(watch):
     torch.ops.aten.index_put_.default(values, [mask], torch.zeros((), device=GPU))
     assert waits(watch) == {"boolean index": 2, "nonzero": 1}
     assert watch.stood_in["positions in masks: an eighth of their elements"] == 2
+
+
+def test_every_result_whose_shape_depends_on_values_is_made_up_and_counted(watch):
+    numbers, row = (torch.ones(*shape, dtype=torch.int64, device=GPU) for shape in ((4, 16), (16,)))
+    # As operators, as above.
+    operators = torch.ops.aten
+    results = {
+        "bincount": operators.bincount.default(row, minlength=7),
+        "masked_select": operators.masked_select.default(numbers, numbers > 0),
+        "nonzero": operators.nonzero.default(numbers),
+        "_unique2": operators._unique2.default(numbers, True, True, True),
+        "unique_consecutive": operators.unique_consecutive.default(numbers, True, True),
+        "unique_dim": operators.unique_dim.default(numbers, 1, True, True, True),
+    }
+    forms = {
+        name: [tuple(one.shape) for one in (made if isinstance(made, tuple) else (made,))]
+        for name, made in results.items()
+    }
+    assert forms == {
+        "bincount": [(7,)],
+        "masked_select": [(8,)],
+        "nonzero": [(8, 2)],
+        "_unique2": [(64,), (4, 16), (64,)],
+        "unique_consecutive": [(64,), (4, 16), (64,)],
+        "unique_dim": [(4, 16), (16,), (16,)],
+    }
+    assert RESULTS.keys() == results.keys()
+    assert waits(watch) == dict.fromkeys(results, 1)
+    weighed = operators.bincount.default(row, torch.ones(16, device=GPU), 3)
+    assert weighed.dtype == torch.float32
+    assert operators.equal.default(numbers, numbers) is True
+    assert sum(watch.stood_in.values()) == 8
 
 
 def test_copies_wait_unless_they_are_asked_not_to(watch):

@@ -1,0 +1,90 @@
+"""What Triton makes of the update of lean, without a GPU; run where triton is installed.
+
+    TRITON_INTERPRET=1 python -m tests.optim.lean_in_triton compare
+    python -m tests.optim.lean_in_triton compile
+
+`compare` runs the kernel in Triton's interpreter beside the plain update; `compile` makes code for
+Hopper and counts what it reads and writes. Both print JSON.
+"""
+
+import json
+import re
+import sys
+from math import prod
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hunyuan_train.optim import lean, lean_kernel
+from hunyuan_train.optim.lean_memory import LEAN_BLOCK
+
+CPU = torch.device("cpu")
+# Whole blocks, a rest whose last group is not full, less than a block, less than two groups.
+SIZES = (4 * LEAN_BLOCK, 3 * LEAN_BLOCK + 513, 512, 13)
+SIGNATURE = {
+    "weights_at": "*bf16",
+    "gradients_at": "*bf16",
+    "first_at": "*i8",
+    "first_scales_at": "*fp32",
+    "second_at": "*u8",
+    "second_scales_at": "*fp32",
+    "first_values_at": "*fp32",
+    "second_values_at": "*fp32",
+    "numbers_at": "*fp32",
+    "low_at": "*i32",
+    "high_at": "*i32",
+    "moved_at": "*i32",
+    "num_elements": "i32",
+    "IS_ROUNDED": "constexpr",
+    "GROUPS": "constexpr",
+}
+BYTES = {"bf16": 2, "f32": 4, "i8": 1, "i32": 4}
+BLOCKS = re.compile(r"tt\.(load|store) .*?tensor<([\dx]+)x!tt\.ptr<(\w+)>")
+SCALARS = re.compile(r"tt\.(?:load|store) [^\n]*: !tt\.ptr<")
+LOCAL = re.compile(r"\.local [^\n]*\[(\d+)\]")
+
+
+def compare() -> dict[str, list[float]]:
+    """After three steps: the share of weights that differ, by how much, and how many moved."""
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        for size in SIZES:
+            start = (lean.random_bits(torch.Size([size]), 1, 0, CPU) * 1e-11).to(dtype)
+            plain, fused = (
+                lean.updated(one, CPU, size, dtype) for one in (None, lean_kernel.update_flat)
+            )
+            found[f"{dtype} {size}"] = [
+                float((plain != fused).float().mean()),
+                float((plain.float() - fused.float()).abs().max()),
+                float((fused != start).float().mean()),
+            ]
+    return found
+
+
+def compile_for_hopper() -> dict[str, float]:
+    """Bytes that a weight's update moves, by the code that Triton makes; tables are cached."""
+    source = ASTSource(
+        fn=lean_kernel.update_kernel,
+        signature=SIGNATURE,
+        constexprs={"IS_ROUNDED": True, "GROUPS": lean_kernel.GROUPS},
+    )
+    options = {"num_warps": lean_kernel.NUM_WARPS, "enable_fp_fusion": False}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    code = compiled.asm["ttir"]
+    blocks = [
+        prod(map(int, shape.split("x"))) * BYTES[kind]
+        for operation, shape, kind in BLOCKS.findall(code)
+        if (operation, kind) != ("load", "f32")  # `code_values`
+    ]
+    return {
+        "bytes": (sum(blocks) + 4 * len(SCALARS.findall(code))) / LEAN_BLOCK,
+        "local_bytes": sum(map(int, LOCAL.findall(compiled.asm["ptx"]))),
+        "binary_bytes": len(compiled.asm["cubin"]),
+    }
+
+
+if __name__ == "__main__":
+    found = compare() if sys.argv[1] == "compare" else compile_for_hopper()
+    sys.stdout.write(f"{json.dumps(found)}\n")

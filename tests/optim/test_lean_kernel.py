@@ -1,0 +1,39 @@
+"""The kernel of lean, by Triton's interpreter and its compiler: there is no GPU here."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from hunyuan_train.optim.records import OPTIMIZERS
+from tests.clients.environments import client_python
+
+MOST_BYTES = 15  # that an update may move, a weight
+
+pytestmark = pytest.mark.slow
+
+
+def ask_triton(question: str, **variables: str) -> dict:
+    command = [client_python("triton"), "-m", "tests.optim.lean_in_triton", question]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **variables}
+    )
+    return json.loads(answer.stdout)
+
+
+def test_interpreted_it_gives_every_weight_the_value_of_the_plain_update() -> None:
+    for name, (differing, largest, moved) in ask_triton("compare", TRITON_INTERPRET="1").items():
+        assert moved > 0.9, name
+        if "bfloat16" in name:
+            assert differing == 0, name
+        else:  # to a unit in the last place, by which products are summed
+            assert largest < 1e-8, name
+
+
+def test_its_code_for_hopper_moves_ten_bytes_a_weight() -> None:
+    found = ask_triton("compile")
+    assert found["bytes"] < MOST_BYTES
+    assert found["bytes"] == pytest.approx(OPTIMIZERS["lean"].traffic_bytes, abs=0.1)
+    assert found["local_bytes"] == 0  # what registers do not hold would be moved, too
+    assert found["binary_bytes"] > 0
