@@ -92,8 +92,11 @@ def choose_rows(dataset: Dataset, number: int) -> Rows:
         chosen += samples[np.arange(share) * len(samples) // max(1, share)].tolist()
     rows: list[list[int]] = []
     room = 0
-    for sample in sorted(chosen):
-        room -= (length := int(dataset.lengths[sample]))
+    chosen.sort()
+    for sample, length in zip(
+        chosen, dataset.lengths_of(np.array(chosen, np.int64)).tolist(), strict=True
+    ):
+        room -= length
         if room < 0:
             rows.append([])
             room = TOKENS_PER_ROW - length

@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hunyuan_train.data.batches.packing import (
-    Integers,
-    Rows,
-    group_by_length,
-    pack_rows,
-    single_rows,
-)
+from hunyuan_train.data.batches.order import Order, order_units
+from hunyuan_train.data.batches.packing import pack_rows, single_rows
+from hunyuan_train.data.batches.rows import OrderedRows, PackedRows, RowTable, lay_rows
 from hunyuan_train.data.dataset import Dataset, SampleTokens
-from hunyuan_train.errors import DataError
+from hunyuan_train.data.shuffle import Integers
+
+_SAMPLES_MAPPED = 16  # whose pages count as a rank's memory at a time: 6 MB of each at most
 
 IGNORED = -100  # label of a position that carries no loss
 
@@ -118,9 +116,14 @@ class BatchSampler:
         self.shard = shard
         self.accumulation_steps = accumulation_steps
         self.seed = seed
-        self.packing = packing
-        self.rows = _lay_rows(dataset, choose_samples(dataset, seed), packing=packing)
-        self._order: tuple[int, Integers] = (-1, np.zeros(0, np.int64))  # of the epoch used last
+        units = order_units(dataset, _generator(dataset, seed, stream=0))
+        self.rows: RowTable
+        if packing:
+            self.rows = PackedRows(dataset, lay_rows(dataset, units, seed=seed))
+        else:
+            self.rows = OrderedRows(dataset, units)
+        self._order: tuple[int, Order] | None = None  # of the epoch used last
+        self._source_ends = np.array([one.stop for one in dataset.units_by_source()])
 
     @property
     def rows_per_step(self) -> int:
@@ -137,12 +140,12 @@ class BatchSampler:
 
         Each rank gets `accumulation_steps` batches, in a last step that is short of rows too.
         """
-        order = self._row_order(position.epoch)
         rows_per_micro_batch = self.shard.rows * self.shard.num_groups
         batches = []
         for step in range(self.accumulation_steps):
             mine = self.shard.rows_after(position.row + step * rows_per_micro_batch)
-            batches.append(_gather(self.dataset, self.rows, order[mine], self.shard))
+            rows = self._rows_at(position.epoch, mine)
+            batches.append(_gather(self.dataset, rows, self.shard))
         end = position.row + self.rows_per_step
         is_last = end >= len(self.rows)
         following = Position(position.epoch + 1, 0) if is_last else Position(position.epoch, end)
@@ -150,17 +153,19 @@ class BatchSampler:
 
     def step_content(self, position: Position) -> StepContent:
         """What all ranks together read in the step that starts there."""
-        numbers = self._row_order(position.epoch)[position.row : position.row + self.rows_per_step]
-        samples = np.concatenate([self.rows[number] for number in numbers.tolist()])
-        lengths = self.dataset.lengths[samples]
-        sources = self.dataset.records["source"][self.dataset.samples["record"][samples]]
+        step = slice(position.row, position.row + self.rows_per_step)
+        rows = self._rows_at(position.epoch, step)
+        samples = np.concatenate(rows)
+        lengths = self.dataset.lengths_of(samples)
+        units = samples // self.dataset.unit_size
+        sources = np.searchsorted(self._source_ends, units, side="right")
         names = [Path(path).name for path in self.dataset.paths]
         counts = np.bincount(sources, minlength=len(names))
         tokens = np.bincount(sources, weights=lengths, minlength=len(names))
         return StepContent(
-            num_rows=len(numbers),
+            num_rows=len(rows),
             num_tokens=int(lengths.sum()),
-            sum_of_squares=int((lengths.astype(np.int64) ** 2).sum()),
+            sum_of_squares=int((lengths**2).sum()),
             samples_by_source=_add_up(names, counts.tolist()),
             tokens_by_source=_add_up(names, tokens.tolist()),
         )
@@ -170,17 +175,13 @@ class BatchSampler:
         ids = [sample for batch in batches for sample in batch.sample_ids.tolist() if sample >= 0]
         return [self.dataset.origin(sample) for sample in ids]
 
-    def _row_order(self, epoch: int) -> Integers:
-        if self._order[0] != epoch:
+    def _rows_at(self, epoch: int, places: slice) -> list[Integers]:
+        """The samples of the rows at some places of an epoch; none behind its end."""
+        if self._order is None or self._order[0] != epoch:
             generator = _generator(self.dataset, self.seed, stream=1 + epoch)
-            if self.packing:
-                order = generator.permutation(len(self.rows))
-            else:
-                lengths = self.dataset.lengths[self.rows.samples]
-                of_rows = np.add.reduceat(lengths, self.rows.bounds[:-1])
-                order = group_by_length(of_rows, generator)
-            self._order = (epoch, order)
-        return self._order[1]
+            self._order = (epoch, self.rows.order(generator))
+        numbers = np.arange(*places.indices(len(self.rows)))
+        return self.rows.take(self._order[1].take(numbers))
 
 
 def _add_up(names: list[str], counts: list[float]) -> dict[str, int]:
@@ -202,11 +203,14 @@ def eval_batches(
         packing: whether several share a row.
         units: numbers of pairs or single samples; all, where none are given.
     """
-    num_units = len(dataset) // dataset.unit_size
-    rows = _lay_rows(dataset, np.arange(num_units) if units is None else units, packing=packing)
-    numbers = np.arange(len(rows))
+    units = np.arange(dataset.num_units) if units is None else units
+    rows = single_rows(units)
+    if packing:
+        lengths = dataset.unit_lengths(np.arange(dataset.num_units))
+        rows = pack_rows(lengths, units, max_length=dataset.max_seq_length)
+    laid, numbers = PackedRows(dataset, rows), np.arange(len(rows))
     return [
-        _gather(dataset, rows, numbers[shard.rows_after(start)], shard)
+        _gather(dataset, laid.take(numbers[shard.rows_after(start)]), shard)
         for start in range(0, len(rows), shard.rows * shard.num_groups)
     ]
 
@@ -216,11 +220,9 @@ def eval_by_file(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[B
 
     Files of one name in several folders count as one. Of one file, the batches name no source.
     """
-    names = [Path(path).name for path in dataset.paths]
-    of_units = dataset.records["source"][dataset.samples["record"][:: dataset.unit_size]]
     units_of: dict[str, Integers] = {}
-    for number, name in enumerate(names):
-        found = np.flatnonzero(of_units == number)
+    for path, units in zip(dataset.paths, dataset.units_by_source(), strict=True):
+        found, name = np.arange(units.start, units.stop), Path(path).name
         if len(found):
             units_of[name] = np.concatenate([units_of.get(name, found[:0]), found])
     if len(units_of) < 2:
@@ -232,9 +234,8 @@ def eval_by_file(dataset: Dataset, shard: DataShard, *, packing: bool) -> list[B
     ]
 
 
-def _gather(dataset: Dataset, rows: Rows, numbers: Integers, shard: DataShard) -> Batch:
-    chosen = [rows[number] for number in numbers.tolist()]
-    batch = make_batch(dataset, chosen, min_tokens=shard.sequence_size)
+def _gather(dataset: Dataset, rows: Sequence[Integers], shard: DataShard) -> Batch:
+    batch = make_batch(dataset, rows, min_tokens=shard.sequence_size)
     if dataset.sides is not None and not dataset.is_paired:
         batch = replace(batch, mismatched=_make_mismatched(dataset, batch, shard))
     return cut_batch(batch, shard.sequence_rank, shard.sequence_size)
@@ -261,31 +262,18 @@ def _for_all(batch: Batch, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.pad(values, (0, len(batch.sample_ids) - len(values)))
 
 
-def choose_samples(dataset: Dataset, seed: int) -> Integers:
-    """The samples of one epoch in random order, each as often as its source's weight says.
-
-    Of pairs their numbers: pair 3 is the samples 6 and 7.
-    """
-    generator = _generator(dataset, seed, stream=0)
-    sources = dataset.records["source"][dataset.samples["record"][:: dataset.unit_size]]
-    chosen = []
-    for source, weight in enumerate(dataset.source_weights):
-        samples = np.flatnonzero(sources == source)
-        chosen += [samples] * int(weight)
-        num_extra = round((weight - int(weight)) * len(samples))
-        chosen.append(generator.permutation(samples)[:num_extra])
-    order = np.concatenate(chosen)
-    if not len(order):
-        raise DataError("the weights in train_data_file leave not one sample; raise one of them")
-    return generator.permutation(order)
-
-
 def make_batch(dataset: Dataset, rows: Sequence[Integers], *, min_tokens: int = 1) -> Batch:
     """The samples of some rows end to end; see `join_samples`."""
     ids = [sample for row in rows for sample in row.tolist()]
+    samples, modes = [], []
+    for number, sample in enumerate(ids):
+        if number % _SAMPLES_MAPPED == 0:
+            dataset.let_go()
+        samples.append(dataset.sample(sample))
+        modes.append(int(dataset.samples[sample]["mode"]))
     batch = join_samples(
-        [dataset.sample(sample) for sample in ids],
-        modes=dataset.samples["mode"][ids].tolist(),
+        samples,
+        modes=modes,
         sample_ids=ids,
         pad_id=dataset.pad_id,
         min_tokens=min_tokens,
@@ -374,17 +362,6 @@ def _shift(
     labels = np.append(sample.tokens[1:].astype(np.int64), IGNORED)
     labels[spans == 0] = IGNORED
     return labels, np.append(sample.weights[1:], np.float32(0)), spans
-
-
-def _lay_rows(dataset: Dataset, order: Integers, *, packing: bool) -> Rows:
-    size = dataset.unit_size
-    if packing:
-        lengths = dataset.lengths.reshape(-1, size).sum(axis=1)
-        rows = pack_rows(lengths, order, max_length=dataset.max_seq_length)
-    else:
-        rows = single_rows(order)
-    samples = (rows.samples[:, None] * size + np.arange(size)).reshape(-1)
-    return Rows(samples, rows.bounds * size)
 
 
 def _generator(dataset: Dataset, seed: int, *, stream: int) -> np.random.Generator:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from hunyuan_train.data.compiled.compile import CompiledChunk, CompileSettings, compile_chunk
 from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
@@ -109,8 +110,8 @@ def build_dataset(
             counts.update(count_samples(compiled.encoded, tokenizer.eos_id))
             writer.add(number, compiled)
         _refuse(log, counts, settings, tokenizer.grammar)
-        fingerprint, file_hashes = writer.finish()
-    write_summary(folder, _summarise(fingerprint, counts, log), file_hashes, identity)
+        fingerprint, sums = writer.finish()
+    write_summary(folder, _summarise(fingerprint, counts, log), sums, identity)
 
 
 def leave_out(encoded: EncodedChunk, is_dropped: npt.NDArray[np.bool_]) -> None:
@@ -233,12 +234,13 @@ def _summarise(fingerprint: str, counts: Counter[str], log: FindingLog) -> DataS
 
 
 class DatasetWriter:
-    """Appends compiled chunks to the files of a data set, hashing as it writes."""
+    """Appends compiled chunks to the files of a data set, hashing and summing as it writes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = {name: (folder / f"{name}.bin").open("wb") for name in DTYPES}
-        self.hashes = {name: hashlib.sha256() for name in DTYPES}
+        self.hashes = {name: hashlib.sha256() for name in DTYPES}  # for the fingerprint
+        self.sums = {name: xxhash.xxh3_128() for name in DTYPES}  # for those who verify files
         self.num_tokens = 0
         self.num_records = 0
         self.has_weights = False
@@ -267,6 +269,7 @@ class DatasetWriter:
         self._write("spans", encoded.spans)
         self._add_weights(encoded)
         self._write("samples", samples)
+        self._write("lengths", encoded.sample_lengths())
         if encoded.sides is not None:
             self.has_sides = True
             self._write("sides", encoded.sides)
@@ -287,20 +290,24 @@ class DatasetWriter:
     def _write(self, name: str, array: npt.NDArray[Any]) -> None:
         content = np.ascontiguousarray(array, DTYPES[name]).data.cast("B")
         self.hashes[name].update(content)
+        self.sums[name].update(content)
         self.files[name].write(content)
 
     def finish(self) -> tuple[str, dict[str, str]]:
-        """Bring everything to the disk; return the fingerprint of it, and the hash of each file."""
+        """Bring everything to the disk; return the fingerprint of it, and the sum of each file."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        hashes = {name: self.hashes[name].hexdigest() for name in DTYPES}
+        # Lengths say nothing new, and fingerprints are older than their file.
+        hashes = {name: self.hashes[name].hexdigest() for name in DTYPES if name != "lengths"}
+        sums = {f"{name}.bin": self.sums[name].hexdigest() for name in DTYPES}
         if not self.has_sides:  # dialogues keep the fingerprint that they had without preferences
-            (self.folder / "sides.bin").unlink()
             del hashes["sides"]
-        whole = "".join(hashes.values())
+            self._remove("sides", sums)
         if not self.has_weights:
-            (self.folder / "weights.bin").unlink()
-            del hashes["weights"]
-        file_hashes = {f"{name}.bin": value for name, value in hashes.items()}
-        return hashlib.sha256(whole.encode()).hexdigest(), file_hashes
+            self._remove("weights", sums)
+        return hashlib.sha256("".join(hashes.values()).encode()).hexdigest(), sums
+
+    def _remove(self, name: str, sums: dict[str, str]) -> None:
+        (self.folder / f"{name}.bin").unlink()
+        del sums[f"{name}.bin"]

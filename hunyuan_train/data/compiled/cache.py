@@ -138,7 +138,7 @@ def _prepare_once(
         folder = cache_dir / key
         work = _Work(sources, hashes, settings, tokenizer, eval_set, identity)
         if not is_verified(folder, identity):
-            with _lock(folder):
+            with lock_out(folder):
                 if not is_verified(folder, identity):
                     _build_verified(work, folder, config.preprocessing_num_workers)
     except OSError as error:
@@ -245,6 +245,8 @@ def open_dataset(
         weights=map_array(folder, "weights") if has_weights else None,
         sides=map_array(folder, "sides") if settings.records != "dialogues" else None,
         is_paired=settings.records == "pairs",
+        lengths=map_array(folder, "lengths"),
+        folder=folder,
     )
 
 
@@ -388,16 +390,16 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the one right to build a folder; it is given up by the system when we die."""
-    with open_lock(folder.with_name(f"{folder.name}.lock")) as file:
+def lock_out(path: Path) -> Iterator[None]:
+    """Hold the one right to build a folder or file; it is given up by the system when we die."""
+    with open_lock(path.with_name(f"{path.name}.lock")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logger.info("waiting for another process that tokenizes the same data")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            logger.warning("no locks in %s (%s): processes may work twice", folder.parent, error)
+            logger.warning("no locks in %s (%s): processes may work twice", path.parent, error)
         yield
 
 

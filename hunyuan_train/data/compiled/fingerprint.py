@@ -7,9 +7,16 @@ from typing import Any
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.dataset import Dataset
+from hunyuan_train.data.shuffle import TABLE_LENGTH
 
 Identity = dict[str, Any]  # plain JSON, the form in which it comes back from a checkpoint
 
+# Runs from before there was a keyed order name none.
+DRAWN = "drawn as a whole"
+KEYED = (
+    f"keyed, as it is above {TABLE_LENGTH:,} samples by now (the version that began the run goes "
+    "on in its own)"
+)
 _SETTINGS = ("mode", "history", "overlong", "now", "data_policy", "eval_fraction")
 
 
@@ -22,6 +29,7 @@ def identify_data(dataset: Dataset, config: DataConfig, *, seed: int) -> Identit
             "max_seq_length": config.max_seq_length,
             "packing": config.packing,
             "seed": seed,
+            "order": _name_order(dataset),
         },
         "settings": {name: getattr(config, name) for name in _SETTINGS},
         "files": {path: {"sha256": digest, "weight": weight} for path, digest, weight in sources},
@@ -29,9 +37,17 @@ def identify_data(dataset: Dataset, config: DataConfig, *, seed: int) -> Identit
     }
 
 
+def _name_order(dataset: Dataset) -> str:
+    """How samples are shuffled: the same name gives the same order of the same samples."""
+    shown = dataset.times_shown()
+    num_shown = sum(len(units) * num_whole + num_extra for units, num_whole, num_extra in shown)
+    longest = max(num_shown, *(len(units) for units, _, _ in shown))
+    return DRAWN if longest <= TABLE_LENGTH else KEYED
+
+
 def list_differences(saved: Identity, current: Identity) -> list[str]:
     """What is not as it was, in words; nothing where both read the same samples in one order."""
-    differences = _compare_values(saved["rows"], current["rows"])
+    differences = _compare_values({"order": DRAWN} | saved["rows"], current["rows"])
     if saved["samples"] == current["samples"]:
         return differences
     differences += _compare_values(saved["settings"], current["settings"])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hunyuan_train.data.batches import packing
-from hunyuan_train.data.batches.packing import group_by_length, measure_fill, pack_rows, single_rows
+from hunyuan_train.data.batches.packing import measure_fill, pack_rows, single_rows
 
 
 @pytest.fixture
@@ -63,14 +63,3 @@ def test_a_sample_may_come_several_times():
 def test_single_rows_keep_the_order():
     rows = single_rows(np.array([4, 2, 9]))
     assert [rows[number].tolist() for number in range(len(rows))] == [[4], [2], [9]]
-
-
-def test_neighbours_are_of_similar_length_and_the_order_is_random(realistic):
-    order = group_by_length(realistic, np.random.default_rng(1))
-    assert sorted(order) == list(range(len(realistic)))
-    steps = np.abs(np.diff(realistic[order]))
-    assert np.median(steps) < 10
-    other = group_by_length(realistic, np.random.default_rng(2))
-    assert not np.array_equal(order, other)
-    first, last = realistic[order[:6000]].mean(), realistic[order[-6000:]].mean()
-    assert 0.5 < first / last < 2

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from hunyuan_train.config.schema import DataConfig
+from hunyuan_train.data.compiled import fingerprint
 from hunyuan_train.data.compiled.fingerprint import identify_data, list_differences
 from tests.data.dialogues import chat
 
@@ -71,3 +72,20 @@ def test_other_samples_of_the_same_data_are_told_of_this_program(identify, write
     identity = identify(write_records([RECORD]))
     [difference] = list_differences({**identity, "samples": "others"}, identity)
     assert difference.startswith("this version of the program makes other samples")
+
+
+def test_an_order_of_many_samples_is_named_for_runs_that_drew_it_as_a_whole(
+    identify, write_records, monkeypatch
+):
+    path = write_records([RECORD, chat("e", "f")])
+    drawn = identify(path)
+    before = {**drawn, "rows": {**drawn["rows"]}}
+    del before["rows"]["order"]  # as the first versions wrote it
+    assert list_differences(before, drawn) == []
+    monkeypatch.setattr(fingerprint, "TABLE_LENGTH", 1)
+    keyed = identify(path)
+    assert keyed["samples"] == drawn["samples"]
+    [difference] = list_differences(before, keyed)
+    assert difference.startswith("order was drawn as a whole and is keyed")
+    assert "the version that began the run" in difference
+    assert list_differences(keyed, keyed) == []

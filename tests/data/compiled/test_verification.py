@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import xxhash
 
 from hunyuan_train.data.compiled import build, cache, memos, verification
 from hunyuan_train.data.compiled.held_out import is_bound
@@ -63,9 +64,11 @@ def test_a_number_that_points_nowhere_is_noticed_though_its_hash_is_right(
     else:
         array[3] = value
     (folder / f"{name}.bin").write_bytes(array.tobytes())
-    hashes = {path.name: cache.hash_file(path) for path in folder.glob("*.bin")}
+    sums = {
+        path.name: xxhash.xxh3_128(path.read_bytes()).hexdigest() for path in folder.glob("*.bin")
+    }
     identity = read_identity(folder)
-    write_summary(folder, cache.read_summary(folder), hashes, identity)
+    write_summary(folder, cache.read_summary(folder), sums, identity)
     damage = verification.find_damage(folder, identity, vocab_size=tokenizer.vocab_size)
     assert message in damage
 
@@ -190,7 +193,7 @@ def test_weights_that_were_put_in_later_are_noticed(folder, prepare, tmp_path, c
 def test_a_folder_that_does_not_say_what_it_was_made_of_is_not_served(two, prepare, tokenizer):
     (path, folder), (_, other) = two
     content = json.loads((other / "summary.json").read_text())
-    content = {key: content[key] for key in ("summary", "sizes", "sha256")}
+    content = {key: content[key] for key in ("summary", "sizes", "xxh3_128")}
     shutil.rmtree(folder)
     shutil.copytree(other, folder)
     own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
