@@ -21,6 +21,8 @@ _FLAG_FIELDS = (
 )
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _NEGATED_FIELDS = ("no_think", "nothink", "disable_thinking")
+_FIELDS = (*THOUGHT_FIELDS, *_FLAG_FIELDS, *_NEGATED_FIELDS)
+_FIELDS_SET = frozenset(_FIELDS)
 _MODES = {
     **dict.fromkeys(("on", "true", "enabled", "enable", "detailed thinking on"), "slow"),
     **dict.fromkeys(("off", "false", "disabled", "disable", "detailed thinking off"), "fast"),
@@ -98,7 +100,7 @@ def take_flags(
     """
     rest = dict(record)
     stated = {"mode": record["mode"]} if record.get("mode") in ("fast", "slow", "plain") else {}
-    for field in (*THOUGHT_FIELDS, *_FLAG_FIELDS, *_NEGATED_FIELDS):
+    for field in _FIELDS if record.keys() & _FIELDS_SET else ():  # which most records lack
         _take_flag(rest, field, field, stated, problems)
     for outer in TEMPLATE_FIELDS if with_template_fields else ():
         if isinstance(rest.get(outer), dict):

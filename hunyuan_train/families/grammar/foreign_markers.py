@@ -44,6 +44,7 @@ _PATTERNS = (
 )
 _FIXED = re.compile("|".join(f"(?:{pattern})" for pattern in _PATTERNS))
 _FIRST = "<＜﹤‹〈⟨《«◁【&\\%[✿"  # what any of them begins with
+_FIRST_ASCII = "".join(filter(str.isascii, _FIRST))
 _START = re.compile(f"[{re.escape(_FIRST)}]")
 
 # ReAct: a line for each step. One label alone is prose.
@@ -93,19 +94,29 @@ def find_foreign_markers(text: str, is_own: Callable[[str], bool]) -> list[str]:
     """The first few marks of others in an answer or its thoughts, each once."""
     masked = mask_code(text)
     found: dict[str, None] = {}
-    # Most texts hold none of these, and looking for single characters costs next to nothing.
-    has_start = any(character in masked for character in _FIRST)
-    for start in _START.finditer(masked) if has_start else ():
+    for start in _START.finditer(masked) if _has_start(masked) else ():
         marker = _match_marker(masked, start.start())
         if marker and not is_own(marker):
             found[marker] = None
             if len(found) == _MAX_NAMED:
                 return list(found)
-    found |= dict.fromkeys(
-        match[0] for match in (_END.search(masked), _find_words(masked)) if match
-    )
+    if "<|" in masked and (end := _END.search(masked)):
+        found[end[0]] = None
+    if words := _find_words(masked):
+        found[words[0]] = None
     found |= dict.fromkeys(_find_steps(masked))
     return list(found)
+
+
+def _has_start(text: str) -> bool:
+    """Whether a mark may begin somewhere; most texts hold none of these characters.
+
+    A loop, and not `any`, which starts a generator that takes as long as all the searching.
+    """
+    for character in _FIRST_ASCII if text.isascii() else _FIRST:  # noqa: SIM110
+        if character in text:
+            return True
+    return False
 
 
 def _match_marker(text: str, start: int) -> str:
