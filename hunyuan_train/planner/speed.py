@@ -12,6 +12,7 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tables import count_kind, count_parameters
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.activations import all_layers_bytes, kept_on_host_bytes
+from hunyuan_train.planner.crossing import crossing_weights
 from hunyuan_train.planner.machine import (
     BANDWIDTH_SHARE,
     HOST_MEMORY_BANDWIDTH,
@@ -77,7 +78,9 @@ def plan_speed(run: ResolvedRun, hardware: Hardware) -> Speed:
     passes = TOUCHES_OF_SAVED + (2 if run.config.train.gradient_checkpointing else 0)
     compute = flops / (gpu.bf16_flops * hardware.matmul_share)
     compute += steps * passes * saved / (gpu.memory_bandwidth * BANDWIDTH_SHARE)
-    weight_link = gpu.node_bandwidth if run.num_nodes == 1 else gpu.network_bandwidth
+    # A ring goes as fast as its slowest link, and all links of one are used at once.
+    inside = (traffic.gathers + traffic.reduction) / gpu.node_bandwidth
+    weight_seconds = max(inside, sum(crossing_weights(run)) / gpu.network_bandwidth)
     exchange_seconds = (
         traffic.tokens / link_bandwidth(run, gpu, run.expert_size)
         + traffic.heads / link_bandwidth(run, gpu, run.sequence_size)
@@ -88,7 +91,7 @@ def plan_speed(run: ResolvedRun, hardware: Hardware) -> Speed:
         compute_seconds=compute,
         token_seconds=exchange_seconds / BANDWIDTH_SHARE,
         input_seconds=traffic.inputs / (gpu.host_bandwidth * BANDWIDTH_SHARE),
-        weight_seconds=(traffic.gathers + traffic.reduction) / (weight_link * BANDWIDTH_SHARE),
+        weight_seconds=weight_seconds / BANDWIDTH_SHARE,
         update_seconds=update_seconds(run, hardware, traffic),
         tokens=steps * run.num_tokens * run.num_ranks,
     )

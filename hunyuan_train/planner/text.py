@@ -11,6 +11,7 @@ from hunyuan_train.planner.component import Component, Phase, gigabytes
 from hunyuan_train.planner.estimate import Estimate, Shortage
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
 from hunyuan_train.planner.memory import SKEWED
+from hunyuan_train.planner.scaling import first_bound_by_network, plan_scaling
 from hunyuan_train.planner.search import Nearest
 
 WIDTH = 26
@@ -30,6 +31,7 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
     yield from describe_disk(estimate)
     if estimate.run.is_on_gpu:
         yield from describe_speed(estimate)
+        yield from describe_scaling(estimate)
 
 
 def describe_run(estimate: Estimate) -> Iterator[str]:
@@ -146,6 +148,31 @@ def describe_speed(estimate: Estimate) -> Iterator[str]:
     )
 
 
+def describe_scaling(estimate: Estimate) -> Iterator[str]:
+    """What crosses between machines as they are added, and from how many on that decides."""
+    scaled = plan_scaling(estimate.run, estimate.hardware)
+    yield ""
+    yield "sent by each GPU to other machines in an optimizer step, as machines are added"
+    yield (
+        f"  {'machines':>8}{'heads':>12}{'experts':>12}{'the rest':>12}{'on the network':>18}"
+        f"{'a step':>10}{'tokens/s a GPU':>17}"
+    )
+    for one in scaled:
+        sent = (one.crossing.heads, one.crossing.experts, one.crossing.rest)
+        yield (
+            f"  {one.num_nodes:>8}{''.join(f'{gigabytes(size):>12}' for size in sent)}"
+            f"{one.network_seconds:>16.2f} s{one.seconds:>8.2f} s{one.tokens_per_gpu:>17,.0f}"
+        )
+    bound = first_bound_by_network(scaled)
+    if bound is None:
+        yield f"  the network stays hidden behind computing, up to {scaled[-1].num_nodes} machines"
+    else:
+        yield (
+            f"  from {bound} machines on, a step waits for the network: more tokens at a time "
+            "(per_device_train_batch_size, max_seq_length) hide more of it"
+        )
+
+
 def describe_shortage(shortage: Shortage) -> str:
     """The arithmetic of a refusal, in one sentence."""
     large = sorted(shortage.parts, key=lambda part: -part.num_bytes)
@@ -216,6 +243,18 @@ def as_json(estimate: Estimate, nearest: Nearest | None) -> dict[str, Any]:
             "gradients": traffic.reduction,
             "host": traffic.inputs + traffic.host,
         }
+        content["across_machines"] = [
+            {
+                "machines": one.num_nodes,
+                "heads": one.crossing.heads,
+                "experts": one.crossing.experts,
+                "rest": one.crossing.rest,
+                "network_seconds": one.network_seconds,
+                "step_seconds": one.seconds,
+                "waits_for_network": one.is_bound_by_network,
+            }
+            for one in plan_scaling(estimate.run, estimate.hardware)
+        ]
         content["step_seconds"] = speed.seconds
         content["tokens_per_second"] = speed.tokens_per_second
     return content

@@ -1,0 +1,93 @@
+"""What crosses between machines as they are added, against numbers worked out by hand."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from hunyuan_train.config.resolved_run import Machine
+from hunyuan_train.planner.crossing import crossing_weights
+from hunyuan_train.planner.machine import GPUS
+from hunyuan_train.planner.scaling import (
+    NODE_COUNTS,
+    first_bound_by_network,
+    plan_crossing,
+    plan_scaling,
+)
+from hunyuan_train.planner.speed import plan_traffic
+from tests.planner.test_known_answers import estimate
+
+# 32 layers of 64 experts, each of three matrices of 4096 by 3072, an eighth of them on each GPU.
+EXPERTS_OF_GPU = 32 * 64 * 3 * 4096 * 3072 // 8
+
+
+def test_experts_of_a_machine_are_gathered_twice_and_reduced_once_a_micro_step():
+    plan = estimate("--recipe", "full", "--gradient_accumulation_steps", "3")
+    for scaled in plan_scaling(plan.run, plan.hardware):
+        num = scaled.num_nodes
+        # Two bytes each, in n parts of which a GPU sends its own to the n - 1 other machines.
+        assert scaled.crossing.experts == 3 * 3 * 2 * (EXPERTS_OF_GPU // num) * (num - 1)
+        assert scaled.crossing.heads == 0
+        # All else is cut over all GPUs, and the eight links of a machine share it.
+        assert scaled.crossing.rest == pytest.approx(
+            3 * 3 * 2 * 3_083_771_904 * (num - 1) / num / 8, rel=1e-3
+        )
+        assert scaled.network_seconds == pytest.approx(
+            scaled.crossing.total / (GPUS["h100"].network_bandwidth * 0.8)
+        )
+
+
+def test_a_machine_of_one_gpu_sends_all_its_parts_to_others():
+    plan = estimate("--recipe", "full", machine=Machine(num_gpus=1, num_cores=8), num_nodes=16)
+    traffic, crossing = plan_traffic(plan.run), plan_crossing(plan.run)
+    assert crossing.experts + crossing.rest == traffic.gathers + traffic.reduction
+    assert traffic.tokens == crossing.heads == 0
+
+
+def test_heads_cross_where_a_row_is_shared_over_machines():
+    plan = estimate("--recipe", "long", "--sequence_parallel_size", "32", num_nodes=8)
+    # Of 31 other ranks of a group, seven are on the same machine.
+    assert plan_crossing(plan.run).heads == plan_traffic(plan.run).heads * 24 // 31
+    inside = estimate("--recipe", "long", "--sequence_parallel_size", "8", num_nodes=8)
+    assert plan_crossing(inside.run).heads == 0
+
+
+def _steps(plan):
+    return plan.run.config.train.gradient_accumulation_steps
+
+
+def test_frozen_weights_are_gathered_and_their_gradients_are_not():
+    plan = estimate("--recipe", "lora", "--expert_weights", "bf16", num_nodes=2)
+    steps = _steps(plan)
+    assert crossing_weights(plan.run)[0] == 2 * steps * 2 * EXPERTS_OF_GPU // 2
+
+
+def test_no_curve_bends_upward_and_the_network_decides_from_some_size_on():
+    plan = estimate("--recipe", "full")
+    scaled = plan_scaling(plan.run, plan.hardware)
+    assert [one.num_nodes for one in scaled] == list(NODE_COUNTS)
+    for before, after in pairwise(scaled):
+        assert before.crossing.total < after.crossing.total < 2 * before.crossing.total
+        assert before.seconds <= after.seconds
+    bound = first_bound_by_network(scaled)
+    assert bound
+    for one in scaled:
+        assert one.is_bound_by_network == (one.num_nodes >= bound)
+        assert (one.seconds > one.free_seconds) == one.is_bound_by_network
+    # A network as fast as the links of a machine is never waited for.
+    gpu = replace(plan.hardware.gpu, network_bandwidth=plan.hardware.gpu.node_bandwidth)
+    fast = plan_scaling(plan.run, replace(plan.hardware, gpu=gpu))
+    assert first_bound_by_network(fast) is None
+
+
+@pytest.mark.parametrize("num_nodes", [2, 16])
+def test_the_plan_of_a_size_says_the_same_as_the_table(num_nodes):
+    one = estimate("--recipe", "full")
+    alone = estimate("--recipe", "full", num_nodes=num_nodes)
+    of_table = next(
+        row for row in plan_scaling(one.run, one.hardware) if row.num_nodes == num_nodes
+    )
+    if alone.run.config == one.run.config:
+        assert alone.speed.seconds == of_table.seconds
+    scaled = plan_scaling(alone.run, alone.hardware)
+    assert alone.speed.seconds == next(r for r in scaled if r.num_nodes == num_nodes).seconds
