@@ -8,12 +8,12 @@ adds B @ A to the weights, whose gradient then has the size of the experts thems
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 import torch
 from deepspeed.module_inject import auto_ep_layer
-from deepspeed.moe.ep_experts import GroupedExperts
+from deepspeed.moe.ep_experts import GroupedExperts, apply_expert_activation
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hunyuan_train.config.schema import LoraConfig
@@ -22,6 +22,18 @@ from hunyuan_train.model.lora import adapter_scaling, draw_adapter
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 
 ADAPTERS = ("gate_up_lora_A", "gate_up_lora_B", "down_lora_A", "down_lora_B")
+
+
+class Activated(Protocol):
+    """Experts that know what lies between their projections, in the engine's words."""
+
+    activation: str
+    activation_alpha: float
+    activation_limit: float
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """A matrix of their adapters."""
+        ...
 
 
 class AdaptedExperts(GroupedExperts):
@@ -93,7 +105,7 @@ def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def run_adapted(
-    experts: nn.Module,
+    experts: Activated,
     x_ND: Tensor,
     ends: Tensor,
     base_product: Callable[[Tensor, str], Tensor],
@@ -114,15 +126,29 @@ def run_adapted(
     """
 
     def adapt(rows: Tensor, name: str) -> Tensor:
-        inner = grouped_product(rows, experts.get_parameter(f"{name}_lora_A"), ends)
-        return scaling * grouped_product(inner, experts.get_parameter(f"{name}_lora_B"), ends)
+        # Scaled where it is narrow: a second tensor as wide as the result is never there.
+        inner = scaling * grouped_product(rows, experts.get_parameter(f"{name}_lora_A"), ends)
+        return grouped_product(inner, experts.get_parameter(f"{name}_lora_B"), ends)
 
-    gate_delta_NI, up_delta_NI = adapt(x_ND, "gate_up").chunk(2, dim=-1)
-    gate_NI = base_product(x_ND, "w1") + gate_delta_NI
-    up_NI = base_product(x_ND, "w3") + up_delta_NI
-    h_NI = functional.silu(gate_NI) * up_NI
-    adapted_ND = adapt(h_NI, "down")
-    return base_product(h_NI, "w2") + adapted_ND
+    delta_NI = adapt(x_ND, "gate_up")  # [tokens, 2 * intermediate]
+    gate_delta_NI, up_delta_NI = delta_NI.chunk(2, dim=-1)
+    gate_NI = base_product(x_ND, "w1").add_(gate_delta_NI)
+    up_NI = base_product(x_ND, "w3").add_(up_delta_NI)
+    del delta_NI, gate_delta_NI, up_delta_NI  # the largest of all, and no gradient needs them
+    h_NI = activate(experts, gate_NI, up_NI)
+    return base_product(h_NI, "w2").add_(adapt(h_NI, "down"))
+
+
+def activate(experts: Activated, gate_NI: Tensor, up_NI: Tensor) -> Tensor:
+    """What goes down, [tokens, intermediate], as the engine's own experts make it."""
+    return apply_expert_activation(
+        gate_NI,
+        up_NI,
+        experts.activation,
+        experts.activation_alpha,
+        experts.activation_limit,
+        fused=gate_NI.is_cuda,  # where the engine's kernel is
+    )
 
 
 @contextmanager

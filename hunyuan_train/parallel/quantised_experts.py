@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from deepspeed.module_inject import auto_ep_layer
 from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-from deepspeed.moe.ep_experts import apply_expert_activation
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,7 +28,12 @@ from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.model.expert_cache import CachedExperts
 from hunyuan_train.model.expert_codes import ExpertCodes
 from hunyuan_train.model.lora import adapter_scaling
-from hunyuan_train.parallel.expert_lora import has_adapters, register_adapters, run_adapted
+from hunyuan_train.parallel.expert_lora import (
+    activate,
+    has_adapters,
+    register_adapters,
+    run_adapted,
+)
 from hunyuan_train.progress import show_progress
 
 
@@ -165,11 +169,12 @@ class QuantisedExperts(nn.Module):
         rank: int,
         scaling: float,
         dtype: torch.dtype,
-        **settings: object,
+        **settings: Any,  # noqa: ANN401 as the engine hands them to its own experts
     ) -> None:
         super().__init__()
         self.activation = settings["activation"]
-        self.activation_numbers = (settings["activation_alpha"], settings["activation_limit"])
+        self.activation_alpha = settings["activation_alpha"]
+        self.activation_limit = settings["activation_limit"]
         self.num_experts = num_experts
         self.scaling = scaling
         self.is_adapted = True
@@ -207,12 +212,7 @@ class QuantisedExperts(nn.Module):
 
         if self.is_adapted and has_adapters(self):
             return run_adapted(self, x_ND, ends, product, scaling=self.scaling)
-        gate_NI, up_NI = product(x_ND, "w1"), product(x_ND, "w3")
-        is_on_gpu = x_ND.is_cuda  # where the engine's kernel is
-        h_NI = apply_expert_activation(
-            gate_NI, up_NI, self.activation, *self.activation_numbers, fused=is_on_gpu
-        )
-        return product(h_NI, "w2")
+        return product(activate(self, product(x_ND, "w1"), product(x_ND, "w3")), "w2")
 
 
 @contextmanager

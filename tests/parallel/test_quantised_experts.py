@@ -16,7 +16,8 @@ from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.model import expert_formats
-from hunyuan_train.model.compressed_values import decode
+from hunyuan_train.model.compressed_values import decode, encode
+from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.model.expert_cache import NUM_COMPARED
 from hunyuan_train.model.expert_codes import QuantisedOnReading
 from hunyuan_train.model.expert_formats import GENTLEST_FIRST, scheme_of
@@ -25,6 +26,7 @@ from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.quantised_experts import (
     CompressedWeights,
     FrozenProduct,
+    QuantisedExperts,
     dequantised_experts,
     local_experts,
 )
@@ -34,6 +36,7 @@ from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, WEIGHTS, global_batch
 from tests.engines import my_share, resume, small_engine
 from tests.plain_adapters import RATE, train_with_peft
+from tests.planner.live import LiveBytes
 from tests.ranks import run_each
 from tests.released import write_released
 
@@ -211,6 +214,27 @@ def test_pieces_give_the_product_of_the_whole_and_its_gradient(
         product.backward(gradient)
         torch.testing.assert_close(product.double(), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(leaf.grad.double(), expected_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_adapted_experts_let_go_of_what_no_gradient_needs() -> None:
+    rows, hidden, width, rank = 512, 64, 256, 8
+    numbers = {"activation_alpha": 1.0, "activation_limit": 0.0}
+    experts = QuantisedExperts(
+        hidden, width, 2, scheme=Scheme("channel"), rank=rank, scaling=0.5, dtype=torch.float32,
+        activation="swiglu", **numbers,
+    )  # fmt: skip
+    for _, weights in experts.projections():
+        for expert in range(2):
+            values = torch.randn(weights.shape_EOI[1:])
+            weights.put(expert, *encode(values, weights.scheme), torch.device("cpu"))
+    inputs = torch.randn(rows, hidden, requires_grad=True)
+    counts = torch.tensor([300, 212], dtype=torch.int32)
+    with LiveBytes() as live:
+        output = experts(inputs, counts)
+    # Gate, its SiLU, up, what goes down, and two results: no 2 * width of the adapters' own.
+    held = 4 * rows * (4 * width + 2 * rank + 2 * hidden)
+    assert output.shape == inputs.shape
+    assert held <= live.peak < held + 4 * rows * width
 
 
 def resume_quantised(folder: Path, case: Case) -> list[float]:

@@ -49,9 +49,10 @@ def test_every_way_to_train_is_planned_as_it_is_rehearsed(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("targets", ["attention", "all"])
 @pytest.mark.parametrize("form", ["fp8", "nf4", "int4"])
-def test_quantised_experts_on_one_gpu_are_planned_as_they_are_rehearsed(form):
-    flags = ["--recipe", "one_gpu", "--expert_weights", form]
+def test_quantised_experts_on_one_gpu_are_planned_as_they_are_rehearsed(form, targets):
+    flags = ["--recipe", "one_gpu", "--expert_weights", form, "--lora_target_modules", targets]
     found = rehearsed(*flags, "--gradient_accumulation_steps", "1", layers=2, gpus=1, skew=3.0)
     assert found.seen["errors"] == []
     assert found.ratio == pytest.approx(1.0, abs=TOLERANCE)
