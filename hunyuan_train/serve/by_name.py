@@ -5,11 +5,13 @@ from pathlib import Path
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS, read_shape
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.hub.models import fetch_description, fetch_weights
 from hunyuan_train.hub.names import DEFAULT_FOLDER, SHOWN_FOLDER, TITLES, Hub, parse_model_name
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
-from hunyuan_train.serve.folder import is_adapter, read_base_name
+from hunyuan_train.serve.folder import find_model_folder, is_adapter, read_base_name
+from hunyuan_train.serve.trained_pair import FLAG, FLAG_HELP, check_base
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +19,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="model or adapter: its folder, or OWNER/NAME on a hub")
     add("--base", metavar="DIR", help="the adapter's base model (default: that of its training)")
+    add(FLAG, action="store_true", help=FLAG_HELP)
     add("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
     add("--hub", choices=tuple(TITLES), default="huggingface", help="hub of names that state none")
     add(
@@ -50,6 +53,19 @@ def place_model(arguments: argparse.Namespace) -> None:
                 f"{arguments.model} belongs on the base model {base}, which is no folder here; say "
                 f"where it lies with --base DIR. As a name on a hub: {error}"
             ) from error
+
+
+def check_model(arguments: argparse.Namespace) -> ModelShape:
+    """The shape of the model that a command is about, an adapter's base being the right one.
+
+    Raises:
+        ConfigError: a model of no family that is known here.
+        ServeError: no model, or another base than the adapter was trained on.
+    """
+    folder = find_model_folder(arguments.model, base=arguments.base)
+    if is_adapter(arguments.model) and not arguments.any_base:
+        check_base(arguments.model, folder)
+    return read_shape(folder)
 
 
 def find_folder(text: str, *, hub: Hub, download_dir: Path) -> Path:

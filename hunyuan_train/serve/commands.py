@@ -14,12 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
-from hunyuan_train.families.registry import read_shape
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.plain_text import make_plain_name
-from hunyuan_train.serve.by_name import add_model_arguments, place_model
+from hunyuan_train.serve.by_name import add_model_arguments, check_model, place_model
 from hunyuan_train.serve.errors import ServeError
-from hunyuan_train.serve.folder import find_model_folder
 from hunyuan_train.terminal import PlainConsole
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ def run_chat(arguments: Arguments) -> int:
     _check_sampling(arguments)
     tools = _read_tools(arguments.tools)
     place_model(arguments)
-    read_shape(find_model_folder(arguments.model, base=arguments.base))  # before torch is imported
+    check_model(arguments)  # before torch is imported
     log_to_screen()  # and so keep Python's warnings off it
     screen = PlainConsole(stderr=True)
     with screen.status(f"loading {arguments.model}"):
@@ -121,7 +119,12 @@ def _open_dialogue(arguments: Arguments, tools: list[dict[str, Any]]) -> "Dialog
 
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed)
-    served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)
+    served = load_model(
+        arguments.model,
+        base=arguments.base,
+        tokenizer=arguments.tokenizer,
+        as_trained=not arguments.any_base,
+    )
     sampling = Sampling(
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,

@@ -21,13 +21,11 @@ from hunyuan_train.config.rules.evaluation import (
 )
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
-from hunyuan_train.families.registry import read_shape
 from hunyuan_train.hub.datasets import fetch_data_names
 from hunyuan_train.json_lines import Numbers
 from hunyuan_train.log import log_to_screen
-from hunyuan_train.serve.by_name import add_model_arguments, place_model
+from hunyuan_train.serve.by_name import add_model_arguments, check_model, place_model
 from hunyuan_train.serve.errors import ServeError
-from hunyuan_train.serve.folder import find_model_folder
 from hunyuan_train.terminal import PlainConsole, say
 
 if TYPE_CHECKING:
@@ -109,7 +107,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     lengths = needle_lengths(arguments.needle_lengths)
     _check(arguments)
     place_model(arguments)
-    shape = read_shape(find_model_folder(arguments.model, base=arguments.base))
+    shape = check_model(arguments)
     check_needles_fit(
         arguments.needle_lengths,
         context_length=shape.context_length,
@@ -120,7 +118,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     log_to_screen()  # and so keep Python's warnings off it
     screen = PlainConsole(stderr=True)
     with screen.status(f"loading {arguments.model}"):
-        served = load_model(arguments.model, base=arguments.base, tokenizer=arguments.tokenizer)
+        served = load_model(
+            arguments.model,
+            base=arguments.base,
+            tokenizer=arguments.tokenizer,
+            as_trained=not arguments.any_base,
+        )
     numbers: Numbers = {}
     if arguments.file:
         numbers |= score_file(served, arguments, screen)

@@ -20,10 +20,12 @@ from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.vocabulary import check_vocabulary
 from hunyuan_train.model.build import native_config
+from hunyuan_train.model.expert_codes import round_experts
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.serve.adapter import put_adapter
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder, is_adapter
+from hunyuan_train.serve.trained_pair import read_trained_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,11 @@ class Sampling:
 
 
 def load_model(
-    folder: Path, *, base: Path | None = None, tokenizer: Path | None = None
+    folder: Path,
+    *,
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+    as_trained: bool = True,
 ) -> ServedModel:
     """Load an exported model, or the base of an exported adapter with the adapter on it.
 
@@ -64,6 +70,8 @@ def load_model(
         folder: either.
         base: where the adapter's base model lies; by default where it lay in training.
         tokenizer: folder of the tokenizer; by default the model's.
+        as_trained: experts that an adapter's run quantised while loading are rounded to what those
+            codes mean.
 
     Raises:
         ServeError: see `find_model_folder`.
@@ -85,6 +93,9 @@ def load_model(
         device_map="auto" if torch.cuda.is_available() else None,
     )
     if is_adapter(folder):
+        trained = read_trained_on(folder)
+        if as_trained and trained is not None and trained.is_made:
+            round_experts(model, shape, trained.form)
         model = put_adapter(model, folder)
     return ServedModel(model.eval(), shape, words)
 

@@ -18,7 +18,7 @@ from hunyuan_train.serve.engines import ENGINES, Engine, Installed, Job, find_in
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.known_pairs import NEWEST_SEEN, KnownPair, find_pairs
 from hunyuan_train.serve.placement import Placement, place
-from hunyuan_train.serve.trained_pair import FLAG, check_pair
+from hunyuan_train.serve.trained_pair import FLAG, FLAG_HELP, check_pair
 from hunyuan_train.terminal import PlainConsole, complain, say
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def add_serve_command(
         help="print the command without starting it",
     )
     add("--base", type=Path, metavar="DIR", help="the adapter's base model")
-    add(FLAG, action="store_true", help="serve an adapter on another base than it was trained on")
+    add(FLAG, action="store_true", help=FLAG_HELP)
     add("--served_name", metavar="NAME", help="its name for clients (default: the folder's name)")
     add("--host", default="127.0.0.1", help="where to listen (default: %(default)s, this machine)")
     add("--port", type=int, default=DEFAULT_PORT, help="default: %(default)s")

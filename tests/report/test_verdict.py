@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train.config.run_files import STATUS
+from hunyuan_train.model.expert_formats import MOST_DIVERGENCE
 from hunyuan_train.report.record import RunRecord, read_run
 from hunyuan_train.report.state import find_state
 from hunyuan_train.report.verdict import Finding, judge
@@ -119,6 +120,30 @@ def test_memory_near_the_gpus_limit_is_told(tmp_path: Path) -> None:
     found = verdict(read_run(folder))["memory"]
     assert found.kind == "warn"
     assert "holds 77.0 of the GPU's 79: near the limit" in found.text
+
+
+@pytest.mark.parametrize(
+    ("divergence", "kind", "words"),
+    [
+        (MOST_DIVERGENCE, "note", "and 6.9000 with weights as they came (KL 0.0500 a token)."),
+        (0.31, "warn", "(KL 0.3100 a token). That is much: use a gentler --expert_weights."),
+    ],
+)
+def test_what_quantised_experts_cost_before_step_0_is_told(
+    tmp_path: Path, divergence: float, kind: str, words: str
+) -> None:
+    folder = make_run(tmp_path / "run")
+    assert "experts" not in verdict(read_run(folder))
+    held_out = {"perplexity_before": 6.9, "perplexity_after": 7.25, "kl_divergence": divergence}
+    measured = {"expert_weights": "nf4", "held_out": {"all": held_out}}
+    change_line(folder, "starts.jsonl", 0, experts=measured)
+    found = verdict(read_run(folder))["experts"]
+    assert found.kind == kind
+    assert found.text.startswith(
+        "Its frozen experts are kept in nf4: before the first step perplexity on held-out "
+        "dialogues was 7.2500, "
+    )
+    assert found.text.endswith(words)
 
 
 def test_state_and_cost_come_from_the_launcher(tmp_path: Path) -> None:

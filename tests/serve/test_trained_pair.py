@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hunyuan_train import cli
-from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.config.schema import LoraConfig, ModelConfig
 from hunyuan_train.export.huggingface_folder import write_adapter
+from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.base_folder import identify_weights, resolve_base
+from hunyuan_train.model.expert_codes import as_computed
+from hunyuan_train.model.find_model import open_base
+from hunyuan_train.serve.generate import load_model
+from tests import taught
 from tests.quantised_bases import write_base
 
 ASKED = ["--engine", "vllm", "--print", "--gpus", "2", "--gpu_memory", "80"]
@@ -81,6 +87,9 @@ def test_other_weights_and_other_forms_are_refused_unless_asked(
     assert serve(adapter) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "are stored as full precision; give that base with --base DIR" in error
+    for command in (["chat", adapter, "--prompt", "?"], ["evaluate", adapter, "q.jsonl"]):
+        assert cli.main([str(word) for word in command]) == 2
+        assert " ".join(capsys.readouterr().err.split()) == error
     assert serve(adapter, "--any_base") == 0
 
 
@@ -103,3 +112,42 @@ def test_a_damaged_manifest_is_a_sentence(
     (adapter / "export_manifest.json").write_text('{"base": "x"}')
     assert serve(adapter) == 2
     assert "does not say on which base" in capsys.readouterr().err
+
+
+def test_chat_and_evaluate_take_the_base_of_an_adapter_and_no_other(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", tmp_path / "plain", "nf4")
+    commands = (["chat", adapter, "--prompt", "?"], ["evaluate", adapter, "q.jsonl"])
+    asked = [[*map(str, command), "--base"] for command in commands]
+    for command in asked:
+        assert cli.main([*command, str(base)]) == 2
+        assert "are stored as full precision, and those of" in " ".join(
+            capsys.readouterr().err.split()
+        )
+    other = shutil.copytree(tmp_path / "plain", tmp_path / "other")
+    for file in other.glob("*.safetensors"):
+        save_file({name: one.flip(0) for name, one in load_file(file).items()}, file)
+    for command in asked:
+        assert cli.main([*command, str(other)]) == 2
+        assert "has other weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", ["fp8", "nf4", "int4"])
+def test_a_loaded_pair_computes_what_the_run_computed(tmp_path: Path, kept: str) -> None:
+    plain = taught.write_base(tmp_path / "plain", intermediate_size=96)  # 32 divides it
+    adapter = make_adapter(tmp_path / "adapter", plain, kept)
+    shape = resolve_base(str(plain))
+    source = open_base(plain, shape)
+    config = ModelConfig(expert_weights=kept)
+    for as_trained, expected in (
+        (True, as_computed(config, shape, source, torch.float32)),
+        (False, source),
+    ):
+        served = load_model(adapter, as_trained=as_trained)
+        found = served.model.get_base_model().model.layers[1].mlp.experts.down_proj
+        for expert in range(shape.num_experts):
+            name = f"model.layers.1.mlp.experts.{expert}.down_proj.weight"
+            tensor = released_tensors(shape)[name]
+            values = expected.read(tensor, 0, tensor.numel)
+            assert torch.equal(found[expert].flatten(), values), name
