@@ -74,9 +74,12 @@ def take_options(
     rest = dict(record)
     options: dict[str, Any] = {}
     names = grammar.options if as_written else grammar.options[:1]
-    for outer in TEMPLATE_FIELDS if as_written else ():
+    for outer in TEMPLATE_FIELDS:
         if isinstance(rest.get(outer), dict):
-            options |= {name: rest[outer][name] for name in names if name in rest[outer]}
+            inner = dict(rest[outer])
+            given = {name: inner.pop(name, None) for name in names}
+            options |= {name: value for name, value in given.items() if value is not None}
+            rest[outer] = inner or None
     options |= {name: rest.pop(name) for name in names if rest.get(name) is not None}
     field = names[0]
     if rest.get("effort") in grammar.efforts:

@@ -50,13 +50,18 @@ def read_message(
     role, content = raw.get("role"), raw.get("content")
     if role not in ROLES:
         role = _fix_role(raw, place, problems)
+    is_exact = as_written and grammar.write_served is not None
+    if is_exact and isinstance(content, list) and _is_texts(content):
+        content = grammar.joins_parts.join(content)
     if not isinstance(content, str):
-        content = _fix_content(raw, role, place, problems)
+        content = _fix_content(raw, role, place, grammar, problems)
     message = Message(role, content)
     if len(raw) > 2 or "content" not in raw:  # more than role and content
         _read_other_fields(raw, message, place, grammar, as_written=as_written, problems=problems)
     if role == "assistant" and not as_written:
         _take_tags_out(message, place, grammar, problems)
+    if is_exact:  # shown as the model's own template writes it, and never encoded
+        return message
     message.content = check_text(message.content, place, grammar, problems)
     if message.thoughts:
         message.thoughts = check_text(message.thoughts, place, grammar, problems)
@@ -84,12 +89,14 @@ def _fix_role(raw: dict[str, Any], place: str, problems: list[Problem]) -> str:
     return hint or "user"
 
 
-def _fix_content(raw: dict[str, Any], role: str, place: str, problems: list[Problem]) -> str:
+def _fix_content(
+    raw: dict[str, Any], role: str, place: str, grammar: Grammar, problems: list[Problem]
+) -> str:
     content = raw.get("content")
     if content is None:
         return ""  # an answer may be a call only; any other emptiness is found later
     field = f"{place}.content"
-    if (text := write_text(content)) is not None:
+    if (text := write_text(content, joined_by=grammar.joins_parts)) is not None:
         reason = f"content is {name_type(content)}"
         problems.append(Problem("content_type", field, reason, "read as its text", True))
         return text
@@ -140,7 +147,12 @@ def _read_other_fields(
     if message.role != "assistant":
         return
     read_answer_loss(raw, message, place, problems)
-    message.thoughts = _read_thoughts(raw, place, problems)
+    if as_written and grammar.write_served is not None:
+        message.thoughts = next(
+            (raw[name] for name in THOUGHT_FIELDS[:2] if isinstance(raw.get(name), str)), None
+        )
+    else:
+        message.thoughts = _read_thoughts(raw, place, problems)
     calls, field = find_calls(raw, place, problems)
     if as_written:  # an empty list is written too
         calls, field = raw.get("tool_calls", calls), f"{place}.tool_calls"

@@ -65,11 +65,10 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
         return read_document(value, reading.grammar, problems)
     knows_thoughts = reading.grammar.write_served is not None
     value, options, stated_mode = _take_stated(value, reading, problems)
-    record, form = to_chat_form(value, problems)
+    is_exact = reading.is_as_written and knows_thoughts
+    record, form = _find_messages(value, problems, is_exact=is_exact)
     if record is None:
         return None
-    if form != "messages":
-        problems.append(Problem("converted", "", f"{form} form", "read as messages"))
     if reading.is_as_written and not knows_thoughts and (stated_mode or _states_thinking(record)):
         reading = replace(reading, is_as_written=False)
     if not reading.is_as_written:
@@ -88,8 +87,8 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     dialogue.template_options = options
     if len(record) > 1:  # more than messages
         _read_fields(record, dialogue, reading, problems)
-    _check_texts(messages, reading, problems)
-    if not (reading.is_as_written and knows_thoughts):  # its template takes any order
+    if not is_exact:  # its template takes anything in any order
+        _check_texts(messages, reading, problems)
         _order_if_needed(dialogue, reading, problems)
     _settle_effort(dialogue, reading, problems)
     if not (reading.is_as_written or reading.is_prompt):  # a server adds nothing to a prompt
@@ -97,6 +96,22 @@ def read_dialogue(value: object, reading: Reading, problems: list[Problem]) -> D
     if dialogue.tools:
         _settle_tools(dialogue, reading, problems)
     return dialogue
+
+
+def _find_messages(
+    value: object, problems: list[Problem], *, is_exact: bool
+) -> tuple[dict[str, Any] | None, str]:
+    """The record with its messages, whatever its form, and the name of that.
+
+    Args:
+        is_exact: messages are taken as they are, and no call is joined to the answer before it.
+    """
+    record, form = to_chat_form(value, problems)
+    if record is not None and form != "messages":
+        problems.append(Problem("converted", "", f"{form} form", "read as messages"))
+    if is_exact and form == "messages" and isinstance(value, dict):
+        return value, form
+    return record, form
 
 
 def _settle_tools(dialogue: Dialogue, reading: Reading, problems: list[Problem]) -> None:

@@ -13,11 +13,12 @@ MAX_BLANK_RUN = 200_000
 BLANK_RUN = re.compile(rf"\s{{{MAX_BLANK_RUN},}}")
 
 
-def write_text(value: object) -> str | None:
+def write_text(value: object, *, joined_by: str = "\n") -> str | None:
     """The one text that a value can mean; None where there is none, or more than one.
 
-    A number is written as JSON writes it. Parts of an OpenAI content list are joined by newlines,
-    as servers join them. Several bare strings may as well be alternatives.
+    A number is written as JSON writes it. Parts of an OpenAI content list are joined as servers
+    join them: by newlines, or as the model's template does. Several bare strings may as well be
+    alternatives, unless one beside them says that they are parts.
     """
     if isinstance(value, str):
         return value
@@ -25,8 +26,9 @@ def write_text(value: object) -> str | None:
         return dump_json(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         return value[0]
-    if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
-        return "\n".join(part["text"] for part in value)
+    if isinstance(value, list) and any(_is_text_part(part) for part in value):
+        texts = [part["text"] if _is_text_part(part) else part for part in value]
+        return joined_by.join(texts) if all(isinstance(text, str) for text in texts) else None
     return None
 
 

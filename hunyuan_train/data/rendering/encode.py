@@ -81,6 +81,9 @@ def encode_segments(
     """Ids of the joined segments, and the first token of each segment with the end behind them."""
     marks = tokenizer.marks
     texts = [marks[segment.text] if segment.is_special else segment.text for segment in segments]
+    if missing := tokenizer.grammar.missing:  # which those who read records have told of
+        left_out = dict.fromkeys(map(ord, missing))
+        texts = [text.translate(left_out) for text in texts]
     tokens = tokenizer.encode_marked("".join(texts))
     num_special = sum([segment.is_special for segment in segments])
     if np.count_nonzero(tokens >= tokenizer.num_ranks) != num_special:

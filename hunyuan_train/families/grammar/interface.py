@@ -200,4 +200,5 @@ class Grammar:
     efforts: Mapping[str, Mode] = field(default_factory=dict)  # words of how much to think
     opens_thoughts: str = ""  # the control token with which a prompt asks for thoughts
     joins_systems: str = "\n\n"  # what stands between several system messages
+    joins_parts: str = "\n"  # and between the parts of one content
     missing: str = ""  # characters that the vocabulary cannot encode

@@ -26,10 +26,10 @@ def write_words(folder: Path, content: str = "\n".join(WORDS)) -> Path:
     return path
 
 
-def without_gaps(folder: Path) -> Path:
+def without_gaps(folder: Path, **settings: str) -> Path:
     """The stand-in with its markers right behind its pairs, as the published file has them."""
     ids = {str(300 + index): name for index, name in enumerate(special_ids().values())}
-    return write_stand_in(folder, ids)
+    return write_stand_in(folder, ids, **settings)
 
 
 @pytest.fixture(params=["hy.tiktoken", "tokenizer.json"])

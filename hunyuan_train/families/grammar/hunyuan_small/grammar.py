@@ -80,7 +80,7 @@ class Writer:
 
     def _turn(self, message: Message) -> list[Segment]:
         """A turn that is context; answers are bare."""
-        text = Segment(self._clean(message.content), message.role)
+        text = Segment(message.content, message.role)
         marks = {
             "system": ("", self.markers.system_end),
             "user": (self.markers.user, self.markers.assistant),
@@ -108,17 +108,11 @@ class Writer:
             span = kind if weight else SPAN_NONE
             known = (*self.tags, self.markers.end) if kind == SPAN_MARKER else ()
             pattern = "|".join(map(re.escape, known)) or "(?!)"
-            for index, part in enumerate(re.split(f"({pattern})", self._clean(text))):
+            for index, part in enumerate(re.split(f"({pattern})", text)):
                 if part:
                     special = bool(index % 2)
                     segments.append(Segment(part, "assistant", span, weight, is_special=special))
         return segments
-
-    def _clean(self, text: str) -> str:
-        """Text without what the vocabulary cannot encode; those who read records tell of it."""
-        for character in self.markers.missing:
-            text = text.replace(character, "")
-        return text
 
 
 def build_grammar(markers: Markers) -> Grammar:

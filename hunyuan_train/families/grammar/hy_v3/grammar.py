@@ -66,6 +66,7 @@ def build_grammar(markers: Markers) -> Grammar:
         opens_thoughts=markers.think_open,
         missing=markers.missing,
         joins_systems="",
+        joins_parts="",
     )
 
 

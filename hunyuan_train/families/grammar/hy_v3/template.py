@@ -88,7 +88,8 @@ class Writer:
         Raises:
             DataError: an effort that it does not know.
         """
-        effort = _effort(dialogue, "auto")
+        is_stated = EFFORT in dialogue.template_options
+        effort = _effort(dialogue, "auto" if is_stated else dialogue.stated_mode or "auto")
         if dialogue.template_options.get("fallback_strategy") == RETRY:
             return self._serve(dialogue, "high", adds_prompt=False)
         return self._serve(dialogue, effort, adds_prompt=adds_prompt)
@@ -102,10 +103,10 @@ class Writer:
         for index, message in enumerate(messages):
             turn = self._turn(index, message, dialogue, effort, keeps=keeps)
             is_last = index == len(messages) - 1
-            if is_last and message.role == "assistant":
+            if is_last and message.role == "assistant" and not message.tool_calls:
                 if options.get("raw_last_assistant"):
-                    turn = [turn[0], Segment(self._clean(message.content), "assistant")]
-                elif not (is_training or message.tool_calls):
+                    turn = [turn[0], Segment(message.content, "assistant")]
+                elif not is_training:
                     turn = turn[:-1]  # a client may want it to go on
             segments += turn
         if adds_prompt and not (messages and messages[-1].role == "assistant"):
@@ -117,11 +118,11 @@ class Writer:
         system = "".join(one.content for one in dialogue.messages if one.role == "system")
         segments = [self._mark(self.markers.begin, "system")]
         if system:
-            segments.append(Segment(self._clean(system), "system"))
+            segments.append(Segment(system, "system"))
         if dialogue.tools:
             before, listed, after = write_tools_prompt(dialogue.tools, self.markers)
             segments.append(Segment(("\n\n" if system else "") + before, "system"))
-            segments += [Segment(self._clean(listed), "system"), *self._split(after)]
+            segments += [Segment(listed, "system"), *self._split(after)]
         segments.append(self._mark(self.markers.reasoning_mode, "system"))
         return [*segments, Segment(f"{EFFORT}:{effort}", "system")]
 
@@ -143,17 +144,16 @@ class Writer:
         """A question, or a result, of which those in a row share one pair of tags."""
         if message.role == "system":
             return []  # in the head
-        text = Segment(self._clean(message.content), message.role)
+        text = Segment(message.content, message.role)
         if message.role == "user":
             return [self._mark(self.markers.user, "user"), text]
-        messages, markers = dialogue.messages, self.markers
-        is_first = index == 0 or messages[index - 1].role != "tool"
-        is_last = index + 1 == len(messages) or messages[index + 1].role != "tool"
-        newline = Segment("\n", "tool")
-        opened = [self._mark(markers.results_open, "tool"), newline] if is_first else []
-        closed = [newline, self._mark(markers.results_close, "tool")] if is_last else [newline]
+        before, after = dialogue.messages[:index], dialogue.messages[index + 1 :]
+        following = next((one.role for one in after if one.role != "system"), "")
+        markers, newline = self.markers, Segment("\n", "tool")
+        opened = [self._mark(markers.results_open, "tool"), newline] * _opens_results(before)
         inner = [self._mark(markers.result_open, "tool"), newline, text, newline]
-        return [*opened, *inner, self._mark(markers.result_close, "tool"), *closed]
+        closed = [self._mark(markers.results_close, "tool")] * (following != "tool")
+        return [*opened, *inner, self._mark(markers.result_close, "tool"), newline, *closed]
 
     def _opening(self, effort: str) -> list[Segment]:
         """Where the model goes on: in its thoughts, or behind an empty pair."""
@@ -175,9 +175,9 @@ class Writer:
         segments = self._opening(effort)
         if EFFORTS[effort] == "slow" or message.thoughts:
             segments = segments[:2]
-            add(self._clean(message.thoughts or "") if keeps else "", SPAN_THINK)
+            add((message.thoughts or "") if keeps else "", SPAN_THINK)
             add(self.markers.think_close, SPAN_MARKER, is_special=True)
-        add(self._clean(message.content), SPAN_ANSWER)
+        add(message.content, SPAN_ANSWER)
         for text, is_special in self._calls(message):
             add(text, SPAN_MARKER if is_special else SPAN_ANSWER, is_special=is_special)
         add(self.markers.end, SPAN_MARKER, is_special=True)
@@ -187,16 +187,16 @@ class Writer:
         """The calls of an answer: texts, and whether each is a marker."""
         marks, parts = self.markers, []
         for call in message.tool_calls or ():
-            parts += [(marks.call_open, True), (self._clean(call.name), False)]
+            parts += [(marks.call_open, True), (call.name, False)]
             parts += [(marks.separator, True), ("\n", False)]
             try:
                 pairs = write_arguments(call)
             except ValueError as error:
                 raise DataError(f"a call of {call.name} has no JSON object as arguments") from error
             for key, value in pairs:
-                parts += [(marks.key_open, True), (self._clean(key), False)]
+                parts += [(marks.key_open, True), (key, False)]
                 parts += [(marks.key_close, True), ("\n", False), (marks.value_open, True)]
-                parts += [(self._clean(value), False), (marks.value_close, True), ("\n", False)]
+                parts += [(value, False), (marks.value_close, True), ("\n", False)]
             parts += [(marks.call_close, True), ("\n", False)]
         if not parts:
             return []
@@ -215,12 +215,6 @@ class Writer:
             if part
         ]
 
-    def _clean(self, text: str) -> str:
-        """Text without what the vocabulary cannot encode; those who read records tell of it."""
-        for character in self.markers.missing:
-            text = text.replace(character, "")
-        return text
-
 
 def _effort(dialogue: Dialogue, mode: str) -> str:
     """The word of a prompt: the dialogue's own, or that of a mode.
@@ -238,6 +232,19 @@ def _effort(dialogue: Dialogue, mode: str) -> str:
 
 def _effort_of(answer: Message, dialogue: Dialogue) -> str:
     return _effort(dialogue, "slow" if answer.mode == "slow" else "fast")
+
+
+def _opens_results(before: list[Message]) -> bool:
+    """Whether a result opens the tags that results share: the first one behind some calls does.
+
+    So it is in the template, also where results follow no call.
+    """
+    for message in reversed(before):
+        if message.role == "tool":
+            return False
+        if message.role == "assistant" and message.tool_calls:
+            return True
+    return True
 
 
 def _by_depth(effort: str) -> int:

@@ -3,11 +3,14 @@
 
 import hashlib
 import json
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from hunyuan_train.cli import main
 from hunyuan_train.data.findings import build_policies
@@ -17,10 +20,12 @@ from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hy_v3.markers import Markers
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from tests.families.grammar.hy_v3.more_renders import CASES
 from tests.families.grammar.hy_v3.stand_in import special_ids, write_stand_in
 from tests.reference import golden_file
 
 S = ":opensource"
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 HEAD = f"<｜hy_begin_of_sentence{S}｜>"
 WEATHER = {
     "type": "function",
@@ -77,6 +82,120 @@ def test_all_real_renders_by_their_hashes(tokenizer, tmp_path, capsys) -> None:
         texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
         hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
         assert hashes == [one["sha256_16"] for one in wanted]
+
+
+def render(record: dict, tokenizer: Tokenizer, tmp_path, capsys, *flags: str) -> str:
+    """What `data render` prints of a record."""
+    (tmp_path / "record.jsonl").write_text(json.dumps(record) + "\n")
+    command = ["data", "render", str(tmp_path / "record.jsonl"), "--json", *flags]
+    assert main([*command, "--tokenizer", str(tokenizer.folder)]) == 0
+    return json.loads(capsys.readouterr().out)["text"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_other_real_renders_by_their_hashes(name, tokenizer, tmp_path, capsys) -> None:
+    record, *hashes = CASES[name]
+    for flags, wanted in zip(([], ["--generation_prompt"]), hashes, strict=True):
+        texts = [
+            render(record, tokenizer, tmp_path, capsys, "--reasoning_effort", effort, *flags)
+            for effort in tokenizer.grammar.efforts
+        ]
+        assert [hashlib.sha256(one.encode()).hexdigest()[:16] for one in texts] == wanted.split()
+
+
+def through_jinja(record: dict, **options: Any) -> str:
+    """What the stand-in of the template makes of a record, calls parsed as servers parse them."""
+    options |= {key: record[key] for key in GRAMMAR.options if key in record}
+    messages = deepcopy(record["messages"])
+    for call in [one for message in messages for one in message.get("tool_calls", ())]:
+        arguments = call["function"]["arguments"]
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+        call["function"]["arguments"] = parsed
+    [[text], _] = render_jinja_template(
+        [messages], tools=record.get("tools"), chat_template=TEMPLATE.read_text(), **options
+    )
+    return text
+
+
+def test_the_stand_in_of_the_template_renders_as_the_real_one() -> None:
+    given = map(json.loads, golden_file("hy3_render.jsonl").read_text().splitlines())
+    for record in given:
+        text = through_jinja(record, add_generation_prompt=record["add_generation_prompt"])
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == record["sha256_16"], text
+    for record, *hashes in CASES.values():
+        for adds_prompt, wanted in zip((False, True), hashes, strict=True):
+            records = [record | {"reasoning_effort": effort} for effort in GRAMMAR.efforts]
+            texts = [through_jinja(one, add_generation_prompt=adds_prompt) for one in records]
+            found = [hashlib.sha256(one.encode()).hexdigest()[:16] for one in texts]
+            assert found == wanted.split()
+
+
+TEXTS = st.text(alphabet="a中 \r\n<", max_size=4)
+ARGUMENTS = st.dictionaries(TEXTS, TEXTS | st.none() | st.floats(-9, 9), max_size=2)
+FUNCTIONS = st.fixed_dictionaries({"name": st.sampled_from(["f", "g h"]), "arguments": ARGUMENTS})
+CALLS = st.lists(st.fixed_dictionaries({"function": FUNCTIONS}), max_size=2)
+MESSAGES = st.one_of(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "tool"]), "content": TEXTS}),
+    st.fixed_dictionaries(
+        {"role": st.just("assistant"), "content": TEXTS | st.none()},
+        optional={"reasoning_content": TEXTS, "tool_calls": CALLS},
+    ),
+)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "reasoning_effort": st.sampled_from(["no_think", "low", "high"]),
+        "tools": st.just([WEATHER]),
+        **dict.fromkeys(("is_training", "raw_last_assistant", "preserved_thinking"), st.booleans()),
+    },
+)
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=7), OPTIONS, st.booleans())
+def test_any_dialogue_is_written_as_the_template_writes_it(messages, options, adds_prompt) -> None:
+    record = {"messages": messages, **options}
+    problems = []
+    dialogue = read_dialogue(record, Reading(GRAMMAR, is_as_written=True), problems)
+    policies = build_policies({"untagged": "note"})
+    assert [one for one in problems if policies.decide(one) == "error"] == []
+    segments = GRAMMAR.write_served(dialogue, adds_prompt=adds_prompt)
+    expected = through_jinja(record, add_generation_prompt=adds_prompt)
+    assert "".join(one.text for one in segments) == expected
+
+
+def test_a_template_gets_texts_as_they_are(tokenizer, tmp_path, capsys) -> None:
+    user, results = f"<｜hy_User{S}｜>", f"<tool_responses{S}>"
+    messages = [
+        {"role": "user", "content": "a\r\ne\u0301"},
+        {"role": "assistant", "content": ["b", "c"], "reasoning_content": " "},
+        {"role": "tool", "content": "first"},
+        {"role": "system", "content": "s"},
+        {"role": "tool", "content": "second"},
+        {"role": "user", "content": "d"},
+        {"role": "tool", "content": "third"},
+    ]
+    record = {"mode": "slow", "messages": messages, "preserved_thinking": True}
+    text = render(record, tokenizer, tmp_path, capsys)
+    begin = f"{HEAD}s<｜reasoning_mode{S}｜>reasoning_effort:high{user}a\r\ne\u0301"
+    answer = f"<｜hy_Assistant{S}｜><think{S}> </think{S}>bc<｜hy_eos{S}｜>"
+    first, second, third = (
+        f"<tool_response{S}>\n{one}\n</tool_response{S}>\n" for one in ("first", "second", "third")
+    )
+    closed = results.replace("<", "</")
+    # The tags that results share are opened once behind calls, and closed behind each row of them.
+    expected = f"{begin}{answer}{results}\n{first}{second}{closed}{user}d{third}{closed}"
+    assert text == expected
+
+
+@pytest.mark.parametrize("outer", ["chat_template_kwargs", "kwargs"])
+def test_an_effort_among_the_words_for_a_template_is_read(outer, tokenizer) -> None:
+    messages = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "A", "reasoning_content": "T"},
+    ]
+    record = {outer: {"reasoning_effort": "low"}, "messages": messages}
+    [(text, _)] = trained(record, tokenizer)
+    assert "reasoning_effort:low" in text
 
 
 def test_ids_of_markers_are_the_real_ones(tokenizer) -> None:
