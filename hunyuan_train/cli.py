@@ -103,7 +103,11 @@ def run_command(arguments: Sequence[str]) -> int:
         from hunyuan_train.rehearsal.commands import run_rehearse
 
         return run_rehearse(arguments[1:])
-    parsed = build_parser(arguments).parse_args(arguments)
+    parser = build_parser(arguments)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return USER_ERROR
+    parsed = parser.parse_args(arguments)
     return int(parsed.run(parsed))
 
 

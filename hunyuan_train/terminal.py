@@ -8,6 +8,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,15 @@ class PlainFormatter(logging.Formatter):
 
 class PlainParser(argparse.ArgumentParser):
     """Shows what is wrong with arguments, and does not print what stands in them."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:  # noqa: ANN401
+        """Say which word was meant, too, as argparse itself does from Python 3.14 on."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if close := get_close_matches(str(value), map(str, action.choices or ()), n=1):
+                error.message += f"; did you mean {close[0]}?"
+            raise
 
     def error(self, message: str) -> NoReturn:
         """End with the message."""

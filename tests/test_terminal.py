@@ -114,6 +114,23 @@ def test_wrong_arguments_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--y\\u001b[2J" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [("trian", "train"), ("data chek", "check"), ("serve x --engine vlm", "vllm")],
+)
+def test_the_word_that_was_meant_is_named(
+    words: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words.split())
+    assert capsys.readouterr().err.strip().endswith(f"; did you mean {meant}?")
+
+
+def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "  quantize  " in capsys.readouterr().err
+
+
 def test_findings_and_failures_of_commands_show_hostile_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,10 @@
 """Reads a command line: `--flag value`, `--flag=value`, for switches `--flag` or `--no_flag`.
 
-One word may stand alone: a YAML file of settings, as with `--recipe`.
+One word may stand alone: a YAML file of settings or a recipe of ours, as with `--recipe`.
 """
 
 from collections.abc import Iterator, Sequence
+from os.path import isfile
 
 from hunyuan_train.config.nearest import suggest
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTION_OF, is_switch
@@ -17,6 +18,7 @@ from hunyuan_train.config.vendor import (
 )
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.plain_text import make_plain_name
+from hunyuan_train.shipped import RECIPES
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -49,19 +51,32 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Pair each flag with its value, or with None where it stands alone."""
     words = list(arguments)
     while words:
-        flag, equals, value = words.pop(0).partition("=")
-        if (flag + equals + value).endswith(YAML_ENDINGS) and not flag.startswith("-"):
-            yield "recipe", flag + equals + value
+        word = words.pop(0)
+        if _names_recipe(word):
+            yield "recipe", word
             continue
+        flag, equals, value = word.partition("=")
         if not flag.startswith("--"):
             raise ConfigError(f"unexpected {quote(flag)}; settings are given as --name value")
         name = flag[2:].replace("-", "_")
         if equals:
             yield name, value
-        elif words and not words[0].startswith("--"):
+        elif words and not words[0].startswith("--") and not _stands_alone(name, words[0]):
             yield name, words.pop(0)
         else:
             yield name, None
+
+
+def _names_recipe(word: str) -> bool:
+    """Whether a word that stands alone names a YAML file, or settings that we bring."""
+    if word.startswith("-"):
+        return False
+    return word.endswith(YAML_ENDINGS) or (word.isidentifier() and isfile(RECIPES / f"{word}.yaml"))
+
+
+def _stands_alone(name: str, word: str) -> bool:
+    """Whether a word behind a switch is no value of it: `--show_recipe lora`."""
+    return is_switch(name) and _names_recipe(word)
 
 
 def _translate(name: str, value: str | None) -> tuple[str, str] | Refusal | None:

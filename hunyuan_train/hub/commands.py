@@ -41,8 +41,10 @@ def run_download(arguments: argparse.Namespace) -> int:
     """
     log_to_screen()
     download_dir = arguments.download_dir.expanduser().absolute()
+    data = parse_data_name(arguments.name)
+    if data and data.split and not arguments.data:
+        raise ConfigError(f"{arguments.name} names a split, as data sets have them; add --data")
     if arguments.data:
-        data = parse_data_name(arguments.name)
         if data is None:
             raise ConfigError(f"{arguments.name} is no data set on a hub; write hf:OWNER/NAME")
         say(str(fetch_data(data, download_dir)))

@@ -82,7 +82,7 @@ def test_dry_run_is_no_setting():
         ),
         (["--zzzz", "8"], r"--zzzz: unknown flag; `hunyuan-train train --help` lists all"),
         (["--learning_rate"], "--learning_rate: it needs a value"),
-        (["tiny"], "unexpected 'tiny'; settings are given as --name value"),
+        (["small"], "unexpected 'small'; settings are given as --name value"),
         (["--seed", "1", "--seed", "2"], "seed is given twice, as 1 and as 2"),
         (["--seed", "1", "--seed=one"], "seed is given twice"),
         (["--packing", "--no_packing"], "packing is given twice, as true and as false"),
@@ -198,3 +198,11 @@ def test_a_file_changes_the_recipe_that_it_names(tmp_path):
         load_config([str(path)])
     path.write_text("recipe:\nseed: 3\n")
     assert load_config([str(path)]).data == load_config([]).data
+
+
+@pytest.mark.parametrize("words", ["lora", "--recipe lora", "--dry_run lora", "lora --dry_run"])
+def test_a_recipe_of_ours_may_stand_alone_too(words: str) -> None:
+    assert load_config(words.split()) == load_config(["--recipe", "lora"])
+    command = load_command_line([*words.replace("--dry_run", "").split(), "--show_recipe"])
+    assert command.recipe == (RECIPES / "lora.yaml").read_text()
+    assert load_command_line(["--show_recipe", "lora"]).recipe == command.recipe

@@ -29,6 +29,11 @@ def add_model(hub: Hub, name: str, **config: object) -> Path:
     return folder
 
 
+def test_a_split_is_of_a_data_set(capsys: Screen) -> None:
+    code, _, err = run(capsys, "download", "hf:me/data:train")
+    assert (code, "add --data" in err) == (2, True)
+
+
 def test_plan_downloads_the_shape_alone(hub: Hub, tmp_path: Path, capsys: Screen) -> None:
     folder = hub.folder / "models/me/model"
     write_released(folder, shape=SHAPE)

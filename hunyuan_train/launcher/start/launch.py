@@ -112,13 +112,13 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
     check_schedule(prepared, console)
     if is_dry_run:
         check_resume(prepared)
-        check_memory(prepared, console)
+        check_memory(prepared, console, talk=talk)
         console.print("dry run: every check passed, nothing was started")
         return SUCCESS
     with lock_output_folder(run.config):
         fetch_checkpoints(run.config)
         check_resume(prepared)
-        check_memory(prepared, console)
+        check_memory(prepared, console, talk=talk)
         config_file = prepare_output_folder(run.config, console)
         show_watch(config_file.parent, talk)
         exit_code = run_until_done(run.config, start, console)

@@ -17,12 +17,19 @@ from hunyuan_train.planner.text import describe_nearest, describe_shortage
 from hunyuan_train.shipped import render_command
 
 
-def check_memory(prepared: PreparedRun, console: Console, *, reserved_bytes: int = 0) -> None:
+def check_memory(
+    prepared: PreparedRun,
+    console: Console,
+    *,
+    talk: Console | None = None,
+    reserved_bytes: int = 0,
+) -> None:
     """Say what memory a run will take, and refuse it where its hosts have less.
 
     Args:
         prepared: the run.
         console: where it is said.
+        talk: where figures are said that are no warning, if elsewhere.
         reserved_bytes: of its disk, which a download will take first.
 
     Raises:
@@ -33,7 +40,9 @@ def check_memory(prepared: PreparedRun, console: Console, *, reserved_bytes: int
     estimate = estimate_run(run, hardware, num_data_tokens=num_data_tokens)
     device = f"{gigabytes(estimate.memory.device_peak)} a GPU, " if run.is_on_gpu else ""
     host, disk = gigabytes(estimate.host_per_node), gigabytes(estimate.disk.total)
-    console.print(f"memory     {device}{host} of the host's; {disk} of disk", highlight=False)
+    (talk or console).print(
+        f"memory     {device}{host} of the host's; {disk} of disk", highlight=False
+    )
     if estimate.fits:
         return
     reasons = "; ".join(describe_shortage(shortage) for shortage in estimate.shortages)
