@@ -17,14 +17,17 @@ from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.export.check import load_source
 from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.find import load_tokenizer
-from hunyuan_train.families.grammar.hunyuan_a13b.template import render
 from hunyuan_train.families.grammar.hunyuan_a13b.tokens import RANK_FILE
+from hunyuan_train.families.grammar.template_files import CONFIG, TEMPLATE
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
+from hunyuan_train.families.grammar.tokenizer_json import FILE
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.released import SHAPE
 
 Sample = tuple[np.ndarray, np.ndarray]  # token ids, and which of them are taught
+# Of a vocabulary: the ranks alone, as they are published, or all that comes with a json file.
+WORDS = ((RANK_FILE,), (FILE, CONFIG, TEMPLATE))
 RATE = 8e-3  # of learning
 MOST_STEPS = 400
 KNOWN = 0.1  # a token is known by heart once its loss, in nats, is below: likelier than nine in ten
@@ -94,7 +97,7 @@ def read_samples(record: dict[str, Any], tokenizer: Tokenizer) -> Iterator[Sampl
     """What is taught of a dialogue."""
     dialogue = read_dialogue(record, Reading(tokenizer.grammar), [])
     assert isinstance(dialogue, Dialogue)
-    chunk = encode_renderings([render(dialogue)], tokenizer)
+    chunk = encode_renderings([tokenizer.grammar.render(dialogue)], tokenizer)
     for number in range(len(chunk.samples)):
         sample = chunk.sample(number)
         yield sample.tokens.astype("int64"), sample.spans > 0
@@ -131,6 +134,9 @@ def teach(
     model = load_source(shape, SeededWeights(0, shape.initializer_range)).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in kept))
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # of routers, so that it decides some choices
+            torch.nn.init.normal_(bias, std=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     batches = [list(make_batches(samples)) for samples in rounds]
     num_known, least = 0, 1.0
@@ -149,7 +155,8 @@ def teach(
     else:
         assert num_steps is not None, f"a token is not known yet: its loss is {worst:.2f}"
     model.eval().save_pretrained(folder)
-    shutil.copyfile(tokenizer.folder / RANK_FILE, folder / RANK_FILE)
+    for name in next(names for names in WORDS if (tokenizer.folder / names[0]).exists()):
+        shutil.copyfile(tokenizer.folder / name, folder / name)
     return folder
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from hunyuan_train.data.rendering.prompt import encode_prompt
+from hunyuan_train.data.rendering.prompt import encode_prompt, find_opening
 from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
 from hunyuan_train.serve.generate import Sampling, ServedModel, generate
 
@@ -84,11 +84,8 @@ def answer(
     has_tools: bool,
 ) -> Reply:
     """Generate one answer, handing out what is certain of it; Ctrl-C ends it where it is."""
-    grammar = served.tokenizer.grammar
-    stream = grammar.stream_output(has_tools=has_tools)
-    opening = grammar.opens_thoughts
-    if opening and prompt[-1:] == [served.tokenizer.special_id(opening)]:
-        stream.feed(opening)  # the prompt has opened the thoughts
+    stream = served.tokenizer.grammar.stream_output(has_tools=has_tools)
+    stream.feed(find_opening(prompt, served.tokenizer))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
     num_tokens = 0
 

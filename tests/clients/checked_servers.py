@@ -14,6 +14,8 @@ def check_server(model: Path, url: str, num_long_tokens: int, *flags: object) ->
     found = ask_server(model, url, num_long_tokens, *flags)
     counts = [count_verdicts(found, what) for what in ("prompt", "mode", "tokens")]
     counts += [count_verdicts(found, "log-probabilities"), count_verdicts(found, "fields")]
+    broken = count_verdicts(found, "end").partition("wrong: ")[2].removesuffix(")")
+    counts += [f"broken off once or more: {broken}"] if broken else []
     asked = describe_questions(found["answers"], num_long_tokens)
     return f"its server, by `serve --check` with {asked}: {', '.join(counts)}"
 

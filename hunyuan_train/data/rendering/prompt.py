@@ -1,5 +1,6 @@
 """Messages as a server's client sends them, to the prompt that the model goes on from."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hunyuan_train.data.findings import Problem, build_policies
@@ -23,11 +24,27 @@ def encode_prompt(
     mode: str = "auto",
     tools: list[dict[str, Any]] | None = None,
     now: str = "",
+    options: Mapping[str, str] | None = None,
 ) -> list[int]:
     """Ids of a prompt, ending where the model goes on (see `render_prompt`)."""
-    segments = render_prompt(messages, tokenizer.grammar, mode=mode, tools=tools, now=now)
+    grammar = tokenizer.grammar
+    segments = render_prompt(messages, grammar, mode=mode, tools=tools, now=now, options=options)
     ids: list[int] = encode_segments(segments, tokenizer)[0].tolist()
     return ids
+
+
+def find_opening(prompt: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What of an answer its prompt holds already; "" where that is nothing.
+
+    It is the tag that opens thoughts, or an empty pair of tags where none are wanted. Readers of
+    the answer, which goes on behind it, need it before them.
+    """
+    grammar = tokenizer.grammar
+    if not grammar.opens_thoughts:
+        return ""
+    empty_pair = grammar.answers.write("", "")
+    end = tokenizer.decode(list(prompt[-2:]))
+    return next((one for one in (empty_pair, grammar.opens_thoughts) if end.endswith(one)), "")
 
 
 def render_prompt(
@@ -37,17 +54,20 @@ def render_prompt(
     mode: str = "auto",
     tools: list[dict[str, Any]] | None = None,
     now: str = "",
+    options: Mapping[str, str] | None = None,
 ) -> list[Segment]:
     """What a server feeds the model for `messages`: earlier answers bare, the last turn open.
 
     Args:
         mode: "fast" or "slow" asks for that mode; "auto" adds nothing to what is sent.
         now: the time that a tools prompt shows; needed with tools.
+        options: what a client hands the model's own template beside the messages; a word of
+            `Grammar.efforts` for one.
     """
     if tools and not now:
         raise DataError("a prompt with tools shows the time; give now, like 2026-03-02 09:15:00")
     problems: list[Problem] = []
-    record = {"messages": messages, "tools": tools}
+    record = {**(options or {}), "messages": messages, "tools": tools}
     dialogue = read_dialogue(record, Reading(grammar, now=now, is_prompt=True), problems)
     policies = build_policies(_SERVED)
     wrong = [problem for problem in problems if policies.decide(problem) == "error"]

@@ -44,6 +44,7 @@ class ServerAnswer:
     prompt_ids: tuple[int, ...] = ()  # empty where the server does not show them
     num_prompt_tokens: int = 0
     num_answer_tokens: int = 0  # 0: the server does not say
+    error: str = ""  # with which the server broke off; what else is here came before it
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class _Parts:
     prompt_ids: list[int] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_answer_tokens: int = 0
+    error: str = ""
 
     def add_message(self, message: dict[str, Any]) -> None:
         thoughts = next((message[one] for one in REASONING_NAMES if message.get(one)), None)
@@ -80,6 +82,7 @@ class _Parts:
         self.token_ids += choice.get("token_ids") or ()
 
     def add(self, body: dict[str, Any]) -> None:
+        self.error = _read_error(body.get("error")) or self.error
         self.prompt_ids = body.get("prompt_token_ids") or self.prompt_ids
         for choice in body.get("choices") or ():
             self.prompt_ids = choice.get("prompt_token_ids") or self.prompt_ids
@@ -100,7 +103,15 @@ class _Parts:
             prompt_ids=tuple(self.prompt_ids),
             num_prompt_tokens=self.num_prompt_tokens,
             num_answer_tokens=self.num_answer_tokens,
+            error=self.error or ("" if self.finish_reason else "no finish_reason"),
         )
+
+
+def _read_error(said: object) -> str:
+    """What an event says of an error; "" where there is none."""
+    if isinstance(said, dict):  # with an empty message where a bare exception was raised
+        said = " ".join(str(said[key]) for key in ("type", "message") if said.get(key)) or "error"
+    return str(said or "")[:MAX_ERROR_CHARACTERS].strip()
 
 
 def _read_token(shown: dict[str, Any]) -> ShownToken:
@@ -129,7 +140,8 @@ class Server:
         """Put one question.
 
         Raises:
-            ServeError: no answer, or one that is not the interface's.
+            ServeError: no answer, or one that is not the interface's. An answer that the server
+                itself ends with an error is returned, as far as it came.
         """
         body = {"model": self.model, **request, "stream": is_streamed}
         if is_streamed:
@@ -138,6 +150,13 @@ class Server:
         try:
             for piece in self._post("/chat/completions", body, is_streamed=is_streamed):
                 parts.add(piece)
+        except ServeError:
+            raise
+        except UNREACHABLE as error:
+            raise ServeError(
+                f"{self.url} gave no whole answer ({error!r}); read the server's log for the "
+                "cause, or give it more time with --timeout SECONDS"
+            ) from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ServeError(
                 f"{self.url} answers, but not as the OpenAI interface says ({error!r}); give the "

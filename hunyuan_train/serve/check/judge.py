@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from hunyuan_train.data.rendering.prompt import find_opening
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.serve.check.client import ServerAnswer, ShownToken
 from hunyuan_train.serve.check.questions import CheckQuestion
@@ -34,7 +35,7 @@ class Verdict(StrEnum):
 class Finding:
     """One comparison."""
 
-    what: str  # prompt, mode, tokens, log-probabilities or fields
+    what: str  # prompt, mode, tokens, log-probabilities, end or fields
     verdict: Verdict
     expected: str = ""
     answered: str = ""
@@ -52,6 +53,7 @@ class Exchange:
     shows_all: bool = (
         True  # otherwise some ids are missing, or all are of the same answer elsewhere
     )
+    breaks: tuple[str, ...] = ()  # errors with which the server ended this answer, once or more
 
     @property
     def name(self) -> str:
@@ -84,9 +86,10 @@ def _ids_of_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
 
 
 def read_text(exchange: Exchange, tokenizer: Tokenizer) -> str:
-    """What the model wrote, without its stop token."""
+    """What the model wrote, without its stop token; behind the tags that its prompt ends in."""
     ids = list(exchange.ids)
-    return tokenizer.decode(ids[:-1] if ids and ids[-1] in tokenizer.stop_ids else ids)
+    opening = find_opening(exchange.answer.prompt_ids or exchange.prompt, tokenizer)
+    return opening + tokenizer.decode(ids[:-1] if ids and ids[-1] in tokenizer.stop_ids else ids)
 
 
 def judge(
@@ -108,6 +111,7 @@ def judge(
         judge_mode(exchange, tokenizer, tokens),
         tokens,
         judge_logprobs(exchange, logprobs, tokenizer, tolerance),
+        judge_end(exchange),
         judge_fields(exchange, tokenizer),
     ]
 
@@ -223,6 +227,19 @@ def judge_logprobs(
         verdict=Verdict.RIGHT if is_right else Verdict.WRONG,
         expected=f"off by {tolerance:g} on average, {LARGEST_TO_MEAN * tolerance:g} at most",
         answered=f"off by {mean:.4f} on average, {largest:.4f} at most, over {len(errors)}",
+    )
+
+
+def judge_end(exchange: Exchange) -> Finding:
+    """Whether the answer came to its end each time that it was asked for."""
+    if not exchange.breaks:
+        return Finding(what="end", verdict=Verdict.RIGHT)
+    num_tries = len(exchange.breaks) + (not exchange.answer.error)
+    return Finding(
+        what="end",
+        verdict=Verdict.WRONG,
+        expected="a whole answer",
+        answered=f"an error, {len(exchange.breaks)} of {num_tries} times: {exchange.breaks[0]}",
     )
 
 

@@ -2,7 +2,8 @@
 """What a server is asked: both modes, tools, a dialogue, a long text; always the same."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ class CheckQuestion:
     mode: str  # slow or fast
     messages: list[dict[str, Any]]  # as a client sends them, the wish for fast mode included
     tools: list[dict[str, Any]] = field(default_factory=list)
+    # Of the model's own template, where that is told the mode and the query does not say it.
+    options: dict[str, str] = field(default_factory=dict)
     ways: tuple[bool, ...] = (False, True)  # streamed or not
 
     def to_request(self, *, max_new_tokens: int, num_alternatives: int) -> dict[str, Any]:
@@ -68,6 +71,8 @@ class CheckQuestion:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
+        if self.options:
+            request["chat_template_kwargs"] = self.options
         if num_alternatives:
             request |= {"logprobs": True, "top_logprobs": num_alternatives}
         return request | ({"tools": self.tools} if self.tools else {})
@@ -82,41 +87,49 @@ def list_questions(tokenizer: Tokenizer, *, num_long_tokens: int) -> list[CheckQ
     """
     fast = tokenizer.grammar.queries.ask_fast
     questions = [
-        _ask("slow", "slow", "How many legs do three cats and two hens have in all?"),
-        _ask("slow, Chinese", "slow", "一箱牛奶24盒，每天喝3盒，能喝几天？"),
-        _ask("fast", "fast", fast("What do you call a baby sheep?")),
-        CheckQuestion(
-            name="fast, dialogue",
-            mode="fast",
-            messages=[
+        _ask("slow", "How many legs do three cats and two hens have in all?"),
+        _ask("slow, Chinese", "一箱牛奶24盒，每天喝3盒，能喝几天？"),
+        _ask("fast", fast("What do you call a baby sheep?")),
+        _ask(
+            "fast, dialogue",
+            fast("And the smallest one?"),
+            before=[
                 {"role": "system", "content": "Answer in one word."},
                 {"role": "user", "content": fast("太阳系里最大的行星是哪一颗？")},
                 {"role": "assistant", "content": "木星"},
-                {"role": "user", "content": fast("And the smallest one?")},
             ],
         ),
-        _ask("slow, tools", "slow", BOOKING, TOOLS),
-        _ask("fast, tools", "fast", fast(BOOKING), TOOLS),
+        _ask("slow, tools", BOOKING, tools=TOOLS),
+        _ask("fast, tools", fast(BOOKING), tools=TOOLS),
     ]
     if num_long_tokens:
-        text = _write_text(num_long_tokens, tokenizer)
-        content = fast(LONG_QUESTION.format(text=text))
-        questions.append(
-            CheckQuestion(
-                name="long",
-                mode="fast",
-                messages=[{"role": "user", "content": content}],
-                ways=(False,),  # a second time shows nothing new, and takes as long
-            )
-        )
-    return questions
+        content = fast(LONG_QUESTION.format(text=_write_text(num_long_tokens, tokenizer)))
+        # A second time shows nothing new, and takes as long.
+        questions.append(_ask("long", content, ways=(False,)))
+    return [replace(one, options=options_of(tokenizer.grammar, mode=one.mode)) for one in questions]
 
 
 def _ask(
-    name: str, mode: str, content: str, tools: list[dict[str, Any]] | None = None
+    name: str,
+    content: str,
+    *,
+    before: Sequence[dict[str, Any]] = (),
+    tools: Sequence[dict[str, Any]] = (),
+    ways: tuple[bool, ...] = (False, True),
 ) -> CheckQuestion:
-    messages = [{"role": "user", "content": content}]
-    return CheckQuestion(name=name, mode=mode, messages=messages, tools=tools or [])
+    return CheckQuestion(
+        name=name,
+        mode="slow" if name.startswith("slow") else "fast",
+        messages=[*before, {"role": "user", "content": content}],
+        tools=list(tools),
+        ways=ways,
+    )
+
+
+def options_of(grammar: Grammar, *, mode: str) -> dict[str, str]:
+    """What tells a template of a mode; nothing where the query says it."""
+    words = [word for word, its_mode in grammar.efforts.items() if its_mode == mode]
+    return {grammar.options[0]: words[-1]} if words else {}
 
 
 def _write_text(num_tokens: int, tokenizer: Tokenizer) -> str:
@@ -155,10 +168,17 @@ def _read_record(name: str, record: object, grammar: Grammar) -> CheckQuestion:
         messages = [*messages[:-1], {**last, "content": grammar.queries.ask_fast(last["content"])}]
     queries = [one["content"] for one in messages if one["role"] == "user"]
     is_fast = bool(queries) and asks_fast(str(queries[-1]))
+    mode, options = "fast" if is_fast else "slow", _read_options(record, grammar)
+    if options:
+        mode = grammar.efforts[next(iter(options.values()))]
     sent = [{key: one[key] for key in one if key != "reasoning_content"} for one in messages]
-    return CheckQuestion(
-        name=name,
-        mode="fast" if is_fast else "slow",
-        messages=sent,
-        tools=record.get("tools") or [],
-    )
+    tools = record.get("tools") or []
+    return CheckQuestion(name=name, mode=mode, messages=sent, tools=tools, options=options)
+
+
+def _read_options(record: dict[str, Any], grammar: Grammar) -> dict[str, str]:
+    """How much a record says to think, to a grammar with words for it; else fast, as templates."""
+    stated = next((record[one] for one in (*grammar.options[:1], "effort") if record.get(one)), "")
+    if stated and stated in grammar.efforts:
+        return {grammar.options[0]: stated}
+    return options_of(grammar, mode="slow" if record.get("mode") == "slow" else "fast")

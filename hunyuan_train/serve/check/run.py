@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +16,7 @@ from hunyuan_train.data.rendering.prompt import encode_prompt
 from hunyuan_train.families.grammar.dialogue import TIME_FORMAT
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.serve.check.client import Server
+from hunyuan_train.serve.check.client import Server, ServerAnswer
 from hunyuan_train.serve.check.judge import (
     Exchange,
     Finding,
@@ -30,8 +31,11 @@ from hunyuan_train.serve.check.questions import CheckQuestion, list_questions, r
 from hunyuan_train.serve.check.reference import AskedText, Reference, score
 from hunyuan_train.serve.errors import ServeError
 
+NUM_TRIES = 5  # of an answer that the server breaks off: what else it is should be seen, too
+PAUSE_SECONDS = 0.5  # before the second try, and so much more before each other: load may pass
 NUM_ALTERNATIVES = 5  # shown beside each token; OpenAI's interface allows 20
 TOLERANCES = {"float32": 0.01, "bfloat16": 0.1, "compressed": 0.3}  # mean, by the weights on disk
+ANY_TIME = "2025-01-31 08:07:56"
 TAG = re.compile(r"</?\w+>")
 LONG_PROMPT = 33_792  # tokens: beyond the 32,768 that the released config.json states
 
@@ -133,6 +137,11 @@ def check_server(
     exchanges = borrow_ids(exchanges)
     readable = [one for one in exchanges if one.prompt and one.ids and one.shows_all]
     texts = [AskedText(one.prompt, one.ids) for one in readable]
+    if not texts and exchanges[0].breaks:
+        raise ServeError(
+            f"{server.url} breaks off its answers with an error ({exchanges[0].breaks[0]}), so "
+            "nothing can be compared; its log says why"
+        )
     if not texts:
         raise ServeError(
             f"{server.url} shows no tokens of its answers, so nothing can be compared; start it "
@@ -160,31 +169,50 @@ def ask(
 ) -> Exchange:
     """Put one question; its own prompt is laid out with the time that the server has written."""
     tell(f"asking {question.name}{', streamed' if is_streamed else ''}")
-    write = partial(question.to_request, max_new_tokens=settings.max_new_tokens)
-    try:
-        answer = server.ask(write(num_alternatives=NUM_ALTERNATIVES), is_streamed=is_streamed)
-    except ServeError as error:
-        # llama.cpp gives no log-probabilities with tools in a stream, and refuses to be asked.
-        if not (is_streamed and question.tools and "logprobs" in str(error)):
-            raise
-        answer = server.ask(write(num_alternatives=0), is_streamed=is_streamed)
-    now = find_time(answer, tokenizer) if question.tools else ""
-    prompt: list[int] = []
-    if now or not question.tools:
-        prompt = encode_prompt(question.messages, tokenizer, tools=question.tools, now=now)
-    elif answer.prompt_ids:  # the server left the tools out, whose prompt shows the time
-        now = datetime.now().strftime(TIME_FORMAT)
-        prompt = encode_prompt(question.messages, tokenizer, tools=question.tools, now=now)
+    answer = _put(server, question, settings, is_streamed=is_streamed)
+    breaks = [answer.error] if answer.error else []
+    while answer.error and len(breaks) < NUM_TRIES:
+        time.sleep(PAUSE_SECONDS * len(breaks))
+        answer = _put(server, question, settings, is_streamed=is_streamed)
+        breaks += [answer.error] if answer.error else []
     ids = find_ids(answer, tokenizer)
     return Exchange(
         question=question,
         is_streamed=is_streamed,
         answer=answer,
-        prompt=tuple(prompt),
+        prompt=tuple(write_prompt(question, answer, tokenizer)),
         ids=ids,
         # llama.cpp leaves out tokens that end within a character, and in streams others, too.
-        shows_all=bool(ids) and answer.num_answer_tokens in (0, len(ids)),
+        shows_all=bool(ids) and not answer.error and answer.num_answer_tokens in (0, len(ids)),
+        breaks=tuple(breaks),
     )
+
+
+def _put(
+    server: Server, question: CheckQuestion, settings: CheckSettings, *, is_streamed: bool
+) -> ServerAnswer:
+    write = partial(question.to_request, max_new_tokens=settings.max_new_tokens)
+    try:
+        return server.ask(write(num_alternatives=NUM_ALTERNATIVES), is_streamed=is_streamed)
+    except ServeError as error:
+        # llama.cpp gives no log-probabilities with tools in a stream, and refuses to be asked.
+        if not (is_streamed and question.tools and "logprobs" in str(error)):
+            raise
+        return server.ask(write(num_alternatives=0), is_streamed=is_streamed)
+
+
+def write_prompt(question: CheckQuestion, answer: ServerAnswer, tokenizer: Tokenizer) -> list[int]:
+    """What the server should have fed the model; empty where the time in it cannot be known."""
+    write = partial(
+        encode_prompt, question.messages, tokenizer, tools=question.tools, options=question.options
+    )
+    if not question.tools:
+        return write()
+    if now := find_time(answer, tokenizer):
+        return write(now=now)
+    ours = write(now=datetime.now().strftime(TIME_FORMAT))
+    # It left out the tools, whose prompt would show the time; or no time stands in such a prompt.
+    return ours if answer.prompt_ids or ours == write(now=ANY_TIME) else []
 
 
 def borrow_ids(exchanges: Sequence[Exchange]) -> list[Exchange]:
@@ -227,6 +255,12 @@ def explain(checked: Sequence[Checked], tokenizer: Tokenizer) -> list[str]:
         causes.append(
             "the server computes another model than the one on disk: other weights, another rope, "
             "a quantisation that is not the model's, or a missing adapter"
+        )
+    if "end" in by_what:
+        causes.append(
+            f"the server broke off {len(by_what['end'])} of {len(checked)} answers with an error, "
+            "so its clients get parts of them; its log says why, and docs/serving.md what is known "
+            "of each engine"
         )
     if "fields" in by_what:
         causes.append(_explain_fields(checked, tokenizer))

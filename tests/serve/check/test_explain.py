@@ -98,7 +98,7 @@ def test_an_answer_of_which_tokens_are_missing_is_judged_by_its_fields(own: Tens
         _, borrowed = borrow_ids([whole, asked])
         found = {one.what: one.verdict for one in judge(borrowed, None, TOKENIZER, TOLERANCE)}
         unknown = dict.fromkeys(("prompt", "tokens", "log-probabilities"), "unknown")
-        assert found == {**unknown, "mode": "right", "fields": verdict}
+        assert found == {**unknown, "mode": "right", "end": "right", "fields": verdict}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,42 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without() -> None:
     for name in ("fast", "fast, tools"):
         given = (QUESTIONS[name], TOKENIZER, settings, lambda _: None)
         assert ask(LlamaServer(), *given, is_streamed=True).answer.content == "A"
+
+
+class Breaking:
+    """Ends an answer with an error, so many times."""
+
+    def __init__(self, num_breaks: int) -> None:
+        self.num_breaks = num_breaks
+
+    def ask(self, _: object, *, is_streamed: bool) -> ServerAnswer:
+        assert is_streamed
+        self.num_breaks -= 1
+        answer = make_exchange("fast", make_logprobs(0)).answer
+        if self.num_breaks < 0:
+            return answer
+        return replace(answer, content="A", token_ids=IDS[:3], error="BadRequestError")
+
+
+@pytest.mark.parametrize(("num_breaks", "tokens"), [(0, "right"), (2, "right"), (9, "unknown")])
+def test_an_answer_that_breaks_off_is_asked_again_and_told(
+    num_breaks: int, tokens: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hunyuan_train.serve.check.run.PAUSE_SECONDS", 0.0)
+    settings = CheckSettings(max_new_tokens=9, num_long_tokens=0, questions=None, tolerance=0.1)
+    given = (QUESTIONS["fast"], TOKENIZER, settings, lambda _: None)
+    exchange = ask(Breaking(num_breaks), *given, is_streamed=True)
+    [_, borrowed] = borrow_ids([make_exchange("fast", make_logprobs(0)), exchange])
+    own = make_logprobs(0) if exchange.shows_all else None
+    checked = Checked(borrowed, judge(borrowed, own, TOKENIZER, TOLERANCE))
+    found = {one.what: one for one in checked.findings}
+    assert found["tokens"].verdict == tokens
+    assert found["end"].verdict == ("wrong" if num_breaks else "right")
+    assert found["fields"].verdict == ("right" if tokens == "right" else "wrong")
+    causes = [one for one in explain([checked], TOKENIZER) if "chat template" not in one]
+    assert any("broke off 1 of 1 answers" in one for one in causes) == bool(num_breaks)
+    if num_breaks == 2:
+        assert found["end"].answered == "an error, 2 of 3 times: BadRequestError"
 
 
 def explained(own: Tensor, base: Tensor, served: Tensor) -> list[str]:
