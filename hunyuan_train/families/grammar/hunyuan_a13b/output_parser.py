@@ -26,6 +26,7 @@ from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     TOOL_CALLS_OPEN,
 )
 from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
+from hunyuan_train.families.grammar.marks import count_overlap
 
 _CALLS = re.compile(f"{TOOL_CALLS_OPEN}.*?{TOOL_CALLS_CLOSE}", re.DOTALL)
 
@@ -188,7 +189,7 @@ class OutputStream:
             self._pending = rest
             return text, True
         tags = [tag, TOOL_CALLS_OPEN] if self.has_tools else [tag]
-        num_waiting = 0 if is_last else max(_overlap(text, each) for each in tags)
+        num_waiting = 0 if is_last else max(count_overlap(text, each) for each in tags)
         certain = text[: len(text) - num_waiting]
         self._pending = text[len(certain) :]
         return certain, False
@@ -197,9 +198,3 @@ class OutputStream:
 def _may_begin(text: str, tag: str) -> bool:
     """Whether a text is shorter than a tag and could still become it."""
     return len(text) < len(tag) and tag.startswith(text)
-
-
-def _overlap(text: str, tag: str) -> int:
-    """How many last characters of a text are the first ones of a tag."""
-    longest = min(len(text), len(tag) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(tag[:size])), 0)

@@ -21,6 +21,7 @@ from hunyuan_train.families.grammar.interface import (
     QueryForm,
     ToolForm,
 )
+from hunyuan_train.families.grammar.marks import make_finder
 from hunyuan_train.families.grammar.segments import (
     SPAN_ANSWER,
     SPAN_MARKER,
@@ -120,12 +121,6 @@ def build_grammar(markers: Markers) -> Grammar:
     own_tags = tuple(one for one in tags.TAGS if one in markers.others)
     writer = Writer(markers, own_tags)
     own = {*markers.turns, *markers.others, *tags.TAGS}
-    known = re.compile("|".join(re.escape(one) for one in sorted(own, key=len, reverse=True)))
-
-    def find_control(text: str) -> str:
-        match = known.search(text) if "<｜" in text else None  # noqa: RUF001
-        return match[0] if match else ""
-
     return Grammar(
         name="hunyuan_small",
         controls=ControlTokens(
@@ -134,7 +129,7 @@ def build_grammar(markers: Markers) -> Grammar:
             pad=markers.pad,
             stops=(markers.end,),
             ends=tuple(dict.fromkeys((markers.end, markers.pad))),
-            find=find_control,
+            find=make_finder(own, ("<｜",)),  # noqa: RUF001
         ),
         queries=QueryForm(
             fast_prefix=tags.NO_THINK_PREFIX,

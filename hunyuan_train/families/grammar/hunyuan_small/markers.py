@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.marks import find_spelled, find_stated
 
 _SPELLINGS = {
     "begin": "<｜hy_begin▁of▁sentence｜>",
@@ -15,7 +15,6 @@ _SPELLINGS = {
     "assistant": "<｜hy_Assistant｜>",
     "end": "<｜hy_place▁holder▁no▁2｜>",
 }
-_SETTINGS = {"begin": "bos_token", "end": "eos_token"}  # of tokenizer_config.json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,20 +49,8 @@ def find_markers(
     Raises:
         DataError: it lacks some.
     """
-
-    def stated(setting: str) -> str:
-        value = config.get(setting)
-        value = value.get("content") if isinstance(value, dict) else value
-        return value if isinstance(value, str) and value in added else ""
-
-    found = {name: stated(_SETTINGS.get(name, "")) or one for name, one in _SPELLINGS.items()}
-    absent = [one for one in found.values() if one not in added]
-    if absent:
-        raise DataError(
-            f"the tokenizer in {folder} lacks {len(absent)} marker(s) of its dialogues "
-            f"({', '.join(absent)}); it is of another model, or damaged: copy the folder that was "
-            "published with the model"
-        )
+    spellings = {name: [one] for name, one in _SPELLINGS.items()}
+    found = find_spelled(spellings, added, config, folder)
     others = tuple(one for one in added if one not in found.values())
-    pad = stated("pad_token") or found["end"]
+    pad = find_stated("pad", added, config) or found["end"]
     return Markers(**found, pad=pad, others=others, missing=missing)

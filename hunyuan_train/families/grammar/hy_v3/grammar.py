@@ -15,14 +15,13 @@ from hunyuan_train.families.grammar.interface import (
     TaggedText,
     ToolForm,
 )
+from hunyuan_train.families.grammar.marks import make_finder
 
 
 def build_grammar(markers: Markers) -> Grammar:
     """The grammar with these markers."""
     writer = Writer(markers)
     own = {*markers.written, *markers.others}
-    # Longest first: one may begin as another does.
-    known = re.compile("|".join(re.escape(one) for one in sorted(own, key=len, reverse=True)))
     return Grammar(
         name="hy_v3",
         controls=ControlTokens(
@@ -31,7 +30,7 @@ def build_grammar(markers: Markers) -> Grammar:
             pad=markers.pad,
             stops=(markers.end,),
             ends=markers.ends,
-            find=partial(_find_control, known),
+            find=make_finder(own, ("<", "/")),
         ),
         queries=QueryForm(  # the system's part says the mode
             fast_prefix="", asks_fast=lambda _: False, ask_fast=str, strip=str
@@ -68,11 +67,6 @@ def build_grammar(markers: Markers) -> Grammar:
         joins_systems="",
         joins_parts="",
     )
-
-
-def _find_control(known: re.Pattern[str], text: str) -> str:
-    match = known.search(text) if "<" in text or "/" in text else None
-    return match[0] if match else ""
 
 
 def _tag(markers: Markers) -> re.Pattern[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.errors import DataError
+from hunyuan_train.families.grammar.marks import find_spelled
 
 _USER = re.compile(r"<｜hy_User(?P<suffix>[^｜]*)｜>")
 _CONTROL = re.compile(r"[<＜][｜|].*[｜|][>＞]")
@@ -39,7 +39,6 @@ _STEMS = {
     "result_open": ("<tool_response{}>",),
     "result_close": ("</tool_response{}>",),
 }
-_SETTINGS = {"begin": "bos_token", "end": "eos_token", "pad": "pad_token"}  # which say it outright
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,22 +104,10 @@ def find_markers(
     """
     suffixes = [match["suffix"] for match in map(_USER.fullmatch, added) if match]
     suffix = suffixes[0] if suffixes else str(config.get("token_suffix", ""))
-    found: dict[str, str] = {}
-    absent: list[str] = []
-    for name, stems in _STEMS.items():
-        stated = config.get(_SETTINGS.get(name, ""))
-        stated = stated.get("content") if isinstance(stated, dict) else stated
-        spellings = [stem.format(one) for one in (suffix, "") for stem in stems]
-        candidates = [one for one in (stated, *spellings) if isinstance(one, str) and one in added]
-        if candidates:
-            found[name] = candidates[0]
-        else:
-            absent.append(spellings[0])
-    if absent:
-        raise DataError(
-            f"the tokenizer in {folder} lacks {len(absent)} marker(s) of its dialogues "
-            f"({', '.join(absent[:3])}{', ...' if len(absent) > 3 else ''}); it is of another "
-            "model, or damaged: copy the folder that was published with the model"
-        )
+    spellings = {
+        name: [stem.format(one) for one in (suffix, "") for stem in stems]
+        for name, stems in _STEMS.items()
+    }
+    found = find_spelled(spellings, added, config, folder)
     others = tuple(one for one in added if one not in found.values())
     return Markers(**found, others=others, missing=missing)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from hunyuan_train.families.grammar.hy_v3.markers import Markers
 from hunyuan_train.families.grammar.hy_v3.tools import read_calls
 from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
+from hunyuan_train.families.grammar.marks import count_overlap
 
 
 def parse_output(text: str, markers: Markers, *, has_tools: bool = False) -> ParsedOutput:
@@ -95,22 +96,12 @@ class OutputStream:
     def _take_until(self, marks: list[str], *, is_last: bool) -> tuple[str, bool]:
         """Take the text before a mark, and the mark; what may be the beginning of one waits."""
         pending = self.text[self._num_seen :]
-        found = (
-            min((pending.index(mark), mark) for mark in marks if mark in pending)
-            if any(mark in pending for mark in marks)
-            else None
-        )
+        found = [(pending.index(mark), mark) for mark in marks if mark in pending]
         if found:
-            position, mark = found
+            position, mark = min(found)
             self._num_seen += position + len(mark)
             return pending[:position], True
-        num_waiting = 0 if is_last else max(_overlap(pending, mark) for mark in marks)
+        num_waiting = 0 if is_last else max(count_overlap(pending, mark) for mark in marks)
         certain = pending[: len(pending) - num_waiting]
         self._num_seen += len(certain)
         return certain, False
-
-
-def _overlap(text: str, mark: str) -> int:
-    """How many last characters of a text are the first ones of a mark."""
-    longest = min(len(text), len(mark) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)
