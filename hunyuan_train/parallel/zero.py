@@ -277,20 +277,26 @@ def keep_whole_partitions_ready() -> None:
     upstream issue is known). Partitions in host memory are copied, and are waited for as ever. The
     rehearsal counts waits, and `tests/rehearsal/test_waits.py` tells when this can go.
     """
-    handle: Any = partition_parameters.NoGatherHandle
-    if hasattr(handle, "wait_for_copy"):
-        return
-    handle.wait_for_copy = handle.wait
+    handles: tuple[Any, ...] = (
+        partition_parameters.NoGatherHandle,
+        partition_parameters.NoGatherCoalescedHandle,
+    )
+    for handle in handles:
+        if not hasattr(handle, "wait_for_copy"):
+            handle.wait_for_copy = handle.wait
+            handle.wait = take_whole_partitions
 
-    def wait(one: partition_parameters.NoGatherHandle, **options: object) -> None:
-        parameter = one._NoGatherHandle__param
-        if parameter.ds_tensor.device != parameter.device:
-            handle.wait_for_copy(one, **options)
-        elif not one._NoGatherHandle__complete:
-            parameter.ds_status = ZeroParamStatus.AVAILABLE
-            one._NoGatherHandle__complete = True
 
-    handle.wait = wait
+def take_whole_partitions(handle: Any, **options: object) -> None:  # noqa: ANN401 the engine's
+    """The engine's wait for one or several such parameters, where they are copied."""
+    members, prefix = vars(handle), f"_{type(handle).__name__}__"
+    parameters = members.get(f"{prefix}params") or [members[f"{prefix}param"]]
+    if any(one.ds_tensor.device != one.device for one in parameters):
+        handle.wait_for_copy(**options)
+    elif not members[f"{prefix}complete"]:
+        for one in parameters:
+            one.ds_status = ZeroParamStatus.AVAILABLE
+        members[f"{prefix}complete"] = True
 
 
 @contextmanager

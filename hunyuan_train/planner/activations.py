@@ -17,7 +17,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
 from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
-from hunyuan_train.planner.parameters import adapted_linears, is_trained
+from hunyuan_train.planner.parameters import adapted_linears, is_trained, list_parameters
 
 RANDOM_STATE = 5056  # of the CPU's generator, which a recomputed layer starts from again
 ROW_ALIGNMENT = 8  # rows of each local expert are padded by up to this (ep_kernels.py)
@@ -273,19 +273,55 @@ def saved_bytes(run: ResolvedRun, *, imbalance: float = 1.0) -> int:
     return before + inside
 
 
-def freed_bytes(run: ResolvedRun) -> int:
-    """What backward has freed of activations when it comes to the first layer."""
-    layers = run.shape.num_hidden_layers
-    kept = saved_bytes(run) - before_bytes(run)
-    return kept * (layers - 1) // layers
+def first_bytes(run: ResolvedRun, *, imbalance: float) -> int:
+    """What is left of what forward saved when backward comes to the first layer."""
+    before = before_bytes(run)
+    return before + (saved_bytes(run, imbalance=imbalance) - before) // run.shape.num_hidden_layers
+
+
+def running_bytes(run: ResolvedRun, *, imbalance: float) -> int:
+    """What experts hold on GPUs while their last product is made and nothing is saved.
+
+    Their input and output, gate, up and what goes down: the engine's functions hold each until they
+    return.
+    """
+    if not (run.shape.num_experts and run.is_on_gpu):
+        return 0
+    shape, size, rows = run.shape, run.element_bytes, expert_rows(run, imbalance)
+    width = width_of(shape, Kind.EXPERT)
+    plain = size * rows * (2 * shape.hidden_size + 3 * width)
+    quantised = working_bytes(run, rows) + size * rows * 2 * width
+    return ceil(max(plain, quantised) / run.config.train.moe_chunks)
+
+
+def gradient_rows_bytes(run: ResolvedRun, rows: int) -> int:
+    """Gradients of the three inner tensors of split experts on GPUs, in their backward.
+
+    What goes down has been saved where weights are trained, and is done with then; the gradient of
+    its weight is there instead.
+    """
+    if not run.is_on_gpu:
+        return 0
+    shape, size = run.shape, run.element_bytes
+    width = width_of(shape, Kind.EXPERT)
+    if Kind.EXPERT not in describe_saving(run).kinds:
+        return 3 * size * rows * width
+    return 2 * size * rows * width + largest_expert(run) * size
+
+
+def largest_expert(run: ResolvedRun) -> int:
+    """Elements of the largest trained parameter of one layer's experts on this rank."""
+    experts = (one for one in list_parameters(run) if one.kind is Kind.EXPERT and one.is_trained)
+    return max((one.numel for one in experts), default=0)
 
 
 def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves until its experts are done.
 
-    With split experts the fuller of two moments. One is at the end of the experts: their outputs
+    With split experts the fullest of three moments. One is at the end of the experts: their outputs
     before and after they are put back in order, and the gradient of the layer's output; a rank that
-    gets far more than an equal share is fullest then. The other is the gradient of the weighted sum
+    gets far more than an equal share is fullest then. So it is, with frozen experts, among the
+    gradients of their inner tensors. The third is the gradient of the weighted sum
     of outputs: what was saved to combine, and the gradients of the layer's output and of its input,
     as far as it is known. On GPUs one kernel makes the gradient of the rows from these
     (`combines_in_one_kernel`). Elsewhere there are two products of rows in float32 and the gradient
@@ -304,7 +340,12 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     products = 4 * (2 * slots + run.num_tokens)
     weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
     weighing += saved
-    return max(ceil(outputs / chunks) + boundary, ceil(weighing / chunks) + 2 * boundary)
+    inner = gradient_rows_bytes(run, rows)
+    return max(
+        ceil(outputs / chunks) + boundary,
+        ceil(inner / chunks) + 2 * boundary,
+        ceil(weighing / chunks) + 2 * boundary,
+    )
 
 
 def working_bytes(run: ResolvedRun, rows: int) -> int:

@@ -9,12 +9,29 @@ class Phase(Enum):
     """When a component exists."""
 
     ALWAYS = "always"
-    BACKWARD = "forward and backward"
+    PASSES = "forward and backward"
+    BACKWARD = "loss and backward"
+    SAVED = "until the last layer's backward"
+    AHEAD = "around the loss and in the last layer's backward"
+    FORWARD = "in the last layer's forward"
     LOSS = "around the loss"
-    LAYER = "while a layer runs"
+    LAYER = "in a layer's backward"
+    FIRST = "in the first layer's backward"
     END = "at the end of backward"
     STEP = "optimizer step"
     START = "at the start"
+
+
+# When a step may be fullest, and what exists then beside what always does.
+MOMENTS = {
+    "forward": (Phase.PASSES, Phase.SAVED, Phase.FORWARD),
+    "loss": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.LOSS),
+    "last layer": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.LAYER),
+    "first layer": (Phase.PASSES, Phase.BACKWARD, Phase.FIRST, Phase.LAYER),
+    "end": (Phase.END,),
+    "optimizer": (Phase.STEP,),
+    "start": (Phase.START,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +52,7 @@ def total_of(components: Iterable[Component], *phases: Phase) -> int:
 def peak_bytes(components: Iterable[Component]) -> int:
     """Most bytes at one time: those that always exist, and of the moments of a step the fullest."""
     lines = tuple(components)
-    moments = (
-        total_of(lines, Phase.BACKWARD, Phase.LOSS),
-        total_of(lines, Phase.BACKWARD, Phase.LAYER),
-        total_of(lines, Phase.END),
-        total_of(lines, Phase.STEP),
-        total_of(lines, Phase.START),
-    )
+    moments = (total_of(lines, *phases) for phases in MOMENTS.values())
     return total_of(lines, Phase.ALWAYS) + max(moments)
 
 

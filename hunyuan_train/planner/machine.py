@@ -16,6 +16,7 @@ class GpuModel:
     name: str
     memory_bytes: int
     bf16_flops: float  # dense, per second
+    float32_flops: float  # without tensor cores
     memory_bandwidth: float  # bytes per second
     node_bandwidth: float  # between GPUs of one machine
     network_bandwidth: float  # between machines, for each GPU
@@ -30,6 +31,7 @@ GPUS = {
             name="a100",
             memory_bytes=80 * 10**9,
             bf16_flops=312e12,
+            float32_flops=19.5e12,
             memory_bandwidth=2.04e12,
             node_bandwidth=300e9,
             network_bandwidth=25e9,
@@ -40,6 +42,7 @@ GPUS = {
             name="h100",
             memory_bytes=80 * 10**9,
             bf16_flops=989e12,
+            float32_flops=67e12,
             memory_bandwidth=3.35e12,
             node_bandwidth=450e9,
             network_bandwidth=50e9,
@@ -50,6 +53,7 @@ GPUS = {
             name="a800",
             memory_bytes=80 * 10**9,
             bf16_flops=312e12,
+            float32_flops=19.5e12,
             memory_bandwidth=2.04e12,
             node_bandwidth=200e9,
             network_bandwidth=25e9,
@@ -61,6 +65,7 @@ GPUS = {
             name="h800",
             memory_bytes=80 * 10**9,
             bf16_flops=989e12,
+            float32_flops=67e12,
             memory_bandwidth=3.35e12,
             node_bandwidth=200e9,
             network_bandwidth=50e9,
@@ -72,6 +77,7 @@ GPUS = {
             name="h20",
             memory_bytes=96 * 10**9,
             bf16_flops=148e12,
+            float32_flops=44e12,
             memory_bandwidth=4.0e12,
             node_bandwidth=450e9,
             network_bandwidth=50e9,
@@ -83,6 +89,7 @@ GPUS = {
             name="h200",
             memory_bytes=141 * 10**9,
             bf16_flops=989e12,
+            float32_flops=67e12,
             memory_bandwidth=4.8e12,
             node_bandwidth=450e9,
             network_bandwidth=50e9,
@@ -93,6 +100,7 @@ GPUS = {
             name="b200",
             memory_bytes=180 * 10**9,
             bf16_flops=2250e12,
+            float32_flops=75e12,
             memory_bandwidth=7.7e12,
             node_bandwidth=900e9,
             network_bandwidth=50e9,
@@ -102,8 +110,11 @@ GPUS = {
     )
 }
 
-# What a well-written program reaches of the rates above, beside MATMUL_SHARE.
-BANDWIDTH_SHARE = 0.8  # of memory and links: what NCCL's and STREAM's tests reach
+# What programs reach of the rates above, beside MATMUL_SHARE. These numbers stay as they are: plans
+# of two versions then differ by what is counted alone.
+BANDWIDTH_SHARE = 0.78  # of memory and links: 2.6 of 3.35 TB/s, and 350 of 450 GB/s of an H100
+ATTENTION_SHARE = 0.35  # flash-attn 2 on an H100 (https://arxiv.org/abs/2407.08608)
+KERNEL_SECONDS = 2e-6  # from the end of a kernel to full work of the next
 HOST_MEMORY_BANDWIDTH = 300e9  # of a machine's CPUs, for the offloaded update
 
 

@@ -7,10 +7,11 @@ from hunyuan_train.planner.activations import (
     after_bytes,
     can_be_skewed,
     dispatch_bytes,
-    freed_bytes,
+    first_bytes,
     kept_on_host_bytes,
     loss_bytes,
     recomputed_bytes,
+    running_bytes,
     saved_bytes,
 )
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
@@ -80,7 +81,7 @@ def plan_memory(run: ResolvedRun, *, imbalance: float = SKEWED, num_data_tokens:
         num_data_tokens: of all data that is trained on, where known.
     """
     lines = (
-        *device_states(run, freed_bytes(run)),
+        *device_states(run),
         *device_work(run, imbalance),
         *working_lines(run),
     )
@@ -97,8 +98,12 @@ def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
         how = "each layer's input and the results of dense products"
     lines = [
         Component(
-            "activations", saved_bytes(run, imbalance=imbalance), Phase.BACKWARD,
+            "activations", saved_bytes(run, imbalance=imbalance), Phase.SAVED,
             f"{how} for backward, tensor by tensor (planner/activations.py)",
+        ),
+        Component(
+            "first layer's activations", first_bytes(run, imbalance=imbalance), Phase.FIRST,
+            "what is left of them when backward comes to it",
         ),
         Component(
             "final norm and labels", after_bytes(run), Phase.LOSS,
@@ -121,6 +126,13 @@ def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
                 f"what one layer saves, while it is run a second time{chunks}{skew}",
             )
         )  # fmt: skip
+        if running := running_bytes(run, imbalance=imbalance):
+            lines.append(
+                Component(
+                    "a layer's experts, forward", running, Phase.FORWARD,
+                    "rows and all that is made of them, until the function returns",
+                )
+            )  # fmt: skip
     source = f"experts' outputs being weighed and summed, and gradients of it{chunks}"
     lines.append(
         Component(
@@ -171,7 +183,7 @@ def host_lines(run: ResolvedRun, num_data_tokens: int) -> list[Component]:
     if kept_on_host_bytes(run):
         lines.append(
             Component(
-                "layers' inputs, pinned", kept_on_host_bytes(run), Phase.BACKWARD,
+                "layers' inputs, pinned", kept_on_host_bytes(run), Phase.PASSES,
                 "activation_offload: what gradient checkpointing keeps (model/activations.py)",
             )
         )  # fmt: skip

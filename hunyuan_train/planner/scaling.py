@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.crossing import crossing_weights
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE, Hardware
-from hunyuan_train.planner.speed import Traffic, plan_speed, plan_traffic
+from hunyuan_train.planner.speed import USUAL_SKEW, exchange_seconds, plan_speed, plan_traffic
 
 NODE_COUNTS = (2, 4, 8, 16, 32, 64, 128)
 
@@ -64,7 +64,13 @@ def scale(run: ResolvedRun, hardware: Hardware) -> Scaled:
     gpu, crossing, speed = hardware.gpu, plan_crossing(run), plan_speed(run, hardware)
     traffic = speed.traffic
     inside = (traffic.gathers + traffic.reduction) / (gpu.node_bandwidth * BANDWIDTH_SHARE)
-    exchanges = exchange_seconds(hardware, traffic)
+    exchanges = exchange_seconds(
+        run,
+        traffic,
+        imbalance=USUAL_SKEW,
+        token_bandwidth=gpu.node_bandwidth,
+        head_bandwidth=gpu.node_bandwidth,
+    )
     free = replace(speed, weight_seconds=inside, token_seconds=exchanges)
     return Scaled(
         num_nodes=run.num_nodes,
@@ -88,11 +94,6 @@ def share_outside(run: ResolvedRun, group_size: int) -> float:
     """Which share of a group's other ranks is on other machines than a rank."""
     inside = min(group_size, run.ranks_per_node)
     return (group_size - inside) / (group_size - 1) if group_size > 1 else 0.0
-
-
-def exchange_seconds(hardware: Hardware, traffic: Traffic) -> float:
-    """What exchanges of tokens and heads take inside of one machine."""
-    return (traffic.tokens + traffic.heads) / (hardware.gpu.node_bandwidth * BANDWIDTH_SHARE)
 
 
 def first_bound_by_network(scaled: list[Scaled]) -> int | None:

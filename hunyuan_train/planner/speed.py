@@ -2,28 +2,31 @@
 
 The model: a micro-step computes, exchanges tokens and moves layers' inputs to host memory and back
 one after the other, while weights are gathered and gradients reduced beside it (`overlap_comm`);
-what takes longer is what shows. The update comes after. Rates are data-sheet rates times the shares
-of `machine.py`.
+what takes longer is what shows. The update comes after. What is computed is counted by item
+(`work.py`): an item takes as long as its operations or its bytes do, whichever is more, and each of
+its kernels a little besides. Rates are data-sheet rates times the shares of `machine.py`.
 """
 
 from dataclasses import dataclass
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.families.tables import count_kind, count_parameters
-from hunyuan_train.families.tensors import Kind
-from hunyuan_train.planner.activations import all_layers_bytes, kept_on_host_bytes
+from hunyuan_train.planner.activations import can_be_skewed, kept_on_host_bytes
 from hunyuan_train.planner.crossing import crossing_weights
 from hunyuan_train.planner.machine import (
+    ATTENTION_SHARE,
     BANDWIDTH_SHARE,
     HOST_MEMORY_BANDWIDTH,
+    KERNEL_SECONDS,
     GpuModel,
     Hardware,
 )
 from hunyuan_train.planner.parameters import list_parameters
 from hunyuan_train.planner.states import updated_elements
+from hunyuan_train.planner.work import Item, Pass, Work, micro_step_work
 
-# A layer's saved bytes are written and read forward, and read with as many gradients backward.
-TOUCHES_OF_SAVED = 4
+# Of experts in a step whose speed is told: what training with a loss that balances them comes to.
+USUAL_SKEW = 1.25
+TOLD_SKEWS = (1.0, 2.0, 3.0)  # beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,18 @@ class Speed:
 
     traffic: Traffic
     flops: float  # of one rank
-    compute_seconds: float
+    items: dict[tuple[Pass, Item], float]  # seconds of what is computed
     token_seconds: float
     input_seconds: float  # of offloaded inputs of layers, copied in the computing stream
     weight_seconds: float  # gathers and reduction, hidden behind all above as far as they go
     update_seconds: float
     tokens: int  # of all ranks
+    num_ranks: int
+
+    @property
+    def compute_seconds(self) -> float:
+        """All that kernels take, the update's apart."""
+        return sum(self.items.values())
 
     @property
     def seconds(self) -> float:
@@ -68,33 +77,70 @@ class Speed:
         """Of all ranks together."""
         return self.tokens / self.seconds
 
+    @property
+    def tokens_per_gpu(self) -> float:
+        """In a second."""
+        return self.tokens_per_second / self.num_ranks
 
-def plan_speed(run: ResolvedRun, hardware: Hardware) -> Speed:
-    """Predict an optimizer step on GPUs."""
+
+def plan_speed(run: ResolvedRun, hardware: Hardware, *, imbalance: float = USUAL_SKEW) -> Speed:
+    """Predict an optimizer step on GPUs.
+
+    Args:
+        run: what is trained.
+        hardware: on what.
+        imbalance: rows of the busiest rank's experts over an equal share, in each layer: all ranks
+            wait for it.
+    """
     steps = run.config.train.gradient_accumulation_steps
     traffic, gpu = plan_traffic(run), hardware.gpu
-    flops = steps * micro_step_flops(run)
-    saved = all_layers_bytes(run, imbalance=1.0)
-    passes = TOUCHES_OF_SAVED + (2 if run.config.train.gradient_checkpointing else 0)
-    compute = flops / (gpu.bf16_flops * hardware.matmul_share)
-    compute += steps * passes * saved / (gpu.memory_bandwidth * BANDWIDTH_SHARE)
+    work = micro_step_work(run, imbalance=imbalance)
     # A ring goes as fast as its slowest link, and all links of one are used at once.
     inside = (traffic.gathers + traffic.reduction) / gpu.node_bandwidth
     weight_seconds = max(inside, sum(crossing_weights(run)) / gpu.network_bandwidth)
-    exchange_seconds = (
-        traffic.tokens / link_bandwidth(run, gpu, run.expert_size)
-        + traffic.heads / link_bandwidth(run, gpu, run.sequence_size)
-    )  # fmt: skip
     return Speed(
         traffic=traffic,
-        flops=flops,
-        compute_seconds=compute,
-        token_seconds=exchange_seconds / BANDWIDTH_SHARE,
+        flops=steps * sum(done.flops for done in work.values()),
+        items={key: steps * item_seconds(key[1], done, hardware) for key, done in work.items()},
+        token_seconds=exchange_seconds(
+            run,
+            traffic,
+            imbalance=imbalance,
+            token_bandwidth=link_bandwidth(run, gpu, run.expert_size),
+            head_bandwidth=link_bandwidth(run, gpu, run.sequence_size),
+        ),
         input_seconds=traffic.inputs / (gpu.host_bandwidth * BANDWIDTH_SHARE),
         weight_seconds=weight_seconds / BANDWIDTH_SHARE,
         update_seconds=update_seconds(run, hardware, traffic),
         tokens=steps * run.num_tokens * run.num_ranks,
+        num_ranks=run.num_ranks,
     )
+
+
+def exchange_seconds(
+    run: ResolvedRun,
+    traffic: Traffic,
+    *,
+    imbalance: float,
+    token_bandwidth: float,
+    head_bandwidth: float,
+) -> float:
+    """What all-to-alls of tokens and heads take in an optimizer step, over links of some speeds."""
+    skew = min(imbalance, run.expert_size) if can_be_skewed(run) else 1.0
+    seconds = skew * traffic.tokens / token_bandwidth + traffic.heads / head_bandwidth
+    return seconds / BANDWIDTH_SHARE
+
+
+def item_seconds(item: Item, done: Work, hardware: Hardware) -> float:
+    """How long work of an item takes."""
+    gpu = hardware.gpu
+    rate = gpu.bf16_flops * hardware.matmul_share
+    if item is Item.ATTENTION:
+        rate = gpu.bf16_flops * ATTENTION_SHARE
+    if item is Item.FLOAT32:
+        rate = gpu.float32_flops * hardware.matmul_share
+    moved = done.num_bytes / (gpu.memory_bandwidth * BANDWIDTH_SHARE)
+    return max(done.flops / rate, moved) + done.kernels * KERNEL_SECONDS
 
 
 def link_bandwidth(run: ResolvedRun, gpu: GpuModel, group_size: int) -> float:
@@ -107,29 +153,6 @@ def extra_passes(run: ResolvedRun) -> float:
     """Forward passes of the MoE blocks beyond those of the rest (model/expert_microbatches.py)."""
     chunks = run.config.train.moe_chunks
     return (chunks - 1) / chunks
-
-
-def micro_step_flops(run: ResolvedRun) -> float:
-    """Operations of one rank: two for each weight and token, for each product it takes part in.
-
-    Forward is one product; backward has one for the gradient of the input, and one for that of the
-    weight where it is trained. Recomputation repeats forward: all layers in full, or selectively
-    the routed experts alone; experts in chunks a second time. Attention is causal: a token sees
-    half of its row on average, in two products forward and four backward.
-    """
-    shape, recomputed = run.shape, run.config.train.gradient_checkpointing
-    counts, embedding = count_parameters(shape), shape.vocab_size * shape.hidden_size
-    # An embedding is looked up, not multiplied; where it is tied, its weight is that of the head.
-    weights = counts.active - (0 if shape.tie_word_embeddings else embedding)
-    experts = counts.active - counts.dense
-    repeated = {False: 0, True: weights - embedding, "selective": experts}[recomputed]
-    chunked = experts + count_kind(shape, Kind.SHARED_EXPERT)
-    repeated += round(extra_passes(run) * chunked)
-    products = 2 if run.config.lora.use_lora else 3
-    query = shape.num_attention_heads * shape.head_dim
-    seen = run.config.data.max_seq_length / 2
-    attention = shape.num_hidden_layers * 2 * query * seen * (4 if recomputed is True else 3)
-    return 2.0 * run.num_tokens * (products * weights + repeated + attention)
 
 
 def plan_traffic(run: ResolvedRun) -> Traffic:
@@ -181,9 +204,14 @@ def num_forwards(run: ResolvedRun) -> int:
 
 
 def update_seconds(run: ResolvedRun, hardware: Hardware, traffic: Traffic) -> float:
-    """The optimizer's own time: it is bound by memory, on the GPU or, offloaded, on the host."""
-    moved = run.optimizer.traffic_bytes * updated_elements(run)
+    """The optimizer's own time: it is bound by memory, on the GPU or, offloaded, on the host.
+
+    On the GPU gradients are read before it for their norm, and read and written to be clipped.
+    """
+    elements, size = updated_elements(run), run.element_bytes
+    moved = run.optimizer.traffic_bytes * elements
     if not run.optimizer.is_on_host:
-        return moved / (hardware.gpu.memory_bandwidth * BANDWIDTH_SHARE)
+        clipping = 3 * size * elements
+        return (moved + clipping) / (hardware.gpu.memory_bandwidth * BANDWIDTH_SHARE)
     on_host = moved * run.ranks_per_node / HOST_MEMORY_BANDWIDTH
     return on_host + traffic.host / (hardware.gpu.host_bandwidth * BANDWIDTH_SHARE)

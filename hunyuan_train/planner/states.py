@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from hunyuan_train.config.freezing import VOCABULARY
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tables import model_parameters
 from hunyuan_train.families.tensors import Kind
@@ -44,34 +45,55 @@ def kept_whole_bytes(run: ResolvedRun) -> int:
     return sum(one.kept * one.num_partitions for one in small) * run.element_bytes
 
 
-def gathered_bytes(run: ResolvedRun, freed: int = 0) -> int:
+def large_parameters(run: ResolvedRun) -> list[Parameter]:
+    """Parameters that are gathered where they are used."""
+    threshold = run.zero_number("stage3_param_persistence_threshold")
+    return [one for one in cut_parameters(run) if one.numel > threshold]
+
+
+def gathered_bytes(run: ResolvedRun) -> int:
     """Larger parameters gathered at one time.
 
-    Without split experts: up to the engine's limit, or one module if larger. With them the fuller
-    of two moments: in the last layer that layer's, those of the one before and what is fetched
-    ahead; in the first layer its own and the embedding, fetched ahead whole and there twice while
-    it is taken out of the buffer that it came in (partition_parameters.py
-    AllGatherCoalescedHandle).
-
-    Args:
-        run: what is trained.
-        freed: bytes of activations that the first layer's backward pass no longer holds.
+    Without split experts: up to the engine's limit, or one module if larger. With them, in the last
+    layer's backward: that layer's, those of the one before and what is fetched ahead.
     """
-    threshold = run.zero_number("stage3_param_persistence_threshold")
-    large = [one for one in cut_parameters(run) if one.numel > threshold]
+    large = large_parameters(run)
     if not large:
         return 0
     if run.splits_experts:  # experts are among the large where more ranks than one have the same
         layer = sum(one.numel for one in large if one.in_layers)
-        embedding = max((one.numel for one in large if one.kind is Kind.EMBEDDING), default=0)
         ahead = 2 * layer + run.zero_number("stage3_prefetch_bucket_size")
-        ahead = min(ahead, sum(one.total for one in large))
-        size = run.element_bytes
-        return max(ahead * size, (2 * embedding + layer) * size - freed)
+        return min(ahead, sum(one.total for one in large)) * run.element_bytes
     experts = sum(one.numel for one in large if one.kind is Kind.EXPERT)
     largest = max(experts, *(one.numel for one in large))
     limit = max(run.zero_number("stage3_max_live_parameters"), largest)
     return min(sum(one.total for one in large), limit) * run.element_bytes
+
+
+def gathered_with_vocabulary(run: ResolvedRun, copies: int) -> int:
+    """A layer's larger parameters, and the embedding or output layer that is fetched ahead of use.
+
+    In the first layer's backward the embedding is there twice, while it is taken out of the buffer
+    that it came in (partition_parameters.py AllGatherCoalescedHandle).
+    """
+    large = large_parameters(run)
+    layer = sum(one.numel for one in large if one.in_layers)
+    outer = max((one.numel for one in large if one.kind in VOCABULARY), default=0)
+    return (copies * outer + layer) * run.element_bytes
+
+
+def gathered_lines(run: ResolvedRun) -> Iterator[Component]:
+    """What is gathered, by the moments of a step."""
+    source = "parameters in use or prefetched (partition_parameters.py)"
+    phase = Phase.AHEAD if run.splits_experts else Phase.PASSES
+    yield Component("gathered weights", gathered_bytes(run), phase, source)
+    if run.splits_experts:
+        for copies, name, phase in (
+            (1, "output layer gathered", Phase.FORWARD),
+            (2, "embedding gathered", Phase.FIRST),
+        ):
+            source = "fetched ahead with the layer's, and not yet used (partition_parameters.py)"
+            yield Component(name, gathered_with_vocabulary(run, copies), phase, source)
 
 
 def cut_parameters(run: ResolvedRun) -> list[Parameter]:
@@ -215,13 +237,8 @@ def update_bytes(run: ResolvedRun) -> int:
     return (size + float32_copy) * elements + temporaries
 
 
-def device_states(run: ResolvedRun, freed: int) -> Iterator[Component]:
-    """Lines of the plan for weights, gradients, optimizer and the engine's buffers.
-
-    Args:
-        run: what is trained.
-        freed: bytes of activations that the first layer's backward pass no longer holds.
-    """
+def device_states(run: ResolvedRun) -> Iterator[Component]:
+    """Lines of the plan for weights, gradients, optimizer and the engine's buffers."""
     codes = code_bytes(run)
     yield Component(
         "weights", weight_bytes(run), Phase.ALWAYS,
@@ -234,10 +251,7 @@ def device_states(run: ResolvedRun, freed: int) -> Iterator[Component]:
             "small weights kept whole", kept_whole_bytes(run), Phase.ALWAYS,
             "parameters up to stage3_param_persistence_threshold stay gathered",
         )  # fmt: skip
-        yield Component(
-            "gathered weights", gathered_bytes(run, freed), Phase.BACKWARD,
-            "parameters in use or prefetched (partition_parameters.py)",
-        )  # fmt: skip
+        yield from gathered_lines(run)
     if not run.optimizer.is_on_host:
         yield Component(
             "gradients", gradient_bytes(run), Phase.ALWAYS,

@@ -1,5 +1,6 @@
 """The plan in words, for people and as JSON."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from math import floor
 from typing import Any
@@ -13,8 +14,10 @@ from hunyuan_train.planner.machine import BANDWIDTH_SHARE
 from hunyuan_train.planner.memory import SKEWED
 from hunyuan_train.planner.scaling import first_bound_by_network, plan_scaling
 from hunyuan_train.planner.search import Nearest
+from hunyuan_train.planner.speed import TOLD_SKEWS, USUAL_SKEW, Speed, plan_speed
 
 WIDTH = 26
+NUM_ITEMS = 5  # of computing, by name
 STATES = ("weights", "gradients", "optimizer")
 
 
@@ -136,10 +139,9 @@ def describe_speed(estimate: Estimate) -> Iterator[str]:
         "in all": speed.seconds,
     }.items():
         yield f"  {name:<{WIDTH}}{seconds:>10.2f} s"
-    yield (
-        f"  {speed.tokens_per_second:,.0f} tokens/s, "
-        f"{speed.tokens_per_second / estimate.run.num_ranks:,.0f} a GPU"
-    )
+    yield f"  of computing: {describe_items(speed)}"
+    yield f"  {speed.tokens_per_second:,.0f} tokens/s, {speed.tokens_per_gpu:,.0f} a GPU"
+    yield from describe_speeds(estimate)
     yield (
         f"  assumed: {hardware.matmul_share:.0%} of {gpu.bf16_flops / 1e12:,.0f} TFLOP/s, "
         f"{BANDWIDTH_SHARE:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s memory, "
@@ -171,6 +173,37 @@ def describe_scaling(estimate: Estimate) -> Iterator[str]:
             f"  from {bound} machines on, a step waits for the network: more tokens at a time "
             "(per_device_train_batch_size, max_seq_length) hide more of it"
         )
+
+
+def seconds_by_item(speed: Speed) -> dict[str, float]:
+    """What is computed in a step, by item, all passes together."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for (_, item), seconds in speed.items.items():
+        found[item.value] += seconds
+    return dict(found)
+
+
+def describe_items(speed: Speed) -> str:
+    """What is computed, the longest first."""
+    items = Counter(seconds_by_item(speed))
+    listed = [f"{name} {seconds:.2f} s" for name, seconds in items.most_common(NUM_ITEMS)]
+    rest = sum(items.values()) - sum(seconds for _, seconds in items.most_common(NUM_ITEMS))
+    return ", ".join([*listed, f"all else {rest:.2f} s"])
+
+
+def describe_speeds(estimate: Estimate) -> Iterator[str]:
+    """The speed at other skews of experts than the usual one."""
+    if not can_be_skewed(estimate.run):
+        return
+    told = ", ".join(
+        f"{plan_speed(estimate.run, estimate.hardware, imbalance=skew).tokens_per_gpu:,.0f} at "
+        f"{skew:g}"
+        for skew in TOLD_SKEWS
+    )
+    yield (
+        f"  that is where the busiest rank gets {USUAL_SKEW:g} times an equal share of rows, which "
+        f"all wait for; {told}"
+    )
 
 
 def describe_shortage(shortage: Shortage) -> str:
@@ -256,5 +289,6 @@ def as_json(estimate: Estimate, nearest: Nearest | None) -> dict[str, Any]:
             for one in plan_scaling(estimate.run, estimate.hardware)
         ]
         content["step_seconds"] = speed.seconds
+        content["seconds_by_item"] = seconds_by_item(speed)
         content["tokens_per_second"] = speed.tokens_per_second
     return content

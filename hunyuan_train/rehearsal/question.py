@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 
+DOCUMENTS = 6  # of a rehearsed row
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:

@@ -158,12 +158,28 @@ def describe_step(watch: Watch) -> dict[str, Any]:
         "host_peaks": {phase: phase_record(watch.host, phase) for phase in phases},
         "waits": as_rows(watch.waits, ("phase", "kind", "line")),
         "kernels": as_rows(watch.kernels, ("phase", "operator")),
+        "work": describe_work(watch),
+        "work_lines": as_rows(watch.tally.lines, ("phase", "item", "line")),
         "collectives": [
             {"phase": phase, "name": name, "group": group, "calls": number, "bytes": sent}
             for (phase, name, group), number in watch.calls.most_common()
             for sent in [watch.sent[phase, name, group]]
         ],
     }
+
+
+def describe_work(watch: Watch) -> list[dict[str, Any]]:
+    """What the GPU did, by pass and item."""
+    return [
+        {
+            "pass": phase,
+            "item": item.value,
+            "kernels": done.kernels,
+            "bytes": done.num_bytes,
+            "flops": done.flops,
+        }
+        for (phase, item), done in watch.tally.work.items()
+    ]
 
 
 def phase_record(ledger: Ledger, phase: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from hunyuan_train.parallel.zero import (
     trained_shards,
     write_state,
 )
+from hunyuan_train.rehearsal.question import DOCUMENTS
 from hunyuan_train.rehearsal.stand_ins import Skew
 from hunyuan_train.rehearsal.watch import Watch
 from hunyuan_train.trainer.clock import StepClock
@@ -43,7 +44,6 @@ from hunyuan_train.trainer.step import train_step
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = 6  # of a row
 MINUTES = 10.0
 NUM_UPDATES = 2
 SHORT_PROMPT = 64

@@ -20,6 +20,7 @@ from transformers import GenerationMixin
 
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import num_blocks
+from hunyuan_train.optim.records import OPTIMIZERS
 from hunyuan_train.parallel import optimizer as optimizers
 from hunyuan_train.rehearsal.watch import Watch
 
@@ -206,7 +207,8 @@ def stand_in_for_updates(watch: Watch) -> None:
     def update_flat(
         flat: Tensor, _gradients: Tensor, _moments: Sequence[Any], _seed: Any, _: Tensor
     ) -> Tensor:
-        watch.note_kernel("Triton: the update of lean", flat)
+        traffic = OPTIMIZERS["lean"].traffic_bytes * flat.numel()
+        watch.note_kernel("Triton: the update of lean", num_bytes=traffic)
         return flat.new_empty((num_blocks(flat.numel()),), dtype=torch.int32).sum()
 
     def compile_for_shapes(optimizer: LeanAdamW, device: torch.device) -> None:

@@ -1,12 +1,16 @@
 """What a rehearsal saw, in words, for people and for programs; beside the plan's figures."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.planner.component import Phase, gigabytes
+from hunyuan_train.planner.component import MOMENTS, Phase, gigabytes, total_of
+from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.memory import Memory
+from hunyuan_train.planner.speed import item_seconds
+from hunyuan_train.planner.work import Item, Pass, Work, micro_step_work
+from hunyuan_train.rehearsal.question import DOCUMENTS
 
 GIB = 2**30
 WIDTH = 30
@@ -17,13 +21,24 @@ ROWS = (
     ("gradients", ("gradients",), ("gradients",)),
     ("optimizer", ("optimizer",), ("optimizer",)),
     ("engine buckets", ("engine buckets",), ("engine buckets",)),
-    ("gathered weights", ("gathered weights",), ("gathered weights",)),
+    (
+        "gathered weights",
+        ("gathered weights", "output layer gathered", "embedding gathered"),
+        ("gathered weights",),
+    ),
     (
         "gradients in flight",
         ("gradients in flight", "gradients of chunks"),
         ("gradients in flight",),
     ),
-    ("activations", ("activations", "final norm and labels"), ("activations",)),
+    (
+        "activations",
+        (
+            *("activations", "first layer's activations", "a layer's experts, forward"),
+            "final norm and labels",
+        ),
+        ("activations",),
+    ),
     ("logits and loss", ("logits and loss",), ("logits and loss",)),
     (
         "a layer: again, and gradients",
@@ -33,10 +48,10 @@ ROWS = (
     ("update", ("update",), ("update",)),
 )
 PHASES = ("forward", "backward", "optimizer")
-MOMENTS = {  # of the plan, by the rehearsal's phases
-    "forward": (Phase.ALWAYS, Phase.BACKWARD, Phase.LOSS),
-    "backward": (Phase.ALWAYS, Phase.BACKWARD, Phase.LAYER),
-    "optimizer": (Phase.ALWAYS, Phase.STEP),
+OF_PHASES = {  # moments of the plan in each of the rehearsal's phases
+    "forward": ("forward", "loss"),
+    "backward": ("last layer", "first layer"),
+    "optimizer": ("optimizer",),
 }
 UNSEEN = (
     "values: every branch that depends on one is taken as a stand-in says",
@@ -64,6 +79,7 @@ def describe_rehearsal(
     yield from describe_collectives(seen["step"]["collectives"])
     yield from describe_waits(seen)
     yield from describe_kernels(seen["step"]["kernels"])
+    yield from describe_times(seen, run, skew)
     yield from describe_products(seen["float32_products"])
     yield from describe_unseen(seen["stood_in"])
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in seen["seconds"].items())
@@ -100,11 +116,12 @@ def memory_rows(
 ) -> Iterator[tuple[str, int, int]]:
     """Name, planned and rehearsed bytes of each purpose, at the fullest moment of a phase."""
     left = Counter(seen["step"]["peaks"][phase]["by_purpose"])
+    moments = [MOMENTS[name] for name in OF_PHASES[phase]]
+    fullest_moment = max(moments, key=lambda phases: total_of(plan.device, *phases))
+    phases = (Phase.ALWAYS, *fullest_moment)
     for name, lines, purposes in ROWS:
         planned = sum(
-            line.num_bytes
-            for line in plan.device
-            if line.name in lines and line.phase in MOMENTS[phase]
+            line.num_bytes for line in plan.device if line.name in lines and line.phase in phases
         )
         found = sum(left.pop(purpose, 0) for purpose in purposes)
         if planned or found:
@@ -207,6 +224,50 @@ def describe_kernels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{row['operator'].removeprefix('aten.')} {row['count']:,}" for row in mine[:6]
         )
         yield f"  {phase:<10}{sum(row['count'] for row in mine):>8,}  {most}"
+
+
+def counted_work(seen: Mapping[str, Any]) -> dict[tuple[str, Item], Work]:
+    """What was counted of a step, by pass and item."""
+    return {
+        (row["pass"], Item(row["item"])): Work(row["kernels"], row["bytes"], row["flops"])
+        for row in seen["step"]["work"]
+    }
+
+
+def time_rows(
+    seen: Mapping[str, Any], run: ResolvedRun, skew: float
+) -> Iterator[tuple[str, float, float]]:
+    """Item, planned and counted milliseconds of a micro-step, by the speed model for an H100.
+
+    Attention depends on documents: those of the rehearsal are shorter than the plan's, a whole row.
+    """
+    hardware, steps = Hardware(), seen["micro_steps"]
+    planned: defaultdict[Item, float] = defaultdict(float)
+    counted: defaultdict[Item, float] = defaultdict(float)
+    for (_, item), work in micro_step_work(run, imbalance=skew).items():
+        planned[item] += item_seconds(item, work, hardware)
+    for (name, item), work in counted_work(seen).items():
+        if name in [one.value for one in Pass]:
+            counted[item] += item_seconds(item, work, hardware) / steps
+    for item in sorted({*planned, *counted}, key=lambda one: -planned[one]):
+        yield item.value, 1000 * planned[item], 1000 * counted[item]
+
+
+def describe_times(seen: Mapping[str, Any], run: ResolvedRun, skew: float) -> Iterator[str]:
+    """How long the counted work of a micro-step takes by the planner's model, beside the plan."""
+    rows = list(time_rows(seen, run, skew))
+    yield ""
+    yield "computing of a micro-step on an H100, by the speed model of `plan`, ms"
+    yield f"  {'':<{WIDTH}}{'plan':>9}{'counted':>11}"
+    for name, planned, counted in rows:
+        yield f"  {name:<{WIDTH}}{planned:>9.1f}{counted:>11.1f}"
+    yield (
+        f"  {'in all':<{WIDTH}}{sum(row[1] for row in rows):>9.1f}"
+        f"{sum(row[2] for row in rows):>11.1f}"
+    )
+    yield (
+        f"  the plan takes a row for one document in attention; here it has {DOCUMENTS} of a length"
+    )
 
 
 def describe_products(products: Mapping[str, int]) -> Iterator[str]:

@@ -5,6 +5,7 @@ refuses operators on tensors of different devices. Where a value decides how a p
 there is none, and `answers.py` makes one up; each answer is counted.
 """
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hunyuan_train.rehearsal.answers import WAITING, answer, is_mask
 from hunyuan_train.rehearsal.ledger import Ledger
 from hunyuan_train.rehearsal.lines import Place, find_place
+from hunyuan_train.rehearsal.work import Tally
 
 aten = torch.ops.aten
 
@@ -69,8 +71,10 @@ class Watch(TorchDispatchMode):
         self.sent: Counter[tuple[str, str, str]] = Counter()  # the same, bytes
         self.stood_in: Counter[str] = Counter()
         self.float32_products: Counter[str] = Counter()  # line, operations
+        self.tally = Tally()
         self.is_16_bit = True
         self.group_names: dict[str, str] = {}
+        self.kernel_library: Any = None  # of operators that are one kernel on GPUs alone
         self.pinned: dict[int, weakref.ref[Any]] = {}  # storages that are page-locked
         self.parameter_bytes: set[int] = set()  # of whole large parameters, and so their gradients
 
@@ -87,6 +91,7 @@ class Watch(TorchDispatchMode):
         """Count the next step alone; memory and stand-ins are counted from the start."""
         for counter in (self.waits, self.kernels, self.calls, self.sent):
             counter.clear()
+        self.tally.clear()
         self.device.peaks.clear()
         self.host.peaks.clear()
 
@@ -99,10 +104,17 @@ class Watch(TorchDispatchMode):
         """A kernel, value or collective is made up."""
         self.stood_in[what] += 1
 
-    def note_kernel(self, what: str, *touched: Tensor) -> None:
-        """A kernel is stood in for, which reads or writes these tensors."""
+    def note_kernel(self, what: str, *touched: Tensor, num_bytes: int = 0) -> None:
+        """A kernel is stood in for.
+
+        Args:
+            what: its name.
+            touched: tensors that it reads or writes, each once.
+            num_bytes: that it reads or writes besides.
+        """
         self.note_stand_in(what)
         self.kernels[self.phase, what] += 1
+        self.tally.count(self.phase, sys._getframe(1), "", touched, None, num_bytes=num_bytes)
 
     def name_line(self, line: str) -> str:
         """A line, and in a backward pass what autograd computes there."""
@@ -238,6 +250,7 @@ class Watch(TorchDispatchMode):
         if not has_device_tensor(result) and not has_device_tensor(arguments):
             return
         self.kernels[self.phase, f"{operator.namespace}.{name}"] += 1
+        self.tally.count(self.phase, sys._getframe(2), name, arguments, result)
         if name in PRODUCTS and self.is_16_bit and isinstance(result, Tensor):
             left = next(one for one in reversed(arguments[:-1]) if isinstance(one, Tensor))
             if left.dtype == torch.float32:

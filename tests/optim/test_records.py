@@ -106,7 +106,8 @@ def test_one_more_record_is_planned_suggested_and_described(
     assert held["lion"] * 12 == held["adamw"] * 8
     assert plans["lion"].disk.checkpoint * 12 == plans["adamw"].disk.checkpoint * 8
     seconds = {name: plan.speed.update_seconds for name, plan in plans.items()}
-    assert seconds["lion"] / seconds["adamw"] == pytest.approx(22 / 30)
+    # Besides, two bytes of each gradient are read for the norm, and read and written to be clipped.
+    assert seconds["lion"] / seconds["adamw"] == pytest.approx((22 + 6) / (30 + 6))
     assert "lion (one state)" in describe_optimizers()
     # Its states fit where those of AdamW do not, and it costs less than lean.
     wide = replace(EIGHT_80GB, gpu_memory=140 * 10**9)

@@ -18,7 +18,7 @@ from hunyuan_train.model.loss import token_losses
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.assemble import assemble_engine
 from hunyuan_train.parallel.engine import start_process_group
-from hunyuan_train.planner.component import Phase, total_of
+from hunyuan_train.planner.component import MOMENTS, total_of
 from hunyuan_train.planner.memory import plan_memory
 from tests.planner.held import resolved
 from tests.planner.live import LiveBytes
@@ -92,7 +92,7 @@ def planned_peaks(num_chunks: int) -> list[int]:
     for length in LENGTHS:
         run = resolved(flags(num_chunks, length), SHAPE, SIZE)
         lines = plan_memory(run, imbalance=1.0).device
-        peaks.append(total_of(lines, Phase.BACKWARD, Phase.LAYER))
+        peaks.append(total_of(lines, *MOMENTS["last layer"]))
     return peaks
 
 

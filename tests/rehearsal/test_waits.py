@@ -1,7 +1,12 @@
-"""The budget of waits of a micro-step and of an optimizer step, counted in a rehearsal."""
+"""A rehearsed step: its budget of waits, and its work, which the speed model of `plan` states."""
 
 import pytest
 
+from hunyuan_train.planner.parameters import list_parameters
+from hunyuan_train.planner.states import updated_elements
+from hunyuan_train.planner.work import Item
+from hunyuan_train.rehearsal.question import DOCUMENTS
+from hunyuan_train.rehearsal.text import time_rows
 from tests.rehearsal.rehearsed import Rehearsed, rehearsed
 
 LAYERS = 2
@@ -36,6 +41,17 @@ def test_a_micro_step_waits_for_nothing_but_how_many_rows_come(full: Rehearsed) 
     assert waits(full, "backward") == {REDUCTION: 1}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("modules", ["attention", "all"])
+def test_adapters_wait_for_nothing_more(modules: str) -> None:
+    flags = ("--recipe", "lora", "--lora_target_modules", modules)
+    found = rehearsed(*flags, "--gradient_accumulation_steps", "1", layers=LAYERS)
+    assert found.seen["errors"] == []
+    assert waits(found, "forward") == {SPLIT_PLAN: LAYERS}
+    assert waits(found, "backward") == {REDUCTION: 1}
+    assert waits(found, "between") == {("tolist", "step.py"): 1}
+
+
 def test_a_step_reads_its_losses_and_its_norm_at_once(full: Rehearsed) -> None:
     assert waits(full, "between") == {("tolist", "step.py"): 1}
     update = waits(full, "optimizer")
@@ -51,3 +67,31 @@ def test_ranks_are_asked_for_weights_before_a_step_and_once_for_losses_and_norm(
         if row["phase"] in calls and row["name"] == "allreduce":
             calls[row["phase"]] += row["calls"]
     assert calls == {"between": 2, "optimizer": 0}
+
+
+def test_each_item_takes_as_long_as_the_plan_says(full: Rehearsed) -> None:
+    rows = {name: times for name, *times in time_rows(full.seen, full.run, 1.25)}
+    # Documents of a sixth of a row have a sixth of the plan's scores, if little else.
+    attention = rows.pop(Item.ATTENTION.value)
+    assert attention[0] / DOCUMENTS < attention[1] < attention[0]
+    total = sum(counted for _, counted in rows.values())
+    for name, (planned, counted) in rows.items():
+        assert planned == pytest.approx(counted, rel=0.1, abs=0.005 * total), name
+    assert sum(planned for planned, _ in rows.values()) == pytest.approx(total, rel=0.02)
+
+
+def test_the_update_is_one_kernel_a_parameter_and_moves_ten_bytes_a_weight(
+    full: Rehearsed,
+) -> None:
+    step = full.seen["step"]
+    kernels = {row["operator"]: row["count"] for row in step["kernels"]}
+    updated = [one for one in list_parameters(full.run) if one.is_trained]
+    assert kernels["Triton: the update of lean"] == sum(one.count for one in updated)
+    moved = {
+        row["item"]: row["bytes"] / updated_elements(full.run)
+        for row in step["work"]
+        if row["pass"] == "optimizer"
+    }
+    assert moved[Item.UPDATE.value] == pytest.approx(10, abs=0.2)
+    # Gradients are read and written once more, to be clipped.
+    assert moved[Item.ZERO.value] == pytest.approx(4, abs=0.2)
