@@ -48,6 +48,8 @@ LONG: Settings = {SHARING: 4, "moe_chunks": 3, "activation_offload": True}
 LEAN: Settings = {"bf16": True, "optimizer": "lean"}
 UNTIED = replace(SHAPE, tie_word_embeddings=False)
 DPO: Settings = {"objective": "dpo", "beta": 0.5}
+KTO: Settings = {"objective": "kto", "beta": 0.5, "desirable_weight": 1.5}
+STARTED: Settings = {"adapter_name_or_path": "adapters of samples.py"}
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
 
 # Of float32 against float64: three times to a hundred times what was measured.
@@ -55,6 +57,8 @@ TOLERANCE = Errors(loss=1e-5, gradients=1e-4, clip=1e-5, weights=3e-4)
 # Of bfloat16, as a whole: about twice what was measured, lean and AdamW with float32 masters alike.
 # Steps of a few tokens have gradients of one digit there, and ties of routers fall otherwise.
 BFLOAT16_TOLERANCE = Errors(loss=3e-2, gradients=0.5, clip=0.1, weights=0.4)
+# Rewards of preferences are sums over the tokens of an answer, each of which was rounded.
+BFLOAT16_REWARDS = replace(BFLOAT16_TOLERANCE, loss=0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,10 @@ class ParityCase:
     @property
     def tolerance(self) -> Errors:
         """The largest errors that are right."""
-        return BFLOAT16_TOLERANCE if self.run.is_bf16 else TOLERANCE
+        if not self.run.is_bf16:
+            return TOLERANCE
+        is_imitated = self.run.config.preferences.objective == "sft"
+        return BFLOAT16_TOLERANCE if is_imitated else BFLOAT16_REWARDS
 
     @property
     def num_processes(self) -> int:
@@ -113,6 +120,7 @@ ON_ONE = (
     _entry("nothing recomputed", 0, SGD, KEPT),
     _entry("dense", 0, SGD, shape=DENSE),
     _entry("dpo", 1, SGD, SPLIT, DPO),
+    _entry("kto, adapters on attention", 0, SGD, KTO, LORA),
     _entry("hy_v3, ZeRO-3", 0, SGD, shape=HY_V3),
     _entry("hy_v3", 1, SGD, SPLIT, shape=HY_V3),
     _entry("experts in int4, adapters everywhere", 1, SGD, SPLIT, LORA, ON_ALL, INT4),
@@ -152,6 +160,11 @@ ON_TWO = (
     _entry("dense, adapters everywhere", 0, SGD, LORA, ON_ALL, shape=DENSE),
     _entry("dpo", 1, SGD, DPO),
     _entry("dpo, adapters everywhere", 1, SGD, DPO, LORA, ON_ALL),
+    _entry("dpo, adapters of an earlier run", 1, SGD, DPO, LORA, ON_ALL, STARTED),
+    _entry("dpo, rows shared", 1, SGD, DPO, SHARED),
+    _entry("dpo, lean", 1, ADAMW, DPO, LEAN),
+    _entry("kto", 1, SGD, KTO),
+    _entry("kto, rows shared, adapters on attention", 1, SGD, KTO, SHARED, LORA),
 )
 ON_FOUR = (
     _entry("experts split twice", 2, SGD),
@@ -165,6 +178,10 @@ ON_FOUR = (
     _entry("hy_v3, experts frozen", 1, SGD, {"freeze": "*.mlp.experts.*"}, shape=HY_V3),
     _entry("adapters on experts, split twice", 2, SGD, LORA, ON_EXPERTS),
     _entry("experts in nf4, split twice", 2, SGD, LORA, ON_ALL, NF4),
+    _entry("dpo", 1, SGD, DPO),
+    _entry("dpo, rows shared, adapters on experts", 1, SGD, DPO, SHARED, LORA, ON_EXPERTS),
+    _entry("kto", 1, SGD, KTO),
+    _entry("kto, two groups of experts, lean", 2, ADAMW, KTO, LEAN),
 )
 
 

@@ -9,7 +9,7 @@ Names of tensors and targets, and where adapters start, stand here once more on 
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -39,7 +39,7 @@ from hunyuan_train.selftest.plain_hy_v3 import PlainHyV3
 from hunyuan_train.selftest.plain_quantisation import PlainlyQuantised
 from hunyuan_train.selftest.preference_reference import Known, judge_steps, preference_loss
 from hunyuan_train.selftest.record import Parts, Record
-from hunyuan_train.selftest.samples import PAD_ID, WEIGHTS, Sample, Step
+from hunyuan_train.selftest.samples import PAD_ID, TRAINED_ADAPTERS, WEIGHTS, Sample, Step
 
 PLURALS = {"marker": "markers"}
 ROUTERS = "*.mlp.gate.*weight"
@@ -110,6 +110,9 @@ def build_reference(config: RunConfig, shape: ModelShape) -> PreTrainedModel:
         parameter.requires_grad = not (config.lora.use_lora or _is_frozen(name, config.model))
     if config.lora.use_lora:
         add_adapters(model, config.lora, seed=config.train.seed)
+    if config.lora.adapter_name_or_path:
+        adapters = (one for one in released_parameters(model) if "lora_" in one[0])
+        fill_tensors(adapters, TRAINED_ADAPTERS)
     return model.double()
 
 
@@ -139,12 +142,17 @@ def plain_model(
         plain._attn_implementation, plain._experts_implementation = attention, experts
         model = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)](plain)
     biases = [one for one in model.named_buffers() if one[0].endswith("e_score_correction_bias")]
-    with torch.no_grad():
-        for name, parameter in (*model.named_parameters(), *biases):
-            tensors = split_name(name, tuple(parameter.shape))
-            values = torch.cat([source.read(tensor, 0, tensor.numel) for tensor in tensors])
-            parameter.copy_(values.view(parameter.shape))
+    fill_tensors((*model.named_parameters(), *biases), source)
     return model
+
+
+@torch.no_grad()
+def fill_tensors(named: Iterable[tuple[str, Tensor]], source: WeightSource) -> None:
+    """Give a model's tensors the values of the released tensors that they consist of."""
+    for name, tensor in named:
+        parts = split_name(name, tuple(tensor.shape))
+        values = torch.cat([source.read(part, 0, part.numel) for part in parts])
+        tensor.copy_(values.view(tensor.shape))
 
 
 def split_name(name: str, shape: tuple[int, ...]) -> list[StoredTensor]:

@@ -61,6 +61,7 @@ class TestWeights(SeededWeights):
 
 
 WEIGHTS = TestWeights(seed=1, standard_deviation=0.08)
+TRAINED_ADAPTERS = SeededWeights(seed=2, standard_deviation=0.1)  # that a run may start from
 PAD_ID = 0
 DEFAULT_BATCHES = 4
 

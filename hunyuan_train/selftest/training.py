@@ -28,7 +28,7 @@ from hunyuan_train.parallel.quantised_experts import dequantised_experts
 from hunyuan_train.parallel.sequence import sequence_group
 from hunyuan_train.parallel.zero import Shard, is_partitioned, weight_shards, weight_values
 from hunyuan_train.selftest.record import Parts, Record
-from hunyuan_train.selftest.samples import WEIGHTS, Step, lay_batches
+from hunyuan_train.selftest.samples import TRAINED_ADAPTERS, WEIGHTS, Step, lay_batches
 from hunyuan_train.trainer.step import accumulate_gradients, update_weights
 
 
@@ -38,7 +38,8 @@ def train_case(run: ResolvedRun, steps: list[Step]) -> Record:
     config, shape = run.config, run.shape
     start_process_group(config.parallel.timeout_minutes)
     # As in the released model only norms stay whole, and matrices are gathered where they are used.
-    engine = assemble_engine(run, WEIGHTS, largest_gathered=shape.hidden_size)
+    adapters = TRAINED_ADAPTERS if config.lora.adapter_name_or_path else None
+    engine = assemble_engine(run, WEIGHTS, largest_gathered=shape.hidden_size, adapters=adapters)
     routers = watch_and_weigh(engine, shape, config.model)
     objective = choose_objective(config)
     global_batches = ask_reference(engine, config, [step_batches(config, one) for one in steps])

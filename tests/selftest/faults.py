@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 
 from hunyuan_train.data.batches import loader
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
-from hunyuan_train.objectives import log_probabilities
+from hunyuan_train.objectives import choose, log_probabilities
 from hunyuan_train.parallel import sequence
 from hunyuan_train.parallel.gradient_norm import give_norm, squared_norm
 from hunyuan_train.parallel.quantised_experts import CompressedWeights
@@ -113,6 +113,12 @@ def keep_adapters_on_in_the_reference() -> None:
     log_probabilities.adapters_off = lambda _: nullcontext()
 
 
+def hold_a_started_adapter_to_the_bare_base() -> None:
+    """As if adapters that an earlier run has trained were fresh, and their reference without."""
+    training.uses_reference_cache = lambda _: False
+    choose.reference_is_base = lambda _: True
+
+
 def swap_sides_on_one_rank() -> None:
     lay = training.step_batches
 
@@ -137,10 +143,10 @@ def count_the_tokens_of_prompts() -> None:
 
 
 def add_pairs_up_instead_of_their_mean() -> None:
-    choose = training.choose_objective
+    choose_objective = training.choose_objective
 
     def chosen(config):
-        objective = choose(config)
+        objective = choose_objective(config)
         return replace(objective, weigh=lambda one: np.minimum(objective.weigh(one), 1.0))
 
     training.choose_objective = chosen

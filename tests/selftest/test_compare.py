@@ -50,3 +50,10 @@ def test_a_tensor_that_the_plain_model_lacks_is_refused() -> None:
 def test_no_number_is_out_of_tolerance() -> None:
     errors = compare(record(), [record(scale=float("nan"))], max_grad_norm=1.0)
     assert errors.over(TOLERANCE) == ["loss", "gradients", "weights"]
+
+
+def test_a_share_that_jumps_where_bfloat16_rounds_is_left_out_there_alone() -> None:
+    expected, found = record(), record()
+    expected.numbers, found.numbers = ([{"rewards/accuracies": one}] for one in (1.0, 0.0))
+    assert compare(expected, [found], max_grad_norm=1.0).loss == 1.0
+    assert compare(expected, [found], max_grad_norm=1.0, is_bf16=True).loss == 0.0

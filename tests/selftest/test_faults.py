@@ -10,6 +10,8 @@ from hunyuan_train.cli import main
 from hunyuan_train.selftest import oracle
 from tests.selftest import faults
 
+MOVED, SCALED = ("loss", "gradients", "weights"), ("loss", "gradients", "clip")
+
 
 def run_with_fault(
     fault: Callable[[], None],
@@ -62,22 +64,27 @@ def test_a_planted_fault_of_shared_rows_is_found(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "case", "columns"),
     [
-        faults.keep_adapters_on_in_the_reference,
-        faults.swap_sides_on_one_rank,
-        faults.count_the_tokens_of_prompts,
-        faults.add_pairs_up_instead_of_their_mean,
+        (faults.keep_adapters_on_in_the_reference, "dpo, adapters everywhere", MOVED),
+        (faults.hold_a_started_adapter_to_the_bare_base, "dpo, adapters of an earlier run", MOVED),
+        (faults.swap_sides_on_one_rank, "dpo, adapters everywhere", MOVED),
+        (faults.count_the_tokens_of_prompts, "dpo, adapters everywhere", MOVED),
+        # A multiple of the gradient is the same step once it is clipped.
+        (faults.add_pairs_up_instead_of_their_mean, "dpo, adapters everywhere", SCALED),
     ],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_planted_fault_of_preferences_is_found(
     fault: Callable[[], None],
+    case: str,
+    columns: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    exit_code, [verdict] = run_with_fault(fault, monkeypatch, capsys, "dpo, adapters everywhere")
+    exit_code, [verdict] = run_with_fault(fault, monkeypatch, capsys, case)
     assert exit_code == 1
-    for name in ("loss", "gradients", "weights"):
+    for name in columns:
         assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
 
 

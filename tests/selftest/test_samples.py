@@ -29,6 +29,22 @@ def test_ranks_get_as_many_batches_and_the_awkward_ones(num_processes: int, pack
         assert sum(len(batch.input_ids) for batch in short) * SHAPE.moe_topk < SHAPE.num_experts
 
 
+@pytest.mark.parametrize("records", ["pairs", "judged"])
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_answers_are_dealt_unevenly_and_some_ranks_get_none(
+    num_processes: int, records: str
+) -> None:
+    uneven, _, short, _ = (
+        lay_batches(step, packing=True, records=records) for step in make_steps(4)
+    )
+    size = len(short) // num_processes  # micro-batches that a rank adds up
+    shares = [short[first : first + size] for first in range(0, len(short), size)]
+    answers = [sum(int((batch.sides > 0).sum()) for batch in share) for share in shares]
+    assert answers == [2 if records == "pairs" else 1, *[0] * (num_processes - 1)]
+    tokens = [len(batch.input_ids) for batch in uneven]
+    assert tokens[0] > 5 * tokens[-1]
+
+
 def test_weights_modes_and_spans_are_mixed() -> None:
     batches = [batch for step in make_steps(4) for batch in lay_batches(step, packing=True)]
     assert set(np.concatenate([batch.loss_weights for batch in batches])) == {0.0, 0.5, 1.0}

@@ -22,11 +22,14 @@ PROMISED = {
         *("AdamW in host memory", "output layer of its own", "experts in chunks", "rows shared"),
         "rows shared, adapters everywhere, experts in chunks",
         *("dense, rows shared", "dense, adapters everywhere"),
+        *("dpo", "dpo, adapters everywhere", "dpo, adapters of an earlier run", "dpo, lean"),
+        *("dpo, rows shared", "kto", "kto, rows shared, adapters on attention"),
     },
     4: {
         *("ZeRO-3", "experts split, SGD", "experts split twice"),
         *("rows shared by two, selective", "adapters on experts, split twice"),
         "rows shared by four, experts split twice, in chunks, in host memory",
+        *("dpo", "kto", "dpo, rows shared, adapters on experts"),
     },
 }
 
