@@ -62,7 +62,10 @@ class AnswerScore:
 
 
 def choose_questions(dataset: Dataset, tokenizer: Tokenizer, number: int) -> list[Question]:
-    """Questions of both modes, half each where there are so many, spread evenly over the file."""
+    """Questions of both modes, half each where there are so many, spread evenly over the file.
+
+    Of samples that train several answers, the answers are asked for in turn.
+    """
     modes = dataset.samples["mode"]
     is_good = np.ones(len(modes), bool) if dataset.sides is None else dataset.sides == CHOSEN
     by_mode = [
@@ -75,17 +78,32 @@ def choose_questions(dataset: Dataset, tokenizer: Tokenizer, number: int) -> lis
     for mode, samples, share in zip(SCORED_MODES, by_mode, shares, strict=True):
         taken = min(share, len(samples))
         chosen = [samples[index * len(samples) // taken] for index in range(taken)]
-        questions += [make_question(dataset, tokenizer, mode, sample) for sample in chosen]
+        questions += [
+            make_question(dataset, tokenizer, mode, sample, turn=turn)
+            for turn, sample in enumerate(chosen)
+        ]
     return questions
 
 
-def make_question(dataset: Dataset, tokenizer: Tokenizer, mode: str, sample_id: int) -> Question:
-    """A sample as a question: its last target is the answer, all before it the prompt."""
+def make_question(
+    dataset: Dataset, tokenizer: Tokenizer, mode: str, sample_id: int, *, turn: int = 0
+) -> Question:
+    """A sample as a question: one of its targets is the answer, all before it the prompt.
+
+    Args:
+        dataset: held-out data.
+        tokenizer: of the model.
+        mode: of the sample.
+        sample_id: of the sample.
+        turn: which of its targets, counted from the last one, around and around.
+    """
     sample = dataset.sample(sample_id)
     labelled = np.flatnonzero(sample.spans)
-    breaks = np.flatnonzero(np.diff(labelled) > 1)  # a sample may train several answers
-    first = int(labelled[breaks[-1] + 1] if len(breaks) else labelled[0])
-    target, prompt = sample.tokens[first : labelled[-1] + 1], sample.tokens[:first]
+    breaks = np.flatnonzero(np.diff(labelled) > 1)
+    targets = np.split(labelled, breaks + 1)
+    places = targets[-1 - turn % len(targets)]
+    target = sample.tokens[int(places[0]) : int(places[-1]) + 1]
+    prompt = sample.tokens[: int(places[0])]
     grammar = tokenizer.grammar
     reference = tokenizer.decode(target.tolist()).removesuffix(grammar.controls.end)
     tools = grammar.tools.read_offered(tokenizer.decode(prompt.tolist()))

@@ -172,6 +172,25 @@ def test_questions_know_the_tools_that_their_prompt_offers(words, held_out, tmp_
     assert ("none", 1, False) in kinds
 
 
+def test_calls_are_asked_for_where_a_sample_trains_all_answers_of_a_dialogue(tmp_path):
+    words = load_tokenizer(TINY_TOKENIZER)
+    record = _record("fast", {"name": "f", "arguments": {"city": "Rome"}})
+    path = tmp_path / "held_out.jsonl"
+    path.write_text(f"{json.dumps(record)}\n" * 4)
+    config = DataConfig(
+        train_data_file=str(path),
+        cache_dir=str(tmp_path / "c"),
+        max_seq_length=4096,
+        history="keep",
+    )
+    dataset = prepare_dataset(config, words)
+    assert len(dataset.samples) == 4
+    questions = choose_questions(dataset, words, 4)
+    scores = [score_answer(one, one.reference) for one in questions]
+    assert [score.calls.kind for score in scores] == ["none", "one", "none", "one"]
+    assert all(score.calls.is_right for score in scores)
+
+
 def _write(walk, words) -> list[str]:
     """What the record has at each turn, as the model would write it."""
     rendering = words.grammar.render(walk.dialogue, history="strip")
