@@ -24,6 +24,7 @@ from tests.objectives.test_preferences import PROMPT, documents
 from tests.ranks import run_ranks
 
 STEPS, RATE, BETA, EPSILON = 5, 1e-5, 0.1, 1e-6
+TOLERANCE = 1e-5  # of figures; of gradients' norms and of what weights moved, as a share
 LOSS_TYPES = {"dpo": "sigmoid", "ipo": "ipo"}
 SCRIPT = Path(__file__).parents[1] / "clients" / "trl_preferences.py"
 Rank = tuple[list[dict[str, float]], dict[tuple[str, int], Tensor]]
@@ -95,9 +96,9 @@ def test_losses_rewards_and_weights_are_those_of_trl(name: str, tmp_path: Path) 
     [(ours, weights)] = run_ranks(train_here, 1, name)
     for mine, other in zip(ours, theirs, strict=True):
         for figure in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins"):
-            assert mine[figure] == pytest.approx(float(other[figure]), abs=2e-4), figure
-        assert mine["logps/chosen"] == pytest.approx(float(other["logps/chosen"]), abs=2e-3)
-        assert mine["grad_norm"] == pytest.approx(float(other["grad_norm"]), rel=2e-3)
+            assert mine[figure] == pytest.approx(float(other[figure]), abs=TOLERANCE), figure
+        assert mine["logps/chosen"] == pytest.approx(float(other["logps/chosen"]), abs=TOLERANCE)
+        assert mine["grad_norm"] == pytest.approx(float(other["grad_norm"]), rel=TOLERANCE)
     model.load_state_dict(load_file(tmp_path / "weights.safetensors"), strict=False)
     off = moved = 0.0
     for key, one in released_state(model).items():
@@ -105,4 +106,4 @@ def test_losses_rewards_and_weights_are_those_of_trl(name: str, tmp_path: Path) 
         off += float((mine - one).square().sum())
         moved += float((one - start[key]).square().sum())
     assert moved > 0
-    assert (off / moved) ** 0.5 < 0.02
+    assert (off / moved) ** 0.5 < TOLERANCE
