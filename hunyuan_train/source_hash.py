@@ -2,8 +2,16 @@
 
 import ast
 import hashlib
-from collections.abc import Collection
+import importlib.util
+import json
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from hunyuan_train.whole_file import open_whole
+
+MOST_MEMOS = 8  # of a folder: one for each way to leave something out, and a few edits
 
 
 def hash_source(folder: Path, *, left_out: Collection[str] = ()) -> str:
@@ -16,11 +24,62 @@ def hash_source(folder: Path, *, left_out: Collection[str] = ()) -> str:
         folder: of a package.
         left_out: files and folders that do not count, by their paths in the folder.
     """
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in list_source(folder, left_out=left_out)
+    }
+    # Parsing takes a second of every process; the bytes of all files are hashed in milliseconds.
+    content, memo = _hash_content(files), _memo_of(folder)
+    known = _read_memo(memo)
+    if content not in known:
+        known = {content: _hash_trees(files), **known}
+        _write_memo(memo, dict(list(known.items())[:MOST_MEMOS]))
+    return known[content]
+
+
+def _hash_trees(files: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
-    for path in list_source(folder, left_out=left_out):
-        tree = ast.parse(path.read_bytes())
-        digest.update(f"{path.relative_to(folder).as_posix()} {_describe(tree)}\n".encode())
+    for name, source in files.items():
+        digest.update(f"{name} {_describe(ast.parse(source))}\n".encode())
     return digest.hexdigest()
+
+
+def _hash_content(files: Mapping[str, bytes]) -> str:
+    """A hash of names and bytes, and of the version of Python, which may parse them otherwise."""
+    digest = hashlib.sha256(sys.version.encode())
+    for name, source in files.items():
+        digest.update(f"{name} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
+
+
+def _memo_of(folder: Path) -> Path:
+    """A file beside the folder's bytecode, which is trusted as much and made anew as easily."""
+    bytecode = importlib.util.cache_from_source(str(folder / "code.py"))
+    return Path(bytecode).with_name("source_hash.json")
+
+
+def _read_memo(path: Path) -> dict[str, str]:
+    """Hashes of trees by those of content; none where the file is damaged or not there."""
+    try:
+        memo = json.loads(path.read_bytes())
+        is_ours = memo["seal"] == _seal(memo["hashes"])
+        return dict(memo["hashes"]) if is_ours else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _write_memo(path: Path, hashes: dict[str, str]) -> None:
+    """Remember them, where Python may leave bytecode."""
+    if sys.dont_write_bytecode:
+        return
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_whole(path, is_ours=True) as file:
+            file.write(json.dumps({"hashes": hashes, "seal": _seal(hashes)}).encode())
+
+
+def _seal(hashes: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def list_source(folder: Path, *, left_out: Collection[str] = ()) -> list[Path]:
