@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from typing import Any
 from unittest.mock import patch
 
-from hunyuan_train.cli import build_parser
+from hunyuan_train.cli import COMMANDS, build_parser
 from hunyuan_train.config.metric_names import METRICS, ON_SCREEN
 from hunyuan_train.config.settings import COMMAND_FLAGS, SECTIONS
 from hunyuan_train.config.values import describe_type
@@ -72,11 +72,14 @@ def all_help() -> dict[str, str]:
         "rehearse": build_rehearse_parser().format_help(),
         "doctor": DOCTOR_HELP,
     }
-    for name, parser in subcommands(build_parser(["data"])).items():
+    for name, command in COMMANDS.items():
+        if not command.added_by:
+            continue
+        parser = subcommands(build_parser([name]))[name]
         inner = subcommands(parser)
         if inner:
             texts |= {f"{name} {one}": each.format_help() for one, each in inner.items()}
-        elif name not in (*texts, "train"):
+        else:
             texts[name] = parser.format_help()
     return texts
 

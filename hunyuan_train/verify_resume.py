@@ -64,9 +64,7 @@ class Certificate:
 
 def add_verify_resume(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
-        "verify-resume", help="train, kill, resume, and prove that nothing differs"
-    )
+    parser = subparsers.add_parser("verify-resume")
     parser.description = (
         f"Train a recipe for {DEFAULT_STEPS} steps without interruption. Train it again, kill it "
         "after a checkpoint and resume it. Then compare every tensor and every batch. Any setting "

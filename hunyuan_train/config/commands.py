@@ -9,7 +9,7 @@ from hunyuan_train.terminal import say
 
 def add_schema_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    schema = subparsers.add_parser("schema", help="print a JSON schema of the YAML, for editors")
+    schema = subparsers.add_parser("schema")
     schema.formatter_class = argparse.RawDescriptionHelpFormatter
     schema.description = (
         "Print a JSON schema of the YAML file, by which editors complete and check it:\n\n"

@@ -27,7 +27,7 @@ def add_checkpoint_commands(
         subparsers: of the program.
         merge_into_quantised: merges an adapter into a quantised base.
     """
-    export = subparsers.add_parser("export", help="write a checkpoint as a model folder")
+    export = subparsers.add_parser("export")
     export.description = (
         "Write the model of a stopped run in the released layout, or its adapter in PEFT's form. "
         "This needs one machine and no GPU."
@@ -61,7 +61,7 @@ def _add_merge(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
     merge_into_quantised: Callable[[Arguments, Path], int],
 ) -> None:
-    merge = subparsers.add_parser("merge", help="merge an adapter into its base model")
+    merge = subparsers.add_parser("merge")
     merge.description = (
         "Merge a PEFT LoRA adapter into its base, file by file, in the base's dtypes. A quantised "
         "base is merged by stochastic rounding. The share of the training that survives is then "
@@ -84,9 +84,7 @@ def _add_merge(
 
 
 def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    convert = subparsers.add_parser(
-        "convert_adapter", help="write an adapter in the layout that a server reads"
-    )
+    convert = subparsers.add_parser("convert_adapter")
     convert.description = (
         "Write a PEFT adapter in the layout of another client. Adapters on attention look "
         "the same to all clients. PEFT stores adapters on routed experts together, and "
@@ -106,7 +104,7 @@ def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.Argume
 
 
 def _add_verify(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    verify = subparsers.add_parser("verify", help="check every byte of a checkpoint")
+    verify = subparsers.add_parser("verify")
     verify.description = (
         "Read a checkpoint, or all checkpoints of a run, and compare every byte with the checksums "
         "from the time of writing. If anything differs, the file is named and the exit code is 1."

@@ -15,7 +15,7 @@ def add_download_command(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    download = subparsers.add_parser("download", help="get a model or a data set by its name")
+    download = subparsers.add_parser("download")
     download.description = (
         "Download what a run needs of a model on a hub, or one split of a data set, and print its "
         "folder. An interrupted download continues. Every file is compared with the hub's "

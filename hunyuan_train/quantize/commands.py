@@ -51,7 +51,6 @@ def add_quantize_command(
     listed = "\n".join(f"  {one.name:{width}}  {one.help}" for one in FORMATS)
     command = subparsers.add_parser(
         "quantize",
-        help="write a model in FP8 or 4 bits, and measure the loss of quality",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EPILOG.format(formats=listed),
     )

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def add_report_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    report = subparsers.add_parser("report", help="write one HTML page about a run, or several")
+    report = subparsers.add_parser("report")
     report.description = (
         "Write the page of `watch` as one file that needs no server: a verdict in words, curves, "
         "experts, memory against the plan, data, settings, answers and warnings of a run, or of "

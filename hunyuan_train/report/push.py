@@ -23,7 +23,7 @@ CARD = "README.md"
 
 def add_push_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    push = subparsers.add_parser("push", help="publish a model or adapter on Hugging Face")
+    push = subparsers.add_parser("push")
     push.description = (
         "Send the export of a run to a repository on Hugging Face, in one commit, with a model "
         "card: data, metrics, settings, plan, and the base model with its licence. The token is "

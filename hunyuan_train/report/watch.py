@@ -22,7 +22,7 @@ WILDCARDS = {"0.0.0.0": "THIS_HOST", "::": "THIS_HOST"}  # in a link, a visitor'
 
 def add_watch_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    watch = subparsers.add_parser("watch", help="a live page about runs, during and after training")
+    watch = subparsers.add_parser("watch")
     watch.formatter_class = argparse.RawDescriptionHelpFormatter
     watch.description = (
         "Serve a page about one run or several: state, time left, curves with zoom and smoothing,\n"

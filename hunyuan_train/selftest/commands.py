@@ -46,7 +46,6 @@ def add_selftest_command(
     """Add the command; it sets `run`, which takes the parsed arguments."""
     command = subparsers.add_parser(
         "selftest",
-        help="compare every parallel case with one plain process",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

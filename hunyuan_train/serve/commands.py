@@ -39,7 +39,6 @@ def add_chat_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     """Add the command; it sets `run`, which takes the parsed arguments."""
     chat = subparsers.add_parser(
         "chat",
-        help="talk to an exported model or adapter",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     chat.description = (

@@ -57,7 +57,7 @@ TRAJECTORY_LABELS = {
 
 def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the command; it sets `run`, which takes the parsed arguments."""
-    command = subparsers.add_parser("evaluate", help="score what a model on disk answers")
+    command = subparsers.add_parser("evaluate")
     command.description = (
         "Let a model answer the questions of a file, greedily, and compare its answers with the "
         "file's: format, mode, exact match, and F1 of the answers as sets of items, separated by "

@@ -54,7 +54,6 @@ def add_serve_command(
     """Add the command; it sets `run`, which takes the parsed arguments."""
     serve = subparsers.add_parser(
         "serve",
-        help="serve a model or adapter with vLLM, SGLang or llama.cpp, or check a server",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     serve.description = DESCRIPTION

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hunyuan_train.launcher.start.launch import free_port
+from hunyuan_train.launcher.host.probe import free_port
 from tests.conftest import REPOSITORY
 from tests.launcher.network import environment_of, wait_until_empty
 from tests.launcher.training import RUN, SETTINGS, STEPS, Training, losses

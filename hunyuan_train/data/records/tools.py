@@ -6,7 +6,6 @@ from typing import Any
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
-from hunyuan_train.data.records.argument_schemas import find_misfits, find_schema_fault
 from hunyuan_train.data.records.nulls import SCHEMA_FIELDS, allows_null
 from hunyuan_train.data.records.turns import NOTHING
 from hunyuan_train.data.records.written_calls import find_written_call
@@ -101,9 +100,12 @@ def _name_schema(function: Record, field: str, problems: list[Problem]) -> Recor
         reason, fix = "a schema written as text", "read as the object that it is"
         problems.append(Problem("converted", f"{field}.parameters", reason, fix))
         schema = parsed
-    if isinstance(schema, dict) and (fault := find_schema_fault(schema)):
-        fix = "make it a JSON schema: calls of it are not checked"
-        problems.append(Problem("tool_schema", f"{field}.parameters", fault, fix))
+    if isinstance(schema, dict):
+        from hunyuan_train.data.records.argument_schemas import find_schema_fault
+
+        if fault := find_schema_fault(schema):
+            fix = "make it a JSON schema: calls of it are not checked"
+            problems.append(Problem("tool_schema", f"{field}.parameters", fault, fix))
     return {**function, "parameters": schema} if "parameters" in function else function
 
 
@@ -158,6 +160,8 @@ def _check_arguments(call: ToolCall, schema: Record, field: str, problems: list[
             reason = f"an argument that the schema of {call.name!r} does not list"
             problems.append(Problem("odd_argument", f"{field}.{name}", reason, "check its name"))
     given = {name: value for name, value in arguments.items() if value is not None}
+    from hunyuan_train.data.records.argument_schemas import find_misfits
+
     for misfit in find_misfits(given, schema):
         reason = f"an argument that does not fit the schema of {call.name!r}: {misfit.reason}"
         place = f"{field}.{misfit.place}"

@@ -53,6 +53,11 @@ class RankStatus:
     stacks: str  # of all its threads; empty where it could not say
 
 
+def is_worker() -> bool:
+    """Whether this process is one of the ranks that torchrun started."""
+    return {"RANK", "LOCAL_RANK"} <= os.environ.keys()
+
+
 def node_folder() -> Path | None:
     """The folder of this rank's node; None where no agent reads it."""
     folder = os.environ.get(FOLDER_VARIABLE)

@@ -1,11 +1,11 @@
 """From a command line to running ranks, on this machine or on many."""
 
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
 from hunyuan_train.checkpoint.user_commands import fetch_checkpoints
@@ -15,38 +15,32 @@ from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.hub.download import check_room
 from hunyuan_train.launcher.cluster.cluster import Cluster, find_cluster, with_environment
-from hunyuan_train.launcher.cluster.sync import sync_hosts
 from hunyuan_train.launcher.exit_codes import INTERRUPTED, RESUME, SUCCESS, TERMINATED
 from hunyuan_train.launcher.host.triton import check_triton
-from hunyuan_train.launcher.job.jobs import Rendezvous, make_jobs
-from hunyuan_train.launcher.job.outcome import Outcome
-from hunyuan_train.launcher.job.output import HostOutput
-from hunyuan_train.launcher.job.restart import Try, run_until_done
-from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.launcher.start.deepspeed_launcher import try_deepspeed
 from hunyuan_train.launcher.start.inputs_by_name import (
     NamedInputs,
     describe_download,
     fetch_all_but_weights,
     fetch_checked_weights,
 )
-from hunyuan_train.launcher.start.many import ManyHosts, preflight_or_refuse
 from hunyuan_train.launcher.start.memory import check_memory
-from hunyuan_train.launcher.start.other_launchers import write_slurm, write_torchrun
 from hunyuan_train.launcher.start.prepare import (
     check_resume,
     lock_output_folder,
     prepare_output_folder,
     prepare_run,
 )
-from hunyuan_train.launcher.start.rehearse import rehearse
 from hunyuan_train.launcher.start.resolve_here import resolve_here
 from hunyuan_train.launcher.start.run_summary import check_schedule, show_demo, show_summary
 from hunyuan_train.launcher.start.variables import check_model_and_data, check_variables
 from hunyuan_train.log import set_screen
 from hunyuan_train.shipped import render_command
 from hunyuan_train.terminal import PlainConsole
+
+if TYPE_CHECKING:
+    from hunyuan_train.launcher.job.outcome import Outcome
+    from hunyuan_train.launcher.job.restart import Try
 
 GOES_ON = (INTERRUPTED, TERMINATED, RESUME)  # exit codes after which the user may want to go on
 
@@ -69,12 +63,16 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
         show_demo(PlainConsole(stderr=True, soft_wrap=True, quiet=logs.quiet))
     inputs = fetch_all_but_weights(command.config)
     if command.machines:
+        from hunyuan_train.launcher.start.rehearse import rehearse
+
         return rehearse(inputs.config, command.machines)
     config = with_environment(inputs.config, os.environ)
     console, machine = PlainConsole(stderr=True, soft_wrap=True), detect_machine()
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
     if command.prints_torchrun or command.prints_slurm:
+        from hunyuan_train.launcher.start.other_launchers import write_slurm, write_torchrun
+
         has_weights = inputs.weights is None
         run = resolve_here(config, machine=machine, slots=cluster.slots, has_weights=has_weights)
         is_torchrun = command.prints_torchrun
@@ -93,17 +91,39 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
         has_weights = inputs.weights is None or not is_dry_run
         run = resolve_here(config, machine=machine, slots=cluster.slots, has_weights=has_weights)
         check_triton(run)
-        return launch(run, partial(try_here, cluster, machine), is_dry_run=is_dry_run)
+        return launch(run, partial(start_here, cluster, machine), is_dry_run=is_dry_run)
+    run, start = prepare_hosts(config, cluster, console)
+    return launch(run, start, is_dry_run=is_dry_run)
+
+
+def prepare_hosts(
+    config: RunConfig, cluster: Cluster, console: PlainConsole
+) -> tuple[ResolvedRun, "Try"]:
+    """Bring many hosts to where they can run, and what starts a run on them.
+
+    Raises:
+        ConfigError: what is wrong on which host, and what fixes it.
+    """
+    from hunyuan_train.launcher.cluster.sync import sync_hosts
+    from hunyuan_train.launcher.start.deepspeed_launcher import try_deepspeed
+    from hunyuan_train.launcher.start.many import ManyHosts, preflight_or_refuse
+
     if config.launch.sync:
         sync_hosts(config, cluster, console)
     preflight = preflight_or_refuse(config, cluster, console)
     run = resolve_here(config, machine=preflight.machine, slots=cluster.slots)
     many = ManyHosts(config, preflight, console)
-    start = partial(try_deepspeed, many) if config.launch.launcher == "deepspeed" else many
-    return launch(run, start, is_dry_run=is_dry_run)
+    return run, partial(try_deepspeed, many) if config.launch.launcher == "deepspeed" else many
 
 
-def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
+def start_here(cluster: Cluster, machine: Machine, config: RunConfig) -> "Outcome":
+    """One try on this machine alone."""
+    from hunyuan_train.launcher.start.one_host import try_here
+
+    return try_here(cluster, machine, config)
+
+
+def launch(run: ResolvedRun, start: "Try", *, is_dry_run: bool) -> int:
     """Say what a checked run will do, start its ranks and wait for them."""
     console = PlainConsole(stderr=True, soft_wrap=True)
     talk = PlainConsole(stderr=True, soft_wrap=True, quiet=run.config.logs.quiet)
@@ -121,6 +141,8 @@ def launch(run: ResolvedRun, start: Try, *, is_dry_run: bool) -> int:
         check_memory(prepared, console, talk=talk)
         config_file = prepare_output_folder(run.config, console)
         show_watch(config_file.parent, talk)
+        from hunyuan_train.launcher.job.restart import run_until_done
+
         exit_code = run_until_done(run.config, start, console)
     if exit_code in GOES_ON and list_checkpoints(config_file.parent):
         resume = render_command(
@@ -136,33 +158,3 @@ def show_watch(folder: Path, console: PlainConsole) -> None:
         f"to watch this run, in another terminal: {render_command('watch', folder)}",
         highlight=False,
     )
-
-
-def try_here(cluster: Cluster, machine: Machine, config: RunConfig) -> Outcome:
-    """One try on this machine alone: no ssh, and the ranks share our terminal."""
-    # Nothing of a run on one machine is to be heard, or reached, from another.
-    interfaces = dict.fromkeys(cluster.hosts, "lo")
-    rendezvous = Rendezvous(address="127.0.0.1", port=free_port(), interfaces=interfaces)
-    console = PlainConsole(stderr=True, soft_wrap=True)
-    log_folder = Path(config.train.output_dir, "log")
-    # What is no JSON, of a library in C++ say, reaches a screen of JSON by way of us.
-    log_folder.mkdir(parents=True, exist_ok=True)
-    output = HostOutput(console, log_folder, is_json=True) if config.logs.json else None
-    try:
-        return run_jobs(
-            make_jobs(config, cluster, rendezvous, machine),
-            config.launch,
-            console=console,
-            show_output=output.of if output else lambda _: None,
-            log_folder=log_folder,
-        )
-    finally:
-        if output:
-            output.close()
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

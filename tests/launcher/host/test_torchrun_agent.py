@@ -9,9 +9,9 @@ import pytest
 from torch.distributed import TCPStore
 
 from hunyuan_train.launcher.host.node_agent import CAUSE
+from hunyuan_train.launcher.host.probe import free_port
 from hunyuan_train.launcher.host.torchrun_agent import find_cause
 from hunyuan_train.launcher.rank.heartbeat import FOLDER_VARIABLE
-from hunyuan_train.launcher.start.launch import free_port
 
 REPORT_FROM_RANK_1 = """
 import os, sys, time
