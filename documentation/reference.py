@@ -26,6 +26,10 @@ def write_settings() -> str:
         f"# Settings\n\n{WRITTEN}",
         "Every setting is a flag of `hunyuan-train train` and a key of a YAML file. "
         "A switch is turned on by its bare name and off by `--no_NAME`.\n",
+        "The column `default` holds for a run without a recipe. A recipe sets many of them to "
+        "other values, for instance `eval_fraction`, `learning_rate`, `save_steps` and "
+        "`save_total_limit`: see [recipes](../recipes.md#the-recipes), or print one with "
+        "`hunyuan-train train --recipe NAME --show_recipe`.\n",
         "## Flags of the command\n\n| flag | meaning |\n|---|---|",
         *(f"| `--{name}` | {cell(text)} |" for name, text in COMMAND_FLAGS.items()),
     ]

@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.folder import MANIFEST, list_checkpoints, read_manifest
+from hunyuan_train.checkpoint.folder import (
+    MANIFEST,
+    checkpoint_folder,
+    list_checkpoints,
+    read_manifest,
+)
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import RunConfig
@@ -26,6 +31,33 @@ def find_newest(folder: Path) -> Path:
             "runs/NAME/checkpoints/step-000120, or runs/NAME"
         )
     return checkpoints[-1]
+
+
+def find_best(run: Path) -> Path:
+    """The checkpoint of the best evaluation, by metric_for_best_model.
+
+    Raises:
+        CheckpointError: there was no evaluation, or this checkpoint was not kept.
+    """
+    newest = find_newest(run)
+    if newest == run:
+        raise CheckpointError(
+            f"{run} is one checkpoint, and the best is one of a run's; give the run's folder, "
+            "runs/NAME, or leave --best out"
+        )
+    step = read_manifest(newest)["state"]["best_step"]
+    if step is None:
+        raise CheckpointError(
+            f"{run} was not evaluated before {newest.name}, so no checkpoint is known as the best; "
+            "give one of them by its folder, or leave --best out for the newest"
+        )
+    best = checkpoint_folder(run, step)
+    if not (best / MANIFEST).exists():
+        raise CheckpointError(
+            f"the best evaluation of {run} was after step {step}, whose checkpoint was not kept; "
+            "export another by its folder, and train with --save_best to keep it next time"
+        )
+    return best
 
 
 def read_settings(checkpoint: Path, moved: dict[str, str]) -> RunConfig:

@@ -377,8 +377,8 @@ class CheckpointConfig:
     )
     save_only_model: bool = free_setting(
         False,
-        "save weights without optimizer states, for export, in a third of the size. Such a "
-        "checkpoint cannot be resumed",
+        "save weights without optimizer states, for export: a third of the size with adamw, half "
+        "with lean. Such a checkpoint cannot be resumed",
     )
     snapshot_gib: float | Auto = free_setting(
         "auto",
@@ -407,8 +407,8 @@ class CheckpointConfig:
     )
     commands_on: Literal["first_host", "each_host"] = free_setting(
         "first_host",
-        "where after_checkpoint and before_resume run: once, on the first host, or once on each "
-        "host, if copies lie on the hosts' own disks",
+        "hosts on which after_checkpoint and before_resume run. first_host: for copies in one "
+        "place. each_host: for copies on each host's own disk",
     )
     resume_from_checkpoint: str | None = free_setting(
         None,

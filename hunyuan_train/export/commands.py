@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import check_vacant
-from hunyuan_train.checkpoint.run_folder import check_stopped_run
+from hunyuan_train.checkpoint.run_folder import check_stopped_run, find_best
 from hunyuan_train.checkpoint.verify import checkpoints_of, verify_checkpoint
 from hunyuan_train.export.lora_deltas import open_merge
 from hunyuan_train.log import log_to_screen
@@ -39,6 +39,11 @@ def add_checkpoint_commands(
         help="RUN/checkpoints/STEP, or RUN for its last",
     )
     _add_output(export)
+    export.add_argument(
+        "--best",
+        action="store_true",
+        help="of a RUN the checkpoint of its best evaluation, which train --save_best keeps",
+    )
     export.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -129,7 +134,8 @@ def run_export(arguments: Arguments) -> int:
     output = _find_output(arguments)
     given = {name: vars(arguments)[name] for name in MOVED}
     moved = {name: value for name, value in given.items() if value is not None}
-    check_stopped_run(arguments.checkpoint, moved)
+    checkpoint = find_best(arguments.checkpoint) if arguments.best else arguments.checkpoint
+    check_stopped_run(checkpoint, moved)
     log_to_screen()
     import torch
     from transformers.utils.logging import set_verbosity_error
@@ -139,7 +145,7 @@ def run_export(arguments: Arguments) -> int:
     set_verbosity_error()  # it warns of the released RoPE's alpha, which it knows and uses
     torch.set_num_threads(1)  # the work is dealt out in threads of our own
     dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    run = open_stopped_run(arguments.checkpoint, moved)
+    run = open_stopped_run(checkpoint, moved)
     export_stopped_run(run, output, dtype=dtypes.get(arguments.dtype))
     return 0
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import read_manifest, write_manifest
+from hunyuan_train.checkpoint.run_folder import find_best
 from hunyuan_train.cli import main
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
@@ -56,6 +57,43 @@ def test_any_split_becomes_one_model(run: Path, tmp_path: Path, name: str) -> No
         is_router = ".mlp.gate.wg." in tensor.name
         written = tensors[tensor.name]
         assert torch.equal(written, expected.to(torch.float32 if is_router else dtype)), tensor.name
+
+
+def write_evaluated(folder: Path, base: Path, best_steps: dict[int, int | None]) -> None:
+    """A run with a checkpoint at each step, which knows the best evaluation until then."""
+    first = make_run(folder, base)
+    for step, best_step in best_steps.items():
+        checkpoint = first.with_name(f"step-{step:06d}")
+        write_checkpoint(checkpoint, SHAPE, Trained(), num_ranks=1, expert_size=1)
+        manifest = read_manifest(checkpoint)
+        manifest["state"]["best_step"] = best_step
+        write_manifest(checkpoint, manifest)
+
+
+def test_the_best_checkpoint_is_found_by_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_evaluated(tmp_path / "run", run.parent / "base", {3: 3, 6: 3})
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--best"]) == 0
+    assert "exporting" in (screen := capsys.readouterr().err)
+    assert "step-000003" in screen
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("best_steps", "folder", "message"),
+    [
+        ({3: None}, "run", "was not evaluated before step-000003"),
+        ({3: 2}, "run", "after step 2, whose checkpoint was not kept"),
+        ({3: 3}, "run/checkpoints/step-000003", "is one checkpoint"),
+    ],
+)
+def test_a_best_checkpoint_that_is_not_there_is_refused(
+    run: Path, tmp_path: Path, best_steps: dict[int, int | None], folder: str, message: str
+) -> None:
+    write_evaluated(tmp_path / "run", run.parent / "base", best_steps)
+    with pytest.raises(CheckpointError, match=message):
+        find_best(tmp_path / folder)
 
 
 def test_one_and_eight_ranks_give_the_same_files(run: Path, tmp_path: Path) -> None:
