@@ -4,12 +4,21 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from documentation.pages import REPOSITORY, all_pages, in_chinese, task_pages
-from documentation.site import CONFIG, lay_out
+from documentation.site import (
+    CHINESE_MENU,
+    CONFIG,
+    address_of,
+    counterparts,
+    is_chinese,
+    lay_out,
+    write_config,
+)
 from tests.clients.environments import client_python
 
 NAV = CONFIG.read_text(encoding="utf-8")
@@ -30,6 +39,23 @@ def test_what_pages_link_to_comes_along(tmp_path):
     lay_out(tmp_path)
     for name in ("docs/pictures/watch.png", "data/tiny_train.jsonl", "docs/zh/faq.md"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+def test_the_chinese_build_has_every_page_and_its_own_menu_first(tmp_path):
+    write_config(tmp_path / "one.toml", chinese=True)
+    project = tomllib.loads((tmp_path / "one.toml").read_text(encoding="utf-8"))["project"]
+    assert project["theme"]["language"] == "zh"
+    assert CHINESE_MENU not in str(project["nav"])
+    assert "README.zh-CN.md" in str(project["nav"][0])
+    assert all(str(one.relative_to(REPOSITORY)) in str(project["nav"]) for one in all_pages())
+
+
+def test_the_switch_leads_to_the_counterpart():
+    switches = counterparts()
+    for english in task_pages():
+        both = {"en": english, "zh": in_chinese(english)}
+        assert switches[english] == switches[in_chinese(english)] == both
+    assert switches[REPOSITORY / "docs/verl.md"]["en"].name == "verl.md"
 
 
 def build(out: Path) -> subprocess.CompletedProcess[str]:
@@ -53,8 +79,18 @@ def test_the_site_has_every_page_and_finds_words_of_both_languages(tmp_path):
     assert "stochastic rounding" in text
     assert "随机舍入" in text
     words = re.split(index["config"]["separator"], "长度与打包、Alpaca")
-    chinese = (tmp_path / "site/docs/zh/faq/index.html").read_text(encoding="utf-8")
-    assert '<html lang="zh"' in chinese
+    site = tmp_path / "site"
+    for page, others in counterparts().items():
+        built = site / address_of(page)
+        text = (built / "index.html").read_text(encoding="utf-8")
+        assert ('<html lang="zh"' in text) == is_chinese(page)
+        assert ("键入以开始搜索" in text) == is_chinese(page)
+        loaded = r'<(?:link|script|img|iframe)\b[^>]*(?:src|href)="?(https?:[^" >]*)'
+        assert re.findall(loaded, text) == [], "nothing is loaded from another host"
+        for link, name in re.findall(r'href="([^"]*)" hreflang="(en|zh)"', text):
+            assert (built / link).resolve() == (
+                tmp_path / "site" / address_of(others[name])
+            ).resolve()
     assert {"打", "包", "Alpaca"} <= set(words), "Chinese is searched for by its characters"
     for name in ("docs/one-gpu", "docs/zh/one-gpu", "docs/reference/settings", "ARCHITECTURE"):
         assert (tmp_path / "site" / name / "index.html").exists()
