@@ -203,10 +203,12 @@ COLUMNS = {
     True: (*CHINESE_COLUMNS, "10 M token 用时", "GPU 小时"),
 }
 NOTE = {
-    False: "Assumptions: {gpus} at 55 % of its peak matrix throughput, and one epoch. Start-up, "
-    "evaluation and saving are not included. GB are 10^9 bytes. Disk is for checkpoints and "
+    False: "Assumptions: {gpus} at 55 % of its peak matrix throughput, and one epoch. No run has "
+    "confirmed the speeds: plan for up to twice the time. Start-up, evaluation and saving are not "
+    "included. GB are 10^9 bytes. Disk is for checkpoints and "
     "the export, without the base model. Cost is GPU-hours times your price.",
     True: "假设：{gpus} 达到矩阵算力峰值的 55 %；训练一个 epoch；不含启动、评估和保存。"
+    "速度没有经过实际运行验证，请按两倍时间安排。"
     "GB 指 10^9 字节。磁盘只计检查点和导出结果，不含基座模型。费用 = GPU 小时 × 单价。",
 }
 
