@@ -14,8 +14,8 @@ METRICS: Final = {
     "router_loss": "load-balancing loss and router z-loss, times their weights (0: both are off)",
     "learning_rate": "learning rate of this step",
     "grad_norm": "norm of the whole gradient before it is clipped to max_grad_norm",
-    "weights_moved": "share of the weights that updates changed since the last logged step. "
-    "bfloat16 rounds small updates away, so 0 means that nothing is learned",
+    "weights_moved": "only with lean: share of the bfloat16 weights that updates changed since the "
+    "last logged step. 0 means that every update was rounded away, and nothing is learned",
     "label_tokens": "tokens of the step that carry loss, over all processes",
     "tokens_seen": "tokens trained on so far. With a file's name after it: those of that file",
     "samples_seen": "samples trained on so far, of one file",
