@@ -87,7 +87,9 @@ POLICIES: dict[str, Policy] = {
     "weight": Policy("error", _REFUSE, "a loss field with a value that cannot be read"),
     "prompt_loss": Policy("error", _ACCEPT, "loss asked for on a message that is no answer"),
     "special_tokens": Policy("note", _ACCEPT, "control tokens typed as text; encoded as text"),
-    "normalised": Policy("fix", _REPAIR, "text that is not NFC"),
+    "normalised": Policy(
+        "fix", _REPAIR, "text that is not NFC, or that the vocabulary cannot encode"
+    ),
     # the preference
     "pair_prompt": Policy("error", _REFUSE, "two answers that are not to the same prompt"),
     "pair_identical": Policy("error", _REFUSE, "two answers that say the same"),

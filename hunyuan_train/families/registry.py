@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ def describe_download(name: str) -> str:
     if folder_name := RELEASED_NAME.fullmatch(name):
         name = f"{PUBLISHER}/{folder_name[0]}"
     if not HUB_NAME.fullmatch(name):
-        return "give the path of a downloaded model"
+        meant = get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {meant[0]}? Otherwise " if meant else ""
+        return f"{hint}give the path of a downloaded model, or OWNER/NAME of one on a hub"
     owner, folder = name.split("/")
     publisher = MODELSCOPE_PUBLISHER if owner == PUBLISHER else owner
     return (

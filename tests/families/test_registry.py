@@ -204,3 +204,4 @@ def test_other_names_are_no_hubs(name):
     with pytest.raises(ConfigError, match="give the path of a downloaded model") as caught:
         resolve_shape(name)
     assert "hf:" not in str(caught.value)
+    assert ("did you mean tiny?" in str(caught.value)) == (name == "tinny")
