@@ -10,6 +10,7 @@ import deepspeed
 from hunyuan_train.config.declare import Auto
 from hunyuan_train.config.run_files import SAMPLES
 from hunyuan_train.data.dataset import Dataset
+from hunyuan_train.data.rendering.prompt import find_opening
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.show_answer import Answer
 from hunyuan_train.families.grammar.dialogue import MODES
@@ -54,7 +55,7 @@ def answer_at_last(
     answers = []
     for (mode, ids), output in zip(prompts, outputs, strict=True):
         text = tokenizer.decode(output)
-        parsed = tokenizer.grammar.parse_output(text)
+        parsed = tokenizer.grammar.parse_output(find_opening(ids, tokenizer) + text)
         may_be_cut = is_over_time or len(output) == MAX_SAMPLED_TOKENS
         cut_after = len(output) if may_be_cut and not parsed.is_well_formed else None
         answers.append(Answer(mode, tokenizer.decode(ids), text, parsed, cut_after))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hunyuan_train.data.dataset import CHOSEN, Dataset
+from hunyuan_train.data.rendering.prompt import find_opening
 from hunyuan_train.evaluation.tool_calls import (
     CallScore,
     score_calls,
@@ -35,6 +36,7 @@ class Question:
     reference: str  # as it is trained, tags and all
     grammar: Grammar  # in which both are written
     tools: tuple[Any, ...] = ()  # that the prompt offers, as far as it can be read
+    opening: str = ""  # what of an answer the prompt holds already, see `find_opening`
 
     @property
     def has_tools(self) -> bool:
@@ -46,7 +48,7 @@ class Question:
 
     def parse(self, output: str) -> ParsedOutput:
         """An answer to it, taken apart."""
-        return self.grammar.parse_output(output, has_tools=self.has_tools)
+        return self.grammar.parse_output(self.opening + output, has_tools=self.has_tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,14 @@ def make_question(
     grammar = tokenizer.grammar
     reference = tokenizer.decode(target.tolist()).removesuffix(grammar.controls.end)
     tools = grammar.tools.read_offered(tokenizer.decode(prompt.tolist()))
-    return Question(mode, prompt.tolist(), reference, grammar, tuple(tools))
+    opening = find_opening(prompt.tolist(), tokenizer)
+    return Question(mode, prompt.tolist(), reference, grammar, tuple(tools), opening)
 
 
 def score_answer(question: Question, output: str) -> AnswerScore:
     """Compare an answer, as generated, with the data's."""
     given, wanted = question.parse(output), question.parse(question.reference)
+    thinks = question.grammar.answers.is_thinking(question.opening + output)
     ours, theirs = items_of(given), items_of(wanted)
     calls = None
     if question.has_tools:
@@ -120,7 +124,7 @@ def score_answer(question: Question, output: str) -> AnswerScore:
     return AnswerScore(
         mode=question.mode,
         is_well_formed=given.is_well_formed,
-        is_leaking=question.grammar.answers.is_thinking(output) == (question.mode == "fast"),
+        is_leaking=thinks == (question.mode == "fast"),
         is_exact=whole_of(given) == whole_of(wanted),
         set_f1=2 * len(ours & theirs) / (len(ours) + len(theirs)) if ours or theirs else 1.0,
         calls=calls,

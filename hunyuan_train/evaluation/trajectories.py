@@ -18,6 +18,7 @@ from hunyuan_train.data.reading.readers import read_chunks
 from hunyuan_train.data.reading.sources import find_sources
 from hunyuan_train.data.records.record import Reading
 from hunyuan_train.data.rendering.encode import encode_segments
+from hunyuan_train.data.rendering.prompt import find_opening
 from hunyuan_train.evaluation.tool_calls import CallScore, are_alike, score_calls
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message, ToolCall
 from hunyuan_train.families.grammar.interface import ParsedOutput
@@ -57,7 +58,8 @@ class Walk:
         """Score the model's turn, and walk on to the next one."""
         recorded, tools = self.dialogue.messages[self.place], self.dialogue.tools
         calls = recorded.tool_calls or []
-        given = tokenizer.grammar.parse_output(output, has_tools=True)
+        opening = find_opening(self.prompt(tokenizer), tokenizer)
+        given = tokenizer.grammar.parse_output(opening + output, has_tools=True)
         wanted = ParsedOutput(None, recorded.content or None, tuple(calls))
         score = score_calls(wanted, given, output, tokenizer.grammar, tools)
         self.scores.append(score)

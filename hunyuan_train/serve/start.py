@@ -363,12 +363,10 @@ def _make_table(result: "CheckResult") -> Table:
     table = Table("asked", box=None, pad_edge=False)
     for head in [finding.what for finding in result.checked[0].findings]:
         table.add_column(head)
-    table.add_column("answered")
+    table.add_column("answered", no_wrap=True, overflow="ellipsis")
     for one in result.checked:
         cells = [_cell(finding) for finding in one.findings]
-        answered = one.findings[-1].answered
-        shown = answered if len(answered) <= 60 else f"{answered[:57]}..."
-        table.add_row(one.exchange.name, *cells, shown)
+        table.add_row(one.exchange.name, *cells, one.findings[-1].answered)
     return table
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hunyuan_train.config.schema import DataConfig
 from hunyuan_train.data.compiled.cache import prepare_dataset
+from hunyuan_train.data.rendering.prompt import encode_prompt, find_opening
 from hunyuan_train.evaluation.scoring import (
     AnswerScore,
     Question,
@@ -19,6 +20,7 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.conftest import REPOSITORY
+from tests.families.grammar.test_new_tokens import without_gaps
 
 CALL = '<tool_calls>[{"name": "f", "arguments": {"b": 1, "a": 2}}]</tool_calls>'
 SAME_CALL = '<tool_calls>[{"arguments": {"a": 2, "b": 1}, "name": "f"}]</tool_calls>'
@@ -56,6 +58,30 @@ def test_an_answer_is_judged(
     wanted = AnswerScore(mode, is_well_formed, is_leaking, is_exact, pytest.approx(set_f1))
     assert replace(scores, calls=None) == wanted
     assert (scores.calls is not None) == (CALL in reference)
+
+
+@pytest.mark.parametrize(
+    ("mode", "output", "expected"),
+    [
+        ("slow", "t{close}A", (True, False, True)),
+        ("slow", "endless", (False, False, False)),  # cut in its thoughts
+        ("slow", "{close}A", (True, True, True)),
+        ("fast", "A", (True, False, True)),
+        ("fast", "t{close}A", (False, True, False)),
+    ],
+)
+def test_an_answer_goes_on_where_its_prompt_ends(
+    mode: str, output: str, expected: tuple[bool, bool, bool], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(without_gaps(tmp_path / "words"))
+    asked = [{"role": "user", "content": "Q"}]
+    prompt = encode_prompt(asked, tokenizer, mode=mode)
+    close = "</think:opensource>"
+    reference = {"fast": "A", "slow": f"r{close}A"}[mode]
+    opening = find_opening(prompt, tokenizer)
+    question = Question(mode, prompt, reference, tokenizer.grammar, opening=opening)
+    score = score_answer(question, output.format(close=close))
+    assert (score.is_well_formed, score.is_leaking, score.is_exact) == expected
 
 
 @pytest.mark.parametrize(

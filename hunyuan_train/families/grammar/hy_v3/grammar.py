@@ -43,7 +43,7 @@ def build_grammar(markers: Markers) -> Grammar:
             read_apart=partial(_read_apart, markers),
             find_cut=partial(_find_cut, markers),
             find_foreign=partial(find_foreign_markers, is_own=own.__contains__),
-            is_thinking=lambda output: bool(output.partition(markers.think_close)[1]),
+            is_thinking=partial(_is_thinking, markers),
         ),
         tools=ToolForm(
             labels={},
@@ -100,6 +100,12 @@ def _read_apart(markers: Markers, thoughts: str, answer: str) -> TaggedText:
     if _tag(markers).search(thoughts):
         return TaggedText(thoughts, answer, error="thoughts that hold tags of their own")
     return TaggedText(thoughts, answer)
+
+
+def _is_thinking(markers: Markers, output: str) -> bool:
+    """Whether an output, behind what its prompt has opened, holds more than an empty pair."""
+    rest = output.removeprefix(markers.think_open + markers.think_close)
+    return markers.think_open in rest or markers.think_close in rest
 
 
 def _find_cut(markers: Markers, thoughts: str, answer: str) -> str:
