@@ -147,11 +147,11 @@ def _read_other_fields(
     if message.role != "assistant":
         return
     read_answer_loss(raw, message, place, problems)
-    if as_written and grammar.write_served is not None:
-        message.thoughts = next(
-            (raw[name] for name in THOUGHT_FIELDS[:2] if isinstance(raw.get(name), str)), None
-        )
-    else:
+    message.thoughts = None
+    if as_written and grammar.write_served is not None:  # the two fields that a template reads
+        own = (raw[name] for name in THOUGHT_FIELDS[:2] if isinstance(raw.get(name), str))
+        message.thoughts = next(own, None)
+    if message.thoughts is None:
         message.thoughts = _read_thoughts(raw, place, problems)
     calls, field = find_calls(raw, place, problems)
     if as_written:  # an empty list is written too

@@ -187,6 +187,13 @@ def test_a_template_gets_texts_as_they_are(tokenizer, tmp_path, capsys) -> None:
     assert text == expected
 
 
+def test_thoughts_in_any_field_are_shown(tokenizer, tmp_path, capsys) -> None:
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        answer = {"role": "assistant", "content": "A", field: "T"}
+        record = {"messages": [{"role": "user", "content": "Q"}, answer]}
+        assert f"<think{S}>T</think{S}>A" in render(record, tokenizer, tmp_path, capsys)
+
+
 @pytest.mark.parametrize("outer", ["chat_template_kwargs", "kwargs"])
 def test_an_effort_among_the_words_for_a_template_is_read(outer, tokenizer) -> None:
     messages = [
