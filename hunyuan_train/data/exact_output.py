@@ -19,6 +19,8 @@ from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import Dialogue
 from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.grammar.interface import Grammar
+from hunyuan_train.families.grammar.segments import Segment
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.vocabulary import describe_folder
 from hunyuan_train.terminal import complain, say
@@ -80,9 +82,8 @@ def run_render(arguments: Arguments) -> int:
     With --history keep a record is taken as it is written, as `encode` does it.
     """
     grammar = open_tokenizer(arguments.tokenizer).grammar
-    write_served = grammar.write_served if arguments.mode == "auto" else None
-    is_as_written = arguments.history == "keep" and arguments.mode == "auto"
-    is_as_written = is_as_written or write_served is not None
+    is_kept = arguments.history == "keep" or grammar.write_served is not None
+    is_as_written = is_kept and arguments.mode == "auto"
     if arguments.reasoning_effort and arguments.reasoning_effort not in grammar.efforts:
         known = ", ".join(grammar.efforts) or "none: it asks with --mode fast or slow"
         raise DataError(
@@ -105,23 +106,33 @@ def run_render(arguments: Arguments) -> int:
             num_refused += 1
             _print_refusals(findings)
             continue
-        dialogue = record.dialogue
-        if is_prompt and not (write_served or dialogue.is_document):
-            dialogue = _leave_answer_out(dialogue)
-        if dialogue.is_document:
-            segments = render_record(dialogue, grammar).last_sample()
-        elif write_served:
-            segments = write_served(dialogue, adds_prompt=is_prompt)
-        elif is_prompt and not is_as_written:
-            mode = dialogue.stated_mode or arguments.mode
-            segments = grammar.render_prompt(dialogue, mode=mode)
-        else:
-            segments = grammar.render(dialogue, history=arguments.history).last_sample()
+        try:
+            segments = _write_segments(record.dialogue, grammar, arguments, is_as_written)
+        except DataError as error:  # a template that cannot write this record
+            num_refused += 1
+            complain(f"line {record.line}: {error}")
+            continue
         text = "".join(segment.text for segment in segments)
         line = json.dumps({"row": row, "text": text}, ensure_ascii=False)
         say(line if arguments.json else f"row {row}:\n{text}")
     _print_untagged(0 if is_prompt else num_untagged)
     return 1 if num_refused else 0
+
+
+def _write_segments(
+    dialogue: Dialogue, grammar: Grammar, arguments: Arguments, is_as_written: bool
+) -> list[Segment]:
+    """A record as `run_render` prints it."""
+    is_prompt = arguments.generation_prompt
+    if dialogue.is_document:
+        return render_record(dialogue, grammar).last_sample()
+    if grammar.write_served and arguments.mode == "auto":
+        return grammar.write_served(dialogue, adds_prompt=is_prompt)
+    if is_prompt:
+        dialogue = _leave_answer_out(dialogue)
+    if is_prompt and not is_as_written:
+        return grammar.render_prompt(dialogue, mode=dialogue.stated_mode or arguments.mode)
+    return grammar.render(dialogue, history=arguments.history).last_sample()
 
 
 def _leave_answer_out(dialogue: Dialogue) -> Dialogue:

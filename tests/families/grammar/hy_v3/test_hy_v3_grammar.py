@@ -187,6 +187,22 @@ def test_a_template_gets_texts_as_they_are(tokenizer, tmp_path, capsys) -> None:
     assert text == expected
 
 
+@pytest.mark.parametrize("arguments", ["[]", "42", "{bad"])
+def test_a_record_that_the_template_cannot_write_is_refused_by_its_line(
+    arguments, tokenizer, tmp_path, capsys
+) -> None:
+    function = {"name": "f", "arguments": arguments}
+    answer = {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+    user = {"role": "user", "content": "Q"}
+    records = [{"messages": [user, answer]}, {"messages": [user]}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    command = ["data", "render", str(tmp_path / "r.jsonl"), "--json"]
+    assert main([*command, "--tokenizer", str(tokenizer.folder)]) == 1
+    said = capsys.readouterr()
+    assert [json.loads(line)["row"] for line in said.out.splitlines()] == [1]
+    assert "line 1: a call of f has no JSON object as arguments" in said.err
+
+
 def test_thoughts_in_any_field_are_shown(tokenizer, tmp_path, capsys) -> None:
     for field in ("reasoning_content", "reasoning", "thinking"):
         answer = {"role": "assistant", "content": "A", field: "T"}
