@@ -36,7 +36,7 @@ def check_read_back(dialogue: Dialogue, grammar: Grammar, problems: list[Problem
     texts = list(write_answers(grammar.render(dialogue), grammar.controls.end))
     read = [_list_calls(grammar.parse_output(text, has_tools=True).tool_calls) for text in texts]
     for index, calls in wanted.items():
-        if not any(_are_same(_list_calls(calls), other) for other in read):
+        if not any(are_same_calls(_list_calls(calls), other) for other in read):
             names = ", ".join(call.name for call in calls)
             reason = f"calls of {names} that a server would not read back as they are given"
             fix = "give plain names and JSON arguments, or leave the record out"
@@ -67,7 +67,8 @@ def _read_arguments(text: str) -> Json:
         return text
 
 
-def _are_same(given: Calls, read: Calls) -> bool:
+def are_same_calls(given: Calls, read: Calls) -> bool:
+    """Whether calls are others, whose arguments were read without a schema."""
     return len(given) == len(read) and all(
         ours[0] == theirs[0] and _is_same(ours[1], theirs[1])
         for ours, theirs in zip(given, read, strict=True)

@@ -76,6 +76,7 @@ class ToolForm:
     find_cut: Callable[[str], str]  # where a server would cut JSON arguments; "" if not
     are_offered: Callable[[str], bool]  # whether an answer shows that its prompt offered tools
     read_offered: Callable[[str], list[Any]]  # the tools that the text of a prompt offers
+    has_bare_values: bool = False  # whether only the schema of a tool says if `5` is a text
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from hunyuan_train.data.records.record import Reading, read_dialogue
+from hunyuan_train.data.rendering.encode import encode_renderings
 from hunyuan_train.data.rendering.prompt import encode_prompt, find_opening
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.serve.check.client import ServerAnswer
+from hunyuan_train.serve.check.judge import Exchange, find_wrong_fields
 from hunyuan_train.serve.check.questions import list_questions, read_questions
 from hunyuan_train.serve.check.run import write_prompt
 from hunyuan_train.shipped import TINY_TOKENIZER
@@ -45,6 +48,31 @@ def test_what_of_an_answer_stands_in_its_prompt(hy3: Tokenizer) -> None:
     tiny = load_tokenizer(TINY_TOKENIZER)
     messages = [{"role": "user", "content": "Hello"}]
     assert find_opening(encode_prompt(messages, tiny), tiny) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"), [('{"day": "5"}', []), ('{"day": 5}', []), ('{"day": "6"}', ["calls"])]
+)
+def test_a_server_reads_bare_values_by_their_schema(
+    arguments: str, wrong: list[str], hy3: Tokenizer
+) -> None:
+    tools = next(one for one in list_questions(hy3, num_long_tokens=0) if one.name == "fast, tools")
+    calls = [{"function": {"name": "book_table", "arguments": {"day": "5"}}}]
+    answer = {"role": "assistant", "content": "", "tool_calls": calls}
+    record = {"messages": [*tools.messages, answer], "tools": tools.tools, **tools.options}
+    dialogue = read_dialogue(record, Reading(hy3.grammar), [])
+    sample = encode_renderings([hy3.grammar.render(dialogue)], hy3).sample(0)
+    served = ServerAnswer(
+        reasoning=None, content=None, calls=(("book_table", arguments),), finish_reason="tool_calls"
+    )
+    exchange = Exchange(
+        question=tools,
+        is_streamed=False,
+        answer=served,
+        prompt=tuple(sample.tokens[sample.spans == 0].tolist()),
+        ids=tuple(sample.tokens[sample.spans != 0].tolist()),
+    )
+    assert find_wrong_fields(exchange, hy3) == wrong
 
 
 @pytest.mark.parametrize(

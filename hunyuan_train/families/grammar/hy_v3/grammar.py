@@ -53,6 +53,7 @@ def build_grammar(markers: Markers) -> Grammar:
             find_cut=partial(tools.find_cut, markers=markers),
             are_offered=lambda answer: markers.calls_open in answer,
             read_offered=partial(tools.read_offered, markers=markers),
+            has_bare_values=True,
         ),
         render=writer.render,
         render_prompt=writer.render_prompt,
