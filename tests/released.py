@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import DIGEST, rank_file, write_manifest
 from hunyuan_train.checkpoint.publish import hash_file
+from hunyuan_train.checkpoint.save import write_parts
 from hunyuan_train.config.load import dump_config
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from hunyuan_train.families.hunyuan_v1_moe import A13B, HUNYUAN_V1_MOE
@@ -19,8 +20,7 @@ from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors, stored_tensors
 from hunyuan_train.families.tensors import pieces_of_range
-from hunyuan_train.model.safetensors_files import create_file, write_range
-from hunyuan_train.model.safetensors_header import read_header
+from hunyuan_train.model.safetensors_files import create_file
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.manifests import make_manifest
@@ -194,9 +194,18 @@ def _part(numel: int, index: int, num_parts: int) -> tuple[int, int]:
 
 
 def write_checkpoint(
-    folder: Path, shape: ModelShape, source: WeightSource, *, num_ranks: int, expert_size: int
+    folder: Path,
+    shape: ModelShape,
+    source: WeightSource,
+    *,
+    num_ranks: int,
+    expert_size: int,
+    is_of_today: bool = True,
 ) -> None:
-    """Write the checkpoint that ranks would have saved of a model with these float32 weights."""
+    """Write the checkpoint that ranks would have saved of a model with these float32 weights.
+
+    Earlier versions wrote one SHA-256 of each file, and no sums of its tensors.
+    """
     folder.mkdir(parents=True)
     files = {}
     for rank in range(num_ranks):
@@ -206,17 +215,20 @@ def write_checkpoint(
             f"master:{name}": (torch.float32, (one[3] - one[2],)) for name, one in ranges.items()
         }
         create_file(file, sizes)
-        locations = read_header(file)
-        for name, (_, first_expert, start, stop, whole) in ranges.items():
+        parts = (
+            (
+                f"master:{name}",
+                piece.offset,
+                source.read(piece.tensor, piece.start, piece.stop).float(),
+            )
+            for name, (_, first_expert, start, stop, whole) in ranges.items()
             for piece in pieces_of_range(
                 stored_tensors(HUNYUAN_V1_MOE, name, whole, first_expert=first_expert), start, stop
-            ):
-                values = source.read(piece.tensor, piece.start, piece.stop).float()
-                write_range(locations[f"master:{name}"], piece.offset, values)
+            )
+        )
+        entry = write_parts(file, parts)
+        if not is_of_today:
+            entry = {"size": entry["size"], DIGEST: hash_file(file)}
         entries = {name: [*one[1:4], *one[4]] for name, one in ranges.items()}
-        files[file.name] = {
-            "size": file.stat().st_size,
-            DIGEST: hash_file(file),
-            "ranges": entries,
-        }
+        files[file.name] = entry | {"ranges": entries}
     write_manifest(folder, make_manifest(files))

@@ -11,3 +11,7 @@ class NotCopiedError(CheckpointError):
 
 class NoRoomError(CheckpointError):
     """A disk that does not take what is to be written. Names the place and what it needs."""
+
+
+class DiskError(CheckpointError):
+    """A disk that returns something else than was written to it."""

@@ -24,7 +24,9 @@ from hunyuan_train.optim.records import MASTER
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
-DIGEST = "sha256"  # of the rest of the manifest, or of a file
+DIGEST = "sha256"  # of the rest of the manifest, and of files that earlier versions wrote
+SUM = "xxh3_128"  # of a file
+TENSOR_SUMS = "tensor_sums"  # of each tensor of a file, in 128 bits of XXH3, by name
 MAX_MANIFEST_BYTES = 2**30  # a thousand ranks take a tenth of it
 # What every manifest holds beside the format.
 FIELDS: dict[str, type] = {
@@ -236,12 +238,17 @@ def _are_ranges(ranges: object, num_bytes: int) -> bool:
     return True
 
 
+def _are_sums(sums: object) -> bool:
+    return isinstance(sums, dict) and all(isinstance(one, str) for one in sums.values())
+
+
 def _are_entries(files: dict[str, Any]) -> bool:
     """Whether the files are those of ranks 0 to N - 1, and each has a size and a checksum."""
     return files.keys() == {rank_file(rank) for rank in range(max(1, len(files)))} and all(
         isinstance(entry, dict)
         and type(entry.get("size")) is int
-        and isinstance(entry.get(DIGEST), str)
+        and isinstance(entry.get(SUM, entry.get(DIGEST)), str)
+        and _are_sums(entry.get(TENSOR_SUMS, {}))
         and _are_ranges(entry.get("ranges"), entry["size"])
         for entry in files.values()
     )

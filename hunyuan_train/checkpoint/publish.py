@@ -5,6 +5,7 @@ bears the final name is whole, whenever the writer was killed. SHA256SUMS vouche
 models (`sha256sum -c SHA256SUMS`); a checkpoint's manifest does so itself.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError
+from hunyuan_train.checkpoint.read_back import Part, read_back
 from hunyuan_train.checkpoint.verify import sum_file
 from hunyuan_train.json_file import read_bytes
 from hunyuan_train.planner.component import gigabytes
@@ -110,29 +113,40 @@ def unfinished_until_published(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)  # gone by now if it was published
 
 
-def hash_file(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
+def hash_file(
+    path: Path,
+    advance: Callable[[int], None] = lambda _: None,
+    parts: Iterable[Part] = (),
+) -> str:
     """SHA-256 of a file as it is read back from its disk, once it is safely there.
 
     Args:
         path: of the file.
         advance: told the bytes of each block that is read.
+        parts: of which it is known what they were in memory.
+
+    Raises:
+        DiskError: the disk returns something else than was written.
     """
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        # Without this it would be read back from memory, and say nothing about the disk.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return sum_file(path, advance)
+    digest = hashlib.sha256()
+    read_back(path, digest, parts, advance)
+    return digest.hexdigest()
 
 
-def hash_files(files: list[Path], advance: Callable[[int], None]) -> dict[str, str]:
+def hash_files(
+    files: list[Path],
+    advance: Callable[[int], None],
+    parts: Mapping[str, Iterable[Part]] = MappingProxyType({}),
+) -> dict[str, str]:
     """SHA-256 of files of one folder by name, several at a time.
 
     Args:
         files: all safely written.
         advance: told the bytes of each block that is read, from any thread.
+        parts: of files, by name, of which it is known what they were in memory.
     """
     with ThreadPoolExecutor(num_threads()) as pool:
-        digests = pool.map(lambda file: hash_file(file, advance), files)
+        digests = pool.map(lambda file: hash_file(file, advance, parts.get(file.name, ())), files)
         return {file.name: digest for file, digest in zip(files, digests, strict=True)}
 
 

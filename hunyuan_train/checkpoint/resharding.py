@@ -31,6 +31,7 @@ class Fragment:
 
     start: int
     stop: int
+    name: str  # of the tensor in the rank's file
     location: TensorLocation
     offset: int  # of `start` within the location
     scales: TensorLocation | None  # of the blocks of a coded state
@@ -91,9 +92,13 @@ class CheckpointTensors:
         Raises:
             CheckpointError: the checkpoint does not hold all of them.
         """
+        fragments = self.fragments.get(tensor.name, ())
+        for fragment in fragments:  # mostly one holds them all, and nothing is copied
+            if fragment.start <= start < stop <= fragment.stop:
+                return fragment.read(start, stop).float()
         values = torch.empty(stop - start, dtype=torch.float32)
         num_found = 0
-        for fragment in self.fragments.get(tensor.name, ()):
+        for fragment in fragments:
             first, last = max(start, fragment.start), min(stop, fragment.stop)
             if first < last:
                 values[first - start : last - start] = fragment.read(first, last)
@@ -130,9 +135,15 @@ def open_tensors(
             for piece in pieces_of_range(stored, start, stop):
                 tensors[piece.tensor.name] = piece.tensor
                 for kind, found in fragments.items():
-                    location = locations[f"{kind}:{name}"]
-                    scales = locations.get(scales_name(f"{kind}:{name}"))
-                    fragment = Fragment(piece.start, piece.stop, location, piece.offset, scales)
+                    state = f"{kind}:{name}"
+                    fragment = Fragment(
+                        piece.start,
+                        piece.stop,
+                        state,
+                        locations[state],
+                        piece.offset,
+                        locations.get(scales_name(state)),
+                    )
                     found[piece.tensor.name].append(fragment)
     return {kind: CheckpointTensors(folder, tensors, found) for kind, found in fragments.items()}
 

@@ -8,17 +8,20 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch.distributed as dist
+import xxhash
 from torch import Tensor
 
-from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.errors import CheckpointError, DiskError
 from hunyuan_train.checkpoint.folder import (
-    DIGEST,
     FORMAT_VERSION,
+    SUM,
+    TENSOR_SUMS,
     rank_file,
     write_manifest,
 )
@@ -28,6 +31,7 @@ from hunyuan_train.checkpoint.publish import (
     publish,
     unfinished_folder,
 )
+from hunyuan_train.checkpoint.read_back import WrittenParts, read_back
 from hunyuan_train.checkpoint.retention import delete_leftovers
 from hunyuan_train.checkpoint.state import RankContent, collect_content
 from hunyuan_train.model.safetensors_files import write_range
@@ -133,21 +137,41 @@ def _write_rank_file(folder: Path, content: RankContent, order: Ordered) -> dict
     path = unfinished_folder(folder) / rank_file(dist.get_rank())
     try:
         content.create(path)
-        locations = read_header(path)
-        for name, start, values in order(content):
-            write_range(locations[name], start, values)
-            tell_progress()
-        for name, values in content.copies.items():
-            write_range(locations[name], 0, values)
-        digest = hash_file(path)
-        return {"size": path.stat().st_size, DIGEST: digest, "ranges": content.ranges}
+        copies = ((name, 0, values) for name, values in content.copies.items())
+        return write_parts(path, chain(order(content), copies)) | {"ranges": content.ranges}
     except FileNotFoundError:
         return (
             f"{path.parent}, which rank 0 has made, is not there for this rank: output_dir must "
             "lie on a disk that all machines share"
         )
+    except DiskError as error:
+        return str(error)
     except OSError as error:
         return _describe(error, path)
+
+
+def write_parts(path: Path, parts: Iterable[Part]) -> dict[str, Any]:
+    """Fill a file that has room for its tensors, and say what the manifest says of it.
+
+    Every part is summed while it is at hand, and what the disk returns is compared with that.
+
+    Raises:
+        DiskError: it differs.
+    """
+    locations, written = read_header(path), WrittenParts()
+    sums = {name: xxhash.xxh3_128() for name in locations}
+    for name, start, values in parts:
+        content = write_range(locations[name], start, values)
+        written.note(path, locations[name].byte_of(start), content)
+        sums[name].update(content)
+        tell_progress()
+    digest = xxhash.xxh3_128()
+    read_back(path, digest, written.by_name[path.name])
+    return {
+        "size": path.stat().st_size,
+        SUM: digest.hexdigest(),
+        TENSOR_SUMS: {name: one.hexdigest() for name, one in sums.items()},
+    }
 
 
 def _publish(job: Job, content: RankContent, ranks: list[Any]) -> str | None:

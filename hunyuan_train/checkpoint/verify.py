@@ -5,26 +5,35 @@ summed.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.folder import DIGEST, MANIFEST, list_checkpoints, read_manifest
+from hunyuan_train.checkpoint.folder import DIGEST, MANIFEST, SUM, list_checkpoints, read_manifest
 from hunyuan_train.progress import show_progress
 
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22
+ALGORITHMS: dict[str, Callable[[], Any]] = {DIGEST: hashlib.sha256, SUM: xxhash.xxh3_128}
 
 
-def sum_file(path: Path, advance: Callable[[int], None]) -> str:
-    """SHA-256 of a file, in blocks so that hours of reading show progress."""
-    digest = hashlib.sha256()
+def sum_file(path: Path, advance: Callable[[int], None], algorithm: str = DIGEST) -> str:
+    """The checksum of a file, in blocks so that hours of reading show progress."""
+    digest = ALGORITHMS[algorithm]()
     buffer = bytearray(BLOCK_BYTES)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             digest.update(memoryview(buffer)[:size])
             advance(size)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
+
+
+def recorded_sum(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """By which algorithm a manifest's file was summed, and its checksum."""
+    algorithm = SUM if SUM in entry else DIGEST
+    return algorithm, entry[algorithm]
 
 
 def find_damage(
@@ -36,9 +45,9 @@ def find_damage(
     """What is wrong with some files of a checkpoint: a sentence for each, naming it."""
     faults = []
     for name in names:
-        expected = manifest["files"][name][DIGEST]
+        algorithm, expected = recorded_sum(manifest["files"][name])
         try:
-            found = sum_file(folder / name, advance)
+            found = sum_file(folder / name, advance, algorithm)
         except OSError as error:
             faults.append(f"{folder / name} cannot be read: {error.strerror}")
             continue

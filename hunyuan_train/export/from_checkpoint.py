@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import read_manifest
-from hunyuan_train.checkpoint.one_pass import read_pieces
+from hunyuan_train.checkpoint.one_pass import Stretch, plan_stretches
 from hunyuan_train.checkpoint.publish import (
     check_sums,
     hash_files,
@@ -26,6 +26,7 @@ from hunyuan_train.checkpoint.publish import (
     publish_summed,
     unfinished_until_published,
 )
+from hunyuan_train.checkpoint.read_back import WrittenParts
 from hunyuan_train.checkpoint.resharding import CheckpointTensors, open_tensors
 from hunyuan_train.checkpoint.run_folder import find_newest, read_settings
 from hunyuan_train.config.load import tokenizer_folder
@@ -75,10 +76,10 @@ class StoppedRun:
     trained: CheckpointTensors
     manifest: dict[str, Any]  # of the checkpoint
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the checkpoint's files."""
-        return sum(self.manifest["files"][file.name]["size"] for file in self.trained.files)
+    def plan(self) -> tuple[list[Stretch], int]:
+        """What is read of the checkpoint, and how many bytes that are."""
+        stretches = plan_stretches(self.trained, self.manifest)
+        return stretches, sum(one.stop - one.start for one in stretches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +129,22 @@ def export_stopped_run(run: StoppedRun, folder: Path, *, dtype: torch.dtype | No
         dtype: of the weights; by default that of the weights the run started from, of an adapter
             that of the run.
     """
+    written = WrittenParts()
     with unfinished_until_published(folder) as unfinished:
         if run.config.lora.use_lora:
             _write_stopped_adapter(run, unfinished, dtype)
         else:
-            _write_stopped_model(run, unfinished, dtype)
+            _write_stopped_model(run, unfinished, dtype, written)
         files = sorted(unfinished.iterdir())
         with show_progress("summing", sum(file.stat().st_size for file in files)) as advance:
-            digests = hash_files(files, advance)
+            digests = hash_files(files, advance, written.by_name)
         publish_summed(folder, digests)
     logger.info("exported %s", folder)
 
 
-def _write_stopped_model(run: StoppedRun, folder: Path, dtype: torch.dtype | None) -> None:
+def _write_stopped_model(
+    run: StoppedRun, folder: Path, dtype: torch.dtype | None, written: WrittenParts
+) -> None:
     source = TrainedWeights(run.trained, run.base)
     release = describe_release(run.config, run.shape, run.base)
     if dtype:
@@ -149,10 +153,10 @@ def _write_stopped_model(run: StoppedRun, folder: Path, dtype: torch.dtype | Non
     locations = read_locations(folder)
     frozen = {name: one for name, one in locations.items() if name not in run.trained.tensors}
     verify_base(run.base, frozen)
-    size = run.num_bytes + sum(one.num_bytes for one in frozen.values())
+    size = run.plan()[1] + sum(one.num_bytes for one in frozen.values())
     with show_progress("writing", size) as advance:
-        write_trained(run, locations, advance)
-        write_weights(run.base, frozen, advance)
+        write_trained(run, locations, advance, written)
+        write_weights(run.base, frozen, advance, written)
     if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:
         logger.info(TOO_LARGE)
         return
@@ -174,14 +178,18 @@ def verify_base(base: WeightSource, frozen: dict[str, TensorLocation]) -> None:
 
 
 def write_trained(
-    run: StoppedRun, locations: dict[str, TensorLocation], advance: Callable[[int], None]
+    run: StoppedRun,
+    locations: dict[str, TensorLocation],
+    advance: Callable[[int], None],
+    written: WrittenParts,
 ) -> None:
-    """Copy what was trained into a created folder, several of the checkpoint's files at a time.
+    """Copy what was trained into a created folder, several tensors of the checkpoint at a time.
 
     Args:
         run: at the checkpoint.
         locations: of the created folder.
         advance: told the bytes that are read.
+        written: learns what is written.
 
     Raises:
         CheckpointError: a file is damaged, or of another model.
@@ -195,14 +203,14 @@ def write_trained(
             )
     is_ended = Event()
 
-    def copy(file: Path) -> None:
-        pieces = read_pieces(run.trained, run.manifest, file, advance)
+    def copy(stretch: Stretch) -> None:
+        pieces = stretch.read(advance)
         for piece, values in takewhile(lambda _: not is_ended.is_set(), pieces):
-            write_piece(locations, piece, values)
+            write_piece(locations, piece, values, written)
 
     with ThreadPoolExecutor(num_threads()) as pool:
         try:
-            list(pool.map(copy, run.trained.files))
+            list(pool.map(copy, run.plan()[0]))
         finally:
             is_ended.set()  # all is done, or nobody waits for the rest
 
@@ -215,9 +223,10 @@ def read_trained(run: StoppedRun, dtype: torch.dtype) -> dict[str, Tensor]:
     """
     tensors = run.trained.tensors
     found = {name: torch.empty(one.numel, dtype=dtype) for name, one in tensors.items()}
-    with show_progress("reading", run.num_bytes) as advance:
-        for file in run.trained.files:
-            for piece, values in read_pieces(run.trained, run.manifest, file, advance):
+    stretches, num_bytes = run.plan()
+    with show_progress("reading", num_bytes) as advance:
+        for stretch in stretches:
+            for piece, values in stretch.read(advance):
                 found[piece.tensor.name][piece.start : piece.stop] = values
     return {name: values.view(tensors[name].shape) for name, values in found.items()}
 

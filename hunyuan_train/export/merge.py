@@ -32,6 +32,7 @@ from hunyuan_train.checkpoint.publish import (
     read_sums,
     unfinished_until_published,
 )
+from hunyuan_train.checkpoint.read_back import WrittenParts
 from hunyuan_train.errors import DataError
 from hunyuan_train.export.check import (
     MAX_PARAMETERS_BESIDE,
@@ -152,18 +153,20 @@ def merge_with_new_rows(merge: Merge, base: Path, adapter: Path, folder: Path) -
     weights = SafetensorsFolder(merge.weights)
     check_sums(sorted({location.file for location in merge.weights.values()}))
     source = ChangedWeights(weights, merge.changes, new_rows=merge.new_rows)
+    written = WrittenParts()
     with unfinished_until_published(folder) as unfinished:
         copy_others(merge, base, adapter, unfinished)
         create_weight_files(unfinished, Release(shape=merge.shape, dtype=weights.dtype))
         locations = read_locations(unfinished)
         num_bytes = sum(location.num_bytes for location in locations.values())
         with show_progress("merging", num_bytes) as advance:
-            write_weights(source, locations, advance)
+            write_weights(source, locations, advance, written)
         if count_parameters(merge.shape).total > MAX_PARAMETERS_BESIDE:
             logger.info(TOO_LARGE)
         else:
             check_result(merge, base, adapter, unfinished)
-        publish_summed(folder, hash_files(sorted(unfinished.iterdir()), lambda _: None))
+        files = sorted(unfinished.iterdir())
+        publish_summed(folder, hash_files(files, lambda _: None, written.by_name))
     num_rows = sum(len(rows.indices) for rows in merge.new_rows.values())
     logger.info("merged into %s, with %d rows of new tokens", folder, num_rows)
 

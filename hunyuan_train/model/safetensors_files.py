@@ -60,7 +60,7 @@ def read_range(location: TensorLocation, start: int, stop: int) -> Tensor:
     values = torch.empty(stop - start, dtype=DTYPES[location.dtype])
     target, num_read = memoryview(values.view(torch.uint8).numpy().data), 0
     with location.file.open("rb", buffering=0) as file:
-        file.seek(location.byte_offset + start * location.itemsize)
+        file.seek(location.byte_of(start))
         while num_read < len(target):
             received = file.readinto(target[num_read:])
             if not received:
@@ -69,20 +69,30 @@ def read_range(location: TensorLocation, start: int, stop: int) -> Tensor:
     return values
 
 
-def write_range(location: TensorLocation, start: int, values: Tensor) -> None:
-    """Write values over elements [start, start + len(values)) of the flattened tensor."""
+def write_range(location: TensorLocation, start: int, values: Tensor) -> memoryview:
+    """Write values over elements [start, start + len(values)) of the flattened tensor.
+
+    Returns:
+        the bytes that were written.
+    """
     stored = values.detach().to("cpu", DTYPES[location.dtype]).contiguous()
+    content: memoryview = stored.flatten().view(torch.uint8).numpy().data
     with location.file.open("r+b", buffering=0) as file:
-        file.seek(location.byte_offset + start * location.itemsize)
-        write_all(file, stored)
+        file.seek(location.byte_of(start))
+        write_bytes(file, content)
+    return content
 
 
 def write_all(file: FileIO, values: Tensor) -> None:
-    """Write a contiguous tensor's bytes where the file stands.
+    """Write a contiguous tensor's bytes where the file stands."""
+    write_bytes(file, values.flatten().view(torch.uint8).numpy().data)
+
+
+def write_bytes(file: FileIO, content: memoryview) -> None:
+    """Write bytes where the file stands.
 
     In small calls: for each call Linux (6.18) looks for a run of free memory as large as the call,
     and one of 8 MB costs six times as long as eight of 1 MB.
     """
-    content = values.flatten().view(torch.uint8).numpy().data
     while content:
         content = content[file.write(content[:WRITE_BYTES]) :]

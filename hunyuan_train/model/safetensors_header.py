@@ -43,6 +43,10 @@ class TensorLocation:
         """Size of the whole tensor."""
         return prod(self.shape) * self.itemsize
 
+    def byte_of(self, element: int) -> int:
+        """Where in the file an element lies, counted in the flattened tensor."""
+        return self.byte_offset + element * self.itemsize
+
 
 def largest(locations: Mapping[str, TensorLocation]) -> TensorLocation:
     """Where the largest of some tensors lies."""
