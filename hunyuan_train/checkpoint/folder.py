@@ -21,7 +21,8 @@ from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.json_file import read_bytes
 from hunyuan_train.optim.records import MASTER
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READ_VERSIONS = (3, FORMAT_VERSION)  # files of format 3 are summed by SHA-256, and as a whole only
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step-(\d{6,})")
 DIGEST = "sha256"  # of the rest of the manifest, and of files that earlier versions wrote
@@ -130,11 +131,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not is_sealed:  # then nothing in it is to be believed, its format least of all
         raise CheckpointError(f"{path} is not what was written: its checksum differs")
-    if manifest.get("format_version") != FORMAT_VERSION:
+    if manifest.get("format_version") not in READ_VERSIONS:
         raise CheckpointError(
             f"{folder} has checkpoint format {manifest.get('format_version')}, and this version of "
-            f"hunyuan_train reads format {FORMAT_VERSION}; go on from it with the version that "
-            "wrote it, or export it with that version and start from the exported model"
+            f"hunyuan_train reads formats {READ_VERSIONS[0]} to {READ_VERSIONS[-1]}; go on from it "
+            "with the version that wrote it, or export it with that version and start from the "
+            "exported model"
         )
     wrong = [name for name, kind in FIELDS.items() if not isinstance(manifest.get(name), kind)]
     if not wrong:

@@ -67,7 +67,7 @@ def cut_manifest(folder: Path) -> None:
 
 def flip_version(folder: Path) -> None:
     file = folder / "manifest.json"
-    file.write_text(file.read_text().replace('"format_version": 3', '"format_version": 7'))
+    file.write_text(file.read_text().replace('"format_version": 4', '"format_version": 7'))
 
 
 def nest(folder: Path) -> None:
@@ -218,6 +218,12 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     write_manifest(folder, {"format_version": 1, "files": {}})  # all that it shares with this one
     with pytest.raises(CheckpointError, match="has checkpoint format 1"):
         read_manifest(folder)
+
+
+def test_the_format_before_is_read(tmp_path: Path) -> None:
+    folder = write_fake(tmp_path, 20)
+    write_manifest(folder, read_manifest(folder) | {"format_version": 3})
+    assert read_manifest(folder)["format_version"] == 3
 
 
 @pytest.mark.parametrize(
