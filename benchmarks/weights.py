@@ -29,6 +29,7 @@ from tests import ranks
 from tests.measured import (
     Copy,
     Repeated,
+    export_live,
     export_run,
     largest_tensor,
     load,
@@ -105,7 +106,7 @@ def copy_with_cp(folder: Path) -> float:
 
 
 def measure_copies(base: Path, folder: Path, gigabytes: float) -> list[Row]:
-    """Export a stopped run, and merge two adapters."""
+    """Export a stopped run and a live one, and merge two adapters."""
     shape = shape_of_size(gigabytes)
     checkpoint = make_run(folder / "run", base)
     write_checkpoint(checkpoint, shape, Repeated(), num_ranks=4, expert_size=2)
@@ -118,6 +119,13 @@ def measure_copies(base: Path, folder: Path, gigabytes: float) -> list[Row]:
         )
     ]
     rmtree(folder / "run")
+    rows.append(
+        measure_copy(
+            "export of a live run on 2 ranks",
+            lambda: max(run_ranks(export_live, 2, output, gigabytes), key=lambda one: one.seconds),
+            output,
+        )
+    )
     for name, targets in ADAPTERS.items():
         lora = LoraConfig(use_lora=True, lora_rank=RANK_OF_ADAPTER, lora_target_modules=targets)
         adapter = folder / targets

@@ -1,5 +1,6 @@
 """What reading and writing weights costs: bytes, seconds, and memory at its peak."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hunyuan_train.config.schema import LoraConfig, RunConfig
 from hunyuan_train.export import huggingface_folder as release
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
+from hunyuan_train.export.from_engine import export_model
 from hunyuan_train.export.huggingface_folder import (
     Release,
     create_release,
@@ -34,6 +36,7 @@ from hunyuan_train.parallel import assemble
 from hunyuan_train.parallel.assemble import build_engine
 from hunyuan_train.parallel.engine import start_process_group
 from hunyuan_train.parallel.zero import weight_shards, weight_values
+from tests.engines import small_engine
 from tests.released import SHAPE
 
 STATUS = Path("/proc/self/status")
@@ -204,6 +207,23 @@ def export_run(run: Path, output: Path) -> Copy:
         started = time.perf_counter()
         export_stopped_run(open_stopped_run(run, {}), output)
         seconds = time.perf_counter() - started
+    return Copy(seconds, peak.rise, peak.highest)
+
+
+def export_live(output: Path, gigabytes: float) -> Copy:
+    """Export from a running engine; called by every rank."""
+    torch.set_num_threads(1)
+    shape, num_ranks = shape_of_size(gigabytes), int(os.environ["WORLD_SIZE"])
+    engine = small_engine(
+        stage=3, expert_size=num_ranks, shape=shape, source=Repeated(), optimizer="sgd"
+    )
+    release_of = Release(shape=shape, dtype=torch.bfloat16)
+    dist.barrier()
+    with watch_memory() as peak:
+        started = time.perf_counter()
+        fault = export_model(engine, output, release_of, Repeated())
+        seconds = time.perf_counter() - started
+    assert fault is None, fault
     return Copy(seconds, peak.rise, peak.highest)
 
 
