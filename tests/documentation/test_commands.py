@@ -6,6 +6,9 @@ that the page names.
 
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,7 +80,17 @@ def trainings() -> dict[str, str]:
     return found
 
 
-def dry_words(command: str, needs: str) -> list[str]:
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs of answers, for trainings by preference."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    subprocess.run(
+        [sys.executable, "examples/make_preferences.py", path], cwd=REPOSITORY, check=True
+    )
+    return path
+
+
+def dry_words(command: str, needs: str, pairs: Path) -> list[str]:
     """The same training as a dry run, of the model before it is downloaded, on demo data."""
     words = shlex.split(command.partition(" > ")[0])
     given = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
@@ -97,7 +110,8 @@ def dry_words(command: str, needs: str) -> list[str]:
     assert gpus
     model = "hunyuan-7b" if "7B" in given["MODEL_PATH"] else "a13b"
     assert given["TRAIN_FILE"].endswith(".jsonl")
-    words = ["--model_name_or_path", model, "--train_data_file", "data/tiny_train.jsonl"]
+    data = str(pairs) if "--objective" in rest else "data/tiny_train.jsonl"
+    words = ["--model_name_or_path", model, "--train_data_file", data]
     return [*rest, *words, "--dry_run", "--gpus", gpus[1], "--nodes", str(nodes)]
 
 
@@ -109,10 +123,10 @@ def test_each_path_has_a_training():
 
 
 @pytest.mark.parametrize(("command", "needs"), trainings().items())
-def test_a_training_on_gpus_passes_every_check_and_fits(command, needs, capsys, monkeypatch):
+def test_a_training_on_gpus_passes_every_check_and_fits(command, needs, pairs, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     if "mine.yaml" in command:
         pytest.skip("its file is the reader's own")
-    words = dry_words(command, needs)
+    words = dry_words(command, needs, pairs)
     assert main(["train", *words, "--gpu_memory", "80"]) == 0, words
     assert "every check passed" in capsys.readouterr().err
