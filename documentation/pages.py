@@ -29,7 +29,7 @@ TASKS = (
     ),
     *("preferences", "long-context", "memory", "checkpoints", "monitoring", "serve-and-quantise"),
     *("proof", "troubleshooting", "faq", "comparison", "glossary", "hubs", "watch"),
-    *("containers", "plain_text", "one_gpu_adapters"),
+    *("containers", "plain_text", "one_gpu_adapters", "models", "tool_use"),
 )
 SHELLS = ("bash", "sh")
 BLOCK = re.compile(r"(?:^<!-- (slow|needs: [^\n]+) -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)

@@ -320,7 +320,13 @@ class EvaluationConfig:
         low=0,
         high=10**6,
     )
-    eval_max_new_tokens: int = free_setting(512, "most tokens of such an answer", low=1, high=2**20)
+    eval_max_new_tokens: int = free_setting(
+        512,
+        "most tokens of such an answer. One whose thoughts are longer is cut, and counts as "
+        "malformed",
+        low=1,
+        high=2**20,
+    )
     eval_metric: str | None = free_setting(
         None,
         "a metric of your own, FILE.py:FUNCTION, over the answers of eval_generate. The function "

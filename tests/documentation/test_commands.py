@@ -108,7 +108,9 @@ def dry_words(command: str, needs: str, pairs: Path) -> list[str]:
     nodes = given.get("NODE_IP_LIST", "one").count(",") + 1
     gpus = re.search(r"(\d+) GPU", needs)
     assert gpus
-    model = "hunyuan-7b" if "7B" in given["MODEL_PATH"] else "a13b"
+    models = {"Hunyuan-7B": "hunyuan-7b", "Hy3": "hy3"}
+    found = [preset for name, preset in models.items() if name in given["MODEL_PATH"]]
+    model = found[0] if found else "a13b"
     assert given["TRAIN_FILE"].endswith(".jsonl")
     data = str(pairs) if "--objective" in rest else "data/tiny_train.jsonl"
     words = ["--model_name_or_path", model, "--train_data_file", data]
