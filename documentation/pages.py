@@ -30,6 +30,7 @@ TASKS = (
     *("preferences", "long-context", "memory", "checkpoints", "monitoring", "serve-and-quantise"),
     *("proof", "troubleshooting", "faq", "comparison", "glossary", "hubs", "watch"),
     *("containers", "plain_text", "one_gpu_adapters", "models", "tool_use"),
+    "quantization",
 )
 SHELLS = ("bash", "sh")
 BLOCK = re.compile(r"(?:^<!-- (slow|needs: [^\n]+) -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
