@@ -219,7 +219,6 @@ from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.data.compiled.compile import CompileSettings
 from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
 from hunyuan_train.data.reading.sources import Source
-from hunyuan_train.export.served_tokenizer import build_fast_tokenizer
 from hunyuan_train.families.grammar.find import load_tokenizer
 
 if __name__ == "__main__":
@@ -233,6 +232,7 @@ if __name__ == "__main__":
             train_data_file=path,
             cache_dir=folder,
             preprocessing_num_workers=int(num_workers),
+            data_policy="foreign_markers=note",  # which Python's own modules hold
             **settings,
         )
         prepare_dataset(config, load_tokenizer(Path(tokenizer)))
