@@ -77,10 +77,12 @@ def start_ranks(
 
 def prepare(*others: Extension) -> None:
     """Do what the launcher does for ranks: a test that killed some may have left a lock."""
+    folder = extensions_folder(os.environ)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)  # for benchmarks, which no conftest prepares
     for extension in (SHARED_MEMORY, *others):
         prepare_extension(
             extension,
-            folder=extensions_folder(os.environ),
+            folder=folder,
             environment=os.environ,
             console=Console(stderr=True),
         )
