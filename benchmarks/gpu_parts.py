@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -31,8 +32,10 @@ from deepspeed.moe.ep_experts import (
     _run_experts_grouped_mm_fused_gate_up,
 )
 from deepspeed.ops.triton_ops import autoep_fused_token_ops
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.integrations.flash_attention import flash_attention_forward
+from transformers.models.hunyuan_v1_moe import modeling_hunyuan_v1_moe as modeling
 
 from hunyuan_train.checkpoint.staging import Staging
 from hunyuan_train.launcher.host.gpu_faults import find_faults
@@ -40,6 +43,7 @@ from hunyuan_train.launcher.host.probe import list_what_triton_lacks, read_gpu_f
 from hunyuan_train.launcher.rank.collectives import describe, read_collectives
 from hunyuan_train.launcher.rank.environment import deterministic_environment
 from hunyuan_train.model import attention
+from hunyuan_train.model.fused import Kernels, describe_lack, load_kernels
 from hunyuan_train.optim.lean import LeanAdamW, random_bits
 from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
 from hunyuan_train.parallel.determinism import compute_deterministically
@@ -318,6 +322,50 @@ def combining(scale: Scale) -> Rows:
     yield "fused_weighted_sum", ", ".join(errors), f"{timed(lambda: run(fused), scale):.2f}"
 
 
+def fused_kernels(scale: Scale) -> Rows:
+    """RMSNorm, rope and SwiGLU, forward and backward: Transformers' operators against Liger's."""
+    yield "part", "largest difference: results, gradients", "plain, ms", "Liger, ms"
+    heads, kv_heads, size = scale.heads
+    torch.manual_seed(0)
+    hidden, weight = scale.random(scale.tokens, scale.hidden), scale.random(scale.hidden)
+    gate, up = (scale.random(scale.tokens, scale.intermediate) for _ in range(2))
+    query, key = (scale.random(1, n, scale.tokens, size) for n in (heads, kv_heads))
+    angles = torch.rand(1, scale.tokens, size // 2, device=scale.device).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(scale.dtype), angles.sin().to(scale.dtype)
+    plain_norm = modeling.HunYuanMoEV1RMSNorm(scale.hidden).to(scale.device)
+    plain_norm.weight = nn.Parameter(weight.detach())
+    plain = Kernels(
+        norm=lambda rows, _, __: plain_norm(rows),
+        rope=modeling.apply_rotary_pos_emb,
+        gate=lambda one, other: functional.silu(one) * other,
+    )
+    lack = describe_lack(scale.dtype)
+    fused = None if lack else load_kernels()
+    parts: dict[str, tuple[Callable[[Kernels], Any], list[Tensor]]] = {
+        "RMSNorm": (lambda one: one.norm(hidden, weight, 1e-6), [hidden]),
+        # Copies, because Liger's writes over what it is given.
+        "rope": (lambda one: one.rope(query.clone(), key.clone(), cos, sin), [query, key]),
+        "SwiGLU": (lambda one: one.gate(gate.clone(), up.clone()), [gate, up]),
+    }
+
+    def run(kernels: Kernels, work: Callable[[Kernels], Any], inputs: list[Tensor]) -> list[Tensor]:
+        results = work(kernels)
+        results = [results] if isinstance(results, Tensor) else list(results)
+        ones = [torch.ones_like(one) for one in results]
+        return [*(one.detach() for one in results), *torch.autograd.grad(results, inputs, ones)]
+
+    for name, (work, inputs) in parts.items():
+        exact = run(plain, work, inputs)
+        spent = timed(lambda work=work, inputs=inputs: run(plain, work, inputs), scale)
+        if fused is None:
+            yield name, lack, f"{spent:.3f}", ""
+            continue
+        pairs = zip(run(fused, work, inputs), exact, strict=True)
+        errors = ", ".join(f"{(a.float() - b.float()).abs().max():.4f}" for a, b in pairs)
+        fast = timed(lambda work=work, inputs=inputs: run(fused, work, inputs), scale)
+        yield name, errors, f"{spent:.3f}", f"{fast:.3f}"
+
+
 def products(scale: Scale) -> Rows:
     """Grouped products alone, by how uneven the experts are, beside one product of that size."""
     yield "product", "ms", "TFLOP/s"
@@ -415,8 +463,8 @@ def staging(scale: Scale) -> Rows:
 PARTS: dict[str, Callable[[Scale], Rows]] = {
     one.__name__: one
     for one in (
-        *(machine, attention_kernels, expert_kernels, combining, products, update, recorder),
-        staging,
+        *(machine, attention_kernels, expert_kernels, combining, fused_kernels, products, update),
+        *(recorder, staging),
     )
 }
 

@@ -20,6 +20,7 @@ from benchmarks.gpu_parts import (
     combining,
     expert_counts,
     expert_kernels,
+    fused_kernels,
     machine,
     products,
     staging,
@@ -49,6 +50,18 @@ def test_every_attention_backend_is_right_and_repeats_when_asked(scale: Scale) -
         assert max(numbers(differences)) < (1e-5 if scale.is_small else 0.1), name
         assert is_deterministic == "yes", name
         assert float(spent) > 0
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_fused_kernels_are_compared_with_what_they_replace(scale: Scale) -> None:
+    _, *rows = fused_kernels(scale)
+    assert [name for name, *_ in rows] == ["RMSNorm", "rope", "SwiGLU"]
+    for name, differences, plain, fused in rows:
+        assert float(plain) > 0, name
+        if scale.is_small:
+            assert (differences, fused) == ("there is no GPU", "")
+        else:
+            assert max(numbers(differences)) < 0.1, name
 
 
 @pytest.mark.parametrize("scale", SCALES)

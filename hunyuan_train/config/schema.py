@@ -39,6 +39,11 @@ class ModelConfig:
     use_flash_attn: bool | Auto = free_setting(
         "auto", "flash-attn kernels: true requires the package, auto uses it if it is installed"
     )
+    use_liger_kernel: bool = setting(
+        False,
+        "RMSNorm, rope and SwiGLU by Liger's fused kernels (pip install liger-kernel), on GPUs; "
+        "where they are not, the run says so and does without",
+    )
     router_aux_loss_coef: float = setting(
         0.0,
         "weight of the load-balancing loss (0: off, as the model was released)",

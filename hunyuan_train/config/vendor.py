@@ -68,7 +68,6 @@ NOT_OFFERED = (
     "torch_compile",
     "trust_remote_code",
     "use_dummy_data",
-    "use_liger_kernel",
 )
 TRANSLATED |= {name: {"false": None} for name in NOT_OFFERED}
 
@@ -161,7 +160,7 @@ REFUSED_TOGETHER = {
         "optim_args",
         "optim_target_modules",
     ),
-    "kernels are chosen by --use_flash_attn and the DeepSpeed file": (
+    "kernels are chosen by --use_flash_attn, --use_liger_kernel and the DeepSpeed file": (
         "liger_kernel_config",
         "torch_compile_backend",
         "torch_compile_mode",

@@ -63,6 +63,7 @@ class LeanAdamW(Optimizer):
         super().__init__(params, defaults)
         self.num_rounded = 0  # bfloat16 weights updated since `take_moved`
         self.moved: Tensor | None = None  # how many of them changed: int64, on their device
+        self.gradient_scale = 1.0  # by which gradients are multiplied, as they are clipped
         self.update_flat: Callable[..., Tensor] | None = None  # a parameter at once, by a kernel
         self.sent: dict[Settings, Sent] = {}  # what this step's updates need on the device
 
@@ -138,10 +139,11 @@ class LeanAdamW(Optimizer):
 
     def _send(self, group: dict[str, Any], step: int, device: torch.device) -> "Sent":
         """What a group's update needs, sent for all groups in one copy that nothing waits for."""
-        wanted = group_settings(group, step, device)
+        scale = self.gradient_scale
+        wanted = group_settings(group, step, scale, device)
         if wanted not in self.sent:
-            settings = [group_settings(one, step, device) for one in self.param_groups]
-            rows = [step_numbers(one, step) for one in self.param_groups]
+            settings = [group_settings(one, step, scale, device) for one in self.param_groups]
+            rows = [step_numbers(one, step, scale) for one in self.param_groups]
             seeds = [split_seed(random_seed(one["key"], step)) for one in self.param_groups]
             arrays = [np.array(rows, dtype=np.float32), np.array(seeds, dtype=np.int32)]
             numbers, halves = copy_together(arrays, device)
@@ -153,7 +155,7 @@ class LeanAdamW(Optimizer):
 class Sent(NamedTuple):
     """What one group's update needs of one step, on the device."""
 
-    numbers: Tensor  # of `step_numbers`: [8], float32
+    numbers: Tensor  # of `step_numbers`: [9], float32
     low: Tensor  # half of the seed: int32 scalars
     high: Tensor
 
@@ -162,10 +164,12 @@ class Sent(NamedTuple):
         return (self.low + wrap_int32(start) if start else self.low), self.high
 
 
-def group_settings(group: dict[str, Any], step: int, device: torch.device) -> Settings:
+def group_settings(
+    group: dict[str, Any], step: int, scale: float, device: torch.device
+) -> Settings:
     """All that a group's update depends on beside its tensors."""
     names = ("key", "lr", "betas", "eps", "weight_decay")
-    return (step, device, *(group[name] for name in names))
+    return (step, scale, device, *(group[name] for name in names))
 
 
 def updated(
@@ -206,13 +210,14 @@ def compare_updates(plain: Tensor, fused: Tensor) -> None:
             raise RuntimeError(f"compiled, it gives {share:.1%} of float32 weights another value")
 
 
-def step_numbers(group: dict[str, Any], step: int) -> list[float]:
-    """What the update of one parameter group needs at a step."""
+def step_numbers(group: dict[str, Any], step: int, scale: float) -> list[float]:
+    """What the update of one parameter group needs at a step, with so scaled gradients."""
     beta1, beta2 = group["betas"]
     rate = group["lr"]
     corrected_rate, corrected_root = rate / (1 - beta1**step), (1 - beta2**step) ** 0.5
     decay = rate * group["weight_decay"]
-    return [beta1, 1 - beta1, beta2, 1 - beta2, corrected_rate, corrected_root, decay, group["eps"]]
+    moving = [beta1, 1 - beta1, beta2, 1 - beta2]
+    return [*moving, corrected_rate, corrected_root, decay, group["eps"], scale]
 
 
 def update_blocks(
@@ -237,8 +242,8 @@ def update_blocks(
     """
     # The lower half rounds the weights, the upper half the second moment, the middle the first.
     bits = hash_positions(weights.shape, *seed, weights.device)
-    beta1, rest1, beta2, rest2, rate, root, decay, epsilon = numbers.unbind()
-    gradients = gradients.float()
+    beta1, rest1, beta2, rest2, rate, root, decay, epsilon, scale = numbers.unbind()
+    gradients = gradients.float() * scale
     first = moments[0].decode(weights.shape[1]) * beta1 + gradients * rest1
     second = moments[1].decode(weights.shape[1]) * beta2 + gradients.square() * rest2
     exact = weights.float()

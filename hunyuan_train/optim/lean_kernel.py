@@ -99,6 +99,7 @@ def update_kernel(
     beta2, rest2 = tl.load(numbers_at + 2), tl.load(numbers_at + 3)
     rate, root = tl.load(numbers_at + 4), tl.load(numbers_at + 5)
     decay, epsilon = tl.load(numbers_at + 6), tl.load(numbers_at + 7)
+    gradient = gradient * tl.load(numbers_at + 8)
     first = first_old * tl.load(first_scales_at + block) * beta1 + gradient * rest1
     second = second_old * tl.load(second_scales_at + block) * beta2 + gradient * gradient * rest2
     first = tl.where(is_there, first, 0.0)

@@ -21,6 +21,7 @@ from hunyuan_train.model.expert_cache import with_cache
 from hunyuan_train.model.expert_codes import find_codes
 from hunyuan_train.model.expert_microbatches import chunk_experts
 from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.fused import fuse_or_warn
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import Sources, build_split_model, start_engine, training_dtype
 from hunyuan_train.parallel.expert import moe_blocks
@@ -94,6 +95,8 @@ def build_engine(
         has_expert_weights=codes is None,
     )
     freeze_parameters(model, config.model)
+    if config.model.use_liger_kernel:
+        fuse_or_warn(model, dtype)
     if config.train.gradient_checkpointing:
         recompute_layers(
             model,

@@ -9,14 +9,19 @@ are tiny beside them, and routers (`parallel/routers.py`).
 """
 
 from collections.abc import Iterator
+from functools import partial
+from math import inf
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from torch import Tensor, nn
 
 from hunyuan_train.model.router import is_pinned, router_weight
 from hunyuan_train.parallel.zero import flat_masters, num_dimensions
+
+NORM_ADDED = 1e-6  # to the norm that is clipped by, as the engine does
 
 
 def exact_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -42,10 +47,28 @@ def share_masters(engine: deepspeed.DeepSpeedEngine) -> None:
     if engine.zero_optimization_partition_weights():
         # From here on the engine reads this only to gather a whole master, a router's, say.
         optimizer.master_weights_and_grads_dtype = torch.float32
+        optimizer.unscale_and_clip_grads = partial(pass_scale_on, optimizer)
         return
     for group, master in zip(optimizer.optimizer.param_groups, masters, strict=True):
         group["params"] = [master]
     optimizer._link_all_hp_params()  # parameters point to the part of their master kept here
+
+
+def pass_scale_on(optimizer: ZeROOptimizer, sub_group: int, norm: Tensor) -> None:
+    """Let the update scale and clip gradients as it reads them, which the engine does beforehand.
+
+    That reads and writes all of them once more, and rounds them to the training dtype.
+
+    Args:
+        optimizer: the engine's, of stage 3.
+        sub_group: that is updated next; the first one's scale is that of all.
+        norm: of all gradients, as they are: with the loss scale. A scalar, of the CPU where
+            `parallel/gradient_norm.py` took it.
+    """
+    if sub_group:
+        return
+    clip = (float(norm) / optimizer.loss_scale + NORM_ADDED) / (optimizer.clip_grad or inf)
+    optimizer.optimizer.gradient_scale = 1 / (max(clip, 1.0) * optimizer.loss_scale)
 
 
 def flat_weights(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, Tensor]]:

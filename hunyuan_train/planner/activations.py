@@ -29,6 +29,7 @@ class Saving:
 
     tokens: int
     size: int  # bytes of an element
+    is_fused: bool  # norms and MLPs by Liger's kernels, which keep what they are given
     kinds: frozenset[Kind]  # of tensors that save their inputs, for their own gradients
     expert_rank: int  # rank of adapters on experts, or 0
 
@@ -43,13 +44,21 @@ def describe_saving(run: ResolvedRun) -> Saving:
     return Saving(
         tokens=run.num_tokens,
         size=run.element_bytes,
+        is_fused=uses_fused_kernels(run),
         kinds=frozenset(trained | adapted | (linear if run.stage == 3 else set())),
         expert_rank=lora.lora_rank if Kind.EXPERT in adapted else 0,
     )
 
 
+def uses_fused_kernels(run: ResolvedRun) -> bool:
+    """Whether norms, rope and MLPs are computed by Liger's kernels (model/fused.py)."""
+    return run.config.model.use_liger_kernel and run.is_on_gpu and run.is_bf16
+
+
 def norm_bytes(rows: int, width: int, saving: Saving) -> int:
     """RMSNorm of [rows, width]: its input in float32, the root, and what the weight multiplies."""
+    if saving.is_fused:  # its input as it came, and the root
+        return rows * (saving.size * width + 4)
     return rows * (4 * width + 4 + (saving.size * width if Kind.NORM in saving.kinds else 0))
 
 
@@ -127,7 +136,8 @@ def mlp_bytes(run: ResolvedRun, saving: Saving, kind: Kind) -> int:
 
     Gate, its SiLU and up; what goes down is kept only where that projection wants a gradient.
     """
-    inner = (4 if kind in saving.kinds else 3) * width_of(run.shape, kind)
+    gates = 2 if saving.is_fused else 3
+    inner = (gates + (kind in saving.kinds)) * width_of(run.shape, kind)
     return saving.tokens * saving.size * (run.shape.hidden_size + inner)
 
 
@@ -283,15 +293,18 @@ def running_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What experts hold on GPUs while their last product is made and nothing is saved.
 
     Their input and output, gate, up and what goes down: the engine's functions hold each until they
-    return.
+    return. Where experts are adapted, the base's output and the adapter's lie beside their sum.
     """
     if not (run.shape.num_experts and run.is_on_gpu):
         return 0
     shape, size, rows = run.shape, run.element_bytes, expert_rows(run, imbalance)
     width = width_of(shape, Kind.EXPERT)
-    plain = size * rows * (2 * shape.hidden_size + 3 * width)
+    num_outputs = 3 if describe_saving(run).expert_rank else 1
+    plain = size * rows * ((1 + num_outputs) * shape.hidden_size + 3 * width)
     quantised = working_bytes(run, rows) + size * rows * 2 * width
-    return ceil(max(plain, quantised) / run.config.train.moe_chunks)
+    # Transformers' own function weighs outputs in float32, and puts those in order.
+    whole = 0 if run.splits_experts else (2 * size + 2 * 4) * rows * shape.hidden_size
+    return ceil(max(plain, quantised, whole) / run.config.train.moe_chunks)
 
 
 def gradient_rows_bytes(run: ResolvedRun, rows: int) -> int:
@@ -319,8 +332,9 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves until its experts are done.
 
     With split experts the fullest of three moments. One is at the end of the experts: their outputs
-    before and after they are put back in order, and the gradient of the layer's output; a rank that
-    gets far more than an equal share is fullest then. So it is, with frozen experts, among the
+    before and after they are put back in order (or the base's, the adapter's and their sum), and
+    the gradient of the layer's output; a rank that gets far more than an equal share is fullest
+    then. So it is, with frozen experts, among the
     gradients of their inner tensors. The third is the gradient of the weighted sum
     of outputs: what was saved to combine, and the gradients of the layer's output and of its input,
     as far as it is known. On GPUs one kernel makes the gradient of the rows from these
@@ -334,9 +348,11 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
     saved = combine_bytes(run) if is_again and shape.num_experts else 0
     if not run.splits_experts:
-        weighing = shape.hidden_size * (size * rows + 4 * slots)
+        # In float32: gradients of what was weighed, of outputs, and of weights before their sum.
+        weighing = shape.hidden_size * (12 * slots if run.is_on_gpu else size * rows + 4 * slots)
         return ceil((weighing + saved) / chunks) + 2 * boundary
-    outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
+    num_outputs = 3 if describe_saving(run).expert_rank and run.is_on_gpu else 2
+    outputs = max(num_outputs * size * rows * shape.hidden_size, working_bytes(run, rows))
     products = 4 * (2 * slots + run.num_tokens)
     weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
     weighing += saved

@@ -206,12 +206,13 @@ def num_forwards(run: ResolvedRun) -> int:
 def update_seconds(run: ResolvedRun, hardware: Hardware, traffic: Traffic) -> float:
     """The optimizer's own time: it is bound by memory, on the GPU or, offloaded, on the host.
 
-    On the GPU gradients are read before it for their norm, and read and written to be clipped.
+    On the GPU gradients are read before it for their norm, and, but for optimizers that share their
+    masters, read and written to be clipped.
     """
     elements, size = updated_elements(run), run.element_bytes
     moved = run.optimizer.traffic_bytes * elements
     if not run.optimizer.is_on_host:
-        clipping = 3 * size * elements
+        clipping = (1 if run.optimizer.shares_masters else 3) * size * elements
         return (moved + clipping) / (hardware.gpu.memory_bandwidth * BANDWIDTH_SHARE)
     on_host = moved * run.ranks_per_node / HOST_MEMORY_BANDWIDTH
     return on_host + traffic.host / (hardware.gpu.host_bandwidth * BANDWIDTH_SHARE)

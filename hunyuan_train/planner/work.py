@@ -136,12 +136,16 @@ def layer_parts(run: ResolvedRun, kinds: frozenset[Kind], imbalance: float) -> I
     hidden = tokens * shape.hidden_size
     query = tokens * shape.num_attention_heads * shape.head_dim
     key = tokens * shape.num_key_value_heads * shape.head_dim
-    normed = 2 * hidden + query + key
-    weighing = (8, 8) if Kind.NORM in saving.kinds else (0, 0)  # gradients of norms' weights
-    yield Part(
-        Item.NORMS, moving(36.1, normed, 32), moving(84.1 + weighing[0], normed, 56 + weighing[1])
-    )
-    yield Part(Item.ROPE, moving(20.2, query + key, 10), moving(16.2, query + key, 8))
+    yield norm_part(run, 2 * hidden + query + key, 4)
+    if saving.is_fused:  # each once in and once out
+        turned = moving(2 * saving.size, query + key, 1)
+        yield Part(Item.ROPE, turned, turned)
+        # The norms of heads want theirs laid together, and rope their gradients.
+        laid = moving(2 * saving.size, query + key, 2)
+        yield Part(Item.NORMS, laid, laid)
+        yield Part(Item.HEADS, Work(), laid)
+    else:
+        yield Part(Item.ROPE, moving(20.2, query + key, 10), moving(16.2, query + key, 8))
     yield Part(Item.SUMS, moving(6, hidden, 1), Work())
     num_last = 1 + (Kind.SHARED_EXPERT in kinds)
     yield Part(Item.SUMS, moving(6 * num_last, hidden, num_last), Work(), is_last=True)
@@ -153,6 +157,17 @@ def layer_parts(run: ResolvedRun, kinds: frozenset[Kind], imbalance: float) -> I
     yield from dense_parts(run, kinds)
     if Kind.ROUTER in kinds:
         yield from expert_parts(run, imbalance)
+
+
+def norm_part(run: ResolvedRun, elements: int, number: int) -> Part:
+    """So many norms of as many elements in all."""
+    saving = describe_saving(run)
+    if saving.is_fused:  # gradients of weights come by the way, and are summed
+        forward = moving(2 * saving.size, elements, number)
+        return Part(Item.NORMS, forward, moving(3 * saving.size, elements, 3 * number))
+    weighing = 8 if Kind.NORM in saving.kinds else 0  # bytes, for the weights' gradients
+    backward = moving(84.1 + weighing, elements, (14 + weighing // 4) * number)
+    return Part(Item.NORMS, moving(36.1, elements, 8 * number), backward)
 
 
 def dense_parts(run: ResolvedRun, kinds: frozenset[Kind]) -> Iterator[Part]:
@@ -168,13 +183,27 @@ def dense_parts(run: ResolvedRun, kinds: frozenset[Kind]) -> Iterator[Part]:
         num_backward = 1 + is_trained(one, model, lora)
         yield Part(Item.DENSE, product, times(product, num_backward), is_kept=True)
         if one.name_in_layer in adapted:
-            narrow = multiplying(inputs, rank, tokens, size)
-            narrow.add(multiplying(rank, outputs, tokens, size))
-            narrow.add(moving(10, tokens * outputs, 2))  # scaled, and added to the projection
-            yield Part(Item.ADAPTERS, narrow, times(narrow, 2))
+            yield from adapter_parts(inputs, outputs, rank, tokens, size)
     for kind in kinds & {Kind.MLP, Kind.SHARED_EXPERT}:
         gates = tokens * width_of(run.shape, kind)
-        yield Part(Item.GATES, moving(10, gates, 2), moving(18, gates, 3))
+        if describe_saving(run).is_fused:
+            yield Part(Item.GATES, moving(3 * size, gates, 1), moving(5 * size, gates, 1))
+        else:
+            yield Part(Item.GATES, moving(10, gates, 2), moving(18, gates, 3))
+
+
+def adapter_parts(
+    inputs: int, outputs: int, rank: int, rows: int, size: int, experts: int = 1
+) -> Iterator[Part]:
+    """Both products of an adapter, which are scaled and added to the projection's."""
+    narrow = multiplying(inputs, rank, rows, size, experts)
+    narrow.add(multiplying(rank, outputs, rows, size, experts))
+    item = Item.DENSE if experts == 1 else Item.EXPERTS
+    yield Part(item, narrow, times(narrow, 2), is_of_experts=experts > 1)
+    added = rows * outputs
+    yield Part(
+        Item.ADAPTERS, moving(10, added, 2), moving(4, added, 1), is_of_experts=experts > 1
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=16)
@@ -211,6 +240,9 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
         product.add(multiplying(inputs, outputs, rows, size, local))
     num_backward = 1 + any(one.kind is Kind.EXPERT and one.is_trained for one in base(run))
     yield Part(Item.EXPERTS, product, times(product, num_backward), is_of_experts=True)
+    if rank := describe_saving(run).expert_rank:
+        yield from adapter_parts(hidden, 2 * width, rank, rows, size, local)
+        yield from adapter_parts(width, hidden, rank, rows, size, local)
     gates = moving(3 * size, rows * width, 1)
     gradients = moving(5 * size, rows * width, 1)
     gradients.add(moving(3 * size, rows * hidden, 1))  # of what gate and up both read
@@ -226,7 +258,7 @@ def outer_parts(run: ResolvedRun) -> Iterator[Part]:
     """What comes once: the last norm, the output layer and its loss; the embedding looks up."""
     shape, tokens, size = run.shape, run.num_tokens, run.element_bytes
     hidden, logits = tokens * shape.hidden_size, tokens * shape.vocab_size
-    yield Part(Item.NORMS, moving(36.1, hidden, 8), moving(92.1, hidden, 16))
+    yield norm_part(run, hidden, 1)
     head = multiplying(shape.hidden_size, shape.vocab_size, tokens, size)
     is_trained_here = any(one.kind in VOCABULARY and one.is_trained for one in base(run))
     # Logits are made again in backward, block by block (model/label_losses.py).

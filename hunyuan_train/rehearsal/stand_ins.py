@@ -18,10 +18,12 @@ from deepspeed.runtime.zero import partition_parameters, partitioned_param_coord
 from torch import Tensor
 from transformers import GenerationMixin
 
+from hunyuan_train.model import fused
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import num_blocks
 from hunyuan_train.optim.records import OPTIMIZERS
 from hunyuan_train.parallel import optimizer as optimizers
+from hunyuan_train.rehearsal.devices import Properties
 from hunyuan_train.rehearsal.watch import Watch
 
 LEAST_SKEW = 0.6  # of the skew asked for, in the layer that has least of it
@@ -162,6 +164,78 @@ def stand_in_for_kernels(watch: Watch) -> None:
     autoep_fused_token_ops.is_available = lambda: True
     autoep_fused_token_ops.assert_supported = lambda *_, **__: None
     autoep_fused_token_ops.fused_weighted_restore = weighted_restore
+
+
+class FusedNorm(torch.autograd.Function):
+    """Liger's RMSNorm: keeps its input and a root for each row; writes over its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, note: NoteKernel) -> Tensor:
+        """[..., width]."""
+        hidden = hidden.contiguous()
+        roots = hidden.new_empty(hidden.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(hidden, weight, roots)
+        ctx.note = note
+        normed = torch.empty_like(hidden)
+        note(hidden, weight, roots, normed)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradient in its own memory, and sums for the weight, a row a multiprocessor."""
+        hidden, weight, roots = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        parts = weight.new_empty((Properties.multi_processor_count, *weight.shape)).float()
+        ctx.note(gradient, hidden, weight, roots, gradient, parts)
+        return gradient, parts.sum(dim=0).to(weight.dtype), None
+
+
+class FusedRope(torch.autograd.Function):
+    """Liger's rope: turns queries and keys, and their gradients, in their own memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, note: NoteKernel
+    ) -> tuple[Tensor, Tensor]:
+        """[1, heads, tokens, head_dim] each."""
+        ctx.save_for_backward(cos, sin)
+        ctx.note = note
+        note(query, query, key, key, cos, sin)
+        return query.view_as(query), key.view_as(key)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Turned back."""
+        query, key = (one.transpose(1, 2).contiguous().transpose(1, 2) for one in gradients)
+        ctx.note(query, query, key, key, *ctx.saved_tensors)
+        return query, key, None, None, None
+
+
+class FusedGate(Swiglu):
+    """Liger's SwiGLU, whose gradients take the memory of gate and up."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """[rows, width] each."""
+        gate, up = ctx.saved_tensors
+        ctx.note(gradient, gate, up, gate, up)
+        return gate, up, None
+
+
+def stand_in_for_fused(watch: Watch) -> None:
+    """Replace Liger's kernels, whether they are installed or not."""
+
+    def noting(what: str) -> NoteKernel:
+        return partial(watch.note_kernel, f"Triton: {what} (Liger)")
+
+    norm, rope, gate = map(noting, ("RMSNorm", "rope", "SwiGLU of MLPs"))
+    module: Any = fused
+    module.describe_lack = lambda _: ""
+    module.load_kernels = lambda: fused.Kernels(
+        norm=lambda hidden, weight, _: FusedNorm.apply(hidden, weight, norm),
+        rope=lambda query, key, cos, sin: FusedRope.apply(query, key, cos, sin, rope),
+        gate=lambda one, other: FusedGate.apply(one, other, gate),
+    )
 
 
 def stand_in_for_ranks(watch: Watch, skew: Skew) -> None:

@@ -153,6 +153,27 @@ def test_by_one_kernel_it_takes_the_same_steps() -> None:
     assert (plain != compiled).float().mean() < MOST_THAT_DIFFER
 
 
+def test_gradients_are_scaled_as_they_are_read() -> None:
+    start = first_weights(0.02)
+    scaled, halved = lean_optimizer(start.clone()), lean_optimizer(start.clone())
+    scaled.gradient_scale = 0.5
+    for optimizer, factor in ((scaled, 1.0), (halved, 0.5)):
+        [parameter] = optimizer.param_groups[0]["params"]
+        for step in range(3):
+            parameter.grad = gradient(step, len(start)).bfloat16() * factor  # exact
+            optimizer.step()
+    both = [one.param_groups[0]["params"][0] for one in (scaled, halved)]
+    assert torch.equal(*both)
+    assert not torch.equal(both[0], start)
+    halved.gradient_scale = 0.5  # another scale is another number on the device
+    halved.param_groups[0]["params"][0].grad = gradient(3, len(start)).bfloat16()
+    halved.step()
+    [parameter] = scaled.param_groups[0]["params"]
+    parameter.grad = gradient(3, len(start)).bfloat16()
+    scaled.step()
+    assert torch.equal(parameter, halved.param_groups[0]["params"][0])
+
+
 def test_another_key_rounds_otherwise() -> None:
     start = first_weights(0.02)
     other = lean_optimizer(start.clone())

@@ -17,8 +17,13 @@ CASES = {  # flags, machines, skew
     "no recomputation": (["--recipe", "full", "--no_gradient_checkpointing"], 1, 1.25),
     "activations in host memory": (["--recipe", "full", "--activation_offload"], 1, 1.25),
     "optimizer in host memory": (["--recipe", "full", "--optimizer", "offload"], 1, 1.25),
+    "fused kernels": (["--recipe", "full", "--use_liger_kernel"], 1, 1.25),
     "adapters": (["--recipe", "lora"], 1, 1.25),
     "adapters on experts": (["--recipe", "lora", "--lora_target_modules", "all"], 1, 1.25),
+    "adapters, skewed": (["--recipe", "lora"], 1, 3.0),
+    "adapters on experts, skewed": (
+        ["--recipe", "lora", "--lora_target_modules", "all"], 1, 3.0,
+    ),
     "long rows": (["--recipe", "long"], 4, 1.25),
     "long rows, adapters": (["--recipe", "long", *LORA_LONG], 1, 3.0),
 }  # fmt: skip
@@ -56,6 +61,15 @@ def test_quantised_experts_on_one_gpu_are_planned_as_they_are_rehearsed(form, ta
     found = rehearsed(*flags, "--gradient_accumulation_steps", "1", layers=2, gpus=1, skew=3.0)
     assert found.seen["errors"] == []
     assert found.ratio == pytest.approx(1.0, abs=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_whole_experts_on_one_gpu_are_planned_as_they_are_rehearsed():
+    flags = ["--recipe", "one_gpu", "--expert_weights", "bf16"]
+    found = rehearsed(*flags, "--gradient_accumulation_steps", "1", layers=2, gpus=1, skew=1.0)
+    assert found.seen["errors"] == []
+    step = max(peak["bytes"] for peak in found.seen["step"]["peaks"].values())
+    assert found.plan.allocated_peak == pytest.approx(step, rel=TOLERANCE)
 
 
 @pytest.mark.slow

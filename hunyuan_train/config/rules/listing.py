@@ -55,6 +55,7 @@ RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     trained_parameters.check_experts_exist: Needs.SETTINGS,
     trained_parameters.check_router_losses: Needs.SETTINGS,
     processes.check_attention_kernels: Needs.SETTINGS,
+    processes.check_fused_kernels: Needs.SETTINGS,
     processes.check_attention_package: Needs.PACKAGES,
     logs.check_trackers: Needs.SETTINGS,
     logs.check_tracker_packages: Needs.PACKAGES,

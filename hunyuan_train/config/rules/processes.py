@@ -80,6 +80,17 @@ def check_attention_kernels(run: ResolvedRun) -> None:
         )
 
 
+def check_fused_kernels(run: ResolvedRun) -> None:
+    """Refuse kernels that write over what selective recomputation keeps (model/fused.py)."""
+    model, train = run.config.model, run.config.train
+    if model.use_liger_kernel and train.gradient_checkpointing == "selective":
+        raise ConfigError(
+            "use_liger_kernel is true and gradient_checkpointing selective; Liger's rope and "
+            "SwiGLU write over results of projections, which selective recomputation keeps for a "
+            "second run: use --gradient_checkpointing true, or --use_liger_kernel false"
+        )
+
+
 def check_attention_package(run: ResolvedRun) -> None:
     """Refuse to demand kernels that are not installed."""
     is_installed = any(map(find_spec, ("flash_attn", "flash_attn_interface")))
