@@ -9,18 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from math import ceil
 
 from hunyuan_train.config.freezing import VOCABULARY
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import ModelParameter, model_parameters
 from hunyuan_train.families.tensors import Kind
+from hunyuan_train.model.expert_formats import DECODING_TRAFFIC, piece_length
 from hunyuan_train.planner.activations import (
     describe_saving,
     expert_rows,
     layers_by_kinds,
     width_of,
 )
+from hunyuan_train.planner.frozen_experts import quantised_as
 from hunyuan_train.planner.parameters import (
     Parameter,
     adapted_linears,
@@ -235,9 +238,17 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
     yield Part(
         Item.ROWS, moving(there, hidden, 42), moving(back, hidden, 5), is_of_experts=True
     )  # fmt: skip
+    if scheme := quantised_as(run):
+        weights = local * 3 * hidden * width
+        decoded = moving(DECODING_TRAFFIC[scheme.strategy], weights, 240)
+        decoded.add(moving(2 * size, rows * (2 * width + hidden), 0))  # products, piece by piece
+        yield Part(Item.CODES, decoded, decoded, is_of_experts=True)
     product = Work()
     for inputs, outputs in ((hidden, width), (hidden, width), (width, hidden)):
         product.add(multiplying(inputs, outputs, rows, size, local))
+        if scheme:  # each piece of dequantised weights reads all rows again
+            pieces = ceil(outputs / piece_length(outputs, local * inputs * size))
+            product.add(moving(size, (pieces - 1) * rows * inputs, pieces - 1))
     num_backward = 1 + any(one.kind is Kind.EXPERT and one.is_trained for one in base(run))
     yield Part(Item.EXPERTS, product, times(product, num_backward), is_of_experts=True)
     if rank := describe_saving(run).expert_rank:
