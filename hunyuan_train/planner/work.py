@@ -201,12 +201,14 @@ def adapter_parts(
     """Both products of an adapter, which are scaled and added to the projection's."""
     narrow = multiplying(inputs, rank, rows, size, experts)
     narrow.add(multiplying(rank, outputs, rows, size, experts))
-    item = Item.DENSE if experts == 1 else Item.EXPERTS
-    yield Part(item, narrow, times(narrow, 2), is_of_experts=experts > 1)
-    added = rows * outputs
+    is_of_experts = experts > 1
+    item = Item.EXPERTS if is_of_experts else Item.DENSE
+    yield Part(item, narrow, times(narrow, 2), is_of_experts=is_of_experts)
+    # Backward scales; experts also lay gradients of gate and up together, and sum those of rows.
+    added, back = rows * outputs, 10 if is_of_experts else 4
     yield Part(
-        Item.ADAPTERS, moving(10, added, 2), moving(4, added, 1), is_of_experts=experts > 1
-    )  # fmt: skip
+        Item.ADAPTERS, moving(10, added, 2), moving(back, added, 1), is_of_experts=is_of_experts
+    )
 
 
 @lru_cache(maxsize=16)
@@ -256,13 +258,14 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
         yield from adapter_parts(width, hidden, rank, rows, size, local)
     gates = moving(3 * size, rows * width, 1)
     gradients = moving(5 * size, rows * width, 1)
-    gradients.add(moving(3 * size, rows * hidden, 1))  # of what gate and up both read
+    summed = moving(3 * size, rows * hidden, 1)  # gradients of what gate and up both read
     yield Part(Item.GATES, gates, gradients, is_of_experts=True)
+    yield Part(Item.OTHER if rank or scheme else Item.GATES, Work(), summed, is_of_experts=True)
 
 
 def base(run: ResolvedRun) -> list[Parameter]:
     """The parameters of the model itself, without adapters."""
-    return [one for one in list_parameters(run) if ".lora_" not in one.name]
+    return [one for one in list_parameters(run) if "lora_" not in one.name]
 
 
 def outer_parts(run: ResolvedRun) -> Iterator[Part]:
