@@ -121,7 +121,8 @@ class DataConfig:
     history: Literal["strip", "keep"] = setting(
         "strip",
         "strip: earlier answers lose their thoughts, and each answer is a sample of its own with "
-        "loss on it alone. keep: one sample per dialogue, with loss on every answer",
+        "loss on it alone (a dialogue of plain answers stays one sample). keep: one sample per "
+        "dialogue, with loss on every answer",
     )
     overlong: Literal["error", "drop", "drop_turns"] = setting(
         "error",

@@ -164,9 +164,8 @@ def in_peft(work: Work, artefact: str) -> str:
     turned = turn(work, artefact, "peft", turn(work, artefact, "sglang", work.need(artefact)))
     again = peft.PeftModel.from_pretrained(again, turned).eval()
     return (
-        f"{version('peft')}: log-probabilities change by {largest_change(after, before):.2f}; by "
-        f"{largest_change(again, after):.0e} more behind a way through the layout of SGLang and "
-        "back"
+        f"{version('peft')}: log-probabilities change by {largest_change(after, before):.2f}; "
+        f"converted to SGLang's layout and back they differ by {largest_change(again, after):.0e}"
     )
 
 
