@@ -32,6 +32,7 @@ TASKS = (
     *("containers", "plain_text", "one_gpu_adapters", "models", "tool_use"),
     "quantization",
 )
+EXAMPLES = (REPOSITORY / "examples/preferences.md",)  # which tests/test_examples.py runs
 SHELLS = ("bash", "sh")
 BLOCK = re.compile(r"(?:^<!-- (slow|needs: [^\n]+) -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.M | re.S)
 COMMENT = re.compile(r"<!--.*?-->", re.S)
@@ -55,12 +56,19 @@ class Block:
 
 
 def task_pages() -> list[Path]:
-    """README and the pages that stand in both languages, in English."""
+    """README and the pages by task, in English."""
     return [README, *(DOCS / f"{name}.md" for name in TASKS)]
+
+
+def bilingual_pages() -> list[Path]:
+    """Every page that stands in both languages, in English."""
+    return [*task_pages(), *EXAMPLES]
 
 
 def in_chinese(page: Path) -> Path:
     """The page in Chinese."""
+    if page in EXAMPLES:
+        return CHINESE / f"example_{page.name}"
     return CHINESE_README if page == README else CHINESE / page.name
 
 

@@ -27,9 +27,9 @@ from documentation.pages import (
     CHINESE_README,
     REPOSITORY,
     all_pages,
+    bilingual_pages,
     in_chinese,
     links_of,
-    task_pages,
 )
 
 CONFIG = Path(__file__).with_name("zensical.toml")
@@ -67,7 +67,7 @@ def address_of(page: Path) -> str:
 def counterparts() -> dict[Path, dict[str, Path]]:
     """Where the switch leads from each page: to the page in the other language, or to the first."""
     found = {page: {"en": page, "zh": CHINESE_README} for page in all_pages()}
-    for english in task_pages():
+    for english in bilingual_pages():
         both = {"en": english, "zh": in_chinese(english)}
         found |= dict.fromkeys(both.values(), both)
     return found

@@ -15,13 +15,13 @@ from documentation.pages import (
     REPOSITORY,
     all_pages,
     anchors_of,
+    bilingual_pages,
     headings_of,
     in_chinese,
     links_of,
     numbers_of,
     pictures_of,
     read_blocks,
-    task_pages,
 )
 from documentation.plans import TABLES
 from documentation.reference import all_help
@@ -51,7 +51,7 @@ def test_a_stale_figure_is_found():
 
 
 def test_every_table_of_the_plan_is_shown_in_both_languages():
-    for pages in (task_pages(), [in_chinese(page) for page in task_pages()]):
+    for pages in (bilingual_pages(), [in_chinese(page) for page in bilingual_pages()]):
         shown = [name for page in pages for _, _, name, _ in write.PLACE.findall(page.read_text())]
         assert set(TABLES) <= set(shown)
 
@@ -107,12 +107,12 @@ def without_comments(text: str) -> str:
     return re.sub(r"\s*(?:^|(?<=\s))# .*", "", text, flags=re.M)
 
 
-@pytest.mark.parametrize("page", task_pages(), ids=name_of)
+@pytest.mark.parametrize("page", bilingual_pages(), ids=name_of)
 def test_both_languages_say_the_same(page):
     assert compare(page.read_text(), in_chinese(page).read_text()) == []
 
 
-@pytest.mark.parametrize("page", task_pages(), ids=name_of)
+@pytest.mark.parametrize("page", bilingual_pages(), ids=name_of)
 def test_each_page_leads_to_the_other_language(page):
     chinese = in_chinese(page)
     assert chinese.resolve() in [
@@ -122,7 +122,7 @@ def test_each_page_leads_to_the_other_language(page):
     assert page.resolve() in back
 
 
-@pytest.mark.parametrize("page", task_pages(), ids=name_of)
+@pytest.mark.parametrize("page", bilingual_pages(), ids=name_of)
 def test_a_chinese_page_says_which_links_lead_to_english(page):
     chinese = in_chinese(page)
     assert find_unmarked_links(chinese, chinese.read_text()) == []
@@ -130,7 +130,7 @@ def test_a_chinese_page_says_which_links_lead_to_english(page):
 
 def find_unmarked_links(page: Path, text: str) -> list[str]:
     """Links to pages in English whose words do not say so."""
-    in_both = {in_chinese(one) for one in task_pages()}
+    in_both = {in_chinese(one) for one in bilingual_pages()}
     unmarked = []
     for words, target in links_of(text):
         to = (page.parent / unquote(target).partition("#")[0]).resolve()
@@ -141,7 +141,7 @@ def find_unmarked_links(page: Path, text: str) -> list[str]:
 
 def test_unmarked_links_are_found():
     text = "[English](../faq.md) [a](../verl.md) [b 英文](../verl.md) [c](data.md) [d](#e)"
-    assert find_unmarked_links(in_chinese(task_pages()[1]), text) == ["../verl.md"]
+    assert find_unmarked_links(in_chinese(bilingual_pages()[1]), text) == ["../verl.md"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from documentation.pages import REPOSITORY, all_pages, in_chinese, task_pages
+from documentation.pages import REPOSITORY, all_pages, bilingual_pages, in_chinese
 from documentation.site import (
     CHINESE_MENU,
     CONFIG,
@@ -24,7 +24,7 @@ from tests.clients.environments import client_python
 NAV = CONFIG.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", task_pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", bilingual_pages(), ids=lambda page: page.stem)
 def test_each_page_is_in_the_menu_in_both_languages(page):
     for one in (page, in_chinese(page)):
         assert f'"{one.relative_to(REPOSITORY)}"' in NAV
@@ -52,7 +52,7 @@ def test_the_chinese_build_has_every_page_and_its_own_menu_first(tmp_path):
 
 def test_the_switch_leads_to_the_counterpart():
     switches = counterparts()
-    for english in task_pages():
+    for english in bilingual_pages():
         both = {"en": english, "zh": in_chinese(english)}
         assert switches[english] == switches[in_chinese(english)] == both
     assert switches[REPOSITORY / "docs/verl.md"]["en"].name == "verl.md"
