@@ -284,7 +284,15 @@ KNOWN_PAIRS = (
             remedy="write one with `hunyuan-train quantize MODEL OUT --format gguf:Q8_0`",
             source="llama-server --help",
         )
-        for family in ("experts", "dense")
+        for family in FIRST_GENERATION
+    ),
+    _row(
+        "llamacpp",
+        "hy_v3",
+        "refused",
+        reason="llama.cpp serves GGUF files, and those of Hy3 and Hy-MT2 are not written here",
+        remedy="serve it with --engine vllm or sglang",
+        source="llama-server --help; quantize/gguf/source.py",
     ),
     _row(
         "trtllm",
@@ -313,7 +321,7 @@ KNOWN_PAIRS = (
     ),
     _row(
         "trtllm",
-        "experts + heads of another width",
+        "hunyuan_v1_moe + heads of another width",
         "refused",
         reason="TensorRT-LLM's class of this model takes a head to be hidden_size / "
         "num_attention_heads wide, whatever head_dim says, so norms of heads and keys do not fit",

@@ -21,6 +21,7 @@ from hunyuan_train.quantize.inputs import find_inputs
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.clients.environments import client_python
 from tests.quantize.gguf.llama_cpp import WIDE
+from tests.serve.served_hy3 import write_served_hy3
 from tests.serve.served_models import write_served_dense, write_served_model
 from tests.taught import write_taught_model
 
@@ -31,7 +32,8 @@ ADAPTERS = {
 }
 COMPRESSED = ("FP8", "W4A16")
 GGUF = ("GGUF f16", "GGUF Q8_0", "GGUF Q4_K_M")
-ARTEFACTS = ("full", "merged", *ADAPTERS, *COMPRESSED, *GGUF)
+HY3 = "Hy3"
+ARTEFACTS = ("full", "merged", *ADAPTERS, *COMPRESSED, *GGUF, HY3)
 # What servers are asked about, since they need the vendor's tokens; and a model without experts.
 SERVED, DENSE, DENSE_ADAPTER = "served", "dense", "dense adapter"
 DIALOGUES = Path(__file__).parents[2] / "data" / "practice_train.jsonl"
@@ -148,6 +150,7 @@ MAKERS: dict[str, Callable[[Work, Path], object]] = {
     "FP8": make_float8,
     "W4A16": make_four_bits,
     **{name: make_gguf(name.partition(" ")[2]) for name in GGUF},
+    HY3: lambda _, path: write_served_hy3(path),
     SERVED: lambda _, path: write_served_model(path),
     DENSE: lambda _, path: write_served_dense(path),
     DENSE_ADAPTER: lambda work, path: make_adapter(work.need(DENSE), path, **ADAPTERS[ATTENTION]),

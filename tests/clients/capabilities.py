@@ -41,9 +41,10 @@ HEAD = """\
 
 `python -m tests.clients.capabilities` wrote this page from runs on machines without a GPU. The
 model is small: 2 layers, 8 experts, heads of 128. Servers were tested with a model that has the
-vendor's vocabulary. Greedy tokens are compared with those of the unquantised model in float32, so
-those of quantised models may differ. [Serving](serving.md) says what the servers' parsers do with
-streamed answers.
+vendor's vocabulary. The model of Hy3 has a dense layer before these, an MTP layer, the real
+markers, and a small vocabulary. Greedy tokens are compared with those of the unquantised model in
+float32, so those of quantised models may differ. [Serving](serving.md) says what the servers'
+parsers do with streamed answers.
 
 """
 

@@ -27,6 +27,7 @@ from tests.clients.artefacts import (
     DENSE_ADAPTER,
     EXPERTS,
     GGUF,
+    HY3,
     SERVED,
     Work,
     load,
@@ -44,6 +45,8 @@ NUM_TOKENS = 8
 OTHER_TRANSFORMERS = ("transformers_516", "transformers_519")  # that vLLM 0.32 takes
 NUM_LONG_TOKENS = 33_792  # beyond the 32,768 that released config.json files state
 NUM_GGUF_LONG_TOKENS = 4096
+# Of Hy3's stand-in vocabulary, whose tokens are hardly more than letters.
+NUM_HY3_TOKENS, NUM_HY3_IDS = 400, 300
 ASKED = '{"mode": "fast", "messages": [{"role": "user", "content": "What is a baby sheep?"}]}\n'
 
 
@@ -119,7 +122,8 @@ def ask_transformers(work: Work, artefact: str, client: str, dtype: str) -> str:
     """Greedy tokens of a model folder in another environment's Transformers."""
     script = str(HERE / "transformers_generate.py")
     command = [client_python(client), script, str(work.need(artefact)), dtype]
-    answered = read_json(run(command, {"prompts": PROMPTS, "num_tokens": NUM_TOKENS}))
+    asked = {"prompts": prompts_of(artefact), "num_tokens": NUM_TOKENS}
+    answered = read_json(run(command, asked))
     found = f"{answered['version']}: {compare_tokens(work, answered['answers'], artefact)}"
     if artefact not in COMPRESSED:
         return found
@@ -181,6 +185,9 @@ def in_vllm(work: Work, artefact: str) -> str:
     """Its server on what it serves; greedy tokens of what else it computes."""
     if artefact == "full":
         return f"{vllm_version()}: {check_vllm(work.need(SERVED), NUM_LONG_TOKENS)}"
+    if artefact == HY3:
+        flags = ("--max_new_tokens", NUM_HY3_TOKENS)
+        return f"{vllm_version()}: {check_vllm(work.need(HY3), NUM_LONG_TOKENS, *flags)}"
     if artefact == ATTENTION:
         return serve_dense_adapter(work) + f". Not testable here on experts: {lack(work, artefact)}"
     if artefact == EXPERTS:
@@ -321,7 +328,7 @@ def in_tensorrt(work: Work, artefact: str) -> str:
     path = work.need(artefact)
     path = find_gguf(path) if artefact in GGUF else path
     words = ["serve", str(path), "--engine", "trtllm", "--gpus", "1", "--gpu_memory", "80"]
-    if artefact in ADAPTERS or artefact in GGUF:
+    if artefact in ADAPTERS or artefact in GGUF or artefact == HY3:
         raise RefusalError(our_refusal(*words))
     printed = tidy(run([*OUR_COMMAND, *words]))
     pip = ("-m", "pip", "install", "--dry-run", "--no-deps", "tensorrt_llm")
@@ -388,15 +395,25 @@ def log_probabilities(model: torch.nn.Module) -> torch.Tensor:
 
 def compare_tokens(work: Work, answers: list[list[int]], artefact: str) -> str:
     """How many greedy tokens are those of the unquantised model in float32."""
-    model = peft_model(work, EXPERTS) if artefact == "merged" else load(work.need("full"))
-    return f"{count_equal(model, answers)} greedy tokens as in float32"
+    if artefact == "merged":
+        model = peft_model(work, EXPERTS)
+    else:
+        model = load(work.need(artefact if artefact == HY3 else "full"))
+    return f"{count_equal(model, answers, artefact)} greedy tokens as in float32"
 
 
-def count_equal(model: torch.nn.Module, answers: list[list[int]]) -> str:
+def prompts_of(artefact: str) -> list[list[int]]:
+    """The prompts, of ids that its vocabulary has."""
+    if artefact != HY3:
+        return PROMPTS
+    return [[one % NUM_HY3_IDS for one in prompt] for prompt in PROMPTS]
+
+
+def count_equal(model: torch.nn.Module, answers: list[list[int]], artefact: str = "full") -> str:
     """How many tokens of answers are the likeliest ones, up to an answer's end."""
     pairs = [
         pair
-        for prompt, theirs in zip(PROMPTS, answers, strict=True)
+        for prompt, theirs in zip(prompts_of(artefact), answers, strict=True)
         for pair in zip(generate_greedily(model, prompt), theirs, strict=False)
     ]
     return f"{sum(one == other for one, other in pairs)} of {len(pairs)}"
