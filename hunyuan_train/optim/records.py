@@ -63,8 +63,8 @@ class OptimizerRecord:
     def kept(self, num_elements: int, *, is_exact: bool = False) -> KeptBytes:
         """Bytes of master weights and states.
 
-        A float32 master is kept of float32 weights too: both stages of ZeRO clone them (stage3.py
-        `_create_fp32_partitions` compares a device with its name, which never are equal).
+        A float32 master is counted of float32 weights too, which stages 1 and 2 clone. Under stage
+        3 it takes no memory of its own (`parallel/shared_masters.py`).
 
         Args:
             num_elements: that are updated; where masters are shared, of one rank's range of one
@@ -90,8 +90,7 @@ RECORDS = (
         states=MOMENTS,
         state_bytes=lambda num_elements: 8 * num_elements,
         traffic_bytes=ADAMW_TRAFFIC,
-        # Where it is not fused, as on CPU: the root of the second moment.
-        temporary_bytes=lambda num_elements, is_on_gpu: 0 if is_on_gpu else 4 * num_elements,
+        temporary_bytes=lambda num_elements, is_on_gpu: 0,  # fused
         reference="adamw",
         hugging_face_names=("adamw_torch", "adamw_torch_fused", "adamw_hf"),
     ),

@@ -41,9 +41,10 @@ from hunyuan_train.parallel.expert import (
     show_router_weight,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
+from hunyuan_train.parallel.own_gradients import use_gradients_where_they_lie
 from hunyuan_train.parallel.quantised_experts import fill_experts, quantised_experts
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
-from hunyuan_train.parallel.shared_masters import share_masters
+from hunyuan_train.parallel.shared_masters import share_float32_masters, share_masters
 from hunyuan_train.parallel.split_plans import make_plans_once
 from hunyuan_train.parallel.zero import (
     fill_adapters,
@@ -183,12 +184,20 @@ def start_engine(
             config=deepspeed_config | {"zero_allow_untested_optimizer": True},
             dist_init_required=False,
         )
-    if has_bf16_masters(deepspeed_config):
-        share_masters(engine)
+    spare_copies(engine, deepspeed_config)
     keep_pinned_masters(engine)
     keep_whole_partitions_ready()
     make_plans_once()
     return engine
+
+
+def spare_copies(engine: deepspeed.DeepSpeedEngine, deepspeed_config: dict[str, Any]) -> None:
+    """Let weights be their own masters where they can, and gradients be used where they lie."""
+    use_gradients_where_they_lie(engine)  # first: the optimizer of shared masters clips by itself
+    if has_bf16_masters(deepspeed_config):
+        share_masters(engine)
+    elif training_dtype(deepspeed_config) == torch.float32:
+        share_float32_masters(engine)
 
 
 def kind_of_experts(

@@ -101,9 +101,9 @@ def make_lean(model: PreTrainedModel, config: OptimizerConfig, seed: int) -> Opt
 
 
 def make_adamw(model: PreTrainedModel, config: OptimizerConfig, _seed: int) -> Optimizer:
-    """torch's own AdamW, fused where there is a GPU."""
+    """torch's own AdamW, fused: one pass over gradients, weights and states."""
     groups = decay_groups(model, config.weight_decay)
-    return AdamW(groups, **adam_settings(config), fused=torch.cuda.is_available())
+    return AdamW(groups, **adam_settings(config), fused=True)
 
 
 def make_offload(model: PreTrainedModel, config: OptimizerConfig, _seed: int) -> Optimizer:
@@ -137,7 +137,7 @@ def compile_or_warn(optimizer: LeanAdamW, device: torch.device) -> None:
 
 
 def start_adamw_state(optimizer: Optimizer, flat: Tensor, step_count: int) -> None:
-    """States of torch's AdamW, which counts in a tensor, on the GPU where its update is fused."""
+    """States of torch's AdamW, which counts in a tensor, where the fused update reads it."""
     step = torch.tensor(float(step_count), device=flat.device if flat.is_cuda else None)
     optimizer.state[flat] = {"step": step, **zero_moments(flat)}
 

@@ -54,6 +54,20 @@ def share_masters(engine: deepspeed.DeepSpeedEngine) -> None:
     optimizer._link_all_hp_params()  # parameters point to the part of their master kept here
 
 
+def share_float32_masters(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let the optimizer update float32 weights themselves, under stage 3 and on their own device.
+
+    The engine means to do so and clones them all the same, by the comparison named above. What it
+    copies from masters to weights after an update is then one memory, which torch leaves alone.
+    """
+    optimizer = engine.optimizer
+    if not engine.zero_optimization_partition_weights() or optimizer.offload_optimizer:
+        return
+    masters = flat_masters(engine)
+    for index, weights in enumerate(optimizer.fp16_partitioned_groups_flat):
+        masters[index] = weights.detach().requires_grad_()
+
+
 def pass_scale_on(optimizer: ZeROOptimizer, sub_group: int, norm: Tensor) -> None:
     """Let the update scale and clip gradients as it reads them, which the engine does beforehand.
 

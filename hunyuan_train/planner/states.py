@@ -143,7 +143,8 @@ def optimizer_bytes(run: ResolvedRun) -> int:
     """Master weights and optimizer states of this rank, wherever they live."""
     optimizer = run.optimizer
     if not optimizer.shares_masters:
-        return optimizer.kept(updated_elements(run)).total
+        kept = optimizer.kept(updated_elements(run))
+        return kept.states if updates_float32_weights(run) else kept.total
     # Each parameter is a flat tensor of its own, so that each has blocks and padding of its own.
     num_parts = run.num_ranks if run.stage < 3 else 1  # stage 2 cuts what it updates
     return sum(
@@ -152,11 +153,27 @@ def optimizer_bytes(run: ResolvedRun) -> int:
     )
 
 
+def updates_float32_weights(run: ResolvedRun) -> bool:
+    """Whether float32 weights are their own masters (parallel/shared_masters.py)."""
+    return run.stage == 3 and run.element_bytes == 4 and not run.optimizer.is_on_host
+
+
+def reduced(run: ResolvedRun) -> list[Parameter]:
+    """Trained parameters whose gradients the engine collects, to reduce them over ranks.
+
+    The others are whole on this rank, and theirs are added up at once (parallel/own_gradients.py).
+    """
+    if run.stage < 3 or run.optimizer.is_on_host:
+        return trained(run)
+    return [one for one in trained(run) if one.num_partitions > 1]
+
+
 def bucket_bytes(run: ResolvedRun) -> int:
     """The engine's buffer that gradients are reduced from; on CPU only what is written is real."""
-    elements = run.zero_number("reduce_bucket_size")
+    collected = sum(one.total for one in reduced(run))
+    elements = run.zero_number("reduce_bucket_size") if collected else 0
     if not run.is_on_gpu:
-        elements = min(elements, sum(one.total for one in trained(run)))
+        elements = min(elements, collected)
     # Stage 2 fills one buffer while the other is on its way.
     num_buffers = 2 if run.stage == 2 and run.zero_section.get("overlap_comm") else 1
     return num_buffers * elements * run.element_bytes
@@ -166,12 +183,12 @@ def gradients_in_flight_bytes(run: ResolvedRun) -> int:
     """The largest gradient: that of the output layer is the first, and reduced as the last.
 
     It is larger than the engine's bucket and waits until that is emptied. Without split experts the
-    copy that is reduced from lies beside it.
+    copy that is reduced from lies beside it. Where nothing is reduced, there is only the gradient.
     """
     largest = largest_gradient(run)
-    if run.splits_experts:
+    if run.splits_experts or not reduced(run):
         return largest * run.element_bytes
-    bucket = min(run.zero_number("reduce_bucket_size"), sum(one.total for one in trained(run)))
+    bucket = min(run.zero_number("reduce_bucket_size"), sum(one.total for one in reduced(run)))
     return (largest + max(largest, bucket)) * run.element_bytes
 
 
@@ -233,8 +250,10 @@ def update_bytes(run: ResolvedRun) -> int:
     temporaries = optimizer.temporary_bytes(elements, run.is_on_gpu)
     if optimizer.shares_masters:  # gradients are used where they lie; their norm is float32
         return max(temporaries, 4 * max((one.partition for one in trained(run)), default=0))
+    # Under stage 3 they lie side by side already (parallel/own_gradients.py).
+    joined = 0 if run.stage == 3 else size
     float32_copy = 4 if size == 2 else 0
-    return (size + float32_copy) * elements + temporaries
+    return (joined + float32_copy) * elements + temporaries
 
 
 def device_states(run: ResolvedRun) -> Iterator[Component]:
@@ -283,7 +302,7 @@ def device_states(run: ResolvedRun) -> Iterator[Component]:
         "update", update_bytes(run), Phase.STEP,
         f"float32 temporaries of the elements worked on at once ({run.optimizer.code})"
         if run.optimizer.shares_masters
-        else "gradients of the largest sub-group (sub_group_size) joined, and in float32 "
+        else "gradients of the largest sub-group (sub_group_size) in float32 "
         "(stage3.py _prepare_fp32_grad_for_sub_group)",
     )  # fmt: skip
 

@@ -142,6 +142,21 @@ def test_every_split_takes_the_steps_of_adamw(
     assert kinds.count("own torch.float32") == num_exact
 
 
+def scales_of_updates(norms: list[float]) -> list[float]:
+    """What gradients are multiplied by in updates one after the other."""
+    engine = small_engine(stage=3, expert_size=0, optimizer="lean", is_bf16=True)
+    scales = []
+    for norm in norms:
+        engine.optimizer.unscale_and_clip_grads(0, torch.tensor(norm))
+        scales.append(engine.optimizer.optimizer.gradient_scale)
+    return scales
+
+
+def test_a_short_gradient_is_not_scaled_as_the_long_one_before_it() -> None:
+    [scales] = run_ranks(scales_of_updates, 1, [10 * MAX_GRAD_NORM, MAX_GRAD_NORM / 2])
+    assert scales == [pytest.approx(0.1, rel=1e-5), 1.0]
+
+
 def masters_without_our_hand(stage: int) -> list[bool]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hunyuan_train.parallel.engine.share_masters", lambda _: None)

@@ -37,7 +37,7 @@ SHAPE = replace(
     moe_topk=8,
 )
 # Of shorter rows the fullest moment depends on what the engine has gathered ahead, up to 0.5 MB.
-LENGTHS = (1024, 3072)
+LENGTHS = (2048, 4096)
 SIZE = 2
 CHUNKS = (1, 4, 8)
 TOLERANCE = 0.05
