@@ -52,7 +52,7 @@ def write_foreign(taught: Path, out: Path, called: tuple[str, ...]) -> None:
     # GPTQModel lays out a thread for each two cores, and needs two.
     variables = {**os.environ, "GPTQMODEL_CPU_WORKERS": "2"}
     command = [*map(str, words), str(taught / "samples.json")]
-    subprocess.run(command, check=True, env=variables)
+    subprocess.run(command, check=True, env=variables, cwd=taught)  # where it leaves its logs
     shutil.copytree(TINY_TOKENIZER, out, dirs_exist_ok=True)
 
 
