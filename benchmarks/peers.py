@@ -40,6 +40,7 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.launcher.host.extension import SHARED_MEMORY, extensions_folder
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.selftest.reference import plain_model
 from hunyuan_train.shipped import TINY_TOKENIZER
@@ -93,15 +94,32 @@ def environment_of(python: str) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     place = Path(python).parent
+    own = place.parent / "torch_extensions"  # those that share a folder compile over each other's
+    if python == sys.executable:
+        own = extensions_folder({})
     return kept | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "TOKENIZERS_PARALLELISM": "false",
         "DS_ACCELERATOR": "cpu",
         "PATH": f"{place}{os.pathsep}{os.environ['PATH']}",
-        # Its own: environments that share a folder compile over each other's files.
-        "TORCH_EXTENSIONS_DIR": str(place.parent / "torch_extensions"),
+        "TORCH_EXTENSIONS_DIR": str(own),
     }
+
+
+def prepare_extension(python: str) -> None:
+    """Compile what talks between processes, and clear away what a killed benchmark has left.
+
+    A lock that nobody holds is waited for without an end.
+    """
+    environment = environment_of(python)
+    if python == sys.executable:
+        module = "hunyuan_train.launcher.host.extension"
+        command = [python, "-m", module, SHARED_MEMORY.name]
+        subprocess.run(command, env=environment, cwd=REPOSITORY, check=True)
+        return
+    for lock in Path(environment["TORCH_EXTENSIONS_DIR"]).glob("*/lock"):
+        lock.unlink()
 
 
 @dataclass
@@ -194,6 +212,7 @@ def gather(contenders: Sequence[Contender], folder: Path, num_ranks: int) -> Ite
         server.settimeout(TIMEOUT_SECONDS)
         for one in contenders:  # one after the other: how much CPU a start takes is told, too
             one.settings["address"] = address
+            prepare_extension(one.command[0])
             one.start(num_ranks)
             stack.callback(end, one)
             for _ in range(num_ranks):
