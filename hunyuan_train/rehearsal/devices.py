@@ -202,6 +202,8 @@ def have_own_kernels() -> torch.library.Library:
     """Let operators be one kernel that are one on GPUs; as long as what this gives is kept."""
     kernels = torch.library.Library("aten", "IMPL")
     for name, index in OWN_KERNELS.items():
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA"):
+            continue  # of torch's CUDA build
         kernels.impl(name, lambda *given, index=index: torch.empty_like(given[index]), "CUDA")
     return kernels
 

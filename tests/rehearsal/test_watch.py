@@ -5,7 +5,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hunyuan_train.planner.work import Item
 from hunyuan_train.rehearsal.answers import RESULTS
+from hunyuan_train.rehearsal.devices import have_own_kernels
 from hunyuan_train.rehearsal.rank import describe_error, find_leaks, note_rest
 from hunyuan_train.rehearsal.watch import Watch
 
@@ -153,6 +155,46 @@ def test_products_in_float32_are_seen_in_a_16_bit_run(watch):
     watch.is_16_bit = False
     wide @ wide
     assert len(watch.float32_products) == 1
+
+
+def test_what_is_one_kernel_on_a_gpu_is_one_here(watch):
+    rows = torch.ones(8, device=GPU)
+    kernels = have_own_kernels()
+    torch.ops.aten.silu_backward.default(rows, rows)
+    assert watch.kernels["between", "aten.silu_backward"] == 1
+    del kernels
+
+
+def test_bytes_are_those_that_a_kernel_reads_and_writes(watch):
+    rows = torch.ones(64, 8, device=GPU)
+    one = rows.numel() * 4
+    work = watch.tally.work
+
+    def moved(operate):
+        watch.tally.clear()
+        operate()
+        return sum(done.num_bytes for done in work.values())
+
+    operators, index = torch.ops.aten, torch.zeros(16, dtype=torch.int64, device=GPU)
+    assert moved(lambda: rows + rows) == 3 * one
+    assert moved(lambda: rows.add_(1)) == 2 * one
+    assert moved(lambda: operators.zeros_like.default(rows)) == one
+    assert moved(lambda: operators.copy_.default(rows, rows.detach())) == 0  # torch sees that too
+    assert moved(lambda: rows.bfloat16()) == one + one // 2
+    # Rows by index: what is taken, not all that there is; and the indices.
+    assert moved(lambda: operators.index_select.default(rows, 0, index)) == 2 * one // 4 + 16 * 8
+    assert moved(lambda: torch.ones(8, device=GPU).expand(64, 8) + rows) == 2 * one + 32 + 32
+    [done] = [done for (_, item), done in work.items() if done.kernels]
+    assert done.flops == 0
+
+
+def test_operations_of_products_are_two_for_each_pair(watch):
+    left, right = (torch.ones(4, 8, device=GPU).bfloat16(), torch.ones(8, 2, device=GPU).bfloat16())
+    watch.tally.clear()
+    left @ right
+    [(_, item)] = watch.tally.work
+    [done] = watch.tally.work.values()
+    assert (item, done.flops) == (Item.DENSE, 2 * 4 * 8 * 2)
 
 
 def test_views_and_work_of_the_cpu_are_no_kernels(watch):
