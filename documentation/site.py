@@ -34,6 +34,13 @@ from documentation.pages import (
 
 CONFIG = Path(__file__).with_name("zensical.toml")
 CHINESE_MENU, ENGLISH_MENU = "中文", "英文页面"
+FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
+# A line break within a sentence in Chinese, which a browser would show as a blank.
+IN_CHINESE, FULL_WIDTH = r"[\u4e00-\u9fff]", r"[\u3001-\u303f\uff00-\uffef]"
+BREAK = re.compile(
+    rf"(?<={IN_CHINESE})\n *(?={IN_CHINESE}|{FULL_WIDTH})"
+    rf"|(?<={FULL_WIDTH})\n *(?!\d+\. )(?=[`\w\[*])"
+)
 SWITCH = re.compile(r'href="[^"]*"( hreflang="(en|zh)")')
 
 
@@ -49,7 +56,17 @@ def lay_out(folder: Path) -> None:
         if path.is_file():
             to = folder / path.relative_to(REPOSITORY)
             to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)
+            if path.suffix == ".md" and is_chinese(path):
+                to.write_text(join_lines(path.read_text(encoding="utf-8")), encoding="utf-8")
+            else:
+                shutil.copyfile(path, to)
+
+
+def join_lines(text: str) -> str:
+    """A page in Chinese without line breaks inside of sentences."""
+    parts = FENCED.split(text)
+    parts[::2] = [BREAK.sub("", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def is_chinese(page: Path) -> bool:

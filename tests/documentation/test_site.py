@@ -16,6 +16,7 @@ from documentation.site import (
     address_of,
     counterparts,
     is_chinese,
+    join_lines,
     lay_out,
     write_config,
 )
@@ -48,6 +49,19 @@ def test_the_chinese_build_has_every_page_and_its_own_menu_first(tmp_path):
     assert CHINESE_MENU not in str(project["nav"])
     assert "README.zh-CN.md" in str(project["nav"][0])
     assert all(str(one.relative_to(REPOSITORY)) in str(project["nav"]) for one in all_pages())
+
+
+@pytest.mark.parametrize(
+    ("text", "joined"),
+    [
+        ("一张。\n`plan` 二。\n三四\n  五六\n", "一张。`plan` 二。三四五六\n"),
+        ("- 七。\n- 八。\n1. 九。\n2. 十\n| 一 |\n", None),
+        ("十。\n\n```bash\n# 一。\nls\n```\n", None),
+        ("中\nLoRA\n\n文\n", None),
+    ],
+)
+def test_lines_of_a_chinese_sentence_are_joined_and_nothing_else(text, joined):
+    assert join_lines(text) == (joined or text)
 
 
 def test_the_switch_leads_to_the_counterpart():
