@@ -43,8 +43,9 @@ HEAD = """\
 model is small: 2 layers, 8 experts, heads of 128. Servers were tested with a model that has the
 vendor's vocabulary. The model of Hy3 has a dense layer before these, an MTP layer, the real
 markers, and a small vocabulary. Greedy tokens are compared with those of the unquantised model in
-float32, so those of quantised models may differ. [Serving](serving.md) says what the servers'
-parsers do with streamed answers.
+float32, so those of quantised models may differ. On a CPU vLLM takes adapters of models without
+experts only. It served the adapter on attention of such a model. [Serving](serving.md) says what
+the servers' parsers do with streamed answers.
 
 """
 
