@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
 from hunyuan_train.config.run_files import METRICS
 from hunyuan_train.launcher.job.status import RUNNING, TryStatus
 from hunyuan_train.report.record import RunRecord
@@ -58,12 +59,13 @@ def find_state(run: RunRecord, now: float) -> RunState:
     """
     total = next((row["total_steps"] for row in reversed(run.starts.rows)
                   if row.get("total_steps")), None)  # fmt: skip
-    step, last_line = run.last_step, _last_line_time(run)
+    last_line = _last_line_time(run)
     starts = [_read_time(row["time"]) for row in run.starts.rows]
     known_starts = [one for one in starts if one is not None]
     tries = run.status.tries if run.status else []
     phase, doing, why = _find_phase(run, now, last_line, total)
     is_going_on = phase in ("starting", "running")
+    step = run.last_step if is_going_on or phase == "done" else _find_last_step(run)
     signs = [last_line, run.status.updated if run.status else None]
     last_sign = max((one for one in signs if one is not None), default=None)
     begun = [one.started for one in tries] + known_starts
@@ -112,6 +114,15 @@ def _find_phase(
     if now - last_line > QUIET_SECONDS:
         return "unknown", "", "it has written nothing since, and no launcher reports on it"
     return "running", "training", ""
+
+
+def _find_last_step(run: RunRecord) -> int | None:
+    """The last step of a run that ended early: it may lie behind the last one that was logged."""
+    hosts = run.status.hosts if run.status else []
+    steps = [one.step for one in hosts if one.step is not None]
+    known = [min(steps, default=None), run.last_step]
+    known += map(checkpoint_step, list_checkpoints(run.folder)[-1:])
+    return max((one for one in known if one is not None), default=None)
 
 
 def _last_line_time(run: RunRecord) -> float | None:

@@ -7,6 +7,7 @@ say "look at this"; the text always gives the numbers, so that the reader can di
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -63,16 +64,24 @@ def judge_end(run: RunRecord, state: RunState) -> list[Finding]:
     if state.phase == "lost":
         return [Finding("bad", "end", f"It reached {step}, and {state.why}.")]
     if state.phase == "stopped":
-        resume = render_command(
-            *("train", "--config", run.folder / "config.yaml"),
-            *("--resume_from_checkpoint", "auto"),
-        )
-        return [Finding("warn", "end", f"It was stopped after {step}. To resume it:", resume)]
+        text = f"It was stopped after {step}. To resume it:"
+        return [Finding("warn", "end", text, _render_resume(run))]
     if state.phase == "unknown" and state.why:
         return [
             Finding("warn", "end", f"It reached {step}. {state.why[:1].upper()}{state.why[1:]}.")
         ]
     return []
+
+
+def _render_resume(run: RunRecord) -> str:
+    """The command that goes on with this run, also where its folder was renamed or copied."""
+    written = run.settings.get("output_dir")
+    is_here = written is None or Path(written).resolve() == run.folder.resolve()
+    return render_command(
+        *("train", "--config", run.folder / "config.yaml"),
+        *(() if is_here else ("--output_dir", run.folder)),
+        *("--resume_from_checkpoint", "auto"),
+    )
 
 
 def judge_held_out_loss(run: RunRecord, state: RunState) -> list[Finding]:
@@ -83,6 +92,13 @@ def judge_held_out_loss(run: RunRecord, state: RunState) -> list[Finding]:
     if not len(losses):
         if state.is_going_on and run.settings.get("eval_steps"):
             return [Finding("note", "held-out loss", "There has been no evaluation yet.")]
+        if run.settings.get("eval_data_file") or run.settings.get("eval_fraction"):
+            when = run.settings.get("eval_steps") or "0, so only at the end"
+            text = (
+                "There is held-out data, but the run has reached no evaluation, so it is unknown "
+                f"whether the model learns or memorises (eval_steps is {when})."
+            )
+            return [Finding("note", "held-out loss", text)]
         text = (
             "There is no held-out data, so it is unknown whether the model learns or memorises. "
             "Give --eval_data_file, or --eval_fraction 0.05."
@@ -183,7 +199,7 @@ def judge_routing(run: RunRecord, _: RunState) -> list[Finding]:
     if len(base) > 1 and isfinite(base[0]):
         parts[0] += f" ({base[0]:.2f} at first)"
     if dead is not None and isfinite(dead):
-        parts.append(f"{_count(int(dead), 'dead expert')} in all layers")
+        parts.append(f"{_count(int(dead), 'expert')} with nearly no tokens, summed over all layers")
     if has_drift:
         parts.append(f"drift from the base model {drift:.3f} (limit {limit:g})")
     numbers = ", ".join(parts)
@@ -200,6 +216,9 @@ def judge_routing(run: RunRecord, _: RunState) -> list[Finding]:
     dead_series = columns.series("dead_experts")[1]
     if len(dead_series) and dead_series[-1] > dead_series[0] >= 0:
         text = f"No alarm, but more experts than at first get nearly no tokens: {numbers}."
+        return [Finding("note", "routing", text)]
+    if dead:
+        text = f"No alarm, and no more experts than at first get nearly no tokens: {numbers}."
         return [Finding("note", "routing", text)]
     return [Finding("good", "routing", f"It is healthy: {numbers}.")]
 

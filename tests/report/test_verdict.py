@@ -109,7 +109,46 @@ def test_more_dead_experts_than_at_first_are_told(tmp_path: Path) -> None:
     change_line(folder, "metrics.jsonl", 99, dead_experts=4)
     found = verdict(read_run(folder))["routing"]
     assert found.kind == "note"
-    assert "4 dead experts in all layers" in found.text
+    assert "more experts than at first" in found.text
+    assert "4 experts with nearly no tokens, summed over all layers" in found.text
+    change_line(folder, "metrics.jsonl", 0, dead_experts=4)
+    found = verdict(read_run(folder))["routing"]
+    assert found.kind == "note"  # dead experts are no health, even the base model's own
+    assert "no more experts than at first" in found.text
+
+
+def make_stopped(folder: Path, **settings: object) -> Path:
+    """A run that stopped after step 22, logged each 10 steps, before its first evaluation."""
+    write_lines(folder / "metrics.jsonl", [{"step": step, "loss": 2.0} for step in (10, 20)])
+    start = {"step": 0, "time": "now", "num_processes": 8, "device": "CPU", "total_steps": 40}
+    write_lines(folder / "starts.jsonl", [start | {"versions": {}, "git": None, "data": {}}])
+    checkpoint = folder / "checkpoints" / "step-000022"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    (folder / "config.yaml").write_text(json.dumps({"train": settings}))
+    (folder / "log").mkdir()
+    write_status(folder, {"started": NOW - 1800, "ended": NOW, "outcome": "stopped"})
+    return folder
+
+
+def test_a_stopped_run_is_told_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "r c"
+    folder.mkdir()
+    make_stopped(folder, output_dir=str(folder), eval_fraction=0.02, eval_steps=40)
+    status = json.loads((folder / STATUS).read_text())
+    status["hosts"][0]["step"] = 22
+    (folder / STATUS).write_text(json.dumps(status))
+    found = verdict(read_run(folder))
+    assert found["end"].text == "It was stopped after step 22 of 40. To resume it:"
+    assert "--output_dir" not in found["end"].command
+    assert "has reached no evaluation" in found["held-out loss"].text
+    assert "eval_steps is 40" in found["held-out loss"].text
+    status["hosts"][0]["step"] = None  # then the checkpoint says it
+    (folder / STATUS).write_text(json.dumps(status))
+    assert "after step 22 of 40" in verdict(read_run(folder))["end"].text
+    renamed = folder.rename(tmp_path / "r c.previous")
+    command = verdict(read_run(renamed))["end"].command
+    assert f"--output_dir '{renamed}' --resume_from_checkpoint auto" in command
 
 
 def test_memory_near_the_gpus_limit_is_told(tmp_path: Path) -> None:
@@ -125,8 +164,12 @@ def test_memory_near_the_gpus_limit_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("divergence", "kind", "words"),
     [
-        (MOST_DIVERGENCE, "note", "and 6.9000 with weights as they came (KL 0.0500 a token)."),
-        (0.31, "warn", "(KL 0.3100 a token). That is much: use a gentler --expert_weights."),
+        (MOST_DIVERGENCE, "note", "and 6.9000 with the original weights (KL 0.0500 per token)."),
+        (
+            0.31,
+            "warn",
+            "per token). That is a lot: use a more accurate --expert_weights.",
+        ),
     ],
 )
 def test_what_quantised_experts_cost_before_step_0_is_told(
@@ -140,7 +183,7 @@ def test_what_quantised_experts_cost_before_step_0_is_told(
     found = verdict(read_run(folder))["experts"]
     assert found.kind == kind
     assert found.text.startswith(
-        "Its frozen experts are kept in nf4: before the first step perplexity on held-out "
+        "Its frozen experts are kept in nf4. Before the first step, perplexity on held-out "
         "dialogues was 7.2500, "
     )
     assert found.text.endswith(words)
