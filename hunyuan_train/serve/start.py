@@ -142,11 +142,16 @@ def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> in
     )
     command = [engine.program, *engine.build(job), *shlex.split(arguments.engine_args)]
     _remark(job)
-    if arguments.is_printed or installed is None or not engine.is_started:
+    if arguments.is_printed or not engine.is_started:
         if installed is None:
             complain(f"{engine.title} is not installed here: {engine.install}")
         say(shlex.join(command))
         return 0
+    if installed is None:
+        raise ServeError(
+            f"{engine.title} is not installed here, so no server was started: {engine.install}. "
+            "--print prints the command for another machine"
+        )
     return _start([*installed.start, *command[1:]])
 
 

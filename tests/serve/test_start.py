@@ -14,6 +14,7 @@ from hunyuan_train import cli
 from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_4B
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.registry import family_of
+from hunyuan_train.serve import start
 from hunyuan_train.serve.artefact import read_artefact
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.known_pairs import KNOWN_PAIRS, find_pairs
@@ -91,6 +92,20 @@ def test_tensorrt_llm_is_only_printed(model: Path, capsys: pytest.CaptureFixture
     assert words[:2] == ["trtllm-serve", str(model)]
     assert words[words.index("--tp_size") + 1] == "2"
     assert words[words.index("--ep_size") + 1] == "2"
+
+
+def test_an_engine_that_is_not_installed_is_an_error(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "find_installed", lambda _: None)
+    asked = ["serve", str(model), "--engine", "vllm", "--gpus", "2", "--gpu_memory", "80"]
+    assert cli.main(asked) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "vLLM is not installed here, so no server was started: " in said.err
+    assert "--print" in said.err
+    assert cli.main([*asked, "--print"]) == 0
+    assert capsys.readouterr().out.startswith("vllm serve ")
 
 
 def test_tensorrt_llm_is_refused_heads_of_another_width_than_it_divides(
