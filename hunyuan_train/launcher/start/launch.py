@@ -1,7 +1,6 @@
 """From a command line to running ranks, on this machine or on many."""
 
 import os
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -71,16 +70,12 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     default_slots = choose_num_processes(config, machine)
     cluster = find_cluster(config, os.environ, default_slots=default_slots)
     if command.prints_torchrun or command.prints_slurm:
-        from hunyuan_train.launcher.start.other_launchers import write_slurm, write_torchrun
+        from hunyuan_train.launcher.start.other_launchers import print_for_launcher
 
         has_weights = inputs.weights is None
-        run = resolve_here(config, machine=machine, slots=cluster.slots, has_weights=has_weights)
-        is_torchrun = command.prints_torchrun
-        text = (
-            write_torchrun(run, cluster, arguments) if is_torchrun else write_slurm(run, arguments)
-        )
-        sys.stdout.write(text)
-        return SUCCESS
+        here = partial(resolve_here, config, slots=cluster.slots, has_weights=has_weights)
+        is_slurm = command.prints_slurm
+        return print_for_launcher(here, cluster, machine, arguments, is_slurm=is_slurm)
     is_dry_run = command.is_dry_run
     if inputs.weights and is_dry_run:
         check_room(inputs.weights.repository.name, inputs.weights.folder, inputs.weights.num_bytes)

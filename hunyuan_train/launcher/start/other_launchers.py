@@ -3,17 +3,20 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
-from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.settings import COMMAND_SWITCHES
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
-from hunyuan_train.launcher.exit_codes import RESUME
+from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.launcher.job.jobs import AGENT
 from hunyuan_train.shipped import IS_INSTALLED, TRAIN_SCRIPT, python_path
+from hunyuan_train.terminal import complain
 
 DEFAULT_PORT = 29500
 STOP_SECONDS = 300  # before the end of a job's time, for the ranks to save
@@ -57,6 +60,57 @@ if ((is_stopping || status == {resume})); then
 fi
 exit "$status"
 """
+
+
+class Resolves(Protocol):
+    """Checks the run, on hosts that each offer what a machine does."""
+
+    def __call__(self, *, machine: Machine) -> ResolvedRun:
+        """Check it."""
+
+
+def print_for_launcher(
+    resolve: Resolves,
+    cluster: Cluster,
+    machine: Machine,
+    arguments: Sequence[str],
+    *,
+    is_slurm: bool,
+) -> int:
+    """Print a job script for Slurm, or the commands of each host, after every check.
+
+    Args:
+        resolve: with all else that it needs.
+        cluster: hosts of the job.
+        machine: this one.
+        arguments: those of `hunyuan-train train`.
+        is_slurm: which of the two.
+    """
+    if is_slurm or cluster.local is None:
+        machine = machine_of_job(machine, max(cluster.slots), os.environ)
+    run = resolve(machine=machine)
+    text = write_slurm(run, arguments) if is_slurm else write_torchrun(run, cluster, arguments)
+    sys.stdout.write(text)
+    return SUCCESS
+
+
+def machine_of_job(here: Machine, slots: int, environment: Mapping[str, str]) -> Machine:
+    """What each host of a job elsewhere has to offer, which is printed on a login machine perhaps.
+
+    Args:
+        here: this machine.
+        slots: processes on the host that has most.
+        environment: in which DS_ACCELERATOR asks for the CPU.
+    """
+    cores = max(here.num_cores, slots)
+    if environment.get("DS_ACCELERATOR", "cuda") != "cuda":
+        return replace(here, num_cores=cores)
+    if not here.num_gpus:
+        complain(
+            f"this machine offers no GPUs: the job is written for hosts with {slots} each "
+            "(for hosts without: DS_ACCELERATOR=cpu)"
+        )
+    return replace(here, num_gpus=max(here.num_gpus, slots), num_cores=cores)
 
 
 def write_torchrun(run: ResolvedRun, cluster: Cluster, arguments: Sequence[str]) -> str:

@@ -4,7 +4,9 @@ import subprocess
 import pytest
 
 from hunyuan_train.config.load import load_command_line
+from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.start import launch
 from tests.conftest import start_train
 
 
@@ -44,6 +46,31 @@ def test_the_script_for_slurm_is_sound_shell(tmp_path, monkeypatch):
     script.write_text(done.stdout)
     checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_a_job_for_gpus_is_written_on_a_machine_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NODE_IP_LIST", "10.0.0.1:8,10.0.0.2:8")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(launch, "detect_machine", lambda: Machine(num_gpus=0, num_cores=2))
+    arguments = ["--recipe", "tiny", "--output_dir", str(tmp_path / "run")]
+    for switch, words in (
+        ("--print_slurm", ["#SBATCH --gpus-per-node=8\n", "--nproc_per_node=8 "]),
+        ("--print_torchrun", ["# on 10.0.0.2\n", "--nproc_per_node=8 "]),
+    ):
+        asked = [*arguments, switch]
+        assert launch.start_run(load_command_line(asked), asked) == 0
+        said = capsys.readouterr()
+        assert all(word in said.out for word in words)
+        assert "DS_ACCELERATOR" not in said.out
+        assert "the job is written for hosts with 8 each" in said.err
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    asked = [*arguments, "--print_slurm"]
+    assert launch.start_run(load_command_line(asked), asked) == 0
+    assert "gpus-per-node" not in capsys.readouterr().out
+    monkeypatch.delenv("NODE_IP_LIST")
+    asked = [*arguments, "--print_torchrun", "--num_processes", "8"]  # for this very machine
+    with pytest.raises(ConfigError, match="num_processes is 8, but this machine has 2 cores"):
+        launch.start_run(load_command_line(asked), asked)
 
 
 def test_a_job_of_slurms_has_as_many_processes_everywhere(tmp_path, monkeypatch):
