@@ -10,7 +10,7 @@ from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.config.schema import OptimizerConfig, RunConfig
-from hunyuan_train.config.settings import FIELDS
+from hunyuan_train.config.settings import FIELDS, with_settings
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape, stretch_rope
 from hunyuan_train.model.base_folder import identify_weights
@@ -85,6 +85,7 @@ def identify_start(config: RunConfig, shape: ModelShape) -> dict[str, Any]:
 def deciding_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that steps depend on, without those of the data, which is compared itself."""
     kinds = {True, "by schedule"} if follows_length(config.optimizer) else {True}
+    config = with_settings(config, lora_alpha=config.lora.alpha)
     return {
         name: value
         for section, settings in asdict(config).items()

@@ -16,6 +16,7 @@ import yaml
 
 from hunyuan_train.config.flags import read_flags
 from hunyuan_train.config.nearest import find_nearest_word, suggest
+from hunyuan_train.config.other_tools import ADAPTERS_LEFT_OUT
 from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
 from hunyuan_train.config.precedence import merge_settings
 from hunyuan_train.config.schema import ModelConfig, RunConfig
@@ -283,7 +284,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if refusals:
         also = f"\n  taken: {', '.join(renamed)}" if renamed else ""
         raise ConfigError(describe_refusals(refusals, of=f"these keys of {path}") + also)
-    return values
+    return _adapters_left_out(content, values) | values
+
+
+def _adapters_left_out(content: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The rank and alpha that another tool gives to adapters where its file names neither."""
+    tools = [defaults for key, defaults in ADAPTERS_LEFT_OUT.items() if content.get(key)]
+    is_lora = str(values.get("use_lora", False)).lower() == "true"
+    return dict(tools[0]) if tools and is_lora and BASE not in values else {}
 
 
 def _read_section(path: Path, section: str, settings: dict[Any, Any]) -> dict[str, Any]:

@@ -93,6 +93,18 @@ NOT_OFFERED = (
 )
 TRANSLATED |= {name: {"false": None} for name in NOT_OFFERED}
 
+# The rank and alpha that a tool gives to adapters where its file names neither, by a key that only
+# its files have. Where no alpha stands here, the tool takes twice the rank.
+LLAMA_FACTORY_ADAPTERS = {"lora_rank": 8}  # its hparams/finetuning_args.py
+SWIFT_ADAPTERS = {"lora_rank": 8, "lora_alpha": 32}  # its arguments/tuner_args.py
+TRL_ADAPTERS = {"lora_rank": 16, "lora_alpha": 32}  # its trainer/model_config.py
+ADAPTERS_LEFT_OUT = {
+    "finetuning_type": LLAMA_FACTORY_ADAPTERS,
+    "train_type": SWIFT_ADAPTERS,
+    "tuner_type": SWIFT_ADAPTERS,
+    "use_peft": TRL_ADAPTERS,
+}
+
 # About speed or bookkeeping: whatever their value, no result changes.
 IGNORED = (
     "eval_table_size",

@@ -58,6 +58,8 @@ def resolve(
     if optimizer == "auto":
         optimizer = choose_optimizer(is_on_host=offloads_optimizer(engine))
     is_bf16 = machine.num_gpus > 0 if config.train.bf16 == "auto" else config.train.bf16
+    if config.lora.use_lora:
+        config = with_settings(config, lora_alpha=config.lora.alpha)
     decided = with_settings(
         config,
         num_processes=slots[0],

@@ -456,8 +456,11 @@ class LoraConfig:
         form="path",
     )
     lora_rank: int = setting(64, "rank of each adapter", low=1, high=2**14)
-    lora_alpha: float = setting(
-        128.0, "adapters are scaled by lora_alpha / lora_rank", low=0, high=10**6
+    lora_alpha: float | Auto = setting(
+        "auto",
+        "adapters are scaled by lora_alpha / lora_rank (auto: twice lora_rank, so by 2)",
+        low=0,
+        high=10**6,
     )
     lora_dropout: float = setting(0.0, "dropout before each adapter", low=0, high=0.9)
     use_rslora: bool = setting(False, "scale adapters by lora_alpha / sqrt(lora_rank) instead")
@@ -472,6 +475,16 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+    @property
+    def alpha(self) -> float:
+        """The number of `lora_alpha`; where none is given, it follows the rank."""
+        return 2.0 * self.lora_rank if self.lora_alpha == "auto" else self.lora_alpha
+
+    @property
+    def scaling(self) -> float:
+        """Factor on an adapter's product: alpha / rank, or alpha / sqrt(rank) with rslora."""
+        return self.alpha / (self.lora_rank**0.5 if self.use_rslora else self.lora_rank)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

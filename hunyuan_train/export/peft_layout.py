@@ -49,7 +49,7 @@ def peft_description(config: LoraConfig, shape: ModelShape, *, base_model: str) 
         base_model_name_or_path=base_model,
         inference_mode=True,
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.alpha,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         target_modules=modules,

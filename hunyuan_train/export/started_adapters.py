@@ -5,7 +5,7 @@ name, and at the place, at which an export would write it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import deepspeed
@@ -50,6 +50,7 @@ def find_started_adapters(config: LoraConfig, shape: ModelShape) -> "AdapterSour
             "give the folder of adapters that an export, or PEFT, has written"
         )
     made_with = read_json_object(folder / DESCRIPTION)
+    config = replace(config, lora_alpha=config.alpha)
     for setting, key in MADE_WITH.items():
         ours, theirs = getattr(config, setting), made_with.get(key, False)
         if ours != theirs:

@@ -38,11 +38,6 @@ def linear_pattern(config: LoraConfig, shape: ModelShape) -> str | None:
     return rf".*\.({'|'.join(sorted(parts))})" if parts else None
 
 
-def adapter_scaling(config: LoraConfig) -> float:
-    """Factor on an adapter's product: alpha / rank, or alpha / sqrt(rank) with rslora."""
-    return config.lora_alpha / (config.lora_rank**0.5 if config.use_rslora else config.lora_rank)
-
-
 def add_linear_adapters(
     model: nn.Module, config: LoraConfig, shape: ModelShape, *, seed: int
 ) -> None:
@@ -57,7 +52,7 @@ def add_linear_adapters(
     torch.manual_seed(seed)  # every rank must draw the same initial adapters
     description = peft.LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.alpha,
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.tensors import pieces_of_range
-from hunyuan_train.model.lora import adapter_scaling, draw_adapter
+from hunyuan_train.model.lora import draw_adapter
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 
 ADAPTERS = ("gate_up_lora_A", "gate_up_lora_B", "down_lora_A", "down_lora_B")
@@ -156,7 +156,7 @@ def adapted_experts(config: LoraConfig, dtype: torch.dtype) -> Iterator[None]:
     """Let AutoEP build its layers with adapted experts, which it then splits like any others."""
     original = auto_ep_layer.GroupedExperts
     auto_ep_layer.GroupedExperts = partial(
-        AdaptedExperts, rank=config.lora_rank, scaling=adapter_scaling(config), dtype=dtype
+        AdaptedExperts, rank=config.lora_rank, scaling=config.scaling, dtype=dtype
     )
     try:
         yield

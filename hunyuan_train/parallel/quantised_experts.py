@@ -27,7 +27,6 @@ from hunyuan_train.model.compressed_values import FLOAT8, decode
 from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.model.expert_cache import CachedExperts
 from hunyuan_train.model.expert_codes import ExpertCodes
-from hunyuan_train.model.lora import adapter_scaling
 from hunyuan_train.parallel.expert_lora import (
     activate,
     has_adapters,
@@ -225,7 +224,7 @@ def quantised_experts(
         QuantisedExperts,
         scheme=scheme,
         rank=lora.lora_rank if is_adapted else 0,
-        scaling=adapter_scaling(lora),
+        scaling=lora.scaling,
         dtype=dtype,
     )
     try:

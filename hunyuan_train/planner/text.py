@@ -6,6 +6,7 @@ from math import floor
 from typing import Any
 
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.planner.activations import can_be_skewed
 from hunyuan_train.planner.component import Component, Phase, gigabytes
@@ -41,7 +42,6 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     """What is planned, on what."""
     run, shape = estimate.run, estimate.run.shape
     train, lora = run.config.train, run.config.lora
-    method = f"LoRA of rank {lora.lora_rank} on {lora.lora_target_modules}"
     device = "GPUs" if run.is_on_gpu else "processes"
     recomputed = {True: "on", False: "off", "selective": "selective"}[train.gradient_checkpointing]
     yield (
@@ -49,7 +49,7 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
         f"{count_parameters(shape).active:,} active"
     )
     yield (
-        f"{method if lora.use_lora else 'full fine-tuning'}, optimizer "
+        f"{describe_adapters(lora) if lora.use_lora else 'full fine-tuning'}, optimizer "
         f"{run.optimizer.title}, rows of {run.config.data.max_seq_length:,} "
         f"tokens, {train.per_device_train_batch_size} at a time, gradient checkpointing "
         f"{recomputed}"
@@ -57,6 +57,15 @@ def describe_run(estimate: Estimate) -> Iterator[str]:
     yield (
         f"{run.num_ranks} {device} on {run.num_nodes} machine(s), ZeRO stage {run.stage}, "
         f"{describe_split(run)}"
+    )
+
+
+def describe_adapters(lora: LoraConfig) -> str:
+    """The rank of adapters, what they are scaled by, and where they are."""
+    divisor = "sqrt(rank)" if lora.use_rslora else "rank"
+    return (
+        f"LoRA of rank {lora.lora_rank} and alpha {lora.alpha:g} (scale {lora.scaling:g} = alpha / "
+        f"{divisor}) on {lora.lora_target_modules}"
     )
 
 

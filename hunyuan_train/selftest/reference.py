@@ -181,7 +181,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None
     if linear:
         description = peft.LoraConfig(
             r=lora.lora_rank,
-            lora_alpha=lora.lora_alpha,
+            lora_alpha=lora.alpha,
             use_rslora=lora.use_rslora,
             use_dora=lora.use_dora,
             target_modules=rf".*\.({'|'.join(linear)})",
@@ -195,7 +195,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None
 
 
 def _adapt_experts(model: PreTrainedModel, lora: LoraConfig, *, seed: int) -> None:
-    scaling = lora.lora_alpha / (lora.lora_rank**0.5 if lora.use_rslora else lora.lora_rank)
+    scaling = lora.alpha / (lora.lora_rank**0.5 if lora.use_rslora else lora.lora_rank)
     for layer, module in enumerate(model.model.layers):
         experts = module.mlp._modules.get("experts")
         if experts is None:  # a dense model

@@ -209,6 +209,10 @@ def test_a_run_whose_checkpoint_states_an_alpha_goes_on(tmp_path: Path) -> None:
         check_changes(other, now, tmp_path, config=RunConfig())
 
 
+def test_an_alpha_that_follows_the_rank_is_the_number_that_it_is() -> None:
+    assert SAVED["settings"]["lora_alpha"] == 128  # as checkpoints of earlier runs say it
+
+
 def test_a_checkpoint_from_before_experts_could_be_quantised_has_them_as_they_came() -> None:
     settings = SAVED["settings"]
     before = {name: value for name, value in settings.items() if name != "expert_weights"}

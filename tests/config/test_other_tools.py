@@ -122,6 +122,25 @@ def test_a_flat_file_of_another_tool_means_the_same(tmp_path, text, how, monkeyp
     assert config.evaluation.eval_steps == 500
 
 
+@pytest.mark.parametrize(
+    ("text", "rank", "alpha"),
+    [
+        ("finetuning_type: lora\nlora_rank: 16", 16, 32),
+        ("finetuning_type: lora", 8, 16),
+        ("train_type: lora", 8, 32),
+        ("tuner_type: lora\nlora_rank: 4\nlora_alpha: 8", 4, 8),
+        ("use_peft: true\nlora_r: 4", 4, 32),
+        ("use_peft: false", 64, 128),
+        ("adapter: lora\nlora_r: 8", 8, 16),
+    ],
+)
+def test_adapters_whose_alpha_a_file_leaves_out_have_that_of_its_tool(tmp_path, text, rank, alpha):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    lora = load_config([str(path)]).lora
+    assert (lora.lora_rank, lora.alpha) == (rank, alpha)
+
+
 def test_what_a_file_asks_for_and_we_lack_is_refused_at_once_with_what_there_is(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(

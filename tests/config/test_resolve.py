@@ -53,6 +53,20 @@ def test_resolving_twice_changes_nothing():
     assert again == once
 
 
+@pytest.mark.parametrize("recipe", ["lora", "one_gpu"])
+def test_alpha_follows_the_rank_where_it_is_not_given(recipe):
+    flags = ["--recipe", recipe, "--model_name_or_path", "tiny", "--expert_weights", "bf16"]
+    flags += ["--bf16", "false"]
+    for given, alpha in (
+        ([], 128),
+        (["--lora_rank", "8"], 16),
+        (["--lora_rank", "8", "--lora_alpha", "4"], 4),
+    ):
+        lora = resolve_flags([*flags, *given], shape=TINY).config.lora
+        assert lora.lora_alpha == alpha
+        assert lora.scaling == alpha / lora.lora_rank
+
+
 def test_the_deepspeed_file_is_read_once(monkeypatch):
     paths = []
     read = resolve_module.read_deepspeed_file

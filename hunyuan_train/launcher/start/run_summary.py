@@ -18,7 +18,7 @@ from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.prepare import PreparedRun
 from hunyuan_train.planner.gentlest import describe_form
-from hunyuan_train.planner.text import describe_split
+from hunyuan_train.planner.text import describe_adapters, describe_split
 from hunyuan_train.trainer.schedule import (
     check_warmup,
     describe_schedule,
@@ -81,9 +81,8 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
 def describe_method(run: ResolvedRun) -> str:
     """What is trained, and by which optimizer."""
     rates, lora = run.config.optimizer, run.config.lora
-    what = f"LoRA of rank {lora.lora_rank} on {lora.lora_target_modules}"
     return (
-        f"{what if lora.use_lora else 'full fine-tuning'} with "
+        f"{describe_adapters(lora) if lora.use_lora else 'full fine-tuning'} with "
         f"{run.optimizer.title}, learning rate {rates.learning_rate:g} ({rates.lr_scheduler_type})"
     )
 

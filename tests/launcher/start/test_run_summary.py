@@ -40,7 +40,8 @@ def test_the_summary_names_model_split_data_length_and_output(tmp_path):
 def test_adapters_are_named_as_such(tmp_path):
     run = resolved(tmp_path, "--use_lora", "--lora_rank", "4")
     lines = summarise_run(prepare_run(run))
-    assert lines["training"].startswith("LoRA of rank 4 on attention")
+    adapters = "LoRA of rank 4 and alpha 8 (scale 2 = alpha / rank) on attention"
+    assert lines["training"].startswith(adapters)
 
 
 def test_data_is_checked_before_anything_starts(tmp_path):
