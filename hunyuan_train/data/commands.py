@@ -6,11 +6,11 @@ called raises DataError.
 
 import argparse
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import IO, TypeAlias, get_args
 
 from hunyuan_train.config.preference_schema import ObjectiveName, PreferenceConfig
 from hunyuan_train.data.compiled.compile import CompileSettings, Record
@@ -53,6 +53,7 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.hub.datasets import fetch_data_names
 from hunyuan_train.terminal import PlainConsole, say
 
+DEFAULT_ROW = 4096  # tokens
 Arguments = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -187,13 +188,13 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, metavar="DIR", help="tokenizer for lengths and loss shares"
     )
     parser.add_argument(
-        "--max_seq_length", type=_length, default=4096, help="tokens of a row (needs --tokenizer)"
+        "--max_seq_length", type=_length, help="tokens of a row (4096; needs --tokenizer)"
     )
     parser.add_argument(
         "--overlong",
         choices=("error", "drop", "drop_turns"),
-        default="error",
-        help="samples longer than a row: an error, left out, or shortened by their oldest turns",
+        help="samples longer than a row: an error (default), left out, or shortened by their "
+        "oldest turns (needs --tokenizer)",
     )
     parser.add_argument("--num_workers", type=_count, default=0, help="processes (0: one per core)")
     _add_reading(parser)
@@ -249,15 +250,62 @@ def _check_output(output: Path, sources: Sequence[Source]) -> None:
 
 
 def _settings(arguments: Arguments, policy: dict[str, str]) -> CompileSettings:
+    for name in ("max_seq_length", "overlong"):
+        value = vars(arguments)[name]
+        if value is not None and arguments.tokenizer is None:
+            raise DataError(
+                f"{name} is {value}, and no tokenizer is given: a length is counted in tokens. Add "
+                f"--tokenizer with the model's folder, or leave --{name} out"
+            )
     return CompileSettings(
-        max_seq_length=arguments.max_seq_length,
+        max_seq_length=arguments.max_seq_length or DEFAULT_ROW,
         mode=arguments.mode,
         history=arguments.history,
-        overlong=arguments.overlong,
+        overlong=arguments.overlong or "error",
         now=arguments.now,
         policy=policy,
         records=_records(arguments),
     )
+
+
+@dataclass(slots=True)
+class FixedFile:
+    """What --fix writes: the usable records, and beside them every change."""
+
+    records: IO[str]
+    changes: IO[str]
+    num_records: int = 0
+    num_changes: int = 0
+
+    def write(self, chunk: InspectedChunk) -> None:
+        """Add the records of a chunk, and what was changed or left out of it."""
+        self.records.writelines(f"{record}\n" for record in chunk.records)
+        changed = [one for one in chunk.findings if one.action != "note"]
+        self.changes.writelines(f"{_as_json(finding)}\n" for finding in changed)
+        self.num_changes += len(changed)
+        self.num_records += len(chunk.records)
+
+    def describe(self, path: Path, report: LintReport) -> str:
+        """What was written where, and what is missing of it."""
+        num_read = report.counts["records"]
+        written = f"{self.num_records:,} of {num_read:,} records written to {path}"
+        left_out = "; the others are left out" if self.num_records < num_read else ""
+        return (
+            f"{written}{left_out}. {_name_changes(path)} lists each change ({self.num_changes:,})"
+        )
+
+
+@contextmanager
+def _open_fixed(path: Path | None) -> Iterator[FixedFile | None]:
+    if path is None:
+        yield None
+        return
+    with open_output(path) as records, open_output(_name_changes(path)) as changes:
+        yield FixedFile(records, changes)
+
+
+def _name_changes(path: Path) -> Path:
+    return path.with_name(f"{path.name}.changes.jsonl")
 
 
 def run_check(arguments: Arguments) -> int:
@@ -271,18 +319,11 @@ def run_check(arguments: Arguments) -> int:
     sources, unread = listing.sources, listing.unread
     if arguments.fix:
         _check_output(arguments.fix, sources)
-    with ExitStack() as stack:
-        changes = records = None
-        if arguments.fix:
-            records = stack.enter_context(open_output(arguments.fix))
-            report_path = arguments.fix.with_name(f"{arguments.fix.name}.changes.jsonl")
-            changes = stack.enter_context(open_output(report_path))
+    with _open_fixed(arguments.fix) as fixed:
 
         def write(chunk: InspectedChunk) -> None:
-            if records and changes:
-                records.writelines(f"{record}\n" for record in chunk.records)
-                changed = (one for one in chunk.findings if one.action != "note")
-                changes.writelines(f"{_as_json(finding)}\n" for finding in changed)
+            if fixed:
+                fixed.write(chunk)
             if arguments.json:
                 for finding in chunk.findings:
                     say(_as_json(finding))
@@ -304,6 +345,8 @@ def run_check(arguments: Arguments) -> int:
         )
     grammar = find_grammar(arguments.tokenizer)
     _print_report(report, grammar, is_json=arguments.json)
+    if fixed:
+        PlainConsole(stderr=True).print(fixed.describe(arguments.fix, report), soft_wrap=True)
     return 1 if report.num_errors else 0
 
 

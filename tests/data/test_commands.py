@@ -123,7 +123,10 @@ def test_check_takes_a_policy_for_each_kind(run, mixed):
 
 def test_check_finds_long_samples_only_with_a_tokenizer(run, write_records, tokenizer):
     path = write_records([chat("a", "word " * 200, mode="plain")])
-    assert run("check", path, "--max_seq_length", 64)[0] == 0
+    for flags in (["--max_seq_length", 64], ["--overlong", "drop"]):
+        with pytest.raises(DataError, match="no tokenizer is given: a length is counted in tokens"):
+            run("check", path, *flags)
+    assert run("check", path)[0] == 0
     with_tokenizer = ("check", path, "--max_seq_length", 64, "--tokenizer", tokenizer.folder)
     assert run(*with_tokenizer)[0] == 1
     assert run(*with_tokenizer, "--overlong", "drop")[0] == 0
@@ -156,8 +159,9 @@ def test_check_finds_questions_of_the_evaluation_set(run, write_records):
 
 def test_fix_writes_what_can_be_fixed_and_a_report_of_the_rest(run, mixed, tmp_path):
     out = tmp_path / "fixed.jsonl"
-    code, _, _ = run("check", mixed, "--fix", out, "--policy", "duplicate=drop")
+    code, _, said = run("check", mixed, "--fix", out, "--policy", "duplicate=drop")
     assert code == 1  # one record cannot be fixed
+    assert f"5 of 7 records written to {out}; the others are left out. {out}.changes" in said
     fixed = _json_lines(out.read_text())
     changes = _json_lines((tmp_path / "fixed.jsonl.changes.jsonl").read_text())
     lost = {one["line"] for one in changes if one["action"] in ("error", "drop")}
@@ -166,6 +170,34 @@ def test_fix_writes_what_can_be_fixed_and_a_report_of_the_rest(run, mixed, tmp_p
     assert run("check", out)[0] == 0
     *findings, _ = _json_lines(run("check", out, "--json")[1])
     assert {one["kind"] for one in findings} <= {"untagged", "special_tokens", "converted"}
+
+
+@pytest.mark.parametrize("mode", ["fast", "plain"])
+def test_a_fixed_file_is_read_alike_without_the_mode_that_it_was_fixed_with(
+    run, write_records, tmp_path, mode
+):
+    alpaca = {"instruction": "i", "input": "", "output": "o"}
+    tagged = chat("a", "<think>\n\n</think>\n<answer>\nb\n</answer>")
+    path = write_records([chat("a", "b"), alpaca, *([tagged] if mode == "fast" else [])])
+    out = tmp_path / "out.jsonl"
+    assert run("check", path, "--mode", mode, "--fix", out)[0] == 0
+    fixed = _json_lines(out.read_text())
+    assert [record["mode"] for record in fixed[:2]] == [mode, mode]
+    code, output, _ = run("check", out)
+    assert code == 0, output
+
+
+def test_check_says_how_many_it_does_not_list_and_where_noted_ones_are(run, write_records):
+    records = [chat(f"q{n}", "", mode="plain") for n in range(23)]
+    records += [chat("a", "b", mode="plain")] * 6
+    path = write_records(records)
+    _, output, _ = run("check", path)
+    assert (
+        output.count("error [empty_answer]") == 21
+    )  # twenty, and the line that says how many more
+    assert "and more: 3 error [empty_answer], 2 noted [duplicate]" in output
+    assert "`hunyuan-train data check --json` lists every one" in output
+    assert f"{path}:25: noted [duplicate]" in output
 
 
 def test_fix_leaves_what_is_sound_as_it_is_and_keeps_ids_in_what_it_mends(

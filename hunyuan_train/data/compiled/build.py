@@ -191,8 +191,8 @@ def refuse_errors(log: FindingLog, policy: Mapping[str, str], question: str = ""
     raise DataError(
         f"the data has {log.count('error'):,} error(s):\n  {shown}{more}\n"
         f"Fix them{_suggest_policy(log, policy)}; "
-        "`hunyuan-train data check` lists all of them and can write a fixed file."
-        + (f"\n{question}" if question else "")
+        "`hunyuan-train data check` lists them, with --json every one, and its --fix writes a "
+        "fixed file." + (f"\n{question}" if question else "")
     )
 
 

@@ -1,5 +1,6 @@
 """Findings and numbers as text for a terminal."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -11,16 +12,30 @@ from hunyuan_train.data.inspection.stats import DataStats, TokenStats
 
 _ACTION_STYLES = {"error": "bold red", "drop": "yellow", "fix": "green", "note": "dim"}
 _ACTION_WORDS = {"error": "error", "drop": "left out", "fix": "fixed", "note": "noted"}
+_MAX_NOTES = 3  # of each kind: enough to find one; what changes or refuses something comes first
 _SPARK = " ▁▂▃▄▅▆▇█"
 
 
 def print_findings(console: Console, log: FindingLog) -> None:
-    """The first findings of each kind that change or refuse something, then a count of all."""
+    """The first findings of each kind, how many more there are, then a count of all."""
+    shown: Counter[tuple[str, str]] = Counter()
     for finding in log.examples:
-        if finding.action != "note":
+        key = (finding.kind, finding.action)
+        if finding.action != "note" or shown[key] < _MAX_NOTES:
             console.print(_write_finding(finding), soft_wrap=True)
+            shown[key] += 1
     if not log.counts:
         return
+    more = {key: number - shown[key] for key, number in log.counts.items() if number > shown[key]}
+    if more:
+        listed = ", ".join(
+            f"{number:,} {_ACTION_WORDS[action]} [{kind}]"
+            for (kind, action), number in sorted(more.items(), key=_by_severity)
+        )
+        console.print(
+            Text(f"and more: {listed}; `hunyuan-train data check --json` lists every one"),
+            soft_wrap=True,
+        )
     table = Table("kind", "", "times", "what it is", box=None, pad_edge=False)
     for (kind, action), number in sorted(log.counts.items(), key=_by_severity):
         word = Text(_ACTION_WORDS[action], _ACTION_STYLES[action])

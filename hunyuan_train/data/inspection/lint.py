@@ -123,7 +123,10 @@ def inspect_chunk(
 
 
 def _write_record(record: Record, options: LintOptions, grammar: Grammar) -> str:
-    if record.is_fixed or options.records == "canonical":
+    # Where the run's mode was taken, the record must state it, to be read alike without the flag.
+    dialogues = [side.dialogue for side in record.sides] or [record.dialogue]
+    has_run_mode = any(dialogue.has_run_mode for dialogue in dialogues)
+    if record.is_fixed or has_run_mode or options.records == "canonical":
         if record.sides:
             return dump_json(to_preference(record.sides, grammar))
         return dump_json(to_record(record.dialogue, grammar))

@@ -36,6 +36,7 @@ def settle_modes(
     if stated == "auto":
         _read_modes(dialogue, queries, answers, form, problems)
     else:
+        dialogue.has_run_mode = dialogue.stated_mode is None
         dialogue.stated_mode = stated
         _set_mode(stated, queries, answers, form)
     for answer in answers:

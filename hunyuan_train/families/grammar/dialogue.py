@@ -46,6 +46,7 @@ class Dialogue:
     tools: list[Any] = field(default_factory=list)
     now: str = ""  # set where tools are
     stated_mode: str | None = None
+    has_run_mode: bool = False  # it states no mode, and the run's was taken
     # Read as written: what the client hands the model's own template beside the messages.
     template_options: dict[str, Any] = field(default_factory=dict)
     form: str = "messages"
