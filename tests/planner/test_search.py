@@ -5,6 +5,7 @@ import pytest
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.search import estimate_with, find_nearest, method_choices
 from tests.config.resolved import resolve_flags
@@ -12,9 +13,9 @@ from tests.config.resolved import resolve_flags
 EIGHT_80GB = Machine(num_gpus=8, num_cores=8, gpu_memory=80 * 10**9)
 
 
-def nearest(*flags: str, machine: Machine = EIGHT_80GB, disk: int = 0):
+def nearest(*flags: str, machine: Machine = EIGHT_80GB, disk: int = 0, shape: ModelShape = A13B):
     arguments = ["--recipe", "full", "--model_name_or_path", "a13b", *flags]
-    run = resolve_flags(arguments, machine, shape=A13B)
+    run = resolve_flags(arguments, machine, shape=shape)
     return find_nearest(load_config(arguments), run, Hardware(disk=disk))
 
 
@@ -57,7 +58,8 @@ def test_long_rows_are_shared_before_they_are_shortened_with_as_many_in_a_step()
 
 
 def test_rows_too_long_even_for_all_gpus_of_a_machine_are_shortened():
-    found = nearest("--optimizer", "lean", "--max_seq_length", "1048576")
+    million = replace(A13B, max_position_embeddings=2**20)
+    found = nearest("--optimizer", "lean", "--max_seq_length", "1048576", shape=million)
     assert found.estimate.fits
     assert found.estimate.run.config.data.max_seq_length < 1048576
 

@@ -34,6 +34,7 @@ SETTINGS_ALONE = frozenset({Needs.SETTINGS})
 
 RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     optimization.check_precision: Needs.SETTINGS,
+    optimization.check_row_length: Needs.SETTINGS,
     optimization.check_learning_rate: Needs.SETTINGS,
     evaluation.check_evaluation_data: Needs.SETTINGS,
     evaluation.check_early_stopping: Needs.SETTINGS,

@@ -1,4 +1,4 @@
-"""Rules about precision, rates, optimizer, and what is kept for the backward pass."""
+"""Rules about precision, rows, rates, optimizer, and what is kept for the backward pass."""
 
 from hunyuan_train.config.deepspeed_file import has_bf16_masters, offloads_parameters
 from hunyuan_train.config.resolved_run import ResolvedRun
@@ -17,6 +17,17 @@ def check_precision(run: ResolvedRun) -> None:
         "fp16 is true; the model was trained in bfloat16 and its router overflows in float16: "
         "use --bf16, or --bf16 false for float32"
     )
+
+
+def check_row_length(run: ResolvedRun) -> None:
+    """Refuse rows in which a sample may be longer than the model can read."""
+    length, longest = run.config.data.max_seq_length, run.shape.context_length
+    if length > longest:
+        raise ConfigError(
+            f"max_seq_length is {length}, and {run.config.model.model_name_or_path} reads at most "
+            f"{longest} tokens (its config.json); set max_seq_length to {longest} or less, and for "
+            "more tokens at a time raise per_device_train_batch_size"
+        )
 
 
 def check_learning_rate(run: ResolvedRun) -> None:

@@ -17,6 +17,7 @@ from tests.config.resolved import resolve_flags
             "--min_lr 1e-6 --lr_scheduler_type linear",
             "min_lr is 1e-06, which the schedule linear does not reach",
         ),
+        ("--max_seq_length 4097", "max_seq_length is 4097, and tiny reads at most 4096 tokens"),
         ("--max_steps 10 --warmup_steps 10", "warmup_steps is 10 and max_steps 10"),
         ("--activation_offload --no_gradient_checkpointing", "use --gradient_checkpointing true"),
         ("--optimizer lean --bf16 false", "bf16 is false; .* use --bf16, or --optimizer adamw"),

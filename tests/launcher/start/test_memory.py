@@ -56,8 +56,8 @@ def test_a_disk_without_room_is_no_reason_for_a_smaller_model(tmp_path, monkeypa
 
 
 def test_long_rows_are_refused_with_the_length_that_fits(tmp_path):
-    small = replace(CPU, host_memory=7 * 10**9)
-    run = resolved(tmp_path, "--max_seq_length", "262144", machine=small)
+    small = replace(CPU, host_memory=131 * 10**7)
+    run = resolved(tmp_path, "--max_seq_length", "4096", machine=small)
     with pytest.raises(ConfigError, match=r"the nearest plan that fits: .*--max_seq_length"):
         check_memory(prepare_run(run), Console(stderr=True))
 
