@@ -117,15 +117,18 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
     )
 
 
-def dump_config(config: RunConfig, path: Path) -> None:
+def dump_config(config: RunConfig, path: Path, *, left_out: Sequence[str] = ()) -> None:
     """Write a config as YAML, so that `--config` reads the same one back; whole or not at all."""
     with open_whole(path, is_ours=True) as file:
-        file.write(dump_text(config).encode())
+        file.write(dump_text(config, left_out=left_out).encode())
 
 
-def dump_text(config: RunConfig) -> str:
-    """A config as YAML."""
-    return str(yaml.safe_dump(asdict(config), sort_keys=False))
+def dump_text(config: RunConfig, *, left_out: Sequence[str] = ()) -> str:
+    """A config as YAML, without some settings, which then have their defaults."""
+    sections = asdict(config)
+    for name in left_out:
+        del sections[SECTION_OF[name]][name]
+    return str(yaml.safe_dump(sections, sort_keys=False))
 
 
 def build_config(values: dict[str, Any]) -> RunConfig:

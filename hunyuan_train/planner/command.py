@@ -7,11 +7,12 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from hunyuan_train.config.load import dump_config, load_command_line
+from hunyuan_train.config.load import dump_config, load_command_line, read_value
 from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
 from hunyuan_train.config.resolve import choose_num_processes, resolve
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import FIELDS
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
@@ -86,7 +87,10 @@ def run_plan(arguments: Sequence[str]) -> int:
     else:
         say("\n".join(answer(estimate, nearest)))
     if options.fit:
-        write_fit(options.fit, asked if estimate.fits else nearest.config if nearest else None)
+        fitting = asked if estimate.fits else nearest.config if nearest else None
+        told = write_fit(options.fit, fitting)
+        if not options.json:
+            say(told)
     return 0 if estimate.fits else EXIT_REFUSED
 
 
@@ -160,15 +164,31 @@ def answer(estimate: Estimate, nearest: Nearest | None) -> list[str]:
     return [*lines, *refusals, describe_nearest(nearest, estimate)]
 
 
-def write_fit(path: Path, config: RunConfig | None) -> None:
+def write_fit(path: Path, config: RunConfig | None) -> str:
     """Write settings that fit, for `train --config`.
+
+    The demo's dialogues, which stand for those that a plan needs none of, are left out: training
+    then asks for the user's own.
+
+    Returns:
+        what was written, and how to train with it.
 
     Raises:
         ConfigError: none are known, or the file cannot be written.
     """
     if config is None:
         raise ConfigError("no plan near the one asked for fits, so there is nothing to write")
+    demo = read_value("train_data_file", FIELDS["train_data_file"].default)
+    left_out = ("train_data_file",) if config.data.train_data_file == demo else ()
     try:
-        dump_config(config, path)
+        dump_config(config, path, left_out=left_out)
     except OSError as error:
         raise ConfigError(f"fit is {path}, which cannot be written: {error.strerror}") from error
+    name = config.model.model_name_or_path
+    has_model = (
+        name in PRESETS or Path(name).is_dir() or parse_model_name(name, hub=config.launch.hub)
+    )
+    wanted = [] if has_model else ["--model_name_or_path FOLDER"]
+    wanted += ["--train_data_file FILE"] if left_out else []
+    command = " ".join(["hunyuan-train", "train", "--config", str(path), *wanted])
+    return f"settings written to {path}; train with them: {command}"

@@ -5,7 +5,9 @@ import sys
 import pytest
 
 from hunyuan_train import cli
-from hunyuan_train.config.load import load_config
+from hunyuan_train.config.load import load_command_line, load_config
+from hunyuan_train.errors import ConfigError
+from hunyuan_train.launcher.start.variables import check_model_and_data
 
 ON_EIGHT = ["plan", "--model", "a13b", "--gpus", "8", "--gpu_memory", "80"]
 
@@ -42,6 +44,14 @@ def test_the_settings_that_fit_are_read_back_by_training_and_fit(tmp_path, capsy
     fitting = tmp_path / "fits.yaml"
     flags = ["--method", "full", "--optimizer", "adamw", "--fit", str(fitting)]
     assert cli.main([*ON_EIGHT, *flags]) == 1
+    wanted = f"--config {fitting} --model_name_or_path FOLDER --train_data_file FILE"
+    assert f"settings written to {fitting}; train with them: hunyuan-train train {wanted}" in (
+        capsys.readouterr().out
+    )
+    assert "train_data_file" not in fitting.read_text()  # it would be the demo's
+    command = load_command_line(["--config", str(fitting), "--model_name_or_path", str(tmp_path)])
+    with pytest.raises(ConfigError, match="no dialogues are given"):
+        check_model_and_data(command)
     assert load_config(["--config", str(fitting)]).optimizer.optimizer == "lean"
     rest = [word for word in ON_EIGHT if word not in ("--model", "a13b")]
     assert cli.main([*rest, "--config", str(fitting)]) == 0
