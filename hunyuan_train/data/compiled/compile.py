@@ -212,6 +212,7 @@ def read_record(value: object, reading: Reading, problems: list[Problem]) -> lis
     if asks_for_preferences(value):
         reason = "a chosen and a rejected answer, of which supervised fine-tuning learns nothing"
         fix = "train with --objective dpo, or give the chosen answer alone, as completion"
+        problems[:] = [one for one in problems if one.kind != "form"]  # which this one explains
         problems.append(Problem("form", "rejected", reason, fix))
     return []
 

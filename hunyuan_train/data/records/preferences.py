@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hunyuan_train.data.dataset import CHOSEN, REJECTED
 from hunyuan_train.data.findings import Problem
-from hunyuan_train.data.records.forms import ANSWER_FIELDS, TURN_FIELDS
+from hunyuan_train.data.records.forms import ANSWER_FIELDS, QUESTION_FIELDS, TURN_FIELDS
 from hunyuan_train.data.records.record import Reading, read_dialogue
 from hunyuan_train.data.records.unread import is_about_a_record
 from hunyuan_train.families.grammar.dialogue import DOCUMENT, Dialogue, Message
@@ -25,7 +25,12 @@ _SIDE_FIELDS = {
     ),
 }
 _LABEL_FIELDS = ("label", "kto_tag")
-_LABELS = {"true": CHOSEN, "1": CHOSEN, "false": REJECTED, "0": REJECTED}
+_LABELS = {
+    **dict.fromkeys(("true", "1", "1.0"), CHOSEN),  # a table with gaps makes numbers of labels
+    **dict.fromkeys(("false", "0", "0.0"), REJECTED),
+}
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # of Anthropic's hh-rlhf
+_TURN = re.compile(rf"(?:\A\s*|\n\n)({'|'.join(_SPEAKERS)}):")
 _SIDE_WORD = re.compile(r"_?(chosen|rejected)_?")
 _EXPECTED = {
     "pairs": "give prompt, chosen and rejected, or conversations with chosen and rejected",
@@ -54,7 +59,9 @@ def read_sides(value: object, reading: Reading, problems: list[Problem]) -> list
     if not isinstance(value, dict):
         problems.append(Problem("form", "", "no object", _EXPECTED[reading.records]))
         return []
-    label = next((field for field in _LABEL_FIELDS if value.get(field) is not None), None)
+    has_pair = any(value.get(name) is not None for name in _SIDE_FIELDS[REJECTED])
+    labels = [field for field in _LABEL_FIELDS if field in value]
+    label = next((field for field in labels if value[field] is not None or not has_pair), None)
     if reading.records == "judged" and label:
         return _read_judged(value, label, reading, problems)
     records = _split(value, reading.records, problems)
@@ -110,6 +117,13 @@ def _split(value: Record, records: str, problems: list[Problem]) -> list[Record]
         if key not in fields.values() and not _is_about_a_side(key, value[key])
     }
     if chosen := fields[CHOSEN]:
+        texts = [value[name] for name in (chosen, rejected)]
+        if _lacks_prompt(rest) and not all(
+            isinstance(one, list) or _read_turns(one) for one in texts
+        ):
+            reason = "chosen and rejected are answers, and no prompt stands beside them"
+            problems.append(Problem("form", "prompt", reason, _EXPECTED[records]))
+            return []
         return [_make_record(rest, value[name]) for name in (chosen, rejected)]
     turns = next((field for field in TURN_FIELDS if isinstance(rest.get(field), list)), None)
     if not turns or not rest[turns]:
@@ -129,12 +143,30 @@ def _is_about_a_side(name: str, value: object) -> bool:
 
 def _make_record(rest: Record, answer: object) -> Record:
     """A side's record: what both share, and its own answer or whole dialogue."""
+    answer = _read_turns(answer) or answer
     turns = answer if isinstance(answer, list) else []
     first = turns[0] if turns and isinstance(turns[0], dict) else {}
     if first.get("role", first.get("from")) in ("system", "user", "human"):
         shared = {key: rest[key] for key in rest if key not in (*TURN_FIELDS, *ANSWER_FIELDS)}
         return {**shared, "messages": answer}
     return {**rest, _ANSWER_FIELD: answer}
+
+
+def _lacks_prompt(rest: Record) -> bool:
+    """Whether nothing that both sides share asks anything."""
+    asking = ("instruction", "input", *QUESTION_FIELDS, *TURN_FIELDS)
+    return all(rest.get(field) is None for field in asking)
+
+
+def _read_turns(text: object) -> list[Record]:
+    """The messages of a dialogue written as one text, `Human: … Assistant: …`; none in others."""
+    if not isinstance(text, str) or not text.lstrip().startswith("Human:"):
+        return []
+    _, *parts = _TURN.split(text)
+    return [
+        {"role": _SPEAKERS[speaker], "content": said.strip()}
+        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def _read_pair(records: list[Record], reading: Reading, problems: list[Problem]) -> list[Side]:

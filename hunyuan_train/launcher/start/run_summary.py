@@ -1,6 +1,6 @@
 """Says what a run will do, before it does it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.text import Text
 from hunyuan_train.checkpoint.folder import find_checkpoint
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.data.dataset import Dataset
 from hunyuan_train.data.inspection.describe import (
     describe_counts,
     describe_dataset,
@@ -25,6 +26,13 @@ from hunyuan_train.trainer.schedule import (
     find_idle_settings,
 )
 
+# Learning rates that are usual, and the highest that needs no word, by objective and method.
+USUAL_RATES = {
+    ("sft", "LoRA"): ("1e-4 to 2e-4", 5e-3),
+    ("sft", "full fine-tuning"): ("1e-5", 5e-3),  # a tiny model from random weights takes 1e-3
+    ("preferences", "LoRA"): ("5e-6 to 1e-5", 5e-5),
+    ("preferences", "full fine-tuning"): ("1e-6", 5e-6),
+}
 DEMO = (
     "Nothing names a model or dialogues, so this is the demo (--recipe tiny): a tiny model with "
     "random weights learns the bundled dialogues in a few minutes. Yours: train --recipe lora "
@@ -57,7 +65,8 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
         "processes": f"{describe_hosts(run.slots)} on {'GPUs' if run.is_on_gpu else 'CPU'} in "
         f"{'bfloat16' if run.is_bf16 else 'float32'}: ZeRO stage {run.stage}, "
         f"{describe_split(run)}",
-        "data": f"{config.data.train_data_file}: {describe_counts(prepared.train.summary)}",
+        "data": f"{config.data.train_data_file}: {_count_pairs(prepared.train)}"
+        f"{describe_counts(prepared.train.summary)}",
     }
     lines |= describe_dataset(prepared.train, config.data.history, prepared.tokenizer)
     if prepared.evaluation:
@@ -65,7 +74,8 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
             config.data.eval_data_file
             or f"{config.data.eval_fraction:.0%} of it, one question at least"
         )
-        lines["evaluation"] = f"{source}: {describe_counts(prepared.evaluation.summary)}"
+        counted = _count_pairs(prepared.evaluation) + describe_counts(prepared.evaluation.summary)
+        lines["evaluation"] = f"{source}: {counted}"
         if found := describe_findings(prepared.evaluation.summary):
             lines["evaluation"] += f"; {found}"
     lines["length"] = describe_length(prepared)
@@ -79,12 +89,19 @@ def summarise_run(prepared: PreparedRun) -> dict[str, str]:
 
 
 def describe_method(run: ResolvedRun) -> str:
-    """What is trained, and by which optimizer."""
+    """What is minimised and trained, and by which optimizer."""
     rates, lora = run.config.optimizer, run.config.lora
-    return (
+    preferences = run.config.preferences
+    is_sft = preferences.objective == "sft"
+    objective = "" if is_sft else f"{preferences.objective} (beta {preferences.beta:g}) by "
+    return objective + (
         f"{describe_adapters(lora) if lora.use_lora else 'full fine-tuning'} with "
         f"{run.optimizer.title}, learning rate {rates.learning_rate:g} ({rates.lr_scheduler_type})"
     )
+
+
+def _count_pairs(data: Dataset) -> str:
+    return f"{data.summary.num_samples // 2:,} pairs, which are " if data.is_paired else ""
 
 
 def describe_hosts(slots: Sequence[int]) -> str:
@@ -113,6 +130,19 @@ def describe_resume(config: RunConfig) -> str:
     return f"from {folder}"
 
 
+def find_high_rate(config: RunConfig) -> Iterator[str]:
+    """Say of a learning rate that it is far above what its objective and method are trained at."""
+    objective, rate = config.preferences.objective, config.optimizer.learning_rate
+    way = "LoRA" if config.lora.use_lora else "full fine-tuning"
+    kind = "sft" if objective == "sft" else "preferences"
+    usual, most = USUAL_RATES[kind, way]
+    if rate > most:
+        yield (
+            f"learning_rate is {rate:g}; usual for {objective} by {way} is {usual}, and far above "
+            "that a model forgets what it knows"
+        )
+
+
 def check_schedule(prepared: PreparedRun, console: Console) -> None:
     """Say what of a schedule makes no sense on this data.
 
@@ -122,5 +152,6 @@ def check_schedule(prepared: PreparedRun, console: Console) -> None:
     config, num_steps = prepared.run.config, prepared.length.num_steps
     check_warmup(config, num_steps)
     has_evaluation = prepared.evaluation is not None
-    for warning in find_idle_settings(config, num_steps, has_evaluation=has_evaluation):
+    idle = find_idle_settings(config, num_steps, has_evaluation=has_evaluation)
+    for warning in (*find_high_rate(config), *idle):
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hunyuan_train.data.compiled.compile import read_record
 from hunyuan_train.data.dataset import CHOSEN, REJECTED
 from hunyuan_train.data.findings import Problem, build_policies
 from hunyuan_train.data.records.convert import to_preference
@@ -33,6 +34,10 @@ LAYOUTS = {
         "rejected": {"from": "gpt", "value": "no"},
     },
     "Alpaca": {"instruction": "Q", "input": "", "chosen": "yes", "rejected": "no"},
+    "hh-rlhf": {
+        "chosen": "\n\nHuman: Q\n\nAssistant: yes",
+        "rejected": "\n\nHuman: Q\n\nAssistant: no",
+    },
     "ms-swift": {"messages": [USER, ANSWERS[0]], "rejected_response": "no"},
     "OpenAI": {
         "input": {"messages": [USER]},
@@ -80,6 +85,27 @@ def test_what_is_no_pair_is_named(record: dict, kind: str) -> None:
     assert kind in read(record | PLAIN)[1]
 
 
+@pytest.mark.parametrize(
+    ("record", "records", "reason"),
+    [
+        ({"chosen": "yes", "rejected": "no"}, "pairs", "no prompt stands beside them"),
+        ({"prompt": "Q", "completion": "a", "label": None}, "judged", "label is None"),
+    ],
+)
+def test_what_is_missing_is_said(record: dict, records: str, reason: str) -> None:
+    problems: list[Problem] = []
+    assert not read_sides(record, Reading(HUNYUAN_A13B, records=records), problems)
+    [problem] = problems
+    assert reason in problem.reason
+
+
+def test_supervised_fine_tuning_says_once_that_it_is_given_pairs() -> None:
+    problems: list[Problem] = []
+    assert not read_record(LAYOUTS["texts"], Reading(HUNYUAN_A13B), problems)
+    [problem] = problems
+    assert "train with --objective dpo" in problem.fix
+
+
 def test_earlier_answers_are_prompt_and_carry_no_loss() -> None:
     turns = [USER, ANSWERS[0], USER | {"content": "again"}]
     (chosen, _), refused = read({"prompt": turns, "chosen": "a", "rejected": "b"} | PLAIN)
@@ -101,7 +127,8 @@ def test_a_bare_answer_takes_the_mode_that_the_other_side_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "verdict"), [(True, CHOSEN), ("false", REJECTED), (1, CHOSEN), (0, REJECTED)]
+    ("label", "verdict"),
+    [(True, CHOSEN), ("false", REJECTED), (1, CHOSEN), (0, REJECTED), (1.0, CHOSEN)],
 )
 def test_labels_judge_single_answers(label: object, verdict: int) -> None:
     record = {"prompt": "Q", "completion": "yes", "label": label} | PLAIN

@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.launch import launch
 from hunyuan_train.launcher.start.prepare import prepare_run
 from hunyuan_train.launcher.start.resolve_here import resolve_here
-from hunyuan_train.launcher.start.run_summary import summarise_run
+from hunyuan_train.launcher.start.run_summary import find_high_rate, summarise_run
 
 TWO_CORES = Machine(num_gpus=0, num_cores=2)
 
@@ -42,6 +43,22 @@ def test_adapters_are_named_as_such(tmp_path):
     lines = summarise_run(prepare_run(run))
     adapters = "LoRA of rank 4 and alpha 8 (scale 2 = alpha / rank) on attention"
     assert lines["training"].startswith(adapters)
+
+
+def test_preferences_are_named_counted_in_pairs_and_warned_of_a_rate_for_sft(tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "mode": "fast"} for n in range(4)]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in pairs))
+    flags = ["--objective", "dpo", "--train_data_file", str(path), "--eval_data_file", "none"]
+    flags += ["--eval_fraction", "0", "--use_lora", "--min_lr", "0", "--learning_rate"]
+    run = resolved(tmp_path, *flags, "1e-4")
+    assert launch(run, pytest.fail, is_dry_run=True) == 0
+    said = capsys.readouterr().err
+    assert "training   dpo (beta 0.1) by LoRA of rank 64" in said
+    assert "4 pairs, which are 8 samples" in said
+    assert "warning: learning_rate is 0.0001; usual for dpo by LoRA is 5e-6 to 1e-5" in said
+    assert not [*find_high_rate(resolved(tmp_path, *flags, "1e-5").config)]
+    assert [*find_high_rate(load_config(["--learning_rate", "1"]))]
 
 
 def test_data_is_checked_before_anything_starts(tmp_path):
