@@ -39,7 +39,7 @@ from tests.batches import SHAPE, make_batch
 from tests.engines import end_engines, small_engine
 from tests.ranks import run_each
 
-TOLERANCE = 0.05  # by which a slope may exceed the one before: shares of tokens are not quite even
+TOLERANCE = 0.05  # of a value: buckets fill in steps, and shares of tokens are not quite even
 DOCUMENT = 32  # tokens
 
 Counts = dict[str, int]  # by what is counted
@@ -173,17 +173,22 @@ class Curve:
 
     @property
     def bend(self) -> float:
-        """By which share a slope exceeds the one before at most, or, of a constant, a value."""
+        """By which share a value exceeds the line through the two before, or a constant, at most.
+
+        A line that falls counts as level: what falls less and less bends upward, and nobody minds.
+        """
         points = list(zip(self.sizes, self.values, strict=True))
-        if self.model == "constant":
-            return max(after / max(before, 1) for (_, before), (_, after) in pairwise(points)) - 1
-        # One that falls less and less bends upward, too, and nobody minds.
-        slopes = [max(0.0, (y - v) / (x - u)) for (u, v), (x, y) in pairwise(points)]
-        # A slope is small or large beside what is counted for each unit, not beside zero.
-        least = [abs(value) / size / 1000 for size, value in points[1:]]
+        expected = [before for _, before in points[:-1]]
+        if self.model == "linear":
+            slopes = [max(0.0, (y - v) / (x - u)) for (u, v), (x, y) in pairwise(points)]
+            expected = [
+                y + slope * (z - x)
+                for (x, y), (z, _), slope in zip(points[1:], points[2:], slopes, strict=False)
+            ]
+        found = self.values[-len(expected) :]
         return max(
-            (after - before) / max(abs(before), small)
-            for (before, after), small in zip(pairwise(slopes), least[1:], strict=True)
+            one / max(line, 1) - 1 if one else 0.0
+            for one, line in zip(found, expected, strict=True)
         )
 
     @property
@@ -246,7 +251,7 @@ def describe(curves: Sequence[Curve]) -> list[str]:
         if curve.grown != grown:
             grown = curve.grown
             sizes = " | ".join(f"{size:,}" for size in curve.sizes)
-            lines += ["", f"| {grown} | {sizes} | model | steeper by at most |"]
+            lines += ["", f"| {grown} | {sizes} | model | above its line by at most |"]
             lines += [f"|---|{'---:|' * len(curve.sizes)}---|---:|"]
         values = " | ".join(f"{value:,}" for value in curve.values)
         verdict = " **bends upward**" if curve.is_bent else ""
@@ -265,7 +270,7 @@ def main() -> int:
         "",
         f"`python -m benchmarks.growth {' '.join(sys.argv[1:])}` on {platform.machine()}, torch "
         f"{torch.__version__}: counts of one rank and step, ZeRO-3, experts over 2 of 2 ranks "
-        "unless ranks are what grows. A curve may be steeper than before by "
+        "unless ranks are what grows. A value may lie above the line through the two before by "
         f"{TOLERANCE:.0%}.",
         *describe(curves),
         "",
