@@ -3,7 +3,7 @@
 import codecs
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from hunyuan_train.data.rendering.prompt import encode_prompt, find_opening
+from hunyuan_train.data.rendering.prompt import encode_prompt, find_opening, render_prompt
+from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
 from hunyuan_train.serve.generate import Sampling, ServedModel, generate
 
@@ -27,6 +28,7 @@ class Reply:
     num_prompt_tokens: int
     num_tokens: int
     seconds: float
+    is_kept: bool  # in a dialogue, which goes on from it: not if cut off before its content
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints, in the words of the OpenAI interface."""
@@ -68,11 +70,34 @@ class Dialogue:
             messages, self.served.tokenizer, mode=self.mode, tools=self.tools, now=self.now
         )
         reply = answer(self.served, prompt, self.sampling, show, has_tools=bool(self.tools))
-        if reply.parsed.content or reply.parsed.tool_calls:  # an answer cut off in its thoughts
-            said = reply.parsed.to_message()  # would leave nothing to answer to
-            del said["reasoning_content"]
+        said = reply.parsed.to_message()
+        del said["reasoning_content"]
+        if reply.is_kept and self._can_go_on([*messages, said], reply.parsed):
             self.messages = [*messages, said]
-        return reply
+            return reply
+        self._forget_open_calls()
+        return replace(reply, is_kept=False)
+
+    def _can_go_on(self, messages: list[dict[str, Any]], last: ParsedOutput) -> bool:
+        """Whether a prompt may hold the last answer: not if it was cut off in its thoughts."""
+        if not last.content and not last.tool_calls:
+            return False
+        results = [{"role": "tool", "content": "0"} for _ in last.tool_calls]
+        following = results or [{"role": "user", "content": "?"}]
+        grammar = self.served.tokenizer.grammar
+        try:
+            render_prompt(
+                [*messages, *following], grammar, mode=self.mode, tools=self.tools, now=self.now
+            )
+        except DataError:
+            return False
+        return True
+
+    def _forget_open_calls(self) -> None:
+        """Drop a question whose calls were made, where no answer to their results was kept."""
+        if self.messages and self.messages[-1].get("tool_calls"):
+            roles = [message["role"] for message in self.messages]
+            self.messages = self.messages[: len(roles) - 1 - roles[::-1].index("user")]
 
 
 def answer(
@@ -87,12 +112,13 @@ def answer(
     stream = served.tokenizer.grammar.stream_output(has_tools=has_tools)
     stream.feed(find_opening(prompt, served.tokenizer))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may span tokens
-    num_tokens = 0
+    num_tokens, has_content = 0, False
 
     def see_token(token: int) -> None:
-        nonlocal num_tokens
+        nonlocal num_tokens, has_content
         num_tokens += 1
         for delta in stream.feed(decoder.decode(served.tokenizer.token_bytes(token))):
+            has_content = has_content or delta.field == "content"
             show(delta)
 
     started = time.perf_counter()
@@ -104,9 +130,11 @@ def answer(
     for delta in [*stream.feed(decoder.decode(b"", final=True)), *stream.finish()]:
         show(delta)
     parsed = stream.result()
+    is_kept = has_content or reason == "stop"  # half a tag would be read as content
     if parsed.tool_calls:
-        reason = "tool_calls"
-    return Reply(parsed, reason, len(prompt), num_tokens, time.perf_counter() - started)
+        reason, is_kept = "tool_calls", True
+    seconds = time.perf_counter() - started
+    return Reply(parsed, reason, len(prompt), num_tokens, seconds, is_kept)
 
 
 class TerminalView:

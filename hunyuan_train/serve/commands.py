@@ -30,7 +30,7 @@ HELP = """\
   /no_think   switch between fast mode (no thinking) and slow mode
   /think      show the thoughts of the last answer
   /new        forget the dialogue
-  Ctrl-C      end an answer
+  Ctrl-C      end an answer; one that ends in its thoughts is dropped, with its question
   Ctrl-D      leave
 """
 
@@ -188,7 +188,7 @@ def _ask(
         return dialogue.ask(question, is_fast=is_fast, show=show)
 
     reply = _show_answer(put_question, console, arguments)
-    while reply.parsed.tool_calls:
+    while reply.is_kept and reply.parsed.tool_calls:
         results = []
         for call in reply.parsed.tool_calls:
             console.print(Text(f"calls {call.name}({call.arguments})", style="cyan"))
@@ -209,6 +209,9 @@ def _show_answer(
     with TerminalView(console, is_unfolded=arguments.show_thinking) as view:
         reply = put(view.show)
     _remark(reply, console)
+    if not reply.is_kept:
+        text = "the dialogue goes on without this question and its unfinished answer: ask again"
+        console.print(text, style="yellow")
     return reply
 
 

@@ -118,6 +118,37 @@ def test_ctrl_c_leaves_the_answer_and_keeps_what_was_said(served: ServedModel) -
     assert dialogue.messages[-1]["content"] == reply.parsed.content
 
 
+def test_a_dialogue_goes_on_after_an_answer_cut_off_in_its_thoughts(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Delta) -> None:
+        raise KeyboardInterrupt
+
+    dialogue = Dialogue(served, GREEDY)
+    dialogue.ask("Two cats?", is_fast=True)
+    said = dialogue.messages
+    reply = dialogue.ask("And?", is_fast=False, show=interrupt)
+    assert (reply.finish_reason, reply.is_kept) == ("interrupted", False)
+    assert dialogue.messages == said
+    assert dialogue.ask("And?", is_fast=True).parsed.content == "More cats."
+    lines = iter(["Two cats?", "/no_think", "Two cats?"])
+    monkeypatch.setattr(commands, "_read_line", lambda *_: next(lines, None))
+    screen = io.StringIO()
+    short = Dialogue(served, Sampling(max_new_tokens=6, temperature=0))
+    arguments = Namespace(no_think=False, show_thinking=False)
+    commands.talk(short, arguments, Console(file=screen, width=120))
+    assert "goes on without this question and its unfinished answer" in screen.getvalue()
+    assert "raise --max_new_tokens" in screen.getvalue()
+
+
+def test_a_question_whose_results_got_no_answer_is_dropped_whole(served: ServedModel) -> None:
+    dialogue = Dialogue(served, GREEDY, tools=TOOLS, now="2026-03-02 09:15:00")
+    dialogue.ask("Count.", is_fast=True)
+    dialogue.sampling = Sampling(max_new_tokens=1, temperature=0)
+    assert not dialogue.give_results(["7"]).is_kept
+    assert dialogue.messages == []
+
+
 def test_thoughts_are_dim_and_folded_to_one_line() -> None:
     for is_unfolded in (False, True):
         screen = io.StringIO()
