@@ -79,8 +79,15 @@ def find_candidates(resume_from_checkpoint: str, output_dir: Path) -> list[Path]
     return [folder]
 
 
-def find_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Path | None:
+def find_checkpoint(
+    resume_from_checkpoint: str, output_dir: Path, *, skip: Callable[[str], None] = lambda _: None
+) -> Path | None:
     """The first candidate whose files are there in their sizes; None where auto finds none.
+
+    Args:
+        resume_from_checkpoint: "auto", or a folder.
+        output_dir: of the run.
+        skip: told of each one that is passed over, and why.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them can be used.
@@ -92,22 +99,35 @@ def find_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Path | Non
         except CheckpointError as error:
             faults.append(str(error))
         else:
+            for fault in faults:
+                skip(fault)
             return folder
-    refuse_all(faults, output_dir)
+    refuse_all(faults, output_dir, resume_from_checkpoint)
     return None
 
 
-def refuse_all(faults: list[str], output_dir: Path) -> None:
+def refuse_all(faults: list[str], output_dir: Path, resume_from_checkpoint: str) -> None:
     """Stop rather than start afresh where checkpoints exist but none is good.
 
     Raises:
         CheckpointError: naming every fault, if there are any.
     """
-    if faults:
+    if not faults:
+        return
+    told = "; ".join(faults)
+    if resume_from_checkpoint == "auto":
         raise CheckpointError(
-            f"no checkpoint can be used: {'; '.join(faults)}. Bring a good copy back, or start "
-            f"anew in another output_dir than {output_dir}"
+            f"no checkpoint can be used: {told}. Bring a good copy back, or start anew in another "
+            f"output_dir than {output_dir}"
         )
+    folder = Path(resume_from_checkpoint)
+    others = [path.name for path in list_checkpoints(folder.absolute().parents[1])]
+    others = [name for name in others if name != folder.name]
+    remedy = f"; or take one of {', '.join(others)} beside it" if others else ""
+    raise CheckpointError(
+        f"resume_from_checkpoint is {folder}, which cannot be used: {told}. Bring a good copy "
+        f"back{remedy}, or give auto for the newest intact one in {output_dir}"
+    )
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> Path:

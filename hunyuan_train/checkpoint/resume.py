@@ -37,7 +37,7 @@ def choose_checkpoint(resume_from_checkpoint: str, output_dir: Path) -> Checkpoi
             return folder, manifest
         all_faults += faults
         logger.warning("skipping %s: %s", folder, "; ".join(faults), extra=SHARED)
-    refuse_all(all_faults, output_dir)
+    refuse_all(all_faults, output_dir, resume_from_checkpoint)
     return None
 
 

@@ -65,6 +65,7 @@ class CommandLine:
     prints_slurm: bool = False
     recipe: str | None = None  # its text, to be shown
     machines: PlannedMachines | None = None  # to plan for, in a dry run, instead of this one
+    file: Path | None = None  # of settings, which flags change
 
     @property
     def is_demo(self) -> bool:
@@ -114,6 +115,7 @@ def load_command_line(arguments: Sequence[str]) -> CommandLine:
         prints_slurm=asked["print_slurm"],
         recipe=file.read_text(encoding="utf-8") if file and asked["show_recipe"] else None,
         machines=parse_machines(described) if described else None,
+        file=file,
     )
 
 

@@ -161,7 +161,8 @@ class TrainConfig:
     )
     overwrite_output_dir: bool = free_setting(
         False,
-        "start a new run if output_dir holds one already. The old run moves to OUTPUT_DIR.previous",
+        "start a new run if output_dir holds one already. The old run moves to OUTPUT_DIR.previous "
+        "and replaces what was there",
     )
     seed: int = setting(
         42, "seed of data order, dropout and the random weights of presets", low=0, high=2**32 - 1

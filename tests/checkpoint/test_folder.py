@@ -199,13 +199,24 @@ def test_auto_passes_over_what_is_seen_to_be_damaged(
     damage(write_fake(tmp_path, 100))
     write_fake(tmp_path, 120).rename(tmp_path / "checkpoints" / "step-000120.incomplete")
     (write_fake(tmp_path, 140) / "manifest.json").unlink()
-    assert find_checkpoint("auto", tmp_path) == good
+    skipped: list[str] = []
+    assert find_checkpoint("auto", tmp_path, skip=skipped.append) == good
+    assert len(skipped) == 1
+    assert "step-000100" in skipped[0]
 
 
 def test_auto_does_not_start_afresh_over_damaged_checkpoints(tmp_path: Path) -> None:
     cut(write_fake(tmp_path, 20))
     with pytest.raises(CheckpointError, match=r"no checkpoint can be used.*has 4 bytes"):
         find_checkpoint("auto", tmp_path)
+
+
+def test_a_damaged_one_that_is_named_is_told_with_those_beside_it(tmp_path: Path) -> None:
+    write_fake(tmp_path, 20)
+    cut(damaged := write_fake(tmp_path, 26))
+    words = r"resume_from_checkpoint is .*step-000026, which cannot be used: .*has 4 bytes"
+    with pytest.raises(CheckpointError, match=rf"{words}.*take one of step-000020 beside it"):
+        find_checkpoint(str(damaged), tmp_path)
 
 
 def test_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from hunyuan_train.launcher.start.inputs_by_name import (
 from hunyuan_train.launcher.start.memory import check_memory
 from hunyuan_train.launcher.start.prepare import (
     check_resume,
+    check_whose_checkpoints,
     lock_output_folder,
     prepare_output_folder,
     prepare_run,
@@ -58,6 +59,7 @@ def start_run(command: CommandLine, arguments: Sequence[str]) -> int:
     set_screen(is_quiet=logs.quiet, is_json=logs.json)
     check_variables(os.environ, command)
     check_model_and_data(command)
+    check_whose_checkpoints(command.config, command.file)
     if command.is_demo:
         show_demo(PlainConsole(stderr=True, soft_wrap=True, quiet=logs.quiet))
     inputs = fetch_all_but_weights(command.config)

@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,6 +161,31 @@ def check_resume(prepared: PreparedRun) -> None:
         check_changes(manifest["fingerprints"], made_of, folder, config=config)
 
 
+def check_whose_checkpoints(config: RunConfig, file: Path | None) -> None:
+    """Refuse to start afresh where a stopped run was to go on in another folder.
+
+    Args:
+        config: of the new run.
+        file: its settings were read from; that of a run lies beside its checkpoints.
+
+    Raises:
+        CheckpointError: naming the checkpoint that was probably meant.
+    """
+    output_dir, settings = Path(config.train.output_dir), config.checkpoints
+    if settings.resume_from_checkpoint != "auto" or settings.before_resume:
+        return
+    if file is None or file.name != CONFIG or file.parent.resolve() == output_dir.resolve():
+        return
+    theirs = list_checkpoints(file.parent)
+    if theirs and not list_checkpoints(output_dir):
+        flag = shlex.join(["--resume_from_checkpoint", str(theirs[-1])])
+        raise CheckpointError(
+            f"resume_from_checkpoint is auto, which looks in output_dir, and {output_dir} has no "
+            f"checkpoint; the run of {file} has {theirs[-1].name}. To go on from it in the new "
+            f"folder, give {flag}; to start afresh, --resume_from_checkpoint none"
+        )
+
+
 def check_newest(folder: Path, step: int, output_dir: Path) -> None:
     """Refuse to go on from an earlier point of a run beside what came of it the first time.
 
@@ -213,9 +239,11 @@ def prepare_output_folder(config: RunConfig, console: Console) -> Path:
     if config.train.overwrite_output_dir and not is_resumed and (folder / CONFIG).exists():
         previous = folder.with_name(f"{folder.name}.previous")
         if list_checkpoints(folder):
+            has_older = previous.exists()
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
-            console.print(f"the earlier run in {folder} moved to {previous}")
+            older = ", in place of the one before it, which is deleted" if has_older else ""
+            console.print(f"the earlier run in {folder} moved to {previous}{older}")
         else:  # it reached no checkpoint, and must not push out one that did
             shutil.rmtree(folder)
     config_file = folder / CONFIG

@@ -124,10 +124,11 @@ def describe_length(prepared: PreparedRun) -> str:
 def describe_resume(config: RunConfig) -> str:
     """What a run that is to be resumed goes on from."""
     wanted, output_dir = config.checkpoints.resume_from_checkpoint, Path(config.train.output_dir)
-    folder = find_checkpoint(wanted or "auto", output_dir)
+    skipped: list[str] = []
+    folder = find_checkpoint(wanted or "auto", output_dir, skip=skipped.append)
     if folder is None:
         return f"there is no checkpoint in {output_dir}, so training starts at its first step"
-    return f"from {folder}"
+    return "; ".join([f"from {folder}", *(f"skipping a newer one: {one}" for one in skipped)])
 
 
 def find_high_rate(config: RunConfig) -> Iterator[str]:

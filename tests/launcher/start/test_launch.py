@@ -1,3 +1,4 @@
+import io
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from hunyuan_train.launcher.machine import count_gpus, detect_machine
 from hunyuan_train.launcher.rank.worker import started_slots
 from hunyuan_train.launcher.start.prepare import (
     check_newest,
+    check_whose_checkpoints,
     lock_output_folder,
     prepare_output_folder,
 )
@@ -62,14 +64,33 @@ def test_the_output_folder_holds_the_config_that_reads_back(tmp_path):
 def test_an_earlier_run_moves_aside_and_only_the_last_one_is_kept(tmp_path):
     folder, previous = tmp_path / "run", tmp_path / "run.previous"
     flags = ["--output_dir", str(folder), "--overwrite_output_dir"]
+    screen = io.StringIO()
     for number in range(3):
-        prepare_output_folder(load_config(flags), QUIET)
+        prepare_output_folder(load_config(flags), Console(file=screen, width=1000))
         assert not (folder / "mark").exists()
         (folder / "mark").write_text(str(number))
         checkpoint = folder / "checkpoints" / "step-000001"
         checkpoint.mkdir(parents=True)
         (checkpoint / "manifest.json").touch()
     assert (previous / "mark").read_text() == "1"
+    first, second = screen.getvalue().splitlines()
+    assert first.endswith(f"moved to {previous}")
+    assert second.endswith("in place of the one before it, which is deleted")
+
+
+def test_a_run_is_not_started_afresh_where_another_was_meant(tmp_path):
+    folder = tmp_path / "r c"
+    file = prepare_output_folder(load_config(["--output_dir", str(folder)]), QUIET)
+    words = ["--config", str(file), "--resume_from_checkpoint", "auto"]
+    elsewhere = [*words, "--output_dir", str(tmp_path / "r c2")]
+    check_whose_checkpoints(load_config(elsewhere), file)  # that run has saved nothing either
+    checkpoint = checkpoint_folder(folder, 22)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").touch()
+    with pytest.raises(CheckpointError, match=r"has step-000022.*--resume_from_checkpoint '.*22'"):
+        check_whose_checkpoints(load_config(elsewhere), file)
+    check_whose_checkpoints(load_config(words), file)
+    check_whose_checkpoints(load_config([*words[:2], *elsewhere[4:]]), file)
 
 
 def test_a_run_without_a_checkpoint_does_not_push_out_one_that_has_one(tmp_path):
