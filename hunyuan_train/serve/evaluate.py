@@ -21,6 +21,8 @@ from hunyuan_train.config.rules.evaluation import (
 )
 from hunyuan_train.config.run_files import METRICS, NEEDLES
 from hunyuan_train.config.schema import DataConfig
+from hunyuan_train.data.findings import parse_policies
+from hunyuan_train.data.reading.sources import list_sources
 from hunyuan_train.hub.datasets import fetch_data_names
 from hunyuan_train.json_lines import Numbers
 from hunyuan_train.log import log_to_screen
@@ -70,6 +72,13 @@ def add_evaluate_command(subparsers: "argparse._SubParsersAction[argparse.Argume
     add_model_arguments(command)
     add("file", nargs="?", metavar="FILE", help="dialogues with a mode, or hf:OWNER/NAME[:SPLIT]")
     add(
+        "--mode",
+        choices=("auto", "fast", "slow"),
+        default="auto",
+        help="mode of records that state none (default: as their answers say)",
+    )
+    add("--data_policy", metavar="KIND=ACTION", help="for findings in FILE, as in training")
+    add(
         "--number",
         type=int,
         default=64,
@@ -106,6 +115,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """
     lengths = needle_lengths(arguments.needle_lengths)
     _check(arguments)
+    log_to_screen()  # and so keep Python's warnings off it
+    if arguments.file:  # before torch is imported
+        arguments.file = fetch_data_names(arguments.file, download_dir=arguments.download_dir)
+        list_sources(arguments.file, setting="FILE")
+        parse_policies(arguments.data_policy or "")
     place_model(arguments)
     shape = check_model(arguments)
     check_needles_fit(
@@ -115,7 +129,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     )
     from hunyuan_train.serve.generate import load_model  # torch: once nothing is known to be wrong
 
-    log_to_screen()  # and so keep Python's warnings off it
     screen = PlainConsole(stderr=True)
     with screen.status(f"loading {arguments.model}"):
         served = load_model(
@@ -144,7 +157,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if vars(arguments)[name] < 1:
             raise ServeError(f"{name} is {vars(arguments)[name]}; set it to 1 or more")
     if arguments.metric:
-        check_metric_file(arguments.metric)
+        check_metric_file(arguments.metric, called="metric")
     if arguments.trajectories < 0 or (arguments.trajectories and not arguments.file):
         raise ServeError(
             f"trajectories is {arguments.trajectories}; give how many to walk through, and a FILE "
@@ -176,15 +189,17 @@ def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
     from hunyuan_train.evaluation.user_metric import load_metric, measure
 
     data = DataConfig(
-        train_data_file=fetch_data_names(arguments.file, download_dir=arguments.download_dir),
+        train_data_file=arguments.file,
         max_seq_length=served.shape.context_length,
-        data_policy="untagged=note",  # nothing is taught; what has no mode is not asked
+        mode=arguments.mode,
+        data_policy=_choose_policy(arguments.data_policy),
     )
     dataset = prepare_dataset(data, served.tokenizer)
     questions = choose_questions(dataset, served.tokenizer, arguments.number)
     if not questions:
         raise ServeError(
-            f"{arguments.file} has no fast or slow answer to ask for; give records with a mode"
+            f"{arguments.file} has no fast or slow answer to ask for; give records with a mode, or "
+            "say theirs with --mode fast or --mode slow"
         )
     prompts = [question.prompt for question in questions]
     outputs = ask(served, prompts, arguments.max_new_tokens, screen)
@@ -199,6 +214,12 @@ def score_file(served: "ServedModel", arguments: argparse.Namespace, screen: Con
         words = served.tokenizer
         numbers |= measure(metric, questions, outputs, words, setting=arguments.metric)
     return numbers
+
+
+def _choose_policy(given: str | None) -> str:
+    """What is done about findings: nothing is taught, so what has no mode is only not asked."""
+    policies = {"untagged": "note"} | parse_policies(given or "")
+    return ",".join(f"{kind}={action}" for kind, action in policies.items())
 
 
 def walk_file(served: "ServedModel", arguments: argparse.Namespace, screen: Console) -> Numbers:

@@ -120,3 +120,41 @@ def test_a_file_without_modes_and_a_folder_without_a_model_are_named(
     assert "records with a mode" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tmp_path), file]) == 2
     assert "no model and no adapter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["gone.jsonl"], "gone.jsonl does not exist; FILE takes files and folders"),
+        (["q.jsonl", "--metric", "gone.py:score"], "metric is gone.py:score: gone.py cannot be"),
+        (["q.jsonl", "--metric", "gone"], "metric is gone; give a file"),
+        (["q.jsonl", "--data_policy", "form"], "takes kind=action"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_before_a_model_is_looked_at(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    remedy: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_file(tmp_path / "q.jsonl", SLOW)
+    assert cli.main(["evaluate", str(tmp_path), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert "eval_metric" not in said
+    assert "train_data_file" not in said
+
+
+def test_what_the_errors_of_a_file_advise_is_taken(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    file = write_file(tmp_path / "q.jsonl", plain, {"rows": 1})
+    asked = ["evaluate", str(folder), file, "--mode", "fast", "--max_new_tokens", "2"]
+    assert cli.main(asked) == 2
+    said = capsys.readouterr().err
+    words = said[said.index("--data_policy ") :].partition(";")[0].split()
+    assert cli.main([*asked, *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["eval_answers"] == 1

@@ -32,8 +32,8 @@ def is_lower_better(metric: str) -> bool:
     return metric.startswith(LOWER_IS_BETTER)
 
 
-def split_metric(setting: str) -> tuple[str, str]:
-    """File and function of `eval_metric`.
+def split_metric(setting: str, called: str = "eval_metric") -> tuple[str, str]:
+    """File and function of `eval_metric`, or of a flag that is called otherwise.
 
     Raises:
         ConfigError: it does not name both.
@@ -41,7 +41,7 @@ def split_metric(setting: str) -> tuple[str, str]:
     path, separator, name = setting.rpartition(":")
     if not (separator and path.endswith(".py") and name.isidentifier()):
         raise ConfigError(
-            f"eval_metric is {setting}; give a file and a function in it, such as metric.py:score"
+            f"{called} is {setting}; give a file and a function in it, such as metric.py:score"
         )
     return path, name
 
@@ -59,22 +59,26 @@ def check_user_metric(run: ResolvedRun) -> None:
     check_metric_file(setting)
 
 
-def check_metric_file(setting: str) -> None:
-    """Refuse a file without the function that `eval_metric` names, without running it.
+def check_metric_file(setting: str, called: str = "eval_metric") -> None:
+    """Refuse a file without the function that a setting names, without running it.
+
+    Args:
+        setting: its value.
+        called: its name to the user.
 
     Raises:
         ConfigError: saying what is missing.
     """
-    path, name = split_metric(setting)
+    path, name = split_metric(setting, called)
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
     except (OSError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"eval_metric is {setting}: {path} cannot be read: {error}") from error
+        raise ConfigError(f"{called} is {setting}: {path} cannot be read: {error}") from error
     functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
     if name not in functions:
         found = ", ".join(functions) or "none"
         raise ConfigError(
-            f"eval_metric is {setting}, and {path} has no function {name} (functions: {found}); "
+            f"{called} is {setting}, and {path} has no function {name} (functions: {found}); "
             "name one of its functions"
         )
 
