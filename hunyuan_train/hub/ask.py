@@ -66,7 +66,9 @@ def ask_hub(
         )
     answer: dict[str, Any] = json.loads(text)
     if "failure" in answer:
-        raise ConfigError(describe_failure(name, answer["failure"], answer["words"]))
+        is_sent = request["action"] == "push"
+        words = describe_failure(name, answer["failure"], answer["words"], is_sent=is_sent)
+        raise ConfigError(words)
     return answer
 
 
@@ -77,8 +79,15 @@ _START = (
 )
 
 
-def describe_failure(name: RemoteName, failure: str, words: str) -> str:
-    """One paragraph about a request that failed, with what to do."""
+def describe_failure(name: RemoteName, failure: str, words: str, *, is_sent: bool = False) -> str:
+    """One paragraph about a request that failed, with what to do.
+
+    Args:
+        name: of the model or data set.
+        failure: its kind, by `client.FAILURES`.
+        words: of the client.
+        is_sent: whether something was sent there, and not fetched.
+    """
     title, login = TITLES[name.hub], LOGIN[name.hub]
     what = "model" if name.kind == "model" else "data set"
     sentences = {
@@ -100,6 +109,16 @@ def describe_failure(name: RemoteName, failure: str, words: str) -> str:
         "package": f"the client of {title} is not installed ({words}); "
         + f"pip install {'modelscope-hub' if name.hub == 'modelscope' else 'huggingface-hub'}",
     }
+    if is_sent:
+        sentences["offline"] = (
+            f"{title} could not be reached to send {name.repo} ({words}); look at the network and "
+            f"at proxies (HTTPS_PROXY, {ENDPOINTS[name.hub]}), and start the same command again: "
+            "no file that has arrived is sent twice"
+        )
+        sentences["missing"] = (
+            f"{title} shows no {name.repo}, and made none; look at its spelling, and whether your "
+            f"token may write for {name.repo.partition('/')[0]}: {login}"
+        )
     other = f"{title} refused what was asked about {name.repo}: {words}; start again later"
     return sentences.get(failure, other)
 

@@ -11,10 +11,11 @@ from hunyuan_train.hub.download import read_origin
 from hunyuan_train.report.record import RunRecord
 from hunyuan_train.shipped import VERSION
 
+OF_ADAPTERS = ("lora_rank", "lora_alpha", "lora_target_modules")
 SHOWN = (
     *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "max_seq_length", "packing", "history", "mode", "optimizer"),
-    *("seed", "use_lora", "lora_rank", "lora_alpha", "lora_target_modules"),
+    *("seed", "use_lora", *OF_ADAPTERS),
 )
 METRICS = {
     "loss": "loss of training, last logged step",
@@ -96,7 +97,11 @@ def list_metrics(run: RunRecord) -> list[tuple[str, str]]:
 
 def list_settings(run: RunRecord) -> list[tuple[str, str]]:
     """The settings that a reader needs to do the same; paths of the machine are not among them."""
-    kept = {name: run.settings.get(name) for name in SHOWN}
+    settings = run.settings
+    counts_steps = (settings.get("max_steps") or -1) > 0  # then nobody looks at the epochs
+    idle = {"num_train_epochs" if counts_steps else "max_steps"}
+    idle |= set() if settings.get("use_lora") else set(OF_ADAPTERS)
+    kept = {name: settings.get(name) for name in SHOWN if name not in idle}
     return [(name, str(value)) for name, value in kept.items() if value is not None]
 
 

@@ -78,9 +78,13 @@ def find_target(repo: str) -> RemoteName:
     Raises:
         ConfigError: it is no name, or on a hub that is not sent to.
     """
-    name = parse_model_name(repo if ":" in repo else f"hf:{repo}", hub="huggingface")
+    wanted = f"REPO is {repo}; write it as OWNER/NAME, such as me/hunyuan-tuned"
+    try:
+        name = parse_model_name(repo if ":" in repo else f"hf:{repo}", hub="huggingface")
+    except ConfigError as error:  # which speaks of the setting of a run
+        raise ConfigError(wanted) from error
     if name is None or name.revision:
-        raise ConfigError(f"REPO is {repo}; write it as OWNER/NAME")
+        raise ConfigError(wanted)
     if name.hub == "modelscope":
         raise ConfigError(
             f"REPO is {repo}, and models are sent to Hugging Face only; to ModelScope use its own "

@@ -7,6 +7,7 @@ import yaml
 
 from hunyuan_train import cli
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.hub.ask import describe_failure
 from hunyuan_train.hub.download import MARKER
 from hunyuan_train.report.push import find_target
 from tests.hub.server import SECRET
@@ -74,9 +75,28 @@ def test_without_a_token_the_remedy_is_told(run_folder, hub, capsys):
     assert "hf auth login" in capsys.readouterr().err
 
 
+def test_the_card_has_no_setting_that_had_no_effect(run_folder, capsys):
+    settings = yaml.safe_load((run_folder / "config.yaml").read_text())
+    settings["train"] |= {"max_steps": 40, "num_train_epochs": 1.0}
+    settings["lora"] = {"use_lora": False, "lora_rank": 64, "lora_alpha": 128.0}
+    (run_folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert cli.main(["push", str(run_folder), "me/tuned", "--print_card"]) == 0
+    card = capsys.readouterr().out
+    assert "| max_steps | 40 |" in card
+    assert "num_train_epochs" not in card
+    assert "lora_" not in card.partition("## Settings")[2].replace("use_lora", "")
+
+
+def test_a_hub_out_of_reach_is_told_as_one_that_was_sent_to():
+    told = describe_failure(find_target("me/tuned"), "offline", "refused", is_sent=True)
+    assert "could not be reached to send me/tuned" in told
+    assert "folder" not in told
+
+
 def test_targets_that_are_none_are_refused():
-    with pytest.raises(ConfigError, match="written hf:OWNER/NAME"):
-        find_target("tuned")
+    for repo in ("tuned", "hf:badname", "me/a/b"):
+        with pytest.raises(ConfigError, match=f"^REPO is {repo}; write it as OWNER/NAME"):
+            find_target(repo)
     with pytest.raises(ConfigError, match="modelscope upload"):
         find_target("modelscope:me/tuned")
 
