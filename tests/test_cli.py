@@ -153,7 +153,7 @@ def test_help_plans_and_dry_runs_import_what_they_need(repository, tmp_path, arg
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--bf16", "--fp16"], "error: bf16 and fp16 are both true"),
+        (["--bf16", "--fp16"], "error: fp16 is true, and this run computes in bfloat16"),
         (["--expert_parallel_size", "3"], "error: expert_parallel_size is 3; it must divide"),
         (["--model_name_or_path", "no/such/model"], "error: model_name_or_path is no/such/model"),
         (["--num_processes", "4096"], "error: num_processes is 4096, but this machine has"),

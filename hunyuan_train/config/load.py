@@ -19,6 +19,7 @@ from hunyuan_train.config.nearest import find_nearest_word, suggest
 from hunyuan_train.config.other_tools import ADAPTERS_LEFT_OUT
 from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
 from hunyuan_train.config.precedence import merge_settings
+from hunyuan_train.config.run_files import CONFIG
 from hunyuan_train.config.schema import ModelConfig, RunConfig
 from hunyuan_train.config.settings import (
     COMMAND_FLAGS,
@@ -52,6 +53,7 @@ DEMO = ("--recipe", "tiny")
 BASE = "recipe"  # of a file: the recipe of ours whose settings it changes
 MOST_BYTES_OF_A_NAME = 255  # on every file system of Linux
 MOST_BYTES_OF_A_PATH = 4095
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})(/|$)")  # what a shell would have replaced
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,10 +180,15 @@ def expand_home(name: str, paths: str, *, is_list: bool) -> str:
     """Paths with ~ and ~user replaced, which a shell leaves alone behind = and in YAML.
 
     Raises:
-        ConfigError: one is longer than any file system takes.
+        ConfigError: one is longer than any file system takes, or begins with a variable.
     """
     expanded = [expanduser(path) for path in (paths.split(",") if is_list else [paths])]
     for path in expanded:
+        if _VARIABLE.match(path):
+            raise ConfigError(
+                f"{name} is {quote(path)}; variables are not replaced in settings (a shell does it "
+                "in flags, outside of single quotes): write the whole path, or begin it with ~/"
+            )
         if not _has_short_names(path):
             raise ConfigError(f"{name} is {describe_long_path(path)}")
     return ",".join(expanded)
@@ -242,6 +249,10 @@ def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe: one of ours by its name, or any YAML file by its path."""
     bundled = RECIPES / f"{name_or_path}.yaml"
     path = bundled if isfile(bundled) else Path(name_or_path)
+    if path.is_dir():
+        found = [one for one in (path / CONFIG, *sorted(path.glob("*.yaml"))) if isfile(one)]
+        remedy = f"give the file of settings in it: {found[0]}" if found else "give a YAML file"
+        raise ConfigError(f"{name_or_path} is a folder and no file of settings; {remedy}")
     if not isfile(path):
         raise ConfigError(
             f"{name_or_path} is neither a recipe of ours ({_list_recipes()}) nor the path of a "

@@ -206,3 +206,17 @@ def test_a_recipe_of_ours_may_stand_alone_too(words: str) -> None:
     command = load_command_line([*words.replace("--dry_run", "").split(), "--show_recipe"])
     assert command.recipe == (RECIPES / "lora.yaml").read_text()
     assert load_command_line(["--show_recipe", "lora"]).recipe == command.recipe
+
+
+@pytest.mark.parametrize("path", ["$HOME/x", "${HOME}/x", "$RUNS"])
+def test_a_variable_that_no_shell_replaced_is_told(path, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"train: {{output_dir: '{path}'}}\n")
+    with pytest.raises(ConfigError, match=r"output_dir is .*variables are not replaced.*~/"):
+        load_config(["--config", str(tmp_path / "mine.yaml")])
+    assert load_config(["--output_dir", "runs/$5 a"]).train.output_dir == "runs/$5 a"
+
+
+def test_a_folder_of_a_run_in_the_place_of_its_settings_is_told(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"is a folder.*settings in it: .*/config\.yaml"):
+        load_config(["--config", str(tmp_path)])

@@ -12,7 +12,10 @@ def check_precision(run: ResolvedRun) -> None:
     if not run.config.train.fp16:
         return
     if run.is_bf16:
-        raise ConfigError("bf16 and fp16 are both true; a run has one precision: drop --fp16")
+        raise ConfigError(
+            "fp16 is true, and this run computes in bfloat16 (bf16 is true, or auto on GPUs), in "
+            "which the model was trained; a run has one precision: drop --fp16"
+        )
     raise ConfigError(
         "fp16 is true; the model was trained in bfloat16 and its router overflows in float16: "
         "use --bf16, or --bf16 false for float32"

@@ -146,7 +146,7 @@ def test_the_settings_that_plan_writes_are_taken_by_train_and_fit(folder, values
     ("values", "message"),
     [
         ({"min_lr": 1}, "min_lr is 1.0, above learning_rate"),
-        ({"fp16": True}, "fp16 are both true"),
+        ({"fp16": True}, "fp16 is true, and this run computes in"),
         ({"metric_for_best_model": "loss"}, "metric_for_best_model is loss; it must begin with"),
         (
             {"freeze": "*.mlp.gate.wg.weight", "router_guardian": "freeze_router"},
