@@ -36,3 +36,8 @@ def _escape(match: re.Match[str]) -> str:
     if character == "\x7f":  # the one of them that JSON leaves as it is
         return "\\u007f"
     return json.dumps(character)[1:-1]
+
+
+def count_of(number: int, thing: str) -> str:
+    """A number of things, such as "1 step" or "2,000 steps"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"

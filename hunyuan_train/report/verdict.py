@@ -14,6 +14,7 @@ import numpy as np
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
 from hunyuan_train.model.expert_formats import MOST_DIVERGENCE
+from hunyuan_train.plain_text import count_of
 from hunyuan_train.report.record import RunRecord
 from hunyuan_train.report.state import RunState
 from hunyuan_train.shipped import render_command
@@ -179,8 +180,8 @@ def judge_bad_steps(run: RunRecord, _: RunState) -> list[Finding]:
     skipped = sum(bool(row.get("is_skipped")) for row in rows)
     some = ", ".join(f"{row['step']:,}" for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
     text = (
-        f"{_count(len(rows), 'step')} had an abnormal loss or gradient ({some}), and {skipped} of "
-        "them were skipped. Look at their samples, which quarantine.jsonl names."
+        f"{count_of(len(rows), 'step')} had an abnormal loss or gradient ({some}), and {skipped} "
+        "of them were skipped. Look at their samples, which quarantine.jsonl names."
     )
     return [Finding("warn", "bad steps", text)]
 
@@ -199,7 +200,9 @@ def judge_routing(run: RunRecord, _: RunState) -> list[Finding]:
     if len(base) > 1 and isfinite(base[0]):
         parts[0] += f" ({base[0]:.2f} at first)"
     if dead is not None and isfinite(dead):
-        parts.append(f"{_count(int(dead), 'expert')} with nearly no tokens, summed over all layers")
+        parts.append(
+            f"{count_of(int(dead), 'expert')} with nearly no tokens, summed over all layers"
+        )
     if has_drift:
         parts.append(f"drift from the base model {drift:.3f} (limit {limit:g})")
     numbers = ", ".join(parts)
@@ -263,7 +266,7 @@ def judge_saving(run: RunRecord, _: RunState) -> list[Finding]:
     saved = run.last("checkpoint_step")
     last = f"the last saved one is of step {saved:,.0f}" if saved else "none was saved"
     text = (
-        f"{_count(int(failures), 'checkpoint')} could not be written, and {last}. Check the disk."
+        f"{count_of(int(failures), 'checkpoint')} could not be written, and {last}. Check the disk."
     )
     return [Finding("bad", "checkpoints", text)]
 
@@ -293,7 +296,3 @@ def columns_mean(run: RunRecord, name: str) -> float:
     values = run.metrics.columns.series(name)[1]
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else 0.0
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"

@@ -10,14 +10,20 @@ from hunyuan_train.hub.models import fetch_description, fetch_weights
 from hunyuan_train.hub.names import DEFAULT_FOLDER, SHOWN_FOLDER, TITLES, Hub, parse_model_name
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.errors import ServeError
-from hunyuan_train.serve.folder import find_model_folder, is_adapter, read_base_name
+from hunyuan_train.serve.folder import (
+    find_export,
+    find_model_folder,
+    is_adapter,
+    read_base_name,
+    refuse_base,
+)
 from hunyuan_train.serve.trained_pair import FLAG, FLAG_HELP, check_base
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which model, for `place_model`."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="model or adapter: its folder, or OWNER/NAME on a hub")
+    add("model", metavar="MODEL", help="model or adapter: its folder, RUN, or OWNER/NAME on a hub")
     add("--base", metavar="DIR", help="the adapter's base model (default: that of its training)")
     add(FLAG, action="store_true", help=FLAG_HELP)
     add("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
@@ -39,7 +45,9 @@ def place_model(arguments: argparse.Namespace) -> None:
         ServeError: so it is with the base that an adapter names.
     """
     hub, download_dir = arguments.hub, arguments.download_dir.expanduser().absolute()
-    arguments.model = find_folder(arguments.model, hub=hub, download_dir=download_dir)
+    found = find_folder(arguments.model, hub=hub, download_dir=download_dir)
+    arguments.model = find_export(found)
+    refuse_base(arguments.model, arguments.base)
     if arguments.base is not None:
         arguments.base = find_folder(arguments.base, hub=hub, download_dir=download_dir)
     elif is_adapter(arguments.model):

@@ -5,11 +5,34 @@ Known without torch, so that what does not fit the model is refused before anyth
 
 from pathlib import Path
 
+from hunyuan_train.config.run_files import EXPORT
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.serve.errors import ServeError
 
 ADAPTER = "adapter_config.json"
+CONFIG = "config.json"
+
+
+def find_export(folder: Path) -> Path:
+    """The export of a run where the folder is a run's, else the folder itself."""
+    if any((folder / name).exists() for name in (CONFIG, ADAPTER)):
+        return folder
+    export = folder / EXPORT
+    return export if any((export / name).exists() for name in (CONFIG, ADAPTER)) else folder
+
+
+def refuse_base(folder: Path, base: Path | None) -> None:
+    """Refuse a base beside a whole model, which would not be looked at.
+
+    Raises:
+        ServeError: saying which of the two to leave out.
+    """
+    if base is not None and not is_adapter(folder) and (folder / CONFIG).exists():
+        raise ServeError(
+            f"base is {base}, and {folder} is a whole model, which needs none; leave --base out, "
+            "or give the folder of an adapter"
+        )
 
 
 def find_model_folder(folder: Path, *, base: Path | None) -> Path:
@@ -24,7 +47,7 @@ def find_model_folder(folder: Path, *, base: Path | None) -> Path:
     """
     if is_adapter(folder):
         return _find_base(folder, base)
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         reason = "so it is no model and no adapter"
         if not folder.exists():
             reason = "because it does not exist"
@@ -68,7 +91,7 @@ def _find_base(adapter: Path, base: Path | None) -> Path:
             "folder; train adapters on an exported model, and give it with --base"
         )
     folder = base or Path(name)
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise ServeError(
             f"{adapter} belongs on the base model {folder}, where there is no config.json; say "
             "where it lies with --base DIR"

@@ -16,6 +16,7 @@ from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.artefact import Artefact, read_artefact
 from hunyuan_train.serve.engines import ENGINES, Engine, Installed, Job, find_installed
 from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.serve.folder import find_export, refuse_base
 from hunyuan_train.serve.known_pairs import NEWEST_SEEN, KnownPair, find_pairs
 from hunyuan_train.serve.placement import Placement, place
 from hunyuan_train.serve.trained_pair import FLAG, FLAG_HELP, check_pair
@@ -122,6 +123,8 @@ def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> in
         ServeError: a pair that does not work, or nothing to start.
     """
     _check_numbers(arguments)
+    arguments.model = find_export(arguments.model)
+    refuse_base(arguments.model, arguments.base)
     artefact = read_artefact(arguments.model, base=arguments.base)
     if artefact.is_adapter and not arguments.any_base:
         check_pair(artefact.path, artefact.model)

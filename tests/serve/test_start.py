@@ -94,6 +94,18 @@ def test_tensorrt_llm_is_only_printed(model: Path, capsys: pytest.CaptureFixture
     assert words[words.index("--ep_size") + 1] == "2"
 
 
+def test_a_run_stands_for_its_export_and_a_whole_model_takes_no_base(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    model.rename(run / "export")
+    assert printed(capsys, run, "--engine", "vllm")[2] == str(run / "export")
+    for command in (["serve"], ["chat"], ["evaluate", "--needle_lengths", "256"]):
+        assert cli.main([command[0], str(run), *command[1:], "--base", "/nope"]) == 2
+        assert "leave --base out" in capsys.readouterr().err
+
+
 def test_an_engine_that_is_not_installed_is_an_error(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from hunyuan_train.data.inspection.describe import (
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.launcher.start.prepare import PreparedRun
+from hunyuan_train.plain_text import count_of
 from hunyuan_train.planner.gentlest import describe_form
 from hunyuan_train.planner.text import describe_adapters, describe_split
 from hunyuan_train.trainer.schedule import (
@@ -116,8 +117,9 @@ def describe_length(prepared: PreparedRun) -> str:
     """How many steps, and what one of them reads."""
     length, config = prepared.length, prepared.run.config
     return (
-        f"{length.num_steps:,} steps ({length.num_steps / length.steps_per_epoch:.1f} epochs) of "
-        f"{length.rows_per_step} rows of up to {config.data.max_seq_length} tokens"
+        f"{count_of(length.num_steps, 'step')} "
+        f"({length.num_steps / length.steps_per_epoch:.1f} epochs) of "
+        f"{count_of(length.rows_per_step, 'row')} of up to {config.data.max_seq_length} tokens"
     )
 
 

@@ -123,3 +123,8 @@ def test_a_dry_run_leaves_no_trace(tmp_path, capsys):
     assert launch(resolved(tmp_path), pytest.fail, is_dry_run=True) == 0
     assert "every check passed" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_one_step_is_no_steps(tmp_path):
+    lines = summarise_run(prepare_run(resolved(tmp_path, "--max_steps", "1")))
+    assert lines["length"].startswith("1 step (")
