@@ -16,7 +16,8 @@
 # SSH_PORT SSH_USER SSH_CONFIG  how to reach them CHIEF_IP LOCAL_IP  rank 0's host, and this one
 # NODES HOST_GPU_NUM  where they are set, they must agree with the list
 #
-# A variable that only resembles one of these is refused, and so is a model without dialogues.
+# A variable that only resembles one of these is refused, and so is a model without dialogues (but for presets,
+# whose weights are random: these take the bundled ones).
 # A YAML file or any flag of `hunyuan-train train` may follow; `bash train.sh --help` lists them.
 set -euo pipefail
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
