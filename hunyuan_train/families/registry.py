@@ -109,7 +109,7 @@ def describe_download(name: str) -> str:
     if folder_name := RELEASED_NAME.fullmatch(name):
         name = f"{PUBLISHER}/{folder_name[0]}"
     if not HUB_NAME.fullmatch(name):
-        meant = get_close_matches(name, PRESETS, n=1)
+        meant = get_close_matches(name.lower(), PRESETS, n=1)
         hint = f"did you mean {meant[0]}? Otherwise " if meant else ""
         return f"{hint}give the path of a downloaded model, or OWNER/NAME of one on a hub"
     owner, folder = name.split("/")
