@@ -121,7 +121,7 @@ def refuse_all(faults: list[str], output_dir: Path, resume_from_checkpoint: str)
             f"output_dir than {output_dir}"
         )
     folder = Path(resume_from_checkpoint)
-    others = [path.name for path in list_checkpoints(folder.absolute().parents[1])]
+    others = [path.name for path in list_checkpoints(folder.absolute().parent.parent)]
     others = [name for name in others if name != folder.name]
     remedy = f"; or take one of {', '.join(others)} beside it" if others else ""
     raise CheckpointError(
