@@ -33,9 +33,10 @@ def adapted_modules(config: LoraConfig, shape: ModelShape) -> dict[str, Kind]:
     names = [name.strip() for name in config.lora_target_modules.split(",") if name.strip()]
     unknown = [name for name in names if name not in (*known, "all", *single)]
     if unknown or not names:
+        hint = "; all-linear of other tools is all here" if "all-linear" in unknown else ""
         raise ConfigError(
             f"lora_target_modules is {config.lora_target_modules!r}; name some of "
-            f"{', '.join((*known, 'all', *single))}, comma-separated"
+            f"{', '.join((*known, 'all', *single))}, comma-separated{hint}"
         )
     chosen: dict[str, Kind] = {}
     for name in known if "all" in names else names:

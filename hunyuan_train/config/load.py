@@ -35,6 +35,7 @@ from hunyuan_train.config.vendor import (
     RENAMED,
     Refusal,
     describe_refusals,
+    refuse_value,
     translate_flag,
     translate_value,
 )
@@ -288,6 +289,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if isinstance(taken, Refusal):
             refusals.append(taken)
             continue
+        refused = [refuse_value(setting, value) for setting, value in taken.items()]
+        refusals += [_as_in_a_file(one) for one in refused if one]
         for setting in taken:
             if setting in values:
                 raise ConfigError(
@@ -332,11 +335,9 @@ def _read_top_level(path: Path, name: Any, value: Any) -> dict[str, Any] | Refus
     if name in SECTIONS:
         setting = find_nearest_word(name, set(SECTION_OF))
         remedy = f"; for a {name} write {setting}" if setting and setting != name else ""
-        raise ConfigError(f"{path}: section {name} must hold `name: value` lines{remedy}")
+        return Refusal(name, f"a section, which must hold `name: value` lines{remedy}")
     if isinstance(value, dict):
-        raise ConfigError(
-            f"{path}: unknown section {make_plain_name(name)}; {suggest(name, SECTIONS)}"
-        )
+        return Refusal(make_plain_name(name), f"unknown section; {suggest(name, SECTIONS)}")
     return Refusal(make_plain_name(name), f"unknown key; {suggest(name, SECTION_OF)}")
 
 
@@ -347,13 +348,13 @@ def _translate_key(name: str, value: Any) -> dict[str, Any] | Refusal:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     translated = translate_flag(name, text)
     if isinstance(translated, Refusal):
-        return Refusal(_without_dashes(translated.flag), _without_dashes(translated.remedy))
+        return _as_in_a_file(translated)
     return dict([translated]) if translated else {}
 
 
-def _without_dashes(words: str) -> str:
-    """A text in which settings are written as in a file."""
-    return re.sub(r"--(?=\w)", "", words)
+def _as_in_a_file(refusal: Refusal) -> Refusal:
+    """The same, with settings written as in a file."""
+    return Refusal(*(re.sub(r"--(?=\w)", "", text) for text in (refusal.flag, refusal.remedy)))
 
 
 def _check_key(path: Path, section: str, name: Any) -> None:

@@ -8,6 +8,7 @@ it only resembles one, the error names ours.
 RENAMED = {
     # LLaMA-Factory
     "cutoff_len": "max_seq_length",
+    "enable_liger_kernel": "use_liger_kernel",
     "val_size": "eval_fraction",
     "pref_beta": "beta",
     "pref_ftx": "rpo_alpha",
@@ -66,6 +67,7 @@ TRANSLATED: dict[str, dict[str, tuple[str, str] | None]] = {
     "dataloader_shuffle": {"true": None},
     "mask_prompt": {"true": None},
     "mask_prompts": {"true": None},
+    "neat_packing": {"true": None, "false": None},  # packed samples never see each other
     "train_on_completions_only": {"true": None},
     "train_on_responses_only": {"true": None},
 }
@@ -111,6 +113,7 @@ IGNORED = (
     "include_tokens_per_second",
     "is_llama_derived_model",
     "is_mistral_derived_model",
+    "model_author",
     "model_type",
     "overwrite_cache",
     "pad_to_sequence_len",
@@ -123,8 +126,8 @@ IGNORED = (
 
 QUANTIZATION_REMEDY = (
     "here frozen routed experts are kept in fewer bits, and nothing else is: --use_lora with "
-    "--expert_weights fp8, int4 or nf4 (auto takes what is needed); `hunyuan-train plan` says "
-    "what fits"
+    "--expert_weights fp8, int4 or nf4 (auto takes what is needed); for a model without routed "
+    "experts leave it out. `hunyuan-train plan` says what fits"
 )
 REFUSED_TOGETHER = {
     QUANTIZATION_REMEDY: (
@@ -172,7 +175,8 @@ REFUSED_TOGETHER = {
         "max_train_samples",
         "max_eval_samples",
     ),
-    "evaluate and save after shares of the run: say --eval_steps 0.1 and --save_steps 0.2": (
+    "evaluate and save after shares of the run, 1 / (times an epoch x num_train_epochs): 4 times "
+    "an epoch in 2 epochs are --eval_steps 0.125, or --save_steps 0.125": (
         "evals_per_epoch",
         "saves_per_epoch",
     ),

@@ -173,7 +173,8 @@ REFUSED_TOGETHER = {
         "parallelism_config",
     ),
     "one seed rules a run: say --seed": ("data_seed",),
-    "checkpoints and the exported folder are local: copy output_dir/export where you need it": (
+    "checkpoints and the exported folder are local; after the run `hunyuan-train push` uploads "
+    "the export": (
         "push_to_hub",
         "hub_model_id",
         "hub_token",
@@ -202,10 +203,12 @@ REFUSED_TOGETHER = {
     ),
 }
 # What there is for a value that no choice of its flag's means.
-OTHER_CHOICES = {
-    "optim": "; to take less memory say --optimizer with "
+LESS_MEMORY = (
+    "; beside adapters, whose states are small, say --optimizer adamw; to take less memory in full "
+    "fine-tuning say --optimizer with "
     + " or ".join(one.title for one in OPTIMIZERS.values() if not one.hugging_face_names)
-}
+)
+OTHER_CHOICES = {"optim": LESS_MEMORY}
 REFUSED = {
     name: remedy
     for together in (REFUSED_TOGETHER, other_tools.REFUSED_TOGETHER)
@@ -251,6 +254,19 @@ def translate_value(name: str, value: str) -> tuple[str, str]:
     if name == "optimizer" and value in TRANSLATED["optim"]:
         return TRANSLATED["optim"][value] or (name, value)
     return name, value
+
+
+def refuse_value(name: str, value: object) -> Refusal | None:
+    """Why one of our settings does not take the value that another tool has for it."""
+    if name == "optimizer" and isinstance(value, str) and value not in ("auto", *OPTIMIZERS):
+        return Refusal(f"{name} {value}", f"only {' or '.join(OPTIMIZERS)} is offered{LESS_MEMORY}")
+    if name == "lora_target_modules" and value in ("all-linear", ["all-linear"]):
+        return Refusal(
+            f"{name} all-linear",
+            "say all, which adapts the routed experts, too, or attention,shared_mlp (of a dense "
+            "model attention,mlp)",
+        )
+    return None
 
 
 def describe_refusals(refusals: list[Refusal], *, of: str = "these flags") -> str:

@@ -109,10 +109,10 @@ def test_a_flag_repeated_with_the_same_value_is_no_conflict():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trian: {seed: 1}", "unknown section trian; did you mean train"),
+        ("trian: {seed: 1}", "trian: unknown section; did you mean train"),
         ("train: {sead: 1}", r"unknown key train.sead; did you mean seed \(section train\)"),
         ("train: {lora_rank: 8}", "lora_rank belongs in section lora, not train"),
-        ("train: 3", "section train must hold"),
+        ("train: 3", "train: a section, which must hold"),
         ("[1, 2]", "holds no sections; it needs some of model, data, train"),
         ("train: {seed: [1}", "is not YAML"),
         ("train: {seed: [1]}", r"seed is \[1\]; it takes a whole number"),

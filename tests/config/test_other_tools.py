@@ -158,7 +158,7 @@ def test_what_a_file_asks_for_and_we_lack_is_refused_at_once_with_what_there_is(
         "dataset: the training data is one set of dialogues: say train_data_file",
         "datasets: data is a file or a folder of dialogues: say train_data_file, and eval",
         "warmup: say warmup_steps for a number of steps, warmup_ratio for a share",
-        "evals_per_epoch: evaluate and save after shares of the run: say eval_steps 0.1",
+        "evals_per_epoch: evaluate and save after shares of the run, 1 / (times an epoch x",
         "train_on_inputs true: only false is offered",
         "learning_rte: unknown key; did you mean learning_rate (section optimizer)?",
         "nonsense_word_zz: unknown key; `hunyuan-train train --help` lists",
@@ -236,6 +236,31 @@ def test_a_whole_file_of_another_tool_is_told_what_is_taken_and_what_is_not(
     assert "learning_rate" not in kept, "which has the same name here"
 
 
+def test_one_round_names_all_that_a_file_must_change(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: Qwen/Qwen3\nmodel_author: me\nlora_target_modules: all-linear\nneat_packing: true\n"
+        "optimizer: adamw_bnb_8bit\nliger_kernel_config: x\npush_to_hub: true\n"
+        "load_in_4bit: true\nfsdp_settings: {a: 1}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config([str(path)])
+    message = str(caught.value)
+    for words in (
+        "model: a section, which must hold `name: value` lines; for a model write model_name",
+        "lora_target_modules all-linear: say all, which adapts the routed experts, too",
+        "optimizer adamw_bnb_8bit: only adamw or lean or offload or sgd is offered; beside "
+        "adapters, whose states are small, say optimizer adamw; to take less memory in full",
+        "push_to_hub: checkpoints and the exported folder are local; after the run `hunyuan-train "
+        "push` uploads the export",
+        "for a model without routed experts leave it out",
+        "fsdp_settings: unknown section",
+    ):
+        assert words in message
+    assert "model_author" not in message
+    assert "neat_packing" not in message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -244,8 +269,11 @@ def test_a_whole_file_of_another_tool_is_told_what_is_taken_and_what_is_not(
             "learning_rate: 1e-4\noptimizer: {learning_rate: 1e-4}\n",
             "given twice, in learning_rate",
         ),
-        ("model: /models/m", "section model must hold .*; for a model write model_name_or_path"),
-        ("data: my.jsonl", "section data must hold .*; for a data write train_data_file"),
+        (
+            "model: /models/m",
+            "model: a section, which must hold .*; for a model write model_name_or",
+        ),
+        ("data: my.jsonl", "data: a section, which must hold .*; for a data write train_data_file"),
         ("lora_target_modules: [q_proj, [v_proj]]", r"lora_target_modules is .*without commas"),
         ("lora_target_modules: []", r"lora_target_modules is \[\]"),
         ("seed: [1]", r"seed is \[1\]; it takes a whole number"),
