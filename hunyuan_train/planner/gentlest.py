@@ -16,7 +16,8 @@ def resolve_gentlest(
 ) -> ResolvedRun:
     """Resolve a run, with experts in the first form in which it fits.
 
-    That is bfloat16 where it fits or nothing does, and where experts are not frozen by adapters.
+    That is bfloat16 where experts are not frozen by adapters. Where nothing fits it is the smallest
+    form, so that what is said to be missing is missing whatever the form.
 
     Args:
         config: as it was asked for.
@@ -31,14 +32,16 @@ def resolve_gentlest(
     is_free = is_free and not run.shape.stored_as
     if not is_free or not run.shape.num_experts or estimate_run(run, hardware).fits:
         return run
+    smallest = run
     for form in GENTLEST_FIRST[1:]:
         try:
             smaller = resolve(with_settings(config, expert_weights=form))
             if estimate_run(smaller, hardware).fits:
                 return smaller
+            smallest = smaller
         except ConfigError:  # a DeepSpeed file that does not split experts, widths of no form
             continue
-    return run
+    return smallest
 
 
 def describe_form(run: ResolvedRun) -> str:

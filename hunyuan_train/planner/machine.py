@@ -135,7 +135,11 @@ def find_gpu(name: str) -> GpuModel:
     """
     known = name.strip().lower()
     if known not in GPUS:
-        raise ConfigError(f"gpu is {name}; speeds are known of {', '.join(GPUS)}")
+        raise ConfigError(
+            f"gpu is {name}; speeds are known of {', '.join(GPUS)}. For another card leave --gpu "
+            "out and say how much memory it has, such as --gpu_memory 24: the plan then tells what "
+            "fits, and its times are those of the default GPU"
+        )
     return GPUS[known]
 
 

@@ -5,7 +5,7 @@ are tried in the order of their price, so the first that fits is the nearest.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -23,6 +23,8 @@ from hunyuan_train.planner.machine import Hardware
 SHORTEST_ROW = 1024
 ROW_HALVINGS = 3
 NODE_DOUBLINGS = 4
+FULL_MACHINE = 8  # GPUs
+GPU_PRICE = 4.5  # of twice as many in a machine: less than of shorter rows, which lose samples
 CHUNKS = (2, 4, 8)  # of experts, the fewest that fit: beyond, little is left of what they take
 CHUNK_PRICE = 0.25  # of twice as many
 # What recipes/lora.yaml says of an adapter's rates; those of full training would hardly move one.
@@ -31,11 +33,12 @@ ADAPTER_SETTINGS = {"use_lora": True, "optimizer": "adamw", "learning_rate": 1e-
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Some settings other than asked, or so many times the machines."""
+    """Some settings other than asked, or so many times the GPUs of a machine, or the machines."""
 
     price: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     times_nodes: int = 1
+    times_gpus: int = 1
 
 
 NO_CHANGE = Change(0.0)
@@ -74,6 +77,8 @@ def find_nearest(asked: RunConfig, run: ResolvedRun, hardware: Hardware) -> Near
                 for name, value in settings.items()
                 if with_settings(asked, **{name: value}) != asked
             ]
+            if estimate.run.machine.num_gpus != run.machine.num_gpus:
+                flags.append(f"--gpus {estimate.run.machine.num_gpus}")
             if estimate.run.num_nodes != run.num_nodes:
                 flags.append(f"--nodes {estimate.run.num_nodes}")
             return Nearest(with_settings(asked, **settings), estimate, flags)
@@ -85,12 +90,18 @@ def estimate_with(
 ) -> Estimate | None:
     """The plan of a run with some changes; None where they do not go together."""
     times = max(one.times_nodes for one in changes)
+    times_gpus = max(one.times_gpus for one in changes)
+    machine = replace(
+        run.machine,
+        num_gpus=run.machine.num_gpus * times_gpus,
+        num_cores=run.machine.num_cores * times_gpus,
+    )
     try:
         changed = resolve(
             with_settings(asked, **merged_settings(changes)),
             shape=run.shape,
-            machine=run.machine,
-            slots=run.slots * times,
+            machine=machine,
+            slots=tuple(size * times_gpus for size in run.slots) * times,
             known=SETTINGS_ALONE,
         )
     except ConfigError:
@@ -206,6 +217,13 @@ def disk_choices(config: RunConfig) -> list[Change]:
 
 
 def node_choices(machine: Machine) -> list[Change]:
-    """More machines, where there are GPUs."""
-    doublings = range(1, NODE_DOUBLINGS + 1) if machine.num_gpus else []
-    return [NO_CHANGE] + [Change(6.0 * index, times_nodes=1 << index) for index in doublings]
+    """More GPUs in a machine, where it has fewer than usual; then more machines as full as that."""
+    if not machine.num_gpus:
+        return [NO_CHANGE]
+    fuller = max(0, (FULL_MACHINE // machine.num_gpus).bit_length() - 1)
+    gpus = [Change(GPU_PRICE * index, times_gpus=1 << index) for index in range(1, fuller + 1)]
+    nodes = [
+        Change(GPU_PRICE * fuller + 6.0 * index, times_nodes=1 << index, times_gpus=1 << fuller)
+        for index in range(1, NODE_DOUBLINGS + 1)
+    ]
+    return [NO_CHANGE, *gpus, *nodes]

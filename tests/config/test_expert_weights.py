@@ -74,7 +74,7 @@ def test_a_quantised_base_is_kept_as_it_is():
         (2, 80, [], "fp8"),
         (1, 80, [], "nf4"),
         (1, 80, ["--expert_weights", "int4"], "int4"),
-        (1, 24, [], "bf16"),  # nothing fits: the refusal is about the run as it was asked for
+        (1, 24, [], "int4"),  # nothing fits: the refusal is about the smallest form
     ],
 )
 def test_adapters_get_the_gentlest_form_that_fits(

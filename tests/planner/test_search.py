@@ -19,6 +19,15 @@ def nearest(*flags: str, machine: Machine = EIGHT_80GB, disk: int = 0, shape: Mo
     return find_nearest(load_config(arguments), run, Hardware(disk=disk))
 
 
+def test_more_gpus_in_a_machine_come_before_shorter_rows_and_more_machines():
+    one = Machine(num_gpus=1, num_cores=8, gpu_memory=48 * 10**9)
+    arguments = ["--recipe", "lora", "--model_name_or_path", "a13b"]
+    run = resolve_flags(arguments, one, shape=A13B)
+    found = find_nearest(load_config(arguments), run, Hardware())
+    assert found.flags == ["--expert_weights nf4", "--gpus 2"]
+    assert found.estimate.run.num_nodes == 1
+
+
 def test_states_that_do_not_fit_lead_to_the_lean_optimizer():
     found = nearest("--optimizer", "adamw")
     assert found.estimate.fits
