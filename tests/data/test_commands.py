@@ -107,6 +107,25 @@ def test_check_as_json_gives_each_finding_and_a_summary(run, mixed, tokenizer):
     assert summary["advice"]
 
 
+def test_what_is_left_out_is_not_said_to_be_read(run, write_records):
+    path = write_records([chat("a", [{"type": "text", "text": "b"}], mode="plain")])
+    _, output, _ = run("check", path, "--policy", "content_type=drop")
+    assert "left out [content_type]" in output
+    assert "to keep it choose content_type=fix: " in output
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("https://x.y/a.jsonl", "FILE is https://x.y/a.jsonl, an address on the web; download it"),
+        ("no/*.jsonl", "patterns are not expanded: give the folder"),
+    ],
+)
+def test_an_address_and_a_pattern_are_told_from_a_missing_file(run, name, message):
+    with pytest.raises(DataError, match=message):
+        run("check", name)
+
+
 def test_check_takes_a_policy_for_each_kind(run, mixed):
     assert run("check", mixed, "--policy", "empty_answer=drop")[0] == 0
     assert run("check", mixed, "--policy", "tags=error", "--policy", "empty_answer=drop")[0] == 1

@@ -231,6 +231,8 @@ def _decide(
         fix = problem.fix
         if action == "error" and problem.is_repaired:
             fix = f"fix it, or choose {problem.kind}=fix: {fix}"
+        elif action == "drop" and problem.is_repaired:
+            fix = f"to keep it choose {problem.kind}=fix: {fix}"
         findings.append(
             Finding(path, line, problem.kind, action, problem.field, problem.reason, fix)
         )

@@ -217,6 +217,16 @@ def _check_file(path: Path, setting: str) -> None:
         raise DataError(
             f"{path} is {_name_special(path)} and no file; {setting} takes files and folders"
         )
+    if str(path).startswith(("http:/", "https:/")):  # a path has one slash of the two
+        address = str(path).replace(":/", "://", 1)
+        raise DataError(
+            f"{setting} is {address}, an address on the web; download it first, and give the file"
+        )
+    if any(sign in str(path) for sign in "*?["):
+        raise DataError(
+            f"{setting} is {path}, which is no file; patterns are not expanded: give the folder, "
+            "all of whose files are read, or its files by name"
+        )
     raise DataError(f"{path} does not exist; {setting} takes files and folders")
 
 
