@@ -11,6 +11,7 @@ from typing import Any
 from hunyuan_train.config.planned_machines import MATMUL_SHARE
 from hunyuan_train.planner.command import run_plan
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
+from hunyuan_train.planner.memory import SKEWED
 from hunyuan_train.planner.speed import USUAL_SKEW
 
 TOKENS = 10_000_000  # of the job whose hours are shown
@@ -209,13 +210,14 @@ COLUMNS = {
 SHARES = f"{MATMUL_SHARE:.0%}".replace("%", " %"), f"{BANDWIDTH_SHARE:.0%}".replace("%", " %")
 NOTE = {
     False: f"Speeds assume {{gpus}} at {SHARES[0]} of its peak for matrix products and {SHARES[1]} "
-    f"of its bandwidths. The busiest rank gets {USUAL_SKEW:g} times an equal share of the tokens. "
-    "No run has confirmed them: plan for up to twice the time. Times are for one epoch, without "
+    f"of its bandwidths, and that the busiest rank gets {USUAL_SKEW:g} times an equal share of the "
+    f"tokens. Memory is for {SKEWED:g} times, so that an uneven step fits, too. No GPU run has "
+    "confirmed these speeds: allow up to twice the time. Times are for one epoch, without "
     "start-up, evaluation and saving. GB are 10^9 bytes. Disk is for checkpoints and the export, "
     "without the base model. Cost is GPU-hours times your price.",
     True: f"速度按以下假设估算：{{gpus}} 的矩阵乘达到峰值的 {SHARES[0]}，带宽达到 {SHARES[1]}；"
-    f"最忙的进程收到的 token 是平均值的 {USUAL_SKEW:g} 倍。"
-    "速度没有经过实际运行验证，请按两倍时间安排。用时按一个 epoch 计，不含启动、评估和保存。"
+    f"最忙的进程收到的 token 是平均值的 {USUAL_SKEW:g} 倍。显存按 {SKEWED:g} 倍估算，不均衡的步也放得下。"
+    "速度没有在 GPU 上验证过，请按两倍时间安排。用时按一个 epoch 计，不含启动、评估和保存。"
     "GB 指 10^9 字节。磁盘只计检查点和导出结果，不含基座模型。费用 = GPU 小时 × 单价。",
 }
 

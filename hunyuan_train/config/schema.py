@@ -64,8 +64,8 @@ class ModelConfig:
         "auto",
         "format of frozen routed experts. bf16: as they are on disk. fp8: 8 bits, one scale per "
         "output. int4: whole numbers in groups of 32. nf4: bitsandbytes' NF4 in blocks of 64. "
-        "base: as a quantised base has them. All but bf16 need --use_lora. auto: the base's own "
-        "format. A LoRA run takes the most accurate format that fits",
+        "base: as a quantised base has them. fp8, int4, nf4 and base need --use_lora. auto: the "
+        "base's own format. A LoRA run takes the most accurate format that fits",
     )
     cache_expert_weights: bool = free_setting(
         False,

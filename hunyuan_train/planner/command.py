@@ -44,10 +44,11 @@ You can add any setting of `train`, such as --max_seq_length 16384, and --recipe
 Training makes the same plan before it starts, and rejects the same runs."""
 EPILOG = """\
 examples:
-  full fine-tuning of the released model on eight 80 GB GPUs:
+  full fine-tuning of the released model with AdamW. Eight 80 GB GPUs are too few, so the
+  nearest plan that fits is named:
     hunyuan-train plan --model a13b --gpus 8 --gpu_memory 80 --method full \\
       --optimizer adamw
-  the same, and write the settings that fit to a file for `train --config`:
+  the same, and write that plan's settings to a file for `train --config`:
     hunyuan-train plan --model a13b --gpus 8 --optimizer adamw --fit fits.yaml
   LoRA with longer rows on two machines:
     hunyuan-train plan --model a13b --method lora --nodes 2 --max_seq_length 32768
