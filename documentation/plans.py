@@ -216,7 +216,8 @@ NOTE = {
     "start-up, evaluation and saving. GB are 10^9 bytes. Disk is for checkpoints and the export, "
     "without the base model. Cost is GPU-hours times your price.",
     True: f"速度按以下假设估算：{{gpus}} 的矩阵乘达到峰值的 {SHARES[0]}，带宽达到 {SHARES[1]}；"
-    f"最忙的进程收到的 token 是平均值的 {USUAL_SKEW:g} 倍。显存按 {SKEWED:g} 倍估算，不均衡的步也放得下。"
+    f"最忙的进程收到的 token 是平均值的 {USUAL_SKEW:g} 倍。"
+    f"显存按 {SKEWED:g} 倍估算，不均衡的步也放得下。"
     "速度没有在 GPU 上验证过，请按两倍时间安排。用时按一个 epoch 计，不含启动、评估和保存。"
     "GB 指 10^9 字节。磁盘只计检查点和导出结果，不含基座模型。费用 = GPU 小时 × 单价。",
 }
