@@ -32,8 +32,7 @@ class ModelConfig:
     )
     tokenizer_name_or_path: str | None = free_setting(
         None,
-        "folder with hy.tiktoken or tokenizer.json (default: the model's own tokenizer, or the "
-        "bundled one)",
+        "folder with hy.tiktoken or tokenizer.json (default: the model's, or the bundled one)",
         form="path",
     )
     use_flash_attn: bool | Auto = free_setting(
@@ -57,9 +56,7 @@ class ModelConfig:
         form="list",
     )
     freeze_router: bool = setting(False, "do not train the routers")
-    train_attention_params_only: bool = setting(
-        False, "train the attention weights and freeze everything else"
-    )
+    train_attention_params_only: bool = setting(False, "train the attention weights alone")
     expert_weights: Literal["bf16", "fp8", "int4", "nf4", "base"] | Auto = setting(
         "auto",
         "format of frozen routed experts. bf16: as they are on disk. fp8: 8 bits, one scale per "
@@ -194,9 +191,7 @@ class TrainConfig:
     )
     fp16: bool = setting(False, "rejected, because the router overflows in float16. Use bf16")
     deterministic: bool = free_setting(
-        False,
-        "results that repeat bit for bit on GPUs, whose kernels otherwise add in any order. This "
-        "is slower",
+        False, "repeat results bit for bit on GPUs, where kernels add in any order (slower)"
     )
     gradient_checkpointing: bool | Literal["selective"] = free_setting(
         True,
@@ -233,8 +228,7 @@ class TrainConfig:
     )
     spike_deviations: float = free_setting(
         6.0,
-        "a loss is a spike if it is this many standard deviations above the recent ones (0: no "
-        "spikes)",
+        "a loss this many standard deviations above the recent ones is a spike (0: none is)",
         low=0,
         high=10**6,
     )
@@ -469,8 +463,7 @@ class LoraConfig:
     lora_target_modules: str = setting(
         "attention",
         "comma-separated: attention, mlp (of a dense model), shared_mlp, experts (all routed "
-        "ones), router, all, or single "
-        "projections of attention (q_proj, k_proj, v_proj, o_proj)",
+        "ones), router, all, or single projections of attention (q_proj, k_proj, v_proj, o_proj)",
         form="list",
     )
 

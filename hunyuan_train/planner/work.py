@@ -30,6 +30,7 @@ from hunyuan_train.planner.parameters import (
     is_trained,
     list_parameters,
 )
+from hunyuan_train.planner.states import reduced
 
 
 class Item(Enum):
@@ -283,13 +284,17 @@ def outer_parts(run: ResolvedRun) -> Iterator[Part]:
 def engine_parts(run: ResolvedRun) -> Iterator[Part]:
     """Copies of ZeRO: gathered weights taken out of buffers, gradients on their way."""
     size, gradients = run.element_bytes, 0
+    steps = run.config.train.gradient_accumulation_steps
+    collected = {one.name for one in reduced(run)}
     gathered = {True: 0, False: 0}
     for one in list_parameters(run):
         if run.stage == 3 and one.num_partitions > 1:
             gathered[one.in_layers] += one.total
         if not one.is_trained:
             continue
-        if one.num_partitions == 1:  # experts: into the bucket, divided, scaled, and to their place
+        if one.name not in collected:  # scaled to their place, later added (own_gradients.py)
+            gradients += round((3 - 1 / steps) * size) * one.total
+        elif one.num_partitions == 1:  # into the bucket, divided, scaled, and to their place
             gradients += 8 * size * one.total
         elif one.in_layers:  # into the bucket, divided, laid in rows for the ranks
             gradients += 6 * size * one.total

@@ -70,6 +70,7 @@ PLACES = (
     ("deepspeed/module_inject/auto_ep_layer.py", "", Item.ROWS),
     ("model/expert_microbatches.py", "", Item.ROWS),
     ("deepspeed/runtime/zero/linear.py", "", Item.SUMS),
+    ("parallel/own_gradients.py", "", Item.ZERO),
     ("deepspeed/runtime/", "", Item.ZERO),
     ("torch/_tensor.py", "backward", None),
 )

@@ -240,6 +240,7 @@ def recipe_case(recipe: str, num_processes: int, *, num_gpus: int) -> ParityCase
         learning_rate=rates["learning_rate"],
         adam_epsilon=ADAMW["adam_epsilon"],
         max_grad_norm=MAX_NORM if optimizer.max_grad_norm else 0.0,
+        max_seq_length=min(config.data.max_seq_length, SHAPE.context_length),
         needle_lengths=None,
         use_flash_attn="auto",
         attention_dropout=0.0,

@@ -95,9 +95,29 @@ def load_model(
     if is_adapter(folder):
         trained = read_trained_on(folder)
         if as_trained and trained is not None and trained.is_made:
+            refuse_offloaded(model, trained.form)
             round_experts(model, shape, trained.form)
         model = put_adapter(model, folder)
     return ServedModel(model.eval(), shape, words)
+
+
+def refuse_offloaded(model: PreTrainedModel, form: str) -> None:
+    """Refuse weights that lie outside of the GPUs, which nothing here could round.
+
+    Args:
+        model: as loaded.
+        form: of experts, which would be rounded.
+
+    Raises:
+        ServeError: some parameter has no memory of its own.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ServeError(
+            f"the adapter was trained on experts in {form}, and the base does not fit on the GPUs "
+            "here in bfloat16, in which its experts are rounded to the values of that format. Hide "
+            "the GPUs (CUDA_VISIBLE_DEVICES=) to answer on the CPU, which takes long, or merge the "
+            "adapter and serve the merged model"
+        )
 
 
 class TokenWatch(BaseStreamer):

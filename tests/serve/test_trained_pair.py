@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 
 from hunyuan_train import cli
@@ -16,7 +17,8 @@ from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.base_folder import identify_weights, resolve_base
 from hunyuan_train.model.expert_codes import as_computed
 from hunyuan_train.model.find_model import open_base
-from hunyuan_train.serve.generate import load_model
+from hunyuan_train.serve.errors import ServeError
+from hunyuan_train.serve.generate import load_model, refuse_offloaded
 from tests import taught
 from tests.quantised_bases import write_base
 
@@ -151,3 +153,11 @@ def test_a_loaded_pair_computes_what_the_run_computed(tmp_path: Path, kept: str)
             tensor = released_tensors(shape)[name]
             values = expected.read(tensor, 0, tensor.numel)
             assert torch.equal(found[expert].flatten(), values), name
+
+
+def test_a_base_that_lies_beside_the_gpus_cannot_be_rounded(tmp_path: Path) -> None:
+    plain = taught.write_base(tmp_path / "plain", intermediate_size=96)
+    model = load_model(plain).model
+    refuse_offloaded(model, "nf4")
+    with pytest.raises(ServeError, match="trained on experts in nf4, and the base does not fit"):
+        refuse_offloaded(cpu_offload(model), "nf4")
