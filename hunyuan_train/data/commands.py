@@ -100,7 +100,9 @@ def _add_judging(subparsers: Commands) -> None:
 def _add_looking(subparsers: Commands) -> None:
     show = subparsers.add_parser("show", help="show a record as the model sees it")
     show.add_argument("file")
-    show.add_argument("--row", type=_count, default=0, help="number of the record (0: the first)")
+    show.add_argument(
+        "--row", type=_from_one, default=1, help="number of the record (1: the first)"
+    )
     show.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="folder with hy.tiktoken or tokenizer.json"
     )
@@ -134,7 +136,7 @@ def _add_looking(subparsers: Commands) -> None:
         help="no_think, low or high, for records that state none. For models with such an effort "
         "(Hy3): records are rendered as by the model's own template",
     )
-    render.add_argument("--json", action="store_true", help="row and text per line")
+    render.add_argument("--json", action="store_true", help="row (from 0) and text per line")
     _add_reading(render)
     _add_policies(render)
     render.set_defaults(run=run_render)
@@ -145,7 +147,9 @@ def _add_looking(subparsers: Commands) -> None:
     encode.add_argument(
         "--loss", choices=("all", "last"), default="all", help="every answer, or the last one only"
     )
-    encode.add_argument("--json", action="store_true", help="row, input_ids, loss_mask per line")
+    encode.add_argument(
+        "--json", action="store_true", help="row (from 0), input_ids, loss_mask per line"
+    )
     _add_reading(encode)
     _add_policies(encode)
     encode.set_defaults(run=run_encode)
@@ -154,6 +158,12 @@ def _add_looking(subparsers: Commands) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return int(text)
+
+
+def _from_one(text: str) -> int:
+    if not _count(text):
+        raise argparse.ArgumentTypeError("records count from 1, as lines do; give 1 or more")
     return int(text)
 
 
@@ -426,12 +436,11 @@ def run_show(arguments: Arguments) -> int:
 
 def _find_row(arguments: Arguments, reading: Reading) -> tuple[Record | None, list[Finding]]:
     num_rows = 0
-    for found in read_rows(arguments, reading):
+    for num_rows, found in enumerate(read_rows(arguments, reading), 1):
         if num_rows == arguments.row:
             return found
-        num_rows += 1
     raise DataError(
-        f"{arguments.file} has no row {arguments.row}; it has {num_rows:,}, and the first is 0"
+        f"{arguments.file} has no row {arguments.row}; it has {num_rows:,}, and the first is 1"
     )
 
 

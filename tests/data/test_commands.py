@@ -298,7 +298,7 @@ def test_stats_does_not_replace_a_device_by_its_page(run, mixed):
 
 @pytest.mark.parametrize(
     "words",
-    [("show", "--row", "-1"), ("stats", "--max_seq_length", "0"), ("check", "--num_workers", "-2")],
+    [("show", "--row", "0"), ("stats", "--max_seq_length", "0"), ("check", "--num_workers", "-2")],
 )
 def test_a_number_that_means_nothing_is_refused(run, mixed, capsys, words):
     with pytest.raises(SystemExit, match="2"):
@@ -329,22 +329,28 @@ def test_convert_writes_canonical_records_and_says_what_it_left_out(run, mixed, 
 
 
 def test_show_prints_samples_with_their_tokens(run, tiny_data, tokenizer):
-    code, output, _ = run("show", tiny_data, "--row", 5, "--tokenizer", tokenizer.folder)
+    code, output, _ = run("show", tiny_data, "--row", 6, "--tokenizer", tokenizer.folder)
     assert code == 0
     assert "sample 2 of 2, slow" in output
     assert "with loss" in output
-    _, output, _ = run("show", tiny_data, "--row", 0, "--tokenizer", tokenizer.folder, "--tokens")
+    _, output, _ = run("show", tiny_data, "--row", 1, "--tokenizer", tokenizer.folder, "--tokens")
     assert "<|startoftext|>\N{LEFT ONE EIGHTH BLOCK}" in output
-    with pytest.raises(DataError, match="has no row 9999; it has 260, and the first is 0"):
+    with pytest.raises(DataError, match="has no row 9999; it has 260, and the first is 1"):
         run("show", tiny_data, "--row", 9999)
     with pytest.raises(DataError, match="--tokens needs --tokenizer"):
         run("show", tiny_data, "--tokens")
 
 
 def test_show_of_a_refused_record_says_why(run, mixed):
-    code, output, _ = run("show", mixed, "--row", 3)
+    code, output, _ = run("show", mixed, "--row", 4)
     assert code == 1
     assert "an answer without text" in output
+
+
+def test_a_record_is_shown_by_the_number_of_its_error(run, mixed):
+    _, output, _ = run("check", mixed)
+    assert f"{mixed}:4: error [empty_answer]" in output
+    assert f"{mixed}:4: messages[1].content: an answer" in run("show", mixed, "--row", 4)[1]
 
 
 def test_stats_writes_a_page_that_needs_nothing_else(run, tiny_data, tokenizer, tmp_path):

@@ -1,7 +1,7 @@
 """Rows of CSV and TSV files as JSON text, so that they take the same way as lines.
 
-The first row names the columns. A cell is text as it is written; one without a character is a field
-that the record lacks, as a null of any other table is.
+The first row names the columns. A cell is text as it is written; one without a character is a null,
+as in any other table.
 """
 
 import csv
@@ -84,10 +84,10 @@ def _check_names(cells: list[str], delimiter: str) -> list[str]:
     return cells
 
 
-def _join(names: list[str], cells: list[str], line: int) -> dict[str, str]:
+def _join(names: list[str], cells: list[str], line: int) -> dict[str, str | None]:
     if len(cells) != len(names):
         raise BrokenRowsError(
             f"the row on line {line} has {len(cells)} cells and the first row {len(names)} names; "
             "put cells that hold the separator between quotes"
         )
-    return {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+    return {name: cell or None for name, cell in zip(names, cells, strict=True)}

@@ -7,6 +7,7 @@ The door of `reading`: a file goes in, chunks of raw records come out.
 """
 
 import hashlib
+import re
 import zlib
 from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator
@@ -42,6 +43,8 @@ from hunyuan_train.errors import DataError
 BLOCK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20
 
+# An object as programs print it for people. A brace alone is no record, and a key begins none.
+_PRINTED_OBJECT = re.compile(rb'\s*\{[ \t\r]*\n\s*"')
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -227,6 +230,11 @@ def _read_text(path: Path, raw: Readable, content: Content) -> Iterator[Chunk]:
         rows = read_delimited(blocks, delimiter, max_bytes=MAX_RECORD_BYTES)
         yield from _gather(path, rows)
         return
+    if _PRINTED_OBJECT.match(head):
+        raise _BrokenFileError(
+            "a JSON object that goes on over several lines, and the file is no JSON array",
+            "write each object on one line, as `jq -c .` does, or all of them as one array",
+        )
     yield from _read_array(path, blocks) if _is_array(head) else _read_lines(path, blocks)
 
 

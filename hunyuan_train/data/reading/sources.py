@@ -38,7 +38,7 @@ _NO_RECORDS = {"dataset_info.json", "state.json", "dataset_dict.json", "dataset_
 # What lies beside data everywhere, and holds none.
 _BESIDE = re.compile(
     r"\.git.*|\.cache|\.DS_Store|__MACOSX|readme.*|licen[cs]e.*|copying.*|notice.*|changelog.*"
-    r"|citation.*|.*\.(md|rst|py|ipynb|sh|ya?ml|toml|cff|bib|png|jpe?g|gif|svg|css|html?)",
+    r"|citation.*|.*\.(md|rst|py|ipynb|sh|ya?ml|toml|cff|bib|png|jpe?g|gif|svg|css|html?|jinja2?)",
     re.IGNORECASE,
 )
 _CONTENTS: dict[str, tuple[Content, ...]] = {
@@ -53,6 +53,7 @@ _CONTENTS: dict[str, tuple[Content, ...]] = {
 }
 
 
+_JSON_START = re.compile(rb'\s*(\[|\{\s*["}])')  # and not that of a template, which is {% or {{
 _RENAME = "give it an ending that is read, such as .jsonl"
 
 # How programs name what they have not finished to write.
@@ -294,7 +295,7 @@ def _look_inside(path: Path) -> tuple[str, str]:
         what, fix = foreign
         return f"{what}, inside of {content}" if content in COMPRESSED else what, fix
     if content == "text":
-        return "JSON" if head.lstrip()[:1] in (b"{", b"[") else "", _RENAME
+        return "JSON" if _JSON_START.match(head) else "", _RENAME
     return content, _RENAME
 
 

@@ -54,6 +54,7 @@ def _convert(record: Record, problems: list[Problem]) -> tuple[Record | None, st
     if has_instruction or ("instruction" in record and record.get("input") not in NOTHING):
         return _from_alpaca(record, answer, problems)
     question = _first_field(record, QUESTION_FIELDS)
+    answer = answer or _null_field(record, ANSWER_FIELDS)
     if question and answer:
         return _from_question(record, question, answer, problems), f"{question}/{answer}"
     if turns := next((field for field in TURN_FIELDS if field in record), None):
@@ -128,6 +129,7 @@ def _attach_answer(record: Record, form: str, problems: list[Problem]) -> tuple[
 def _from_alpaca(
     record: Record, answer: str | None, problems: list[Problem]
 ) -> tuple[Record | None, str]:
+    answer = answer or _null_field(record, ANSWER_FIELDS)
     if answer is None:
         problems.append(
             Problem("form", "output", "an Alpaca record without output", f"give {_EXPECTED}")
@@ -223,3 +225,8 @@ def _first_field(record: Record, fields: tuple[str, ...]) -> str | None:
     """The first field that says something; else the first that says an empty text."""
     said = (field for field in fields if record.get(field) not in NOTHING)
     return next(said, next((field for field in fields if record.get(field) is not None), None))
+
+
+def _null_field(record: Record, fields: tuple[str, ...]) -> str | None:
+    """The first field that is there and null: in a table, a cell with nothing in it."""
+    return next((field for field in fields if field in record and record[field] is None), None)

@@ -292,7 +292,8 @@ def _order_systems(dialogue: Dialogue, reading: Reading, problems: list[Problem]
 def _check_start(dialogue: Dialogue, problems: list[Problem]) -> None:
     turns = [message for message in dialogue.messages if message.role != "system"]
     if not turns:
-        problems.append(Problem("no_answer", "messages", "no messages", "add the dialogue"))
+        reason = "a system message and no more" if dialogue.messages else "no messages"
+        problems.append(Problem("no_answer", "messages", reason, "add the dialogue"))
     elif turns[0].role != "user":
         reason = f"the dialogue starts with role {turns[0].role}, not with a question"
         problems.append(Problem("order", "messages[0].role", reason, "add the question before it"))
@@ -305,7 +306,7 @@ def _order_turns(dialogue: Dialogue, reading: Reading, problems: list[Problem]) 
         return
     if any(message.role == "assistant" for message in dialogue.messages):
         _drop_tail(dialogue, problems)
-    elif dialogue.messages:
+    elif any(message.role != "system" for message in dialogue.messages):  # see `_check_start`
         problems.append(Problem("no_answer", "messages", "no assistant message", "add the answer"))
 
 

@@ -37,6 +37,14 @@ stopreason fingerprint systemfingerprint object length len size hashedip header 
 meta metadata 编号 序号 来源 数据来源 类别 分类 类型 领域 语言 难度 日期 时间 标签 任务 任务类型
 """
 _ABOUT_NAMES = frozenset(_ABOUT.split())
+# Options of a request and what trainers of other losses read: about the record where they are a
+# number, a flag or one of these words, which no template writes.
+_OPTIONS = """
+margin paralleltoolcalls toolchoice functioncall stream store n topk minp logprobs toplogprobs
+presencepenalty frequencypenalty repetitionpenalty maxcompletiontokens scorechosen scorerejected
+"""
+_OPTION_NAMES = frozenset(_OPTIONS.split())
+_OPTION_WORDS = ("auto", "none", "required", "any")
 # A longer name is about the record, too, where it begins or ends with one of these words…
 _FIRST_WORDS = {"num", "created", "updated"}
 _LAST = """
@@ -96,6 +104,8 @@ def _is_about(name: str, value: object) -> bool:
     """Whether a field is about its record, by its name."""
     spelled = _spell(name)
     if spelled in _ABOUT_NAMES:
+        return True
+    if spelled in _OPTION_NAMES and (value in _OPTION_WORDS or isinstance(value, int | float)):
         return True
     if name in TEMPLATE_FIELDS:  # options of a template; a text among them would be lost
         return not any(isinstance(leaf, str) and leaf.strip() for leaf in _walk(value))

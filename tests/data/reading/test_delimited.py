@@ -31,7 +31,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows, suffix):
     path = tmp_path_factory.getbasetemp() / f"a.{suffix}sv"
     path.write_bytes(text.getvalue().encode())
     expected = [
-        {name: cell for name, cell in zip(("prompt", "completion"), row, strict=True) if cell}
+        {name: cell or None for name, cell in zip(("prompt", "completion"), row, strict=True)}
         for row in rows
     ]
     assert _read(path)[0] == expected
@@ -65,3 +65,9 @@ def test_a_mistake_is_named_by_its_line(tmp_path, content, message):
     path.write_bytes(content)
     [problem] = [one for one in _read(path)[2] if one.kind == "broken_file"]
     assert message in problem.reason
+
+
+def test_a_cell_without_a_character_is_a_null(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("instruction,input,output\nQ,,\n")
+    assert _read(path)[0] == [{"instruction": "Q", "input": None, "output": None}]

@@ -248,3 +248,21 @@ def test_a_record_that_begins_like_a_refusal_is_none(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("not found,answer\nq,a\n")
     assert _read(path)[0] == [{"not found": "q", "answer": "a"}]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("objects", [RECORDS[:1], RECORDS[:2], [{"data": RECORDS[:3]}]])
+def test_an_object_over_several_lines_is_one_error(tmp_path, name, objects):
+    text = "\n".join(json.dumps(one, indent=2) for one in objects).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    (chunk,) = read_chunks(tmp_path / name)
+    ((line, problem),) = chunk.problems
+    assert (chunk.records, line, problem.kind) == ([], 1, "broken_file")
+    assert "goes on over several lines" in problem.reason
+    assert "`jq -c .`" in problem.fix
+
+
+def test_a_broken_first_line_does_not_hide_the_records_below(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"{\n" + LINES)
+    chunks = list(read_chunks(tmp_path / "a.jsonl"))
+    assert [one for chunk in chunks for one in chunk.records] == [b"{", *LINES.splitlines()]

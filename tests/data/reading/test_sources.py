@@ -86,11 +86,13 @@ def test_every_entry_of_a_folder_is_read_or_named(tmp_path):
     read += ["sub/h.ndjson", "i.jsonl.zstd", "j.feather"]
     errors = ["data.zip", "k.jsonl.part", "l", "m.JSONL.bak", "pipe", "dangling.jsonl", "n.tgz"]
     noted = ["README.md", ".hidden.jsonl", "notes.txt", "dataset_info.json", "LICENSE"]
+    noted += ["chat_template.jinja", "template.txt"]
     for name in (*read, *errors[:4], *noted):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"PK\x03\x04" if name == "data.zip" else record)
     (tmp_path / "notes.txt").write_text("what was done")
+    (tmp_path / "template.txt").write_text("{% for message in messages %}{{ message }}{% endfor %}")
     (tmp_path / "n.tgz").write_bytes(b"\x1f\x8b\x08")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling.jsonl").symlink_to(tmp_path / "gone.jsonl")

@@ -120,3 +120,39 @@ def test_an_answer_beside_finished_messages_is_refused_unless_it_says_the_same()
     assert _turns(record) == TURNS
     assert {"unread_text"} == kinds_of(record)
     assert {"unused_field"} == kinds_of({**record, "answer": " A"})
+
+
+@pytest.mark.parametrize("field", ["output", "completion", "answer"])
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_answer_is_called_so_in_every_form(field, empty):
+    question = "instruction" if field == "output" else "question"
+    assert kinds_of({question: "Q", field: empty}) >= {"empty_answer"}
+    assert "form" not in kinds_of({question: "Q", field: empty})
+    assert "form" in kinds_of({question: "Q"})  # no such column at all
+    assert _turns({"messages": chat("Q", "A")["messages"], field: None}) == TURNS
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"parallel_tool_calls": False},
+        {"margin": 1},
+        {"margin": 0.5, "tool_choice": "auto"},
+        {"stream": True, "n": 1, "top_k": 20, "presence_penalty": 0},
+    ],
+)
+def test_options_of_a_request_are_about_the_record(extra):
+    assert kinds_of({**chat("Q", "A"), **extra}) == kinds_of(chat("Q", "A")) | {"unused_field"}
+
+
+@pytest.mark.parametrize(
+    "extra", [{"margin": "a note"}, {"tool_choice": {"name": "f"}}, {"parallel_tool_call": [1]}]
+)
+def test_options_that_say_more_are_refused(extra):
+    assert "unread_text" in kinds_of({**chat("Q", "A"), **extra})
+
+
+def test_a_system_message_alone_has_one_error():
+    record = {"messages": [{"role": "system", "content": "S"}]}
+    (problem,) = problems_of(record)
+    assert (problem.kind, problem.reason) == ("no_answer", "a system message and no more")
