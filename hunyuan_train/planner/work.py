@@ -205,11 +205,16 @@ def adapter_parts(
     is_of_experts = experts > 1
     item = Item.EXPERTS if is_of_experts else Item.DENSE
     yield Part(item, narrow, times(narrow, 2), is_of_experts=is_of_experts)
-    # Backward scales; experts also lay gradients of gate and up together, and sum those of rows.
-    added, back = rows * outputs, 10 if is_of_experts else 4
-    yield Part(
-        Item.ADAPTERS, moving(10, added, 2), moving(back, added, 1), is_of_experts=is_of_experts
-    )
+    added = rows * outputs
+    if is_of_experts:  # scaled where they are narrow, and added in place
+        # Backward lays gradients of gate and up together, and sums those of rows.
+        scaled = moving(2 * size, rows * rank, 1)
+        forward, backward = moving(6, added, 1), moving(6, added, 1)
+        forward.add(scaled)
+        backward.add(scaled)
+    else:
+        forward, backward = moving(10, added, 2), moving(4, added, 1)
+    yield Part(Item.ADAPTERS, forward, backward, is_of_experts=is_of_experts)
 
 
 @lru_cache(maxsize=16)
