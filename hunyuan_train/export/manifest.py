@@ -9,13 +9,14 @@ from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.json_file import read_json_object
-from hunyuan_train.serve.trained_pair import BASE, FORM, IDENTITY, MANIFEST
+from hunyuan_train.model.released_files import EXPORT_MANIFEST
+from hunyuan_train.serve.trained_pair import BASE, FORM, IDENTITY
 
 
 def write_manifest(folder: Path, base: Path) -> None:
     """Name the folder of the model that was trained."""
     content = json.dumps({BASE: str(base.resolve())}, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(content + "\n", encoding="utf-8")
+    (folder / EXPORT_MANIFEST).write_text(content + "\n", encoding="utf-8")
 
 
 def write_adapter_manifest(folder: Path, base: str, *, identity: str, expert_weights: str) -> None:
@@ -30,7 +31,7 @@ def write_adapter_manifest(folder: Path, base: str, *, identity: str, expert_wei
     where = str(Path(base).resolve()) if Path(base).is_dir() else base
     content = {BASE: where, IDENTITY: identity, FORM: expert_weights}
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / EXPORT_MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_base(folder: Path) -> str | None:
@@ -39,7 +40,7 @@ def read_base(folder: Path) -> str | None:
     Raises:
         CheckpointError: the manifest is damaged.
     """
-    path = folder / MANIFEST
+    path = folder / EXPORT_MANIFEST
     if not path.exists():
         return None
     try:

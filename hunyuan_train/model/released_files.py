@@ -26,6 +26,7 @@ from hunyuan_train.plain_text import make_plain_name
 INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
 GENERATION_CONFIG = "generation_config.json"
+EXPORT_MANIFEST = "export_manifest.json"  # beside the weights of an adapter or model that we wrote
 SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")  # of a generation_config.json
 DTYPES = ("F64", "F32", "F16", "BF16")  # of weights that are not quantised
 NUM_NAMED = 3  # in an error, of each kind
@@ -117,7 +118,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
         outside = [name for name in listed if Path(name).name != name or "\\" in name]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(
-            f"{index} is not an index of weights ({error}); download it again"
+            f"{index} is not an index of weights ({error}); {say_renewal(index.parent)}"
         ) from error
     wrong = outside or [name for name in listed if not name.endswith(SUFFIX)]
     if wrong:
@@ -140,7 +141,7 @@ def check_generation_config(folder: Path, shape: ModelShape) -> None:
     try:
         values = read_json_object(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be used ({error}); download it again") from error
+        raise ConfigError(f"{path} cannot be used ({error}); {say_renewal(folder)}") from error
     stops = values.get("eos_token_id")
     fields = Fields(values, str(path))
     for name in ("pad_token_id", "bos_token_id"):
@@ -158,9 +159,16 @@ def _read_file(file: Path) -> dict[str, TensorLocation]:
     try:
         return read_header(file)
     except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}); download it again") from error
+        renewal = say_renewal(file.parent)
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); {renewal}") from error
     except ValueError as error:
-        raise ConfigError(f"{file} cannot be used: {error}; download it again") from error
+        raise ConfigError(f"{file} cannot be used: {error}; {say_renewal(file.parent)}") from error
+
+
+def say_renewal(folder: Path) -> str:
+    """The remedy for damaged files of a model, by where the folder comes from."""
+    is_export = (folder / EXPORT_MANIFEST).is_file()
+    return "export it again" if is_export else "download it again"
 
 
 def _check_complete(located: dict[str, TensorLocation], shape: ModelShape, folder: Path) -> None:

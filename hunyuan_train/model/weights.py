@@ -19,7 +19,7 @@ from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import VOCABULARY, StoredTensor
-from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.released_files import locate_weights, say_renewal
 from hunyuan_train.model.safetensors_files import DTYPES, read_range
 from hunyuan_train.model.safetensors_header import TensorLocation, largest
 
@@ -86,11 +86,12 @@ class SafetensorsFolder:
             values = read_range(location, start, stop)
         except ValueError as error:
             raise ConfigError(
-                f"{location.file}, {tensor.name}: {error}; download it again"
+                f"{location.file}, {tensor.name}: {error}; {say_renewal(location.file.parent)}"
             ) from error
         if not is_finite(values):
             raise ConfigError(
-                f"{location.file} holds NaN or infinity in {tensor.name}; download it again"
+                f"{location.file} holds NaN or infinity in {tensor.name}; "
+                f"{say_renewal(location.file.parent)}"
             )
         return values
 

@@ -60,3 +60,12 @@ def gigabytes(num_bytes: float) -> str:
     """Bytes as GB of 10^9, or as MB where there are few."""
     amount = num_bytes / 1e9
     return f"{amount:,.1f} GB" if amount >= 1 else f"{amount * 1000:,.1f} MB"
+
+
+def gibibytes(num_bytes: float, *, digits: int = 1) -> str:
+    """Bytes as GiB of 2^30, or as MiB where there are few."""
+    amount = num_bytes / 2**30
+    name = "GiB"
+    if amount < 1:
+        amount, name = amount * 1024, "MiB"
+    return f"{amount:,.{digits}f} {name}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.plain_text import count_of
 from hunyuan_train.planner.activations import can_be_skewed
 from hunyuan_train.planner.component import Component, Phase
 from hunyuan_train.planner.disk import Disk, plan_disk
@@ -95,7 +96,9 @@ class Estimate:
         if 0 < disk < self.disk.total:
             checkpoints = self.disk.num_kept * self.disk.checkpoint
             parts = (
-                Component(f"{self.disk.num_kept} checkpoints", checkpoints, Phase.ALWAYS, ""),
+                Component(
+                    count_of(self.disk.num_kept, "checkpoint"), checkpoints, Phase.ALWAYS, ""
+                ),
                 Component("export", self.disk.export, Phase.ALWAYS, ""),
             )
             found.append(Shortage(DISK, self.disk.total, disk, parts))

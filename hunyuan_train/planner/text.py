@@ -9,7 +9,7 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.planner.activations import can_be_skewed
-from hunyuan_train.planner.component import Component, Phase, gigabytes
+from hunyuan_train.planner.component import Component, Phase, gibibytes, gigabytes
 from hunyuan_train.planner.estimate import Estimate, Shortage
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
 from hunyuan_train.planner.memory import SKEWED
@@ -92,7 +92,7 @@ def state_bytes(lines: Iterable[Component]) -> int:
 
 def total_line(name: str, num_bytes: int) -> str:
     """The last line of a table."""
-    return f"  {name:<{WIDTH}}{gigabytes(num_bytes):>12}  = {num_bytes / 2**30:,.1f} GiB"
+    return f"  {name:<{WIDTH}}{gigabytes(num_bytes):>12}  = {gibibytes(num_bytes)}"
 
 
 def describe_skew(estimate: Estimate) -> Iterator[str]:
@@ -222,10 +222,10 @@ def describe_shortage(shortage: Shortage) -> str:
         f"{part.name} {gigabytes(part.num_bytes)}" for part in large if part.num_bytes
     )
     states = state_bytes(shortage.parts)
-    fixed = f", {states / 2**30:,.0f} GiB of it for weights, gradients and optimizer"
+    fixed = f", {gibibytes(states, digits=0)} of it for weights, gradients and optimizer"
     return (
         f"{shortage.what} would need {gigabytes(shortage.needed)} "
-        f"({shortage.needed / 2**30:,.1f} GiB{fixed if states else ''}) and has "
+        f"({gibibytes(shortage.needed)}{fixed if states else ''}) and has "
         f"{gigabytes(shortage.available)}: {listed}"
     )
 
@@ -249,7 +249,7 @@ def describe_nearest(nearest: Nearest | None, asked: Estimate) -> str:
         return "; ".join([other, *room])
     peak = nearest.estimate.memory.device_peak
     is_on_gpu = nearest.estimate.run.is_on_gpu
-    device = f"{gigabytes(peak)} = {peak / 2**30:,.1f} GiB a GPU, " if is_on_gpu else ""
+    device = f"{gigabytes(peak)} = {gibibytes(peak)} a GPU, " if is_on_gpu else ""
     return (
         f"the nearest plan that fits: {' '.join(nearest.flags)} "
         f"({device}{gigabytes(nearest.estimate.host_per_node)} of host memory a machine)"

@@ -11,9 +11,9 @@ from pathlib import Path
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.base_folder import identify_weights, resolve_base
 from hunyuan_train.model.expert_formats import GENTLEST_FIRST
+from hunyuan_train.model.released_files import EXPORT_MANIFEST
 from hunyuan_train.serve.errors import ServeError
 
-MANIFEST = "export_manifest.json"  # beside an adapter's or a model's weights
 BASE, IDENTITY, FORM = "base", "base_identity", "expert_weights"
 FLAG = "--any_base"
 FLAG_HELP = "use an adapter with another base than it was trained on"
@@ -39,7 +39,7 @@ def read_trained_on(adapter: Path) -> TrainedOn | None:
     Raises:
         ServeError: it is damaged.
     """
-    path = adapter / MANIFEST
+    path = adapter / EXPORT_MANIFEST
     if not path.exists():
         return None
     try:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.released_files import EXPORT_MANIFEST, locate_weights
 from tests.released import SHAPE, write_released
 
 FIRST, INDEX = "model-00001-of-00003.safetensors", "model.safetensors.index.json"
@@ -64,7 +64,7 @@ def test_a_download_that_stopped_half_way_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"2 of 5 weight files are missing \(model-00002"):
         locate_weights(tmp_path, SHAPE)
     (tmp_path / INDEX).write_text("{}")
-    with pytest.raises(ConfigError, match="is not an index of weights"):
+    with pytest.raises(ConfigError, match=r"is not an index of weights"):
         locate_weights(tmp_path, SHAPE)
     (tmp_path / INDEX).unlink()
     with pytest.raises(ConfigError, match=r"tensors \d+ missing \("):
@@ -182,3 +182,16 @@ def test_dry_run_names_what_is_wrong_with_the_weights_without_torch(
     )
     assert finished.stdout.split() == ["False", "2"]
     assert "10 bytes are missing at its end; download it again" in " ".join(finished.stderr.split())
+
+
+def test_a_damaged_export_is_not_downloaded_again(tmp_path: Path) -> None:
+    write_released(tmp_path)
+    (tmp_path / FIRST).write_bytes((tmp_path / FIRST).read_bytes()[:-10])
+    with pytest.raises(ConfigError, match="missing at its end; download it again"):
+        locate_weights(tmp_path, SHAPE)
+    (tmp_path / EXPORT_MANIFEST).write_text('{"base": "/models/base"}')
+    with pytest.raises(ConfigError, match="missing at its end; export it again"):
+        locate_weights(tmp_path, SHAPE)
+    (tmp_path / INDEX).write_text("{")
+    with pytest.raises(ConfigError, match=r"is not an index of weights .*; export it again"):
+        locate_weights(tmp_path, SHAPE)

@@ -7,6 +7,7 @@ import pytest
 from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.planner.component import gibibytes, gigabytes
 from hunyuan_train.planner.estimate import Estimate, estimate_run
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.memory import ALLOWANCES, BALANCED, plan_memory
@@ -185,3 +186,18 @@ def test_the_predicted_speed_is_that_of_a_run_at_a_third_of_the_peak_or_less():
     per_gpu = plan.speed.tokens_per_second / 8
     useful = 6 * count_parameters(A13B).active * per_gpu / plan.hardware.gpu.bf16_flops
     assert 0.2 < useful < 0.4
+
+
+def test_few_bytes_are_not_shown_as_none():
+    assert (gigabytes(50_200_000), gibibytes(50_200_000)) == ("50.2 MB", "47.9 MiB")
+    assert (gigabytes(80e9), gibibytes(80e9)) == ("80.0 GB", "74.5 GiB")
+    assert gibibytes(149.8 * GIB, digits=0) == "150 GiB"
+
+
+def test_one_checkpoint_is_one():
+    machine = replace(EIGHT_80GB, host_memory=2 * 10**12)
+    arguments = ["--model_name_or_path", "a13b", "--recipe", "lora"]
+    for steps, name in (("0", "1 checkpoint"), ("0.1", "4 checkpoints")):
+        run = resolve_flags([*arguments, "--save_steps", steps], machine, shape=A13B, slots=[8])
+        (shortage,) = estimate_run(run, Hardware(disk=10**8)).shortages
+        assert f"{name} " in describe_shortage(shortage)

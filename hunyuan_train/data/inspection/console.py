@@ -9,6 +9,7 @@ from rich.text import Text
 
 from hunyuan_train.data.findings import POLICIES, Finding, FindingLog, list_fields
 from hunyuan_train.data.inspection.stats import DataStats, TokenStats
+from hunyuan_train.plain_text import count_of
 
 _ACTION_STYLES = {"error": "bold red", "drop": "yellow", "fix": "green", "note": "dim"}
 _ACTION_WORDS = {"error": "error", "drop": "left out", "fix": "fixed", "note": "noted"}
@@ -90,7 +91,9 @@ def _add_tokens(table: Table, tokens: TokenStats) -> None:
     most = max(number for _, number in tokens.bins)
     bars = "".join(_SPARK[-(-number * 8 // most)] for _, number in tokens.bins)
     table.add_row("", f"up to {tokens.bins[0][0]:,} {bars} {tokens.bins[-1][0]:,}")
-    rows = f"{tokens.num_rows:,} rows of {tokens.max_seq_length:,}, {tokens.fill:.2%} full"
+    rows = (
+        f"{count_of(tokens.num_rows, 'row')} of {tokens.max_seq_length:,}, {tokens.fill:.2%} full"
+    )
     table.add_row("packed", rows)
     if tokens.num_overlong:
         table.add_row("too long", f"{tokens.num_overlong:,} samples, in no row")

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from hunyuan_train.data.inspection.stats import DataStats, TokenStats
 from hunyuan_train.html_page import write_advice, write_document, write_table
+from hunyuan_train.plain_text import count_of
 
 
 def write_page(stats: DataStats, title: str) -> str:
@@ -39,7 +40,8 @@ def _token_table(tokens: TokenStats | None) -> dict[str, str]:
     shown = {span: share for span, share in tokens.label_share_by_span.items() if share}
     shares = ", ".join(f"{span} {share:.1%}" for span, share in shown.items())
     values = ", ".join(f"{name} {value:,}" for name, value in tokens.percentiles.items())
-    rows = f"{tokens.num_rows:,} rows of {tokens.max_seq_length:,} tokens, {tokens.fill:.2%} full"
+    num_rows = count_of(tokens.num_rows, "row")
+    rows = f"{num_rows} of {tokens.max_seq_length:,} tokens, {tokens.fill:.2%} full"
     return {
         "samples": f"{tokens.num_samples:,}",
         "tokens": f"{tokens.num_tokens:,} ({tokens.growth:.2f} times one sample per dialogue)",

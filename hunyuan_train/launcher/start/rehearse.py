@@ -14,6 +14,7 @@ from hunyuan_train.launcher.exit_codes import SUCCESS
 from hunyuan_train.launcher.start.prepare import PreparedRun, prepare_run
 from hunyuan_train.launcher.start.run_summary import check_schedule, show_summary
 from hunyuan_train.model.base_folder import locate_base
+from hunyuan_train.plain_text import count_of
 from hunyuan_train.planner.command import find_shape
 from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.planner.disk import count_checkpoints
@@ -104,7 +105,7 @@ def describe_whole_run(prepared: PreparedRun, estimate: Estimate) -> Iterator[st
     yield ""
     yield "the whole run on this data, without its start, evaluations and saves"
     yield (
-        f"  {num_steps:,} steps of {seconds:.2f} s: {describe_time(whole)}, "
+        f"  {count_of(num_steps, 'step')} of {seconds:.2f} s: {describe_time(whole)}, "
         f"{describe_time(whole * num_gpus, of='GPU ')}"
     )
     yield (
