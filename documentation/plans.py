@@ -120,7 +120,7 @@ MT_FULL = Job(
 DENSE_LORA = Job(
     "Hunyuan-7B, LoRA, 1×24 GB",
     "Hunyuan-7B，LoRA，1×24 GB",
-    "--model hunyuan-7b --method lora --gpus 1 --gpu_memory 24",
+    "--model hunyuan-7b --method lora --gpus 1 --gpu rtx4090",
     1,
 )
 DENSE_FULL = Job(
@@ -132,7 +132,7 @@ DENSE_FULL = Job(
 SMALL_FULL = Job(
     "Hunyuan-1.8B, full fine-tuning (`lean`), 1×24 GB",
     "Hunyuan-1.8B，全参数微调（`lean`），1×24 GB",
-    "--model hunyuan-1.8b --method full --gpus 1 --gpu_memory 24",
+    "--model hunyuan-1.8b --method full --gpus 1 --gpu rtx4090",
     1,
 )
 LONG_FLAGS = "--recipe long --use_lora --learning_rate 1e-4 --min_lr 1e-5 --gpu_memory 80"
@@ -160,13 +160,13 @@ LONG_FULL = Job(
 SMALL_CARDS = Job(
     "Hunyuan-A13B, LoRA, experts in `nf4`, 2×48 GB",
     "Hunyuan-A13B，LoRA，专家用 `nf4`，2×48 GB",
-    "--method lora --expert_weights nf4 --gpus 2 --gpu_memory 48",
+    "--method lora --expert_weights nf4 --gpus 2 --gpu l40s",
     2,
 )
 SMALLEST_CARDS = Job(
     "Hunyuan-A13B, LoRA, experts in `nf4`, `--moe_chunks 8`, 4×24 GB",
     "Hunyuan-A13B，LoRA，专家用 `nf4`，`--moe_chunks 8`，4×24 GB",
-    "--method lora --expert_weights nf4 --moe_chunks 8 --gpus 4 --gpu_memory 24",
+    "--method lora --expert_weights nf4 --moe_chunks 8 --gpus 4 --gpu rtx4090",
     4,
 )
 HY3_NODE_NF4 = Job(
@@ -178,7 +178,8 @@ HY3_NODE_NF4 = Job(
 MT_SMALL_CARD = Job(
     "Hy-MT2-30B-A3B, LoRA, experts in `nf4`, one card of 25.7 GB (sold as 24 GB)",
     "Hy-MT2-30B-A3B，LoRA，专家用 `nf4`，一张 25.7 GB 的卡（标称 24 GB）",
-    "--model hy-mt2-30b-a3b --method lora --expert_weights nf4 --gpus 1 --gpu_memory 25.7",
+    "--model hy-mt2-30b-a3b --method lora --expert_weights nf4 --gpus 1 --gpu rtx4090 "
+    "--gpu_memory 25.7",
     1,
 )
 
@@ -206,6 +207,7 @@ COLUMNS = {
     False: (*ENGLISH_COLUMNS, "time for 10 M tokens", "GPU-hours"),
     True: (*CHINESE_COLUMNS, "10 M token 用时", "GPU 小时"),
 }
+OTHER_GPUS = {"H20": "--gpu h20", "48 GB: L40S": "--gpu l40s", "24 GB: RTX 4090": "--gpu rtx4090"}
 # Shares of peak rates, and of the busiest rank, as the planner assumes them.
 SHARES = f"{MATMUL_SHARE:.0%}".replace("%", " %"), f"{BANDWIDTH_SHARE:.0%}".replace("%", " %")
 NOTE = {
@@ -229,7 +231,8 @@ def write_table(name: str, *, is_chinese: bool) -> str:
     columns = COLUMNS[is_chinese]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += [write_row(job, is_chinese=is_chinese) for job in jobs]
-    gpus = "H100 (H20)" if H20_NODE in jobs else "H100"
+    others = [name for name, flag in OTHER_GPUS.items() if any(flag in job.flags for job in jobs)]
+    gpus = f"H100 ({', '.join(others)})" if others else "H100"
     return "\n".join([*lines, "", NOTE[is_chinese].format(gpus=gpus)])
 
 

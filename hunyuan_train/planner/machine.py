@@ -107,6 +107,41 @@ GPUS = {
             host_bandwidth=64e9,
             source="NVIDIA DGX B200 data sheet; NDR InfiniBand, PCIe 5",
         ),
+        GpuModel(
+            name="l40s",
+            memory_bytes=48 * 10**9,
+            bf16_flops=362e12,
+            float32_flops=91.6e12,
+            memory_bandwidth=864e9,
+            node_bandwidth=32e9,
+            network_bandwidth=25e9,
+            host_bandwidth=32e9,
+            source="NVIDIA L40S data sheet; no NVLink, PCIe 4; HDR InfiniBand",
+        ),
+        GpuModel(
+            name="a6000",
+            memory_bytes=48 * 10**9,
+            bf16_flops=155e12,
+            float32_flops=38.7e12,
+            memory_bandwidth=768e9,
+            node_bandwidth=32e9,
+            network_bandwidth=12.5e9,
+            host_bandwidth=32e9,
+            source="NVIDIA RTX A6000 data sheet, half of its tensor rate, which is with sparsity; "
+            "PCIe 4 without an NVLink bridge, which joins two cards; Ethernet of 100 Gb/s",
+        ),
+        GpuModel(
+            name="rtx4090",
+            memory_bytes=24 * 10**9,
+            bf16_flops=165e12,
+            float32_flops=82.6e12,
+            memory_bandwidth=1.008e12,
+            node_bandwidth=32e9,
+            network_bandwidth=12.5e9,
+            host_bandwidth=32e9,
+            source="NVIDIA Ada GPU architecture paper, with sums in float32; no NVLink, PCIe 4; "
+            "Ethernet of 100 Gb/s",
+        ),
     )
 }
 

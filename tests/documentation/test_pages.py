@@ -23,7 +23,7 @@ from documentation.pages import (
     pictures_of,
     read_blocks,
 )
-from documentation.plans import TABLES
+from documentation.plans import TABLES, write_table
 from documentation.reference import all_help
 from hunyuan_train.config.planned_machines import HELP
 from hunyuan_train.config.settings import COMMAND_FLAGS, FIELDS
@@ -48,6 +48,13 @@ def test_a_stale_figure_is_found():
     stale = re.sub(r"\| [\d.]+ GB", "| 0.1 GB", text, count=1)
     assert stale != text
     assert write.fill(stale, is_chinese=False) == text
+
+
+def test_rows_of_small_cards_have_the_speeds_of_such_cards():
+    for job in (job for jobs in TABLES.values() for job in jobs):
+        is_small = any(size in f"{job.english} |" for size in ("24 GB |", "48 GB |", "as 24 GB"))
+        assert is_small == any(f"--gpu {name}" in job.flags for name in ("rtx4090", "l40s")), job
+    assert "H100 (48 GB: L40S, 24 GB: RTX 4090)" in write_table("adapters", is_chinese=False)
 
 
 def test_every_table_of_the_plan_is_shown_in_both_languages():

@@ -9,7 +9,7 @@ from hunyuan_train.families.hunyuan_v1_moe import A13B
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.planner.component import gibibytes, gigabytes
 from hunyuan_train.planner.estimate import Estimate, estimate_run
-from hunyuan_train.planner.machine import Hardware
+from hunyuan_train.planner.machine import GPUS, Hardware
 from hunyuan_train.planner.memory import ALLOWANCES, BALANCED, plan_memory
 from hunyuan_train.planner.speed import plan_speed
 from hunyuan_train.planner.states import gradient_bytes, optimizer_bytes, weight_bytes
@@ -201,3 +201,15 @@ def test_one_checkpoint_is_one():
         run = resolve_flags([*arguments, "--save_steps", steps], machine, shape=A13B, slots=[8])
         (shortage,) = estimate_run(run, Hardware(disk=10**8)).shortages
         assert f"{name} " in describe_shortage(shortage)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes_of_it"), [("l40s", 48), ("a6000", 48), ("rtx4090", 24)]
+)
+def test_a_small_card_has_speeds_of_its_own(name, gigabytes_of_it):
+    gpu, h100 = GPUS[name], GPUS["h100"]
+    assert gpu.memory_bytes == gigabytes_of_it * 10**9
+    assert 1 / 7 < gpu.bf16_flops / h100.bf16_flops < 1 / 2
+    run = estimate("--recipe", "one_gpu", machine=replace(EIGHT_80GB, num_gpus=2)).run
+    seconds = [estimate_run(run, Hardware(gpu=one)).speed.seconds for one in (h100, gpu)]
+    assert seconds[1] > 2 * seconds[0]

@@ -65,7 +65,7 @@ def test_the_settings_that_fit_are_read_back_by_training_and_fit(tmp_path, capsy
         (["--nodes", "1e12"], "nodes is 1000000000000; set it to a number from 1 to 10000"),
         (["--gpu_memory", "inf"], "gpu_memory is 'inf'; it takes a number"),
         (["--gpu", "h2"], "gpu is h2; speeds are known of a100, "),
-        (["--gpu", "rtx4090"], "leave --gpu out and say how much memory it has, such as --gpu_mem"),
+        (["--gpu", "rtx3090"], "leave --gpu out and say how much memory it has, such as --gpu_mem"),
         (["--method", "full", "--recipe", "lora"], "method is full, and a recipe or config"),
         (["--expert_parallel_size", "3"], "expert_parallel_size is 3; it must divide"),
         (["--model", "./no/such"], "model_name_or_path is ./no/such"),
