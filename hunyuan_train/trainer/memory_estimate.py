@@ -1,5 +1,6 @@
 """The plan of a run that is going on: to be recorded, and to be compared with what is measured."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,15 @@ def find_gpu() -> GpuModel | None:
     """Data-sheet speeds of this process's GPU; None where they are not known, as on a CPU."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name().lower()
-    return next((gpu for model, gpu in GPUS.items() if model in name), None)
+    return find_named(torch.cuda.get_device_name())
+
+
+def find_named(name: str) -> GpuModel | None:
+    """The GPU of a driver's name, such as `NVIDIA GeForce RTX 4090`; `NVIDIA H200` is no `h20`."""
+    words = re.split(r"[\s-]+", name.lower().replace("rtx 4090", "rtx4090"))
+    if {"laptop", "d"} & set(words):  # slower chips under the same name
+        return None
+    return next((GPUS[word] for word in words if word in GPUS), None)
 
 
 def estimate_here(run: ResolvedRun, *, num_data_tokens: int) -> RunEstimate:
