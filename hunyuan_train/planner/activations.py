@@ -293,13 +293,13 @@ def running_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What experts hold on GPUs while their last product is made and nothing is saved.
 
     Their input and output, gate, up and what goes down: the engine's functions hold each until they
-    return. Where experts are adapted, the base's output and the adapter's lie beside their sum.
+    return. Where experts are adapted, the adapter's output lies beside the base's, to be added.
     """
     if not (run.shape.num_experts and run.is_on_gpu):
         return 0
     shape, size, rows = run.shape, run.element_bytes, expert_rows(run, imbalance)
     width = width_of(shape, Kind.EXPERT)
-    num_outputs = 3 if describe_saving(run).expert_rank else 1
+    num_outputs = 2 if describe_saving(run).expert_rank else 1
     plain = size * rows * ((1 + num_outputs) * shape.hidden_size + 3 * width)
     quantised = working_bytes(run, rows) + size * rows * 2 * width
     # Transformers' own function weighs outputs in float32, and puts those in order.
@@ -332,15 +332,15 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves until its experts are done.
 
     With split experts the fullest of three moments. One is at the end of the experts: their outputs
-    before and after they are put back in order (or the base's, the adapter's and their sum), and
-    the gradient of the layer's output; a rank that gets far more than an equal share is fullest
-    then. So it is, with frozen experts, among the
-    gradients of their inner tensors. The third is the gradient of the weighted sum
-    of outputs: what was saved to combine, and the gradients of the layer's output and of its input,
-    as far as it is known. On GPUs one kernel makes the gradient of the rows from these
-    (`combines_in_one_kernel`). Elsewhere there are two products of rows in float32 and the gradient
-    that they are of (auto_ep_layer.py combine_from_routed). Of experts in chunks there are those of
-    one chunk. Quantised experts are fullest while their last product is made (`working_bytes`).
+    before and after they are put back in order (or the base's and the adapter's), and the gradient
+    of the layer's output; a rank that gets far more than an equal share is fullest then. So it is,
+    with frozen experts, among the gradients of their inner tensors. The third is the gradient of
+    the weighted sum of outputs: what was saved to combine, and the gradients of the layer's output
+    and of its input, as far as it is known. On GPUs one kernel makes the gradient of the rows from
+    these (`combines_in_one_kernel`). Elsewhere there are two products of rows in float32 and the
+    gradient that they are of (auto_ep_layer.py combine_from_routed). Of experts in chunks there are
+    those of one chunk. Quantised experts are fullest while their last product is made
+    (`working_bytes`).
     """
     shape, size, chunks = run.shape, run.element_bytes, run.config.train.moe_chunks
     slots, rows = run.num_tokens * shape.moe_topk, expert_rows(run, imbalance)
@@ -351,8 +351,7 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         # In float32: gradients of what was weighed, of outputs, and of weights before their sum.
         weighing = shape.hidden_size * (12 * slots if run.is_on_gpu else size * rows + 4 * slots)
         return ceil((weighing + saved) / chunks) + 2 * boundary
-    num_outputs = 3 if describe_saving(run).expert_rank and run.is_on_gpu else 2
-    outputs = max(num_outputs * size * rows * shape.hidden_size, working_bytes(run, rows))
+    outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
     products = 4 * (2 * slots + run.num_tokens)
     weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
     weighing += saved
