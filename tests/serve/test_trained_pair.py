@@ -22,6 +22,7 @@ from hunyuan_train.serve.generate import load_model, refuse_offloaded
 from tests import taught
 from tests.quantised_bases import write_base
 
+QUESTIONS = Path(__file__).parents[2] / "data/practice_eval.jsonl"
 ASKED = ["--engine", "vllm", "--print", "--gpus", "2", "--gpu_memory", "80"]
 
 
@@ -89,7 +90,7 @@ def test_other_weights_and_other_forms_are_refused_unless_asked(
     assert serve(adapter) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "are stored as full precision; give that base with --base DIR" in error
-    for command in (["chat", adapter, "--prompt", "?"], ["evaluate", adapter, "q.jsonl"]):
+    for command in (["chat", adapter, "--prompt", "?"], ["evaluate", adapter, QUESTIONS]):
         assert cli.main([str(word) for word in command]) == 2
         assert " ".join(capsys.readouterr().err.split()) == error
     assert serve(adapter, "--any_base") == 0
@@ -120,7 +121,7 @@ def test_chat_and_evaluate_take_the_base_of_an_adapter_and_no_other(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = make_adapter(tmp_path / "adapter", tmp_path / "plain", "nf4")
-    commands = (["chat", adapter, "--prompt", "?"], ["evaluate", adapter, "q.jsonl"])
+    commands = (["chat", adapter, "--prompt", "?"], ["evaluate", adapter, QUESTIONS])
     asked = [[*map(str, command), "--base"] for command in commands]
     for command in asked:
         assert cli.main([*command, str(base)]) == 2
