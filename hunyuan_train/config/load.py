@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from os.path import exists, expanduser, isfile  # which take a name of any length
+from os.path import exists, expanduser, isdir, isfile  # which take a name of any length
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe: one of ours by its name, or any YAML file by its path."""
     bundled = RECIPES / f"{name_or_path}.yaml"
     path = bundled if isfile(bundled) else Path(name_or_path)
-    if path.is_dir():
+    if isdir(path):
         found = [one for one in (path / CONFIG, *sorted(path.glob("*.yaml"))) if isfile(one)]
         remedy = f"give the file of settings in it: {found[0]}" if found else "give a YAML file"
         raise ConfigError(f"{name_or_path} is a folder and no file of settings; {remedy}")

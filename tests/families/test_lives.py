@@ -38,6 +38,7 @@ def write_base(folder: Path, family: str) -> Path:
     shape = replace(
         {"hunyuan_v1_moe": A13B, "hunyuan_v1_dense": PRESETS["tiny-dense"], "hy_v3": HY_V3}[family],
         **(ids | {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}),
+        max_position_embeddings=4096,
     )
     if is_hy_v3:
         write_hy_v3(folder, shape=shape)
