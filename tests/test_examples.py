@@ -128,7 +128,7 @@ def test_preferences_are_learned_from_pairs(tmp_path: Path) -> None:
     assert "length alone tells the sides apart" in printed[1]
     assert "rejected" in printed[1]
     assert re.search(r"pairs right (9[5-9]|100)%, margin 0\.[1-9]", printed[3])
-    assert "rewards of answers" in (folder / "runs/short/report.html").read_text()
+    assert "Rewards of answers" in (folder / "runs/short/report.html").read_text()
     assert all(row["chosen"] for row in read_lines(folder / "runs/short/pairs.jsonl"))
 
 
