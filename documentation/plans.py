@@ -211,13 +211,13 @@ OTHER_GPUS = {"H20": "--gpu h20", "48 GB: L40S": "--gpu l40s", "24 GB: RTX 4090"
 # Shares of peak rates, and of the busiest rank, as the planner assumes them.
 SHARES = f"{MATMUL_SHARE:.0%}".replace("%", " %"), f"{BANDWIDTH_SHARE:.0%}".replace("%", " %")
 NOTE = {
-    False: f"Speeds assume {{gpus}} at {SHARES[0]} of its peak matrix throughput and {SHARES[1]} "
-    "of its memory and link bandwidth. They also assume that the busiest rank receives "
-    f"{USUAL_SKEW:g} times an equal share of the routed tokens. Memory figures allow for "
-    f"{SKEWED:g} times an equal share, so that a step with badly balanced routing still fits. No "
-    "GPU run has confirmed these speeds: allow up to twice the time. Times are for one epoch, "
-    "without start-up, evaluation and saving. GB are 10^9 bytes. Disk is for checkpoints and the "
-    "export, without the base model. Cost is GPU-hours times your price.",
+    False: f"Speeds are for an {{gpus}} that reaches {SHARES[0]} of its peak matrix throughput and "
+    f"{SHARES[1]} of its memory and link bandwidth. They also assume that the busiest rank "
+    f"receives {USUAL_SKEW:g} times an equal share of the routed tokens. Memory figures allow for "
+    f"a rank with {SKEWED:g} times, so that a step with badly balanced routing still fits. No "
+    "GPU run has confirmed these speeds: allow up to twice the time. Times are for one epoch. "
+    "They exclude start-up, evaluation and saving. GB means 10^9 bytes. Disk is for "
+    "checkpoints and the export, without the base model. Cost is GPU-hours times your price.",
     True: f"速度按以下假设估算：{{gpus}} 的矩阵乘达到峰值的 {SHARES[0]}，带宽达到 {SHARES[1]}；"
     f"最忙的进程收到的 token 是平均值的 {USUAL_SKEW:g} 倍。"
     f"显存按 {SKEWED:g} 倍估算，不均衡的步也放得下。"
