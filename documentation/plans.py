@@ -214,7 +214,8 @@ NOTE = {
     False: f"Speeds are for an {{gpus}} that reaches {SHARES[0]} of its peak matrix throughput and "
     f"{SHARES[1]} of its memory and link bandwidth. They also assume that the busiest rank "
     f"receives {USUAL_SKEW:g} times an equal share of the routed tokens. Memory figures allow for "
-    f"a rank with {SKEWED:g} times, so that a step with badly balanced routing still fits. No "
+    f"a rank that receives {SKEWED:g} times an equal share, so that a step with badly balanced "
+    "routing still fits. No "
     "GPU run has confirmed these speeds: allow up to twice the time. Times are for one epoch. "
     "They exclude start-up, evaluation and saving. GB means 10^9 bytes. Disk is for "
     "checkpoints and the export, without the base model. Cost is GPU-hours times your price.",
