@@ -214,7 +214,9 @@ def locate_input(paths: str) -> str:
     located = []
     for path_and_weight in paths.split(","):
         path = path_and_weight.partition(":")[0]
-        is_shipped = path and not exists(path) and exists(TOP_LEVEL / path)
+        # A path that climbs out of a folder means the user's own, and none of ours.
+        is_shipped = path and ".." not in Path(path).parts and not exists(path)
+        is_shipped = is_shipped and exists(TOP_LEVEL / path)
         located.append(str(TOP_LEVEL / path_and_weight) if is_shipped else path_and_weight)
     return ",".join(located)
 

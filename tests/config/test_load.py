@@ -151,6 +151,8 @@ def test_files_of_the_repository_are_found_from_anywhere(tmp_path, monkeypatch):
     shipped = str(TOP_LEVEL / "ds_configs/zero3.json")
     assert locate_input("ds_configs/zero3.json") == shipped
     assert locate_input("mine.jsonl:2,ds_configs/zero3.json:3") == f"mine.jsonl:2,{shipped}:3"
+    climbing = f"../{TOP_LEVEL.name}/ds_configs/zero3.json"
+    assert locate_input(climbing) == climbing
     (tmp_path / "ds_configs").mkdir()
     (tmp_path / "ds_configs/zero3.json").touch()
     assert locate_input("ds_configs/zero3.json") == "ds_configs/zero3.json"
