@@ -31,6 +31,7 @@ from hunyuan_train.export.huggingface_folder import (
 from hunyuan_train.export.merge import merge_adapter
 from hunyuan_train.families.tables import count_parameters
 from tests.engines import small_engine
+from tests.kill_moments import kill_at_work
 from tests.measured import Repeated
 from tests.ranks import PRELOADED, start_ranks
 from tests.released import SHAPE, make_run, write_checkpoint
@@ -121,20 +122,18 @@ def test_folder_is_whole_or_absent(inputs: Path, tmp_path: Path, command: str) -
         seconds = time.monotonic() - started
         assert process.exitcode == 0
     whole = (output / CHECKSUMS).read_text()
-    moments = random.Random(0)
-    num_absent = 0
-    for _ in range(NUM_KILLS):
+
+    def begin() -> multiprocessing.process.BaseProcess:
         delete(output)
-        process = start(function, *arguments)
-        time.sleep(moments.uniform(0, 1.05 * seconds))
-        process.kill()
-        process.join()
-        assert process.exitcode in (0, -signal.SIGKILL)
-        num_absent += not output.exists()
-        if output.exists():
+        return start(function, *arguments)
+
+    for kill in range(NUM_KILLS):
+        kill_at_work(begin, kill * seconds / NUM_KILLS)
+        assert kill or not output.exists()
+        if output.exists():  # renamed, but for the end of the process
             assert (output / CHECKSUMS).read_text() == whole
             check_sums(output)
-    assert num_absent > NUM_KILLS / 2, "the kills must have come while it was at work"
+    delete(output)
     process = start(function, *arguments)  # over what the killed ones left behind
     process.join()
     assert (output / CHECKSUMS).read_text() == whole

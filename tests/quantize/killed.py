@@ -8,13 +8,15 @@ from pathlib import Path
 
 import psutil
 
+from tests.kill_moments import kill_at_work
+
 NUM_KILLS = 10
 SECONDS_TO_END = 5.0  # of the tools that a killed command leaves behind
 
 
 def kill_ten_times(
     command: list[str], output: Path, open_output: Callable[[Path], object], env: Mapping[str, str]
-) -> int:
+) -> None:
     """Kill the command at ten moments between its first file and its end; then let it finish.
 
     Args:
@@ -22,23 +24,22 @@ def kill_ten_times(
         output: the folder.
         open_output: raises where the folder cannot be read.
         env: of the command.
-
-    Returns:
-        how many kills came before the command had ended.
     """
-    unfinished, num_killed = output.with_name(output.name + ".incomplete"), 0
+    unfinished = output.with_name(output.name + ".incomplete")
     with start(command, unfinished, env) as process:
         began = time.monotonic()
         assert process.wait() == 0
         seconds = time.monotonic() - began
+
     for kill in range(NUM_KILLS):
         was_there = kill % 2 == 0
-        if not was_there:
-            shutil.rmtree(output, ignore_errors=True)
-        with start(command, unfinished, env) as process:
-            time.sleep(kill * seconds / NUM_KILLS)
-            num_killed += process.poll() is None
-            process.kill()
+
+        def begin(was_there: bool = was_there) -> "subprocess.Popen[bytes]":
+            if not was_there:
+                shutil.rmtree(output, ignore_errors=True)
+            return start(command, unfinished, env)
+
+        kill_at_work(begin, kill * seconds / NUM_KILLS)
         check_nothing_goes_on(output)
         if output.exists():
             check_whole(output)
@@ -49,7 +50,6 @@ def kill_ten_times(
     check_whole(output)
     open_output(output)
     assert not unfinished.exists()
-    return num_killed
 
 
 def start(

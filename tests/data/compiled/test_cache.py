@@ -1,6 +1,5 @@
 import multiprocessing
 import os
-import random
 import shutil
 import time
 
@@ -11,6 +10,7 @@ from hunyuan_train.data.compiled import build, cache
 from hunyuan_train.data.compiled.cache import prepare_dataset
 from hunyuan_train.errors import DataError
 from tests.data.dialogues import chat
+from tests.kill_moments import end_of, kill_at_work
 
 PATIENCE_SECONDS = 240
 
@@ -258,16 +258,24 @@ def test_a_start_after_ten_kills_is_right(
     queue, big_data, tmp_path, tokenizer, prepare, monkeypatch
 ):
     monkeypatch.setattr("hunyuan_train.data.reading.readers.BLOCK_BYTES", 1 << 16)
-    generator = random.Random(0)
+
+    def begin():
+        for whole in _folders(tmp_path):
+            if not whole.name.endswith(".building"):
+                shutil.rmtree(whole)
+        unread = multiprocessing.get_context("fork").Queue()  # a kill may leave it locked
+        return _start(unread, big_data, tmp_path / "cache", tokenizer)
+
+    began = time.monotonic()
+    assert end_of(begin()) == 0
+    seconds = time.monotonic() - began
     num_killed_while_writing = 0
-    for _ in range(10):
-        process = _start(queue, big_data, tmp_path / "cache", tokenizer)
-        time.sleep(generator.uniform(0.05, 0.4))
-        process.kill()
-        process.join()
-        building = [path for path in _folders(tmp_path) if path.name.endswith(".building")]
-        num_killed_while_writing += bool(building)
-    assert num_killed_while_writing >= 5
+    for kill in range(10):
+        kill_at_work(begin, (kill + 1) / 40 * seconds)  # of a start, the writing comes early
+        num_killed_while_writing += any(
+            path.name.endswith(".building") for path in _folders(tmp_path)
+        )
+    assert num_killed_while_writing
     dataset = prepare(big_data, max_seq_length=1024)
     undisturbed = _start(queue, big_data, tmp_path / "undisturbed", tokenizer)
     assert queue.get(timeout=PATIENCE_SECONDS) == dataset.fingerprint
