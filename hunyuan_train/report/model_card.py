@@ -8,6 +8,7 @@ import yaml
 
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.hub.download import read_origin
+from hunyuan_train.plain_text import count_of
 from hunyuan_train.report.record import RunRecord
 from hunyuan_train.shipped import VERSION
 
@@ -79,7 +80,7 @@ def describe_data(run: RunRecord) -> str:
     """The names of the files that were trained on, without the folders they lay in."""
     names = str(run.settings.get("train_data_file") or "").split(",")
     shown = ", ".join(f"`{_public_name(name)}`" for name in names if name)
-    return f"{shown or 'unknown'}, {run.last_step:,} steps."
+    return f"{shown or 'unknown'}, {count_of(run.last_step, 'step')}."
 
 
 def _public_name(name: str) -> str:
