@@ -80,7 +80,7 @@ def describe_data(run: RunRecord) -> str:
     """The names of the files that were trained on, without the folders they lay in."""
     names = str(run.settings.get("train_data_file") or "").split(",")
     shown = ", ".join(f"`{_public_name(name)}`" for name in names if name)
-    return f"{shown or 'unknown'}, {count_of(run.last_step, 'step')}."
+    return f"{shown or 'unknown'}, {count_of(run.last_step or 0, 'step')}."
 
 
 def _public_name(name: str) -> str:

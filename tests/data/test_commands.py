@@ -471,6 +471,14 @@ def test_untagged_records_are_asked_about_with_one_of_them_in_every_mode(
     assert "state no mode" not in run(command, path, *page, "--mode", "slow")[1]
 
 
+def test_the_question_says_which_of_several_samples_it_shows(run, write_records):
+    output = run("check", write_records([chat("a", "b", "c", "d")]))[1]
+    shown = [line for line in output.splitlines() if "<|startoftext|>" in line]
+    fast, slow, plain = (line.strip().partition("<|startoftext|>")[0] for line in shown)
+    assert (fast, slow) == ("(the last of 2 samples) ", "(the last of 2 samples) ")
+    assert plain == ""
+
+
 def test_check_leaves_untagged_records_out_or_teaches_them_where_told_to(run, write_records):
     path = write_records(UNTAGGED)
     for policy in ("untagged=note", "untagged=drop"):

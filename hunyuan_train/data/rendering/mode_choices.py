@@ -71,4 +71,6 @@ def _lay_out(dialogue: Dialogue, mode: str, grammar: Grammar) -> str:
         elif message.role == "user" and mode == "fast":
             message.content = grammar.queries.ask_fast(message.content)
     rendering = grammar.render(replace(dialogue, messages=messages))
-    return write_segments(rendering.last_sample(), max_part=_MAX_PART)
+    samples = len(rendering.targets)
+    which = f"(the last of {samples} samples) " if samples > 1 else ""
+    return which + write_segments(rendering.last_sample(), max_part=_MAX_PART)
