@@ -1,5 +1,6 @@
 """Adapters trained by plain PEFT, which those of the engine are compared with."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import peft
@@ -16,18 +17,25 @@ RATE = 0.5  # of SGD
 def train_with_peft(
     plain: nn.Module, folder: Path, num_steps: int
 ) -> tuple[list[float], dict[str, Tensor]]:
+    """The loss of each step, and the adapters after the last."""
+    losses, adapters = zip(*steps_of_peft(plain, folder, num_steps), strict=True)
+    return list(losses), adapters[-1]
+
+
+def steps_of_peft(
+    plain: nn.Module, folder: Path, num_steps: int
+) -> Iterator[tuple[float, dict[str, Tensor]]]:
     """Train adapters of a folder on a plain model, one document at a time, in this process.
 
-    Returns:
-        the loss of each step, and the adapters as PEFT names them.
+    Yields:
+        of each step the loss, and copies of the adapters after it, as PEFT names them.
     """
     model = peft.PeftModel.from_pretrained(plain, folder, is_trainable=True)
     optimizer = torch.optim.SGD(decay_groups(model, WEIGHT_DECAY), lr=RATE)
-    losses = []
     for step in range(num_steps):
         loss = plain_loss(model, global_batch(step, 4))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses, peft.get_peft_model_state_dict(model)
+        adapters = peft.get_peft_model_state_dict(model)
+        yield loss.item(), {name: values.clone() for name, values in adapters.items()}
