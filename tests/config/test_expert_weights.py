@@ -7,11 +7,12 @@ import pytest
 
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import resolve
-from hunyuan_train.config.resolved_run import Machine
+from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.planner.estimate import estimate_run
 from hunyuan_train.planner.gentlest import describe_form, resolve_gentlest
 from hunyuan_train.planner.machine import Hardware
 from tests.config.resolved import resolve_flags
@@ -68,21 +69,35 @@ def test_a_quantised_base_is_kept_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("num_gpus", "gigabytes", "flags", "form"),
+    ("model", "num_gpus", "gigabytes", "flags", "form"),
     [
-        (8, 80, [], "bf16"),
-        (2, 80, [], "fp8"),
-        (1, 80, [], "nf4"),
-        (1, 80, ["--expert_weights", "int4"], "int4"),
-        (1, 24, [], "int4"),  # nothing fits: the refusal is about the smallest form
+        ("a13b", 8, 80, [], "bf16"),
+        ("a13b", 2, 80, [], "fp8"),
+        ("a13b", 1, 80, [], "nf4"),
+        ("a13b", 1, 80, ["--expert_weights", "int4"], "int4"),
+        ("a13b", 1, 24, [], "int4"),  # nothing fits: the refusal is about the smallest form
+        ("hy3", 8, 80, [], "fp8"),
+        ("hy3", 8, 48, [], "nf4"),
     ],
 )
-def test_adapters_get_the_gentlest_form_that_fits(
-    num_gpus: int, gigabytes: int, flags: list[str], form: str
+def test_adapters_get_the_gentlest_form_that_fits_and_are_told(
+    model: str, num_gpus: int, gigabytes: int, flags: list[str], form: str
 ) -> None:
-    machine = Machine(num_gpus=num_gpus, num_cores=32, gpu_memory=gigabytes * 10**9)
-    words = ["--recipe", "lora", "--model_name_or_path", "a13b", *flags]
-    there = partial(resolve, shape=PRESETS["a13b"], machine=machine, known=SETTINGS_ALONE)
-    run = resolve_gentlest(load_config(words), there, Hardware())
+    run = resolve_adapters(model, num_gpus, gigabytes, *flags)
     assert run.config.model.expert_weights == form
-    assert bool(describe_form(run)) == (form != "bf16")
+    said = describe_form(run)
+    assert f"kept in {form}; --expert_weights bf16" in said if form != "bf16" else not said
+
+
+@pytest.mark.parametrize("form", ["nf4", "int4"])
+def test_adapters_of_hy3_take_at_most_45_gib_of_each_of_eight_gpus_in_4_bits(form: str) -> None:
+    plan = estimate_run(resolve_adapters("hy3", 8, 80, "--expert_weights", form), Hardware())
+    assert plan.fits
+    assert plan.memory.device_peak <= 45 * 2**30
+
+
+def resolve_adapters(model: str, num_gpus: int, gigabytes: int, *flags: str) -> ResolvedRun:
+    machine = Machine(num_gpus=num_gpus, num_cores=32, gpu_memory=gigabytes * 10**9)
+    words = ["--recipe", "lora", "--model_name_or_path", model, *flags]
+    there = partial(resolve, shape=PRESETS[model], machine=machine, known=SETTINGS_ALONE)
+    return resolve_gentlest(load_config(words), there, Hardware())
