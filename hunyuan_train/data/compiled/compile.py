@@ -18,7 +18,12 @@ from hunyuan_train.data.findings import Finding, PolicySet, Problem, build_polic
 from hunyuan_train.data.reading.decode import decode_record
 from hunyuan_train.data.reading.readers import Chunk
 from hunyuan_train.data.records.hashes import hash_messages, hash_question
-from hunyuan_train.data.records.preferences import Side, asks_for_preferences, read_sides
+from hunyuan_train.data.records.preferences import (
+    Side,
+    asks_for_preferences,
+    explain_labels,
+    read_sides,
+)
 from hunyuan_train.data.records.record import Reading, RecordKind, read_dialogue
 from hunyuan_train.data.rendering.documents import render_records, split_documents
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings
@@ -207,6 +212,7 @@ def read_record(value: object, reading: Reading, problems: list[Problem]) -> lis
     if reading.records != "dialogues":
         return read_sides(value, reading, problems)
     dialogue = read_dialogue(value, reading, problems)
+    explain_labels(value, problems)
     if dialogue is not None:
         return [Side(dialogue, 0)]
     if asks_for_preferences(value):

@@ -26,6 +26,7 @@ _TYPES = {
     **{"bool": "boolean", "list": "array", "tuple": "array", "dict": "object", "map": "object"},
 }
 _KNOWN_TYPES = frozenset(("string", "integer", "number", "boolean", "array", "object", "null"))
+_ANY = "any"  # Python's name of what every value is
 _SUBSCHEMAS = ("items", "additionalProperties", "not")
 _LISTED = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "$defs", "definitions", "patternProperties")
@@ -81,6 +82,35 @@ def _find_fault(text: str) -> str:
     return ""
 
 
+def find_unknown_type(schema: dict[str, Json]) -> str:
+    """The first type in a schema that no vocabulary has, and its place; "" where all are known."""
+    return _find_unknown_type(dump_json(schema))
+
+
+@functools.lru_cache(maxsize=4096)
+def _find_unknown_type(text: str) -> str:
+    for place, one in _walk(json.loads(text), "", 0):
+        if "type" in one and any(name not in (*_KNOWN_TYPES, _ANY) for name in _name_types(one)):
+            where = place.removeprefix(".")
+            return _shorten(f"{where}: the type {one['type']!r} is not known".removeprefix(": "))
+    return ""
+
+
+def _walk(schema: Json, place: str, depth: int) -> Iterator[tuple[str, dict[str, Json]]]:
+    """A schema and those inside of it, each with its place."""
+    if not isinstance(schema, dict) or depth > _MAX_DEPTH:
+        return
+    yield place, schema
+    for key, value in schema.items():
+        inner: list[tuple[str, Json]] = [(key, value)] if key in _SUBSCHEMAS else []
+        if key in _LISTED and isinstance(value, list):
+            inner = [(f"{key}[{index}]", one) for index, one in enumerate(value)]
+        if key in _NAMED and isinstance(value, dict):
+            inner = [(f"{key}.{name}", one) for name, one in value.items()]
+        for name, one in inner:
+            yield from _walk(one, f"{place}.{name}", depth + 1)
+
+
 @functools.lru_cache(maxsize=4096)
 def _find_validator(text: str) -> Draft202012Validator | None:
     """What checks by a schema, given as JSON; None where it is none."""
@@ -119,15 +149,20 @@ def _adapt_type(schema: dict[str, Json]) -> None:
     """Name types as JSON does; a name that nobody knows says nothing."""
     if "type" not in schema:
         return
-    named = schema["type"]
-    names = [
-        _TYPES.get(str(name).lower(), str(name).lower())
-        for name in (named if isinstance(named, list) else [named])
-    ]
+    names = _name_types(schema)
     if all(name in _KNOWN_TYPES for name in names) and names:
         schema["type"] = names
     else:
         del schema["type"]
+
+
+def _name_types(schema: dict[str, Json]) -> list[str]:
+    """The types that a schema names, in JSON's words where they have one."""
+    named = schema["type"]
+    return [
+        _TYPES.get(str(name).lower(), str(name).lower())
+        for name in (named if isinstance(named, list) else [named])
+    ]
 
 
 def _write_place(path: Iterator[Json]) -> str:

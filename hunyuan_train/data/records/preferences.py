@@ -107,9 +107,7 @@ def _split(value: Record, records: str, problems: list[Problem]) -> list[Record]
     }
     rejected = fields[REJECTED]
     if rejected is None:
-        found = ", ".join(list(value)[:8]) or "none"
-        reason = f"no rejected answer; keys found: {found}"
-        problems.append(Problem("form", "rejected", reason, _EXPECTED[records]))
+        problems.append(_name_missing(value, records))
         return []
     rest = {
         key: value[key]
@@ -132,6 +130,18 @@ def _split(value: Record, records: str, problems: list[Problem]) -> list[Record]
     # ms-swift: the messages end with the answer that was chosen.
     asked = {**rest, turns: rest[turns][:-1]}
     return [rest, _make_record(asked, value[rejected])]
+
+
+def _name_missing(value: Record, records: str) -> Problem:
+    """What a record without a rejected answer lacks, for the objective that reads it."""
+    found = ", ".join(list(value)[:8]) or "none"
+    has_answer = any(value.get(name) is not None for name in ANSWER_FIELDS)
+    if records == "judged" and has_answer:
+        return Problem("form", "label", f"no label; keys found: {found}", _EXPECTED[records])
+    fix = _EXPECTED[records]
+    if records == "pairs" and has_answer and any(name in value for name in _LABEL_FIELDS):
+        fix = f"train on single answers with a label with --objective kto, or {fix}"
+    return Problem("form", "rejected", f"no rejected answer; keys found: {found}", fix)
 
 
 def _is_about_a_side(name: str, value: object) -> bool:
@@ -256,3 +266,14 @@ def asks_for_preferences(value: object) -> bool:
     return isinstance(value, dict) and all(
         any(value.get(name) is not None for name in names) for names in _SIDE_FIELDS.values()
     )
+
+
+def explain_labels(value: object, problems: list[Problem]) -> None:
+    """Say of a label that fine-tuning does not read which objective would."""
+    if not isinstance(value, dict):
+        return
+    labels = [name for name in _LABEL_FIELDS if isinstance(value.get(name), bool)]
+    for number, one in enumerate(problems):
+        if one.kind == "unread_text" and one.field in labels:
+            fix = f"train with --objective kto to learn from it; otherwise {one.fix}"
+            problems[number] = one._replace(fix=fix)

@@ -7,6 +7,7 @@ from typing import Any
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.decode import parse_json
 from hunyuan_train.data.records.nulls import SCHEMA_FIELDS, allows_null
+from hunyuan_train.data.records.texts import name_type
 from hunyuan_train.data.records.turns import NOTHING
 from hunyuan_train.data.records.written_calls import find_written_call
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message, ToolCall
@@ -100,13 +101,24 @@ def _name_schema(function: Record, field: str, problems: list[Problem]) -> Recor
         reason, fix = "a schema written as text", "read as the object that it is"
         problems.append(Problem("converted", f"{field}.parameters", reason, fix))
         schema = parsed
-    if isinstance(schema, dict):
-        from hunyuan_train.data.records.argument_schemas import find_schema_fault
-
-        if fault := find_schema_fault(schema):
-            fix = "make it a JSON schema: calls of it are not checked"
-            problems.append(Problem("tool_schema", f"{field}.parameters", fault, fix))
+    if schema not in NOTHING:
+        _check_schema(schema, f"{field}.parameters", problems)
     return {**function, "parameters": schema} if "parameters" in function else function
+
+
+def _check_schema(schema: object, field: str, problems: list[Problem]) -> None:
+    """Say of a tool's schema what keeps its calls from being checked."""
+    from hunyuan_train.data.records.argument_schemas import find_schema_fault, find_unknown_type
+
+    fix = "make it a JSON schema: calls of it are not checked"
+    if not isinstance(schema, dict):
+        reason = f"{name_type(schema)} in place of a schema"
+        problems.append(Problem("tool_schema", field, reason, fix))
+    elif fault := find_schema_fault(schema):
+        problems.append(Problem("tool_schema", field, fault, fix))
+    elif unknown := find_unknown_type(schema):
+        fix = "name a type of JSON schema: such values are not checked"
+        problems.append(Problem("tool_schema", field, unknown, fix))
 
 
 def find_name(tool: Record) -> str:

@@ -90,6 +90,8 @@ def test_what_is_no_pair_is_named(record: dict, kind: str) -> None:
     [
         ({"chosen": "yes", "rejected": "no"}, "pairs", "no prompt stands beside them"),
         ({"prompt": "Q", "completion": "a", "label": None}, "judged", "label is None"),
+        ({"prompt": "Q", "completion": "a"}, "judged", "no label"),
+        ({"prompt": "Q", "chosen": "a"}, "judged", "no rejected answer"),
     ],
 )
 def test_what_is_missing_is_said(record: dict, records: str, reason: str) -> None:
@@ -104,6 +106,18 @@ def test_supervised_fine_tuning_says_once_that_it_is_given_pairs() -> None:
     assert not read_record(LAYOUTS["texts"], Reading(HUNYUAN_A13B), problems)
     [problem] = problems
     assert "train with --objective dpo" in problem.fix
+
+
+def test_answers_with_a_label_name_the_objective_that_reads_them() -> None:
+    record = {"prompt": "Q", "completion": "a", "label": True} | PLAIN
+    for records in ("dialogues", "pairs"):
+        problems: list[Problem] = []
+        read_record(record, Reading(HUNYUAN_A13B, records=records), problems)
+        [fix] = [one.fix for one in problems if one.kind in ("form", "unread_text")]
+        assert "--objective kto" in fix
+    problems = []
+    read_record(record | {"label": "news"}, Reading(HUNYUAN_A13B), problems)
+    assert "--objective" not in "".join(one.fix for one in problems)
 
 
 def test_earlier_answers_are_prompt_and_carry_no_loss() -> None:

@@ -87,6 +87,37 @@ def test_a_schema_that_is_none_is_named_and_checks_nothing():
     assert kinds == ["tool_schema"]
 
 
+NESTED = {"items": {"anyOf": [{"type": "int"}, {"type": ["str", "dat"]}]}}
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"type": "strnig"}, "properties.other: the type 'strnig' is not known"),
+        (NESTED, "properties.other.items.anyOf[1]: the type ['str', 'dat'] is not known"),
+    ],
+)
+def test_a_type_that_nobody_knows_is_named_and_the_rest_is_checked(other, reason):
+    schema = {"type": "object", "properties": {"days": {"type": "integer"}, "other": other}}
+    found = {one.kind: one.reason for one in _problems(_record({"days": "x"}, schema))}
+    assert found == {
+        "tool_schema": reason,
+        "odd_argument": "an argument that does not fit the schema of 'trip': "
+        "'x' is not of type 'integer'",
+    } | {kind: reason for kind, reason in found.items() if kind == "converted"}
+
+
+def test_a_text_in_place_of_a_schema_is_named():
+    found = {one.kind: one.reason for one in _problems(_record({"days": 1}, "none"))}
+    assert found["tool_schema"] == "a string in place of a schema"
+
+
+@pytest.mark.parametrize("named", ["any", "dict", "float", ["string", "null"], "String"])
+def test_types_of_published_data_are_known(named):
+    schema = {"properties": {"days": {"type": named}}}
+    assert not [one for one in _problems(_record({}, schema)) if one.kind == "tool_schema"]
+
+
 def test_a_schema_elsewhere_is_never_fetched(monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)  # not called
     schema = {"properties": {"days": {"$ref": "https://example.org/days.json"}}}
