@@ -72,15 +72,34 @@ def check_metric_file(setting: str, called: str = "eval_metric") -> None:
     path, name = split_metric(setting, called)
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8"), path)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{called} is {setting}, and there is no file {path}, seen from {Path.cwd()}; give the "
+            "path of a file of Python"
+        ) from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise ConfigError(f"{called} is {setting}: {path} cannot be read: {error}") from error
+        raise ConfigError(
+            f"{called} is {setting}, and {path} cannot be read as Python: {error}; fix the file"
+        ) from error
     functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
-    if name not in functions:
+    if name not in (*functions, *_list_assigned(tree)):
         found = ", ".join(functions) or "none"
         raise ConfigError(
             f"{called} is {setting}, and {path} has no function {name} (functions: {found}); "
             "name one of its functions"
         )
+
+
+def _list_assigned(tree: ast.Module) -> list[str]:
+    """Names that a module assigns or imports, which may be functions, too."""
+    targets = [target for one in tree.body if isinstance(one, ast.Assign) for target in one.targets]
+    imported = [
+        alias.asname or alias.name
+        for one in tree.body
+        if isinstance(one, ast.ImportFrom)
+        for alias in one.names
+    ]
+    return [one.id for one in targets if isinstance(one, ast.Name)] + imported
 
 
 def check_evaluation_data(run: ResolvedRun) -> None:
