@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hunyuan_train.data.compiled.overlong import LongSample, leave_out_turns, list_turns
+from hunyuan_train.data.dataset import CHOSEN
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.records.preferences import Side
 from hunyuan_train.data.rendering.encode import EncodedChunk, encode_renderings, join_chunks
@@ -89,6 +90,12 @@ def count_pairs(encoded: EncodedChunk) -> Counter[str]:
         chosen_longer=int((chosen > rejected).sum()),
         rejected_longer=int((chosen < rejected).sum()),
     )
+
+
+def count_labels(encoded: EncodedChunk) -> Counter[str]:
+    """Answers by their label."""
+    num_good = int(np.count_nonzero(encoded.sides == CHOSEN))
+    return Counter(good=num_good, bad=len(encoded.samples) - num_good)
 
 
 def _encode(records: Sequence[Sequence[Side]], tokenizer: Tokenizer, history: str) -> EncodedChunk:

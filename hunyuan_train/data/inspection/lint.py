@@ -24,7 +24,7 @@ from hunyuan_train.data.compiled.compile import (
     encode_records,
     read_records,
 )
-from hunyuan_train.data.compiled.preferences import count_pairs
+from hunyuan_train.data.compiled.preferences import count_labels, count_pairs
 from hunyuan_train.data.compiled.repeats import RepeatFinder, SeenHashes
 from hunyuan_train.data.findings import Finding, FindingLog
 from hunyuan_train.data.reading.decode import decode_record
@@ -99,6 +99,8 @@ def inspect_chunk(
         counts.update(count_samples(encoded, tokenizer.eos_id))
         if settings.records == "pairs":
             counts.update(count_pairs(encoded))
+        elif settings.records == "judged":
+            counts.update(count_labels(encoded))
         lengths, overlong_lengths = encoded.sample_lengths(), np.array(left_out, np.int64)
     questions = dialogues if settings.compares_questions else []
     wanted = records if options.records != "none" else []

@@ -13,6 +13,7 @@ from hunyuan_train.families.grammar.segments import SPANS
 _PERCENTILES = (5, 50, 75, 90, 95, 99)
 _LOPSIDED_SHARE = 0.05  # a mode with less than this share of the dialogues is hardly learned
 _BOILERPLATE_SHARE = 0.5  # beyond it the loss says more about tags than about answers
+_MAX_LABEL_RATIO = 2  # of judged answers, the more frequent label to the other
 _LENGTH_BIAS = 0.8  # share of pairs in which the same side is the longer one
 _MIN_FILL = 0.95
 _MIN_ROWS = 50  # the last row of a few says nothing
@@ -73,6 +74,7 @@ def summarise(report: LintReport) -> DataStats:
             *_advise_on_modes(report.modes),
             *(_advise_on_tokens(tokens) if tokens else []),
             *_advise_on_pairs(report.counts),
+            *_advise_on_labels(report.counts),
         ],
     )
 
@@ -147,6 +149,23 @@ def _advise_on_pairs(counts: Counter[str]) -> list[str]:
             share = f"{number / counts['pairs']:.0%} of the pairs"
             return [f"{share} have a longer {side} answer: length alone tells the sides apart"]
     return []
+
+
+def _advise_on_labels(counts: Counter[str]) -> list[str]:
+    """Labels of which one is rare; arXiv 2402.01306 balances them by their weights."""
+    numbers = {"good": counts["good"], "bad": counts["bad"]}
+    total, fewer = sum(numbers.values()), min(numbers.values())
+    if not total or fewer * _MAX_LABEL_RATIO >= total - fewer:
+        return []
+    rare = min(numbers, key=lambda label: numbers[label])
+    if not fewer:
+        return [f"no answer is labelled {rare}: kto learns from both"]
+    share, weight = (
+        f"only {fewer / total:.0%} of the answers are labelled {rare}",
+        total / fewer - 1,
+    )
+    setting = "desirable_weight" if rare == "good" else "undesirable_weight"
+    return [f"{share}; --{setting} {weight:.2g} gives both labels the same weight"]
 
 
 def _advise_on_tokens(tokens: TokenStats) -> list[str]:
