@@ -123,15 +123,19 @@ def build_tokenizer(
     *,
     content_hash: str,
     split_pattern: str,
+    quick_pattern: str,
     ranks: Mapping[bytes, int],
     special_tokens: tuple[str, ...],
     remarks: tuple[str, ...] = (),
 ) -> Tokenizer:
-    """A tokenizer of byte-pair ranks 0 to N-1, its special tokens behind them."""
+    """A tokenizer of byte-pair ranks 0 to N-1, its special tokens behind them.
+
+    Text is cut by `quick_pattern`, to the same pieces as by `split_pattern`, which others are told.
+    """
     marks = choose_marks(grammar.controls.written)
     encoding = tiktoken.Encoding(
         grammar.name,
-        pat_str=split_pattern,
+        pat_str=quick_pattern,
         mergeable_ranks=dict(ranks),
         special_tokens={
             mark: len(ranks) + special_tokens.index(token) for token, mark in marks.items()

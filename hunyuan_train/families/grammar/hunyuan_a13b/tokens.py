@@ -19,10 +19,16 @@ from hunyuan_train.json_file import read_bytes
 RANK_FILE = "hy.tiktoken"
 
 # The pre-tokenizer of the model: contractions, words, single digits, punctuation, newlines, blanks.
-SPLIT_PATTERN = (
+_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
 )
+SPLIT_PATTERN = rf"{_PIECES}|\s+(?!\S)|\s+"  # as it is published
+# The same pieces in two thirds of the time. tiktoken's matcher tries the alternatives of a pattern
+# that looks ahead one by one, and those of a group without that at once. Of a run of blanks that
+# nothing before has taken, both patterns take all where the text ends behind it, else all but the
+# last, or the only one.
+QUICK_PATTERN = rf"(?:{_PIECES}|\s+\z)|\s+(?=\s)|\s"
 
 TEXT_END = "<|endoftext|>"
 START = "<|startoftext|>"  # opens a dialogue and every later user turn
@@ -73,6 +79,7 @@ def read_tokenizer(folder: Path, grammar: Grammar) -> Tokenizer:
         grammar,
         content_hash=hashlib.sha256(content).hexdigest(),
         split_pattern=SPLIT_PATTERN,
+        quick_pattern=QUICK_PATTERN,
         ranks=ranks,
         special_tokens=SPECIAL_TOKENS,
         remarks=describe_unread(folder, special_ids, grammar),
