@@ -221,7 +221,7 @@ def meet_others(config: RunConfig, heartbeat: Heartbeat) -> None:
         compute_deterministically()
     if config.launch.numa_binding == "node":
         bind_to_numa_node(int(os.environ["LOCAL_RANK"]))
-    start_process_group(config.parallel.timeout_minutes)
+    start_process_group(config.parallel.timeout_minutes, os.environ)
     heartbeat.read_recorders = read_recorders
     listen_to_progress(heartbeat.moved_on)
     heartbeat.report(0, "loading")
@@ -483,7 +483,7 @@ def close(
 ) -> None:
     """Leave the process group; on rank 0, show what the run has led to."""
     trainer.logs.flush()
-    trainer.logs.metrics.finish()  # before any rank ends: torchrun then stops the others
+    trainer.logs.metrics.finish()  # before any rank ends: one that fails stops the others
     is_first = dist.get_rank() == 0
     dist.barrier()
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What the exit code of a rank, of torchrun's agent and of the launcher means."""
+"""What the exit code of a rank, of what starts ranks and of the launcher means."""
 
 import signal
 

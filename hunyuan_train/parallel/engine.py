@@ -2,10 +2,11 @@
 
 import importlib
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -41,6 +42,7 @@ from hunyuan_train.parallel.expert import (
     show_router_weight,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
+from hunyuan_train.parallel.meeting import meet_on_loopback, meets_on_loopback
 from hunyuan_train.parallel.own_gradients import use_gradients_where_they_lie
 from hunyuan_train.parallel.quantised_experts import fill_experts, quantised_experts
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
@@ -66,8 +68,14 @@ class Sources:
 OptimizerFactory = Callable[[PreTrainedModel], Optimizer]
 
 
-def start_process_group(timeout_minutes: float) -> None:
+def start_process_group(
+    timeout_minutes: float, environment: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Join the process group: NCCL where there are GPUs, gloo elsewhere.
+
+    Args:
+        timeout_minutes: of each collective.
+        environment: tells ranks of one machine to meet there; by default torch decides where.
 
     The engine makes further groups without a timeout of its own and so gets torch's default, which
     is therefore set too (private names; a test fails when torch renames them).
@@ -76,6 +84,8 @@ def start_process_group(timeout_minutes: float) -> None:
     distributed_c10d.default_pg_timeout = timeout
     distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if meets_on_loopback(environment):
+        meet_on_loopback(backend, timeout, environment)  # the engine takes the group over
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
     # Before anything is allocated: collectives of objects, too, go through the current device.
     get_accelerator().set_device(deepspeed.comm.get_local_rank())

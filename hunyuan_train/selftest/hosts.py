@@ -8,7 +8,7 @@ from hunyuan_train.launcher.job.jobs import (
     host_environment,
     make_job,
     prepare_commands,
-    torchrun_command,
+    ranks_command,
 )
 from hunyuan_train.launcher.job.output import split_mark
 from hunyuan_train.launcher.job.watch import run_jobs
@@ -54,7 +54,7 @@ class RanksOnHosts:
                 self.launch,
                 commands=[
                     *prepare_commands(case.run.config, machine),
-                    torchrun_command(cluster, host, rendezvous, ["-m", MODULE, *words]),
+                    ranks_command(cluster, host, rendezvous, ["-m", MODULE, *words]),
                 ],
                 files={},
                 environment=host_environment(host, cluster, rendezvous, machine),

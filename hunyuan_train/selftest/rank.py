@@ -1,4 +1,4 @@
-"""One rank of a case across hosts, as torchrun starts it; rank 0 prints what it found.
+"""One rank of a case across hosts, as a job starts it; rank 0 prints what it found.
 
 python -m hunyuan_train.selftest.rank CASE NUM_PROCESSES NUM_GPUS [RECIPE]
 """

@@ -1,4 +1,4 @@
-"""Measures what the network between hosts carries, as one of the ranks that torchrun started.
+"""Measures what the network between hosts carries, as one of the ranks of a job.
 
 Every rank takes part in an all-reduce; then each two neighbouring hosts send to each other, one
 pair after the other, so that a slow cable can be told from a slow host. Rank 0 prints one line of

@@ -11,7 +11,7 @@ from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.cluster.hosts import Host
 from hunyuan_train.launcher.doctor.checks import Finding
-from hunyuan_train.launcher.job.jobs import Rendezvous, host_environment, make_job, torchrun_command
+from hunyuan_train.launcher.job.jobs import Rendezvous, host_environment, make_job, ranks_command
 from hunyuan_train.launcher.job.output import split_mark
 from hunyuan_train.launcher.job.watch import run_jobs
 from hunyuan_train.terminal import PlainConsole
@@ -43,7 +43,7 @@ def measure_bandwidth(
             host,
             one_each,
             launch,
-            commands=[torchrun_command(one_each, host, rendezvous, [str(SCRIPT)])],
+            commands=[ranks_command(one_each, host, rendezvous, [str(SCRIPT)])],
             files={},
             environment=host_environment(host, one_each, rendezvous, machine),
         )

@@ -1,4 +1,4 @@
-"""What stands on every node between the launcher and torchrun, and leaves no process behind.
+"""What stands on every node between the launcher and the ranks, and leaves no process behind.
 
     python -m hunyuan_train.launcher.host.node_agent
 
@@ -146,7 +146,7 @@ class NodeAgent:
             self.kill_at = time.monotonic()
 
     def _stop(self) -> None:
-        """Ask the ranks to save and end; torchrun where none has come that far."""
+        """Ask the ranks to save and end; what starts them where none has come that far."""
         if self.is_stopping or self.process is None:
             return
         self.kill_at = time.monotonic() + self.spec.stop_seconds

@@ -1,6 +1,6 @@
 """Runs a command with all it starts, and leaves nothing of it behind.
 
-torchrun starts each rank in a session of its own, so killing torchrun's process group does not
+Each rank has a session of its own, so killing the process group of what started it does not
 reach them. Linux hands orphans to the nearest "subreaper": with this process as theirs, every
 process of the run stays below it and can be found.
 """

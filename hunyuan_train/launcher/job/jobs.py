@@ -1,4 +1,4 @@
-"""Builds what each host is told to do: torchrun with static rendezvous, under the node's agent."""
+"""Builds what each host is told to do: to start its ranks, under the node's agent."""
 
 import os
 import shlex
@@ -28,10 +28,7 @@ from hunyuan_train.shipped import CODE_FOLDER, TRAIN_SCRIPT
 
 CONFIG_FILE = "run.yaml"
 NODE_AGENT = ("-m", "hunyuan_train.launcher.host.node_agent")
-AGENT = (sys.executable, "-u", "-m", "hunyuan_train.launcher.host.torchrun_agent")
-# What marks a line with its rank on the way to the launcher, which shows it otherwise.
-RANK_MARK = "\x1e"
-PREFIX_VARIABLE = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"
+RANKS = (sys.executable, "-u", "-m", "hunyuan_train.launcher.host.ranks")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +54,7 @@ def make_jobs(
         host: [
             *prepare_commands(config, machine),
             *fetch_commands(config, is_local=host == cluster.local),
-            torchrun_command(cluster, host, rendezvous, scripts),
+            ranks_command(cluster, host, rendezvous, scripts),
         ]
         for host in cluster.hosts
     }
@@ -123,23 +120,26 @@ def fetch_commands(config: RunConfig, *, is_local: bool) -> list[list[str]]:
     return [words_of(command, Path(config.train.output_dir))]
 
 
-def torchrun_command(
-    cluster: Cluster, host: Host, rendezvous: Rendezvous, script: list[str]
+def ranks_command(
+    cluster: Cluster, host: Host, rendezvous: Rendezvous, words: list[str]
 ) -> list[str]:
-    """torchrun on one host.
+    """What starts the ranks of one host.
 
-    Static rendezvous: the c10d one fails where a host's own name resolves to 127.0.1.1, and a
-    restart inside of torchrun finds the addresses of dead ranks in its store (pytorch #167288).
+    Args:
+        cluster: all hosts; ranks are counted in their order.
+        host: the one.
+        rendezvous: where all ranks meet.
+        words: what each rank runs, for Python.
     """
-    marked = [] if cluster.is_alone else ["--tee=3"]
+    index = cluster.hosts.index(host)
     return [
-        *AGENT,
-        f"--nnodes={len(cluster.hosts)}",
-        f"--node_rank={cluster.hosts.index(host)}",
-        f"--nproc_per_node={host.slots}",
+        *RANKS,
+        f"--ranks_here={cluster.slots[index]}",
+        f"--first_rank={sum(cluster.slots[:index])}",
+        f"--num_ranks={sum(cluster.slots)}",
         *(f"--master_addr={rendezvous.address}", f"--master_port={rendezvous.port}"),
-        # Without a folder it makes one of its own in /tmp, which stays there.
-        *("--max_restarts=0", f"--log_dir={FOLDER}/output", *marked, *script),
+        *([] if cluster.is_alone else ["--is_marked"]),
+        *("--", *words),
     ]
 
 
@@ -153,8 +153,6 @@ def host_environment(
         num_gpus=machine.num_gpus,
         num_cores=machine.num_cores,
     )
-    if not cluster.is_alone:
-        environment[PREFIX_VARIABLE] = f"{RANK_MARK}${{rank}}{RANK_MARK}"
     if interface := rendezvous.interfaces.get(host):
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             environment.setdefault(variable, interface)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hunyuan_train.json_screen import as_object
 from hunyuan_train.launcher.cluster.hosts import Host
-from hunyuan_train.launcher.job.jobs import RANK_MARK
+from hunyuan_train.launcher.host.ranks import RANK_MARK
 from hunyuan_train.launcher.job.node import Job
 from hunyuan_train.plain_text import make_plain
 

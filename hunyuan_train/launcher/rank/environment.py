@@ -38,8 +38,6 @@ DETERMINISTIC = {
     "FLASH_ATTENTION_DETERMINISTIC": ("1",),
     "NCCL_NVLS_ENABLE": ("0",),
 }
-# For the ranks beside a failed one: they wait for it in a collective, and have nothing to save.
-SHUTDOWN_SECONDS = "5"
 
 
 def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -73,7 +71,6 @@ def rank_environment(
     ours["PATH"] = f"{bin_folder}{os.pathsep}{ours.get('PATH', os.defpath)}"
     ours["PYTHONPATH"] = python_path(ours.get("PYTHONPATH"))
     ours["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(ours))
-    ours["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = SHUTDOWN_SECONDS
     cores_per_rank = max(1, num_cores // num_processes)
     ours.setdefault("OMP_NUM_THREADS", str(cores_per_rank))
     if num_gpus == 0:

@@ -54,7 +54,7 @@ class RankStatus:
 
 
 def is_worker() -> bool:
-    """Whether this process is one of the ranks that torchrun started."""
+    """Whether this process is one of the ranks that the launcher or torchrun started."""
     return {"RANK", "LOCAL_RANK"} <= os.environ.keys()
 
 

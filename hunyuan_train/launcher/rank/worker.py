@@ -1,4 +1,4 @@
-"""What a process knows when torchrun started it, and how it tells the launcher why it ended."""
+"""What a process knows of how it was started, and how it tells the launcher why it ended."""
 
 import json
 import os

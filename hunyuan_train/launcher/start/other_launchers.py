@@ -14,7 +14,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.cluster.cluster import Cluster
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
 from hunyuan_train.launcher.host.extension import extensions_folder
-from hunyuan_train.launcher.job.jobs import AGENT
+from hunyuan_train.launcher.job.jobs import RANKS
 from hunyuan_train.shipped import IS_INSTALLED, TRAIN_SCRIPT, python_path
 from hunyuan_train.terminal import complain
 
@@ -36,19 +36,19 @@ set -euo pipefail
 cd {folder}
 export PATH={bin_folder}:"$PATH"
 {python_path}export TORCH_EXTENSIONS_DIR={extensions}
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={stop_seconds}
 {device}MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT
 
 is_stopping=0
 # shellcheck disable=SC2016 # each node puts its own number in
-srun --kill-on-bad-exit=1 bash -c 'export PET_NODE_RANK="$SLURM_NODEID"; exec "$@"' torchrun \\
-  {agent} --nnodes={num_hosts} --nproc_per_node={slots} \\
-  --max_restarts=0 --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \\
-  {script} &
+srun --kill-on-bad-exit=1 bash -c \\
+  'exec "$0" {module} --first_rank="$((SLURM_NODEID * {slots}))" "$@"' \\
+  {python} --ranks_here={slots} --num_ranks={num_ranks} --stop_seconds={stop_seconds} \\
+  --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \\
+  -- {script} &
 step=$!
-# To torchrun and the ranks on every node; srun itself would end them at once.
+# To the ranks on every node and to what starts them; srun itself would end them at once.
 trap 'is_stopping=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
 status=0
 wait "$step" || status=$?
@@ -174,7 +174,9 @@ def write_slurm(run: ResolvedRun, arguments: Sequence[str]) -> str:
         else "",
         extensions=shlex.quote(str(extensions_folder(os.environ))),
         device="" if run.machine.num_gpus else "export DS_ACCELERATOR=cpu\n",
-        agent=shlex.join(AGENT),
+        python=shlex.quote(RANKS[0]),
+        module=shlex.join(RANKS[1:]),
+        num_ranks=slots * len(run.slots),
         script=script,
         slots=slots,
         resume=RESUME,

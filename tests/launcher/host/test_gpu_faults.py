@@ -9,7 +9,7 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host import probe, triton
 from hunyuan_train.launcher.host.gpu_faults import describe_faults, find_faults, read_sections
 from hunyuan_train.launcher.host.node_agent import CAUSE
-from hunyuan_train.launcher.host.torchrun_agent import leave_cause
+from hunyuan_train.launcher.host.ranks import leave_cause
 from tests.config.resolved import EIGHT_GPUS, resolve_flags
 
 LOST = (

@@ -22,11 +22,11 @@ def jobs(cluster, **interfaces):
 
 def test_each_host_starts_its_own_ranks_which_meet_at_the_first(repository):
     here, there = jobs(Cluster(hosts=(A, B), local=A))
-    torchrun = there.spec.commands[-1]
-    assert {"--nnodes=2", "--node_rank=1", "--nproc_per_node=4"} <= set(torchrun)
-    assert {"--master_addr=10.0.0.1", "--master_port=29501", "--max_restarts=0"} <= set(torchrun)
-    assert torchrun[-3:] == [str(repository / "train.py"), "--config", f"{{folder}}/{CONFIG_FILE}"]
-    assert {"--node_rank=0", "--nproc_per_node=2"} <= set(here.spec.commands[-1])
+    command = there.spec.commands[-1]
+    assert {"--num_ranks=6", "--first_rank=2", "--ranks_here=4"} <= set(command)
+    assert {"--master_addr=10.0.0.1", "--master_port=29501", "--is_marked"} <= set(command)
+    assert command[-3:] == [str(repository / "train.py"), "--config", f"{{folder}}/{CONFIG_FILE}"]
+    assert {"--first_rank=0", "--ranks_here=2"} <= set(here.spec.commands[-1])
     assert here.command[0] == sys.executable
     assert there.command[0] == "ssh"
 
@@ -63,7 +63,7 @@ def test_a_run_here_uses_no_ssh_and_keeps_the_terminal(monkeypatch):
     alone = Host("127.0.0.1", 2)
     (job,) = jobs(Cluster(hosts=(alone,), local=alone))
     assert job.command[0] == sys.executable
-    assert not any(word.startswith("--tee") for word in job.spec.commands[-1])
+    assert "--is_marked" not in job.spec.commands[-1]
 
 
 def test_a_host_talks_through_its_own_interface_unless_the_user_says_another(monkeypatch):

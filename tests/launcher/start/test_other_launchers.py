@@ -54,7 +54,7 @@ def test_a_job_for_gpus_is_written_on_a_machine_without(tmp_path, monkeypatch, c
     monkeypatch.setattr(launch, "detect_machine", lambda: Machine(num_gpus=0, num_cores=2))
     arguments = ["--recipe", "tiny", "--output_dir", str(tmp_path / "run")]
     for switch, words in (
-        ("--print_slurm", ["#SBATCH --gpus-per-node=8\n", "--nproc_per_node=8 "]),
+        ("--print_slurm", ["#SBATCH --gpus-per-node=8\n", "--ranks_here=8 "]),
         ("--print_torchrun", ["# on 10.0.0.2\n", "--nproc_per_node=8 "]),
     ):
         asked = [*arguments, switch]
