@@ -78,6 +78,12 @@ def fast_experts(run: ResolvedRun) -> dict[str, Any]:
     return dict(FAST_EXPERTS) if is_plain and run.splits_experts else {}
 
 
+def settings_of_gpus(run: ResolvedRun) -> list[str]:
+    """Settings of the file's expert_parallel section that run on GPUs only."""
+    section = run.engine.get("expert_parallel", {})
+    return [name for name, value in FAST_EXPERTS.items() if section.get(name) == value]
+
+
 def combines_in_one_kernel(run: ResolvedRun) -> bool:
     """Whether experts' outputs are weighed and summed without float32 copies of all rows."""
     section = fast_experts(run) | run.engine.get("expert_parallel", {})

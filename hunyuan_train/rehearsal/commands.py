@@ -18,6 +18,7 @@ from typing import Any
 from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
 from hunyuan_train.config.resolve import choose_num_processes, resolve
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.rules.engine_file import uses_deepep
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.extension import extensions_folder
@@ -149,6 +150,11 @@ def resolve_rehearsed(options: argparse.Namespace, settings: Sequence[str]) -> R
     run = resolve_gentlest(asked, there, as_hardware(machines))
     if not run.is_bf16:
         raise ConfigError("bf16 is false, and GPUs are rehearsed in bfloat16; leave it at auto")
+    if uses_deepep(run):
+        raise ConfigError(
+            f"{run.engine_path} sets expert_parallel.comm_backend to deepep, of which a rehearsal "
+            'knows nothing; rehearse the run with "comm", the engine\'s own exchange'
+        )
     return run
 
 

@@ -1,14 +1,20 @@
 """Rules about the DeepSpeed file: what this run, or the engine itself, cannot do with it."""
 
 import json
+from importlib.util import find_spec
 
-from hunyuan_train.config.deepspeed_config import FAST_EXPERTS, build_deepspeed_config
+from hunyuan_train.config.deepspeed_config import (
+    FAST_EXPERTS,
+    build_deepspeed_config,
+    settings_of_gpus,
+)
 from hunyuan_train.config.deepspeed_file import offloads_optimizer
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.errors import ConfigError
 
 # The engine's own ways to share rows: they refuse split experts, or mix packed documents.
 SEQUENCE_KEYS = ("sequence_parallel_size", "data_parallel_size")
+DEEPEP, DEEPEP_PACKAGE = "deepep", "deep_ep"
 
 
 def check_offloading(run: ResolvedRun) -> None:
@@ -43,13 +49,50 @@ def check_expert_kernels(run: ResolvedRun) -> None:
     """Refuse kernels of CUDA where there is none, before the engine does in its first step."""
     if run.is_on_gpu or not run.splits_experts:
         return
-    section = run.engine["expert_parallel"]
-    for name, value in FAST_EXPERTS.items():
-        if section.get(name) == value:
-            raise ConfigError(
-                f"{run.engine_path} sets expert_parallel.{name} to {json.dumps(value)}, which runs "
-                "on GPUs only, and this machine has none; delete it: on GPUs it is set by itself"
-            )
+    for name in settings_of_gpus(run):
+        raise ConfigError(
+            f"{run.engine_path} sets expert_parallel.{name} to {json.dumps(FAST_EXPERTS[name])}, "
+            "which runs on GPUs only, and this machine has none; delete it: on GPUs it is set by "
+            "itself"
+        )
+
+
+def uses_deepep(run: ResolvedRun) -> bool:
+    """Whether DeepEP sends tokens to their experts, in place of the engine's own all-to-all."""
+    section = run.engine.get("expert_parallel", {})
+    is_split = run.splits_experts and run.expert_size > 1
+    return is_split and section.get("comm_backend") == DEEPEP
+
+
+def check_exchange(run: ResolvedRun) -> None:
+    """Refuse DeepEP where it cannot run, before the engine does in its first step."""
+    if not uses_deepep(run):
+        return
+    setting = f'{run.engine_path} sets expert_parallel.comm_backend to "{DEEPEP}"'
+    if not run.is_on_gpu:
+        raise ConfigError(
+            f"{setting}, which runs on GPUs only, and this machine has none; delete it"
+        )
+    if not run.is_bf16:
+        raise ConfigError(
+            f"{setting} and bf16 is false; DeepEP sends bfloat16 only: use --bf16, or delete it"
+        )
+    combine_impl = FAST_EXPERTS["combine_impl"]
+    if run.engine["expert_parallel"].get("combine_impl") == combine_impl:
+        raise ConfigError(
+            f"{setting} and expert_parallel.combine_impl to {json.dumps(combine_impl)}; "
+            "DeepEP sums experts' outputs itself: delete one of the two"
+        )
+
+
+def check_exchange_package(run: ResolvedRun) -> None:
+    """Refuse DeepEP where it is not installed."""
+    if uses_deepep(run) and find_spec(DEEPEP_PACKAGE) is None:
+        raise ConfigError(
+            f'{run.engine_path} sets expert_parallel.comm_backend to "{DEEPEP}", but the package '
+            f"{DEEPEP_PACKAGE} is not installed; install it on every host "
+            "(https://github.com/deepseek-ai/DeepEP), or delete the setting"
+        )
 
 
 def check_stage(run: ResolvedRun) -> None:

@@ -67,6 +67,8 @@ RULES: dict[Callable[[ResolvedRun], None], Needs] = {
     engine_file.check_offloading: Needs.SETTINGS,
     engine_file.check_expert_section: Needs.SETTINGS,
     engine_file.check_expert_kernels: Needs.SETTINGS,
+    engine_file.check_exchange: Needs.SETTINGS,
+    engine_file.check_exchange_package: Needs.PACKAGES,
     engine_file.check_stage: Needs.SETTINGS,
     engine_file.check_gathering: Needs.SETTINGS,
     engine_file.check_sequences: Needs.SETTINGS,

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
+from hunyuan_train.config.rules import engine_file
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.shipped import DS_CONFIGS
-from tests.config.resolved import TWO_CORES, resolve_flags
+from tests.config.resolved import EIGHT_GPUS, TWO_CORES, resolve_flags
 
 
 def changed(tmp_path, **changes):
@@ -75,3 +76,36 @@ def test_kernels_of_cuda_are_refused_by_name_without_a_gpu(tmp_path, name, value
     flags = [*changed(tmp_path, expert_parallel=section), "--expert_parallel_size", "2"]
     with pytest.raises(ConfigError, match=f"sets expert_parallel.{name} to .*runs on GPUs only"):
         resolve_flags(flags, TWO_CORES)
+
+
+def with_deepep(tmp_path, **section):
+    engine = {"enabled": True, "autoep_size": "auto", "preset_model": "auto"}
+    section = engine | {"comm_backend": "deepep"} | section
+    return [*changed(tmp_path, expert_parallel=section), "--expert_parallel_size", "2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "section", "machine", "message"),
+    [
+        ([], {}, TWO_CORES, "which runs on GPUs only, and this machine has none; delete it"),
+        (["--bf16", "false"], {}, EIGHT_GPUS, "bf16 is false; DeepEP sends bfloat16 only"),
+        (
+            [],
+            {"combine_impl": "fused_weighted_sum"},
+            EIGHT_GPUS,
+            "DeepEP sums experts' outputs itself: delete one of the two",
+        ),
+        ([], {}, EIGHT_GPUS, "the package deep_ep is not installed; install it on every host"),
+    ],
+)
+def test_deepep_is_refused_by_name_where_it_cannot_run(tmp_path, flags, section, machine, message):
+    with pytest.raises(ConfigError, match='comm_backend to "deepep"') as caught:
+        resolve_flags([*with_deepep(tmp_path, **section), *flags], machine)
+    assert message in str(caught.value)
+
+
+def test_deepep_is_taken_where_it_is_installed_and_means_nothing_on_one_rank(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_file, "DEEPEP_PACKAGE", "json")
+    assert engine_file.uses_deepep(resolve_flags(with_deepep(tmp_path), EIGHT_GPUS))
+    alone = [*with_deepep(tmp_path)[:2], "--expert_parallel_size", "1"]
+    assert not engine_file.uses_deepep(resolve_flags(alone, TWO_CORES))
