@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -215,7 +215,12 @@ def make_curves(
 
 
 def grow_steps(
-    tokens: Sequence[int], experts: Sequence[int], layers: Sequence[int], ranks: Sequence[int]
+    tokens: Sequence[int],
+    experts: Sequence[int],
+    layers: Sequence[int],
+    ranks: Sequence[int],
+    *,
+    count: Callable[[Size], Counts] = count_step,
 ) -> list[Curve]:
     """Steps with more of one thing; `tokens` are documents of some tokens each."""
     curves = []
@@ -226,10 +231,10 @@ def grow_steps(
     ):
         if numbers:
             cases = [(Size(**{field: number}),) for number in numbers]
-            counts = [ranks_counts[0] for ranks_counts in run_each(count_step, 2, cases)]
+            counts = [ranks_counts[0] for ranks_counts in run_each(count, 2, cases)]
             curves += make_curves(grown, numbers, counts)
     if ranks:
-        counts = [run_each(count_step, one, [(Size(num_ranks=one),)])[0][0] for one in ranks]
+        counts = [run_each(count, one, [(Size(num_ranks=one),)])[0][0] for one in ranks]
         # A rank alone sends nothing, so what two send is where the curve begins.
         curves += make_curves("ranks", ranks, counts)
     return curves
@@ -269,8 +274,8 @@ def main() -> int:
     lines = [
         f"## Growth: {date.today()}",
         "",
-        f"`python -m benchmarks.growth {' '.join(sys.argv[1:])}` on {platform.machine()}, torch "
-        f"{torch.__version__}: counts of one rank and step, ZeRO-3, experts over 2 of 2 ranks "
+        f"`{' '.join(['python -m benchmarks.growth', *sys.argv[1:]])}` on {platform.machine()}, "
+        f"torch {torch.__version__}: counts of one rank and step, ZeRO-3, experts over 2 of 2 ranks "
         "unless ranks are what grows. A value may lie above the line through the two before by "
         f"{TOLERANCE:.0%} and {SLACK}.",
         *describe(curves),

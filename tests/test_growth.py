@@ -1,8 +1,12 @@
 """The benchmark of growth sees a curve that bends, and the program's own do not."""
 
-import pytest
+import sys
 
-from benchmarks.growth import Curve, describe, grow_records, grow_steps
+import pytest
+import torch
+
+from benchmarks import growth
+from benchmarks.growth import Curve, count_step, describe, grow_records, grow_steps
 
 
 @pytest.mark.parametrize(
@@ -53,3 +57,41 @@ def test_operators_and_bytes_of_a_step_grow_in_lines():
 def test_what_a_rank_does_grows_in_lines_with_the_ranks():
     curves = grow_steps((), (), (), (1, 2, 4, 8))
     assert not [curve for curve in curves if curve.is_bent], "\n".join(describe(curves))
+
+
+def test_work_for_each_pair_of_records_ends_in_exit_code_1(monkeypatch, capsys):
+    prepare, grow = growth.prepare_dataset, growth.grow_records
+
+    def prepare_in_squares(config, tokenizer):
+        dataset = prepare(config, tokenizer)
+        for _ in range(len(dataset) ** 2 // 10):  # a small share: 100,000 of 400,000 calls
+            len(dataset)
+        return dataset
+
+    monkeypatch.setattr(growth, "prepare_dataset", prepare_in_squares)
+    monkeypatch.setattr(growth, "grow_records", lambda _: grow((250, 500, 1000)))
+    monkeypatch.setattr(growth, "grow_steps", lambda *_: [])
+    monkeypatch.setattr(sys, "argv", ["growth"])
+    assert growth.main() == 1
+    bent = [line for line in capsys.readouterr().out.splitlines() if "**bends upward**" in line]
+    assert len(bent) == 1
+    assert bent[0].startswith("| calls to tokenize |")
+
+
+def count_step_in_squares(size):
+    """In a rank: a step that does something for each pair of experts."""
+    train = growth.train_step
+
+    def train_in_squares(*arguments, **options):
+        train(*arguments, **options)
+        for _ in range(size.num_experts**2 // 4):
+            torch.zeros(1)
+
+    growth.train_step = train_in_squares
+    return count_step(size)
+
+
+@pytest.mark.slow
+def test_operators_for_each_pair_of_experts_bend_their_curve_and_no_other():
+    curves = grow_steps((), (8, 16, 32), (), (), count=count_step_in_squares)
+    assert [curve.counted for curve in curves if curve.is_bent] == ["operators"], describe(curves)
