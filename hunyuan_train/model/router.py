@@ -109,7 +109,7 @@ class RouterWatch:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record one forward pass."""
-        self.logits_TE = [[] for _ in self.logits_TE]
+        self.take_logits()
         self.counts_LE.zero_()
         self.is_recording = True
         try:
@@ -123,9 +123,14 @@ class RouterWatch:
         if self.is_recording:
             self.logits_TE[layer].append(logits_TE)
 
-    def layer_logits(self) -> list[Tensor]:
-        """Logits of all tokens of the last recorded pass: of each layer, [tokens, experts]."""
-        return [torch.cat(chunks) for chunks in self.logits_TE]
+    def take_logits(self) -> list[list[Tensor]]:
+        """Logits of the last recorded pass since the last call: of each layer, by chunks of tokens.
+
+        They are held no longer: by them autograd would keep the whole pass until the next one, and
+        above a frozen embedding its output and the gradient of that.
+        """
+        taken, self.logits_TE = self.logits_TE, [[] for _ in self.logits_TE]
+        return taken
 
     def see_choice(self, layer: int, counts_E: Tensor) -> None:
         """Take how many token slots a layer sent to each expert: [experts]."""

@@ -29,15 +29,17 @@ class RouterTerms:
     def loss(self) -> Tensor:
         """This rank's part of the terms, of the forward pass recorded last: a float32 scalar.
 
-        Every rank takes part, because load is a matter of all tokens.
+        Every rank takes part, because load is a matter of all tokens. Once a pass: its logits are
+        let go.
         """
+        chunks = self.watch.take_logits()
         if not (self.balance_coefficient or self.z_coefficient):
             return self.watch.counts_LE.new_zeros((), dtype=torch.float32)
         counts_LE = self.watch.counts_LE.clone()
         if dist.is_initialized():
             dist.all_reduce(counts_LE)
         num_tokens = int(counts_LE[0].sum()) / self.top_k
-        logits = self.watch.layer_logits()
+        logits = [torch.cat(layer) for layer in chunks]
         balance = balance_loss(logits, counts_LE, num_tokens)
         return self.balance_coefficient * balance + self.z_coefficient * z_loss(logits, num_tokens)
 
