@@ -339,7 +339,7 @@ def fused_kernels(scale: Scale) -> Rows:
         rope=modeling.apply_rotary_pos_emb,
         gate=lambda one, other: functional.silu(one) * other,
     )
-    lack = describe_lack(scale.dtype)
+    lack = describe_lack(is_on_gpu=not scale.is_small)
     fused = None if lack else load_kernels()
     parts: dict[str, tuple[Callable[[Kernels], Any], list[Tensor]]] = {
         "RMSNorm": (lambda one: one.norm(hidden, weight, 1e-6), [hidden]),

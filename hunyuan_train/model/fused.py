@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -57,18 +57,18 @@ def load_kernels() -> Kernels:
     return Kernels(norm, LigerRopeFunction.apply, LigerSiLUMulFunction.apply)
 
 
-def describe_lack(dtype: torch.dtype) -> str:
-    """Why kernels cannot be used here; empty where they can."""
-    if not torch.cuda.is_available():
+def describe_lack(*, is_on_gpu: bool) -> str:
+    """Why kernels cannot be used; empty where they can."""
+    if not is_on_gpu:
         return "there is no GPU"
     if find_spec(PACKAGE) is None:
         return "the package is not installed (pip install liger-kernel)"
-    return "" if dtype == torch.bfloat16 else "bf16 is false"
+    return ""
 
 
-def fuse_or_warn(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def fuse_or_warn(model: PreTrainedModel) -> None:
     """Use fused kernels, or say why Transformers' operators stay."""
-    if lack := describe_lack(dtype):
+    if lack := describe_lack(is_on_gpu=torch.cuda.is_available()):
         logger.warning("use_liger_kernel is true, and all runs without it: %s", lack)
         return
     fuse_layers(model, load_kernels())
@@ -89,6 +89,12 @@ def fuse_layers(model: PreTrainedModel, kernels: Kernels) -> None:
         elif {*PROJECTIONS} <= {child for child, _ in module.named_children()}:
             module.forward = partial(run_mlp, module, kernels)
     vars(sys.modules[type(model).__module__])[ROPE] = kernels.rope
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether kernels compute a model's norms."""
+    own = (vars(module).get("forward") for module in model.modules())
+    return any(isinstance(one, partial) and one.func is run_norm for one in own)
 
 
 def run_norm(norm: Any, kernels: Kernels, hidden: Tensor) -> Tensor:  # noqa: ANN401 Transformers'

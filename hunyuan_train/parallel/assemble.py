@@ -96,7 +96,7 @@ def build_engine(
     )
     freeze_parameters(model, config.model)
     if config.model.use_liger_kernel:
-        fuse_or_warn(model, dtype)
+        fuse_or_warn(model)
     if config.train.gradient_checkpointing:
         recompute_layers(
             model,

@@ -52,7 +52,7 @@ def describe_saving(run: ResolvedRun) -> Saving:
 
 def uses_fused_kernels(run: ResolvedRun) -> bool:
     """Whether norms, rope and MLPs are computed by Liger's kernels (model/fused.py)."""
-    return run.config.model.use_liger_kernel and run.is_on_gpu and run.is_bf16
+    return run.config.model.use_liger_kernel and run.is_on_gpu
 
 
 def norm_bytes(rows: int, width: int, saving: Saving) -> int:

@@ -230,7 +230,7 @@ def stand_in_for_fused(watch: Watch) -> None:
 
     norm, rope, gate = map(noting, ("RMSNorm", "rope", "SwiGLU of MLPs"))
     module: Any = fused
-    module.describe_lack = lambda _: ""
+    module.describe_lack = lambda *, is_on_gpu: ""
     module.load_kernels = lambda: fused.Kernels(
         norm=lambda hidden, weight, _: FusedNorm.apply(hidden, weight, norm),
         rope=lambda query, key, cos, sin: FusedRope.apply(query, key, cos, sin, rope),

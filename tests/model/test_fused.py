@@ -15,7 +15,13 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.model import fused
 from hunyuan_train.model.build import build_model
-from hunyuan_train.model.fused import Kernels, describe_lack, fuse_layers, fuse_or_warn
+from hunyuan_train.model.fused import (
+    Kernels,
+    describe_lack,
+    fuse_layers,
+    fuse_or_warn,
+    is_fused,
+)
 from tests.clients.environments import client_python
 from tests.config.resolved import resolve_flags
 
@@ -55,6 +61,7 @@ def test_every_norm_and_mlp_and_the_rope_go_to_the_kernels(
         return torch.nn.functional.silu(one) * other
 
     model = small_model(name)
+    assert not is_fused(model)
     modeling = vars(__import__(type(model).__module__, fromlist=["_"]))
     rope = modeling[fused.ROPE]
     monkeypatch.setitem(modeling, fused.ROPE, rope)  # to be put back
@@ -65,6 +72,7 @@ def test_every_norm_and_mlp_and_the_rope_go_to_the_kernels(
         fuse_layers(model, Kernels(norm=norm, rope=rope, gate=gate))
         got = model.model(torch.arange(5)[None]).last_hidden_state
     torch.testing.assert_close(got, wanted)
+    assert is_fused(model)
     # Before attention, of queries and keys, before the MLP, and at the end.
     assert calls == {"norm": 5, "gate": 1}
 
@@ -74,14 +82,12 @@ def test_without_a_gpu_or_the_package_all_runs_as_ever_and_says_so(
 ) -> None:
     monkeypatch.setattr(fused, "fuse_layers", lambda *_: pytest.fail("there is nothing to use"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    fuse_or_warn(small_model("tiny"), torch.bfloat16)
+    fuse_or_warn(small_model("tiny"))
     assert "use_liger_kernel is true, and all runs without it: there is no GPU" in caplog.text
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(fused, "PACKAGE", "no_such_package")
-    assert "pip install liger-kernel" in describe_lack(torch.bfloat16)
+    assert "pip install liger-kernel" in describe_lack(is_on_gpu=True)
     monkeypatch.setattr(fused, "PACKAGE", "json")
-    assert describe_lack(torch.bfloat16) == ""
-    assert describe_lack(torch.float32) == "bf16 is false"
+    assert describe_lack(is_on_gpu=True) == ""
 
 
 def test_selective_recomputation_refuses_kernels_that_write_over_what_it_keeps() -> None:
