@@ -18,6 +18,7 @@ from hunyuan_train.families.tables import layer_rows, model_parameters, modules_
 from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
 from hunyuan_train.planner.parameters import adapted_linears, is_trained, list_parameters
+from hunyuan_train.planner.states import chunk_gradients_bytes
 
 RANDOM_STATE = 5056  # of the CPU's generator, which a recomputed layer starts from again
 ROW_ALIGNMENT = 8  # rows of each local expert are padded by up to this (ep_kernels.py)
@@ -238,9 +239,15 @@ def selected_bytes(run: ResolvedRun) -> int:
 
 
 def before_bytes(run: ResolvedRun) -> int:
-    """Before the first layer: ids, positions, rotations."""
+    """Before the first layer: ids, positions, rotations, and what a frozen embedding gives.
+
+    That is a leaf, whose gradient autograd keeps (model/activations.py). On the device it is one of
+    the layers' inputs, unless those lie in host memory.
+    """
     rotations = 2 * run.element_bytes * run.shape.head_dim
-    return run.num_tokens * (8 + 8 + rotations)
+    embeddings = [one for one in list_parameters(run) if one.kind is Kind.EMBEDDING]
+    is_leaf = kept_on_host_bytes(run) and not any(one.is_trained for one in embeddings)
+    return run.num_tokens * (8 + 8 + rotations) + (boundary_bytes(run) if is_leaf else 0)
 
 
 def after_bytes(run: ResolvedRun, num_labels: int | None = None) -> int:
@@ -289,6 +296,51 @@ def first_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     return before + (saved_bytes(run, imbalance=imbalance) - before) // run.shape.num_hidden_layers
 
 
+def again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
+    """What a layer holds in its second run on GPUs, when split experts have just run.
+
+    All that it has saved by then; the rows of experts before and after they are put back in order,
+    and their input, which trained experts save; and the gradient of the layer's output, the sum
+    before the MLP, and the MLP's input, of which the function that runs still knows. Of experts in
+    chunks see `chunk_again_bytes`. Quantised ones are fullest later (`working_bytes`).
+    """
+    is_plain = run.config.model.expert_weights == "bf16" and run.config.train.moe_chunks == 1
+    if not (is_plain and run.splits_experts and run.is_on_gpu):
+        return 0
+    saving = describe_saving(run)
+    num_rows = 2 if Kind.EXPERT in saving.kinds else 3
+    rows = expert_rows(run, imbalance) * run.shape.hidden_size * run.element_bytes
+    return recomputed_bytes(run, imbalance=imbalance) + num_rows * rows + 3 * boundary_bytes(run)
+
+
+def chunk_again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
+    """What a chunk of experts holds in the layer's second run, beside `recomputed_bytes`.
+
+    Nothing of it is saved: it runs as in a forward pass (`running_bytes`). There are also the
+    gradient of the layer's output, the sum before the MLP, results of the chunks before (torch
+    stops before the last one's), and the layer's input where it came from host memory.
+    """
+    num_chunks = run.config.train.moe_chunks
+    saved = ceil(moe_bytes(run, describe_saving(run), imbalance=imbalance) / num_chunks)
+    boundary = boundary_bytes(run)
+    inputs = 1 if kept_on_host_bytes(run) else 0
+    beside = (2 + inputs) * boundary + (num_chunks - 2) * boundary // num_chunks
+    return running_bytes(run, imbalance=imbalance) + beside - saved
+
+
+def norm_gradient_bytes(run: ResolvedRun, *, imbalance: float) -> int:
+    """What the backward of the norm before an MLP takes, beside `recomputed_bytes`.
+
+    Five float32 gradients of [tokens, hidden] at once (of the product, the mean and the square),
+    and that of the layer's output. All that the MLP or the experts have saved is done with, and so
+    are gradients that chunks have added to.
+    """
+    dense = dense_bytes(run, describe_saving(run))
+    temporaries = 0 if uses_fused_kernels(run) else 5 * 4 * run.num_tokens * run.shape.hidden_size
+    inside = dense + temporaries + boundary_bytes(run)
+    return inside - recomputed_bytes(run, imbalance=imbalance) - chunk_gradients_bytes(run)
+
+
 def running_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What experts hold on GPUs while their last product is made and nothing is saved.
 
@@ -331,26 +383,28 @@ def largest_expert(run: ResolvedRun) -> int:
 def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves until its experts are done.
 
-    With split experts the fullest of three moments. One is at the end of the experts: their outputs
-    before and after they are put back in order (or the base's and the adapter's), and the gradient
-    of the layer's output; a rank that gets far more than an equal share is fullest then. So it is,
-    with frozen experts, among the gradients of their inner tensors. The third is the gradient of
-    the weighted sum of outputs: what was saved to combine, and the gradients of the layer's output
-    and of its input, as far as it is known. On GPUs one kernel makes the gradient of the rows from
-    these (`combines_in_one_kernel`). Elsewhere there are two products of rows in float32 and the
-    gradient that they are of (auto_ep_layer.py combine_from_routed). Of experts in chunks there are
-    those of one chunk. Quantised experts are fullest while their last product is made
-    (`working_bytes`).
+    With split experts the fullest of several moments. One is at the end of the experts: their
+    outputs before and after they are put back in order (or the base's and the adapter's), and the
+    gradient of the layer's output; a rank that gets far more than an equal share is fullest then.
+    So it is, with frozen experts, among the gradients of their inner tensors. The third is the
+    gradient of the weighted sum of outputs: what was saved to combine, and the gradients of the
+    layer's output and of its input, as far as it is known. On GPUs one kernel makes the gradient of
+    the rows from these (`combines_in_one_kernel`). Elsewhere there are two products of rows in
+    float32 and the gradient that they are of (auto_ep_layer.py combine_from_routed). Of experts in
+    chunks there are those of one chunk, or what `chunk_again_bytes` counts. Quantised experts are
+    fullest while their last product is made (`working_bytes`). Long rows may be in
+    `norm_gradient_bytes`.
     """
     shape, size, chunks = run.shape, run.element_bytes, run.config.train.moe_chunks
     slots, rows = run.num_tokens * shape.moe_topk, expert_rows(run, imbalance)
     boundary = boundary_bytes(run)
     is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
     saved = combine_bytes(run) if is_again and shape.num_experts else 0
+    norm = norm_gradient_bytes(run, imbalance=imbalance) if is_again else 0
     if not run.splits_experts:
         # In float32: gradients of what was weighed, of outputs, and of weights before their sum.
         weighing = shape.hidden_size * (12 * slots if run.is_on_gpu else size * rows + 4 * slots)
-        return ceil((weighing + saved) / chunks) + 2 * boundary
+        return max(ceil((weighing + saved) / chunks) + 2 * boundary, norm)
     outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
     products = 4 * (2 * slots + run.num_tokens)
     weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
@@ -360,6 +414,8 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         ceil(outputs / chunks) + boundary,
         ceil(inner / chunks) + 2 * boundary,
         ceil(weighing / chunks) + 2 * boundary,
+        chunk_again_bytes(run, imbalance=imbalance) if is_again and chunks > 1 else 0,
+        norm,
     )
 
 

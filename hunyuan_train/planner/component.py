@@ -15,8 +15,11 @@ class Phase(Enum):
     AHEAD = "around the loss and in the last layer's backward"
     FORWARD = "in the last layer's forward"
     LOSS = "around the loss"
+    AGAIN = "in a layer's second run"
     LAYER = "in a layer's backward"
-    FIRST = "in the first layer's backward"
+    FIRST = "from the first layer's second run to its backward"
+    FIRST_AGAIN = "in the first layer's second run"
+    FIRST_BACKWARD = "in the first layer's backward"
     END = "at the end of backward"
     STEP = "optimizer step"
     START = "at the start"
@@ -27,7 +30,13 @@ MOMENTS = {
     "forward": (Phase.PASSES, Phase.SAVED, Phase.FORWARD),
     "loss": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.LOSS),
     "last layer": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.LAYER),
-    "first layer": (Phase.PASSES, Phase.BACKWARD, Phase.FIRST, Phase.LAYER),
+    "last layer again": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.AGAIN),
+    "first layer": (
+        *(Phase.PASSES, Phase.BACKWARD, Phase.FIRST, Phase.FIRST_BACKWARD, Phase.LAYER),
+    ),
+    "first layer again": (
+        *(Phase.PASSES, Phase.BACKWARD, Phase.FIRST, Phase.FIRST_AGAIN, Phase.AGAIN),
+    ),
     "end": (Phase.END,),
     "optimizer": (Phase.STEP,),
     "start": (Phase.START,),

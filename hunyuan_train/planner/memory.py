@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.activations import (
     after_bytes,
+    again_bytes,
     can_be_skewed,
     dispatch_bytes,
     first_bytes,
@@ -126,6 +127,13 @@ def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
                 f"what one layer saves, while it is run a second time{chunks}{skew}",
             )
         )  # fmt: skip
+        if again := again_bytes(run, imbalance=imbalance):
+            lines.append(
+                Component(
+                    "layer in its second run", again, Phase.AGAIN,
+                    f"what it has saved by the end of its experts, and their rows{skew}",
+                )
+            )  # fmt: skip
         if running := running_bytes(run, imbalance=imbalance):
             lines.append(
                 Component(

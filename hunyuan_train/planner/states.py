@@ -74,7 +74,8 @@ def gathered_with_vocabulary(run: ResolvedRun, copies: int) -> int:
     """A layer's larger parameters, and the embedding or output layer that is fetched ahead of use.
 
     In the first layer's backward the embedding is there twice, while it is taken out of the buffer
-    that it came in (partition_parameters.py AllGatherCoalescedHandle).
+    that it came in (partition_parameters.py AllGatherCoalescedHandle). While the layer runs a
+    second time it is on its way.
     """
     large = large_parameters(run)
     layer = sum(one.numel for one in large if one.in_layers)
@@ -90,7 +91,8 @@ def gathered_lines(run: ResolvedRun) -> Iterator[Component]:
     if run.splits_experts:
         for copies, name, phase in (
             (1, "output layer gathered", Phase.FORWARD),
-            (2, "embedding gathered", Phase.FIRST),
+            (1, "embedding gathered once", Phase.FIRST_AGAIN),
+            (2, "embedding gathered", Phase.FIRST_BACKWARD),
         ):
             source = "fetched ahead with the layer's, and not yet used (partition_parameters.py)"
             yield Component(name, gathered_with_vocabulary(run, copies), phase, source)

@@ -23,7 +23,10 @@ ROWS = (
     ("engine buckets", ("engine buckets",), ("engine buckets",)),
     (
         "gathered weights",
-        ("gathered weights", "output layer gathered", "embedding gathered"),
+        (
+            *("gathered weights", "output layer gathered", "embedding gathered"),
+            "embedding gathered once",
+        ),
         ("gathered weights",),
     ),
     (
@@ -42,7 +45,10 @@ ROWS = (
     ("logits and loss", ("logits and loss",), ("logits and loss",)),
     (
         "a layer: again, and gradients",
-        ("recomputed layer", "dispatch buffers", "gradients of a layer", "dequantised experts"),
+        (
+            *("recomputed layer", "layer in its second run", "dispatch buffers"),
+            *("gradients of a layer", "dequantised experts"),
+        ),
         ("recomputed layer", "dispatch buffers"),
     ),
     ("update", ("update",), ("update",)),
@@ -50,7 +56,7 @@ ROWS = (
 PHASES = ("forward", "backward", "optimizer")
 OF_PHASES = {  # moments of the plan in each of the rehearsal's phases
     "forward": ("forward", "loss"),
-    "backward": ("last layer", "first layer"),
+    "backward": ("last layer", "last layer again", "first layer", "first layer again"),
     "optimizer": ("optimizer",),
 }
 UNSEEN = (

@@ -101,8 +101,8 @@ def test_adapters_fit_with_room_for_long_rows():
 def test_rows_of_256k_fit_four_machines_and_with_adapters_one():
     full = estimate("--recipe", "long", num_nodes=4)
     adapters = estimate("--recipe", "long", "--use_lora")
-    # 61.2 and 36.6 GiB, of which 4.6 are the driver's and NCCL's, and 6.2 and 4.3 holes.
-    for plan, used in ((full, 61.2), (adapters, 36.6)):
+    # 61.2 and 38.1 GiB, of which 4.6 are the driver's and NCCL's, and 6.2 and 4.8 holes.
+    for plan, used in ((full, 61.2), (adapters, 38.1)):
         assert plan.fits
         assert plan.run.num_tokens == 2**18 // 8
         assert plan.memory.device_peak / GIB == pytest.approx(used, abs=0.5)
