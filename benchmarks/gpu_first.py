@@ -34,7 +34,7 @@ LAST_LINES = 15  # of a part that failed
 LAYERS = 8
 PARTS = (
     *("machine", "attention_kernels", "expert_kernels", "combining", "fused_kernels", "products"),
-    *("update", "recorder", "staging"),
+    *("decoding", "update", "recorder", "staging"),
 )
 FUSED = {
     "combine_impl": "fused_weighted_sum",

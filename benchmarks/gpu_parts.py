@@ -43,12 +43,23 @@ from hunyuan_train.launcher.host.probe import list_what_triton_lacks, read_gpu_f
 from hunyuan_train.launcher.rank.collectives import describe, read_collectives
 from hunyuan_train.launcher.rank.environment import deterministic_environment
 from hunyuan_train.model import attention
+from hunyuan_train.model.compressed_values import decode
+from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.model.fused import Kernels, describe_lack, load_kernels
 from hunyuan_train.optim.lean import LeanAdamW, random_bits
 from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
 from hunyuan_train.parallel.determinism import compute_deterministically
 from hunyuan_train.parallel.engine import read_recorders, start_process_group
+from hunyuan_train.parallel.quantised_experts import CompressedWeights, compile_decoding
 
+CODED = {  # frozen experts
+    "nf4": Scheme("nf4", 64),
+    "int4": Scheme("group", 32),
+    "gptq": Scheme("group", 128, "gptq"),
+    "fp8 by tensor": Scheme("tensor"),
+    "fp8 by channel": Scheme("channel"),
+    "fp8 by block": Scheme("block"),
+}
 SEVEN = 7  # tokens of an expert that gets next to none
 WEIGHTS_OF_A_RANK = 10.05e9  # of 80 B over eight
 Rows = Iterator[tuple[str, ...]]  # of a table of Markdown
@@ -62,6 +73,7 @@ class Scale:
     hidden: int = 4096
     intermediate: int = 3072
     experts: int = 8
+    coded: tuple[int, int, int] = (64, 3072, 4096)  # experts on one GPU, their outputs and inputs
     top_k: int = 8
     heads: tuple[int, int, int] = (32, 8, 128)  # heads, key-value heads, their size
     weights: int = 24 * SLICE_ELEMENTS  # of the optimizer's work
@@ -88,6 +100,7 @@ SMALL = Scale(
     hidden=64,
     intermediate=48,
     experts=8,
+    coded=(2, 256, 384),
     top_k=2,
     heads=(4, 2, 16),
     weights=2**14,
@@ -396,6 +409,58 @@ def products(scale: Scale) -> Rows:
                 yield f"{kind}, {name}", f"{spent:.3f}", f"{flops / spent / 1e9:.1f}"
 
 
+def decoding(scale: Scale) -> Rows:
+    """A piece of experts made of codes: by torch's operators and by one kernel, bit for bit."""
+    yield "codes", "piece", "weights that differ", "torch, ms", "kernel, ms", "TB/s"
+    _, rows, columns = scale.coded
+    for name, scheme in CODED.items():
+        weights = coded_experts(scale, scheme)
+        if not scale.is_small:
+            compile_decoding([weights], torch.bfloat16)  # raises where it makes anything else
+        compiled = weights.decoder
+        pieces = {
+            f"{weights.row_piece(torch.bfloat16)} rows": weights.rows,
+            f"{weights.column_piece(torch.bfloat16)} columns": weights.columns,
+        }
+        for piece, cut in pieces.items():
+            length = int(piece.partition(" ")[0])
+
+            def make(cut=cut, length=length) -> Tensor:
+                return cut(0, length, torch.bfloat16)
+
+            weights.decoder = decode
+            plain, spent = make(), timed(make, scale)
+            if scale.is_small:  # Triton has no CPU
+                yield name, piece, "needs a GPU", f"{spent:.3f}", "", ""
+                continue
+            weights.decoder = compiled
+            differing = int((make().view(torch.int16) != plain.view(torch.int16)).sum())
+            fast = timed(make, scale)
+            each = 2 + scheme.num_bytes(rows, columns, scale_bytes=2) / (rows * columns)
+            yield (
+                *(name, piece, f"{differing} of {plain.numel()}", f"{spent:.3f}", f"{fast:.3f}"),
+                f"{each * plain.numel() / fast / 1e9:.2f}",
+            )
+
+
+def coded_experts(scale: Scale, scheme: Scheme) -> CompressedWeights:
+    """Experts of random codes, but for NaN, and of random scales."""
+    torch.manual_seed(0)
+    experts, rows, columns = scale.coded
+    weights = CompressedWeights(scale.coded, scheme)
+    for expert in range(experts):
+        width = columns // 2 if scheme.is_4bit else columns
+        codes = torch.randint(256, (rows, width), dtype=torch.uint8, device=scale.device)
+        if not scheme.is_4bit:
+            codes = codes.masked_fill(codes & 127 == 127, 0)
+        scales = torch.rand(scheme.scales_shape(rows, columns))
+        dtype = torch.float32 if scheme.strategy == "nf4" else torch.bfloat16
+        if scheme.strategy == "group":
+            codes = codes.view(torch.int32)
+        weights.put(expert, codes, scales.to(dtype), scale.device)
+    return weights
+
+
 def update(scale: Scale) -> Rows:
     """The lean optimizer, compiled and tried against the plain one, and what its parts take."""
     optimizer = LeanAdamW(
@@ -463,8 +528,8 @@ def staging(scale: Scale) -> Rows:
 PARTS: dict[str, Callable[[Scale], Rows]] = {
     one.__name__: one
     for one in (
-        *(machine, attention_kernels, expert_kernels, combining, fused_kernels, products, update),
-        *(recorder, staging),
+        *(machine, attention_kernels, expert_kernels, combining, fused_kernels, products),
+        *(decoding, update, recorder, staging),
     )
 }
 

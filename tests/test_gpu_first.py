@@ -18,6 +18,7 @@ from benchmarks.gpu_parts import (
     Scale,
     attention_kernels,
     combining,
+    decoding,
     expert_counts,
     expert_kernels,
     fused_kernels,
@@ -92,6 +93,20 @@ def test_the_fused_sum_is_the_plain_one(scale: Scale) -> None:
     _, _, (name, errors, _) = combining(scale)
     assert name == "fused_weighted_sum"
     assert errors == "needs a GPU" if scale.is_small else max(numbers(errors)) < 0.1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_form_of_experts_is_decoded_in_pieces_of_both_kinds(scale: Scale) -> None:
+    _, *rows = decoding(scale)
+    assert len(rows) == 12
+    for name, piece, differing, plain, kernel, _ in rows:
+        assert float(plain) > 0, name
+        assert piece.split()[1] in ("rows", "columns")
+        if scale.is_small:
+            assert (differing, kernel) == ("needs a GPU", "")
+        else:
+            assert differing.startswith("0 of "), name
+            assert float(kernel) < float(plain), name
 
 
 @pytest.mark.parametrize("scale", SCALES)

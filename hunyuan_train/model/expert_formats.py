@@ -11,8 +11,9 @@ from hunyuan_train.families.tensors import Kind
 from hunyuan_train.model.compression_scheme import BLOCK, Scheme
 
 # Of one projection of a rank's experts, dequantised at once. A piece is a range of its rows or
-# columns for all experts, so that no number of tokens has to come to the CPU.
-PIECE_BYTES = 2**27
+# columns for all experts, so that no number of tokens has to come to the CPU. Every piece's product
+# reads all rows: of half the size, with 64 experts, that takes an H100 longer than to multiply.
+PIECE_BYTES = 2**28
 INT4_GROUP = 32  # 4.5 bits a weight, as NF4 has them; rounding to nearest loses more in larger ones
 NF4_GROUPS = (64, 32)  # bitsandbytes' own, and the next smaller for widths that it does not divide
 # From the one that loses least to the one that loses most (docs/one_gpu_adapters.md).
@@ -22,8 +23,9 @@ GENTLEST_FIRST = ("bf16", "fp8", "nf4", "int4")
 # adapter spends much of what it learns on making up for its base.
 MOST_DIVERGENCE = 0.05
 
-# Bytes of an element while it is dequantised, at the fullest moment, beside its codes: of a scheme
-# by its strategy, in bfloat16 and in float32 (model/compressed_values.py decode).
+# Bytes of an element at the fullest moment, beside its codes, while torch's operators dequantise it
+# (model/compressed_values.py decode): of a scheme by its strategy, in bfloat16 and in float32. On
+# GPUs a kernel makes nothing but the result (model/decoding_kernel.py).
 _NF4 = {2: 6, 4: 8}
 _INT4 = {2: 3, 4: 5}
 _FP8 = {2: 2, 4: 4}
@@ -34,10 +36,6 @@ DECODING_BYTES = {
     "channel": _FP8,
     "block": {2: 6, 4: 12},  # and scales as large as the weights, twice in part
 }
-
-# Bytes that all operators read and write which make a weight in bfloat16 of its code, as rehearsals
-# counted them; that of blocks by its operators alone, whose scales are spread out first.
-DECODING_TRAFFIC = {"nf4": 27.6, "group": 14.1, "tensor": 7.0, "channel": 7.0, "block": 19.0}
 
 
 def scheme_of(expert_weights: str, shape: ModelShape) -> Scheme | None:

@@ -168,7 +168,8 @@ def start_engine(
         check_split_routers(model, shape)
         fill_parameters(model, sources.weights)
         if codes is not None:
-            fill_experts(model, codes, torch.device(get_accelerator().current_device_name()))
+            device = torch.device(get_accelerator().current_device_name())
+            fill_experts(model, codes, device, dtype)
         fill_router_biases(model, sources.weights)
         pin_routers(model, sources.weights)
         if lora.use_lora:

@@ -4,12 +4,14 @@ They are buffers: ZeRO neither partitions nor gathers them, and optimizers and c
 know them. Each rank has those of its own experts (AutoEP splits as ever). A projection is
 dequantised in pieces (`model/expert_formats.py`), in the forward pass, when it is computed again,
 and in the backward pass, which needs the gradient of its input only. Nothing dequantised outlives
-its product.
+its product. On GPUs one kernel makes a piece (`model/decoding_kernel.py`).
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -35,6 +37,12 @@ from hunyuan_train.parallel.expert_lora import (
 )
 from hunyuan_train.progress import show_progress
 
+logger = logging.getLogger(__name__)
+
+TRIED_EXPERTS = 8  # that a kernel is tried on: torch's operators take memory for as many
+# Codes and scales of experts, their scheme and the dtype of what they mean, to that: `decode`.
+Decoder = Callable[[Tensor, Tensor, Scheme, torch.dtype | None], Tensor]
+
 
 class CompressedWeights(nn.Module):
     """One projection of a rank's experts, compressed.
@@ -49,6 +57,7 @@ class CompressedWeights(nn.Module):
         super().__init__()
         self.shape_EOI = shape_EOI
         self.scheme = scheme
+        self.decoder: Decoder = decode
         for name in ("codes", "scales"):
             self.register_buffer(name, None, persistent=False)
 
@@ -82,7 +91,25 @@ class CompressedWeights(nn.Module):
     def _decode(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
         if not self.scheme.is_4bit:
             codes = codes.view(FLOAT8)
-        return decode(codes, scales, self.scheme, dtype)
+        return self.decoder(codes, scales, self.scheme, dtype)
+
+    def first_experts(self, decoder: Decoder) -> "CompressedWeights":
+        """The first `TRIED_EXPERTS` of them, where they lie, to be decoded so."""
+        experts, outputs, inputs = self.shape_EOI
+        found = CompressedWeights((min(experts, TRIED_EXPERTS), outputs, inputs), self.scheme)
+        found.codes, found.scales = self.codes[:TRIED_EXPERTS], self.scales[:TRIED_EXPERTS]
+        found.decoder = decoder
+        return found
+
+    def row_piece(self, dtype: torch.dtype) -> int:
+        """Outputs of all experts that are dequantised at once."""
+        experts, outputs, inputs = self.shape_EOI
+        return expert_formats.piece_length(outputs, experts * inputs * dtype.itemsize)
+
+    def column_piece(self, dtype: torch.dtype) -> int:
+        """Inputs of all experts that are dequantised at once."""
+        experts, outputs, inputs = self.shape_EOI
+        return expert_formats.piece_length(inputs, experts * outputs * dtype.itemsize)
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -104,13 +131,12 @@ class FrozenProduct(torch.autograd.Function):
             ends: [experts], int32: the row at which each expert's rows end.
         """
         ctx.weights, ctx.ends = weights, ends
-        experts, num_outputs, num_inputs = weights.shape_EOI
         dtype = rows_NI.dtype
 
         def piece(start: int, stop: int) -> Tensor:
             return torch._grouped_mm(rows_NI, weights.rows(start, stop, dtype).mT, offs=ends)
 
-        return lay_pieces(rows_NI, piece, num_outputs, experts * num_inputs * dtype.itemsize)
+        return lay_pieces(rows_NI, piece, weights.shape_EOI[1], weights.row_piece(dtype))
 
     @staticmethod
     def backward(
@@ -120,19 +146,18 @@ class FrozenProduct(torch.autograd.Function):
         """[rows, outputs], the output's gradient, to that of the input: [rows, inputs]."""
         weights: CompressedWeights = ctx.weights
         ends: Tensor = ctx.ends
-        experts, num_outputs, num_inputs = weights.shape_EOI
         dtype = gradient_NO.dtype
         gradient_NO = gradient_NO.contiguous()  # of a sum it is one number, expanded
 
         def piece(start: int, stop: int) -> Tensor:
             return torch._grouped_mm(gradient_NO, weights.columns(start, stop, dtype), offs=ends)
 
-        other_bytes = experts * num_outputs * dtype.itemsize
-        return lay_pieces(gradient_NO, piece, num_inputs, other_bytes), None, None
+        length = weights.column_piece(dtype)
+        return lay_pieces(gradient_NO, piece, weights.shape_EOI[2], length), None, None
 
 
 def lay_pieces(
-    rows: Tensor, make_piece: Callable[[int, int], Tensor], width: int, other_bytes: int
+    rows: Tensor, make_piece: Callable[[int, int], Tensor], width: int, length: int
 ) -> Tensor:
     """A product made piece by piece of its columns: [rows, width].
 
@@ -140,9 +165,8 @@ def lay_pieces(
         rows: what is multiplied.
         make_piece: columns [start, stop) of the product.
         width: of the product.
-        other_bytes: of what is dequantised for one column.
+        length: of a piece, but perhaps the last.
     """
-    length = expert_formats.piece_length(width, other_bytes)
     if length == width:
         return make_piece(0, width)
     product = rows.new_empty(rows.shape[0], width)
@@ -233,8 +257,17 @@ def quantised_experts(
         auto_ep_layer.GroupedExperts = original
 
 
-def fill_experts(model: PreTrainedModel, source: ExpertCodes, device: torch.device) -> None:
-    """Read the codes of this rank's experts, one projection of one expert after the other."""
+def fill_experts(
+    model: PreTrainedModel, source: ExpertCodes, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Read the codes of this rank's experts, one projection of one expert after the other.
+
+    Args:
+        model: that the engine has split.
+        source: of the codes.
+        device: on which they are kept.
+        dtype: of training.
+    """
     found = list(local_experts(model))
     if isinstance(source, CachedExperts):
         source.compare([tensor for *_, tensor in found])
@@ -244,6 +277,60 @@ def fill_experts(model: PreTrainedModel, source: ExpertCodes, device: torch.devi
             advance(tensor.numel)
     if isinstance(source, CachedExperts):
         source.keep([(one, kept.codes[at], kept.scales[at]) for kept, at, one in found])
+    if device.type == "cuda":
+        compile_or_warn(list(dict.fromkeys(weights for weights, *_ in found)), dtype)
+
+
+def compile_or_warn(projections: list[CompressedWeights], dtype: torch.dtype) -> None:
+    """Compile their decoding, or say why it stays as it is: right, but slow."""
+    try:
+        compile_decoding(projections, dtype)
+    except (RuntimeError, OSError, ImportError, SubprocessError) as error:
+        logger.warning(
+            "experts are decoded by torch's operators, not by one kernel, which takes two to ten "
+            "times as long and more memory than is planned; the kernel needs triton, a C compiler "
+            "and Python's headers, and must give the same bits: %s",
+            " ".join(str(error).split())[:300],
+        )
+    else:
+        logger.info("experts are decoded by one kernel for each piece")
+
+
+def compile_decoding(projections: list[CompressedWeights], dtype: torch.dtype) -> None:
+    """Let one kernel decode a piece (`model/decoding_kernel.py`), compiled and tried now.
+
+    It gives the same bits. That is seen on the first piece of each kind of projection, of some
+    experts, as the forward and the backward pass take them, before it is used.
+
+    Args:
+        projections: of this rank, with their codes, on a GPU.
+        dtype: of training.
+
+    Raises:
+        RuntimeError, OSError, ImportError, SubprocessError: triton is not there, or cannot compile
+            here, or what it made gives another weight. Decoding then stays as it was.
+    """
+    from hunyuan_train.model.decoding_kernel import decode_piece  # noqa: PLC0415  with GPUs only
+
+    for weights in {one.shape_EOI: one for one in projections}.values():
+        of_rows, of_columns = weights.row_piece(dtype), weights.column_piece(dtype)
+        plain, compiled = weights.first_experts(decode), weights.first_experts(decode_piece)
+        compare_bits(plain.rows(0, of_rows, dtype), compiled.rows(0, of_rows, dtype))
+        compare_bits(plain.columns(0, of_columns, dtype), compiled.columns(0, of_columns, dtype))
+    for weights in projections:
+        weights.decoder = decode_piece
+
+
+def compare_bits(plain: Tensor, compiled: Tensor) -> None:
+    """Refuse another decoding.
+
+    Raises:
+        RuntimeError: a weight has other bits; 0 and -0 differ.
+    """
+    whole = {2: torch.int16, 4: torch.int32}[plain.element_size()]
+    differing = int((plain.view(whole) != compiled.view(whole)).sum())
+    if differing:
+        raise RuntimeError(f"compiled, it gives {differing:,} weights another value")
 
 
 def local_experts(

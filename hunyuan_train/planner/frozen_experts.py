@@ -1,6 +1,7 @@
 """Bytes of routed experts that are kept as codes, and of what is dequantised of them at a time."""
 
 from collections.abc import Iterator
+from math import ceil
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.shape import ModelShape
@@ -49,9 +50,21 @@ def dequantised_bytes(run: ResolvedRun) -> int:
     local, size = run.shape.num_experts // run.expert_size, run.element_bytes
     elements = 0
     for _, rows, columns in projections(run.shape):
-        for length, other in ((rows, columns), (columns, rows)):  # forward, backward
-            elements = max(elements, piece_length(length, local * other * size) * other)
-    return local * elements * DECODING_BYTES[scheme.strategy][size]
+        of_rows, of_columns = piece_lengths(run, rows, columns)
+        elements = max(elements, of_rows * columns, of_columns * rows)
+    return local * elements * (size if run.is_on_gpu else DECODING_BYTES[scheme.strategy][size])
+
+
+def piece_lengths(run: ResolvedRun, rows: int, columns: int) -> tuple[int, int]:
+    """Outputs of a projection that are dequantised at once, and inputs, which backward takes."""
+    row_bytes = run.shape.num_experts // run.expert_size * run.element_bytes
+    return piece_length(rows, row_bytes * columns), piece_length(columns, row_bytes * rows)
+
+
+def num_pieces(run: ResolvedRun, rows: int, columns: int) -> tuple[int, int]:
+    """Pieces of a projection, forward and backward."""
+    of_rows, of_columns = piece_lengths(run, rows, columns)
+    return ceil(rows / of_rows), ceil(columns / of_columns)
 
 
 def working_lines(run: ResolvedRun) -> Iterator[Component]:

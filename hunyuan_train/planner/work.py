@@ -9,21 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from math import ceil
 
 from hunyuan_train.config.freezing import VOCABULARY
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import ModelParameter, model_parameters
 from hunyuan_train.families.tensors import Kind
-from hunyuan_train.model.expert_formats import DECODING_TRAFFIC, piece_length
+from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.planner.activations import (
     describe_saving,
     expert_rows,
     layers_by_kinds,
     width_of,
 )
-from hunyuan_train.planner.frozen_experts import quantised_as
+from hunyuan_train.planner.frozen_experts import num_pieces, quantised_as
 from hunyuan_train.planner.parameters import (
     Parameter,
     adapted_linears,
@@ -86,6 +85,7 @@ class Part:
     forward: Work
     backward: Work
     is_of_experts: bool = False  # which run once more in chunks
+    is_of_chunks: bool = False  # the same in each chunk, however few tokens it has
     is_kept: bool = False  # whether selective recomputation keeps its results
     is_last: bool = False  # behind the last result that backward needs: never computed again
 
@@ -106,10 +106,12 @@ def micro_step_work(run: ResolvedRun, *, imbalance: float) -> StepWork:
         for part in layer_parts(run, kinds, imbalance):
             is_again = recomputed is True or (recomputed == "selective" and not part.is_kept)
             is_again = is_again and not part.is_last
+            # Chunks are computed again one by one, too, but for the last (expert_microbatches.py).
             again = float(is_again) + (part.is_of_experts * (chunks - 1) / chunks)
-            found[Pass.FORWARD, part.item].add(part.forward, number)
-            found[Pass.AGAIN, part.item].add(part.forward, number * again)
-            found[Pass.BACKWARD, part.item].add(part.backward, number)
+            each = number * (chunks if part.is_of_chunks else 1)
+            found[Pass.FORWARD, part.item].add(part.forward, each)
+            found[Pass.AGAIN, part.item].add(part.forward, each * again)
+            found[Pass.BACKWARD, part.item].add(part.backward, each)
     for part in (*outer_parts(run), *engine_parts(run)):
         found[Pass.FORWARD, part.item].add(part.forward)
         found[Pass.BACKWARD, part.item].add(part.backward)
@@ -234,7 +236,7 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
     shape, tokens, size = run.shape, run.num_tokens, run.element_bytes
     hidden, width = shape.hidden_size, width_of(shape, Kind.EXPERT)
     slots, rows = tokens * shape.moe_topk, expert_rows(run, imbalance)
-    local = shape.num_experts // run.expert_size
+    local, scheme = shape.num_experts // run.expert_size, quantised_as(run)
     router = multiplying(hidden, shape.num_experts, tokens, 4)
     yield Part(Item.FLOAT32, router, times(router, 2), is_of_experts=True)
     chosen = tokens * hidden
@@ -246,19 +248,12 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
     yield Part(
         Item.ROWS, moving(there, hidden, 42), moving(back, hidden, 5), is_of_experts=True
     )  # fmt: skip
-    if scheme := quantised_as(run):
-        weights = local * 3 * hidden * width
-        decoded = moving(DECODING_TRAFFIC[scheme.strategy], weights, 240)
-        decoded.add(moving(2 * size, rows * (2 * width + hidden), 0))  # products, piece by piece
-        yield Part(Item.CODES, decoded, decoded, is_of_experts=True)
-    product = Work()
-    for inputs, outputs in ((hidden, width), (hidden, width), (width, hidden)):
-        product.add(multiplying(inputs, outputs, rows, size, local))
-        if scheme:  # each piece of dequantised weights reads all rows again
-            pieces = ceil(outputs / piece_length(outputs, local * inputs * size))
-            product.add(moving(size, (pieces - 1) * rows * inputs, pieces - 1))
     num_backward = 1 + any(one.kind is Kind.EXPERT and one.is_trained for one in base(run))
-    yield Part(Item.EXPERTS, product, times(product, num_backward), is_of_experts=True)
+    for inputs, outputs in ((hidden, width), (hidden, width), (width, hidden)):
+        product = multiplying(inputs, outputs, rows, size, local)
+        yield Part(Item.EXPERTS, product, times(product, num_backward), is_of_experts=True)
+        if scheme:
+            yield from decoding_parts(run, scheme, inputs, outputs, rows)
     if rank := describe_saving(run).expert_rank:
         yield from adapter_parts(hidden, 2 * width, rank, rows, size, local)
         yield from adapter_parts(width, hidden, rank, rows, size, local)
@@ -267,6 +262,30 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
     summed = moving(3 * size, rows * hidden, 1)  # gradients of what gate and up both read
     yield Part(Item.GATES, gates, gradients, is_of_experts=True)
     yield Part(Item.OTHER if rank or scheme else Item.GATES, Work(), summed, is_of_experts=True)
+
+
+def decoding_parts(
+    run: ResolvedRun, scheme: Scheme, inputs: int, outputs: int, rows: int
+) -> Iterator[Part]:
+    """What a projection of experts takes beside its product, if its weights are made of codes."""
+    local, size = run.shape.num_experts // run.expert_size, run.element_bytes
+    codes = local * scheme.num_bytes(outputs, inputs, scale_bytes=size)
+    forward, backward = num_pieces(run, outputs, inputs)
+    # One kernel a piece (model/decoding_kernel.py). Backward takes the same codes otherwise cut.
+    moved = codes + size * local * inputs * outputs
+    decoded = Work(forward, moved), Work(backward, moved)
+    yield Part(Item.CODES, *decoded, is_of_experts=True, is_of_chunks=True)
+    # Every piece reads all rows, and its product is laid beside the others.
+    read = (
+        moving(size, (forward - 1) * rows * inputs, forward - 1),
+        moving(size, (backward - 1) * rows * outputs, backward - 1),
+    )
+    laid = (
+        moving(2 * size, rows * outputs, forward) if forward > 1 else Work(),
+        moving(2 * size, rows * inputs, backward) if backward > 1 else Work(),
+    )
+    yield Part(Item.EXPERTS, *read, is_of_experts=True)
+    yield Part(Item.CODES, *laid, is_of_experts=True)
 
 
 def base(run: ResolvedRun) -> list[Parameter]:

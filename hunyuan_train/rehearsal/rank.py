@@ -87,6 +87,7 @@ def drive(
     stand_ins.stand_in_for_fused(watch)
     stand_ins.stand_in_for_ranks(watch, shares)
     stand_ins.stand_in_for_updates(watch)
+    stand_ins.stand_in_for_decoding(watch)
     stand_ins.stand_in_for_answers(watch)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:

@@ -19,10 +19,13 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from hunyuan_train.model import fused
+from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import num_blocks
 from hunyuan_train.optim.records import OPTIMIZERS
 from hunyuan_train.parallel import optimizer as optimizers
+from hunyuan_train.parallel import quantised_experts
+from hunyuan_train.parallel.quantised_experts import CompressedWeights
 from hunyuan_train.rehearsal.devices import Properties
 from hunyuan_train.rehearsal.watch import Watch
 
@@ -310,6 +313,25 @@ def stand_in_for_updates(watch: Watch) -> None:
 
     optimizers.compile_or_warn = compile_for_shapes
     cpu_adam.CPUAdamBuilder = Builder
+
+
+def stand_in_for_decoding(watch: Watch) -> None:
+    """Replace the kernel that makes weights of experts' codes."""
+
+    def decode_piece(
+        codes: Tensor, scales: Tensor, scheme: Scheme, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        bytes_of_row = codes.shape[-1] * codes.element_size()
+        width = 2 * bytes_of_row if scheme.is_4bit else bytes_of_row
+        values = scales.new_empty((*codes.shape[:-1], width), dtype=dtype)
+        watch.note_kernel("Triton: experts' weights from codes", codes, scales, values)
+        return values
+
+    def use_for_shapes(projections: list[CompressedWeights], dtype: torch.dtype) -> None:
+        for weights in projections:
+            weights.decoder = decode_piece
+
+    quantised_experts.compile_or_warn = use_for_shapes
 
 
 def stand_in_for_answers(watch: Watch) -> None:

@@ -91,6 +91,16 @@ def test_decoding_experts_takes_as_long_as_the_plan_says(form: str) -> None:
     compare_times(rehearsed(*flags, layers=1, gpus=1), of_all=0.03)
 
 
+@pytest.mark.slow
+def test_each_chunk_of_tokens_decodes_all_experts_again() -> None:
+    flags = ("--recipe", "one_gpu", "--moe_chunks", "4", "--gradient_accumulation_steps", "1")
+    found = rehearsed(*flags, layers=1, gpus=1)
+    planned, counted = {name: times for name, *times in time_rows(found.seen, found.run, 1.25)}[
+        Item.CODES.value
+    ]
+    assert planned == pytest.approx(counted, rel=0.03)
+
+
 def test_each_item_takes_as_long_as_the_plan_says(full: Rehearsed) -> None:
     compare_times(full)
 
