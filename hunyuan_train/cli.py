@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import importlib
 import os
 import sys
@@ -247,8 +248,11 @@ def train_as_rank(command: CommandLine) -> int:
     slots = started_slots(command.config)
     config = locate_downloads(command.config)
     resolved = resolve_here(config, machine=detect_machine(), slots=slots)
+    gc.disable()
     from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
 
+    gc.freeze()  # a million objects that stay: they are not searched for garbage, now or later
+    gc.enable()
     exit_code = SUCCESS if command.is_dry_run else run(resolved, heartbeat)
     if exit_code == SUCCESS:
         mark_done()

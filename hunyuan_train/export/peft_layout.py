@@ -9,8 +9,8 @@ dimensions: A with rows (expert, rank), B with columns (rank, expert).
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import peft
 import torch
 from torch import Tensor
 
@@ -22,6 +22,9 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import in_transformers, model_parameters
 from hunyuan_train.families.tensors import FUSED, VOCABULARY, Kind
 
+if TYPE_CHECKING:
+    import peft
+
 EXPERT_ADAPTER = re.compile(
     r"(?P<experts>.*\.experts)\.(?P<expert>\d+)"
     r"\.(?P<kind>gate_up|down)_(?P<matrix>lora_[AB])\.weight"
@@ -30,8 +33,12 @@ EXPERT_ADAPTER = re.compile(
 WRAPPERS = {"gate_up": ".base_layer", "down": ""}
 
 
-def peft_description(config: LoraConfig, shape: ModelShape, *, base_model: str) -> peft.LoraConfig:
+def peft_description(
+    config: LoraConfig, shape: ModelShape, *, base_model: str
+) -> "peft.LoraConfig":
     """What adapter_config.json says of the adapters."""
+    import peft
+
     family = family_of(shape)
     modules: list[str] = []
     parameters: list[str] = []

@@ -10,9 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import peft
 import torch
-from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 
 from hunyuan_train.config.adapters import adapted_modules
@@ -46,6 +44,8 @@ def add_linear_adapters(
     Raises:
         ConfigError: PEFT refuses the combination.
     """
+    import peft
+
     pattern = linear_pattern(config, shape)
     if pattern is None:
         return
@@ -75,6 +75,8 @@ def targets_as_named() -> Iterator[None]:
     shared expert, to the routed experts (peft/utils/transformers_weight_conversion.py; no issue is
     known). It can go when PEFT leaves a pattern alone that matches real linear layers.
     """
+    from peft.utils import transformers_weight_conversion
+
     original = transformers_weight_conversion.convert_peft_config_for_transformers
     transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
     try:

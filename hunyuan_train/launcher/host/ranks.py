@@ -28,8 +28,7 @@ from hunyuan_train.launcher.host.gpu_faults import describe_faults, find_faults
 from hunyuan_train.launcher.host.node_agent import CAUSE
 from hunyuan_train.launcher.host.probe import read_gpu_faults
 from hunyuan_train.launcher.host.supervise import die_with_parent
-from hunyuan_train.launcher.rank.heartbeat import node_folder
-from hunyuan_train.launcher.rank.worker import FAILURE_REPORT
+from hunyuan_train.launcher.rank.heartbeat import FAILURE_REPORT, node_folder
 from hunyuan_train.screen import outlive_the_screen, write_whole
 from hunyuan_train.terminal import complain
 

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # The node's folder; unset under a torchrun of the user's, where there is nobody to tell.
 FOLDER_VARIABLE = "HUNYUAN_TRAIN_NODE_FOLDER"
+FAILURE_REPORT = ".failure"  # suffix of the file in which a failing rank leaves its report
 STACKS_SIGNAL = signal.SIGUSR2
 ASKED = "asked_where_ranks_stand"
 POLL_SECONDS = 0.5

@@ -11,10 +11,9 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.extension import hold_extensions
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.environment import library_defaults
-from hunyuan_train.launcher.rank.heartbeat import is_worker, node_folder
+from hunyuan_train.launcher.rank.heartbeat import FAILURE_REPORT, is_worker, node_folder
 from hunyuan_train.terminal import complain
 
-FAILURE_REPORT = ".failure"  # suffix of the file in which a failing rank leaves its report
 # Under DeepSpeed's launcher: a folder that all hosts share. Ranks find their environment there, and
 # leave a mark at their end, because that launcher's word cannot be trusted.
 SHARED_VARIABLE = "HUNYUAN_TRAIN_SHARED"
