@@ -275,9 +275,9 @@ def main() -> int:
         f"## Growth: {date.today()}",
         "",
         f"`{' '.join(['python -m benchmarks.growth', *sys.argv[1:]])}` on {platform.machine()}, "
-        f"torch {torch.__version__}: counts of one rank and step, ZeRO-3, experts over 2 of 2 ranks "
-        "unless ranks are what grows. A value may lie above the line through the two before by "
-        f"{TOLERANCE:.0%} and {SLACK}.",
+        f"torch {torch.__version__}: counts of one rank and step, ZeRO-3, experts over 2 of 2 "
+        "ranks unless ranks are what grows. A value may lie above the line through the two "
+        f"before by {TOLERANCE:.0%} and {SLACK}.",
         *describe(curves),
         "",
     ]
