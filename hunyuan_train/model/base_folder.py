@@ -88,14 +88,18 @@ def locate_compressed(folder: Path, shape: ModelShape, scheme: Scheme) -> dict[s
     expected: dict[str, tuple[int, ...]] = {}
     for tensor in released_tensors(shape).values():
         expected |= dict(_expected(tensor, scheme, found))
-    wrong = sorted(expected.keys() ^ found.keys()) or sorted(
-        name for name, size in expected.items() if not _has_shape(found[name], size)
-    )
+    wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"{name} is unknown" for name in sorted(found.keys() - expected.keys())]
+    wrong = wrong or [
+        f"{name} is {list(found[name].shape)} and not {list(size)}"
+        for name, size in sorted(expected.items())
+        if not _has_shape(found[name], size)
+    ]
     if wrong:
         raise ConfigError(
-            f"the weights in {folder} do not fit its config.json: {wrong[0]} and "
-            f"{len(wrong) - 1} others are missing, unknown or misshapen; quantize again, or "
-            "download it again"
+            f"the weights in {folder} do not fit its config.json, which says {scheme.title}: "
+            f"{wrong[0]}, the first of {len(wrong)} such tensors; quantize again, "
+            "or download it again"
         )
     return found
 
@@ -103,11 +107,21 @@ def locate_compressed(folder: Path, shape: ModelShape, scheme: Scheme) -> dict[s
 def _expected(
     tensor: StoredTensor, scheme: Scheme, found: dict[str, TensorLocation]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of what stands for a weight: itself, where a folder leaves it as it was."""
+    """Names and shapes of what stands for a weight: itself, where a folder leaves it as it was.
+
+    Raises:
+        ConfigError: its inputs are no whole groups.
+    """
     plain = found.get(tensor.name)
     if not is_compressed(tensor) or (plain is not None and plain.dtype not in ("F8_E4M3", "U8")):
         yield tensor.name, tensor.shape
         return
+    if scheme.group_size and tensor.shape[1] % scheme.group_size:
+        raise ConfigError(
+            f"the {CONFIG} of the base says groups of {scheme.group_size}, which do not divide the "
+            f"{tensor.shape[1]} inputs of {tensor.name}; give a folder that was quantised in "
+            "groups which divide all widths"
+        )
     for name, (_, size) in scheme.stored(tensor, "").items():
         yield name, size
 

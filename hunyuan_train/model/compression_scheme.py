@@ -170,6 +170,8 @@ def read_scheme(config: Mapping[str, Any], source: str) -> Scheme | None:
             return _read_fp8(stated)
         if stated["quant_method"] == "gptq":
             return _read_gptq(stated, source)
+        if stated["quant_method"] != METHOD:
+            raise ValueError(f"quant_method {stated['quant_method']}")
         [group] = stated["config_groups"].values()
         weights = group["weights"]
         strategy = weights["strategy"]
@@ -181,6 +183,8 @@ def read_scheme(config: Mapping[str, Any], source: str) -> Scheme | None:
             is_known = is_known and weights["block_structure"] == [BLOCK, BLOCK]
         if not is_known or type(size) is not int or (strategy == "group" and size < NIBBLES):
             raise ValueError(f"{strategy} weights of {kind}")
+    except ConfigError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{source} has a {CONFIG} that is not read here ({error}); what is read is "
@@ -216,5 +220,5 @@ def _read_gptq(stated: Mapping[str, Any], source: str) -> Scheme:
     if kind not in ((4, True, "gptq"), (4, True, "gptq_v2")):
         raise ValueError(f"gptq with bits, sym and checkpoint_format {kind}")
     if type(size) is not int or size < NIBBLES or size % NIBBLES:
-        raise ValueError(f"gptq with groups of {size}")
+        raise ValueError(f"gptq with group_size {size}, and no multiple of {NIBBLES}")
     return Scheme("group", size, packing=form)

@@ -109,11 +109,18 @@ def test_each_rank_has_its_own_experts_with_the_numbers_of_the_files(
 
 def test_bad_quantised_bases_are_refused_in_a_paragraph(tmp_path: Path) -> None:
     write_base(tmp_path / "act", "GPTQ", stated=GPTQ | {"desc_act": True})
-    with pytest.raises(ConfigError, match=r"desc_act true.*desc_act false"):
+    with pytest.raises(ConfigError, match=r"^\S+ has desc_act true.*desc_act false"):
         resolve_base(str(tmp_path / "act/base"))
     write_base(tmp_path / "size", "GPTQ", stated=GPTQ | {"group_size": -1})
-    with pytest.raises(ConfigError, match="gptq with groups of -1"):
+    with pytest.raises(ConfigError, match="gptq with group_size -1"):
         resolve_base(str(tmp_path / "size/base"))
+    write_base(tmp_path / "wide", "GPTQ", stated=GPTQ | {"group_size": 32})
+    shape = resolve_base(str(tmp_path / "wide/base"))
+    with pytest.raises(ConfigError, match="groups of 32, which do not divide the 48 inputs"):
+        open_base(tmp_path / "wide/base", shape)
+    write_base(tmp_path / "awq", "GPTQ", stated={"quant_method": "awq"})
+    with pytest.raises(ConfigError, match="quant_method awq"):
+        resolve_base(str(tmp_path / "awq/base"))
     for name, options, words in (
         ("zero", {"zero": 9}, "sym true"),
         ("order", {"act_order": True}, "act-order"),
