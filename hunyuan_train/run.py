@@ -460,7 +460,7 @@ def export(
     if config.lora.use_lora:
         trained = read_prompts(engine, shape, written_dtype=trained_dtype(config))
         name = config.model.model_name_or_path
-        base = as_computed(config.model, shape, source, trained_dtype(config))
+        base = as_computed(config.model.expert_weights, shape, source, trained_dtype(config))
         check = partial(check_adapter, trained, base)
         tokenizer = load_tokenizer(tokenizer_folder(config.model), config.model.add_tokens)
         return export_adapter(

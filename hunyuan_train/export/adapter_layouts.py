@@ -26,10 +26,10 @@ from hunyuan_train.checkpoint.publish import (
 )
 from hunyuan_train.export.lora_deltas import DESCRIPTION, WEIGHTS, Change, read_changes
 from hunyuan_train.export.peft_layout import PREFIX, WRAPPERS
-from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import FUSED
 from hunyuan_train.json_file import read_json_object
+from hunyuan_train.model.base_folder import resolve_base
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def convert_adapter(base: Path, adapter: Path, folder: Path, layout: str) -> Non
         CheckpointError: it does not belong on the base, is a DoRA (which no server takes), or has
             no place in the layout.
     """
-    shape = read_shape(base)
+    shape = resolve_base(str(base.absolute()))
     before = read_changes(adapter, shape)
     settings = read_json_object(adapter / DESCRIPTION)
     if settings.get("use_dora") and layout != "peft":

@@ -25,8 +25,9 @@ from hunyuan_train.model.compression_scheme import (
     Scheme,
     read_scheme,
 )
-from hunyuan_train.model.safetensors_files import read_range
-from hunyuan_train.model.safetensors_header import TensorLocation
+from hunyuan_train.model.released_files import DTYPES as PLAIN_DTYPES
+from hunyuan_train.model.safetensors_files import DTYPES, read_range
+from hunyuan_train.model.safetensors_header import TensorLocation, largest
 from hunyuan_train.model.weights import SafetensorsFolder, WeightSource, is_finite
 
 
@@ -48,6 +49,16 @@ class CompressedFolder:
             ConfigError: naming a tensor that is missing, unknown or of another form.
         """
         return cls(locate_compressed(folder, shape, scheme), scheme)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights that are not compressed: that of the largest of them."""
+        plain = {
+            name: one
+            for name, one in self.locations.items()
+            if one.dtype in PLAIN_DTYPES and not name.endswith((SCALE, ".scales"))
+        }
+        return DTYPES[largest(plain).dtype]
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened weight: [stop - start], dequantised.

@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hunyuan_train.config.schema import ModelConfig
-from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import stored_tensors
 from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.model.compressed_values import decode, encode
 from hunyuan_train.model.compressed_weights import CompressedFolder
@@ -67,7 +64,7 @@ class ComputedBase:
 
 
 def find_codes(
-    config: ModelConfig,
+    expert_weights: str,
     shape: ModelShape,
     source: WeightSource,
     dtype: torch.dtype,
@@ -77,43 +74,23 @@ def find_codes(
     """Where the codes of quantised experts come from; None where experts are kept as they are.
 
     Args:
-        config: says how they are kept.
+        expert_weights: how they are kept (--expert_weights).
         shape: of the model.
         source: of the base.
         dtype: of training.
         device: on which codes are made.
     """
     base = source.base if isinstance(source, WithNewRows) else source
-    if config.expert_weights == "base":
+    if expert_weights == "base":
         assert isinstance(base, CompressedFolder), "the rules let no other base through"
         return base
-    scheme = scheme_of(config.expert_weights, shape)
+    scheme = scheme_of(expert_weights, shape)
     return QuantisedOnReading(source, scheme, dtype, device) if scheme else None
 
 
 def as_computed(
-    config: ModelConfig, shape: ModelShape, source: WeightSource, dtype: torch.dtype
+    expert_weights: str, shape: ModelShape, source: WeightSource, dtype: torch.dtype
 ) -> WeightSource:
     """The base as a run computes with it, in which its adapters are checked."""
-    codes = find_codes(config, shape, source, dtype)
+    codes = find_codes(expert_weights, shape, source, dtype)
     return ComputedBase(source, codes) if codes else source
-
-
-@torch.no_grad()
-def round_experts(model: nn.Module, shape: ModelShape, expert_weights: str) -> None:
-    """Round a plain model's routed experts, in place, to what a run with that form computes with.
-
-    Args:
-        model: of Transformers, with its weights.
-        shape: of the model.
-        expert_weights: one of the forms that are made while loading.
-    """
-    scheme = scheme_of(expert_weights, shape)
-    assert scheme is not None, "this form has codes"
-    for name, parameter in model.named_parameters():
-        parts = stored_tensors(family_of(shape), name, tuple(parameter.shape))
-        flat = parameter.view(-1).split([tensor.numel for tensor in parts])
-        for tensor, values in zip(parts, flat, strict=True):
-            if tensor.kind is Kind.EXPERT:
-                weight = values.view(tensor.shape)
-                weight.copy_(decode(*encode(weight, scheme), scheme))

@@ -52,19 +52,38 @@ class LoopedExperts(nn.Module):
 
     def forward(self, hidden_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """The weighted sum of what each token's experts make of it: [tokens, hidden]."""
-        output_TD = torch.zeros_like(hidden_TD)
-        rounded_TD = self.rounding(hidden_TD)
-        for expert in experts_TK.unique().tolist():
-            tokens, places = torch.where(experts_TK == expert)
-            inner = self.rounding(self.compute_inner(expert, rounded_TD[tokens]))
-            values = functional.linear(inner, self.down_proj[expert])
-            output_TD.index_add_(0, tokens, values * weights_TK[tokens, places, None])
-        return output_TD
+        return run_each_expert(self.rounding(hidden_TD), experts_TK, weights_TK, self._run)
+
+    def _run(self, expert: int, hidden_TD: Tensor) -> Tensor:
+        inner = self.rounding(self.compute_inner(expert, hidden_TD))
+        return functional.linear(inner, self.down_proj[expert])
 
     def compute_inner(self, expert: int, hidden_TD: Tensor) -> Tensor:
         """What goes into an expert's last projection: [tokens, width]."""
         gate, up = functional.linear(hidden_TD, self.gate_up_proj[expert]).chunk(2, dim=-1)
         return functional.silu(gate) * up
+
+
+def run_each_expert(
+    hidden_TD: Tensor,
+    experts_TK: Tensor,
+    weights_TK: Tensor,
+    run: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """The weighted sum of what each token's experts make of it: [tokens, hidden].
+
+    Args:
+        hidden_TD: of the tokens.
+        experts_TK: those of each token.
+        weights_TK: of each of them.
+        run: one expert, on the rows that are its own.
+    """
+    output_TD = torch.zeros_like(hidden_TD)
+    for expert in experts_TK.unique().tolist():
+        tokens, places = torch.where(experts_TK == expert)
+        values = run(expert, hidden_TD[tokens]) * weights_TK[tokens, places, None]
+        output_TD.index_add_(0, tokens, values.to(output_TD.dtype))
+    return output_TD
 
 
 class LayerStream:

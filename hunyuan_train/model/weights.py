@@ -37,6 +37,11 @@ class LocatedSource(WeightSource, Protocol):
 
     locations: dict[str, TensorLocation]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, but for those that are quantised."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SeededWeights:

@@ -85,7 +85,7 @@ def build_engine(
     use_sequence_parallel(attention, config.parallel.sequence_parallel_size)
     device = torch.device(get_accelerator().current_device_name())
     dtype = training_dtype(settings)
-    codes = find_codes(config.model, shape, source, dtype, device=device)
+    codes = find_codes(config.model.expert_weights, shape, source, dtype, device=device)
     codes = with_cache(codes, config.model, find_cache_dir(config.data), dtype)
     model = build_split_model(
         shape,

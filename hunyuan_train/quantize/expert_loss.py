@@ -78,7 +78,7 @@ def measure_expert_loss(
     rows = choose_rows(dataset, config.evaluation.expert_loss_samples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if run.is_bf16 else torch.float32
-    codes = find_codes(config.model, run.shape, source, dtype, device=device)
+    codes = find_codes(config.model.expert_weights, run.shape, source, dtype, device=device)
     assert codes is not None, "this form has codes"
     found = ExpertLoss(form, compare_bases(run.shape, source, codes, rows, device=device.type))
     say_expert_loss(found)

@@ -67,7 +67,7 @@ def read_artefact(path: Path, *, base: Path | None) -> Artefact:
     if is_adapter(path):
         settings = read_json_object(path / ADAPTER)
         features |= _adapter_features(settings, shape)
-        found = _find_experts(path / ADAPTER_WEIGHTS)
+        found = find_experts(path / ADAPTER_WEIGHTS)
         if "single experts" not in found and "adapter on experts" in features:
             found.add("stacked experts")
         features |= found
@@ -131,7 +131,7 @@ def _adapter_features(settings: dict[str, Any], shape: ModelShape) -> set[str]:
     return features
 
 
-def _find_experts(weights: Path) -> set[str]:
+def find_experts(weights: Path) -> set[str]:
     """What the names in an adapter's file say of routed experts; nothing where it has none on them.
 
     Raises:

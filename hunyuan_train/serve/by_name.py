@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.families.registry import PRESETS, read_shape
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.hub.models import fetch_description, fetch_weights
 from hunyuan_train.hub.names import DEFAULT_FOLDER, SHOWN_FOLDER, TITLES, Hub, parse_model_name
 from hunyuan_train.log import log_to_screen
+from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import (
     find_export,
@@ -73,7 +74,7 @@ def check_model(arguments: argparse.Namespace) -> ModelShape:
     folder = find_model_folder(arguments.model, base=arguments.base)
     if is_adapter(arguments.model) and not arguments.any_base:
         check_base(arguments.model, folder)
-    return read_shape(folder)
+    return resolve_base(str(folder.absolute()))
 
 
 def find_folder(text: str, *, hub: Hub, download_dir: Path) -> Path:
@@ -95,6 +96,6 @@ def find_folder(text: str, *, hub: Hub, download_dir: Path) -> Path:
     folder, weights = fetch_description(name, download_dir, takes_adapters=True)
     if weights:
         if not is_adapter(folder):
-            read_shape(folder)
+            resolve_base(str(folder.absolute()))
         fetch_weights(weights)
     return folder

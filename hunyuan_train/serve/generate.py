@@ -1,5 +1,7 @@
 """Let a model on disk answer, through plain Transformers, and PEFT where it is an adapter.
 
+Quantised weights are read by our own code (`base_model.py`), with the numbers of training.
+
 Prompts are ours (`data/rendering/prompt.py`); all behind them is what any user of the folder has.
 """
 
@@ -9,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.new_tokens import add_stored
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
-from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.vocabulary import check_vocabulary
-from hunyuan_train.model.build import native_config
-from hunyuan_train.model.expert_codes import round_experts
-from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.serve.adapter import put_adapter
+from hunyuan_train.serve.base_model import load_base
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder, is_adapter
 from hunyuan_train.serve.trained_pair import read_trained_on
@@ -70,8 +70,7 @@ def load_model(
         folder: either.
         base: where the adapter's base model lies; by default where it lay in training.
         tokenizer: folder of the tokenizer; by default the model's.
-        as_trained: experts that an adapter's run quantised while loading are rounded to what those
-            codes mean.
+        as_trained: experts that an adapter's run quantised while loading are what those codes mean.
 
     Raises:
         ServeError: see `find_model_folder`.
@@ -79,45 +78,19 @@ def load_model(
         DataError: no tokenizer.
     """
     model_folder = find_model_folder(folder, base=base)
-    shape = read_shape(model_folder)
+    shape = resolve_base(str(model_folder.absolute()))
     words = load_tokenizer(tokenizer or model_folder)
     check_vocabulary(str(model_folder), shape, words)
     words = add_stored(words, folder)  # of an adapter
-    weights = SafetensorsFolder.open(model_folder, shape)  # names what is missing or damaged
     transformers_logging.disable_progress_bar()  # it would tear ours
     transformers_logging.set_verbosity_error()  # greedy answers make it warn of unused settings
-    model = AutoModelForCausalLM.from_pretrained(
-        model_folder,
-        config=native_config(shape),
-        dtype=weights.dtype,
-        device_map="auto" if torch.cuda.is_available() else None,
-    )
-    if is_adapter(folder):
-        trained = read_trained_on(folder)
-        if as_trained and trained is not None and trained.is_made:
-            refuse_offloaded(model, trained.form)
-            round_experts(model, shape, trained.form)
-        model = put_adapter(model, folder)
+    adapter = folder if is_adapter(folder) else None
+    trained = read_trained_on(folder) if adapter and as_trained else None
+    made_form = trained.form if trained is not None and trained.is_made else ""
+    model = load_base(model_folder, shape, adapter=adapter, made_form=made_form)
+    if adapter is not None:
+        model = put_adapter(model, adapter)
     return ServedModel(model.eval(), shape, words)
-
-
-def refuse_offloaded(model: PreTrainedModel, form: str) -> None:
-    """Refuse weights that lie outside of the GPUs, which nothing here could round.
-
-    Args:
-        model: as loaded.
-        form: of experts, which would be rounded.
-
-    Raises:
-        ServeError: some parameter has no memory of its own.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ServeError(
-            f"the adapter was trained on experts in {form}, and the base does not fit on the GPUs "
-            "here in bfloat16, in which its experts are rounded to the values of that format. Hide "
-            "the GPUs (CUDA_VISIBLE_DEVICES=) to answer on the CPU, which takes long, or merge the "
-            "adapter and serve the merged model"
-        )
 
 
 class TokenWatch(BaseStreamer):

@@ -25,6 +25,7 @@ from tests.clients.environments import client_python
 from tests.export.test_merge import ATTENTION, EXPERTS, SHARED, make_adapter, tensors_of
 from tests.families.hy_v3_folder import SHAPE as HY_V3
 from tests.families.hy_v3_folder import write_hy_v3
+from tests.quantised_bases import quantise_base
 from tests.quantize.gguf.llama_cpp import WIDE
 from tests.released import SHAPE, write_released
 from tests.taught import write_base
@@ -92,6 +93,9 @@ def test_a_converted_adapter_changes_the_model_in_the_same_way(tmp_path: Path) -
     before, after = load_file(peft / WEIGHTS), load_file(back / WEIGHTS)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
+    quantise_base(base, tmp_path / "fp8", "FP8 by tensor", SHAPE)  # whose adapters are the same
+    convert_adapter(tmp_path / "fp8", peft, tmp_path / "of_fp8", "sglang")
+    assert (tmp_path / "of_fp8" / WEIGHTS).read_bytes() == (single / WEIGHTS).read_bytes()
     settings = {one: read_json_object(one / "adapter_config.json") for one in (peft, single, back)}
     for name in ("target_modules", "target_parameters"):
         assert sorted(settings[back][name]) == sorted(settings[peft][name])

@@ -1,23 +1,29 @@
 """Bases that are quantised already are trained on the numbers that their files mean."""
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hunyuan_train.config.schema import LoraConfig, ModelConfig
+from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.export.adapter import export_adapter
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.model.compression_scheme import is_compressed
 from hunyuan_train.model.find_model import open_base
+from hunyuan_train.objectives.log_probabilities import judge
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.quantised_experts import dequantised_experts
 from hunyuan_train.selftest import reference
+from hunyuan_train.serve.adapter import put_adapter
+from hunyuan_train.serve.base_model import load_base
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch
 from tests.engines import my_share, small_engine
@@ -27,6 +33,7 @@ from tests.ranks import run_each
 
 LORA = LoraConfig(use_lora=True, lora_rank=8, lora_alpha=16, lora_target_modules="all")
 NUM_STEPS = 3
+JUDGED = global_batch(NUM_STEPS, 2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,8 +52,15 @@ def test_a_base_is_read_as_its_format_defines_it(tmp_path: Path, layout: str) ->
         assert torch.equal(source.read(tensor, start, stop), expected.flatten()[start:stop])
 
 
-def train_base(folder: Path, expert_size: int) -> tuple[list[float], dict[str, Tensor]]:
-    """Train adapters on a base; losses, and this rank's experts as they compute."""
+def train_base(
+    folder: Path, expert_size: int
+) -> tuple[list[float], dict[str, Tensor], list[np.ndarray]]:
+    """Train adapters on a base.
+
+    Returns:
+        losses, this rank's experts as they compute, and of its share of `JUDGED` the
+        log-probability of every document.
+    """
     shape = resolve_base(str(folder / "base"))
     engine = small_engine(
         stage=3,
@@ -65,7 +79,7 @@ def train_base(folder: Path, expert_size: int) -> tuple[list[float], dict[str, T
     ]
     export_adapter(engine, folder / "after", LORA, shape, base_model="base")
     experts = {tensor.name: values for tensor, values in dequantised_experts(engine.module)}
-    return losses, experts
+    return losses, experts, judge(engine, my_share(JUDGED), None)
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +114,36 @@ def test_each_rank_has_its_own_experts_with_the_numbers_of_the_files(
 ) -> None:
     folder, ranks = trained[layout]
     stored = load_file(folder / "base/model.safetensors")
-    first, second = (experts for _, experts in ranks)
+    first, second = (experts for _, experts, _ in ranks)
     assert not first.keys() & second.keys()
     assert len(first) == len(second) == 2 * 3 * 4  # layers, projections, half of the experts
     for name, values in {**first, **second}.items():
         assert torch.equal(values, plain_values(layout, name, stored).float().flatten()), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_answers_gives_the_log_probabilities_of_the_run(
+    trained: dict[str, tuple[Path, list]], layout: str
+) -> None:
+    folder, ranks = trained[layout]
+    base = folder / "base"
+    shape, dtype = resolve_base(str(base)), torch.float32  # of the run
+    adapter = folder / "after"
+    model = put_adapter(load_base(base, shape, adapter=adapter, dtype=dtype), adapter)
+    run = [logps for _, _, logps in ranks]
+    for batch, expected in zip(JUDGED, itertools.chain(*run), strict=True):
+        bounds = zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)
+        found = [sum_answer(model, batch, start, stop) for start, stop in bounds]
+        assert found == pytest.approx(expected, abs=1e-4)  # of sums over 20 tokens
+
+
+@torch.no_grad()
+def sum_answer(model: nn.Module, batch: Batch, start: int, stop: int) -> float:
+    """Log-probability of what one document of a batch has labels for."""
+    ids, labels = (torch.from_numpy(row[start:stop]) for row in (batch.input_ids, batch.labels))
+    logps = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    taught = labels >= 0
+    return logps[taught].gather(1, labels[taught, None]).double().sum().item()
 
 
 def test_bad_quantised_bases_are_refused_in_a_paragraph(tmp_path: Path) -> None:

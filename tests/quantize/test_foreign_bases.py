@@ -25,9 +25,14 @@ CLIENTS = Path(__file__).parents[1] / "clients"
 # Groups of 128, which W4A16 has, and of 32 divide all widths.
 SIZES = {"hidden_size": 256, "intermediate_size": 128}
 KNOWN = 0.1  # nats a token: all that was learned by heart, after rounding to few bits
+LLMCOMPRESSOR = ("llmcompressor", "llmcompressor_oneshot.py")
 FOLDERS = {  # how each is called, and as what it is read
     "GPTQ by GPTQModel": (("gptqmodel", "gptqmodel_quantize.py"), "gptq:32"),
-    "W4A16": (("llmcompressor", "llmcompressor_oneshot.py", "W4A16"), "group:128"),
+    "W4A16": ((*LLMCOMPRESSOR, "W4A16"), "group:128"),
+    # One weight_scale and one input_scale for each tensor, as A13B and Hy3 are released in FP8.
+    "FP8": ((*LLMCOMPRESSOR, "FP8"), "tensor"),
+    "FP8_DYNAMIC": ((*LLMCOMPRESSOR, "FP8_DYNAMIC"), "channel"),
+    "FP8_BLOCK": ((*LLMCOMPRESSOR, "FP8_BLOCK"), "block"),
 }
 
 
@@ -62,7 +67,7 @@ def read_losses(run: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_of_another_library_is_trained_resumed_and_exported(
+def test_a_folder_of_another_library_is_trained_resumed_exported_and_asked(
     name: str, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, title = FOLDERS[name]
@@ -96,3 +101,9 @@ def test_a_folder_of_another_library_is_trained_resumed_and_exported(
     asked = ["--engine", "vllm", "--print", "--gpus", "1", "--gpu_memory", "80"]
     assert main(["serve", str(run / "export"), *asked]) == 0
     assert str(base) in capsys.readouterr().out
+
+    [question, answer] = SLOW["messages"]
+    asked = ["--prompt", question["content"], "--temperature", "0", "--json"]
+    for model in (run / "export", base):  # neither training nor rounding undid what it knows
+        assert main(["chat", str(model), *asked]) == 0
+        assert json.loads(capsys.readouterr().out)["content"] == answer["content"]

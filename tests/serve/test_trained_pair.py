@@ -3,24 +3,31 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hunyuan_train import cli
-from hunyuan_train.config.schema import LoraConfig, ModelConfig
+from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.export.huggingface_folder import write_adapter
+from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.base_folder import identify_weights, resolve_base
 from hunyuan_train.model.expert_codes import as_computed
 from hunyuan_train.model.find_model import open_base
-from hunyuan_train.serve.errors import ServeError
-from hunyuan_train.serve.generate import load_model, refuse_offloaded
+from hunyuan_train.selftest.reference import plain_model
+from hunyuan_train.serve.base_model import load_base
+from hunyuan_train.serve.generate import load_model
+from hunyuan_train.shipped import TINY_TOKENIZER
 from tests import taught
-from tests.quantised_bases import write_base
+from tests.families.hy_v3_folder import SHAPE as HY_V3
+from tests.families.hy_v3_folder import write_hy_v3
+from tests.quantised_bases import LAYOUTS, quantise_base, write_base
+from tests.released import SHAPE
 
 QUESTIONS = Path(__file__).parents[2] / "data/practice_eval.jsonl"
 ASKED = ["--engine", "vllm", "--print", "--gpus", "2", "--gpu_memory", "80"]
@@ -142,23 +149,63 @@ def test_a_loaded_pair_computes_what_the_run_computed(tmp_path: Path, kept: str)
     adapter = make_adapter(tmp_path / "adapter", plain, kept)
     shape = resolve_base(str(plain))
     source = open_base(plain, shape)
-    config = ModelConfig(expert_weights=kept)
-    for as_trained, expected in (
-        (True, as_computed(config, shape, source, torch.float32)),
-        (False, source),
-    ):
-        served = load_model(adapter, as_trained=as_trained)
-        found = served.model.get_base_model().model.layers[1].mlp.experts.down_proj
-        for expert in range(shape.num_experts):
-            name = f"model.layers.1.mlp.experts.{expert}.down_proj.weight"
-            tensor = released_tensors(shape)[name]
-            values = expected.read(tensor, 0, tensor.numel)
-            assert torch.equal(found[expert].flatten(), values), name
+    computed = as_computed(kept, shape, source, torch.float32)
+    coded = load_model(adapter).model.get_base_model()
+    for_experts = load_base(plain, shape, adapter=None, made_form=kept, keeps_codes=False)
+    untouched = load_model(adapter, as_trained=False).model.get_base_model()
+    found = [
+        lambda expert: coded.model.layers[1].mlp.experts.weight("down_proj", expert),
+        lambda expert: for_experts.model.layers[1].mlp.experts.down_proj[expert],
+    ]
+    for expert in range(shape.num_experts):
+        name = f"model.layers.1.mlp.experts.{expert}.down_proj.weight"
+        tensor = released_tensors(shape)[name]
+        values = computed.read(tensor, 0, tensor.numel).view(tensor.shape)
+        assert all(torch.equal(read(expert), values) for read in found), name
+        values = source.read(tensor, 0, tensor.numel).view(tensor.shape)
+        assert torch.equal(untouched.model.layers[1].mlp.experts.down_proj[expert], values), name
+    assert coded.generation_config.to_diff_dict() == untouched.generation_config.to_diff_dict()
 
 
-def test_a_base_that_lies_beside_the_gpus_cannot_be_rounded(tmp_path: Path) -> None:
-    plain = taught.write_base(tmp_path / "plain", intermediate_size=96)
-    model = load_model(plain).model
-    refuse_offloaded(model, "nf4")
-    with pytest.raises(ServeError, match="trained on experts in nf4, and the base does not fit"):
-        refuse_offloaded(cpu_offload(model), "nf4")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_quantised_base_computes_as_the_plain_model_with_its_numbers(
+    tmp_path: Path, layout: str
+) -> None:
+    write_base(tmp_path, layout)
+    shape = resolve_base(str(tmp_path / "base"))
+    check_logits(tmp_path / "base", plain_model(shape, open_base(tmp_path / "base", shape)))
+
+
+def test_a_quantised_hy_v3_computes_as_the_plain_model(tmp_path: Path) -> None:
+    write_hy_v3(tmp_path / "plain")
+    base = tmp_path / "base"
+    quantise_base(tmp_path / "plain", base, "FP8 by tensor", HY_V3)
+    shape = resolve_base(str(base))
+    check_logits(base, plain_model(shape, open_base(base, shape)))
+
+
+def check_logits(base: Path, plain: nn.Module) -> None:
+    """Compare a folder as it answers, from codes and from whole experts, with a plain model."""
+    shape, ids = resolve_base(str(base)), torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = plain.eval()(input_ids=ids).logits
+        for keeps_codes in (True, False):
+            found = load_base(
+                base, shape, adapter=None, dtype=torch.float32, keeps_codes=keeps_codes
+            )
+            logits = found(input_ids=ids).logits
+            torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_chat_answers_on_a_quantised_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = load_tokenizer(TINY_TOKENIZER)
+    ids = {"pad_token_id": words.pad_id, "eos_token_id": words.eos_id, "eod_token_id": words.eos_id}
+    write_base(tmp_path, "FP8 by tensor", replace(SHAPE, **ids))
+    base = tmp_path / "base"
+    adapter = make_adapter(tmp_path / "adapter", base, "base")
+    asked = ["--prompt", "?", "--tokenizer", TINY_TOKENIZER, "--max_new_tokens", 3, "--json"]
+    for model in (adapter, base):
+        assert cli.main(["chat", *map(str, (model, *asked))]) == 0
+        assert json.loads(capsys.readouterr().out)["usage"]["completion_tokens"] >= 1

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from hunyuan_train.data.batches.loader import Batch
-from hunyuan_train.model.build import native_config
+from hunyuan_train.model.base_folder import resolve_base
 from hunyuan_train.model.compressed_weights import open_model
 from hunyuan_train.model.layer_stream import LayerStream, make_table
 from hunyuan_train.serve.adapter import put_adapter
+from hunyuan_train.serve.base_model import load_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,8 @@ def score_adapter(
     folder: Path, base: Path, texts: Sequence[AskedText], tell: Callable[[str], None]
 ) -> Reference:
     """Read them through a base model with an adapter, and without it."""
-    shape, _, _ = open_model(base)
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        config=native_config(shape),
-        dtype=torch.float32,
-        device_map="auto" if torch.cuda.is_available() else None,
-    )
+    shape = resolve_base(str(base.absolute()))
+    model = load_base(base, shape, adapter=folder, dtype=torch.float32)
     adapted: PeftModel = put_adapter(model, folder)
     tuned, plain = [], []
     for number, one in enumerate(texts):
