@@ -197,15 +197,19 @@ def check_logits(base: Path, plain: nn.Module) -> None:
             torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_chat_answers_on_a_quantised_base(
+def test_chat_and_evaluate_answer_on_a_quantised_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = load_tokenizer(TINY_TOKENIZER)
     ids = {"pad_token_id": words.pad_id, "eos_token_id": words.eos_id, "eod_token_id": words.eos_id}
-    write_base(tmp_path, "FP8 by tensor", replace(SHAPE, **ids))
+    shape = replace(SHAPE, vocab_size=words.vocab_size, **ids)
+    write_base(tmp_path, "FP8 by tensor", shape)
     base = tmp_path / "base"
     adapter = make_adapter(tmp_path / "adapter", base, "base")
-    asked = ["--prompt", "?", "--tokenizer", TINY_TOKENIZER, "--max_new_tokens", 3, "--json"]
+    common = ["--tokenizer", TINY_TOKENIZER, "--max_new_tokens", 3, "--json"]
     for model in (adapter, base):
-        assert cli.main(["chat", *map(str, (model, *asked))]) == 0
+        assert cli.main(["chat", *map(str, (model, "--prompt", "?", *common))]) == 0
         assert json.loads(capsys.readouterr().out)["usage"]["completion_tokens"] >= 1
+    asked = (adapter, QUESTIONS, "--number", 1, *common)
+    assert cli.main(["evaluate", *map(str, asked)]) == 0
+    assert json.loads(capsys.readouterr().out)["eval_valid_format"] == 0  # weights are random
