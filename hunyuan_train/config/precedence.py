@@ -1,7 +1,8 @@
 """Flags over a file of settings, also where the two say the same thing by different settings.
 
 A recipe that counts steps gives way to a flag that counts epochs, and one that holds out a share of
-the training data to a flag that names a file of held-out dialogues.
+the training data to a flag that names a file of held-out dialogues. The demo's held-out dialogues
+give way where flags ask for preferences.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 
+DEMO_HELD_OUT = "data/practice_eval.jsonl"
 Values = dict[str, Any]  # settings by name, still as YAML or the command line has them
 
 # Of two settings that say the same in different ways, which one is looked at first.
@@ -34,6 +36,8 @@ def _merge_held_out(kept: Values, flags: Mapping[str, Any]) -> Values:
         kept.pop("eval_fraction", None)
     elif _is_share(flags.get("eval_fraction")):
         kept.pop("eval_data_file", None)
+    elif flags.get("objective", "sft") != "sft" and kept.get("eval_data_file") == DEMO_HELD_OUT:
+        kept = {name: kept[name] for name in kept if name not in ("eval_data_file", "eval_steps")}
     merged = {**kept, **flags}
     share, file = merged.get("eval_fraction"), merged.get("eval_data_file")
     if _is_share(share) and _is_file(file):

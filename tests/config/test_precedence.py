@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from hunyuan_train.config.load import load_config
+from hunyuan_train.config.precedence import DEMO_HELD_OUT
 from hunyuan_train.errors import ConfigError
 
 
@@ -73,3 +74,11 @@ def test_a_warm_up_by_flag_wins_over_the_files(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("warmup_steps: 10\n")
     assert load_config([str(path), "--warmup_ratio", "0.1"]).optimizer.warmup_steps == 0
+
+
+def test_the_demo_holds_no_dialogues_out_where_preferences_are_learned() -> None:
+    pairs = ("--recipe", "tiny", "--objective", "dpo", "--train_data_file", "pairs.jsonl")
+    assert _load(*pairs) == (0.0, None, 0)
+    assert _load(*pairs, "--eval_data_file", "held_out.jsonl")[1] == "held_out.jsonl"
+    assert _load(*pairs, "--eval_fraction", "0.1")[0] == 0.1
+    assert _load("--recipe", "tiny", "--objective", "sft")[1] == DEMO_HELD_OUT
