@@ -25,7 +25,7 @@ from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.quantize.float8_writer import write_float8
-from hunyuan_train.quantize.formats import Calibration, Job
+from hunyuan_train.quantize.job import Calibration, Job
 
 
 def make_model(folder: Path, gigabytes: float) -> ModelShape:

@@ -60,6 +60,9 @@ class Family:
     presets: Mapping[str, ModelShape]
     parsers: Mapping[str, Parsers]  # by the engine's name; engines that are not named have none
     moe: MoeBlock | None = None
+    # Files from which llama.cpp's converter takes the vocabulary of this family; none: llama.cpp
+    # does not have the architecture.
+    gguf_vocabularies: tuple[str, ...] = ()
     # Parts of names that others spell otherwise: released, other.
     in_transformers: tuple[tuple[str, str], ...] = ()
     in_engine: tuple[tuple[str, str], ...] = ()

@@ -126,4 +126,5 @@ HUNYUAN_V1_DENSE = Family(
         "hunyuan-0.5b": HUNYUAN_0_5B,
     },
     parsers=PARSERS,
+    gguf_vocabularies=("hy.tiktoken", "tokenizer.json"),
 )

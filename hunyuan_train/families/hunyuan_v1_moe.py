@@ -187,6 +187,7 @@ HUNYUAN_V1_MOE = Family(
         (".mlp.gate.wg.", ".mlp.router.gate."),
         (".mlp.shared_mlp.", ".mlp.shared_experts."),
     ),
+    gguf_vocabularies=("hy.tiktoken",),
     # PEFT 0.21 sends gate_proj, up_proj and down_proj of this model type to the routed experts.
     peft_by_parameter=(Kind.SHARED_EXPERT,),
 )

@@ -273,6 +273,7 @@ HY_V3 = Family(
         (".mlp.expert_bias", ".mlp.router.e_score_correction_bias"),
         (".mlp.shared_mlp.", ".mlp.shared_experts."),
     ),
+    gguf_vocabularies=("tokenizer.json",),
     carries_config=True,
     # The same projections stand in the first layer, in the shared and in the routed experts; the
     # router is no linear layer.

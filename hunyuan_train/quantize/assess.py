@@ -20,9 +20,10 @@ from hunyuan_train.model.compressed_values import round_activations
 from hunyuan_train.model.compressed_weights import CompressedFolder, open_model
 from hunyuan_train.model.weights import SeededWeights, WeightSource
 from hunyuan_train.progress import tell_progress
-from hunyuan_train.quantize.formats import Format, Job
+from hunyuan_train.quantize.formats import Format
 from hunyuan_train.quantize.gguf.types import TYPES
 from hunyuan_train.quantize.inputs import Inputs
+from hunyuan_train.quantize.job import Job
 from hunyuan_train.quantize.measure import (
     Rows,
     choose_rows,

@@ -18,8 +18,9 @@ from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.log import log_to_screen
-from hunyuan_train.quantize.formats import FORMATS, Calibration, Format, Job, find_format
+from hunyuan_train.quantize.formats import FORMATS, Format, find_format
 from hunyuan_train.quantize.gptq_settings import VARIABLE
+from hunyuan_train.quantize.job import Calibration, Job
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder, is_adapter
 from hunyuan_train.terminal import PlainConsole, say

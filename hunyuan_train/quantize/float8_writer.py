@@ -28,7 +28,7 @@ from hunyuan_train.model.safetensors_files import DTYPES, create_header, read_ra
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation
 from hunyuan_train.model.weights import is_finite
 from hunyuan_train.progress import show_progress
-from hunyuan_train.quantize.formats import Job
+from hunyuan_train.quantize.job import Job
 from hunyuan_train.quantize.model_folder import write_companions, write_index
 
 BLOCK_BYTES = 4 * 2**20  # of rows that are quantised at once; each thread holds about five of them

@@ -15,32 +15,10 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.quantize.gguf.types import TYPES
 from hunyuan_train.quantize.gptq_settings import check_gptq
+from hunyuan_train.quantize.job import Job
 
 if TYPE_CHECKING:
-    from hunyuan_train.data.dataset import Dataset
     from hunyuan_train.model.weights import WeightSource
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Calibration:
-    """Which dialogues a format that looks at activations is calibrated on, and by what."""
-
-    num_samples: int
-    python: str | None  # interpreter with llm-compressor; None: not given
-    # The dialogues of the training data, tokenized; None where none are given.
-    open_dataset: Callable[[], "Dataset"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What is to be quantised into what."""
-
-    source: Path  # a model folder, checked: an export, a merged model or a released one
-    shape: ModelShape
-    output: Path  # the final folder, which the command publishes
-    type: str  # what stands behind the format's colon; "" where nothing does
-    calibration: Calibration
-    llama_cpp: str | None = None  # llama.cpp's folder, or an interpreter that has its packages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

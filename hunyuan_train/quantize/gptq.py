@@ -49,8 +49,8 @@ from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.progress import show_progress
-from hunyuan_train.quantize.formats import Job
 from hunyuan_train.quantize.gptq_settings import WORKER, choose_group_size, find_python
+from hunyuan_train.quantize.job import Job
 from hunyuan_train.quantize.measure import Rows, choose_rows
 from hunyuan_train.quantize.model_folder import write_companions, write_index
 from hunyuan_train.serve.errors import ServeError

@@ -3,15 +3,12 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.compression_scheme import is_compressed
-
-if TYPE_CHECKING:
-    from hunyuan_train.quantize.formats import Job
+from hunyuan_train.quantize.job import Job
 
 GROUP_SIZES = (128, 64, 32)  # that servers have kernels for
 WORKER = Path(__file__).with_name("gptq_worker.py")
@@ -36,7 +33,7 @@ def choose_group_size(shape: ModelShape) -> int:
     )
 
 
-def check_gptq(job: "Job") -> None:
+def check_gptq(job: Job) -> None:
     """Refuse what cannot be calibrated, or has nothing to run GPTQ.
 
     Raises:

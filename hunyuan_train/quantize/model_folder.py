@@ -10,13 +10,13 @@ import torch
 
 from hunyuan_train.checkpoint.publish import hash_files
 from hunyuan_train.export.companions import copy_files, list_other_files
-from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.families.tables import modules_of_kind, released_tensors
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.compression_scheme import CONFIG, Layout, Scheme, describe_scheme
 from hunyuan_train.model.released_files import INDEX
 from hunyuan_train.model.safetensors_header import ITEMSIZES
-from hunyuan_train.quantize.formats import Job
+from hunyuan_train.quantize.job import Job
 
 
 def write_index(
@@ -45,11 +45,12 @@ def write_companions(job: Job, folder: Path, scheme: Scheme) -> dict[str, str]:
     digests = hash_files([path for path in copied if path.name != "config.json"], lambda _: None)
     tensors = released_tensors(job.shape).values()
     routers = [one.name.removesuffix(".weight") for one in tensors if one.kind is Kind.ROUTER]
+    head = modules_of_kind(job.shape, Kind.HEAD)
     first = job.shape.num_hidden_layers
     # Layers for multi-token prediction stay as they are; engines give their modules other names.
     carried = [rf"re:.*layers\.{first + number}\..*" for number in range(job.shape.num_mtp_layers)]
     config = read_json_object(folder / "config.json")
-    config[CONFIG] = describe_scheme(scheme, ["lm_head", *routers, *carried])
+    config[CONFIG] = describe_scheme(scheme, [*head, *routers, *carried])
     return digests | write_json(folder / "config.json", config)
 
 

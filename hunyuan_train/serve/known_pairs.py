@@ -271,8 +271,9 @@ KNOWN_PAIRS = (
         "llamacpp",
         "gguf",
         "noted",
-        reason="llama.cpp leaves the tags of the answer in the content, and a line break behind "
-        "thoughts; calls are right, whole and streamed",
+        reason="of Hunyuan-A13B and the dense models llama.cpp leaves the tags of the answer in "
+        "the content, and a line break behind thoughts; calls are right, whole and streamed. Of "
+        "Hy3 and Hy-MT2 thoughts and answers came right, whole; calls were not tried",
         source="run with the server of xllamacpp 2026.10.11549; docs/serving.md",
     ),
     *(
@@ -284,15 +285,7 @@ KNOWN_PAIRS = (
             remedy="write one with `hunyuan-train quantize MODEL OUT --format gguf:Q8_0`",
             source="llama-server --help",
         )
-        for family in FIRST_GENERATION
-    ),
-    _row(
-        "llamacpp",
-        "hy_v3",
-        "refused",
-        reason="llama.cpp serves GGUF files, and those of Hy3 and Hy-MT2 are not written here",
-        remedy="serve it with --engine vllm or sglang",
-        source="llama-server --help; quantize/gguf/source.py",
+        for family in ("experts", "dense")
     ),
     _row(
         "trtllm",

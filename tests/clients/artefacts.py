@@ -14,10 +14,10 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.quantize.float8_writer import write_float8
-from hunyuan_train.quantize.formats import Calibration, Job
 from hunyuan_train.quantize.gguf.write import write_gguf
 from hunyuan_train.quantize.gptq import forget_work, write_gptq
 from hunyuan_train.quantize.inputs import find_inputs
+from hunyuan_train.quantize.job import Calibration, Job
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.clients.environments import client_python
 from tests.quantize.gguf.llama_cpp import WIDE

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hunyuan_train.families.hy_v3 import HY3, native_config, served_config
@@ -107,3 +107,12 @@ def write_hy_v3(
     config = published_config(shape) | {"dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config))
     return tensors
+
+
+def add_mtp_layer(folder: Path, shape: ModelShape) -> None:
+    """Give a folder of float32 weights without it the layer for multi-token prediction."""
+    mtp = f"model.layers.{shape.num_hidden_layers}."
+    random = random_tensors(shape, torch.float32).items()
+    added = {name: tensor for name, tensor in random if name.startswith(mtp)}
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | added, file, metadata={"format": "pt"})

@@ -11,7 +11,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.compressed_weights import CompressedFolder, open_model
 from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.quantize.float8_writer import write_float8
-from hunyuan_train.quantize.formats import Calibration, Job
+from hunyuan_train.quantize.job import Calibration, Job
 from tests.released import SHAPE, write_released
 
 # Neither a multiple of a block of 128 nor less than one.

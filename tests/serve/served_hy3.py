@@ -3,16 +3,14 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from hunyuan_train.families.grammar.find import load_tokenizer
 from tests.families.grammar.test_new_tokens import without_gaps
-from tests.families.hy_v3_folder import SHAPE, published_config, random_tensors
+from tests.families.hy_v3_folder import SHAPE, add_mtp_layer, published_config
 from tests.serve.served_models import HEAD_DIM, export, list_rounds
 from tests.taught import write_taught_model
 
@@ -40,14 +38,21 @@ SIZES: dict[str, Any] = {
 def write_served_hy3(folder: Path) -> Path:
     """Teach it the answers of `served_models`, add the MTP layer of the released one, export it."""
     words = without_gaps(folder.with_name(f"{folder.name}-words"), **WORDS)
-    shutil.copyfile(TEMPLATE, words / TEMPLATE.name)
     published = folder.with_name(f"{folder.name}-published")
     # No prompt shows the time, so each answer is taught at one.
-    write_taught_model(published, words, rounds=list_rounds(words)[:1], **SIZES)
+    return export(write_published(published, words, list_rounds(words)[:1]), folder)
+
+
+def write_published(
+    folder: Path, words: Path, rounds: Sequence[Sequence[dict[str, Any]]], **sizes: int
+) -> Path:
+    """Teach one, and write it as the vendor does: config.json, template, and an MTP layer."""
+    shutil.copyfile(TEMPLATE, words / TEMPLATE.name)
+    write_taught_model(folder, words, rounds=rounds, **SIZES | sizes)
     tokenizer = load_tokenizer(words)
     shape = replace(
         SHAPE,
-        **SIZES | {"num_mtp_layers": 1},
+        **SIZES | sizes | {"num_mtp_layers": 1},
         vocab_size=tokenizer.vocab_size,
         pad_token_id=tokenizer.pad_id,
         eos_token_id=tokenizer.eos_id,
@@ -55,10 +60,6 @@ def write_served_hy3(folder: Path) -> Path:
         eod_token_id=None,
     )
     config = published_config(shape) | {"dtype": "float32"}
-    (published / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    random = random_tensors(shape, torch.float32).items()
-    mtp = f"model.layers.{shape.num_hidden_layers}."
-    added = {name: tensor for name, tensor in random if name.startswith(mtp)}
-    file = published / "model.safetensors"
-    save_file(load_file(file) | added, file, metadata={"format": "pt"})
-    return export(published, folder)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    add_mtp_layer(folder, shape)
+    return folder

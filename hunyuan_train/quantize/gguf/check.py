@@ -1,7 +1,6 @@
 """What is checked before a GGUF file is made, by headers and without torch."""
 
 import importlib.util
-from typing import TYPE_CHECKING
 
 from hunyuan_train.checkpoint.publish import check_room
 from hunyuan_train.errors import ConfigError
@@ -12,14 +11,12 @@ from hunyuan_train.model.safetensors_header import largest
 from hunyuan_train.quantize.gguf.llama_cpp import find_llama_cpp
 from hunyuan_train.quantize.gguf.source import check_source, has_fused_experts
 from hunyuan_train.quantize.gguf.types import TYPES
-
-if TYPE_CHECKING:
-    from hunyuan_train.quantize.formats import Job
+from hunyuan_train.quantize.job import Job
 
 UNROUNDED = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}  # by stored dtype
 
 
-def check_gguf(job: "Job") -> None:
+def check_gguf(job: Job) -> None:
     """Refuse what could not be converted, before hours are lost.
 
     Raises:
@@ -41,7 +38,7 @@ def check_gguf(job: "Job") -> None:
     check_room(job.output, num_bytes)
 
 
-def unrounded_type(job: "Job") -> str:
+def unrounded_type(job: Job) -> str:
     """The type that holds a model's weights as they are."""
     return UNROUNDED[largest(locate_weights(job.source, job.shape)).dtype]
 

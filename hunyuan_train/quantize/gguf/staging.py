@@ -50,7 +50,7 @@ def stage(folder: Path, staged: Path, shape: ModelShape) -> None:
     for pattern in DESCRIPTIONS:
         for file in folder.glob(pattern):
             shutil.copyfile(check_inside(file), staged / file.name)
-    if find_vocabulary(folder) == RANK_FILE:
+    if find_vocabulary(folder, shape) == RANK_FILE:
         _stage_ranks(folder, staged, shape)
     else:
         for name in (TOKENIZER_FILE, "tokenizer_config.json"):

@@ -1,5 +1,6 @@
 """The weights of a GGUF file, dequantised by the package `gguf`, under their released names."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,46 +9,59 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.family import Family
+from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
-from hunyuan_train.families.tables import released_tensors
-from hunyuan_train.families.tensors import StoredTensor
+from hunyuan_train.families.tables import LAYERS, kind_of, released_tensors
+from hunyuan_train.families.tensors import Kind, StoredTensor
 
-# What llama.cpp calls a module of a layer, by its released name there.
+# What llama.cpp calls a module, by its kind, and by its own name where a kind has several. The same
+# for all architectures.
+OUTSIDE = {Kind.EMBEDDING: "token_embd", Kind.NORM: "output_norm", Kind.HEAD: "output"}
 IN_LAYER = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.query_layernorm": "attn_q_norm",
-    "self_attn.key_layernorm": "attn_k_norm",
-    "mlp.gate.wg": "ffn_gate_inp",
-    **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
-    **{f"mlp.shared_mlp.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
-    **{f"mlp.experts.{part}_proj": f"ffn_{part}_exps" for part in ("gate", "up", "down")},
+    Kind.ROUTER: "ffn_gate_inp",
+    Kind.ROUTER_BIAS: "exp_probs_b",
+    Kind.MLP: "ffn_{part}",
+    Kind.SHARED_EXPERT: "ffn_{part}_shexp",
+    Kind.EXPERT: "ffn_{part}_exps",
+    Kind.ATTENTION: "attn_{part}",
+    Kind.HEAD_NORM: "attn_{part}_norm",
+    Kind.NORM: "{part}_norm",
+    Kind.EXTRA: "nextn.{part}",  # a layer for multi-token prediction
 }
-OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+PARTS = {  # where it is not a projection's name without the ending
+    "o_proj": "output",
+    "eh_proj": "eh_proj",
+    "query_layernorm": "q",
+    "key_layernorm": "k",
+    "q_norm": "q",
+    "k_norm": "k",
+    "input_layernorm": "attn",
+    "post_attention_layernorm": "ffn",
+    "final_layernorm": "shared_head_norm",
+}
+EXPERT_NUMBER = re.compile(r"\.experts\.(\d+)\.")
 
 
-def gguf_name(released: str) -> tuple[str, int | None]:
+def gguf_name(family: Family, released: str) -> tuple[str, int | None]:
     """A released tensor's name in a GGUF file, and which expert of it that is."""
-    module = released.removesuffix(".weight")
-    if module in OUTSIDE:
-        return f"{OUTSIDE[module]}.weight", None
-    _, _, layer, inside = module.split(".", 3)
-    expert = None
-    before, is_expert, behind = inside.partition(".experts.")
-    if is_expert:
-        number, part = behind.split(".")
-        inside, expert = f"{before}.experts.{part}", int(number)
-    return f"blk.{layer}.{IN_LAYER[inside]}.weight", expert
+    kind, module = kind_of(family, released), released.removesuffix(".weight")
+    ending = released.removeprefix(module)  # none behind a bias of routers
+    if not module.startswith(LAYERS):
+        return OUTSIDE[kind] + ending, None
+    *_, layer, inside = module.split(".", 3)
+    own_name = inside.rpartition(".")[2]
+    part = PARTS.get(own_name, own_name.removesuffix("_proj"))
+    expert = EXPERT_NUMBER.search(inside)
+    name = f"blk.{layer}.{IN_LAYER[kind].format(part=part)}{ending}"
+    return name, int(expert[1]) if expert else None
 
 
 class GgufWeights:
     """A file of one model."""
 
-    def __init__(self, tensors: dict[str, Any], dequantise: Any) -> None:
+    def __init__(self, family: Family, tensors: dict[str, Any], dequantise: Any) -> None:
+        self._family = family
         self._tensors = tensors
         self._dequantise = dequantise
 
@@ -66,14 +80,16 @@ class GgufWeights:
                 "pip install 'gguf>=0.19,<0.20'"
             ) from error
         tensors = {one.name: one for one in GGUFReader(file).tensors}
-        missing = [name for name in released_tensors(shape) if gguf_name(name)[0] not in tensors]
+        family = family_of(shape)
+        wanted = {name: gguf_name(family, name)[0] for name in released_tensors(shape)}
+        missing = [name for name in wanted if wanted[name] not in tensors]
         if missing:
             raise ConfigError(f"{file} lacks {len(missing)} tensors ({missing[0]}); write it again")
-        return cls(tensors, dequantize)
+        return cls(family, tensors, dequantize)
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
         """Return elements [start, stop) of the flattened tensor: [stop - start], float32."""
-        name, expert = gguf_name(tensor.name)
+        name, expert = gguf_name(self._family, tensor.name)
         stored = self._tensors[name]
         data = stored.data if expert is None else stored.data[expert]
         first = 0

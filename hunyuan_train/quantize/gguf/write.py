@@ -9,29 +9,21 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hunyuan_train.checkpoint.publish import hash_files
 from hunyuan_train.export.companions import check_inside
 from hunyuan_train.progress import show_progress
 from hunyuan_train.quantize.gguf.check import estimate_bytes, unrounded_type
 from hunyuan_train.quantize.gguf.llama_cpp import SCRIPTS, LlamaCpp, find_llama_cpp, run_watched
-from hunyuan_train.quantize.gguf.source import (
-    RANK_FILE,
-    find_vocabulary,
-)
+from hunyuan_train.quantize.gguf.source import find_pre_tokenizer
 from hunyuan_train.quantize.gguf.staging import stage
 from hunyuan_train.quantize.gguf.types import TYPES
+from hunyuan_train.quantize.job import Job
 
-if TYPE_CHECKING:
-    from hunyuan_train.quantize.formats import Job
-
-
-PRE_TOKENIZER = "hunyuan"  # llama.cpp's name of how text is split before ranks are looked up
 DESCRIPTIONS = ("config.json", "generation_config.json", "LICENSE*")  # that come along
 
 
-def write_gguf(job: "Job", folder: Path) -> dict[str, str]:
+def write_gguf(job: Job, folder: Path) -> dict[str, str]:
     """Convert and quantise into an empty folder; returns the SHA-256 of each file by name.
 
     Raises:
@@ -56,20 +48,19 @@ def write_gguf(job: "Job", folder: Path) -> dict[str, str]:
         return hash_files(files, advance)
 
 
-def _convert(tools: LlamaCpp, job: "Job", staged: Path, target: Path, type_: str) -> None:
-    has_ranks = find_vocabulary(job.source) == RANK_FILE
+def _convert(tools: LlamaCpp, job: Job, staged: Path, target: Path, type_: str) -> None:
     bos = job.shape.bos_token_id if job.shape.bos_token_id is not None else job.shape.eos_token_id
     command = [
         tools.python,
         *(str(SCRIPTS / "convert.py"), tools.converter_folder),
-        *(PRE_TOKENIZER if has_ranks else "", str(job.shape.vocab_size), str(bos or 0)),
+        *(find_pre_tokenizer(job.source, job.shape), str(job.shape.vocab_size), str(bos or 0)),
         *("--outtype", TYPES[type_].converted, "--outfile", str(target)),
         *("--model-name", job.output.name, str(staged)),
     ]
     run_watched("converting", command, target, estimate_bytes(job.shape, type_))
 
 
-def _quantise(tools: LlamaCpp, job: "Job", source: Path, target: Path) -> None:
+def _quantise(tools: LlamaCpp, job: Job, source: Path, target: Path) -> None:
     command = [
         sys.executable,
         *(str(SCRIPTS / "quantise.py"), str(source), str(target)),

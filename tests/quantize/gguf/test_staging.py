@@ -1,5 +1,6 @@
 """What llama.cpp's converter is given, and what it is not asked to do."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,20 @@ import pytest
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.grammar.find import load_tokenizer
-from hunyuan_train.families.registry import PRESETS, read_shape
+from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from hunyuan_train.families.registry import FAMILIES, PRESETS, family_of, read_shape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.released_files import locate_weights
 from hunyuan_train.quantize.formats import find_format
 from hunyuan_train.quantize.gguf.llama_cpp import find_llama_cpp, run_watched
 from hunyuan_train.quantize.gguf.scripts.tokenization_ranks import RanksTokenizer
-from hunyuan_train.quantize.gguf.source import RANK_FILE, check_source
+from hunyuan_train.quantize.gguf.source import RANK_FILE, check_source, find_pre_tokenizer
 from hunyuan_train.quantize.gguf.staging import stage
 from hunyuan_train.quantize.gguf.weights import gguf_name
 from hunyuan_train.shipped import TINY_TOKENIZER
+from tests.families.grammar.test_new_tokens import without_gaps
+from tests.quantize.gguf.llama_cpp import with_published_splits
 from tests.released import SHAPE, write_released
 
 
@@ -60,17 +64,49 @@ def test_what_llama_cpp_cannot_load_is_refused_before_it_is_converted(tmp_path: 
         check_source(model, SHAPE)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-dense", "a13b"])
+def test_a_family_that_llama_cpp_does_not_have_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "model")
+    unknown = replace(HUNYUAN_V1_MOE, gguf_vocabularies=())
+    monkeypatch.setitem(FAMILIES, unknown.name, unknown)
+    with pytest.raises(ConfigError, match=r"moe, which llama\.cpp does not have; .* hy_v3"):
+        check_source(model, SHAPE)
+
+
+def test_hy_v3_needs_the_vocabulary_that_its_converter_reads(tmp_path: Path) -> None:
+    shutil.copyfile(TINY_TOKENIZER / RANK_FILE, tmp_path / RANK_FILE)
+    with pytest.raises(ConfigError, match=r"holds no tokenizer\.json, .* vocabulary of hy_v3"):
+        check_source(tmp_path, PRESETS["tiny-hy3"])
+
+
+def test_splits_of_a_vocabulary_are_known_by_its_expressions(tmp_path: Path) -> None:
+    shape, words = PRESETS["tiny-hy3"], without_gaps(tmp_path / "words")
+    assert find_pre_tokenizer(TINY_TOKENIZER, SHAPE) == "hunyuan"
+    assert find_pre_tokenizer(words, shape) == ""
+    assert find_pre_tokenizer(with_published_splits(words), shape) == "hunyuan-dense"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-dense", "a13b", "hy3", "hy-mt2-30b-a3b"])
 def test_every_tensor_has_a_place_in_the_file(name: str) -> None:
     shape = PRESETS[name]
-    places = [gguf_name(one) for one in released_tensors(shape)]
+    family = family_of(shape)
+    places = [gguf_name(family, one) for one in released_tensors(shape)]
     assert len(set(places)) == len(places)
     experts = {expert for _, expert in places if expert is not None}
     assert experts == set(range(shape.num_experts))
-    assert gguf_name("model.layers.3.mlp.experts.7.down_proj.weight") == (
-        "blk.3.ffn_down_exps.weight",
-        7,
-    )
+    expert = gguf_name(family, "model.layers.3.mlp.experts.7.down_proj.weight")
+    assert expert == ("blk.3.ffn_down_exps.weight", 7) or not shape.num_experts
+
+
+def test_the_layer_for_multi_token_prediction_has_llama_cpps_names() -> None:
+    family, prefix = family_of(PRESETS["hy3"]), "model.layers.80"
+    names = ("eh_proj.weight", "enorm.weight", "hnorm.weight", "final_layernorm.weight")
+    assert [gguf_name(family, f"{prefix}.{name}")[0] for name in names] == [
+        f"blk.80.nextn.{name}.weight" for name in ("eh_proj", "enorm", "hnorm", "shared_head_norm")
+    ]
+    assert gguf_name(family, f"{prefix}.mlp.expert_bias") == ("blk.80.exp_probs_b", None)
+    assert gguf_name(family, f"{prefix}.self_attn.q_norm.weight")[0] == "blk.80.attn_q_norm.weight"
 
 
 def test_tools_are_found_in_a_folder_and_named_where_they_are_missing(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.weights import SafetensorsFolder
-from hunyuan_train.quantize.formats import Calibration, Job
 from hunyuan_train.quantize.gguf.check import check_gguf
 from hunyuan_train.quantize.gguf.weights import open_gguf
 from hunyuan_train.quantize.gguf.write import write_gguf
+from hunyuan_train.quantize.job import Calibration, Job
 from tests.clients.environments import client_python
-from tests.quantize.gguf.llama_cpp import WIDE, reader_folder
-from tests.taught import FAST, SLOW, write_taught_model
+from tests.quantize.gguf.llama_cpp import WIDE, reader_folder, write_taught_hy3
+from tests.taught import FAST, SLOW, read_samples, write_taught_model
 
 TEXTS = [
     "Two cats?",
@@ -33,9 +33,12 @@ NUM_TOKENS = 12
 TOOLS = Path(__file__).parents[2] / "clients" / "llamacpp_generate.py"
 
 
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_taught_model(tmp_path_factory.mktemp("gguf") / "taught", **WIDE)
+@pytest.fixture(scope="module", params=["hunyuan_v1_moe", "hy_v3"])
+def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gguf") / "taught"
+    if request.param == "hy_v3":
+        return write_taught_hy3(folder)
+    return write_taught_model(folder, **WIDE)
 
 
 @pytest.fixture
@@ -57,11 +60,10 @@ def make_job(source: Path, output: Path, type_: str) -> Job:
     )
 
 
-def ask_llama_cpp(file: Path, prompts: list[list[int]]) -> dict[str, list]:
-    asked = {"texts": TEXTS, "prompts": prompts, "num_tokens": NUM_TOKENS}
+def ask_llama_cpp(file: Path, **asked: list) -> dict[str, list]:
     answered = subprocess.run(
         [client_python("llamacpp"), str(TOOLS), str(file)],
-        input=json.dumps(asked),
+        input=json.dumps(asked | {"num_tokens": NUM_TOKENS}),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -71,11 +73,10 @@ def ask_llama_cpp(file: Path, prompts: list[list[int]]) -> dict[str, list]:
 
 
 def make_prompts(folder: Path) -> list[list[int]]:
+    """Up to where the answers begin that the model was taught."""
     tokenizer = load_tokenizer(folder)
-    start = tokenizer.special_id("<|startoftext|>")
-    end = tokenizer.special_id("<|extra_0|>")
-    asked = [SLOW["messages"][0]["content"], "/no_think" + FAST["messages"][0]["content"], "And?"]
-    return [[start, *tokenizer.encode(text), end] for text in asked]
+    samples = [sample for record in (SLOW, FAST) for sample in read_samples(record, tokenizer)]
+    return [ids[: int(is_taught.argmax())].tolist() for ids, is_taught in samples]
 
 
 def answer_plainly(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
@@ -121,10 +122,16 @@ def test_llama_cpp_answers_as_the_model_that_was_converted(
     digests = write_gguf(job, job.output)
     assert set(digests) == {path.name for path in job.output.iterdir()}
     assert relative_error(taught, job.output, job.shape) < most_error
-    prompts = make_prompts(taught)
-    answered = ask_llama_cpp(job.output / f"model-{type_}.gguf", prompts)
-    tokenizer = load_tokenizer(taught)
-    assert answered["tokenized"] == [tokenizer.encode(text) for text in TEXTS]
+    prompts, tokenizer = make_prompts(taught), load_tokenizer(taught)
+    texts, chats = TEXTS, []
+    if job.shape.family == "hy_v3":
+        # Its tags are tokens that llama.cpp finds in any text, as the vendor's tokenizer does.
+        texts = [one for one in TEXTS if "<" not in one]
+        chats = [{"messages": SLOW["messages"][:1], "reasoning_effort": "high"}]
+    file = job.output / f"model-{type_}.gguf"
+    answered = ask_llama_cpp(file, texts=texts, prompts=prompts, chats=chats)
+    assert answered["chats"] == [tokenizer.decode(prompts[0]) for _ in chats]
+    assert answered["tokenized"] == [tokenizer.encode(text) for text in texts]
     stops = set(tokenizer.stop_ids)
     pairs = [
         (ours, theirs)
