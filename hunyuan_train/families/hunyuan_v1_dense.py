@@ -5,21 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 from hunyuan_train.families.config_fields import Fields
-from hunyuan_train.families.family import Family
-from hunyuan_train.families.hunyuan_v1 import (
+from hunyuan_train.families.config_numbers import (
     MAX_WIDTH,
-    PARSERS,
-    attention_rows,
-    embedding_rows,
-    mlp_rows,
-    norm_rows,
-    outer_rows,
     read_common_numbers,
     refuse_switches,
-    write_native_numbers,
+    write_common_numbers,
 )
-from hunyuan_train.families.hunyuan_v1_moe import TINY
+from hunyuan_train.families.family import Family
+from hunyuan_train.families.hunyuan_v1_moe import PARSERS, TINY
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.table_rows import mlp_rows, table_of
 from hunyuan_train.families.tensors import Kind, StoredTensor
 
 NAME = "hunyuan_v1_dense"
@@ -47,12 +42,6 @@ def parse(config: Mapping[str, Any], source: str) -> ModelShape:
     return ModelShape(family=NAME, intermediate_size=width, **read_common_numbers(fields))
 
 
-def native_config(shape: ModelShape) -> dict[str, Any]:
-    """Fields for Transformers' config class, which knows no experts."""
-    fields = write_native_numbers(shape)
-    return {name: fields[name] for name in fields if name not in ("num_experts", "moe_topk")}
-
-
 def served_config(_: ModelShape) -> dict[str, Any]:
     """What vLLM takes from any Hunyuan config."""
     return {"use_qk_norm": True}
@@ -60,13 +49,7 @@ def served_config(_: ModelShape) -> dict[str, Any]:
 
 def table(shape: ModelShape) -> list[StoredTensor]:
     """Every tensor, in the order of Transformers' model."""
-    rows = embedding_rows(shape)
-    for layer in range(shape.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-        rows += attention_rows(shape, f"{prefix}.self_attn")
-        rows += mlp_rows(shape, f"{prefix}.mlp", Kind.MLP)
-        rows += norm_rows(shape, prefix)
-    return [*rows, *outer_rows(shape)]
+    return table_of(shape, lambda block, _: mlp_rows(shape, block, Kind.MLP))
 
 
 # The released sizes. All tie the head to the embedding; 7B has the tokenizer of A13B.
@@ -115,7 +98,7 @@ HUNYUAN_V1_DENSE = Family(
     name=NAME,
     model_types=(NAME,),
     parse=parse,
-    native_config=native_config,
+    native_config=write_common_numbers,
     served_config=served_config,
     table=table,
     presets={

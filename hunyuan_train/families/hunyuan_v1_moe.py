@@ -11,25 +11,24 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.config_fields import Fields
-from hunyuan_train.families.family import Family, MoeBlock, Router
-from hunyuan_train.families.hunyuan_v1 import (
+from hunyuan_train.families.config_numbers import (
     MAX_EXPERTS,
     MAX_EXPERTS_IN_ALL,
     MAX_WIDTH,
-    PARSERS,
-    attention_rows,
-    embedding_rows,
-    mlp_rows,
-    norm_rows,
-    outer_rows,
     read_common_numbers,
     refuse_switches,
-    write_native_numbers,
+    write_common_numbers,
 )
+from hunyuan_train.families.family import Family, MoeBlock, Parsers, Router
 from hunyuan_train.families.shape import LONG_CONTEXT, ModelShape
+from hunyuan_train.families.table_rows import mlp_rows, table_of
 from hunyuan_train.families.tensors import EXPERT, Kind, StoredTensor
 
 NAME = "hunyuan_v1_moe"
+PARSERS = {  # the dense models write as this one does
+    "vllm": Parsers(reasoning="hunyuan_a13b", tools="hunyuan_a13b"),
+    "sglang": Parsers(reasoning="hunyuan"),  # its parser of calls by this name is Hy3's
+}
 
 # Published switches the native class has no code for, with the only value it computes.
 FIXED_SWITCHES = {
@@ -90,6 +89,12 @@ def _read_expert_width(fields: Fields) -> int:
     return width
 
 
+def native_config(shape: ModelShape) -> dict[str, Any]:
+    """Fields for Transformers' config class."""
+    experts = {"num_experts": shape.num_experts, "moe_topk": shape.moe_topk}
+    return write_common_numbers(shape) | experts
+
+
 def served_config(shape: ModelShape) -> dict[str, Any]:
     """Fields that servers take from any Hunyuan MoE config.
 
@@ -111,17 +116,15 @@ def served_config(shape: ModelShape) -> dict[str, Any]:
 
 def table(shape: ModelShape) -> list[StoredTensor]:
     """Every tensor, in the order of Transformers' model."""
-    rows = embedding_rows(shape)
-    for layer in range(shape.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-        block = f"{prefix}.mlp"
-        rows += attention_rows(shape, f"{prefix}.self_attn")
-        size = (shape.num_experts, shape.hidden_size)
-        rows.append(StoredTensor(f"{block}.gate.wg.weight", size, Kind.ROUTER, is_float32=True))
-        rows += mlp_rows(shape, f"{block}.experts.{EXPERT}", Kind.EXPERT)
-        rows += mlp_rows(shape, f"{block}.shared_mlp", Kind.SHARED_EXPERT)
-        rows += norm_rows(shape, prefix)
-    return [*rows, *outer_rows(shape)]
+    size = (shape.num_experts, shape.hidden_size)
+    return table_of(
+        shape,
+        lambda block, _: [
+            StoredTensor(f"{block}.gate.wg.weight", size, Kind.ROUTER, is_float32=True),
+            *mlp_rows(shape, f"{block}.experts.{EXPERT}", Kind.EXPERT),
+            *mlp_rows(shape, f"{block}.shared_mlp", Kind.SHARED_EXPERT),
+        ],
+    )
 
 
 # The released Hunyuan-A13B-Instruct: 80,393,183,232 parameters, 12,747,448,320 of them active.
@@ -170,7 +173,7 @@ HUNYUAN_V1_MOE = Family(
     name=NAME,
     model_types=("hunyuan", NAME),
     parse=parse,
-    native_config=write_native_numbers,
+    native_config=native_config,
     served_config=served_config,
     table=table,
     presets={"tiny": TINY, "tiny-gpu": TINY_GPU, "a13b": A13B},

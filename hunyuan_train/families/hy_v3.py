@@ -10,26 +10,23 @@ multi-token prediction (MTP), which Transformers' class has no code for: it is c
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hunyuan_train.families.config_fields import Fields
-from hunyuan_train.families.family import Family, MoeBlock, Parsers, Router
-from hunyuan_train.families.hunyuan_v1 import (
+from hunyuan_train.families.config_numbers import (
     MAX_EXPERTS,
     MAX_EXPERTS_IN_ALL,
     MAX_LAYERS,
     MAX_WIDTH,
-    attention_rows,
-    embedding_rows,
-    mlp_rows,
-    norm_rows,
-    outer_rows,
     read_common_numbers,
     read_rope,
     refuse_switches,
-    write_native_numbers,
+    write_common_numbers,
 )
+from hunyuan_train.families.family import Family, MoeBlock, Parsers, Router
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.table_rows import layer_rows, mlp_rows, table_of
 from hunyuan_train.families.tensors import EXPERT, Kind, StoredTensor
 
 NAME = "hy_v3"
@@ -113,9 +110,8 @@ def layer_types(num_dense: int, num_layers: int) -> list[str]:
 
 def native_config(shape: ModelShape) -> dict[str, Any]:
     """Fields for Transformers' config class."""
-    fields = write_native_numbers(shape)
-    del fields["moe_topk"]
-    return fields | {
+    return write_common_numbers(shape) | {
+        "num_experts": shape.num_experts,
         "num_experts_per_tok": shape.moe_topk,
         "num_shared_experts": shape.shared_intermediate_size // shape.moe_intermediate_size,
         "moe_intermediate_size": shape.moe_intermediate_size,
@@ -141,25 +137,15 @@ def served_config(shape: ModelShape) -> dict[str, Any]:
 
 def table(shape: ModelShape) -> list[StoredTensor]:
     """Every tensor, in the order of Transformers' model; the layers for MTP come last."""
-    rows = embedding_rows(shape)
-    for layer in range(shape.num_hidden_layers):
-        rows += _layer_rows(shape, f"model.layers.{layer}", is_dense=layer < shape.num_dense_layers)
-    rows += outer_rows(shape)
+    rows = table_of(shape, partial(_block_rows, shape), norms=NORMS)
     for layer in range(0 if shape.leaves_out_mtp else shape.num_mtp_layers):
-        rows += _mtp_rows(shape, f"model.layers.{shape.num_hidden_layers + layer}")
+        rows += _mtp_rows(shape, shape.num_hidden_layers + layer)
     return rows
 
 
-def _layer_rows(shape: ModelShape, prefix: str, *, is_dense: bool) -> list[StoredTensor]:
-    rows = attention_rows(shape, f"{prefix}.self_attn", norms=NORMS)
-    if is_dense:
-        rows += mlp_rows(shape, f"{prefix}.mlp", Kind.MLP)
-    else:
-        rows += _expert_rows(shape, f"{prefix}.mlp")
-    return rows + norm_rows(shape, prefix)
-
-
-def _expert_rows(shape: ModelShape, block: str) -> list[StoredTensor]:
+def _block_rows(shape: ModelShape, block: str, layer: int) -> list[StoredTensor]:
+    if layer < shape.num_dense_layers:
+        return mlp_rows(shape, block, Kind.MLP)
     size = (shape.num_experts, shape.hidden_size)
     width, shared = shape.moe_intermediate_size, shape.shared_intermediate_size
     return [
@@ -170,12 +156,13 @@ def _expert_rows(shape: ModelShape, block: str) -> list[StoredTensor]:
     ]
 
 
-def _mtp_rows(shape: ModelShape, prefix: str) -> list[StoredTensor]:
+def _mtp_rows(shape: ModelShape, layer: int) -> list[StoredTensor]:
     """A whole layer, with what joins it to the others."""
-    hidden = shape.hidden_size
+    hidden, prefix = shape.hidden_size, f"model.layers.{layer}"
     norms = ("enorm", "hnorm", "final_layernorm")
+    block = _block_rows(shape, f"{prefix}.mlp", layer)
     return [
-        *(replace(row, kind=Kind.EXTRA) for row in _layer_rows(shape, prefix, is_dense=False)),
+        *(replace(row, kind=Kind.EXTRA) for row in layer_rows(shape, prefix, block, norms=NORMS)),
         StoredTensor(f"{prefix}.eh_proj.weight", (hidden, 2 * hidden)),
         *(StoredTensor(f"{prefix}.{name}.weight", (hidden,)) for name in norms),
     ]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.errors import ConfigError
+from hunyuan_train.families.config_numbers import MAX_VOCABULARY
 from hunyuan_train.families.family import Family
-from hunyuan_train.families.hunyuan_v1 import MAX_VOCABULARY
 from hunyuan_train.families.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.hy_v3 import HY_V3

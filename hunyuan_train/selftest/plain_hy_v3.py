@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from hunyuan_train.families.shape import ModelShape
 
+HY_V3 = "hy_v3"  # the model type
+
 
 class PlainHyV3(nn.Module):
     """The whole model: ids in, logits out."""

@@ -29,13 +29,12 @@ from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig
 from hunyuan_train.data.dataset import SampleTokens
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.families.grammar.segments import SPANS
-from hunyuan_train.families.hy_v3 import HY_V3
 from hunyuan_train.families.registry import family_of
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.optim.records import find_optimizer
-from hunyuan_train.selftest.plain_hy_v3 import PlainHyV3
+from hunyuan_train.selftest.plain_hy_v3 import HY_V3, PlainHyV3
 from hunyuan_train.selftest.plain_quantisation import PlainlyQuantised
 from hunyuan_train.selftest.preference_reference import Known, judge_steps, preference_loss
 from hunyuan_train.selftest.record import Parts, Record
@@ -134,7 +133,7 @@ def plain_model(
         attention: how Transformers' class computes it.
         experts: how Transformers' class computes them.
     """
-    if shape.family == HY_V3.name:
+    if shape.family == HY_V3:
         model: Any = PlainHyV3(shape)
     else:
         fields = family_of(shape).native_config(shape)

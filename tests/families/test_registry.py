@@ -71,6 +71,13 @@ def test_counted_parameters_are_those_of_the_real_class(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-dense", "tiny-hy3"])
+def test_a_config_is_written_with_published_fields_alone(name: str) -> None:
+    shape = PRESETS[name]
+    known = AutoConfig.for_model(shape.family).to_dict().keys() | {"eod_token_id"}  # the vendor's
+    assert family_of(shape).native_config(shape).keys() <= known
+
+
 def test_published_and_native_dialect_give_one_shape() -> None:
     published = parse_shape(PUBLISHED, source="config.json")
     native = native_config(published).to_dict()

@@ -1,4 +1,4 @@
-"""What the first generation of Hunyuan models has in common, with experts or without."""
+"""The numbers that the config.json of every family has: read within bounds, and written."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -7,9 +7,7 @@ from typing import Any
 
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.config_fields import Fields
-from hunyuan_train.families.family import Parsers
 from hunyuan_train.families.shape import ModelShape, stretch_rope
-from hunyuan_train.families.tensors import Kind, StoredTensor
 from hunyuan_train.plain_text import make_plain_name
 
 # Bounds far beyond any model: what lies above is a mistake or an attack, and would take memory or
@@ -17,13 +15,12 @@ from hunyuan_train.plain_text import make_plain_name
 MAX_LAYERS, MAX_EXPERTS = 2**12, 2**12
 MAX_EXPERTS_IN_ALL = 2**16  # of all layers; the released model has 2,048
 MAX_VOCABULARY, MAX_WIDTH, MAX_POSITIONS = 2**24, 2**20, 2**31
-PARSERS = {
-    "vllm": Parsers(reasoning="hunyuan_a13b", tools="hunyuan_a13b"),
-    "sglang": Parsers(reasoning="hunyuan"),  # its parser of calls by this name is Hy3's
-}
-OF_LATER_FAMILIES = (  # fields of a shape that this generation's config classes do not know
-    *("moe_intermediate_size", "shared_intermediate_size", "num_dense_layers", "router_scale"),
-    *("num_mtp_layers", "leaves_out_mtp"),
+# Fields of a shape that Transformers' config class of every family has under the same name.
+SAME_IN_TRANSFORMERS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+    *("rms_norm_eps", "initializer_range", "tie_word_embeddings", "attention_bias"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "eod_token_id"),
 )
 # Of an object that describes a rope. Published files give the last four for a rope without them.
 ROPE_FIELDS = {"rope_type", "type", "rope_theta", "factor"}
@@ -189,70 +186,17 @@ def refuse_switches(
         )
 
 
-def write_native_numbers(shape: ModelShape) -> dict[str, Any]:
+def write_common_numbers(shape: ModelShape) -> dict[str, Any]:
     """Fields for Transformers' config class.
 
     The published files name the rope type "dynamic" with an alpha. Transformers before 5.20, which
     servers pin, computes that rope anew beyond max_position_embeddings and drops alpha then. A
     static theta is the same rope in every version.
     """
-    fields = asdict(shape)
-    rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
-    for name in ("family", *OF_LATER_FAMILIES):
-        del fields[name]
-    return {**fields, "rope_parameters": rope, "hidden_act": "silu", "attention_dropout": 0.0}
-
-
-def embedding_rows(shape: ModelShape) -> list[StoredTensor]:
-    """What lies before the first layer."""
-    size = (shape.vocab_size, shape.hidden_size)
-    return [StoredTensor("model.embed_tokens.weight", size, Kind.EMBEDDING)]
-
-
-def mlp_rows(
-    shape: ModelShape, module: str, kind: Kind, *, width: int | None = None
-) -> list[StoredTensor]:
-    """A gated MLP: of a dense layer, a shared expert, or each routed one."""
-    hidden, width = shape.hidden_size, width or shape.intermediate_size
-    sizes = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
-    return [StoredTensor(f"{module}.{name}.weight", size, kind) for name, size in sizes.items()]
-
-
-def attention_rows(
-    shape: ModelShape, module: str, *, norms: tuple[str, str] = ("query_layernorm", "key_layernorm")
-) -> list[StoredTensor]:
-    """Projections of attention, and the norms of queries and keys."""
-    hidden = shape.hidden_size
-    query = shape.num_attention_heads * shape.head_dim
-    key_value = shape.num_key_value_heads * shape.head_dim
-    sizes = {
-        "q_proj": (query, hidden),
-        "k_proj": (key_value, hidden),
-        "v_proj": (key_value, hidden),
-        "o_proj": (hidden, query),
+    values = asdict(shape)
+    return {
+        **{name: values[name] for name in SAME_IN_TRANSFORMERS},
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
     }
-    rows = []
-    for name, size in sizes.items():
-        rows.append(StoredTensor(f"{module}.{name}.weight", size, Kind.ATTENTION))
-        if shape.attention_bias:
-            rows.append(StoredTensor(f"{module}.{name}.bias", size[:1], Kind.ATTENTION))
-    return rows + [
-        StoredTensor(f"{module}.{name}.weight", (shape.head_dim,), Kind.HEAD_NORM) for name in norms
-    ]
-
-
-def norm_rows(shape: ModelShape, layer: str) -> list[StoredTensor]:
-    """The two norms of a layer's hidden states."""
-    return [
-        StoredTensor(f"{layer}.{name}.weight", (shape.hidden_size,), Kind.NORM)
-        for name in ("input_layernorm", "post_attention_layernorm")
-    ]
-
-
-def outer_rows(shape: ModelShape) -> list[StoredTensor]:
-    """What lies behind the last layer; tied output weights are not stored."""
-    rows = [StoredTensor("model.norm.weight", (shape.hidden_size,), Kind.NORM)]
-    if not shape.tie_word_embeddings:
-        size = (shape.vocab_size, shape.hidden_size)
-        rows.append(StoredTensor("lm_head.weight", size, Kind.HEAD))
-    return rows
