@@ -75,3 +75,49 @@ def count_overlap(text: str, mark: str) -> int:
     """How many last characters of a text are the first ones of a mark that is not whole yet."""
     longest = min(len(text), len(mark) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)
+
+
+class Incoming:
+    """Text that comes in pieces, of which as much is taken as no later piece can change."""
+
+    def __init__(self) -> None:
+        self.text = ""  # all of it
+        self.pending = ""  # of it, what is not taken yet
+
+    def add(self, piece: str) -> None:
+        """Take in the next piece."""
+        self.text += piece
+        self.pending += piece
+
+    def may_begin(self, mark: str) -> bool:
+        """Whether what is pending is shorter than a mark and could still become it."""
+        return len(self.pending) < len(mark) and mark.startswith(self.pending)
+
+    def drop(self, mark: str) -> bool:
+        """Leave out a mark that what is pending begins with; whether it did."""
+        is_there = self.pending.startswith(mark)
+        self.pending = self.pending.removeprefix(mark)
+        return is_there
+
+    def take_until(
+        self, *marks: str, is_last: bool, heeding: Sequence[str] = ()
+    ) -> tuple[str, bool]:
+        """Take the text before the first of some marks, and that mark.
+
+        Args:
+            marks: any of which ends the text.
+            is_last: nothing follows; otherwise what may be the beginning of a mark waits.
+            heeding: marks whose beginning waits, too.
+
+        Returns:
+            the text, and whether a mark ended it.
+        """
+        found = [(self.pending.index(mark), mark) for mark in marks if mark in self.pending]
+        if found:
+            position, mark = min(found)
+            text, self.pending = self.pending[:position], self.pending[position + len(mark) :]
+            return text, True
+        overlaps = [count_overlap(self.pending, mark) for mark in (*marks, *heeding)]
+        certain = len(self.pending) - (0 if is_last else max(overlaps))
+        text, self.pending = self.pending[:certain], self.pending[certain:]
+        return text, False

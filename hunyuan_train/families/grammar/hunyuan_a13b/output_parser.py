@@ -26,7 +26,7 @@ from hunyuan_train.families.grammar.hunyuan_a13b.tools import (
     TOOL_CALLS_OPEN,
 )
 from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
-from hunyuan_train.families.grammar.marks import count_overlap
+from hunyuan_train.families.grammar.marks import Incoming
 
 _CALLS = re.compile(f"{TOOL_CALLS_OPEN}.*?{TOOL_CALLS_CLOSE}", re.DOTALL)
 
@@ -119,14 +119,12 @@ class OutputStream:
 
     def __init__(self, *, has_tools: bool = False) -> None:
         self.has_tools = has_tools
-        self.text = ""  # all that was fed
-        self._pending = ""  # seen, and not yet certain
+        self._incoming = Incoming()
         self._step: Callable[[bool], list[Delta]] = self._see_start
 
     def feed(self, piece: str) -> list[Delta]:
         """Take the next piece; return what it made certain."""
-        self.text += piece
-        self._pending += piece
+        self._incoming.add(piece)
         return self._advance(is_last=False)
 
     def finish(self) -> list[Delta]:
@@ -135,7 +133,7 @@ class OutputStream:
 
     def result(self) -> ParsedOutput:
         """What `parse_output` says of all that was fed."""
-        return parse_output(self.text, has_tools=self.has_tools)
+        return parse_output(self._incoming.text, has_tools=self.has_tools)
 
     def _advance(self, *, is_last: bool) -> list[Delta]:
         deltas: list[Delta] = []
@@ -146,11 +144,9 @@ class OutputStream:
         return deltas
 
     def _see_start(self, is_last: bool) -> list[Delta]:
-        if not is_last and _may_begin(self._pending, THINK_OPEN):
+        if not is_last and self._incoming.may_begin(THINK_OPEN):
             return []
-        is_thinking = self._pending.startswith(THINK_OPEN)
-        if is_thinking:
-            self._pending = self._pending.removeprefix(THINK_OPEN)
+        is_thinking = self._incoming.drop(THINK_OPEN)
         self._step = self._see_thoughts if is_thinking else self._see_answer_start
         return []
 
@@ -162,15 +158,15 @@ class OutputStream:
 
     def _see_answer_start(self, is_last: bool) -> list[Delta]:
         if self.has_tools:
-            if not is_last and _may_begin(self._pending, ASSISTANT_LABEL):
+            if not is_last and self._incoming.may_begin(ASSISTANT_LABEL):
                 return []
-            self._pending = self._pending.removeprefix(ASSISTANT_LABEL)
+            self._incoming.drop(ASSISTANT_LABEL)
         self._step = self._see_answer
         return []
 
     def _see_answer(self, is_last: bool) -> list[Delta]:
         end = ANSWER_CLOSE
-        if self.has_tools and TOOL_CALLS_OPEN in self._pending.partition(ANSWER_CLOSE)[0]:
+        if self.has_tools and TOOL_CALLS_OPEN in self._incoming.pending.partition(ANSWER_CLOSE)[0]:
             end = TOOL_CALLS_OPEN
         text, is_closed = self._take_until(end, is_last=is_last)
         if is_closed:
@@ -179,22 +175,9 @@ class OutputStream:
 
     def _see_rest(self, is_last: bool) -> list[Delta]:
         """Calls, which `result` hands out, or what a server cuts off."""
-        self._pending = ""
+        self._incoming.pending = ""
         return []
 
     def _take_until(self, tag: str, *, is_last: bool) -> tuple[str, bool]:
-        """Take the text before a tag, and the tag; what may be its beginning waits."""
-        text, found, rest = self._pending.partition(tag)
-        if found:
-            self._pending = rest
-            return text, True
-        tags = [tag, TOOL_CALLS_OPEN] if self.has_tools else [tag]
-        num_waiting = 0 if is_last else max(count_overlap(text, each) for each in tags)
-        certain = text[: len(text) - num_waiting]
-        self._pending = text[len(certain) :]
-        return certain, False
-
-
-def _may_begin(text: str, tag: str) -> bool:
-    """Whether a text is shorter than a tag and could still become it."""
-    return len(text) < len(tag) and tag.startswith(text)
+        calls = [TOOL_CALLS_OPEN] if self.has_tools else []
+        return self._incoming.take_until(tag, is_last=is_last, heeding=calls)

@@ -8,7 +8,7 @@ which they are told apart.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +16,45 @@ from hunyuan_train.families.grammar.marks import find_spelled
 
 _USER = re.compile(r"<｜hy_User(?P<suffix>[^｜]*)｜>")
 _CONTROL = re.compile(r"[<＜][｜|].*[｜|][>＞]")
-_STEMS = {
-    "begin": ("<｜hy_begin_of_sentence{}｜>", "<｜hy_begin▁of▁sentence{}｜>"),
-    "user": ("<｜hy_User{}｜>",),
-    "assistant": ("<｜hy_Assistant{}｜>",),
-    "reasoning_mode": ("<｜reasoning_mode{}｜>",),
-    "end": ("<｜hy_eos{}｜>",),
-    "pad": ("<｜hy_pad{}｜>", "<｜hy_▁pad▁{}｜>"),
-    "think_open": ("<think{}>",),
-    "think_close": ("</think{}>",),
-    "calls_open": ("<tool_calls{}>",),
-    "calls_close": ("</tool_calls{}>",),
-    "call_open": ("<tool_call{}>",),
-    "call_close": ("</tool_call{}>",),
-    "separator": ("<tool_sep{}>",),
-    "key_open": ("<arg_key{}>",),
-    "key_close": ("</arg_key{}>",),
-    "value_open": ("<arg_value{}>",),
-    "value_close": ("</arg_value{}>",),
-    "results_open": ("<tool_responses{}>",),
-    "results_close": ("</tool_responses{}>",),
-    "result_open": ("<tool_response{}>",),
-    "result_close": ("</tool_response{}>",),
-}
+
+
+def _spelled(*stems: str) -> Any:  # noqa: ANN401 as of `dataclasses.field`
+    """A marker by its stems, one for each spelling that was published."""
+    return field(metadata={"stems": stems})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Markers:
     """How one checkpoint spells its markers."""
 
-    begin: str
-    user: str
-    assistant: str
-    reasoning_mode: str
-    end: str
-    pad: str
-    think_open: str
-    think_close: str
-    calls_open: str
-    calls_close: str
-    call_open: str
-    call_close: str
-    separator: str
-    key_open: str
-    key_close: str
-    value_open: str
-    value_close: str
-    results_open: str
-    results_close: str
-    result_open: str
-    result_close: str
+    begin: str = _spelled("<｜hy_begin_of_sentence{}｜>", "<｜hy_begin▁of▁sentence{}｜>")
+    user: str = _spelled("<｜hy_User{}｜>")
+    assistant: str = _spelled("<｜hy_Assistant{}｜>")
+    reasoning_mode: str = _spelled("<｜reasoning_mode{}｜>")
+    end: str = _spelled("<｜hy_eos{}｜>")
+    pad: str = _spelled("<｜hy_pad{}｜>", "<｜hy_▁pad▁{}｜>")
+    think_open: str = _spelled("<think{}>")
+    think_close: str = _spelled("</think{}>")
+    calls_open: str = _spelled("<tool_calls{}>")
+    calls_close: str = _spelled("</tool_calls{}>")
+    call_open: str = _spelled("<tool_call{}>")
+    call_close: str = _spelled("</tool_call{}>")
+    separator: str = _spelled("<tool_sep{}>")
+    key_open: str = _spelled("<arg_key{}>")
+    key_close: str = _spelled("</arg_key{}>")
+    value_open: str = _spelled("<arg_value{}>")
+    value_close: str = _spelled("</arg_value{}>")
+    results_open: str = _spelled("<tool_responses{}>")
+    results_close: str = _spelled("</tool_responses{}>")
+    result_open: str = _spelled("<tool_response{}>")
+    result_close: str = _spelled("</tool_response{}>")
     others: tuple[str, ...]  # added tokens that no dialogue holds
     missing: str  # characters that the vocabulary has no token for
 
     @property
     def written(self) -> tuple[str, ...]:
         """All that renderings may hold."""
-        names = (one.name for one in fields(self) if one.name in _STEMS)
+        names = (one.name for one in fields(self) if one.metadata)
         return tuple(getattr(self, name) for name in names if name != "pad")
 
     @property
@@ -105,8 +87,9 @@ def find_markers(
     suffixes = [match["suffix"] for match in map(_USER.fullmatch, added) if match]
     suffix = suffixes[0] if suffixes else str(config.get("token_suffix", ""))
     spellings = {
-        name: [stem.format(one) for one in (suffix, "") for stem in stems]
-        for name, stems in _STEMS.items()
+        marker.name: [stem.format(one) for one in (suffix, "") for stem in marker.metadata["stems"]]
+        for marker in fields(Markers)
+        if marker.metadata
     }
     found = find_spelled(spellings, added, config, folder)
     others = tuple(one for one in added if one not in found.values())

@@ -10,7 +10,7 @@ from dataclasses import replace
 from hunyuan_train.families.grammar.hy_v3.markers import Markers
 from hunyuan_train.families.grammar.hy_v3.tools import read_calls
 from hunyuan_train.families.grammar.interface import Delta, ParsedOutput
-from hunyuan_train.families.grammar.marks import count_overlap
+from hunyuan_train.families.grammar.marks import Incoming
 
 
 def parse_output(text: str, markers: Markers, *, has_tools: bool = False) -> ParsedOutput:
@@ -55,14 +55,13 @@ class OutputStream:
     def __init__(self, markers: Markers, *, has_tools: bool = False) -> None:
         self.markers = markers
         self.has_tools = has_tools
-        self.text = ""  # all that was fed
-        self._num_seen = 0  # characters that are handed out, or are marks
+        self._incoming = Incoming()
         self._is_thinking: bool | None = None  # None: not known yet
         self._is_over = False  # calls have begun, which `result` hands out
 
     def feed(self, piece: str) -> list[Delta]:
         """Take the next piece; return what it made certain."""
-        self.text += piece
+        self._incoming.add(piece)
         return self._advance(is_last=False)
 
     def finish(self) -> list[Delta]:
@@ -71,37 +70,23 @@ class OutputStream:
 
     def result(self) -> ParsedOutput:
         """What `parse_output` says of all that was fed."""
-        return parse_output(self.text, self.markers, has_tools=self.has_tools)
+        return parse_output(self._incoming.text, self.markers, has_tools=self.has_tools)
 
     def _advance(self, *, is_last: bool) -> list[Delta]:
-        opening = self.markers.think_open
+        markers, incoming = self.markers, self._incoming
         if self._is_thinking is None:
-            if not is_last and len(self.text) < len(opening) and opening.startswith(self.text):
+            if not is_last and incoming.may_begin(markers.think_open):
                 return []
-            self._is_thinking = self.text.startswith(opening)
-            self._num_seen = len(opening) if self._is_thinking else 0
+            self._is_thinking = incoming.drop(markers.think_open)
         deltas = []
         if self._is_thinking:
-            text, is_closed = self._take_until([self.markers.think_close], is_last=is_last)
+            text, is_closed = incoming.take_until(markers.think_close, is_last=is_last)
             deltas += [Delta("reasoning_content", text)] if text else []
             if not is_closed:
                 return deltas
             self._is_thinking = False
         if not self._is_over:
-            marks = [self.markers.think_close, self.markers.calls_open]
-            text, self._is_over = self._take_until(marks[: 1 + self.has_tools], is_last=is_last)
+            marks = (markers.think_close, markers.calls_open)[: 1 + self.has_tools]
+            text, self._is_over = incoming.take_until(*marks, is_last=is_last)
             deltas += [Delta("content", text)] if text else []
         return deltas
-
-    def _take_until(self, marks: list[str], *, is_last: bool) -> tuple[str, bool]:
-        """Take the text before a mark, and the mark; what may be the beginning of one waits."""
-        pending = self.text[self._num_seen :]
-        found = [(pending.index(mark), mark) for mark in marks if mark in pending]
-        if found:
-            position, mark = min(found)
-            self._num_seen += position + len(mark)
-            return pending[:position], True
-        num_waiting = 0 if is_last else max(count_overlap(pending, mark) for mark in marks)
-        certain = pending[: len(pending) - num_waiting]
-        self._num_seen += len(certain)
-        return certain, False
