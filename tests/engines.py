@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import read_manifest
-from hunyuan_train.checkpoint.state import load_checkpoint
+from hunyuan_train.checkpoint.save import Job, write_checkpoint
+from hunyuan_train.checkpoint.state import RankContent, collect_content, load_checkpoint
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
@@ -98,6 +100,17 @@ def router_terms(
     """Watch the routers of an engine, and weigh their losses."""
     config = ModelConfig(router_aux_loss_coef=balance_coefficient, router_z_loss_coef=z_coefficient)
     return watch_and_weigh(engine, SHAPE, config)
+
+
+def save_checkpoint(engine: deepspeed.DeepSpeedEngine, state: TrainerState, folder: Path) -> None:
+    """Write a checkpoint while nothing else runs; called by every rank."""
+
+    def in_order(content: RankContent) -> list[tuple[str, int, Tensor]]:
+        return [(name, 0, values) for name, values in content.states.items()]
+
+    job = Job(folder=folder, state=state, fingerprints={})
+    fault = write_checkpoint(job, collect_content(engine, None), in_order, group=None)
+    assert fault is None, fault
 
 
 def resume(engine: deepspeed.DeepSpeedEngine, folder: Path) -> TrainerState:

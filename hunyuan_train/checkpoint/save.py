@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch.distributed as dist
 import xxhash
 from torch import Tensor
@@ -33,7 +32,7 @@ from hunyuan_train.checkpoint.publish import (
 )
 from hunyuan_train.checkpoint.read_back import WrittenParts, read_back
 from hunyuan_train.checkpoint.retention import delete_leftovers
-from hunyuan_train.checkpoint.state import RankContent, collect_content
+from hunyuan_train.checkpoint.state import RankContent
 from hunyuan_train.model.safetensors_files import write_range
 from hunyuan_train.model.safetensors_header import read_header
 from hunyuan_train.planner.component import gigabytes
@@ -59,30 +58,6 @@ class Job:
     fingerprints: dict[str, Any]  # what the run is made of
     is_model_only: bool = False
     notes: dict[str, str] = field(default_factory=dict)  # rank 0's: the tracker's run
-
-
-def save_checkpoint(
-    engine: deepspeed.DeepSpeedEngine,
-    state: TrainerState,
-    folder: Path,
-    *,
-    fingerprints: dict[str, Any],
-) -> None:
-    """Write a checkpoint at once; called by every rank.
-
-    Raises:
-        CheckpointError: it could not be written.
-    """
-    job = Job(folder=folder, state=state, fingerprints=fingerprints)
-    content = collect_content(engine, None)
-    fault = write_checkpoint(job, content, write_in_order, group=None)
-    if fault:
-        raise CheckpointError(fault)
-
-
-def write_in_order(content: RankContent) -> Iterable[Part]:
-    """The live states, one after the other, each whole."""
-    return ((name, 0, values) for name, values in content.states.items())
 
 
 def write_checkpoint(

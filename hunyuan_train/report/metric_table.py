@@ -91,7 +91,6 @@ class MetricTable:
         self.read = Columns()  # whole lines from the beginning on
         self.sample: Columns | None = None  # of a file that has not been read to its end once
         self.faults: list[str] = []
-        self.num_faults = 0
         self.num_lines = 0
 
     @property
@@ -121,7 +120,7 @@ class MetricTable:
             self.sample = None
             return False
         if is_cut:
-            self.read, self.faults, self.num_lines, self.num_faults = Columns(), [], 0, 0
+            self.read, self.faults, self.num_lines = Columns(), [], 0
         if lines:
             self._take(lines)
         else:
@@ -158,7 +157,6 @@ class MetricTable:
             self.read.extend(*columns)
 
     def _note(self, number: int, fault: str) -> None:
-        self.num_faults += 1
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(
                 f"{self.file.path}, line {number}, is not what a run writes there ({fault}); fix "

@@ -7,13 +7,12 @@ import torch
 
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.resharding import open_tensors
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.optim.records import find_optimizer
 from tests.batches import plain_model
 from tests.checkpoint.test_state import NUM_STEPS, SAVED_AT, STATE, Outcome, read_states, train
-from tests.engines import resume, small_engine
+from tests.engines import resume, save_checkpoint, small_engine
 from tests.ranks import run_ranks
 
 LAYOUT = (3, 2)  # ZeRO stage, ranks that share one set of experts; of two ranks
@@ -28,7 +27,7 @@ def train_and_save(folder: Path, stage: int, expert_size: int, optimizer: str) -
     )
     train(engine, range(SAVED_AT))
     states = read_states(engine)
-    save_checkpoint(engine, STATE, folder, fingerprints={})
+    save_checkpoint(engine, STATE, folder)
     return train(engine, range(SAVED_AT, NUM_STEPS))._replace(states=states)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.export.check import check_model
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.export.from_engine import export_model, read_prompts
@@ -17,7 +16,7 @@ from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.parallel.zero import weight_shards
 from hunyuan_train.shipped import TINY_TOKENIZER
 from hunyuan_train.trainer.state import TrainerState
-from tests.engines import small_engine
+from tests.engines import save_checkpoint, small_engine
 from tests.ranks import run_ranks
 from tests.released import SHAPE, make_run, read_released, write_released
 
@@ -48,7 +47,7 @@ def pass_through(
     release = Release(shape=SHAPE, dtype=torch.bfloat16, companions=companions, base=base)
     trained = read_prompts(engine, SHAPE, written_dtype=release.dtype)
     export_model(engine, live, release, source, check=partial(check_model, trained))
-    save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
+    save_checkpoint(engine, TrainerState(), checkpoint)
     return num_read, num_kept
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.checkpoint.resharding import open_tensors
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
@@ -26,7 +25,7 @@ from hunyuan_train.parallel.zero import (
 from hunyuan_train.trainer.state import Health, TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch
-from tests.engines import kept_weights, my_share, resume, small_engine
+from tests.engines import kept_weights, my_share, resume, save_checkpoint, small_engine
 from tests.ranks import run_each, run_ranks
 
 NUM_STEPS = 6
@@ -56,7 +55,7 @@ def train_and_save(folder: Path, stage: int, expert_size: int, targets: str) -> 
     engine = small_engine(stage=stage, expert_size=expert_size, lora=lora_config(targets))
     seed_generators()
     outcome = train(engine, range(SAVED_AT))
-    save_checkpoint(engine, STATE, folder, fingerprints={})
+    save_checkpoint(engine, STATE, folder)
     later = train(engine, range(SAVED_AT, NUM_STEPS))
     return later._replace(
         losses=outcome.losses + later.losses, norms=outcome.norms + later.norms, states={}

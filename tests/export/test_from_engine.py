@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel, load_peft_weights
 from torch import Tensor
 
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.export import huggingface_folder as release
@@ -29,7 +28,7 @@ from hunyuan_train.shipped import TINY_TOKENIZER
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch
-from tests.engines import kept_weights, my_share, small_engine
+from tests.engines import kept_weights, my_share, save_checkpoint, small_engine
 from tests.ranks import run_ranks
 from tests.released import ROUTER, SHAPE, make_run, read_released, write_released
 
@@ -46,7 +45,7 @@ def train_and_export(
     )
     for step in range(2):
         train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=1e-2)
-    save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
+    save_checkpoint(engine, TrainerState(), checkpoint)
     config = load_config(["--config", str(checkpoint.parents[1] / "config.yaml")])
     described = describe_release(config, SHAPE, source)
     check = partial(check_model, read_prompts(engine, SHAPE, written_dtype=described.dtype))
@@ -126,7 +125,7 @@ def train_and_export_adapter(
     engine = small_engine(stage=3, expert_size=expert_size, shape=SHAPE, source=source, lora=lora)
     for step in range(3):
         train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=1e-2)
-    save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
+    save_checkpoint(engine, TrainerState(), checkpoint)
     trained = read_prompts(engine, SHAPE, written_dtype=torch.float32)
     check = partial(check_adapter, trained, source)
     export_adapter(engine, live, lora, SHAPE, base_model=str(base), check=check)

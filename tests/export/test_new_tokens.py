@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.cli import main
 from hunyuan_train.config.load import dump_config, load_config, tokenizer_folder
 from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig, TrainConfig
@@ -35,7 +34,7 @@ from hunyuan_train.shipped import TINY_TOKENIZER
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import batch_of
-from tests.engines import end_engines, my_share, resume, small_engine
+from tests.engines import end_engines, my_share, resume, save_checkpoint, small_engine
 from tests.families.grammar.test_new_tokens import TEXT, without_gaps, write_words
 from tests.families.hy_v3_folder import SHAPE as HY_V3_SHAPE
 from tests.families.hy_v3_folder import write_hy_v3
@@ -131,7 +130,7 @@ def train_and_export(folder: Path, case: Case, *, resumes: bool = False) -> list
         losses.append(train_step(engine, SFT, batches, learning_rate=1e-2).loss)
     if not resumes:
         checkpoint = folder / "run/checkpoints" / STEP
-        save_checkpoint(engine, TrainerState(), checkpoint, fingerprints={})
+        save_checkpoint(engine, TrainerState(), checkpoint)
     live = folder / ("again" if resumes else "live")
     release = describe_release(config, shape, source)
     trained = read_prompts(engine, shape, written_dtype=release.dtype)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.export.check import check_model, load_source
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
@@ -52,6 +51,7 @@ from tests.engines import (
     kept_weights,
     my_share,
     resume,
+    save_checkpoint,
     small_engine,
 )
 from tests.families.grammar.hy_v3.stand_in import special_ids, write_stand_in
@@ -247,7 +247,7 @@ def train_and_export(folder: Path, case: Case) -> tuple[list[float], dict]:
         train_step(engine, SFT, my_share(global_batch(step, NUM_BATCHES)), learning_rate=RATE).loss
         for step in range(case.num_steps)
     ]
-    save_checkpoint(engine, TrainerState(), folder / "run/checkpoints/step-000003", fingerprints={})
+    save_checkpoint(engine, TrainerState(), folder / "run/checkpoints/step-000003")
     release = Release(shape=shape, dtype=case.dtype, companions=(), base=base)
     check = partial(check_model, read_prompts(engine, shape, written_dtype=case.dtype))
     export_model(engine, folder / "live", release, source, check=check)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from hunyuan_train.checkpoint.folder import read_manifest
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.tables import stored_tensors
@@ -17,7 +16,7 @@ from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import global_batch, plain_loss, plain_model, released_state
-from tests.engines import WEIGHT_DECAY, kept_weights, my_share, small_engine
+from tests.engines import WEIGHT_DECAY, kept_weights, my_share, save_checkpoint, small_engine
 from tests.ranks import run_each
 
 Kept = dict[tuple[str, int], Tensor]
@@ -41,7 +40,7 @@ def train_frozen(folder: Path, config: ModelConfig, expert_size: int, is_bf16: b
     )
     for step in range(NUM_STEPS):
         train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=RATE)
-    save_checkpoint(engine, TrainerState(), folder, fingerprints={})
+    save_checkpoint(engine, TrainerState(), folder)
     return kept_weights(engine.module)
 
 

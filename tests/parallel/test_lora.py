@@ -8,7 +8,6 @@ import peft
 import pytest
 import torch
 
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.export.adapter import export_adapter
@@ -16,7 +15,7 @@ from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, global_batch, plain_model
-from tests.engines import my_share, resume, small_engine
+from tests.engines import my_share, resume, save_checkpoint, small_engine
 from tests.plain_adapters import RATE, train_with_peft
 from tests.ranks import run_each, run_ranks
 
@@ -85,7 +84,7 @@ def train_adapters(folder: Path, case: Case, *, is_resumed: bool = False) -> lis
     losses = []
     for step in range(state.step, NUM_STEPS):
         if step == 3 and not is_resumed:
-            save_checkpoint(engine, TrainerState(3, Position(), 0), checkpoint, fingerprints={})
+            save_checkpoint(engine, TrainerState(3, Position(), 0), checkpoint)
         batches = my_share(global_batch(step, 4), case.sequence_size)
         losses.append(train_step(engine, SFT, batches, learning_rate=RATE).loss)
     export_adapter(engine, folder / "after", case.lora, SHAPE, base_model="tiny")

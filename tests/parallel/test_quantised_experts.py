@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.schema import LoraConfig, ModelConfig
 from hunyuan_train.data.batches.loader import Position
 from hunyuan_train.export.adapter import export_adapter
@@ -34,7 +33,7 @@ from hunyuan_train.selftest import reference
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, WEIGHTS, global_batch
-from tests.engines import my_share, resume, small_engine
+from tests.engines import my_share, resume, save_checkpoint, small_engine
 from tests.plain_adapters import RATE, steps_of_peft
 from tests.planner.live import LiveBytes
 from tests.ranks import run_each
@@ -122,7 +121,7 @@ def train_quantised(folder: Path, case: Case, *, is_resumed: bool = False) -> li
     losses = []
     for step in range(state.step, NUM_STEPS):
         if step == 3 and not is_resumed:
-            save_checkpoint(engine, TrainerState(3, Position(), 0), checkpoint, fingerprints={})
+            save_checkpoint(engine, TrainerState(3, Position(), 0), checkpoint)
         losses.append(
             train_step(engine, SFT, my_share(global_batch(step, 4)), learning_rate=RATE).loss
         )

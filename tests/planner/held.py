@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hunyuan_train.checkpoint.save import save_checkpoint
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.families.shape import ModelShape
@@ -27,6 +26,7 @@ from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.step import train_step
 from tests.batches import make_batch
 from tests.config.resolved import resolve_flags
+from tests.engines import save_checkpoint
 
 Bytes = dict[str, int]
 
@@ -143,7 +143,7 @@ def count_checkpoint(engine: deepspeed.DeepSpeedEngine) -> int:
         names = [name]
         dist.broadcast_object_list(names)
         folder = Path(names[0], "step-000001")  # of rank 0, for all
-        save_checkpoint(engine, TrainerState(), folder, fingerprints={})
+        save_checkpoint(engine, TrainerState(), folder)
         num_bytes = sum(
             location.num_bytes
             for file in folder.glob("*.safetensors")

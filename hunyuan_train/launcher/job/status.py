@@ -58,11 +58,6 @@ class RunStatus:
     tries: list[TryStatus] = field(default_factory=list)
     hosts: list[HostStatus] = field(default_factory=list)
 
-    @property
-    def is_running(self) -> bool:
-        """Whether its last try had not ended when this was written."""
-        return bool(self.tries) and self.tries[-1].outcome == RUNNING
-
 
 class StatusFile:
     """Writes the status of one try, after those of earlier ones.
