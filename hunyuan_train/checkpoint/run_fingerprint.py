@@ -21,7 +21,8 @@ from hunyuan_train.source_hash import hash_source
 # or exports. New files count until they are named here. What the launcher decides for the ranks
 # reaches them as settings, which are compared by themselves.
 UNDECIDING = (
-    *("export", "launcher", "planner", "report", "selftest", "serve", "shipped_files"),
+    *("export", "launcher", "planner", "rehearsal", "report", "selftest", "serve"),
+    "shipped_files",
     *("__main__.py", "cli.py", "verify_resume.py", "shipped.py"),
     *("html_page.py", "json_lines.py", "json_screen.py", "log.py", "progress.py"),
     *("config/commands.py", "config/describe.py", "config/json_schema.py"),

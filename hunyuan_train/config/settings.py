@@ -65,6 +65,11 @@ def with_settings(config: RunConfig, **values: Any) -> RunConfig:
     return config
 
 
+def read_setting(config: RunConfig, name: str) -> Any:
+    """The value of a setting by its name alone."""
+    return getattr(getattr(config, SECTION_OF[name]), name)
+
+
 def is_switch(name: str) -> bool:
     """Whether a flag may stand without a value."""
     return name in COMMAND_SWITCHES or (name in FIELDS and bool in alternatives(FIELDS[name].type))

@@ -8,7 +8,7 @@ from math import ceil, cos, pi
 
 from hunyuan_train.config.rules.logs import profiled_steps
 from hunyuan_train.config.schema import OptimizerConfig, RunConfig, TrainConfig
-from hunyuan_train.config.settings import FIELDS, SECTION_OF, with_settings
+from hunyuan_train.config.settings import FIELDS, read_setting, with_settings
 from hunyuan_train.errors import ConfigError
 
 # Settings that are steps, or below 1 a share of the run.
@@ -63,7 +63,7 @@ def whole_steps(steps: float, total_steps: int) -> int:
 
 def in_whole_steps(config: RunConfig, total_steps: int) -> RunConfig:
     """The settings of a run whose length is known: a share of it becomes a number of steps."""
-    values = {name: getattr(getattr(config, SECTION_OF[name]), name) for name in SHARES}
+    values = {name: read_setting(config, name) for name in SHARES}
     whole = {name: whole_steps(value, total_steps) for name, value in values.items()}
     return with_settings(config, **whole)
 

@@ -1,8 +1,9 @@
 """Rules about preferences, and about adapters that a run starts from."""
 
 from hunyuan_train.config.preference_reference import has_base_inside
-from hunyuan_train.config.preference_schema import MAY_BE_REFERENCE_FREE, PreferenceConfig
+from hunyuan_train.config.preference_schema import MAY_BE_REFERENCE_FREE
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.config.settings import FIELDS, read_setting
 from hunyuan_train.errors import ConfigError
 
 # Objectives that read each number; the others would silently leave it out.
@@ -20,14 +21,14 @@ READ_BY = {
 
 def check_preference_settings(run: ResolvedRun) -> None:
     """Refuse numbers that the objective does not read."""
-    preferences, usual = run.config.preferences, PreferenceConfig()
+    objective = run.config.preferences.objective
     for name, objectives in READ_BY.items():
-        value = getattr(preferences, name)
-        if value != getattr(usual, name) and preferences.objective not in objectives:
-            remedy = "" if preferences.objective != "sft" else " (--objective dpo, for pairs)"
+        value = read_setting(run.config, name)
+        if value != FIELDS[name].default and objective not in objectives:
+            remedy = "" if objective != "sft" else " (--objective dpo, for pairs)"
             raise ConfigError(
                 f"{name} is {value}, which only the objectives {', '.join(objectives)} read, and "
-                f"objective is {preferences.objective}{remedy}; drop it, or choose one of them"
+                f"objective is {objective}{remedy}; drop it, or choose one of them"
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.config.schema import RunConfig
-from hunyuan_train.config.settings import with_settings
+from hunyuan_train.config.settings import read_setting, with_settings
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.hub.datasets import fetch_data_names
@@ -40,7 +40,7 @@ class NamedInputs:
 
 def remote_model(config: RunConfig, setting: str = "model_name_or_path") -> RemoteName | None:
     """The name on a hub that a setting of the model gives, if it gives one."""
-    text = getattr(config.model, setting)
+    text = read_setting(config, setting)
     if text is None or text in PRESETS:
         return None
     return parse_model_name(text, hub=config.launch.hub)
@@ -58,7 +58,7 @@ def fetch_all_but_weights(config: RunConfig) -> NamedInputs:
         ConfigError: a hub does not give it; see `hub/ask.py`.
     """
     model, tokenizer = remote_model(config), remote_model(config, "tokenizer_name_or_path")
-    data = {name: getattr(config.data, name) for name in DATA_SETTINGS}
+    data = {name: read_setting(config, name) for name in DATA_SETTINGS}
     if model or tokenizer or any(":" in (names or "") for names in data.values()):
         log_to_screen()
     download_dir = download_folder(config)
@@ -129,7 +129,7 @@ def locate_downloads(config: RunConfig) -> RunConfig:
                 )
             replaced[setting] = str(folder)
     for setting in DATA_SETTINGS:
-        if names := getattr(config.data, setting):
+        if names := read_setting(config, setting):
             # Finds what the launcher has downloaded, and asks a hub for nothing then.
             replaced[setting] = fetch_data_names(names, download_dir=download_folder(config))
     return with_settings(config, **replaced)

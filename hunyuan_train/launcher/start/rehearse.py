@@ -8,6 +8,7 @@ from hunyuan_train.config.planned_machines import PlannedMachines
 from hunyuan_train.config.resolve import choose_num_processes, resolve
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.config.settings import read_setting
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.launcher.exit_codes import SUCCESS
@@ -72,7 +73,7 @@ def check_hosts(config: RunConfig) -> None:
         ConfigError: settings name hosts.
     """
     for name in ("node_ip_list", "hostfile"):
-        value = getattr(config.launch, name)
+        value = read_setting(config, name)
         if value:
             raise ConfigError(
                 f"{name} is {value}, and the machines to plan for are described by --gpus, --nodes "
