@@ -25,17 +25,13 @@ IN_LAYER = {
     Kind.SHARED_EXPERT: "ffn_{part}_shexp",
     Kind.EXPERT: "ffn_{part}_exps",
     Kind.ATTENTION: "attn_{part}",
-    Kind.HEAD_NORM: "attn_{part}_norm",
+    Kind.HEAD_NORM: "attn_{letter}_norm",  # of queries or of keys
     Kind.NORM: "{part}_norm",
     Kind.EXTRA: "nextn.{part}",  # a layer for multi-token prediction
 }
 PARTS = {  # where it is not a projection's name without the ending
     "o_proj": "output",
     "eh_proj": "eh_proj",
-    "query_layernorm": "q",
-    "key_layernorm": "k",
-    "q_norm": "q",
-    "k_norm": "k",
     "input_layernorm": "attn",
     "post_attention_layernorm": "ffn",
     "final_layernorm": "shared_head_norm",
@@ -53,7 +49,7 @@ def gguf_name(family: Family, released: str) -> tuple[str, int | None]:
     own_name = inside.rpartition(".")[2]
     part = PARTS.get(own_name, own_name.removesuffix("_proj"))
     expert = EXPERT_NUMBER.search(inside)
-    name = f"blk.{layer}.{IN_LAYER[kind].format(part=part)}{ending}"
+    name = f"blk.{layer}.{IN_LAYER[kind].format(part=part, letter=own_name[0])}{ending}"
     return name, int(expert[1]) if expert else None
 
 

@@ -99,6 +99,18 @@ def test_every_tensor_has_a_place_in_the_file(name: str) -> None:
     assert expert == ("blk.3.ffn_down_exps.weight", 7) or not shape.num_experts
 
 
+@pytest.mark.parametrize(
+    ("name", "num_tensors"),
+    # As llama.cpp's loader counted in files of the released models: its pull request 14425,
+    # vllm-project/vllm-gguf-plugin issue 88, ikawrakow/ik_llama.cpp issue 1863.
+    [("a13b", 482), ("hy3", 1298), ("hy-mt2-30b-a3b", 766)],
+)
+def test_a_file_of_a_released_model_has_as_many_tensors(name: str, num_tensors: int) -> None:
+    shape = PRESETS[name]
+    family = family_of(shape)
+    assert len({gguf_name(family, one)[0] for one in released_tensors(shape)}) == num_tensors
+
+
 def test_the_layer_for_multi_token_prediction_has_llama_cpps_names() -> None:
     family, prefix = family_of(PRESETS["hy3"]), "model.layers.80"
     names = ("eh_proj.weight", "enorm.weight", "hnorm.weight", "final_layernorm.weight")
