@@ -188,7 +188,7 @@ def share_with_nobody(attention: str) -> None:
 def run_slice(num_tokens: int, num_layers: int | None, *, is_small: bool) -> str:
     """Train steps of one of eight ranks, and report them."""
     row = SLICE_RANKS * num_tokens
-    # As recipes/long.yaml has it.
+    # As config/recipes/long.yaml has it.
     settings = {"activation_offload": True, "moe_chunks": SLICE_CHUNKS}
     shared = settings | {"sequence_parallel_size": SLICE_RANKS}
     num_layers = num_layers or (2 if is_small else most_layers(row, **shared))

@@ -27,7 +27,7 @@ FULL_MACHINE = 8  # GPUs
 GPU_PRICE = 4.5  # of twice as many in a machine: less than of shorter rows, which lose samples
 CHUNKS = (2, 4, 8)  # of experts, the fewest that fit: beyond, little is left of what they take
 CHUNK_PRICE = 0.25  # of twice as many
-# What recipes/lora.yaml says of an adapter's rates; those of full training would hardly move one.
+# As config/recipes/lora.yaml has them; the rates of full training would hardly move an adapter.
 ADAPTER_SETTINGS = {"use_lora": True, "optimizer": "adamw", "learning_rate": 1e-4, "min_lr": 1e-5}
 
 

@@ -1,7 +1,7 @@
 """What a GPU does in a micro-step, by item: operations, bytes that kernels move, and kernels.
 
 Products follow from sizes. What kernels of a part read and write was counted by a rehearsal for
-each of its elements (`rehearsal/work.py`), which counts again in `tests/rehearsal/test_work.py`.
+each of its elements (`rehearsal/work.py`), which counts again in `tests/rehearsal/test_waits.py`.
 """
 
 from collections import defaultdict
