@@ -127,10 +127,13 @@ def test_llama_cpp_answers_as_the_model_that_was_converted(
     if job.shape.family == "hy_v3":
         # Its tags are tokens that llama.cpp finds in any text, as the vendor's tokenizer does.
         texts = [one for one in TEXTS if "<" not in one]
-        chats = [{"messages": SLOW["messages"][:1], "reasoning_effort": "high"}]
+        chats = [
+            {"messages": SLOW["messages"][:1], "reasoning_effort": "high"},
+            {"messages": FAST["messages"][:1], "reasoning_effort": "no_think"},
+        ]
     file = job.output / f"model-{type_}.gguf"
     answered = ask_llama_cpp(file, texts=texts, prompts=prompts, chats=chats)
-    assert answered["chats"] == [tokenizer.decode(prompts[0]) for _ in chats]
+    assert answered["chats"] == [tokenizer.decode(one) for one in prompts[: len(chats)]]
     assert answered["tokenized"] == [tokenizer.encode(text) for text in texts]
     stops = set(tokenizer.stop_ids)
     pairs = [
