@@ -81,6 +81,13 @@ def split_experts(tensors: dict[str, Tensor], num_experts: int) -> dict[str, Ten
 def fuse_experts(tensors: dict[str, Tensor], num_experts: int) -> dict[str, Tensor]:
     """The way back; see `split_experts`.
 
+    Args:
+        tensors: A [rank, in] and B [out, rank] of each expert and projection, by key.
+        num_experts: of a layer.
+
+    Returns:
+        A [experts * rank, in] and B [out, rank * experts] of each projection of a layer.
+
     Raises:
         CheckpointError: gate and up of an expert have other matrices A, or an expert has none:
             PEFT's layout has no place for such an adapter.

@@ -218,6 +218,13 @@ def write_trained(
 def read_trained(run: StoppedRun, dtype: torch.dtype) -> dict[str, Tensor]:
     """What was trained, by stored name, whole: for adapters, which are small.
 
+    Args:
+        run: that has ended.
+        dtype: of the result, whatever the masters have.
+
+    Returns:
+        each tensor in its stored shape, [rows, columns] for adapters, on the CPU.
+
     Raises:
         CheckpointError: a file is damaged.
     """

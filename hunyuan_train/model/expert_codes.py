@@ -26,7 +26,16 @@ class ExpertCodes(Protocol):
         ...
 
     def read_experts(self, tensor: StoredTensor) -> tuple[Tensor, Tensor]:
-        """Codes and scales of one projection of one expert, as `compressed_values.decode` takes."""
+        """Codes and scales of one projection of one expert, as `compressed_values.decode` takes.
+
+        Args:
+            tensor: of the routed experts, [rows, columns].
+
+        Returns:
+            codes: [rows, columns] of FP8, or [rows, columns / 8] words or [rows, columns / 2] bytes
+                of four-bit codes.
+            scales: [rows or blocks of rows, scales of a row], float.
+        """
         ...
 
 

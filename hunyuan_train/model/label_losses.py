@@ -97,14 +97,14 @@ class LabelLosses(torch.autograd.Function):
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
-    """A product in float32, of matrices of any float dtype; CUDA writes it so by itself."""
+    """A product in float32: [m, k] times [k, n], of any float dtype; CUDA writes it so itself."""
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return torch.mm(left, right).float()
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a product to a sum in float32."""
+    """Add a product, [m, k] times [k, n], to a float32 sum [m, n], in place."""
     if left.is_cuda and left.dtype != torch.float32:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:

@@ -199,7 +199,14 @@ def stored_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str) -> 
 
 
 def write_state(engine: deepspeed.DeepSpeedEngine, shard: Shard, kind: str, values: Tensor) -> None:
-    """Replace one kind of state of a trained shard; `publish_weights` must follow."""
+    """Replace one kind of state of a trained shard; `publish_weights` must follow.
+
+    Args:
+        engine: between two steps.
+        shard: as `trained_shards` gives it.
+        kind: one of `state_kinds`.
+        values: [stop - start], float32; of any device.
+    """
     parameter = shard.parameter
     blockwise = blockwise_state(engine, parameter, kind)
     if blockwise is not None:
@@ -322,7 +329,7 @@ def optimizer_step_count(engine: deepspeed.DeepSpeedEngine) -> int:
 
 
 def flat_masters(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
-    """The flat tensors that the wrapped optimizer updates: the engine's own list."""
+    """The flat tensors, [elements] each, that the wrapped optimizer updates: the engine's list."""
     if engine.zero_optimization_partition_weights():
         return engine.optimizer.fp32_partitioned_groups_flat
     return engine.optimizer.single_partition_of_fp32_groups

@@ -78,7 +78,12 @@ def join_chunks(first: EncodedChunk, second: EncodedChunk) -> EncodedChunk:
 def encode_segments(
     segments: Sequence[Segment], tokenizer: Tokenizer
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """Ids of the joined segments, and the first token of each segment with the end behind them."""
+    """Encode joined segments: their ids, and where each begins among them.
+
+    Returns:
+        ids: [tokens], uint32.
+        starts: [segments + 1], int64: the first token of each segment, and the end behind the last.
+    """
     marks = tokenizer.marks
     texts = [marks[segment.text] if segment.is_special else segment.text for segment in segments]
     if missing := tokenizer.grammar.missing:  # which those who read records have told of

@@ -35,7 +35,7 @@ class Encoding(Protocol):
     def encode_to_numpy(
         self, text: str, *, allowed_special: Literal["all"], disallowed_special: tuple[str, ...]
     ) -> npt.NDArray[np.uint32]:
-        """Tokens of text whose marks stand for control tokens."""
+        """Tokens of text whose marks stand for control tokens: [tokens]."""
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of a token that is no control token."""
@@ -103,7 +103,7 @@ class Tokenizer:
         return self.encoding.encode(text, allowed_special=set(), disallowed_special=())
 
     def encode_marked(self, text: str) -> npt.NDArray[np.uint32]:
-        """Tokens of text that is already NFC and whose marks stand for control tokens."""
+        """Tokens of text in NFC whose marks stand for control tokens: [tokens], uint32."""
         return self.encoding.encode_to_numpy(text, allowed_special="all", disallowed_special=())
 
     def decode(self, ids: list[int]) -> str:
