@@ -262,8 +262,8 @@ def round_stochastically(exact: Tensor, bits: Tensor) -> Tensor:
 
     Args:
         exact: finite, float32, of any shape.
-        bits: random, int32, [as exact], of which the lower 16 are used: bfloat16 is float32 without its lower
-            16 bits, so that adding random ones carries as often as what is cut off says.
+        bits: random, int32, [as exact], of which the lower 16 are used: bfloat16 is float32 without
+            its lower 16 bits, so that adding random ones carries as often as what is cut off says.
     """
     raised = exact.view(torch.int32) + (bits & 0xFFFF)
     return (raised & -0x10000).view(torch.float32).bfloat16()
