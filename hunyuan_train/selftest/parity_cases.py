@@ -4,10 +4,11 @@ A case is settings of a run. They pass through the checks and the assembly of a 
 and data are those of `samples.py`, and all but a few are float32, where differences show.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import Any
 
+from hunyuan_train.config.deepspeed_config import settings_of_gpus
 from hunyuan_train.config.load import build_config, load_config
 from hunyuan_train.config.resolve import resolve
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
@@ -15,6 +16,7 @@ from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.config.settings import with_settings
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.model import fused
 from hunyuan_train.optim.records import choose_optimizer, find_optimizer
 from hunyuan_train.selftest.compare import Errors
 from hunyuan_train.selftest.samples import DEFAULT_BATCHES, DENSE, HY_V3, SHAPE
@@ -61,12 +63,23 @@ BFLOAT16_TOLERANCE = Errors(loss=3e-2, gradients=0.5, clip=0.1, weights=0.4)
 BFLOAT16_REWARDS = replace(BFLOAT16_TOLERANCE, loss=0.3)
 
 
+# Of the engine's section for split experts: what a file may set, and nothing on by itself.
+PLAIN_EXPERTS: Settings = {"async_split_plan": False, "combine_impl": "weighted_sum"}
+SPLIT_PLAN: Settings = {"async_split_plan": True}
+FUSED_SUM: Settings = {"combine_impl": "fused_weighted_sum"}
+# Not by the engine's own kernel for GPUs before Hopper, which has no such way.
+FUSED_GATES: Settings = {"gate_up_impl": "fused", "disable_triton_grouped_mm": True}
+LIGER: Settings = {"use_liger_kernel": True}
+
+
 @dataclass(frozen=True, slots=True)
 class ParityCase:
     """Settings under a name, for one number of processes."""
 
     name: str
     run: ResolvedRun
+    lack: str = ""  # which setting of it cannot run here, and why; then nothing is trained
+    left_out: str = ""  # the same of a recipe, which is trained without
 
     @property
     def tolerance(self) -> Errors:
@@ -100,10 +113,18 @@ class Entry:
     num_groups: int  # of processes, each with all experts between them; 0: experts are not split
     settings: Settings
     shape: ModelShape = SHAPE
+    experts: Settings = field(default_factory=dict)  # of the file's expert_parallel section
 
 
-def _entry(name: str, num_groups: int, *settings: Settings, shape: ModelShape = SHAPE) -> Entry:
-    return Entry(name, num_groups, {k: v for part in settings for k, v in part.items()}, shape)
+def _entry(
+    name: str,
+    num_groups: int,
+    *settings: Settings,
+    shape: ModelShape = SHAPE,
+    experts: Settings | None = None,
+) -> Entry:
+    joined = {k: v for part in settings for k, v in part.items()}
+    return Entry(name, num_groups, joined, shape, experts or {})
 
 
 ON_ANY = (
@@ -112,7 +133,14 @@ ON_ANY = (
     _entry("experts split, SGD", 1, SGD, SPLIT),
     _entry("experts split, AdamW", 1, ADAMW, SPLIT),
 )
+LIGERS = _entry("use_liger_kernel", 1, SGD, SPLIT, LIGER, experts=PLAIN_EXPERTS)
+FUSED = (
+    _entry("combine_impl", 1, SGD, SPLIT, experts=PLAIN_EXPERTS | FUSED_SUM),
+    _entry("gate_up_impl", 1, SGD, SPLIT, experts=PLAIN_EXPERTS | FUSED_GATES),
+    LIGERS,
+)
 ON_ONE = (
+    *FUSED,
     _entry("AdamW", 0, ADAMW),
     _entry("AdamW, ZeRO-2", 0, ADAMW, ZERO_2),
     _entry("AdamW in host memory", 0, ADAMW, {"optimizer": "offload"}),
@@ -126,6 +154,8 @@ ON_ONE = (
     _entry("experts in int4, adapters everywhere", 1, SGD, SPLIT, LORA, ON_ALL, INT4),
 )
 ON_TWO = (
+    *FUSED,
+    _entry("async_split_plan", 1, SGD, experts=PLAIN_EXPERTS | SPLIT_PLAN),
     _entry("AdamW in host memory", 1, ADAMW, {"optimizer": "offload"}),
     _entry("bfloat16", 1, ADAMW, {"bf16": True}),
     _entry("lean", 1, ADAMW, {"bf16": True, "optimizer": "lean"}),
@@ -167,6 +197,8 @@ ON_TWO = (
     _entry("kto, rows shared, adapters on attention", 1, SGD, KTO, SHARED, LORA),
 )
 ON_FOUR = (
+    _entry("fused experts, split twice", 2, SGD, experts=SPLIT_PLAN | FUSED_SUM | FUSED_GATES),
+    LIGERS,
     _entry("experts split twice", 2, SGD),
     _entry("experts split twice, AdamW", 2, ADAMW),
     _entry("lean, experts split twice", 2, ADAMW, {"bf16": True, "optimizer": "lean"}),
@@ -219,7 +251,18 @@ def _make_case(entry: Entry, num_processes: int, num_gpus: int) -> ParityCase:
         **entry.settings,
     }
     run = _resolve(build_config(settings), entry.shape, num_processes, num_gpus)
-    return ParityCase(entry.name, run)
+    if entry.experts:
+        section = run.engine["expert_parallel"] | entry.experts
+        run = replace(run, engine=run.engine | {"expert_parallel": section})
+    return ParityCase(entry.name, run, lack=describe_lack(run))
+
+
+def describe_lack(run: ResolvedRun) -> str:
+    """Which setting of a run cannot run here, and why; empty where all can."""
+    if run.config.model.use_liger_kernel and (lack := fused.describe_lack(is_on_gpu=run.is_on_gpu)):
+        return f"use_liger_kernel: {lack}"
+    needing = [] if run.is_on_gpu else settings_of_gpus(run)
+    return f"{needing[0]}: there is no GPU" if needing else ""
 
 
 def recipe_case(recipe: str, num_processes: int, *, num_gpus: int) -> ParityCase:
@@ -251,7 +294,11 @@ def recipe_case(recipe: str, num_processes: int, *, num_gpus: int) -> ParityCase
     )
     if config.lora.use_lora:
         config = with_settings(config, lora_rank=min(config.lora.lora_rank, 8), lora_dropout=0.0)
-    return ParityCase(recipe, _resolve(config, SHAPE, num_processes, num_gpus))
+    run = _resolve(config, SHAPE, num_processes, num_gpus)
+    left_out = describe_lack(run)
+    if left_out:  # of Liger's kernels: what the engine cannot do here, a rule has refused
+        run = replace(run, config=with_settings(run.config, use_liger_kernel=False))
+    return ParityCase(recipe, run, left_out=left_out)
 
 
 def _resolve(

@@ -25,7 +25,16 @@ def make_table(verdicts: Sequence[Verdict]) -> Table:
         else:
             cells += [""] * 4
         table.add_row(*cells, _verdict(verdict))
+    table.caption = count_verdicts(verdicts)
     return table
+
+
+def count_verdicts(verdicts: Sequence[Verdict]) -> str:
+    """How many cases were equal, wrong and not run."""
+    num_wrong = sum(bool(verdict.wrong) for verdict in verdicts)
+    num_left = sum(bool(verdict.case.lack) for verdict in verdicts)
+    parts = {"equal": len(verdicts) - num_wrong - num_left, "wrong": num_wrong, "not run": num_left}
+    return ", ".join(f"{number} {name}" for name, number in parts.items() if number)
 
 
 def _cell(error: float, *, is_wrong: bool) -> Text:
@@ -35,7 +44,19 @@ def _cell(error: float, *, is_wrong: bool) -> Text:
 def _verdict(verdict: Verdict) -> Text:
     if verdict.failure:
         return Text.assemble(("failed", ALARM), f": {last_line(verdict.failure)}")
-    return Text(f"wrong: {', '.join(verdict.wrong)}", ALARM) if verdict.wrong else Text("equal")
+    style = ALARM if verdict.wrong else "yellow" if verdict.case.lack else ""
+    return Text(describe_verdict(verdict), style)
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """What came of a case, in a few words."""
+    case = verdict.case
+    if case.lack:
+        return f"not run ({case.lack})"
+    words = last_line(verdict.failure) or ", ".join(verdict.wrong)
+    if words:
+        return words if verdict.failure else f"wrong: {words}"
+    return f"equal, without {case.left_out}" if case.left_out else "equal"
 
 
 def last_line(text: str) -> str:
@@ -52,6 +73,8 @@ def as_data(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "errors": asdict(verdict.errors) if verdict.errors else None,
             "tolerance": asdict(verdict.case.tolerance),
             "wrong": verdict.wrong,
+            "not_run": verdict.case.lack,
+            "left_out": verdict.case.left_out,
             "failure": verdict.failure,
             "seconds": round(verdict.seconds, 1),
         }

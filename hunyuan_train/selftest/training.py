@@ -19,6 +19,7 @@ from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, cut_batch
 from hunyuan_train.evaluation.losses import evaluate
 from hunyuan_train.families.tensors import pieces_of_range
+from hunyuan_train.model.fused import is_fused
 from hunyuan_train.objectives.choose import choose_objective
 from hunyuan_train.objectives.log_probabilities import judge
 from hunyuan_train.objectives.router_losses import watch_and_weigh
@@ -40,6 +41,8 @@ def train_case(run: ResolvedRun, steps: list[Step]) -> Record:
     # As in the released model only norms stay whole, and matrices are gathered where they are used.
     adapters = TRAINED_ADAPTERS if config.lora.adapter_name_or_path else None
     engine = assemble_engine(run, WEIGHTS, largest_gathered=shape.hidden_size, adapters=adapters)
+    if config.model.use_liger_kernel and not is_fused(engine.module):
+        raise RuntimeError("use_liger_kernel is true, and none of its kernels is used")
     routers = watch_and_weigh(engine, shape, config.model)
     objective = choose_objective(config)
     global_batches = ask_reference(engine, config, [step_batches(config, one) for one in steps])

@@ -4,11 +4,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from deepspeed.module_inject import auto_ep_layer
+from deepspeed.moe import ep_experts
+from deepspeed.ops.triton_ops import autoep_fused_token_ops
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from transformers import AttentionInterface
 
 from hunyuan_train.data.batches import loader
+from hunyuan_train.model import fused
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
 from hunyuan_train.objectives import choose, log_probabilities
 from hunyuan_train.parallel import sequence
@@ -150,6 +155,37 @@ def add_pairs_up_instead_of_their_mean() -> None:
         return replace(objective, weigh=lambda one: np.minimum(objective.weigh(one), 1.0))
 
     training.choose_objective = chosen
+
+
+def swap_gate_and_up() -> None:
+    """As if the one product for both had its halves in the other order."""
+    activate = ep_experts.apply_packed_expert_activation
+
+    def swapped(gate_up, *arguments, **options):
+        return activate(gate_up.roll(gate_up.shape[-1] // 2, dims=-1), *arguments, **options)
+
+    ep_experts.apply_packed_expert_activation = swapped
+
+
+def sum_outputs_in_the_order_of_experts() -> None:
+    def keep_order(index, num_rows):
+        return torch.arange(num_rows, dtype=torch.int32)
+
+    autoep_fused_token_ops._invert_index = keep_order
+
+
+def read_the_split_plan_too_early() -> None:
+    """As if nobody waited for the copy to the host."""
+    auto_ep_layer.get_accelerator().Event.synchronize = lambda _: None
+
+
+def leave_keys_unturned() -> None:
+    kernels = fused.load_kernels()
+
+    def turn_queries(query, key, *angles):
+        return kernels.rope(query, key.clone(), *angles)[0], key
+
+    fused.load_kernels = lambda: replace(kernels, rope=turn_queries)
 
 
 def die() -> None:

@@ -62,6 +62,17 @@ def test_a_planted_fault_of_shared_rows_is_found(
         assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
 
 
+def test_a_planted_fault_of_the_product_for_gate_and_up_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_code, [verdict] = run_with_fault(
+        faults.swap_gate_and_up, monkeypatch, capsys, "gate_up_impl"
+    )
+    assert exit_code == 1
+    for name in MOVED:
+        assert verdict["errors"][name] > 10 * verdict["tolerance"][name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "case", "columns"),
