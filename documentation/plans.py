@@ -33,13 +33,13 @@ LORA_NODE = Job(
 LORA_ONE = Job(
     "Hunyuan-A13B, LoRA, experts in `nf4`, 1×80 GB",
     "Hunyuan-A13B，LoRA，专家用 `nf4`，1×80 GB",
-    "--method lora --expert_weights nf4 --gpus 1 --gpu_memory 80",
+    "--recipe one_gpu --gpus 1 --gpu_memory 80",
     1,
 )
 LORA_ONE_INT4 = Job(
     "Hunyuan-A13B, LoRA, experts in `int4`, 1×80 GB",
     "Hunyuan-A13B，LoRA，专家用 `int4`，1×80 GB",
-    "--method lora --expert_weights int4 --gpus 1 --gpu_memory 80",
+    "--recipe one_gpu --expert_weights int4 --gpus 1 --gpu_memory 80",
     1,
 )
 LORA_TWO = Job(

@@ -1,11 +1,16 @@
 """Stand-ins for kernels against what they stand for, where that runs on a CPU: shapes, dtypes."""
 
+import pytest
 import torch
 from deepspeed.module_inject.auto_ep_layer import combine_from_routed
 from deepspeed.moe import ep_kernels
 from deepspeed.ops.triton_ops.swiglu_triton import _swiglu_eager
 from torch import Tensor
 
+from hunyuan_train.model.compressed_values import encode
+from hunyuan_train.model.compression_scheme import Scheme
+from hunyuan_train.parallel import quantised_experts
+from hunyuan_train.parallel.quantised_experts import CompressedWeights
 from hunyuan_train.rehearsal import stand_ins
 from hunyuan_train.rehearsal.stand_ins import Skew, Swiglu, WeightedRestore, spread
 from hunyuan_train.rehearsal.watch import Watch
@@ -84,6 +89,25 @@ def test_rows_to_experts_have_the_shape_that_the_cpu_gives(monkeypatch):
         "Triton: order of rows (fill_indices)": 1,
         "Triton: rows to experts (gather_rows)": 1,
     }
+
+
+@pytest.mark.parametrize("scheme", [Scheme("nf4", 64), Scheme("group", 32), Scheme("block")])
+def test_experts_are_decoded_to_the_shape_that_torch_gives(scheme, monkeypatch):
+    weights = CompressedWeights((2, 256, 384), scheme)
+    for expert in range(2):
+        weights.put(expert, *encode(torch.ones(256, 384), scheme), torch.device("cpu"))
+
+    def forms() -> list[tuple | None]:
+        pieces = weights.rows(0, 128, torch.bfloat16), weights.columns(128, 384, torch.bfloat16)
+        return [form(one) for one in pieces]
+
+    plain = forms()
+    monkeypatch.setattr(quantised_experts, "compile_or_warn", quantised_experts.compile_or_warn)
+    watch = Watch()
+    stand_ins.stand_in_for_decoding(watch)
+    quantised_experts.compile_or_warn([weights], torch.bfloat16)
+    assert forms() == plain
+    assert watch.stood_in == {"Triton: experts' weights from codes": 2}
 
 
 def test_rows_come_by_the_skew_and_never_more_than_all():
