@@ -1,21 +1,23 @@
 """What loading, exporting and merging weights costs beside plain reading and copying.
 
-    python -m benchmarks.weights [--report]
+    python -m benchmarks.weights [--load 4] [--write 8] [--only export live merge] [--report]
 
-A model of the released layout is generated, in bfloat16 and files of 1 GB, with true names. All
-files lie in the page cache, where there is room, so that the disk hides nothing we do; copies count
-until they are on disk. Each speed is given beside that of the plain thing, measured in the same run
-just before and just after.
+A model of the released layout is generated, in bfloat16 and files of 1 GB, with true names. What is
+read lies in the page cache, into which it is read just before; what is written counts until it is
+on disk. Commands, `cp` of the same folder and plain writing of as many bytes take turns, and of
+each the fastest round is compared.
 """
 
 import argparse
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +27,7 @@ import torch
 
 from benchmarks.results import add_report_flag, show
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.whole_file import sync
 from tests import ranks
 from tests.measured import (
     Copy,
@@ -41,11 +44,36 @@ from tests.measured import (
 from tests.ranks import run_ranks
 from tests.released import make_run, write_checkpoint
 
+ROUNDS = 3
+BLOCK_BYTES = 2**20
 SPLITS = ((2, 2), (2, 1), (4, 4), (4, 2))  # ranks, expert-parallel size
 RANK_OF_ADAPTER = 16
 ADAPTERS = {"attention": "attention", "attention and every expert": "attention,experts"}
 
+PARTS = ["load", "export", "live", "merge"]
+
 Row = tuple[str, ...]
+LOAD_HEAD: Row = (
+    "load",
+    "bytes read / owned",
+    "peak beside own part",
+    "GB/s, all ranks",
+    "time / raw",
+)
+COMMAND_HEAD: Row = (
+    "command",
+    "read + written",
+    "time",
+    "CPU",
+    "cp",
+    "its CPU",
+    "speed / cp",
+    "per byte",
+    "disk: write, sync + read back",
+    "speed / write",
+    "speed / write and read back",
+    "memory taken",
+)
 
 
 def measure_loads(base: Path) -> list[Row]:
@@ -66,73 +94,153 @@ def measure_loads(base: Path) -> list[Row]:
     return rows
 
 
-def measure_copy(name: str, work: Callable[[], Copy], output: Path) -> Row:
-    """Write a folder, and copy it with cp before and after."""
-    first = work()
-    num_bytes = folder_size(output)
-    plain = [copy_with_cp(output)]
-    rmtree(output)
-    copy = work()
-    plain.append(copy_with_cp(output))
-    rmtree(output)
-    seconds, plain_seconds = min(first.seconds, copy.seconds), min(plain)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """Something that writes a folder."""
+
+    name: str
+    work: Callable[[], Copy]
+    reads: Path | None = None  # a folder; None for what lies in memory
+    num_read: int = 0  # bytes of it
+
+
+@dataclass(slots=True)
+class Plain:
+    """Seconds of doing the plain thing."""
+
+    seconds: float
+    cpu_seconds: float
+    reading_back: float = 0.0
+
+
+def measure_command(command: Command, output: Path) -> Row:
+    """Let a command write a folder, `cp` copy that, and the disk take as many bytes, in turns."""
+    copies, plain, disk, num_bytes = [], [], [], 0
+    for _ in range(ROUNDS):
+        if command.reads:
+            bring_to_memory(command.reads)
+        copies.append(command.work())
+        num_bytes = folder_size(output)
+        bring_to_memory(output)
+        plain.append(copy_with_cp(output))
+        rmtree(output)
+        disk.append(write_to_disk(output, num_bytes))
+    copy = min(copies, key=lambda one: one.seconds)
+    cp = min(plain, key=lambda one: one.seconds)
+    written = min(one.seconds for one in disk)
+    read_back = min(one.reading_back for one in disk)
+    per_byte = (command.num_read + num_bytes) / (2 * num_bytes) * cp.seconds / copy.seconds
     return (
-        name,
-        f"{num_bytes / 1e9:.1f} GB",
-        f"{seconds:.1f} s",
-        f"{plain_seconds:.1f} s",
-        f"{plain_seconds / seconds:.2f}",
-        f"{max(first.rise, copy.rise) / 1e6:,.0f} MB",
-        f"{max(first.highest, copy.highest) / 1e6:,.0f} MB",
+        command.name,
+        f"{command.num_read / 1e9:.2f} + {num_bytes / 1e9:.2f} GB",
+        f"{copy.seconds:.2f} s",
+        f"{copy.cpu_seconds:.2f} s",
+        f"{cp.seconds:.2f} s",
+        f"{cp.cpu_seconds:.2f} s",
+        f"{cp.seconds / copy.seconds:.2f}",
+        f"{per_byte:.2f}" if command.reads else "",
+        f"{written:.2f} + {read_back:.2f} s",
+        f"{written / copy.seconds:.2f}",
+        f"{(written + read_back) / copy.seconds:.2f}",
+        f"{max(one.rise for one in copies) / 1e6:,.0f} MB",
     )
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files of a folder and of those in it."""
+    return [file for file in folder.rglob("*") if file.is_file()]
 
 
 def folder_size(folder: Path) -> int:
     """Bytes of the files of a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.stat().st_size for file in files_of(folder))
 
 
-def copy_with_cp(folder: Path) -> float:
-    """Seconds until a copy of a folder is on disk."""
+def bring_to_memory(folder: Path) -> None:
+    """Read all files, so that the page cache holds them, if it has room."""
+    for _ in read_blocks(files_of(folder)):
+        pass
+
+
+def read_blocks(files: Iterable[Path]) -> Iterable[int]:
+    """Read files in one buffer; sizes of what is read."""
+    buffer = bytearray(BLOCK_BYTES)
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while size := stream.readinto(buffer):
+                yield size
+
+
+def copy_with_cp(folder: Path) -> Plain:
+    """Copy a folder until the copy is on disk."""
     copy = folder.with_name("copy")
-    started = time.perf_counter()
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(["cp", "-r", folder, copy], check=True)
-    for file in copy.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    seconds = time.perf_counter() - started
+    for file in files_of(copy):
+        sync(file)
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     rmtree(copy)
-    return seconds
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Plain(seconds, cpu_seconds)
 
 
-def measure_copies(base: Path, folder: Path, gigabytes: float) -> list[Row]:
+def write_to_disk(path: Path, num_bytes: int) -> Plain:
+    """Write so many bytes until they are on disk, and read them back from there."""
+    block = os.urandom(BLOCK_BYTES)
+    times, cpu = [time.perf_counter()], time.process_time()
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, num_bytes, BLOCK_BYTES):
+            file.write(block[: num_bytes - start])
+        os.fsync(file.fileno())
+        times.append(time.perf_counter())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for _ in read_blocks([path]):
+        pass
+    times.append(time.perf_counter())
+    path.unlink()
+    return Plain(times[1] - times[0], time.process_time() - cpu, times[2] - times[1])
+
+
+def measure_commands(base: Path, folder: Path, gigabytes: float, names: list[str]) -> list[Row]:
     """Export a stopped run and a live one, and merge two adapters."""
     shape = shape_of_size(gigabytes)
-    checkpoint = make_run(folder / "run", base)
-    write_checkpoint(checkpoint, shape, Repeated(), num_ranks=4, expert_size=2)
     output = folder / "output"
-    rows = [
-        measure_copy(
-            "export of a run stopped on 4 ranks",
-            lambda: run_ranks(export_run, 1, folder / "run", output)[0],
-            output,
+    rows = []
+    if "export" in names:
+        checkpoint = make_run(folder / "run", base)
+        write_checkpoint(checkpoint, shape, Repeated(), num_ranks=4, expert_size=2)
+        export = Command(
+            name="export of a run stopped on 4 ranks",
+            work=lambda: run_ranks(export_run, 1, folder / "run", output)[0],
+            reads=checkpoint,
+            num_read=folder_size(checkpoint),
         )
-    ]
-    rmtree(folder / "run")
-    rows.append(
-        measure_copy(
-            "export of a live run on 2 ranks",
-            lambda: max(run_ranks(export_live, 2, output, gigabytes), key=lambda one: one.seconds),
-            output,
+        rows.append(measure_command(export, output))
+        rmtree(folder / "run")
+    if "live" in names:
+        live = Command(
+            name="export of a live run on 2 ranks",
+            work=lambda: join_ranks(run_ranks(export_live, 2, output, gigabytes)),
         )
-    )
-    for name, targets in ADAPTERS.items():
+        rows.append(measure_command(live, output))
+    for name, targets in ADAPTERS.items() if "merge" in names else ():
         lora = LoraConfig(use_lora=True, lora_rank=RANK_OF_ADAPTER, lora_target_modules=targets)
         adapter = folder / targets
         write_adapter(adapter, shape, lora)
-        work = lambda adapter=adapter: run_ranks(merge, 1, base, adapter, output)[0]  # noqa: E731
-        rows.append(measure_copy(f"merge, adapter on {name}", work, output))
+        command = Command(
+            name=f"merge, adapter on {name}",
+            work=lambda adapter=adapter: run_ranks(merge, 1, base, adapter, output)[0],  # type: ignore[misc]
+            reads=base,
+            num_read=folder_size(base) + folder_size(adapter),
+        )
+        rows.append(measure_command(command, output))
     return rows
+
+
+def join_ranks(ranks: list[Copy]) -> Copy:
+    """What a folder took that several ranks wrote: the time of the slowest."""
+    slowest = max(ranks, key=lambda one: one.seconds)
+    return replace(slowest, cpu_seconds=sum(one.cpu_seconds for one in ranks))
 
 
 def table(head: Row, rows: list[Row]) -> list[str]:
@@ -146,7 +254,7 @@ def table(head: Row, rows: list[Row]) -> list[str]:
     ]
 
 
-def describe_run(sizes: list[float], largest: int) -> list[str]:
+def describe_run(sizes: list[str], largest: int, load: Sequence[float]) -> list[str]:
     """What was measured, on what."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "peft"))
@@ -155,9 +263,11 @@ def describe_run(sizes: list[float], largest: int) -> list[str]:
         f"## Weights: {date.today()}",
         "",
         f"`{command}` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"{memory:.0f} GiB, Python {platform.python_version()}, {versions}; shared with other "
-        f"work, so compare within a row. Models in bfloat16: {sizes[0]:.1f} GB to load, "
-        f"{sizes[1]:.1f} GB to write; their largest tensor has {largest / 1e6:.0f} MB.",
+        f"{memory:.0f} GiB, Python {platform.python_version()}, {versions}; load {load[0]:.1f} "
+        f"before and {load[1]:.1f} behind. Models in bfloat16: {', '.join(sizes)}; their largest "
+        f"tensor has {largest / 1e6:.0f} MB. Read files lie in the page cache; written ones count "
+        f"until they are on disk. The fastest of {ROUNDS} rounds in turns. A live export reads "
+        "memory; exports read what they wrote back from the disk, which `per byte` does not count.",
         "",
     ]
 
@@ -169,31 +279,29 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to work; six times the size written is needed"
     )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     add_report_flag(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     ranks.TIMEOUT_SECONDS = 3600
+    load_before, sizes, largest, loads = os.getloadavg()[0], [], 0, []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         base = folder / "base"
-        write_base(base, shape_of_size(arguments.load))
-        sizes, largest = [folder_size(base)], largest_tensor(base)
-        loads = measure_loads(base)
-        rmtree(base)
+        if "load" in arguments.only:
+            write_base(base, shape_of_size(arguments.load))
+            sizes.append(f"{folder_size(base) / 1e9:.1f} GB to load")
+            loads = measure_loads(base)
+            rmtree(base)
         write_base(base, shape_of_size(arguments.write))
-        sizes.append(folder_size(base))
-        copies = measure_copies(base, folder, arguments.write)
-    lines = describe_run([size / 1e9 for size in sizes], largest)
-    head: Row = (
-        "load",
-        "bytes read / owned",
-        "peak beside own part",
-        "GB/s, all ranks",
-        "time / raw",
-    )
-    lines += table(head, loads)
-    head = ("command", "written", "time", "cp", "speed / cp", "memory taken", "memory in all")
-    lines += table(head, copies)
+        sizes.append(f"{folder_size(base) / 1e9:.1f} GB to write")
+        largest = largest_tensor(base)
+        copies = measure_commands(base, folder, arguments.write, arguments.only)
+    lines = describe_run(sizes, largest, (load_before, os.getloadavg()[0]))
+    if loads:
+        lines += table(LOAD_HEAD, loads)
+    if copies:
+        lines += table(COMMAND_HEAD, copies)
     text = "\n".join(lines)
     show(text, is_kept=arguments.report)
 

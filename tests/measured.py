@@ -196,18 +196,28 @@ class Copy:
     """What writing a folder took."""
 
     seconds: float  # until it is on disk
+    cpu_seconds: float  # of this process
     rise: int  # bytes of memory above what the process held before
     highest: int  # bytes of memory, libraries included
+
+
+@contextmanager
+def _watch_copy(found: list[Copy]) -> Iterator[None]:
+    """Measure what is done inside, into a list."""
+    with watch_memory() as peak:
+        started, cpu = time.perf_counter(), time.process_time()
+        yield
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    found.append(Copy(seconds, cpu_seconds, peak.rise, peak.highest))
 
 
 def export_run(run: Path, output: Path) -> Copy:
     """Export a stopped run in this process."""
     torch.set_num_threads(1)
-    with watch_memory() as peak:
-        started = time.perf_counter()
+    found: list[Copy] = []
+    with _watch_copy(found):
         export_stopped_run(open_stopped_run(run, {}), output)
-        seconds = time.perf_counter() - started
-    return Copy(seconds, peak.rise, peak.highest)
+    return found[0]
 
 
 def export_live(output: Path, gigabytes: float) -> Copy:
@@ -219,22 +229,20 @@ def export_live(output: Path, gigabytes: float) -> Copy:
     )
     release_of = Release(shape=shape, dtype=torch.bfloat16)
     dist.barrier()
-    with watch_memory() as peak:
-        started = time.perf_counter()
+    found: list[Copy] = []
+    with _watch_copy(found):
         fault = export_model(engine, output, release_of, Repeated())
-        seconds = time.perf_counter() - started
     assert fault is None, fault
-    return Copy(seconds, peak.rise, peak.highest)
+    return found[0]
 
 
 def merge(base: Path, adapter: Path, output: Path) -> Copy:
     """Merge an adapter in this process."""
     torch.set_num_threads(1)
-    with watch_memory() as peak:
-        started = time.perf_counter()
+    found: list[Copy] = []
+    with _watch_copy(found):
         merge_adapter(base, adapter, output)
-        seconds = time.perf_counter() - started
-    return Copy(seconds, peak.rise, peak.highest)
+    return found[0]
 
 
 def write_adapter(folder: Path, shape: ModelShape, lora: LoraConfig) -> None:

@@ -1,5 +1,7 @@
 """What a power loss, a kill or a planted link cannot spoil."""
 
+import errno
+import hashlib
 import os
 import stat
 from collections.abc import Callable
@@ -83,13 +85,40 @@ def test_the_names_of_new_folders_are_on_disk(tmp_path: Path, calls: list[tuple[
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("refuses", ["", "open", "read"])
 def test_a_checksum_is_read_back_from_the_disk(
-    tmp_path: Path, calls: list[tuple[str, str]]
+    refuses: str,
+    tmp_path: Path,
+    calls: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Past the page cache, or, where the file system cannot, once the cache has forgotten it."""
+    opened, read = os.open, os.preadv
+    past_cache: list[int] = []
+
+    def open_or_refuse(path: str, flags: int, *others: int, **options: int | None) -> int:
+        is_past = bool(flags & os.O_DIRECT)
+        if is_past and refuses == "open":
+            raise OSError(errno.EINVAL, "no such reads here")
+        descriptor = opened(path, flags & ~os.O_DIRECT, *others, **options)
+        past_cache.extend([descriptor] * is_past)
+        return descriptor
+
+    def read_or_refuse(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        if descriptor in past_cache:
+            calls.append(("read past the cache", str(position)))
+            if refuses == "read":
+                raise OSError(errno.EINVAL, "no such reads here")
+        return read(descriptor, buffers, position)
+
+    monkeypatch.setattr(os, "open", open_or_refuse)
+    monkeypatch.setattr(os, "preadv", read_or_refuse)
     file = tmp_path / "file"
-    file.write_bytes(b"x")
-    hash_file(file)
-    assert calls == [("sync", str(file)), ("drop", str(file))]
+    file.write_bytes(b"x" * 5000)
+    assert hash_file(file) == hashlib.sha256(b"x" * 5000).hexdigest()
+    tried = [] if refuses == "open" else [("read past the cache", "0")]
+    last = ("drop", str(file)) if refuses else ("read past the cache", "0")
+    assert calls == [("sync", str(file)), *tried, last]
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError
-from hunyuan_train.checkpoint.read_back import Part, read_back
+from hunyuan_train.checkpoint.read_back import Part, SumBeside, read_back
 from hunyuan_train.checkpoint.verify import sum_file
 from hunyuan_train.json_file import read_bytes
 from hunyuan_train.planner.component import gigabytes
@@ -129,7 +129,10 @@ def hash_file(
         DiskError: the disk returns something else than was written.
     """
     digest = hashlib.sha256()
-    read_back(path, digest, parts, advance)
+    with ThreadPoolExecutor(1) as pool:
+        beside = SumBeside(digest, pool)
+        read_back(path, beside, parts, advance)
+        beside.finish()
     return digest.hexdigest()
 
 

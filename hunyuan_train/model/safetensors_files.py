@@ -4,6 +4,7 @@ The library reads whole tensors or rows; ranks here own flat ranges that begin a
 """
 
 import json
+import os
 from io import FileIO
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def write_range(location: TensorLocation, start: int, values: Tensor) -> memoryv
     stored = values.detach().to("cpu", DTYPES[location.dtype]).contiguous()
     content: memoryview = stored.flatten().view(torch.uint8).numpy().data
     with location.file.open("r+b", buffering=0) as file:
-        file.seek(location.byte_of(start))
+        position = file.seek(location.byte_of(start))
         write_bytes(file, content)
+        # Let the system put it on disk meanwhile, and not all at the end.
+        os.posix_fadvise(file.fileno(), position, len(content), os.POSIX_FADV_DONTNEED)
     return content
 
 

@@ -1,6 +1,7 @@
 """What a disk returns is held against what was handed to it, part by part."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,27 @@ def test_a_whole_file_has_the_digest_of_its_content(file: Path, parts: list) -> 
     digest = hash_file(file, advanced.append, written.by_name[file.name])
     assert digest == hashlib.sha256(CONTENT).hexdigest()
     assert sum(advanced) == len(CONTENT)
+
+
+def test_a_read_that_ends_early_goes_on_where_it_ended(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = os.preadv
+
+    def read_some(descriptor: int, buffers: list[memoryview], position: int) -> int:
+        return read(descriptor, [buffers[0][: BLOCK_BYTES // 2 + 512]], position)
+
+    monkeypatch.setattr(os, "preadv", read_some)
+    written = WrittenParts()
+    note(written, file, 3, len(CONTENT))
+    digest = hash_file(file, parts=written.by_name[file.name])
+    assert digest == hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1])
+def test_a_file_of_any_size_has_its_digest(tmp_path: Path, size: int) -> None:
+    (tmp_path / "sized").write_bytes(CONTENT[:size])
+    assert hash_file(tmp_path / "sized") == hashlib.sha256(CONTENT[:size]).hexdigest()
 
 
 @pytest.mark.parametrize("place", [0, 8, BLOCK_BYTES + 3, 3 * BLOCK_BYTES - 1])
