@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.errors import ConfigError
@@ -15,6 +16,7 @@ from hunyuan_train.families.registry import FAMILIES, PRESETS, family_of, read_s
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.model.released_files import locate_weights
+from hunyuan_train.model.weights import SafetensorsFolder
 from hunyuan_train.quantize.formats import find_format
 from hunyuan_train.quantize.gguf.llama_cpp import find_llama_cpp, run_watched
 from hunyuan_train.quantize.gguf.scripts.tokenization_ranks import RanksTokenizer
@@ -23,6 +25,7 @@ from hunyuan_train.quantize.gguf.staging import stage
 from hunyuan_train.quantize.gguf.weights import gguf_name
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.families.grammar.test_new_tokens import without_gaps
+from tests.families.hy_v3_folder import write_hy_v3
 from tests.quantize.gguf.llama_cpp import with_published_splits
 from tests.released import SHAPE, write_released
 
@@ -50,6 +53,22 @@ def test_the_converter_is_given_single_experts_and_ranks(tmp_path: Path, is_fuse
     assert theirs.special_tokens["<|eos|>"] == ours.eos_id
     assert theirs.vocab_size == shape.vocab_size
     assert len(theirs.mergeable_ranks) == ours.num_ranks
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_hy_v3_is_handed_on_under_its_released_names(tmp_path: Path, is_fused: bool) -> None:
+    model, staged = tmp_path / "model", tmp_path / "staged"
+    published = write_hy_v3(model, is_fused=is_fused)
+    without_gaps(model)
+    shape = read_shape(model)
+    stage(model, staged, shape)
+    source = SafetensorsFolder.open(staged, shape)
+    assert shape.num_mtp_layers == 1
+    assert locate_weights(staged, shape).keys() == published.keys()
+    for name, tensor in released_tensors(shape).items():
+        values = source.read(tensor, 0, tensor.numel)
+        assert torch.equal(values, published[name].flatten()), name
+    assert (staged / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
 
 
 def test_what_llama_cpp_cannot_load_is_refused_before_it_is_converted(tmp_path: Path) -> None:
