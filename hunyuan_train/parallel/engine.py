@@ -42,7 +42,11 @@ from hunyuan_train.parallel.expert import (
     show_router_weight,
 )
 from hunyuan_train.parallel.expert_lora import adapted_experts, start_expert_adapters
-from hunyuan_train.parallel.meeting import meet_on_loopback, meets_on_loopback
+from hunyuan_train.parallel.meeting import (
+    explaining_a_taken_port,
+    meet_on_loopback,
+    meets_on_loopback,
+)
 from hunyuan_train.parallel.own_gradients import use_gradients_where_they_lie
 from hunyuan_train.parallel.quantised_experts import fill_experts, quantised_experts
 from hunyuan_train.parallel.routers import keep_pinned_masters, pin_routers
@@ -84,9 +88,10 @@ def start_process_group(
     distributed_c10d.default_pg_timeout = timeout
     distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if meets_on_loopback(environment):
-        meet_on_loopback(backend, timeout, environment)  # the engine takes the group over
-    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+    with explaining_a_taken_port(environment):
+        if meets_on_loopback(environment):
+            meet_on_loopback(backend, timeout, environment)  # the engine takes the group over
+        deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
     # Before anything is allocated: collectives of objects, too, go through the current device.
     get_accelerator().set_device(deepspeed.comm.get_local_rank())
 

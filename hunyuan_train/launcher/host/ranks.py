@@ -5,8 +5,9 @@
 
 It does what torchrun does with fixed places and no restarts. torchrun would import torch for it: a
 second of processor time and 230 MB on every host, before any rank starts. The ranks meet at a store
-of rank 0. The exit code is that of the rank that failed first (torchrun always says 1). What that
-rank said is left to the node's agent.
+of rank 0. With port 0, all are on this machine: the port is chosen here, and held until rank 0 has
+imported torch, which takes seconds, and listens on it. The exit code is that of the rank that
+failed first (torchrun always says 1). What that rank said is left to the node's agent.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,8 +40,11 @@ SHUTDOWN_SECONDS = 5.0
 KILL_SECONDS = 5.0  # for a killed rank to go; one that waits for a lost GPU or disk may not
 # What marks a line with its rank on the way to the launcher, which shows it otherwise.
 RANK_MARK = "\x1e"
+MAX_LINE_BYTES = 2**20  # of which one is kept until it ends; a longer one is passed on in pieces
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # by which torchrun says that it has a store itself
+# What a torchrun around us says of its own ranks: that it has a store for them, for one.
+TORCHRUN_PREFIX = "TORCHELASTIC_"
+LISTENER = "HUNYUAN_TRAIN_LISTENER"  # `parallel/meeting.py` reads it
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,12 +54,12 @@ def main(arguments: Sequence[str]) -> int:
     signals: list[int] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: signals.append(number))
-    first = place.first_rank
-    ranks = {rank: start_rank(rank, place) for rank in range(first, first + place.ranks_here)}
-    readers = [mark_lines(rank, process) for rank, process in ranks.items() if place.is_marked]
+    ranks = start_ranks(place)
+    readers = pass_on_lines(ranks) if place.is_marked else []  # no thread before the last fork
     exit_codes = wait_for_ranks(ranks, signals, stop_seconds=place.stop_seconds)
-    for reader in readers:
-        reader.join(SHUTDOWN_SECONDS)  # a process that a rank has left behind may hold its pipe
+    deadline = time.monotonic() + SHUTDOWN_SECONDS
+    for reader in readers:  # a process that a rank has left behind may hold its pipe
+        reader.join(max(0.0, deadline - time.monotonic()))
     if not exit_codes:
         return SUCCESS
     if RESUME in exit_codes.values():  # all stopped as one; the last may have been ended here
@@ -71,23 +76,45 @@ def read_place(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--first_rank", type=int, required=True)
     parser.add_argument("--num_ranks", type=int, required=True, help="on all hosts")
     parser.add_argument("--master_addr", required=True, help="where rank 0 is")
-    parser.add_argument("--master_port", required=True)
+    parser.add_argument("--master_port", required=True, help="0: one of this machine, chosen here")
     parser.add_argument("--is_marked", action="store_true", help="begin each line with its rank")
     parser.add_argument("--stop_seconds", type=float, default=SHUTDOWN_SECONDS)
     parser.add_argument("words", nargs="+", help="for Python, behind --")
     return parser.parse_args(arguments)
 
 
-def start_rank(rank: int, place: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Start one rank, in a session of its own."""
+def start_ranks(place: argparse.Namespace) -> dict[int, subprocess.Popen[bytes]]:
+    """Start all ranks of this host."""
+    listener = None
+    if place.master_port == "0":
+        listener = socket.create_server((place.master_addr, 0))
+        place.master_port = str(listener.getsockname()[1])
+    first = place.first_rank
+    ranks = {
+        rank: start_rank(rank, place, listener if rank == 0 else None)
+        for rank in range(first, first + place.ranks_here)
+    }
+    if listener:
+        listener.close()  # rank 0 has it, and takes it along when it ends
+    return ranks
+
+
+def start_rank(
+    rank: int, place: argparse.Namespace, listener: socket.socket | None
+) -> subprocess.Popen[bytes]:
+    """Start one rank, in a session of its own, with the socket at which all meet if it has it."""
     output = subprocess.PIPE if place.is_marked else None
+    environment = environment_of_rank(rank, place, os.environ)
+    if listener:
+        environment[LISTENER] = str(listener.fileno())
     return subprocess.Popen(
         [sys.executable, "-u", *place.words],
-        env=environment_of_rank(rank, place, os.environ),
+        env=environment,
         stdout=output,
         stderr=subprocess.STDOUT if place.is_marked else None,
         start_new_session=True,
         preexec_fn=die_with_parent,
+        pass_fds=[listener.fileno()] if listener else [],
     )
 
 
@@ -100,7 +127,11 @@ def environment_of_rank(
         "OMP_NUM_THREADS": str(cores),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",  # as under torchrun, and not by torch's own default
     }
-    inherited = {name: value for name, value in environment.items() if name != AGENT_STORE}
+    inherited = {
+        name: value
+        for name, value in environment.items()
+        if name != LISTENER and not name.startswith(TORCHRUN_PREFIX)
+    }
     return {
         **defaults,
         **inherited,
@@ -113,19 +144,24 @@ def environment_of_rank(
     }
 
 
-def mark_lines(rank: int, process: subprocess.Popen[bytes]) -> threading.Thread:
-    """Pass on what a rank says with its mark before each line, in a thread."""
-    assert process.stdout, "it was started with a pipe"
-    mark = f"{RANK_MARK}{rank}{RANK_MARK}".encode()
-    thread = threading.Thread(target=_pass_on, args=(process.stdout, mark), daemon=True)
-    thread.start()
-    return thread
+def pass_on_lines(ranks: Mapping[int, subprocess.Popen[bytes]]) -> list[threading.Thread]:
+    """Pass on what ranks say with their mark before each line, in a thread for each."""
+    whole_lines = threading.Lock()  # a pipe takes long ones in pieces
+    threads = []
+    for rank, process in ranks.items():
+        mark = f"{RANK_MARK}{rank}{RANK_MARK}".encode()
+        arguments = (process.stdout, mark, whole_lines)
+        threads.append(threading.Thread(target=_pass_on, args=arguments, daemon=True))
+        threads[-1].start()
+    return threads
 
 
-def _pass_on(lines: IO[bytes], mark: bytes) -> None:
-    for line in lines:
-        with suppress(OSError):  # the launcher is gone: the agent will end the ranks, not this
-            write_whole(sys.stdout.fileno(), mark + line)
+def _pass_on(output: IO[bytes], mark: bytes, whole_lines: threading.Lock) -> None:
+    while line := output.readline(MAX_LINE_BYTES):
+        end = b"" if line.endswith(b"\n") else b"\n"  # or the next rank's line would go on in it
+        # Where the launcher is gone, the agent will end the ranks, not this.
+        with whole_lines, suppress(OSError):
+            write_whole(sys.stdout.fileno(), mark + line + end)
 
 
 def wait_for_ranks(
@@ -139,27 +175,48 @@ def wait_for_ranks(
         stop_seconds: for ranks to end by themselves after a signal.
 
     Returns:
-        the exit codes of those that failed, as `subprocess` has them. A rank that was killed here
-        counts as stopped by SIGTERM.
+        the exit codes of those that failed, as `subprocess` has them. A rank that was ended for
+        another's sake counts as stopped by SIGTERM, whatever it died of then, unless it failed by
+        itself meanwhile.
     """
     while not signals and None in (codes := [one.poll() for one in ranks.values()]):
         if any(codes):
             break
         time.sleep(POLL_SECONDS)
     running = {rank: process for rank, process in ranks.items() if process.poll() is None}
-    deadline = time.monotonic() + (stop_seconds if signals else SHUTDOWN_SECONDS)
-    for process in running.values():
-        process.send_signal(signals[0] if signals else signal.SIGTERM)
-    exit_codes = {rank: process.returncode for rank, process in ranks.items()}
-    for rank, process in running.items():
-        try:
+    ended = {rank: process.returncode for rank, process in ranks.items() if rank not in running}
+    if signals:
+        ended |= end_ranks(running, signals[0], seconds=stop_seconds)
+    else:
+        for rank, code in end_ranks(running, signal.SIGTERM, seconds=SHUTDOWN_SECONDS).items():
+            # gloo and NCCL abort in some that lose another, and some stop as if the user had asked.
+            ended[rank] = -signal.SIGTERM if code < 0 or code == RESUME else code
+    return {rank: ended[rank] for rank in ranks if ended[rank] != SUCCESS}
+
+
+def end_ranks(
+    ranks: Mapping[int, subprocess.Popen[bytes]], number: int, *, seconds: float
+) -> dict[int, int]:
+    """Send ranks a signal, kill those that are still there after a time, return the exit codes.
+
+    One that was killed here counts as stopped by SIGTERM.
+    """
+    for process in ranks.values():
+        process.send_signal(number)
+    deadline = time.monotonic() + seconds
+    exit_codes = {}
+    for rank, process in ranks.items():
+        with suppress(subprocess.TimeoutExpired):
             exit_codes[rank] = process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(KILL_SECONDS)
-            exit_codes[rank] = -signal.SIGTERM
-    return {rank: code for rank, code in exit_codes.items() if code != SUCCESS}
+    late = {rank: process for rank, process in ranks.items() if rank not in exit_codes}
+    for process in late.values():
+        process.kill()
+    deadline = time.monotonic() + KILL_SECONDS
+    for rank, process in late.items():
+        exit_codes[rank] = -signal.SIGTERM
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    return exit_codes
 
 
 def leave_cause(exit_codes: Mapping[int, int], folder: Path | None, *, seconds: float) -> int:

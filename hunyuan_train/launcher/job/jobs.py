@@ -36,7 +36,7 @@ class Rendezvous:
     """Where the ranks of a run meet, and by which network interface each host comes."""
 
     address: str  # of rank 0's host, as the others know it
-    port: int
+    port: int  # 0 on one machine: what starts the ranks chooses it
     interfaces: Mapping[Host, str]  # hosts that are not in it leave the choice to the backend
 
 

@@ -1,24 +1,28 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore, init_process_group
 
 from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.host.node_agent import CAUSE
 from hunyuan_train.launcher.host.probe import free_port
 from hunyuan_train.launcher.host.ranks import (
-    AGENT_STORE,
+    LISTENER,
+    MAX_LINE_BYTES,
     RANK_MARK,
     SHUTDOWN_SECONDS,
     find_cause,
 )
 from hunyuan_train.launcher.rank.heartbeat import FOLDER_VARIABLE
+from hunyuan_train.parallel import meeting
 from tests.conftest import REPOSITORY
 
 REPORT_FROM_RANK_1 = """
@@ -36,8 +40,8 @@ MODULE = "hunyuan_train.launcher.host.ranks"
 
 def command_for(num_ranks, *flags):
     places = (f"--ranks_here={num_ranks}", "--first_rank=0", f"--num_ranks={num_ranks}")
-    meeting = ("--master_addr=127.0.0.1", f"--master_port={free_port()}")
-    return [sys.executable, "-m", MODULE, *places, *meeting, *flags, "--"]
+    place = ("--master_addr=127.0.0.1", "--master_port=0")
+    return [sys.executable, "-m", MODULE, *places, *place, *flags, "--"]
 
 
 def run_ranks(tmp_path, script, *flags, num_ranks=2):
@@ -119,16 +123,19 @@ sys.exit(3)
 def test_ranks_find_their_place_as_under_torchrun_and_lines_are_marked(tmp_path):
     script = """
 import os, sys
-names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR TORCHELASTIC_USE_AGENT_STORE"
+names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT OMP_NUM_THREADS"
 print([os.environ.get(name) for name in names.split()])
 sys.stderr.write("no end of line")
 """
+    left = ("TORCHELASTIC_", LISTENER)
     place = ["--ranks_here=2", "--first_rank=2", "--num_ranks=4", "--master_addr=a", "--is_marked"]
     path = tmp_path / "rank.py"
-    path.write_text(script)
+    path.write_text(f"{script}sys.exit(any(n.startswith({left!r}) for n in os.environ))\n")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "7"}
+    around_us = {"RANK": "9", "MASTER_PORT": "9", LISTENER: "9", "TORCHELASTIC_RUN_ID": "none"}
     done = subprocess.run(
         [sys.executable, "-m", MODULE, *place, "--master_port=1", "--", str(path), "--flag"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), AGENT_STORE: "True"},
+        env={**environment, **around_us, "TORCHELASTIC_USE_AGENT_STORE": "True"},
         capture_output=True,
         text=True,
         check=False,
@@ -136,8 +143,61 @@ sys.stderr.write("no end of line")
     assert done.returncode == 0, done.stderr
     marks = [f"{RANK_MARK}{rank}{RANK_MARK}" for rank in (2, 3)]
     for rank, mark in enumerate(marks):
-        assert f"{mark}['{rank + 2}', '{rank}', '4', '2', 'a', None]\n" in done.stdout
-        assert f"{mark}no end of line" in done.stdout
+        assert f"{mark}['{rank + 2}', '{rank}', '4', '2', 'a', '1', '7']\n" in done.stdout
+        assert f"{mark}no end of line\n" in done.stdout
+
+
+def test_whatever_ranks_say_is_passed_on_line_by_line_and_none_of_it_is_kept_for_long(tmp_path):
+    script = f"""
+import os, sys
+rank = os.environ["RANK"]
+screen = sys.stdout.buffer
+for number in range(40):
+    screen.write(rank.encode() * 70_000 + b"\\n")  # more than a pipe takes at once
+screen.write(b"bar 1\\rbar 2\\r" + bytes(range(256)).replace(b"\\n", b"") + b"\\n")
+screen.write(rank.encode() * {MAX_LINE_BYTES + 5} + b"\\n")
+screen.flush()
+os.close(1)
+os.close(2)
+"""
+    path = tmp_path / "rank.py"
+    path.write_text(script)
+    done = subprocess.run(
+        [*command_for(3, "--is_marked"), str(path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.split(b"\n")
+    assert lines.pop() == b""
+    for rank in b"012":
+        mark = RANK_MARK.encode() + bytes([rank]) + RANK_MARK.encode()
+        said = [line.removeprefix(mark) for line in lines if line.startswith(mark)]
+        assert said[:40] == [bytes([rank]) * 70_000] * 40
+        assert said[40] == b"bar 1\rbar 2\r" + bytes(range(256)).replace(b"\n", b"")
+        assert b"".join(said[41:]) == bytes([rank]) * (MAX_LINE_BYTES + 5)
+    assert len(lines) == 3 * 43
+
+
+@pytest.mark.parametrize("how", ["os.abort()", f"sys.exit({RESUME})"])
+def test_what_a_rank_does_that_is_ended_for_another_hides_no_cause(tmp_path, how):
+    script = f"""
+import os, resource, signal, sys, time
+from pathlib import Path
+ready = Path({str(tmp_path / "ready")!r})
+if os.environ["RANK"] == "0":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGTERM, lambda *_: {how})
+    ready.touch()
+    time.sleep(100)
+while not ready.exists():
+    time.sleep(0.05)
+sys.exit(3)
+"""
+    assert run_ranks(tmp_path, script).returncode == 3
+    cause = json.loads((tmp_path / CAUSE).read_text())
+    assert (cause["rank"], cause["words"]) == (1, "error: rank 1 ended with exit code 3")
 
 
 @pytest.mark.parametrize(("heeds", "exit_code"), [(True, RESUME), (False, 128 + signal.SIGTERM)])
@@ -162,22 +222,54 @@ time.sleep(100)
     assert process.wait(30) == exit_code
 
 
-# As a rank: who listens on the port at which all meet?
+# As a rank: who listens on the port at which all meet, before and after they have met?
 SAYS_WHO_LISTENS = """
 import os
 from pathlib import Path
+def show():
+    port = f"{int(os.environ['MASTER_PORT']):04X}"
+    lines = [line.split() for name in ("tcp", "tcp6")
+             for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    print([one[1].partition(":")[0] for one in lines if one[3] == "0A" and one[1].endswith(port)])
+show()
 from hunyuan_train.parallel.engine import start_process_group
 start_process_group(1, os.environ)
-port = f"{int(os.environ['MASTER_PORT']):04X}"
-lines = [line.split() for name in ("tcp", "tcp6")
-         for line in Path("/proc/net", name).read_text().splitlines()[1:]]
-print([one[1].partition(":")[0] for one in lines if one[3] == "0A" and one[1].endswith(port)])
+show()
 """
 
 
-def test_the_ranks_of_one_machine_meet_on_loopback_alone(tmp_path):
+def test_the_ranks_of_one_machine_meet_on_loopback_alone_at_a_port_that_nobody_else_gets(tmp_path):
     ended = run_ranks(tmp_path, SAYS_WHO_LISTENS, num_ranks=1)
-    assert ended.stdout.splitlines()[-1:] == ["['0100007F']"], ended.stderr
+    assert ended.stdout.splitlines() == ["['0100007F']"] * 2, ended.stderr
+
+
+def test_the_held_port_goes_with_rank_0_alone():
+    held = socket.create_server((meeting.LOOPBACK, 0))
+    held.set_inheritable(True)  # as `pass_fds` gives it
+    assert meeting.LISTENER == LISTENER
+    assert meeting.listen(0, {LISTENER: str(held.fileno())}) == held.fileno()
+    assert not held.get_inheritable()
+
+
+def meet(place):
+    with meeting.explaining_a_taken_port(place):
+        if meeting.meets_on_loopback(place):
+            meeting.meet_on_loopback("gloo", timedelta(seconds=5), place)
+        init_process_group("gloo")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])  # our own store, and torch's
+def test_a_port_that_is_taken_is_named_with_what_to_do(monkeypatch, address):
+    taken = socket.create_server(("", 0))
+    port = str(taken.getsockname()[1])
+    place = {"MASTER_ADDR": address, "MASTER_PORT": port, "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        meet(place)
+    [note] = caught.value.__notes__
+    assert note.startswith(f"error: port {port} of this host")
+    assert "--master_port" in note
 
 
 def test_torch_still_listens_everywhere_by_itself():
