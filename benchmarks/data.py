@@ -1,9 +1,11 @@
 """How fast data becomes batches, how full rows are, and how much memory a large file takes.
 
-    python -m benchmarks.data --tokenizer FOLDER [--report]
+    python -m benchmarks.data --tokenizer FOLDER [--against CHECKOUT] [--report]
 
 Throughput counts tokens by seconds of processor time of one process, so that other load on the
 machine disturbs it little; each number is the best of a few rounds over the same mix of chats.
+`--against` measures nothing but how fast the cache is made, in turns with another version of the
+program.
 """
 
 import argparse
@@ -44,6 +46,7 @@ ROUNDS = 3
 LONG_ROW = 32768  # for throughput: nothing is left out, every token counts
 MAX_SEQ_LENGTH = 4096
 NUM_RIVAL_RECORDS = 1500
+NUM_SHORT_PER_MEGABYTE = 4000  # of the mix: about as many bytes
 
 # Common characters, strung together where the mix needs Chinese.
 CHINESE = (
@@ -224,7 +227,8 @@ from hunyuan_train.families.grammar.find import load_tokenizer
 if __name__ == "__main__":
     work, path, folder, tokenizer, num_workers = sys.argv[2:]
     settings = {"max_seq_length": 4096, "overlong": "drop"}
-    started = time.perf_counter()
+    cpu = time.process_time
+    started, before = time.perf_counter(), cpu()
     if work == "check":
         lint_sources([Source(Path(path))], CompileSettings(**settings), LintOptions())
     else:
@@ -239,18 +243,71 @@ if __name__ == "__main__":
     seconds = time.perf_counter() - started
     # Not ru_maxrss for ourselves: it starts at what the benchmark held when it forked.
     own = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
-    print(seconds, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(seconds, own, workers.ru_maxrss, cpu() - before + workers.ru_utime + workers.ru_stime)
 """
 
 
 def run_probe(
-    work: str, path: Path, folder: Path, tokenizer: Tokenizer, num_workers: int = 0
+    work: str,
+    path: Path,
+    folder: Path,
+    tokenizer: Tokenizer,
+    num_workers: int = 0,
+    version: Path = REPOSITORY,
 ) -> list[float]:
-    """Seconds, peak KiB of the process and of its largest worker; 0 workers: the default number."""
-    arguments = (REPOSITORY, work, path, folder, tokenizer.folder, num_workers)
+    """Seconds, peak KiB of the process and of its largest worker, CPU-seconds of all of them.
+
+    Args:
+        work: check or prepare.
+        path: of the data.
+        folder: for the cache.
+        tokenizer: whose folder both versions read.
+        num_workers: 0 for the default number.
+        version: a checkout of the program.
+    """
+    arguments = (version, work, path, folder, tokenizer.folder, num_workers)
     command = [sys.executable, "-c", PROBE, *map(str, arguments)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [float(number) for number in output.split()]
+
+
+def compare_versions(path: Path, other: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
+    """Records by second of making the cache with 2 processes, in turns; start of workers included.
+
+    The last column is processor time by record, of all processes.
+    """
+    num_records = path.read_bytes().count(b"\n")
+    versions = {"before": other.resolve(), "now": REPOSITORY}
+    found: dict[str, list[list[float]]] = {name: [] for name in versions}
+    for _ in range(ROUNDS):
+        for name, version in versions.items():
+            cache = folder / "cache"
+            found[name].append(run_probe("prepare", path, cache, tokenizer, 2, version))
+            shutil.rmtree(cache)
+    rows = []
+    for name, rounds in found.items():
+        seconds, cpu_seconds = (min(one[index] for one in rounds) for index in (0, 3))
+        rows.append(
+            (
+                f"{name}: {path.stem}, {num_records:,} records of {path.stat().st_size:,} bytes",
+                f"{num_records / seconds:,.0f} records/s",
+                f"{cpu_seconds / num_records * 1e6:,.1f} µs",
+            )
+        )
+    return rows
+
+
+def write_short(path: Path, num_records: int) -> None:
+    """Chats of one short question and answer, where tokens are few and records many."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_records):
+            query = f"/no_think How many people live in city {number}, and what is it known for?"
+            answer = (
+                f"About {7 * number:,} people live there. It is known for its {number} bridges."
+            )
+            tagged = f"<think>\n\n</think>\n<answer>\n{answer}\n</answer>"
+            file.write(json.dumps(_chat([(query, tagged)], has_system=False)) + "\n")
 
 
 def measure_start(path: Path, folder: Path, tokenizer: Tokenizer) -> Rows:
@@ -284,17 +341,37 @@ def measure_memory(mix: Path, gigabytes: float, folder: Path, tokenizer: Tokeniz
     write_large(mix, gigabytes, path)
     rows = []
     for work in ("check", "prepare"):
-        _, *peaks = run_probe(work, path, folder / work, tokenizer)
+        peaks = run_probe(work, path, folder / work, tokenizer)[1:3]
         main, worker = (kibibytes / 1e3 for kibibytes in peaks)
         rows.append((f"{work} {gigabytes:.1f} GB", f"{main:,.0f} MB", f"{worker:,.0f} MB a worker"))
         shutil.rmtree(folder / work, ignore_errors=True)
     return rows
 
 
+def measure_all(
+    path: Path, folder: Path, tokenizer: Tokenizer, memory_gigabytes: float
+) -> dict[str, Rows]:
+    """Everything about this version of the program."""
+    sections = {
+        "Throughput of one core": measure_throughput(path, tokenizer),
+        "Linter, one core": measure_linter(path),
+        "Packing": measure_packing(path, tokenizer),
+        "Start": measure_start(path, folder, tokenizer),
+    }
+    if memory_gigabytes:
+        sections["Peak memory"] = [
+            row
+            for gigabytes in (memory_gigabytes / 4, memory_gigabytes)
+            for row in measure_memory(path, gigabytes, folder, tokenizer)
+        ]
+    return sections
+
+
 def report(sections: dict[str, Rows]) -> str:
     """The numbers as Markdown."""
     num_cores = len(os.sched_getaffinity(0))
     machine = f"{platform.machine()}, {num_cores} cores, Python {platform.python_version()}"
+    machine += f", load {os.getloadavg()[0]:.1f} at the end"
     lines = [f"## Data: {date.today()}", "", f"`python {' '.join(sys.argv)}` on {machine}", ""]
     for title, rows in sections.items():
         lines += [f"| {title} | | |", "|---|---:|---:|"]
@@ -307,6 +384,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=REPOSITORY / "data" / "tokenizer_tiny")
     parser.add_argument("--megabytes", type=float, default=100, help="size of the mix")
     parser.add_argument("--memory_gigabytes", type=float, default=2, help="0 leaves it out")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another version, beside")
     add_report_flag(parser)
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.tokenizer)
@@ -315,18 +393,17 @@ def main() -> None:
         path = folder / "mix.jsonl"
         with path.open("w", encoding="utf-8") as file:
             file.writelines(Mix(seed=0).records(int(arguments.megabytes * 1e6)))
-        sections = {
-            "Throughput of one core": measure_throughput(path, tokenizer),
-            "Linter, one core": measure_linter(path),
-            "Packing": measure_packing(path, tokenizer),
-            "Start": measure_start(path, folder, tokenizer),
-        }
-        if arguments.memory_gigabytes:
-            sections["Peak memory"] = [
-                row
-                for gigabytes in (arguments.memory_gigabytes / 4, arguments.memory_gigabytes)
-                for row in measure_memory(path, gigabytes, folder, tokenizer)
-            ]
+        if arguments.against:
+            write_short(folder / "short.jsonl", int(NUM_SHORT_PER_MEGABYTE * arguments.megabytes))
+            sections = {
+                "Cache made by 2 processes, in turns": [
+                    row
+                    for name in ("mix.jsonl", "short.jsonl")
+                    for row in compare_versions(folder / name, arguments.against, folder, tokenizer)
+                ]
+            }
+        else:
+            sections = measure_all(path, folder, tokenizer, arguments.memory_gigabytes)
     text = report(sections)
     show(text, is_kept=arguments.report)
 
