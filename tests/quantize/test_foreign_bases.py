@@ -12,10 +12,13 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hunyuan_train.cli import main
 from hunyuan_train.families.grammar.find import load_tokenizer
+from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.base_folder import resolve_base
+from hunyuan_train.model.find_model import open_base
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.clients.environments import client_python
 from tests.conftest import start_train
@@ -61,6 +64,18 @@ def write_foreign(taught: Path, out: Path, called: tuple[str, ...]) -> None:
     shutil.copytree(TINY_TOKENIZER, out, dirs_exist_ok=True)
 
 
+def check_numbers(base: Path, answer: Path) -> None:
+    """Compare every weight of a GPTQ folder with what GPTQModel makes of its codes, bit for bit."""
+    words = [client_python("gptqmodel"), CLIENTS / "gptqmodel_dequantise.py", base, answer]
+    subprocess.run([*map(str, words)], check=True, cwd=answer.parent)
+    shape, theirs = resolve_base(str(base)), load_file(answer)
+    source, tensors = open_base(base, shape), released_tensors(shape)
+    assert theirs.keys() == source.compressed
+    for name, values in theirs.items():
+        ours = source.read(tensors[name], 0, values.numel()).view(values.shape)
+        assert torch.equal(ours, values), name
+
+
 def read_losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -74,6 +89,8 @@ def test_a_folder_of_another_library_is_trained_resumed_exported_and_asked(
     base, run, resumed = tmp_path / "base", tmp_path / "run", tmp_path / "resumed"
     write_foreign(taught, base, command)
     assert resolve_base(str(base)).stored_as == title
+    if title.startswith("gptq"):
+        check_numbers(base, tmp_path / "answer.safetensors")
     settings = [
         *("--recipe", "tiny", "--model_name_or_path", str(base), "--expert_weights", "base"),
         *("--use_lora", "--lora_target_modules", "all", "--lora_rank", "8"),
