@@ -234,6 +234,7 @@ def train_as_rank(command: CommandLine) -> int:
     """Run, as one of the ranks that torchrun started."""
     from hunyuan_train.launcher.machine import detect_machine
     from hunyuan_train.launcher.rank.worker import (
+        check_place,
         mark_done,
         report_crash,
         started_slots,
@@ -244,6 +245,7 @@ def train_as_rank(command: CommandLine) -> int:
 
     sys.excepthook = report_crash
     take_environment()
+    check_place()
     heartbeat = announce_rank()
     slots = started_slots(command.config)
     config = locate_downloads(command.config)

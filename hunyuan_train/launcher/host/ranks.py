@@ -175,9 +175,9 @@ def wait_for_ranks(
         stop_seconds: for ranks to end by themselves after a signal.
 
     Returns:
-        the exit codes of those that failed, as `subprocess` has them. A rank that was ended for
-        another's sake counts as stopped by SIGTERM, whatever it died of then, unless it failed by
-        itself meanwhile.
+        the exit codes of those that failed, as `subprocess` has them, first of those that did so
+        by themselves. A rank that was ended for another's sake counts as stopped by SIGTERM,
+        whatever it died of then, unless it failed by itself meanwhile.
     """
     while not signals and None in (codes := [one.poll() for one in ranks.values()]):
         if any(codes):
@@ -191,7 +191,7 @@ def wait_for_ranks(
         for rank, code in end_ranks(running, signal.SIGTERM, seconds=SHUTDOWN_SECONDS).items():
             # gloo and NCCL abort in some that lose another, and some stop as if the user had asked.
             ended[rank] = -signal.SIGTERM if code < 0 or code == RESUME else code
-    return {rank: ended[rank] for rank in ranks if ended[rank] != SUCCESS}
+    return {rank: code for rank, code in ended.items() if code != SUCCESS}
 
 
 def end_ranks(
@@ -225,7 +225,7 @@ def leave_cause(exit_codes: Mapping[int, int], folder: Path | None, *, seconds: 
     Without an agent, as under Slurm, the ranks have printed their failure reports themselves.
 
     Args:
-        exit_codes: by rank.
+        exit_codes: by rank, as `wait_for_ranks` orders them.
         folder: the node's.
         seconds: since the ranks were started.
     """
@@ -275,9 +275,9 @@ def find_cause(exit_codes: Mapping[int, int], folder: Path) -> tuple[int, str]:
 
 
 def first_failed(exit_codes: Mapping[int, int]) -> int:
-    """The lowest rank that was not merely stopped, where there is one."""
-    failed = {rank for rank, code in exit_codes.items() if code != -signal.SIGTERM}
-    return min(failed or exit_codes)
+    """The first rank that was not merely stopped, where there is one."""
+    failed = [rank for rank, code in exit_codes.items() if code != -signal.SIGTERM]
+    return next(iter(failed or exit_codes))
 
 
 def describe_end(rank: int, exit_code: int) -> str:

@@ -19,6 +19,7 @@ from typing import IO
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = tuple(128 + number for number in FORWARDED)  # the exit codes after one of these
 GRACE_SECONDS = 20.0  # for ranks to end by themselves after a signal, before they are killed
+PRCTL = ctypes.CDLL(None).prctl  # found before any fork: another thread's lock stays in a child
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -129,9 +130,12 @@ def adopt_orphans() -> None:
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """In a child: get a signal when its parent is killed without a chance to clean up."""
+    """In a child: get a signal when its parent is killed without a chance to clean up.
+
+    To Linux the parent is the thread that has started the child: let it be the main one.
+    """
     _prctl(PR_SET_PDEATHSIG, number)
 
 
 def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    PRCTL(option, value, 0, 0, 0)

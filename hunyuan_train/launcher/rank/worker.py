@@ -18,6 +18,23 @@ from hunyuan_train.terminal import complain
 # leave a mark at their end, because that launcher's word cannot be trusted.
 SHARED_VARIABLE = "HUNYUAN_TRAIN_SHARED"
 
+# Which rank this is, torchrun says together with these; a part of them is left from something else.
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def check_place() -> None:
+    """Refuse to be a rank of a job that nobody started.
+
+    Raises:
+        ConfigError: some of what makes a process a rank is set, and some is not.
+    """
+    if missing := [name for name in PLACE if not os.environ.get(name)]:
+        raise ConfigError(
+            "RANK and LOCAL_RANK are set, as torchrun sets them for each process, without "
+            f"{', '.join(missing)}; if they are left over from something else, "
+            "`unset RANK LOCAL_RANK`, and the run starts its own processes"
+        )
+
 
 def started_slots(config: RunConfig) -> tuple[int, ...]:
     """Processes that torchrun started on each machine; a rank takes others to be like its own.

@@ -72,6 +72,7 @@ def run_ranks(tmp_path, script, *flags, num_ranks=2):
         ),
         ("raise ValueError('a bug of ours')", 1, "ValueError: a bug of ours"),
         ("os.kill(os.getpid(), 9)", 137, "rank 1 was killed (SIGKILL)"),
+        ("os.kill(os.getpid(), 15)", 143, "rank 1 was ended by SIGTERM"),
     ],
 )
 def test_the_failing_rank_has_the_last_word_and_the_exit_code(tmp_path, how, exit_code, words):

@@ -9,7 +9,7 @@ from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.config.load import load_config
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.machine import count_gpus, detect_machine
-from hunyuan_train.launcher.rank.worker import started_slots
+from hunyuan_train.launcher.rank.worker import check_place, started_slots
 from hunyuan_train.launcher.start.prepare import (
     check_newest,
     check_whose_checkpoints,
@@ -141,6 +141,16 @@ def test_a_resumed_run_stays_where_it_is(tmp_path):
     (tmp_path / "run/mark").touch()
     prepare_output_folder(load_config([*flags, "--resume_from_checkpoint", "auto"]), QUIET)
     assert (tmp_path / "run/mark").exists()
+
+
+def test_a_part_of_a_place_among_ranks_is_left_from_something_else(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    check_place()
+    monkeypatch.setenv("MASTER_PORT", "")
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ConfigError, match=r"without WORLD_SIZE, MASTER_PORT; .*unset RANK"):
+        check_place()
 
 
 def test_a_config_for_other_processes_than_torchrun_started_is_refused(monkeypatch):
