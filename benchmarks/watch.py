@@ -73,9 +73,9 @@ def watch_training(num_steps: int, folder: Path) -> dict[str, float]:
     terms = router_terms(engine, 0.0, 0.0)
     log = JsonLines(folder / ROUTER_LOAD) if rank == 0 else NoLines()
     metrics = MetricsLog(folder, NoLines(), [])
-    monitor = RouterMonitor(engine, SFT, terms, GuardianConfig(), log, metrics)
+    monitor = RouterMonitor(engine, terms, GuardianConfig(), log, metrics)
     generator = np.random.default_rng(rank)
-    monitor.start(0, [make_batch(generator, ROW)])
+    monitor.start(0)
     logs = open_logs(folder) if rank == 0 else {}
     numbers = {f"number_{index}": index / 7 for index in range(NUM_NUMBERS)}
     watch = Stopwatch()

@@ -33,7 +33,6 @@ from hunyuan_train.evaluation.scoring import choose_questions
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.json_lines import JsonLines, Lines, NoLines, Numbers
-from hunyuan_train.objectives.objective import Objective
 from hunyuan_train.objectives.preference_warnings import find_warnings
 from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.trainer.describe import describe_evaluation
@@ -41,7 +40,7 @@ from hunyuan_train.trainer.loop import Trainer, TrainingResult, evaluate_all
 from hunyuan_train.trainer.memory_estimate import find_gpu
 from hunyuan_train.trainer.metrics import Logs, open_metrics
 from hunyuan_train.trainer.profiler import StepProfiler, profile_nothing
-from hunyuan_train.trainer.router_monitor import NoRouters, RouterMonitor, profile_batches
+from hunyuan_train.trainer.router_monitor import NoRouters, RouterMonitor
 from hunyuan_train.trainer.state import TrainerState
 from hunyuan_train.trainer.throughput import Throughput
 
@@ -81,16 +80,13 @@ def open_logs(config: RunConfig, checkpoint: Checkpoint | None, start: dict[str,
 def make_router_monitor(
     config: RunConfig,
     engine: deepspeed.DeepSpeedEngine,
-    objective: Objective,
     routers: RouterTerms,
     logs: Logs,
 ) -> RouterMonitor | NoRouters:
     """What sees routers collapse or drift, where the model has any."""
     if not routers.watch.load_LE.numel():
         return NoRouters()
-    return RouterMonitor(
-        engine, objective, routers, config.guardian, logs.router_load, logs.metrics
-    )
+    return RouterMonitor(engine, routers, config.guardian, logs.router_load, logs.metrics)
 
 
 def make_answer_check(
@@ -163,11 +159,11 @@ def make_profiler(config: RunConfig) -> Callable[[int], AbstractContextManager[N
 def note_before_training(
     trainer: Trainer, probe: Asked, state: TrainerState, start: dict[str, Any]
 ) -> None:
-    """Note the start, the base model's routing and, for comparison, what it answers."""
+    """Note the start and, for comparison, what the base model answers."""
     total_steps = trainer.total_steps
     trainer.logs.starts.append({"step": state.step, "total_steps": total_steps, **start})
     trainer.report_progress(state.step, "evaluating before training")
-    trainer.router_monitor.start(state.step, profile_batches(trainer.batches))
+    trainer.router_monitor.start(state.step)
     if state.step:
         return
     numbers: Numbers = {}

@@ -143,7 +143,7 @@ def train_and_export(resolved: ResolvedRun, heartbeat: Heartbeat) -> int:
         config=follow_length(config, batches),
         logs=logs,
         checkpointer=saver,
-        router_monitor=make_router_monitor(config, engine, objective, routers, logs),
+        router_monitor=make_router_monitor(config, engine, routers, logs),
         answer=make_answer_check(config, engine, tokenizer, logs),
         pair_table=make_held_out_table(config, tokenizer, logs),
         throughput=make_throughput(config, shape),

@@ -101,7 +101,7 @@ def run_loop(
         num_restarts=0,
         report_progress=lambda step, what: None,
         router_monitor=RouterMonitor(
-            engine, SFT, routers, config.guardian, logs.router_load, logs.metrics
+            engine, routers, config.guardian, logs.router_load, logs.metrics
         ),
         throughput=Throughput(
             shape=SHAPE, num_ranks=2, row_length=120, trains_all=True, peak_flops=None

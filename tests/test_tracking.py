@@ -107,7 +107,7 @@ def test_answers_are_kept_from_before_the_first_step_on(folder: Path) -> None:
     assert [answer["step"] for answer in answers] == [0] * 3 + [2] * 3 + [3] * 3
     assert {answer["mode"] for answer in answers} == {"fast", "slow"}
     kinds = [(line["step"], line["kind"]) for line in read_lines(folder / ROUTER_LOAD)]
-    assert kinds == [(0, "profile"), (2, "load"), (3, "load")]
+    assert kinds == [(1, "profile"), (2, "load"), (3, "load")]
 
 
 def test_each_start_says_what_the_run_is_made_of(folder: Path) -> None:

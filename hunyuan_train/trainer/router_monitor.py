@@ -1,8 +1,9 @@
 """The router monitor: sees when routers collapse or drift, says so, and does what was asked for.
 
-Routing is compared with a profile of the base model, taken before the first step on the first
-training batches. All ranks see the load of all ranks, so all judge and act alike. What the monitor
-knows (the profile, and what it did) is in `router_load.jsonl`, from which a resumed run takes it.
+Routing is compared with a profile of the base model: the load of the first check. By default that
+is the first step, whose forward passes all come before its update, so that a profile costs nothing.
+All ranks see the load of all ranks, so all judge and act alike. What the monitor knows (the
+profile, and what it did) is in `router_load.jsonl`, from which a resumed run takes it.
 
 Shape letters:  E experts · L layers
 """
@@ -19,11 +20,9 @@ from torch import Tensor
 
 from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.run_files import ROUTER_LOAD
-from hunyuan_train.data.batches.loader import Batch, BatchSampler, Position
 from hunyuan_train.json_lines import Lines, Numbers
 from hunyuan_train.log import SHARED
 from hunyuan_train.model.router_load import describe_load, divergence, to_shares
-from hunyuan_train.objectives.objective import Objective
 from hunyuan_train.objectives.router_losses import RouterTerms
 from hunyuan_train.parallel.optimizer import hold_routers
 from hunyuan_train.trainer.errors import TrainingError
@@ -32,7 +31,6 @@ from hunyuan_train.trainer.metrics import MetricsLog
 logger = logging.getLogger(__name__)
 
 PROFILE, LOAD, ACTION = "profile", "load", "action"  # kinds of its lines
-PROFILE_BATCHES = 8  # of each rank, forward only: the time of about two steps
 # Below so many token slots for an expert of equal share, chance moves a load as far as a limit.
 MIN_SLOTS = 32
 SHARE_DIGITS = 6
@@ -122,14 +120,12 @@ class RouterMonitor:
     def __init__(
         self,
         engine: deepspeed.DeepSpeedEngine,
-        objective: Objective,
         routers: RouterTerms,
         config: GuardianConfig,
         log: Lines,
         metrics: MetricsLog,
     ) -> None:
         self.engine = engine
-        self.objective = objective  # whose forward passes are recorded for the profile
         self.routers = routers
         self.config = config
         self.log = log  # rank 0's is kept
@@ -141,36 +137,24 @@ class RouterMonitor:
         self.last_seen: dict[tuple[str, int], int] = {}  # step of each alarm's latest sign
         self.has_acted = False
 
-    def start(self, step: int, batches: Sequence[Batch]) -> None:
-        """Take the base model's profile, or take over what an earlier process knew.
-
-        With the guardian off no profile is taken, and no drift from it is measured.
+    def start(self, step: int) -> None:
+        """Take over what an earlier process knew.
 
         Args:
             step: optimizer steps done so far.
-            batches: of this rank, to take the profile on; every rank brings as many.
         """
-        entries = self._read_entries(step or -1)  # a run from the start owes nothing to another
-        known = [entry["load"] for entry in entries if entry["kind"] == PROFILE]
-        if known:
-            self.profile_LE = torch.tensor(known[0], dtype=torch.float64)
-        elif self.config.router_guardian != "off":  # nothing else needs the forward passes
-            if step:
-                logger.warning(
-                    "%s holds no profile of the base model: drift is measured from step %d",
-                    *(ROUTER_LOAD, step),
-                    extra=SHARED,
-                )
-            shares = _round_shares(self._count_load(batches))
-            self.profile_LE = torch.tensor(shares, dtype=torch.float64)  # as it will be read again
-            self._write(step, PROFILE, load=shares)
-        self._set_action(has_acted=any(entry["kind"] == ACTION for entry in entries))
+        self._take_over(step or -1)  # a run from the start owes nothing to another
+        if step >= self.config.router_check_steps and self._needs_profile():
+            logger.warning(
+                "%s holds no profile of the base model: drift is measured from step %d",
+                *(ROUTER_LOAD, step),
+                extra=SHARED,
+            )
 
     def roll_back_to(self, step: int) -> None:
         """Forget what came after a step that the run returns to."""
-        entries = self._read_entries(step)
+        self._take_over(step)
         self.last_seen.clear()
-        self._set_action(has_acted=any(entry["kind"] == ACTION for entry in entries))
 
     def check(self, step: int) -> None:
         """Look at the load since the last check, if a check is due.
@@ -183,6 +167,10 @@ class RouterMonitor:
         load_LE = self.routers.watch.take_load()
         dist.all_reduce(load_LE)
         self.load_LE, self.checked_step = load_LE.cpu(), step
+        if self._needs_profile():
+            shares = _round_shares(self.load_LE)
+            self.profile_LE = torch.tensor(shares, dtype=torch.float64)  # as it will be read again
+            self._write(step, PROFILE, load=shares)
         if self.config.router_guardian == "off" or self.profile_LE is None:
             return
         alarms = find_alarms(
@@ -243,20 +231,15 @@ class RouterMonitor:
             wanted = self.config.router_alarm_aux_coef if has_acted else 0.0
             self.routers.balance_coefficient = max(self.usual_coefficient, wanted)
 
-    def _count_load(self, batches: Sequence[Batch]) -> Tensor:
-        """Load of all ranks in a few forward passes: [layers, experts], float64, on CPU."""
-        watch = self.routers.watch
-        earlier_LE = watch.take_load()  # belongs to the next check of a resumed run
-        self.engine.eval()
-        with torch.no_grad():
-            for batch in batches:
-                with watch.recording():
-                    self.objective.forward(self.engine, batch)
-        self.engine.train()
-        load_LE = watch.take_load()
-        watch.load_LE += earlier_LE
-        dist.all_reduce(load_LE)
-        return load_LE.double().cpu()
+    def _needs_profile(self) -> bool:
+        """With the guardian off none is taken, and no drift from it is measured."""
+        return self.profile_LE is None and self.config.router_guardian != "off"
+
+    def _take_over(self, step: int) -> None:
+        entries = self._read_entries(step)
+        known = [entry["load"] for entry in entries if entry["kind"] == PROFILE]
+        self.profile_LE = torch.tensor(known[0], dtype=torch.float64) if known else None
+        self._set_action(has_acted=any(entry["kind"] == ACTION for entry in entries))
 
     def _read_entries(self, step: int) -> list[dict[str, Any]]:
         """Rank 0's lines up to a step, on every rank."""
@@ -272,8 +255,8 @@ class RouterMonitor:
 class NoRouters:
     """The monitor of a dense model, which has nothing to watch."""
 
-    def start(self, step: int, batches: Sequence[Batch]) -> None:
-        """Take no profile."""
+    def start(self, step: int) -> None:
+        """Nothing is known."""
 
     def roll_back_to(self, step: int) -> None:
         """There is nothing to forget."""
@@ -287,16 +270,6 @@ class NoRouters:
 
     def keep_load(self, step: int) -> None:
         """There is none."""
-
-
-def profile_batches(batches: BatchSampler) -> list[Batch]:
-    """This rank's micro-batches at the beginning of the data, enough for a profile."""
-    found: list[Batch] = []
-    position = Position()
-    while len(found) < PROFILE_BATCHES:
-        step_batches, position = batches.step_batches(position)
-        found += step_batches
-    return found[:PROFILE_BATCHES]
 
 
 def _round_shares(load_LE: Tensor) -> list[list[float]]:

@@ -66,8 +66,8 @@ def train_and_collapse(
     is_first = torch.distributed.get_rank() == 0
     metrics = MetricsLog(folder, NoLines(), [Told(told)] if is_first else [])
     config = GuardianConfig(router_guardian=policy)
-    monitor = RouterMonitor(engine, SFT, terms, config, router_log(folder), metrics)
-    monitor.start(0, my_share(global_batch(0, NUM_BATCHES)))
+    monitor = RouterMonitor(engine, terms, config, router_log(folder), metrics)
+    monitor.start(0)
     seen: dict[str, Any] = {"told": told, "stopped": 0, "numbers": [], "weights": []}
     for step in range(1, num_steps + 1):
         batches = my_share(global_batch(step, NUM_BATCHES))
@@ -127,7 +127,8 @@ def test_a_collapse_is_told_at_the_next_check_and_a_sound_run_is_not(
     assert after["router_entropy"] == pytest.approx(0.5)  # log 4 / log 16
     assert after["router_drift"] > 0.4 > 0.1 > before["router_drift"]
     kinds = [(line["step"], line["kind"]) for line in read_lines(folder)]
-    assert kinds == [(0, "profile"), (COLLAPSE_AFTER + 1, "load")]
+    assert kinds == [(1, "profile"), (COLLAPSE_AFTER + 1, "load")]
+    assert first["numbers"][0]["router_drift"] < 1e-6  # of the base model from itself
 
 
 def test_without_the_guardian_no_profile_is_taken_and_load_is_measured_still(
@@ -173,8 +174,8 @@ def resume_after_action(folder: Path) -> tuple[float, list[list[float]], float]:
     terms = router_terms(engine, 0.0, 0.0)
     config = GuardianConfig(router_guardian="aux_loss")
     metrics = MetricsLog(folder, NoLines(), [])
-    monitor = RouterMonitor(engine, SFT, terms, config, router_log(folder), metrics)
-    monitor.start(5, [])
+    monitor = RouterMonitor(engine, terms, config, router_log(folder), metrics)
+    monitor.start(5)
     assert monitor.profile_LE is not None
     profile, resumed = monitor.profile_LE.tolist(), terms.balance_coefficient
     monitor.roll_back_to(COLLAPSE_AFTER)
