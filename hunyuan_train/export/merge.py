@@ -32,7 +32,7 @@ from hunyuan_train.checkpoint.publish import (
     read_sums,
     unfinished_until_published,
 )
-from hunyuan_train.checkpoint.read_back import WrittenParts
+from hunyuan_train.checkpoint.read_back import SumBeside, WrittenParts
 from hunyuan_train.errors import DataError
 from hunyuan_train.export.check import (
     MAX_PARAMETERS_BESIDE,
@@ -91,7 +91,7 @@ class Difference:
     """How a merged file differs from its original."""
 
     sha256: str = ""
-    original_sha256: str = ""  # of the bytes that were read
+    original_sha256: str = ""  # of the bytes that were read; "" where nobody knows what it was
     num_changed: dict[str, int] = field(default_factory=dict)  # elements, by tensor
     largest: float = 0.0
 
@@ -273,8 +273,11 @@ def merge_files(
             segments = takewhile(
                 lambda _: not is_ended.is_set(), cut_file(file, locations, changes)
             )
-            difference = merge_file(file, folder / file.name, segments, changes, advance)
-            if not is_ended.is_set():
+            is_known = file.name in known
+            difference = merge_file(
+                file, folder / file.name, segments, changes, advance, is_known=is_known
+            )
+            if is_known and not is_ended.is_set():
                 check_digest(file, difference.original_sha256, known)
             return difference
 
@@ -322,30 +325,45 @@ def merge_file(
     segments: Iterable[Segment],
     changes: dict[str, Change],
     advance: Callable[[int], None],
+    *,
+    is_known: bool,
 ) -> Difference:
     """Write one file, and compare it with its original on the way.
+
+    Args:
+        original: the base's file.
+        merged: to be written.
+        segments: of the file, from its first byte to its last.
+        changes: by tensor.
+        advance: told the bytes of each segment.
+        is_known: what the checksum of the original has to be.
 
     Raises:
         CheckpointError: a merged weight is not finite.
     """
     original_digest, digest = hashlib.sha256(), hashlib.sha256()
     difference, reader = Difference(), ChangeReader()
-    with merged.open("wb", buffering=0) as target:
+    with ThreadPoolExecutor(2) as pool, merged.open("wb", buffering=0) as target:
+        sum_read, sum_written = (SumBeside(one, pool) for one in (original_digest, digest))
         for segment in segments:
             values = read_segment(original, segment)
-            original_digest.update(values.view(torch.uint8).numpy().data)
+            if is_known:
+                sum_read.update(values.view(torch.uint8).numpy().data)
             if segment.location is not None:
                 before = values.view(-1, segment.location.shape[1])
                 values = reader.apply(changes[segment.name], before, segment.first_row)
                 difference.add(segment.name, before, values)
             size = segment.stop - segment.start
-            digest.update(values.flatten().view(torch.uint8).numpy().data)
+            sum_written.update(values.flatten().view(torch.uint8).numpy().data)
             write_all(target, values)
             # Let the system put it on disk meanwhile, and not all at the end.
             os.posix_fadvise(target.fileno(), segment.start, size, os.POSIX_FADV_DONTNEED)
             advance(size)
         os.fsync(target.fileno())
-    difference.sha256, difference.original_sha256 = digest.hexdigest(), original_digest.hexdigest()
+        sum_read.finish()
+        sum_written.finish()
+    difference.sha256 = digest.hexdigest()
+    difference.original_sha256 = original_digest.hexdigest() if is_known else ""
     return difference
 
 
