@@ -24,10 +24,10 @@ _PIECES = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
 )
 SPLIT_PATTERN = rf"{_PIECES}|\s+(?!\S)|\s+"  # as it is published
-# The same pieces in two thirds of the time. tiktoken's matcher tries the alternatives of a pattern
-# that looks ahead one by one, and those of a group without that at once. Of a run of blanks that
-# nothing before has taken, both patterns take all where the text ends behind it, else all but the
-# last, or the only one.
+# The same pieces, of words and code in two thirds of the time: tiktoken's matcher tries the
+# alternatives of a pattern that looks ahead one by one, and those of a group without that at once.
+# Of a run of blanks that nothing before has taken, both patterns take all where the text ends
+# behind it, else all but the last, or the only one.
 QUICK_PATTERN = rf"(?:{_PIECES}|\s+\z)|\s+(?=\s)|\s"
 
 TEXT_END = "<|endoftext|>"
