@@ -135,7 +135,15 @@ class Node:
     async def _read_output(self) -> None:
         if self.show_output is None or self.process is None or self.process.stderr is None:
             return
-        while line := await self.process.stderr.readline():
+        while line := await read_line(self.process.stderr):
             text = line.decode(errors="replace").rstrip("\r\n")
             self.tail.append(text)
             self.show_output(text)
+
+
+async def read_line(stream: asyncio.StreamReader) -> bytes:
+    """The next line, empty at the end; what is longer than the limit gives way to a word on it."""
+    try:
+        return await stream.readline()
+    except ValueError:  # asyncio has dropped what it had of the line
+        return b"(a line of more than %d MiB is left out)\n" % (MAX_LINE_BYTES >> 20)

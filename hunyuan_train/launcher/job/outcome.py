@@ -10,6 +10,7 @@ from hunyuan_train.launcher.cluster.ssh import EXIT_UNREACHABLE, explain
 from hunyuan_train.launcher.exit_codes import (
     FAILURE,
     HOST_LOST,
+    KILLED,
     NO_ROOM,
     NOT_COPIED,
     RESUME,
@@ -118,10 +119,14 @@ def describe_loss(node: Node, launch: LaunchConfig) -> str:
 
 def describe_silent_end(node: Node) -> str:
     """What is known of a node that ended without the words of a rank."""
+    end = f"this part of the run ended with exit code {node.exit_code}"
+    if node.exit_code == KILLED and not node.was_told_to_end:
+        end = (
+            "what starts and watches the ranks was killed (SIGKILL), and they with it; if nobody "
+            "did, the machine ran out of memory: see `dmesg`"
+        )
     lines = "\n".join(node.tail)
-    return f"error: this part of the run ended with exit code {node.exit_code}" + (
-        f"; its last lines:\n{lines}" if lines else ""
-    )
+    return f"error: {end}" + (f"; its last lines:\n{lines}" if lines else "")
 
 
 def is_restartable(outcome: Outcome) -> bool:

@@ -73,5 +73,12 @@ def test_a_silent_end_shows_the_last_lines_and_is_not_that_of_a_host_that_was_en
     assert outcome.words.endswith("sh: no such folder")
 
 
+def test_a_killed_agent_is_said_and_one_that_was_ended_here_is_not_taken_for_it():
+    killed, ended_here = node("a", 137), node("b", 137)
+    ended_here.was_told_to_end = True
+    assert "what starts and watches the ranks was killed (SIGKILL)" in ended(killed).words
+    assert "exit code 137" in ended(ended_here).words
+
+
 def test_one_host_alone_is_not_named():
     assert ended(node("a", 1, failed_at=1.0)).words == "error: rank on a"
