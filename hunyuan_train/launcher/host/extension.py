@@ -73,10 +73,10 @@ def needed_extensions(config: RunConfig, *, num_gpus: int) -> list[Extension]:
 def main(names: Sequence[str]) -> int:
     """Compile extensions on the host of a run, before its ranks start."""
     console = PlainConsole(stderr=True, soft_wrap=True)
-    environment = dict(os.environ)
+    folder = extensions_folder(os.environ)
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder)}  # where torch is to write
     try:
         for name in names:
-            folder = extensions_folder(environment)
             prepare_extension(
                 EXTENSIONS[name], folder=folder, environment=environment, console=console
             )

@@ -268,3 +268,20 @@ def test_a_folder_that_cannot_be_written_is_said_with_the_remedy(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="set TORCH_EXTENSIONS_DIR to a folder of yours"):
         prepare(tmp_path / "file")
+
+
+def test_it_compiles_where_it_looks_for_what_is_compiled(monkeypatch, tmp_path):
+    compiled_in = []
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(
+        extension,
+        "_compile",
+        lambda _, build_folder, environment: compiled_in.append(
+            (build_folder.parent, environment["TORCH_EXTENSIONS_DIR"])
+        ),
+    )
+    assert extension.main(["deepspeed_shm_comm"]) == 0
+    folder = extensions_folder({})
+    assert folder.is_relative_to(tmp_path)
+    assert compiled_in == [(folder, str(folder))]
