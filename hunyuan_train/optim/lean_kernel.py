@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 from hunyuan_train.optim.blockwise_states import (
     AVERAGED_POWER,
@@ -56,19 +57,25 @@ def update_flat(
 
     Returns:
         The number of weights that changed: an int64 scalar.
+
+    Raises:
+        RuntimeError: Triton cannot compile or start it.
     """
     first, second = moments
     blocks = num_blocks(flat.numel())
     moved = torch.empty(blocks, dtype=torch.int32, device=flat.device)
-    update_kernel[(blocks,)](
-        *(flat, gradients, first.codes, first.scales, second.codes, second.scales),
-        *(code_values(torch.int8, flat.device), code_values(torch.uint8, flat.device)),
-        *(numbers, *seed, moved, flat.numel()),
-        IS_ROUNDED=flat.dtype == torch.bfloat16,
-        GROUPS=GROUPS,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=False,  # as torch rounds: a product, and then its sum
-    )
+    try:
+        update_kernel[(blocks,)](
+            *(flat, gradients, first.codes, first.scales, second.codes, second.scales),
+            *(code_values(torch.int8, flat.device), code_values(torch.uint8, flat.device)),
+            *(numbers, *seed, moved, flat.numel()),
+            IS_ROUNDED=flat.dtype == torch.bfloat16,
+            GROUPS=GROUPS,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,  # as torch rounds: a product, and then its sum
+        )
+    except TritonError as error:
+        raise RuntimeError(f"{type(error).__name__} {error}") from error
     return moved.sum()
 
 

@@ -1,10 +1,10 @@
 """What Triton makes of the update of lean, without a GPU; run where triton is installed.
 
-    TRITON_INTERPRET=1 python -m tests.optim.lean_in_triton compare
+    TRITON_INTERPRET=1 python -m tests.optim.lean_in_triton compare|break
     python -m tests.optim.lean_in_triton compile
 
-`compare` runs the kernel in Triton's interpreter beside the plain update; `compile` makes code for
-Hopper and counts what it reads and writes. Both print JSON.
+`compare` runs the kernel in Triton's interpreter beside the plain update; `break` asks for one that
+Triton refuses; `compile` makes code for Hopper and counts what it reads and writes. All print JSON.
 """
 
 import json
@@ -85,6 +85,18 @@ def compile_for_hopper() -> dict[str, float]:
     }
 
 
+def break_it() -> str:
+    """What the optimizer says of a kernel that Triton refuses."""
+    lean_kernel.GROUPS = 3  # of no power of two
+    optimizer = lean.LeanAdamW([{"params": [torch.zeros(8)]}], lr=0.1, betas=(0.9, 0.99), eps=1e-8)
+    try:
+        optimizer.compile_update(CPU)
+    except RuntimeError as error:
+        return str(error)
+    return "it was compiled"
+
+
 if __name__ == "__main__":
-    found = compare() if sys.argv[1] == "compare" else compile_for_hopper()
+    ask = {"compare": compare, "break": break_it, "compile": compile_for_hopper}[sys.argv[1]]
+    found = ask()
     sys.stdout.write(f"{json.dumps(found)}\n")

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ MOST_BYTES = 15  # that an update may move, a weight
 pytestmark = pytest.mark.slow
 
 
-def ask_triton(question: str, **variables: str) -> dict:
+def ask_triton(question: str, **variables: str) -> Any:
     command = [client_python("triton"), "-m", "tests.optim.lean_in_triton", question]
     answer = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, **variables}
@@ -37,3 +38,7 @@ def test_its_code_for_hopper_moves_ten_bytes_a_weight() -> None:
     assert found["bytes"] == pytest.approx(OPTIMIZERS["lean"].traffic_bytes, abs=0.1)
     assert found["local_bytes"] == 0  # what registers do not hold would be moved, too
     assert found["binary_bytes"] > 0
+
+
+def test_a_kernel_that_triton_refuses_is_an_error_that_the_run_outlives() -> None:
+    assert "power of 2" in ask_triton("break", TRITON_INTERPRET="1")
