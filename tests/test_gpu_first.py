@@ -30,7 +30,7 @@ from benchmarks.gpu_parts import (
 )
 from hunyuan_train.config.deepspeed_file import read_deepspeed_file
 from hunyuan_train.launcher.machine import count_gpus
-from tests.clients.environments import client_python
+from tests.clients.environments import client_python, find_python
 
 on_cpu = pytest.mark.skipif(count_gpus() > 0, reason="scaled down only where there is no GPU")
 SCALES = [
@@ -182,8 +182,10 @@ def run_all(repository: Path, python: str, output: Path) -> str:
 def test_all_of_it_runs_scaled_down(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: str
 ) -> None:
-    monkeypatch.setenv("PYTHON", "python3.12")
-    python = sys.executable if environment == "ours" else client_python("gpu_machine")
+    python = sys.executable
+    if environment != "ours":
+        monkeypatch.setenv("PYTHON", find_python("3.12"))
+        python = client_python("gpu_machine")
     text = run_all(repository, python, tmp_path / "results.md")
     named = re.findall(r"^\*\*(.*)\*\*: done", text, re.MULTILINE)
     assert named[: len(PARTS)] == list(PARTS)

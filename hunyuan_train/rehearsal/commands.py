@@ -81,7 +81,7 @@ def run_rehearse(arguments: Sequence[str]) -> int:
         skew=skew,
         gpu_memory=run.machine.gpu_memory,
         parts=frozenset() if options.steps_only else frozenset(PARTS),
-        guard=str(guard) if guard else None,
+        guard=str(guard),
         micro_steps=max(1, min(options.micro_steps, most_micro_steps)),
     )
     seen = ask_process(question)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed._tools.fake_collectives
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -235,6 +236,9 @@ def repair_fakes(watch: Watch) -> None:
     fake.tolist = read_list
     # torch.tensor(..., device="cuda") begins as a tensor of the CPU, which is then copied.
     FakeTensorMode.avoid_device_init = property(lambda _: True)  # type: ignore[assignment]
+    # torch 2.11 makes a real tensor first, where it takes itself for one with a GPU.
+    module: Any = fake_tensor
+    module.init_gpu_context = lambda _: None
     plain: Any = torch.Tensor
     plain.pin_memory = lambda tensor, *_, **__: watch.pin(tensor)
     plain.is_pinned = lambda *_, **__: False

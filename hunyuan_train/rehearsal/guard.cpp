@@ -1,8 +1,9 @@
-// Lets autograd run on fake CUDA tensors (torch's FakeTensorMode) in a build of torch without CUDA.
+// Lets autograd run on fake CUDA tensors (torch's FakeTensorMode) on a machine without a GPU.
 //
 // Autograd asks the device for its guard (which stream, how many devices) and its hooks, also where
-// tensors have no data. A CPU build has neither for CUDA. These answer "one device" and do nothing.
-// The library must be loaded before `import torch`, which looks for hooks once.
+// tensors have no data. A CPU build has neither for CUDA, and those of a CUDA build ask the driver.
+// These answer "one device" and do nothing. The library must be loaded before `import torch`, which
+// looks for hooks once; `replace_guard` is called after it, because a CUDA build brings its own.
 // torch._C._ensureCUDADeviceGuardSet, which does the same, does nothing in a CPU build.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -21,8 +22,13 @@ struct PretendedGuard final : public impl::NoOpDeviceGuardImpl<DeviceType::CUDA>
   DeviceIndex deviceCount() const noexcept override { return 1; }
 };
 
-impl::DeviceGuardImplRegistrar registrar(DeviceType::CUDA, new PretendedGuard());
+const PretendedGuard kGuard;
+impl::DeviceGuardImplRegistrar registrar(DeviceType::CUDA, &kGuard);
 }  // namespace
+
+extern "C" void replace_guard() {
+  impl::registerDeviceGuard(DeviceType::CUDA, &kGuard);
+}
 
 namespace at {
 
@@ -44,5 +50,5 @@ struct CUDAHooks final : public CUDAHooksInterface {
   void deviceSynchronize(DeviceIndex) const override {}
 };
 
-REGISTER_CUDA_HOOKS(CUDAHooks);
+C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
 }  // namespace at

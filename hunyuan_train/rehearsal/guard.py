@@ -30,13 +30,8 @@ def torch_folder() -> Path:
     return Path(found.origin).parent
 
 
-def has_cuda_build(folder: Path) -> bool:
-    """Whether the installed torch has a guard of its own, in its CUDA part."""
-    return (folder / "lib" / "libtorch_cuda.so").exists()
-
-
-def prepare_guard(folder: Path, *, compiler: str = "g++") -> Path | None:
-    """The compiled guard; None where torch's CUDA build brings one.
+def prepare_guard(folder: Path, *, compiler: str = "g++") -> Path:
+    """The compiled guard.
 
     Args:
         folder: for compiled libraries, shared with DeepSpeed's extensions.
@@ -46,9 +41,7 @@ def prepare_guard(folder: Path, *, compiler: str = "g++") -> Path | None:
         ConfigError: it cannot be compiled here.
     """
     torch = torch_folder()
-    if has_cuda_build(torch):
-        return None
-    made_of = f"{version('torch')} {sys.version} {SOURCE.read_text(encoding='utf-8')}"
+    made_of = f"{version('torch')} {torch} {sys.version} {SOURCE.read_text(encoding='utf-8')}"
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     library = folder / "pretended_devices" / f"guard-{digest}.so"
     if library.exists():

@@ -15,6 +15,6 @@ class Question:
     skew: float  # rows that this rank's experts get over an equal share
     gpu_memory: int  # bytes of a GPU
     parts: frozenset[str]  # besides steps
-    guard: str | None  # a library to be loaded before torch
+    guard: str  # a library to be loaded before torch
     micro_steps: int = 1  # of the step that is counted
     hook: str = ""  # a module to import first; tests plant faults by one

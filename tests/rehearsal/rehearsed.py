@@ -57,7 +57,7 @@ def rehearsed(
         skew=skew,
         gpu_memory=EIGHT_GPUS.gpu_memory,
         parts=frozenset(parts),
-        guard=str(guard) if guard else None,
+        guard=str(guard),
         hook=hook,
     )
     return Rehearsed(run, ask_process(question), plan_memory(run, imbalance=skew))
