@@ -12,7 +12,7 @@ import platform
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -215,12 +215,7 @@ def make_curves(
 
 
 def grow_steps(
-    tokens: Sequence[int],
-    experts: Sequence[int],
-    layers: Sequence[int],
-    ranks: Sequence[int],
-    *,
-    count: Callable[[Size], Counts] = count_step,
+    tokens: Sequence[int], experts: Sequence[int], layers: Sequence[int], ranks: Sequence[int]
 ) -> list[Curve]:
     """Steps with more of one thing; `tokens` are documents of some tokens each."""
     curves = []
@@ -231,10 +226,10 @@ def grow_steps(
     ):
         if numbers:
             cases = [(Size(**{field: number}),) for number in numbers]
-            counts = [ranks_counts[0] for ranks_counts in run_each(count, 2, cases)]
+            counts = [ranks_counts[0] for ranks_counts in run_each(count_step, 2, cases)]
             curves += make_curves(grown, numbers, counts)
     if ranks:
-        counts = [run_each(count, one, [(Size(num_ranks=one),)])[0][0] for one in ranks]
+        counts = [run_each(count_step, one, [(Size(num_ranks=one),)])[0][0] for one in ranks]
         # A rank alone sends nothing, so what two send is where the curve begins.
         curves += make_curves("ranks", ranks, counts)
     return curves

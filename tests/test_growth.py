@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from benchmarks import growth
-from benchmarks.growth import Curve, count_step, describe, grow_records, grow_steps
+from benchmarks.growth import (
+    CountingMode,
+    Curve,
+    describe,
+    grow_records,
+    grow_steps,
+    make_curves,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,23 +85,12 @@ def test_work_for_each_pair_of_records_ends_in_exit_code_1(monkeypatch, capsys):
     assert bent[0].startswith("| calls to tokenize |")
 
 
-def count_step_in_squares(size):
-    """In a rank: a step that does something for each pair of experts."""
-    train = growth.train_step
-
-    def train_in_squares(*arguments, **options):
-        train(*arguments, **options)
-        for _ in range(size.num_experts**2 // 2):  # 512 of 2,700 operators
-            torch.zeros(1)
-
-    growth.train_step = train_in_squares
-    try:
-        return count_step(size)
-    finally:
-        growth.train_step = train
-
-
-@pytest.mark.slow
-def test_operators_for_each_pair_of_experts_bend_their_curve_and_no_other():
-    curves = grow_steps((), (8, 16, 32), (), (), count=count_step_in_squares)
-    assert [curve.counted for curve in curves if curve.is_bent] == ["operators"], describe(curves)
+def test_operators_for_each_pair_of_things_bend_their_curve():
+    sizes, counts = (8, 16, 32, 64), []
+    for size in sizes:
+        with CountingMode() as counting:
+            for _ in range(1000 + 100 * size + size**2):
+                torch.zeros(1).add(1)
+        counts.append(dict(counting.counts))
+    bent = {curve.counted: curve.is_bent for curve in make_curves("things", sizes, counts)}
+    assert bent == {"operators": True, "bytes made": True}
