@@ -1,5 +1,6 @@
 """What reading and writing weights costs: bytes, seconds, and memory at its peak."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hunyuan_train.config.schema import LoraConfig, RunConfig
+from hunyuan_train.config.schema import LoraConfig, ModelConfig, RunConfig
 from hunyuan_train.export import huggingface_folder as release
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.export.from_engine import export_model
@@ -24,17 +25,20 @@ from hunyuan_train.export.huggingface_folder import (
     write_weights,
 )
 from hunyuan_train.export.merge import merge_adapter
-from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import count_parameters, released_tensors
-from hunyuan_train.families.tensors import StoredTensor
-from hunyuan_train.model import weights
+from hunyuan_train.families.tensors import Kind, StoredTensor
+from hunyuan_train.model import compressed_weights, weights
 from hunyuan_train.model.attention import PER_DOCUMENT
-from hunyuan_train.model.safetensors_header import TensorLocation
-from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.model.base_folder import resolve_base
+from hunyuan_train.model.compression_scheme import CONFIG, Scheme, describe_scheme, is_compressed
+from hunyuan_train.model.find_model import open_base
+from hunyuan_train.model.safetensors_files import DTYPES, create_file, write_range
+from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.parallel import assemble
 from hunyuan_train.parallel.assemble import build_engine
 from hunyuan_train.parallel.engine import start_process_group
+from hunyuan_train.parallel.quantised_experts import local_experts
 from hunyuan_train.parallel.zero import weight_shards, weight_values
 from tests.engines import small_engine
 from tests.released import SHAPE
@@ -82,6 +86,23 @@ def write_base(folder: Path, shape: ModelShape) -> None:
     write_weights(Repeated(), read_locations(folder), lambda _: None)
 
 
+def write_float8_base(plain: Path, folder: Path, shape: ModelShape) -> None:
+    """Write a folder like a plain one, in FP8 by channel, whose weights are all 1."""
+    folder.mkdir()
+    scheme, stored = Scheme("channel"), {}
+    for tensor in released_tensors(shape).values():
+        dtype = "F32" if tensor.kind is Kind.ROUTER else "BF16"
+        is_whole = not is_compressed(tensor)
+        stored |= {tensor.name: (dtype, tensor.shape)} if is_whole else scheme.stored(tensor, dtype)
+    file = folder / "model.safetensors"
+    create_file(file, {name: (DTYPES[dtype], size) for name, (dtype, size) in stored.items()})
+    for location in read_header(file).values():
+        write_range(location, 0, torch.ones(prod(location.shape)))
+    config = json.loads((plain / "config.json").read_text())
+    config[CONFIG] = describe_scheme(scheme, ["lm_head"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @dataclass
 class Peak:
     """Resident memory of this process, in bytes."""
@@ -123,10 +144,25 @@ class _LoadedError(Exception):
     """The weights are in: no optimizer is wanted."""
 
 
-def load(folder: Path, expert_size: int) -> Load:
+def bfloat16_settings(expert_size: int) -> dict[str, Any]:
+    """What the engine is told of a bfloat16 run whose experts are split over so many ranks."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 3, "overlap_comm": False},
+        "expert_parallel": {
+            "enabled": True,
+            "preset_model": "hunyuan_v1_moe",
+            "autoep_size": expert_size,
+        },
+    }
+
+
+def load(folder: Path, expert_size: int, expert_weights: str = "bf16") -> Load:
     """Load a folder as a rank of a bfloat16 run does, up to the optimizer; called by every rank."""
+    torch.set_num_threads(1)
     start_process_group(timeout_minutes=5)
-    shape = read_shape(folder)
+    shape = resolve_base(str(folder))
     ranges: list[tuple[TensorLocation, int, int]] = []
     read_range, times = weights.read_range, [0.0, 0.0]
 
@@ -139,32 +175,26 @@ def load(folder: Path, expert_size: int) -> Load:
         times[1] = time.perf_counter()
         raise _LoadedError(model)
 
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": True},
-        "zero_optimization": {"stage": 3, "overlap_comm": False},
-        "expert_parallel": {
-            "enabled": True,
-            "preset_model": "hunyuan_v1_moe",
-            "autoep_size": expert_size,
-        },
-    }
-    weights.read_range = note_range
+    settings = bfloat16_settings(expert_size)
+    weights.read_range = compressed_weights.read_range = note_range
     assemble.optimizer_factory = lambda *_, **__: stop
     with watch_memory() as peak:
-        source = SafetensorsFolder.open(folder, shape)
+        source = open_base(folder, shape)
         try:
-            build_engine(RunConfig(), settings, shape, source, attention=PER_DOCUMENT)
+            config = RunConfig(model=ModelConfig(expert_weights=expert_weights))
+            build_engine(config, settings, shape, source, attention=PER_DOCUMENT)
         except _LoadedError as loaded:
             [model] = loaded.args
-    weights.read_range = read_range
+    weights.read_range = compressed_weights.read_range = read_range
     shards = list(weight_shards(model))
     num_kept = sum(weight_values(shard).numel() * 2 for shard in shards)
-    itemsize = {name: location.itemsize for name, location in source.locations.items()}
+    num_kept += sum(one.nbytes for one in model.buffers() if one.dim() == 3)  # codes and scales
+    owned = [(one.stored[0].name, one.stop - one.start) for one in shards]
+    owned += [(tensor.name, tensor.numel) for *_, tensor in local_experts(model)]
     dist.barrier()
     return Load(
         num_read=sum(_num_bytes(*one) for one in ranges),
-        num_owned=sum((one.stop - one.start) * itemsize[one.stored[0].name] for one in shards),
+        num_owned=sum(numel * source.locations[name].itemsize for name, numel in owned),
         peak_beside=peak.rise - num_kept,
         seconds=times[1] - times[0],
         seconds_raw=_read_raw(ranges),

@@ -14,6 +14,7 @@ from tests.measured import (
     shape_of_size,
     write_adapter,
     write_base,
+    write_float8_base,
 )
 from tests.ranks import run_ranks
 from tests.released import make_run, write_checkpoint
@@ -31,11 +32,25 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("world_size", "expert_size"), [(2, 2), (4, 4), (4, 2)])
+@pytest.mark.parametrize(
+    ("world_size", "expert_size", "form"),
+    [
+        (2, 2, "bf16"),
+        (4, 4, "bf16"),
+        (4, 2, "bf16"),
+        (2, 2, "fp8"),
+        (2, 2, "nf4"),
+        (2, 2, "int4"),
+        (2, 2, "base"),
+    ],
+)
 def test_rank_reads_what_it_owns_and_holds_little_more(
-    base: Path, world_size: int, expert_size: int
+    base: Path, world_size: int, expert_size: int, form: str
 ) -> None:
-    for rank in run_ranks(load, world_size, base, expert_size):
+    folder = base / "fp8" if form == "base" else base
+    if form == "base":
+        write_float8_base(base, folder, SHAPE)
+    for rank in run_ranks(load, world_size, folder, expert_size, form):
         assert rank.num_owned <= rank.num_read <= 1.05 * rank.num_owned
         assert rank.peak_beside < max(1024 * MEBIBYTE, largest_tensor(base))
 
