@@ -41,38 +41,57 @@ def preference_loss(
     Args:
         model: in float64.
         step: samples of all ranks.
-        config: dpo or kto, with its numbers.
+        config: dpo, ipo, simpo or kto, with its numbers.
         known: what the reference says.
     """
     if config.objective == "kto":
         return _judged_loss(model, step, config, known)
-    rows: list[dict[str, Tensor]] = []
-    modes = []
-    for sample in (one for batch in step for one in batch):
-        answers = _answers(sample, config)
-        logps = [_logp(model, answer) for answer in answers]
-        rewards = [
-            config.beta * (logp - known[id(sample), number]) for number, logp in enumerate(logps)
+    samples = [sample for batch in step for sample in batch]
+    answers = [_answers(sample, config) for sample in samples]
+    lengths = [[float(np.count_nonzero(one.tokens.spans[1:])) for one in pair] for pair in answers]
+    # A cross entropy beside the preference is a mean over all chosen tokens of the step.
+    nll_weight = config.rpo_alpha * len(samples) / sum(pair[0] for pair in lengths)
+    rows = []
+    for sample, pair, counted in zip(samples, answers, lengths, strict=True):
+        logps = [_logp(model, answer) for answer in pair]
+        said = [known[id(sample), number] for number in range(2)]
+        ratios = [
+            logp - (one if config.needs_reference else 0.0)
+            for logp, one in zip(logps, said, strict=True)
         ]
-        margin = rewards[0] - rewards[1]
-        lengths = [torch.tensor(float(np.count_nonzero(one.tokens.spans[1:]))) for one in answers]
-        rows.append(
-            {
-                "loss": torch.log1p(torch.exp(-margin)),
-                "rewards/chosen": rewards[0],
-                "rewards/rejected": rewards[1],
-                "rewards/margins": margin,
-                "rewards/accuracies": (margin > 0).double(),
-                "logps/chosen": logps[0],
-                "logps/rejected": logps[1],
-                "lengths/chosen": lengths[0],
-                "lengths/rejected": lengths[1],
-                "kl": (rewards[0] + rewards[1]) / (2 * config.beta),
-            }
-        )
-        modes.append(MODES[sample.mode])
-    total = torch.stack([row["loss"] for row in rows]).mean()
-    return total, _means([(row, mode) for row, mode in zip(rows, modes, strict=True)])
+        loss, rewards = _pair_formula(ratios, counted, config)
+        row = {
+            "loss": loss - nll_weight * logps[0],
+            "rewards/margins": rewards[0] - rewards[1],
+            "rewards/accuracies": (rewards[0] > rewards[1]).double(),
+            "kl": (ratios[0] + ratios[1]) / 2,
+        }
+        for number, side in enumerate(("chosen", "rejected")):
+            row[f"rewards/{side}"], row[f"logps/{side}"] = rewards[number], logps[number]
+            row[f"lengths/{side}"] = torch.tensor(counted[number])
+        rows.append((row, MODES[sample.mode]))
+    return torch.stack([row["loss"] for row, _ in rows]).mean(), _means(rows)
+
+
+def _pair_formula(
+    ratios: Sequence[Tensor], lengths: Sequence[float], config: PreferenceConfig
+) -> tuple[Tensor, list[Tensor]]:
+    """Loss of a pair, and the rewards of its sides.
+
+    Args:
+        ratios: log-probabilities of both sides, less those of the reference where there is one.
+        lengths: label tokens of both sides.
+        config: dpo, ipo or simpo, with its numbers.
+    """
+    means = [ratio / max(length, 1.0) for ratio, length in zip(ratios, lengths, strict=True)]
+    if config.objective == "ipo":
+        loss = (means[0] - means[1] - 1 / (2 * config.beta)) ** 2
+        return loss, [config.beta * ratio for ratio in ratios]
+    is_simpo = config.objective == "simpo"
+    rewards = [config.beta * one for one in (means if is_simpo else ratios)]
+    margin = rewards[0] - rewards[1] - (config.simpo_gamma if is_simpo else 0.0)
+    right, wrong = torch.log1p(torch.exp(-margin)), torch.log1p(torch.exp(margin))
+    return (1 - config.label_smoothing) * right + config.label_smoothing * wrong, rewards
 
 
 def _judged_loss(
