@@ -249,7 +249,8 @@ def main() -> int:
         threading.Thread(target=agent.listen, daemon=True).start()
         exit_code = agent.run()
     # The thread that reads stdin may hold its lock for as long as the launcher lives.
-    sys.stdout.flush()
+    with suppress(OSError):  # the launcher was killed before us
+        sys.stdout.flush()
     os._exit(exit_code)
 
 

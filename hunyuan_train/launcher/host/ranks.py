@@ -50,6 +50,9 @@ LISTENER = "HUNYUAN_TRAIN_LISTENER"  # `parallel/meeting.py` reads it
 def main(arguments: Sequence[str]) -> int:
     """Start the ranks, wait for them, and return the exit code of the first that failed."""
     place = read_place(arguments)
+    if node_folder():
+        # Without the agent the launcher ends, or starts again: nobody may save beside a new run.
+        die_with_parent(signal.SIGKILL)
     started = time.monotonic()
     signals: list[int] = []
     for number in STOP_SIGNALS:
