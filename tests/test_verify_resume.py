@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hunyuan_train.checkpoint.folder import (
 from hunyuan_train.checkpoint.publish import hash_file
 from hunyuan_train.cli import main
 from hunyuan_train.verify_resume import Certificate, compare
+from tests.conftest import REPOSITORY
 from tests.manifests import make_manifest
 
 FILE = "rank-00000.safetensors"
@@ -99,12 +102,19 @@ def test_every_difference_is_found(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto"])
 def test_a_run_killed_and_resumed_here_is_the_uninterrupted_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output_dir = tmp_path / "run"
     arguments = ["--output_dir", str(output_dir), "--max_steps", "4", "--save_steps", "1"]
-    assert main(["verify-resume", "tiny", *arguments, "--eval_steps", "0"]) == 0
+    if objective != "sft":
+        data, layout = tmp_path / "data.jsonl", "labels" if objective == "kto" else "pairs"
+        script = REPOSITORY / "examples/make_preferences.py"
+        subprocess.run([sys.executable, script, data, "--layout", layout], check=True)
+        arguments += ["--train_data_file", str(data), "--max_seq_length", "512"]
+    arguments += ["--objective", objective, "--eval_steps", "0"]
+    assert main(["verify-resume", "tiny", *arguments]) == 0
     said = capsys.readouterr().out
     assert said.startswith("CERTIFICATE OF RESUME")
     assert "and 8 batches, bit for bit" in said

@@ -53,6 +53,7 @@ DPO: Settings = {"objective": "dpo", "beta": 0.5}
 KTO: Settings = {"objective": "kto", "beta": 0.5, "desirable_weight": 1.5}
 MORE: Settings = {"label_smoothing": 0.1, "rpo_alpha": 0.7}
 IPO: Settings = {"objective": "ipo", "beta": 0.5}
+ORPO: Settings = {"objective": "orpo", "beta": 0.5}
 SIMPO: Settings = {"objective": "simpo", "beta": 2.0, "label_smoothing": 0.1}
 STARTED: Settings = {"adapter_name_or_path": "adapters of samples.py"}
 MAX_NORM = 1.0  # below the norm of every step, so that clipping is always at work
@@ -194,6 +195,7 @@ ON_TWO = (
     _entry("dpo", 1, SGD, DPO),
     _entry("dpo, labels smoothed, cross entropy beside it", 1, SGD, DPO, MORE),
     _entry("ipo", 1, SGD, IPO),
+    _entry("orpo", 1, SGD, ORPO),
     _entry("simpo", 1, SGD, SIMPO),
     _entry("dpo, adapters everywhere", 1, SGD, DPO, LORA, ON_ALL),
     _entry("dpo, adapters of an earlier run", 1, SGD, DPO, LORA, ON_ALL, STARTED),

@@ -16,6 +16,7 @@ from hunyuan_train.data.dataset import CHOSEN
 from hunyuan_train.families.grammar.dialogue import MODES
 from hunyuan_train.selftest.samples import Sample, Step, list_answers, list_mismatched
 
+CERTAIN = 1e-12  # a log-probability no further below 0 counts as this far below
 Known = dict[tuple[int, int], float]  # log-probabilities by the reference: of a sample's answers
 
 
@@ -41,7 +42,7 @@ def preference_loss(
     Args:
         model: in float64.
         step: samples of all ranks.
-        config: dpo, ipo, simpo or kto, with its numbers.
+        config: with the numbers of its objective.
         known: what the reference says.
     """
     if config.objective == "kto":
@@ -50,7 +51,8 @@ def preference_loss(
     answers = [_answers(sample, config) for sample in samples]
     lengths = [[float(np.count_nonzero(one.tokens.spans[1:])) for one in pair] for pair in answers]
     # A cross entropy beside the preference is a mean over all chosen tokens of the step.
-    nll_weight = config.rpo_alpha * len(samples) / sum(pair[0] for pair in lengths)
+    nll_weight = 1.0 if config.objective == "orpo" else config.rpo_alpha
+    nll_weight *= len(samples) / sum(pair[0] for pair in lengths)
     rows = []
     for sample, pair, counted in zip(samples, answers, lengths, strict=True):
         logps = [_logp(model, answer) for answer in pair]
@@ -81,12 +83,18 @@ def _pair_formula(
     Args:
         ratios: log-probabilities of both sides, less those of the reference where there is one.
         lengths: label tokens of both sides.
-        config: dpo, ipo or simpo, with its numbers.
+        config: of an objective of pairs, with its numbers.
     """
     means = [ratio / max(length, 1.0) for ratio, length in zip(ratios, lengths, strict=True)]
     if config.objective == "ipo":
         loss = (means[0] - means[1] - 1 / (2 * config.beta)) ** 2
         return loss, [config.beta * ratio for ratio in ratios]
+    if config.objective == "orpo":
+        # An answer without labels would be certain, and have endless odds.
+        chances = [torch.exp(mean.clamp(max=-CERTAIN)) for mean in means]
+        odds = [chance / (1 - chance) for chance in chances]
+        loss = config.beta * torch.log1p(odds[1] / odds[0])
+        return loss, [config.beta * mean for mean in means]
     is_simpo = config.objective == "simpo"
     rewards = [config.beta * one for one in (means if is_simpo else ratios)]
     margin = rewards[0] - rewards[1] - (config.simpo_gamma if is_simpo else 0.0)

@@ -23,7 +23,7 @@ PROMISED = {
         "rows shared, adapters everywhere, experts in chunks",
         *("dense, rows shared", "dense, adapters everywhere"),
         *("dpo", "dpo, adapters everywhere", "dpo, adapters of an earlier run", "dpo, lean"),
-        *("dpo, labels smoothed, cross entropy beside it", "ipo", "simpo"),
+        *("dpo, labels smoothed, cross entropy beside it", "ipo", "orpo", "simpo"),
         *("dpo, rows shared", "kto", "kto, rows shared, adapters on attention"),
         *("async_split_plan", "combine_impl", "gate_up_impl", "use_liger_kernel"),
     },
