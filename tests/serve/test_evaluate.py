@@ -126,7 +126,10 @@ def test_a_file_without_modes_and_a_folder_without_a_model_are_named(
     ("arguments", "remedy"),
     [
         (["gone.jsonl"], "gone.jsonl does not exist; FILE takes files and folders"),
-        (["q.jsonl", "--metric", "gone.py:score"], "metric is gone.py:score: gone.py cannot be"),
+        (
+            ["q.jsonl", "--metric", "gone.py:score"],
+            "metric is gone.py:score, and there is no file gone.py",
+        ),
         (["q.jsonl", "--metric", "gone"], "metric is gone; give a file"),
         (["q.jsonl", "--data_policy", "form"], "takes kind=action"),
     ],

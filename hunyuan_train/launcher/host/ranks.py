@@ -32,7 +32,7 @@ from hunyuan_train.launcher.host.probe import read_gpu_faults
 from hunyuan_train.launcher.host.supervise import die_with_parent
 from hunyuan_train.launcher.rank.heartbeat import FAILURE_REPORT, node_folder
 from hunyuan_train.screen import outlive_the_screen, write_whole
-from hunyuan_train.terminal import complain
+from hunyuan_train.terminal import PlainParser, complain
 
 POLL_SECONDS = 0.1
 # For the ranks beside a failed one: they wait for it in a collective, and have nothing to save.
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def read_place(arguments: Sequence[str]) -> argparse.Namespace:
     """Which ranks are started, where all meet, and the words of what they run."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = PlainParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks_here", type=int, required=True)
     parser.add_argument("--first_rank", type=int, required=True)
     parser.add_argument("--num_ranks", type=int, required=True, help="on all hosts")
