@@ -1,11 +1,15 @@
 """What a reference says is kept: killed ten times it is right, and another model's is refused."""
 
+import random
+import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 
 from hunyuan_train.config.preference_schema import PreferenceConfig
 from hunyuan_train.config.schema import RunConfig
@@ -19,16 +23,13 @@ from hunyuan_train.trainer.step import train_step
 from tests.batches import SHAPE, plain_model
 from tests.engines import small_engine
 from tests.objectives.test_preferences import PROMPT, make_batch, plain_logps
-from tests.ranks import run_ranks
+from tests.ranks import run_ranks, start_ranks
 
 pytestmark = pytest.mark.slow
 
-NUM_PAIRS = 21  # blocks of two, the last one short
-KILLS = 10
-
-
-class KilledError(RuntimeError):
-    """A stand-in for the end of a process."""
+NUM_PAIRS = 21
+NUM_KILLS = 10
+BLOCK_SECONDS = 0.1  # that a block takes where it is to be killed, at least
 
 
 def make_dataset(*, is_paired: bool = True) -> Dataset:
@@ -64,44 +65,69 @@ def make_dataset(*, is_paired: bool = True) -> Dataset:
 class Seen:
     values: list[np.ndarray] = field(default_factory=list)
     mismatched: np.ndarray | None = None
-    num_kills: int = 0
     num_asked: list[int] = field(default_factory=list)
     refusal: str = ""
 
 
-def watch(folder: Path) -> Seen:
-    reference_cache.BLOCK = 2
-    engine, seen = small_engine(stage=3, expert_size=2, optimizer="sgd"), Seen()
+def judge_by(engine: DeepSpeedEngine, dataset: Dataset, cache: Path) -> Dataset:
     by = Judge(engine, DataShard(rows=1, num_ranks=2, rank=dist.get_rank()), None, packing=True)
-    ask, write = reference_cache._Filling._ask, reference_cache._Filling._write
+    return with_reference(dataset, by, {"model": 1}, RunConfig(), cache)
+
+
+def fill_slowly(cache: Path) -> None:
+    """Fill a cache, a pair in each block, until somebody ends it."""
+    reference_cache.BLOCK = 1
+    ask = reference_cache._Filling._ask
+
+    def wait_and_ask(self, units, pick):
+        time.sleep(BLOCK_SECONDS)
+        return ask(self, units, pick)
+
+    reference_cache._Filling._ask = wait_and_ask
+    judge_by(small_engine(stage=3, expert_size=2, optimizer="sgd"), make_dataset(), cache)
+
+
+def kill_ten_times(cache: Path) -> None:
+    """Kill both ranks after the next block, at any moment of the one behind it."""
+    moments = random.Random(0)
+
+    def count_blocks() -> int:
+        return len(list(cache.glob("*/answers-*.bin")))
+
+    for _ in range(NUM_KILLS):
+        before = count_blocks()
+        processes = [process for process, _ in start_ranks(fill_slowly, 2, cache)]
+        while count_blocks() == before and all(process.is_alive() for process in processes):
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, BLOCK_SECONDS))
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        assert {process.exitcode for process in processes} == {-signal.SIGKILL}
+    assert NUM_KILLS <= count_blocks() < NUM_PAIRS
+
+
+def watch(folder: Path) -> Seen:
+    reference_cache.BLOCK = 1
+    engine, seen = small_engine(stage=3, expert_size=2, optimizer="sgd"), Seen()
+    ask = reference_cache._Filling._ask
     asked: list[int] = []
 
     def count(self, units, pick):
         asked.append(len(units))
         return ask(self, units, pick)
 
-    def write_and_die(self, name, number, values):
-        write(self, name, number, values)
-        if seen.num_kills < KILLS:
-            seen.num_kills += 1
-            raise KilledError
-
     def judge(cache: str, dataset: Dataset) -> Dataset:
         asked.clear()
-        found = with_reference(dataset, by, {"model": 1}, RunConfig(), folder / cache)
+        found = judge_by(engine, dataset, folder / cache)
         seen.num_asked.append(sum(asked))
         return found
 
     reference_cache._Filling._ask = count
     pairs = make_dataset()
     seen.values.append(judge("whole", pairs).reference_logps)
-    reference_cache._Filling._write = write_and_die
-    for _ in range(KILLS + 1):
-        try:
-            seen.values.append(judge("killed", pairs).reference_logps)
-        except KilledError:
-            continue
-    reference_cache._Filling._write = write
+    seen.values.append(judge("killed", pairs).reference_logps)
     seen.values.append(judge("killed", pairs).reference_logps)  # read by a later run
     dist.barrier()
     if dist.get_rank() == 0:
@@ -121,7 +147,9 @@ def watch(folder: Path) -> Seen:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
-    return run_ranks(watch, 2, tmp_path_factory.mktemp("reference"))
+    folder = tmp_path_factory.mktemp("reference")
+    kill_ten_times(folder / "killed")
+    return run_ranks(watch, 2, folder)
 
 
 def test_values_are_those_of_the_plain_model(ranks: list[Seen]) -> None:
@@ -137,14 +165,14 @@ def test_values_are_those_of_the_plain_model(ranks: list[Seen]) -> None:
 
 def test_ten_kills_a_later_run_and_a_damaged_block_change_not_one_bit(ranks: list[Seen]) -> None:
     for seen in ranks:
-        assert seen.num_kills == KILLS
         whole, *others = seen.values
         assert len(others) == 3
         assert all(np.array_equal(whole, other) for other in others)
-        asked_at_last, damaged = seen.num_asked[2], seen.num_asked[3]
-        assert seen.num_asked[0] == NUM_PAIRS
-        assert asked_at_last == 2  # the probe alone
-        assert damaged == 2 + 2
+        anew, finished, at_last, damaged, _ = seen.num_asked
+        assert anew == NUM_PAIRS
+        assert 1 < finished <= NUM_PAIRS - NUM_KILLS + 1  # with the probe
+        assert at_last == 1  # the probe alone
+        assert damaged == 1 + 1
 
 
 def test_what_another_model_has_said_is_refused(ranks: list[Seen]) -> None:
