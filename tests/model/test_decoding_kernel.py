@@ -1,33 +1,23 @@
 """The kernel that decodes experts, by Triton's interpreter and compiler: there is no GPU here."""
 
-import json
-import os
-import subprocess
-
 import pytest
 
 from hunyuan_train.model.compression_scheme import Scheme
-from tests.clients.environments import client_python
+from tests.clients.triton import ask_triton
+
+SCRIPT = "tests.model.decoding_in_triton"
 
 pytestmark = pytest.mark.slow
 
 
-def ask_triton(question: str, **variables: str) -> dict:
-    command = [client_python("triton"), "-m", "tests.model.decoding_in_triton", question]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, **variables}
-    )
-    return json.loads(answer.stdout)
-
-
 def test_interpreted_it_gives_every_weight_the_bits_of_the_plain_decoding() -> None:
-    found = ask_triton("compare", TRITON_INTERPRET="1")
+    found = ask_triton(SCRIPT, "compare", TRITON_INTERPRET="1")
     assert len(found) == 40  # forms, dtypes of scales and of weights
     assert not any(found.values()), found
 
 
 def test_its_code_reads_codes_and_scales_once_and_writes_weights_once() -> None:
-    found = ask_triton("compile")
+    found = ask_triton(SCRIPT, "compile")
     assert len(found) == 14  # with FP8 in hardware, and without
     for name, code in found.items():
         scheme = Scheme.titled(name.partition(" ")[0])

@@ -1,8 +1,5 @@
 """Liger's kernels in a model: against Transformers' operators, by Triton's interpreter."""
 
-import json
-import os
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -22,7 +19,7 @@ from hunyuan_train.model.fused import (
     fuse_or_warn,
     is_fused,
 )
-from tests.clients.environments import client_python
+from tests.clients.triton import ask_triton
 from tests.config.resolved import resolve_flags
 
 # Of float32, in which the interpreter is exact; it has no bfloat16 arithmetic.
@@ -36,10 +33,7 @@ def small_model(name: str) -> PreTrainedModel:
 
 @pytest.mark.slow
 def test_a_model_of_each_family_computes_the_same_by_the_kernels() -> None:
-    command = [client_python("triton"), "-m", "tests.model.fused_in_triton"]
-    variables = {**os.environ, "TRITON_INTERPRET": "1"}
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
-    found = json.loads(answer.stdout)
+    found = ask_triton("tests.model.fused_in_triton", TRITON_INTERPRET="1")
     assert len(found) == 3
     for name, (logits, furthest, parameter) in found.items():
         assert logits < TOLERANCE, name

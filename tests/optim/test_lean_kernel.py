@@ -1,30 +1,19 @@
 """The kernel of lean, by Triton's interpreter and its compiler: there is no GPU here."""
 
-import json
-import os
-import subprocess
-from typing import Any
-
 import pytest
 
 from hunyuan_train.optim.records import OPTIMIZERS
-from tests.clients.environments import client_python
+from tests.clients.triton import ask_triton
 
+SCRIPT = "tests.optim.lean_in_triton"
 MOST_BYTES = 15  # that an update may move, a weight
 
 pytestmark = pytest.mark.slow
 
 
-def ask_triton(question: str, **variables: str) -> Any:
-    command = [client_python("triton"), "-m", "tests.optim.lean_in_triton", question]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, **variables}
-    )
-    return json.loads(answer.stdout)
-
-
 def test_interpreted_it_gives_every_weight_the_value_of_the_plain_update() -> None:
-    for name, (differing, largest, moved) in ask_triton("compare", TRITON_INTERPRET="1").items():
+    found = ask_triton(SCRIPT, "compare", TRITON_INTERPRET="1")
+    for name, (differing, largest, moved) in found.items():
         assert moved > 0.9, name
         if "bfloat16" in name:
             assert differing == 0, name
@@ -33,7 +22,7 @@ def test_interpreted_it_gives_every_weight_the_value_of_the_plain_update() -> No
 
 
 def test_its_code_for_hopper_moves_ten_bytes_a_weight() -> None:
-    found = ask_triton("compile")
+    found = ask_triton(SCRIPT, "compile")
     assert found["bytes"] < MOST_BYTES
     assert found["bytes"] == pytest.approx(OPTIMIZERS["lean"].traffic_bytes, abs=0.1)
     assert found["local_bytes"] == 0  # what registers do not hold would be moved, too
@@ -41,4 +30,4 @@ def test_its_code_for_hopper_moves_ten_bytes_a_weight() -> None:
 
 
 def test_a_kernel_that_triton_refuses_is_an_error_that_the_run_outlives() -> None:
-    assert "power of 2" in ask_triton("break", TRITON_INTERPRET="1")
+    assert "power of 2" in ask_triton(SCRIPT, "break", TRITON_INTERPRET="1")
