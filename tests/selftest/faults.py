@@ -1,7 +1,9 @@
 """Faults that have been shipped elsewhere, planted in a rank before it trains."""
 
+import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,14 +15,19 @@ from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from transformers import AttentionInterface
 
 from hunyuan_train.data.batches import loader
+from hunyuan_train.families.tables import released_tensors
+from hunyuan_train.families.tensors import Kind
 from hunyuan_train.model import fused
 from hunyuan_train.model.attention import PER_DOCUMENT, per_document_attention
+from hunyuan_train.model.expert_cache import CachedExperts
+from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.objectives import choose, log_probabilities
-from hunyuan_train.parallel import sequence
+from hunyuan_train.parallel import assemble, sequence
 from hunyuan_train.parallel.gradient_norm import give_norm, squared_norm
 from hunyuan_train.parallel.quantised_experts import CompressedWeights
 from hunyuan_train.parallel.zero import is_split_expert
 from hunyuan_train.selftest import training
+from hunyuan_train.selftest.samples import SHAPE
 from hunyuan_train.trainer import step
 
 
@@ -112,6 +119,21 @@ def swap_codes_between_experts() -> None:
         put(self, expert ^ 1, codes, scales, device)
 
     CompressedWeights.put = swapped
+
+
+def read_codes_that_an_earlier_base_left() -> None:
+    """As if a cache kept them under this base's name, and nothing compared any with the base."""
+    folder = Path(tempfile.mkdtemp())
+    experts = [one for one in released_tensors(SHAPE).values() if one.kind is Kind.EXPERT]
+
+    def stale(codes, *_):
+        fresh = replace(codes, source=SeededWeights(seed=9, standard_deviation=0.08))
+        earlier = CachedExperts(fresh, folder, ["base"])
+        earlier.keep([(one, *earlier.read_experts(one)) for one in experts])
+        return CachedExperts(codes, folder, ["base"])
+
+    CachedExperts.compare = lambda *_: None
+    assemble.with_cache = stale
 
 
 def keep_adapters_on_in_the_reference() -> None:

@@ -101,7 +101,12 @@ def test_a_planted_fault_of_preferences_is_found(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault", [faults.take_the_scale_of_the_next_block, faults.swap_codes_between_experts]
+    "fault",
+    [
+        faults.take_the_scale_of_the_next_block,
+        faults.swap_codes_between_experts,
+        faults.read_codes_that_an_earlier_base_left,
+    ],
 )
 def test_a_planted_fault_of_quantised_experts_is_found(
     fault: Callable[[], None],
