@@ -53,14 +53,15 @@ def plain_block(shape: ModelShape) -> nn.Module:
     return model.model.layers[0].mlp
 
 
-def split_block(shape: ModelShape) -> nn.Module:
-    """The engine's block of experts, all of them on one rank."""
+def split_block(shape: ModelShape, gate_and_up: str = "separate") -> nn.Module:
+    """The engine's block of experts, all of them on one rank; its two first products may be one."""
     source = SeededWeights(0, shape.initializer_range)
     model = plain_model(shape, source, attention="sdpa", experts="grouped_mm").train()
     register_families()
     show_router_weight(model)
     model.config.routed_scaling_factor = shape.router_scale
-    parts = AutoEP(model, AutoEPConfig(enabled=True, preset_model=shape.family))
+    settings = AutoEPConfig(enabled=True, preset_model=shape.family, gate_up_impl=gate_and_up)
+    parts = AutoEP(model, settings)
     parts.replace_moe_layers(parts.ep_parser(), ep_size=1, ep_rank=0)
     return model.model.layers[0].mlp
 
@@ -123,6 +124,7 @@ def main() -> None:
     contenders = {
         "Transformers, grouped_mm": plain_block(shape),
         "ours: the engine's": split_block(shape),
+        "ours, gate and up as one product": split_block(shape, "fused"),
     }
     rows, worst = [], 0.0
     for num_tokens in arguments.tokens:
