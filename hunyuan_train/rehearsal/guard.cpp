@@ -48,6 +48,10 @@ struct CUDAHooks final : public CUDAHooksInterface {
   DeviceIndex exchangeDevice(DeviceIndex) const override { return 0; }
   DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return 0; }
   void deviceSynchronize(DeviceIndex) const override {}
+  // torch 2.11 asks for cuDNN's version before it chooses a kernel of attention. 0: there is none,
+  // as `hasCuDNN` says by itself, and the kernel is one of torch's own.
+  long versionCuDNN() const override { return 0; }
+  long versionRuntimeCuDNN() const override { return 0; }
 };
 
 C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
