@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from hunyuan_train import cli
 from tests.taught import CALL, FAST, SLOW, write_taught_model
@@ -46,6 +48,26 @@ def test_what_was_taught_is_answered(
     table = capsys.readouterr().out
     assert "2 answers" in table
     assert "0.667" in table
+
+
+def test_an_answer_of_rows_behind_the_last_token_is_an_empty_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    padded, answers = tmp_path / "padded", tmp_path / "answers.jsonl"
+    shutil.copytree(folder, padded)
+    model = AutoModelForCausalLM.from_pretrained(padded, dtype=torch.float32)
+    with torch.no_grad():  # one of two opposite rows is always the likeliest
+        model.resize_token_embeddings(model.vocab_size + 64, mean_resizing=False)
+        model.lm_head.weight[-2:] = torch.tensor([[1000.0], [-1000.0]])
+    model.save_pretrained(padded)
+    file = write_file(tmp_path / "q.jsonl", FAST)
+    asked = ["evaluate", str(padded), file, "--max_new_tokens", "4", "--json"]
+    assert cli.main([*asked, "--answers", str(answers)]) == 0
+    assert json.loads(capsys.readouterr().out)["eval_exact_match"] == 0
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["output"] for row in rows] == ["", ""]
+    assert cli.main(["chat", str(padded), "--prompt", "Two?", "--max_new_tokens", "4"]) == 0
+    assert capsys.readouterr().out.strip() == ""
 
 
 def test_trajectories_are_walked_with_the_recorded_results(

@@ -107,11 +107,20 @@ class Tokenizer:
         return self.encoding.encode_to_numpy(text, allowed_special="all", disallowed_special=())
 
     def decode(self, ids: list[int]) -> str:
-        """Text of `ids`, control tokens spelled out; broken UTF-8 becomes U+FFFD."""
+        """Text of `ids`, control tokens spelled out; broken UTF-8 becomes U+FFFD.
+
+        An id that is no token, such as that of a model's padded row, has no text.
+        """
         return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes one token stands for; a control token gives its name."""
+        """The bytes one token stands for; a control token gives its name.
+
+        None for an id behind the last: many models have more rows than their tokenizer has tokens,
+        so that the number divides well, and an untrained model may answer with one of these.
+        """
+        if token >= self.vocab_size:
+            return b""
         if token >= self.num_ranks:
             return self.special_tokens[token - self.num_ranks].encode()
         return self.encoding.decode_single_token_bytes(token)

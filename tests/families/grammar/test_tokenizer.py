@@ -54,6 +54,12 @@ def test_special_tokens_decode_to_their_names(tokenizer):
     assert tokenizer.decode(ids) == "<|startoftext|><|eos|>"
 
 
+def test_rows_behind_the_last_token_have_no_text(tokenizer):
+    ids = [*tokenizer.encode("a"), tokenizer.vocab_size, 2**31 - 1, *tokenizer.encode("b")]
+    assert tokenizer.decode(ids) == "ab"
+    assert tokenizer.decode([tokenizer.vocab_size - 1]) == tokenizer.special_tokens[-1]
+
+
 @pytest.fixture(scope="module")
 def fast_tokenizer(tokenizer):
     tokenizers = pytest.importorskip("tokenizers")
