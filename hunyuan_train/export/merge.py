@@ -18,6 +18,7 @@ from math import isfinite
 from pathlib import Path
 from threading import Event, Lock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,9 +71,12 @@ from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
-BLOCK_BYTES = 8 * 2**20  # of changed rows
-COPIED_BYTES = 2**20  # at once; stays in the processor's cache between reading, summing and writing
+# Of changed rows and of the rest: they stay in the processor's cache from reading to writing.
+BLOCK_BYTES = 2**20
+# Matrix products take rows in groups. A block that ends within one is rounded in another way.
+ROWS_TOGETHER = 8
 MATRIX_BYTES = 2**29  # of adapters in memory, over all files
+WHOLE_NUMBERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size of an element
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,16 @@ class Difference:
         Raises:
             CheckpointError: it holds NaN or infinity.
         """
-        change = after - before
-        lowest, highest = (float(one) for one in change.aminmax())
-        if not isfinite(lowest) or not isfinite(highest):
+        change = (after - before).abs_()
+        highest = float(change.max())  # NaN, if there is one
+        if not isfinite(highest):
             raise CheckpointError(
                 f"{name} holds NaN or infinity once merged; the adapter or the base is damaged"
             )
-        self.num_changed[name] = self.num_changed.get(name, 0) + int(change.count_nonzero())
-        self.largest = max(self.largest, -lowest, highest)
+        # As whole numbers, of which numpy counts ten times as many a second as torch of bfloat16.
+        bits = change.view(WHOLE_NUMBERS[change.itemsize]).numpy()
+        self.num_changed[name] = self.num_changed.get(name, 0) + int(np.count_nonzero(bits))
+        self.largest = max(self.largest, highest)
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
@@ -305,7 +311,7 @@ def cut_file(
         yield from _unchanged(position, location.byte_offset)
         num_rows = location.shape[0]
         row_bytes = location.num_bytes // num_rows
-        step = max(1, BLOCK_BYTES // row_bytes)
+        step = max(1, BLOCK_BYTES // row_bytes // ROWS_TOGETHER) * ROWS_TOGETHER
         for row in range(0, num_rows, step):
             start = location.byte_offset + row * row_bytes
             stop = start + min(step, num_rows - row) * row_bytes
@@ -315,8 +321,8 @@ def cut_file(
 
 
 def _unchanged(start: int, stop: int) -> Iterator[Segment]:
-    for position in range(start, stop, COPIED_BYTES):
-        yield Segment(position, min(position + COPIED_BYTES, stop))
+    for position in range(start, stop, BLOCK_BYTES):
+        yield Segment(position, min(position + BLOCK_BYTES, stop))
 
 
 def merge_file(

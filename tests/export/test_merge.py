@@ -105,6 +105,31 @@ def test_merge_is_that_of_peft(
         assert_rounded_once(values, expected[name])
 
 
+@pytest.mark.parametrize("kind", ["attention", "experts", "dora"])
+def test_blocks_of_any_size_give_the_same_bits(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    write_released(base, dtype=torch.bfloat16)
+    make_adapter(base, adapter, **KINDS[kind])
+    sums = []
+    for size in (merge.BLOCK_BYTES, 1, 5000):
+        monkeypatch.setattr(merge, "BLOCK_BYTES", size)
+        merge_adapter(base, adapter, tmp_path / f"{size}")
+        sums.append((tmp_path / f"{size}" / "SHA256SUMS").read_text())
+    assert sums[0] == sums[1] == sums[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_zero_of_another_sign_is_no_change(dtype: torch.dtype) -> None:
+    difference = merge.Difference()
+    before, after = (torch.tensor(one, dtype=dtype) for one in ([0.0, 1, 2, 4], [-0.0, 1, 1.5, 4]))
+    difference.add("w", before, after)
+    assert (difference.num_changed, difference.largest) == ({"w": 1}, 0.5)
+    with pytest.raises(CheckpointError, match="w holds NaN or infinity once merged"):
+        difference.add("w", before, after.index_fill(0, torch.tensor(1), torch.nan))
+
+
 def assert_rounded_once(values: Tensor, exact: Tensor) -> None:
     """Both sums are in float32, in another order; then ours are rounded to their dtype, once."""
     if values.dtype == torch.float32:
