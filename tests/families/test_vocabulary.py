@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hunyuan_train.errors import ConfigError, DataError
+from hunyuan_train.families.grammar import find
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.hunyuan_a13b.chat_template import CHAT_TEMPLATE
 from hunyuan_train.families.hunyuan_v1_moe import TINY
@@ -50,7 +51,7 @@ def test_a_shorter_vocabulary_is_refused(own, shape, tmp_path, cut, has_own):
     other = _write(tmp_path / "other", (BYTES + WORDS)[:-cut])
     if not has_own:
         (own.folder / "hy.tiktoken").unlink()
-        load_tokenizer.cache_clear()
+        find._load.cache_clear()
     with pytest.raises(ConfigError, match="so its ids are shifted; set tokenizer_name_or_path"):
         check_vocabulary(str(own.folder), shape, other)
 

@@ -47,7 +47,6 @@ def find_grammar(folder: Path | None) -> Grammar:
     )
 
 
-@functools.cache
 def load_tokenizer(folder: Path, add_tokens: str | Path | None = None) -> Tokenizer:
     """Read the tokenizer of a model or tokenizer folder.
 
@@ -58,10 +57,15 @@ def load_tokenizer(folder: Path, add_tokens: str | Path | None = None) -> Tokeni
     Raises:
         DataError: it has none, or a damaged one; or tokens that cannot be added.
     """
+    return _load(folder, Path(add_tokens) if add_tokens else None)
+
+
+@functools.cache  # by what is asked for, however it is said: each takes as long as a megabyte
+def _load(folder: Path, add_tokens: Path | None) -> Tokenizer:
     grammar = find_grammar(folder)
     if grammar is HUNYUAN_A13B:
         published = read_tokenizer(folder, grammar)
     else:
         published = build(read_files(folder), grammar)
     tokenizer = add_stored(published, folder)
-    return add_from_file(tokenizer, Path(add_tokens)) if add_tokens else tokenizer
+    return add_from_file(tokenizer, add_tokens) if add_tokens else tokenizer

@@ -18,7 +18,8 @@ def _square(number):
 
 
 def _die(number):
-    os.kill(os.getpid(), signal.SIGKILL)
+    if multiprocessing.parent_process():  # not the one that runs this test
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _fail(number):
@@ -44,7 +45,7 @@ def test_few_items_are_taken_ahead_of_the_results():
     results = map_in_order(_square, numbers(), num_workers=2)
     for _ in range(10):
         next(results)
-    assert len(taken) <= 10 + 2 * workers.CHUNKS_AHEAD + 1
+    assert len(taken) <= 10 + workers.CHUNKS_AHEAD + workers.RESULTS_AHEAD + 1
     results.close()
 
 
@@ -56,6 +57,37 @@ def test_a_process_that_dies_is_an_error_with_a_remedy():
 def test_an_error_in_a_process_reaches_the_caller():
     with pytest.raises(DataError, match="number 0"):
         list(map_in_order(_fail, range(4), num_workers=2))
+
+
+def _fail_here(number):
+    if multiprocessing.parent_process():
+        time.sleep(0.2)
+        return number
+    raise DataError(f"number {number}")
+
+
+def test_an_error_of_our_own_is_told_behind_the_results_before_it():
+    results = map_in_order(_fail_here, range(100), num_workers=2)
+    sent = range(workers.CHUNKS_AHEAD)
+    assert [next(results) for _ in sent] == list(sent)
+    with pytest.raises(DataError, match=f"number {len(sent)}"):
+        next(results)
+
+
+def _work_shortly(number):
+    time.sleep(0.02)
+    return os.getpid()
+
+
+def test_we_work_too_and_more_while_the_others_start():
+    pids = list(map_in_order(_work_shortly, range(60), num_workers=2))
+    others = set(pids) - {os.getpid()}
+    assert len(others) == 1
+    # The other process takes longer to start than what it was sent takes us.
+    assert pids[: workers.CHUNKS_AHEAD] == [*others] * workers.CHUNKS_AHEAD
+    started = pids.index(*others, workers.CHUNKS_AHEAD)
+    assert started > 3 * workers.CHUNKS_AHEAD
+    assert os.getpid() in pids[started:]
 
 
 def _is_running(process):
@@ -87,7 +119,7 @@ def test_processes_end_with_the_one_that_started_them_also_when_it_is_killed():
     deadline = time.monotonic() + 20
     while any(map(_is_running, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert parent.pid not in processes
+    assert len(processes - {parent.pid}) == 1
     assert [process for process in processes if _is_running(process)] == []
 
 

@@ -12,6 +12,7 @@ from hunyuan_train.export.served_tokenizer import (
     build_fast_tokenizer,
     write_new_tokens,
 )
+from hunyuan_train.families.grammar import find
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.shipped import TINY_TOKENIZER
 from tests.families.grammar.hy_v3.stand_in import special_ids, write_stand_in
@@ -67,9 +68,11 @@ def test_a_folder_that_keeps_them_gives_the_same_tokenizer_and_takes_more(tmp_pa
     assert again.special_tokens == ours.special_tokens
     (tmp_path / "more.txt").write_text("<gene:TP53>\n")
     more = load_tokenizer(kept, tmp_path / "more.txt")
+    assert load_tokenizer(kept, str(tmp_path / "more.txt")) is more  # read once, as for processes
+    assert load_tokenizer(kept, None) is again
     assert more.encode("<gene:TP53><gene:") == [ours.vocab_size, ours.new_tokens["<gene:"]]
     (kept / "tokenizer_new_tokens.json").write_text(json.dumps({"<gene:": 5}))
-    load_tokenizer.cache_clear()
+    find._load.cache_clear()
     with pytest.raises(DataError, match="does not number 1 tokens from"):
         load_tokenizer(kept)
 
@@ -96,7 +99,7 @@ def test_markers_of_a_tokenizer_json_and_gaps_in_it_are_refused(tmp_path) -> Non
     for marker in ("<think:opensource>", "/think", "<answer>"):
         with pytest.raises(DataError, match="as a marker"):
             load_tokenizer(without_gaps(tmp_path / "base"), write_words(tmp_path, marker))
-        load_tokenizer.cache_clear()
+        find._load.cache_clear()
     with pytest.raises(DataError, match="leaves ids out"):
         load_tokenizer(write_stand_in(tmp_path / "gaps", special_ids()), write_words(tmp_path))
     with pytest.raises(DataError, match="cannot be read"):

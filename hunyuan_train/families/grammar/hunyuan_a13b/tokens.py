@@ -88,6 +88,26 @@ def read_tokenizer(folder: Path, grammar: Grammar) -> Tokenizer:
 
 def _parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
     """Ranks of a `base64 rank` file, checked: in order, no gap, no double, every byte there."""
+    words = content.split()
+    try:
+        tokens = [binascii.a2b_base64(word, strict_mode=True) for word in words[::2]]
+    except binascii.Error:
+        tokens = []
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    # At once, in half the time that a line after the other takes.
+    if words[1::2] != [b"%d" % rank for rank in range(len(ranks))]:
+        ranks = _parse_lines(content, path)
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise DataError(
+            f"{path} lacks {len(missing)} of the 256 single bytes, so some text has no tokens; "
+            f"the file is cut short, copy it again"
+        )
+    return ranks
+
+
+def _parse_lines(content: bytes, path: Path) -> dict[bytes, int]:
+    """The ranks of each line after the other, to name the first one that is damaged."""
     ranks: dict[bytes, int] = {}
     for line_number, line in enumerate(content.splitlines(), start=1):
         try:
@@ -102,10 +122,4 @@ def _parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
                 f"before; the file is damaged, copy it again"
             )
         ranks[token] = len(ranks)
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
-        raise DataError(
-            f"{path} lacks {len(missing)} of the 256 single bytes, so some text has no tokens; "
-            f"the file is cut short, copy it again"
-        )
     return ranks
