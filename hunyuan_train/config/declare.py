@@ -45,10 +45,16 @@ def setting(
 free_setting = partial(setting, changes_steps=False)
 
 
+def values_of(section: Any) -> dict[str, Any]:
+    """The values of a dataclass by the names of its fields, sections as they are."""
+    return {declared.name: getattr(section, declared.name) for declared in fields(section)}
+
+
 def check_bounds(section: Any) -> None:
     """Refuse the first number outside its field's bounds, and the first text that is no line."""
+    values = values_of(section)
     for declared in fields(section):
-        value, limits = getattr(section, declared.name), declared.metadata
+        value, limits = values[declared.name], declared.metadata
         if isinstance(value, str):
             check_text(declared.name, value)
         if isinstance(value, str | None):

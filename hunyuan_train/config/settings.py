@@ -3,6 +3,7 @@
 from dataclasses import Field, fields, replace
 from typing import Any
 
+from hunyuan_train.config.declare import values_of
 from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.config.logs_schema import LoggingConfig
@@ -60,14 +61,14 @@ def with_settings(config: RunConfig, **values: Any) -> RunConfig:
     """The same run with some settings replaced, each in its section."""
     for name, value in values.items():
         section = SECTION_OF[name]
-        changed = replace(getattr(config, section), **{name: value})
+        changed = replace(values_of(config)[section], **{name: value})
         config = replace(config, **{section: changed})
     return config
 
 
 def read_setting(config: RunConfig, name: str) -> Any:
     """The value of a setting by its name alone."""
-    return getattr(getattr(config, SECTION_OF[name]), name)
+    return values_of(values_of(config)[SECTION_OF[name]])[name]
 
 
 def is_switch(name: str) -> bool:

@@ -5,13 +5,14 @@ name, and at the place, at which an export would write it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hunyuan_train.config.declare import values_of
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.errors import ConfigError
@@ -50,9 +51,9 @@ def find_started_adapters(config: LoraConfig, shape: ModelShape) -> "AdapterSour
             "give the folder of adapters that an export, or PEFT, has written"
         )
     made_with = read_json_object(folder / DESCRIPTION)
-    config = replace(config, lora_alpha=config.alpha)
+    values = values_of(config) | {"lora_alpha": config.alpha}
     for setting, key in MADE_WITH.items():
-        ours, theirs = getattr(config, setting), made_with.get(key, False)
+        ours, theirs = values[setting], made_with.get(key, False)
         if ours != theirs:
             raise ConfigError(
                 f"{setting} is {ours}, and the adapters in {name} were made with {theirs}; "

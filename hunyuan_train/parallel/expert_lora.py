@@ -73,7 +73,7 @@ class AdaptedExperts(GroupedExperts):
         ends = torch.cumsum(num_tokens_per_expert, dim=0, dtype=torch.int32)
 
         def base_product(rows: Tensor, name: str) -> Tensor:
-            return grouped_product(rows, getattr(self, name), ends)
+            return grouped_product(rows, self.get_parameter(name), ends)
 
         return run_adapted(self, x_ND, ends, base_product, scaling=self.scaling)
 

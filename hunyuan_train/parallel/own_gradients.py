@@ -21,10 +21,6 @@ import torch.distributed as dist
 from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from torch import Tensor, nn
 
-# Private names of the engine: parts of gradients by a parameter's id, and what reduces a bucket.
-PARTS = "_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"
-EMPTY_BUCKET = "_DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads"
-
 
 @dataclass(frozen=True, slots=True)
 class OwnGradient:
@@ -55,7 +51,7 @@ def add_at_once(optimizer: ZeROOptimizer) -> None:
     """
     own = find_own_gradients(optimizer)
     reduce = optimizer.reduce_independent_p_g_buckets_and_remove_grads
-    empty_bucket = getattr(optimizer, EMPTY_BUCKET)
+    empty_bucket = optimizer._DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads
 
     @torch.no_grad()
     def add(parameter: nn.Parameter) -> None:
@@ -87,7 +83,8 @@ def add_at_once(optimizer: ZeROOptimizer) -> None:
 
 def find_own_gradients(optimizer: ZeROOptimizer) -> dict[int, OwnGradient]:
     """Parameters that are whole on this rank, by the engine's id."""
-    totals, found = getattr(optimizer, PARTS), {}
+    totals = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
+    found = {}
     for parameters in optimizer.fp16_groups:
         if dist.get_world_size(optimizer._get_param_partition_group(parameters[0])) > 1:
             continue

@@ -70,9 +70,13 @@ def is_partitioned(parameter: nn.Parameter) -> bool:
 
 
 def num_dimensions(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole parameter; a ZeRO-3 partition is flat and remembers its shape."""
-    shape = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
-    return len(shape)
+    """Dimensions of the whole parameter."""
+    return len(whole_shape(parameter))
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole parameter; a ZeRO-3 partition is flat and remembers it."""
+    return parameter.ds_shape if is_partitioned(parameter) else parameter.shape
 
 
 def weight_shards(model: PreTrainedModel) -> Iterator[Shard]:
@@ -289,7 +293,7 @@ def keep_whole_partitions_ready() -> None:
         partition_parameters.NoGatherCoalescedHandle,
     )
     for handle in handles:
-        if not hasattr(handle, "wait_for_copy"):
+        if handle.wait is not take_whole_partitions:
             handle.wait_for_copy = handle.wait
             handle.wait = take_whole_partitions
 

@@ -10,12 +10,12 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.config.planned_machines import HELP, PlannedMachines, parse_machines
+from hunyuan_train.config.planned_machines import HELP, parse_machines
 from hunyuan_train.config.resolve import choose_num_processes, resolve
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.rules.engine_file import uses_deepep
@@ -133,10 +133,8 @@ def resolve_rehearsed(options: argparse.Namespace, settings: Sequence[str]) -> R
         ConfigError: settings that do not go together.
     """
     asked = read_settings(options, settings)
-    names = [field.name for field in fields(PlannedMachines) if hasattr(options, field.name)]
-    machines = parse_machines(
-        {name: value for name in names if (value := vars(options)[name]) is not None}
-    )
+    given = {name: vars(options).get(name) for name in HELP}
+    machines = parse_machines({name: one for name, one in given.items() if one is not None})
     machine, shape = as_machine(machines), find_shape(asked)
     if options.layers is not None:
         if not 1 <= options.layers <= shape.num_hidden_layers:

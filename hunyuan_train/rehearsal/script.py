@@ -34,6 +34,7 @@ from hunyuan_train.parallel.zero import (
     publish_weights,
     state_kinds,
     trained_shards,
+    whole_shape,
     write_state,
 )
 from hunyuan_train.rehearsal.question import DOCUMENTS
@@ -221,5 +222,5 @@ def generate(rehearsal: Rehearsal) -> None:
 
 def large_parameters(model: nn.Module, element_bytes: int) -> set[int]:
     """Bytes of whole parameters, so large that nothing else has the same size."""
-    numbers = {getattr(one, "ds_numel", one.numel()) for one in model.parameters()}
+    numbers = {whole_shape(one).numel() for one in model.parameters()}
     return {number * element_bytes for number in numbers if number >= LARGE_PARAMETER}

@@ -4,6 +4,7 @@ A kernel written in Triton becomes the shapes that it reads, keeps and makes. Wh
 say is made up: how many tokens they send, and that they agree. Each is counted when it is used.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -337,11 +338,11 @@ def stand_in_for_decoding(watch: Watch) -> None:
 def stand_in_for_answers(watch: Watch) -> None:
     """End an answer after a few tokens: no value of a tensor says when."""
     goes_on = GenerationMixin._has_unfinished_sequences
+    num_tokens = itertools.count(1)  # over all answers, which end after as many each
 
     def count_tokens(model: Any, *arguments: Any, **options: Any) -> bool:
         watch.note_stand_in("whether an answer has ended: after three tokens")
         goes_on(model, *arguments, **options)
-        model.rehearsed_tokens = getattr(model, "rehearsed_tokens", 0) + 1
-        return model.rehearsed_tokens % (ADDED_TOKENS + 1) != 0
+        return next(num_tokens) % (ADDED_TOKENS + 1) != 0
 
     GenerationMixin._has_unfinished_sequences = count_tokens

@@ -17,7 +17,6 @@ KEYED = (
     f"keyed, as it is above {TABLE_LENGTH:,} samples by now (the version that began the run goes "
     "on in its own)"
 )
-_SETTINGS = ("mode", "history", "overlong", "now", "data_policy", "eval_fraction")
 
 
 def identify_data(dataset: Dataset, config: DataConfig, *, seed: int) -> Identity:
@@ -31,7 +30,14 @@ def identify_data(dataset: Dataset, config: DataConfig, *, seed: int) -> Identit
             "seed": seed,
             "order": _name_order(dataset),
         },
-        "settings": {name: getattr(config, name) for name in _SETTINGS},
+        "settings": {
+            "mode": config.mode,
+            "history": config.history,
+            "overlong": config.overlong,
+            "now": config.now,
+            "data_policy": config.data_policy,
+            "eval_fraction": config.eval_fraction,
+        },
         "files": {path: {"sha256": digest, "weight": weight} for path, digest, weight in sources},
         "tokenizer": dataset.tokenizer_hash,
     }

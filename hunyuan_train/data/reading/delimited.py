@@ -11,12 +11,13 @@ from pathlib import Path
 
 import orjson
 
+ROWS_PER_CHUNK = 256
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHER_DELIMITERS = ";\t|,"
 
 
 class BrokenRowsError(ValueError):
-    """Text that is not the rows of one table."""
+    """What is not the rows of one table."""
 
 
 def find_delimiter(path: Path) -> str | None:

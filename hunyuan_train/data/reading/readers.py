@@ -35,9 +35,13 @@ from hunyuan_train.data.reading.contents import (
     find_content,
 )
 from hunyuan_train.data.reading.decode import describe_encoding
-from hunyuan_train.data.reading.delimited import BrokenRowsError, find_delimiter, read_delimited
+from hunyuan_train.data.reading.delimited import (
+    ROWS_PER_CHUNK,
+    BrokenRowsError,
+    find_delimiter,
+    read_delimited,
+)
 from hunyuan_train.data.reading.sources import says_content
-from hunyuan_train.data.reading.tables import ROWS_PER_CHUNK, BrokenTableError, read_rows
 from hunyuan_train.errors import DataError
 
 BLOCK_BYTES = 1 << 20
@@ -84,7 +88,6 @@ class _BrokenFileError(Exception):
 
 _UNREADABLE = (
     _BrokenFileError,
-    BrokenTableError,
     BrokenArrayError,
     BrokenRowsError,
     CompressionError,
@@ -377,6 +380,9 @@ def _read_array(path: Path, blocks: Iterator[bytes]) -> Iterator[Chunk]:
 
 
 def _read_table(path: Path, raw: BinaryIO, content: Content) -> Iterator[Chunk]:
+    # Only tables need pyarrow, and importing it takes longer than all the rest together.
+    from hunyuan_train.data.reading.tables import read_rows  # noqa: PLC0415
+
     yield from _say_content(path, content)
     row = 1
     for records, problems in read_rows(raw, content):

@@ -12,29 +12,24 @@ from typing import Any, BinaryIO
 from uuid import UUID
 
 import orjson
+import pyarrow as pa  # type: ignore[import-untyped]
+from pyarrow import ipc, parquet, types
 
 from hunyuan_train.data.findings import Problem
 from hunyuan_train.data.reading.contents import Content
+from hunyuan_train.data.reading.delimited import ROWS_PER_CHUNK, BrokenRowsError
 
-ROWS_PER_CHUNK = 256
 BUFFER_BYTES = 1 << 20
 
 _CAST = "leave the column out of the table, or write it as text"
-
-
-class BrokenTableError(ValueError):
-    """A table that cannot be read."""
 
 
 def read_rows(raw: BinaryIO, content: Content) -> Iterator[tuple[list[bytes], list[Problem]]]:
     """The rows of a table, some hundred at a time; with the first, what is said of its columns.
 
     Raises:
-        BrokenTableError: it is damaged, or a column holds what is neither JSON nor text.
+        BrokenRowsError: it is damaged, or a column holds what is neither JSON nor text.
     """
-    # Only tables need pyarrow, and importing it takes longer than all the rest together.
-    import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415
-
     columns: dict[str, Callable[[Any], Any]] | None = None
     try:
         for batch in _read_batches(raw, content):
@@ -46,19 +41,15 @@ def read_rows(raw: BinaryIO, content: Content) -> Iterator[tuple[list[bytes], li
                 yield [_write_row(row, columns) for row in rows], problems
                 problems = []
     except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
-        raise BrokenTableError(str(error)) from error
+        raise BrokenRowsError(str(error)) from error
 
 
 def _read_batches(raw: BinaryIO, content: Content) -> Iterator[Any]:
     if content == "parquet":
-        from pyarrow import parquet  # noqa: PLC0415
-
         # A file may be one row group, of which each column would be read whole without a buffer.
         file = parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BUFFER_BYTES)
         yield from file.iter_batches(batch_size=ROWS_PER_CHUNK)
         return
-    from pyarrow import ipc  # noqa: PLC0415
-
     if content == "arrow file":  # also what pandas calls feather
         file = ipc.open_file(raw)
         yield from (file.get_batch(number) for number in range(file.num_record_batches))
@@ -70,12 +61,12 @@ def _choose_writers(schema: Any, problems: list[Problem]) -> dict[str, Callable[
     """What becomes of the values of each column that holds more than JSON has types for."""
     repeated = {name for name in schema.names if schema.names.count(name) > 1}
     if repeated:
-        raise BrokenTableError(f"two columns are named {min(repeated)!r}; rename one of them")
+        raise BrokenRowsError(f"two columns are named {min(repeated)!r}; rename one of them")
     writers = {}
     for field in schema:
         kinds = {_name_kind(leaf) for leaf in _find_leaves(field.type)} - {""}
         if "refused" in kinds:
-            raise BrokenTableError(
+            raise BrokenRowsError(
                 f"the column {field.name!r} is of type {field.type}, which is neither text nor "
                 f"JSON; {_CAST}"
             )
@@ -89,8 +80,6 @@ def _choose_writers(schema: Any, problems: list[Problem]) -> dict[str, Callable[
 
 def _find_leaves(kind: Any) -> Iterator[Any]:  # noqa: ANN401  # types of Arrow
     """The types at the ends of a nested one."""
-    from pyarrow import types  # noqa: PLC0415
-
     if types.is_dictionary(kind):
         yield from _find_leaves(kind.value_type)
     elif types.is_map(kind):
@@ -107,8 +96,6 @@ def _find_leaves(kind: Any) -> Iterator[Any]:  # noqa: ANN401  # types of Arrow
 
 def _name_kind(kind: Any) -> str:  # noqa: ANN401  # a type of Arrow
     """How a type is written: "" as it is, "number" for some, "text", or "refused"."""
-    from pyarrow import types  # noqa: PLC0415
-
     if types.is_floating(kind):
         return "number"
     is_json = (types.is_string, types.is_large_string, types.is_string_view, types.is_boolean)
@@ -117,7 +104,8 @@ def _name_kind(kind: Any) -> str:  # noqa: ANN401  # a type of Arrow
     is_bytes = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)
     is_written = (types.is_decimal, types.is_date, types.is_time, types.is_timestamp)
     is_known = any(test(kind) for test in (*is_bytes, types.is_binary_view, *is_written))
-    is_known = is_known or getattr(kind, "extension_name", "") in ("arrow.json", "arrow.uuid")
+    if isinstance(kind, pa.BaseExtensionType):
+        is_known = kind.extension_name in ("arrow.json", "arrow.uuid")
     return "text" if is_known else "refused"
 
 
@@ -130,7 +118,7 @@ def _make_writer(column: str) -> Callable[[Any], Any]:
         try:
             return _write_value(value)
         except ValueError as error:
-            raise BrokenTableError(f"the column {column!r} holds {error}; {_CAST}") from error
+            raise BrokenRowsError(f"the column {column!r} holds {error}; {_CAST}") from error
 
     return write
 

@@ -243,7 +243,7 @@ def _open(request: urllib.request.Request, timeout_seconds: float) -> http.clien
         said = error.read().decode("utf-8", "replace")[:MAX_ERROR_CHARACTERS]
         raise ServeError(f"{request.full_url} refuses with {error.code}: {said}") from error
     except UNREACHABLE as error:
-        reason = getattr(error, "reason", error)
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise ServeError(
             f"{request.full_url} cannot be reached ({reason}); start the server first, for example "
             "with `hunyuan-train serve MODEL`, and give its address"

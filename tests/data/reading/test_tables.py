@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import ipc, parquet
 
-from hunyuan_train.data.reading.tables import BrokenTableError, read_rows
+from hunyuan_train.data.reading.delimited import BrokenRowsError
+from hunyuan_train.data.reading.tables import read_rows
 
 
 def _rows(table, content="parquet"):
@@ -85,13 +86,13 @@ def test_what_json_has_a_type_for_is_that(values, kind, expected):
 )  # fmt: skip
 def test_anything_else_is_refused_by_column(values, kind, message):
     table = pa.table({"prompt": ["q"], "image": pa.array(values, kind)})
-    with pytest.raises(BrokenTableError, match=message):
+    with pytest.raises(BrokenRowsError, match=message):
         _rows(table)
 
 
 def test_two_columns_of_one_name_are_refused():
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["x", "x"])
-    with pytest.raises(BrokenTableError, match="two columns are named 'x'"):
+    with pytest.raises(BrokenRowsError, match="two columns are named 'x'"):
         _rows(table, "arrow")
 
 

@@ -8,7 +8,7 @@ which they are told apart.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ class Markers:
     @property
     def written(self) -> tuple[str, ...]:
         """All that renderings may hold."""
+        spelled = asdict(self)
         names = (one.name for one in fields(self) if one.metadata)
-        return tuple(getattr(self, name) for name in names if name != "pad")
+        return tuple(spelled[name] for name in names if name != "pad")
 
     @property
     def tags(self) -> tuple[str, ...]:
