@@ -1,22 +1,24 @@
-"""The commands. Each imports what it needs when it runs, so that all of them answer at once."""
+"""The commands. Each is imported when it is asked for, so that all of them answer at once."""
 
 import argparse
 import errno
-import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCopiedError
+from hunyuan_train.config.describe import describe_settings
 from hunyuan_train.config.load import (
     DEMO,
     CommandLine,
     describe_long_path,
     load_command_line,
 )
+from hunyuan_train.deferred import Deferred
 from hunyuan_train.errors import ConfigError, DataError
 from hunyuan_train.interrupts import ending_at_ctrl_c
 from hunyuan_train.launcher.exit_codes import (
@@ -27,30 +29,39 @@ from hunyuan_train.launcher.exit_codes import (
     SUCCESS,
     USER_ERROR,
 )
-from hunyuan_train.launcher.rank.heartbeat import announce_rank, is_worker
+from hunyuan_train.launcher.rank.heartbeat import is_worker
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.shipped import VERSION
-from hunyuan_train.terminal import PlainParser, say
+from hunyuan_train.terminal import PlainConsole, PlainParser, say
 from hunyuan_train.trainer.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A command in the list of all."""
+    """A command in the list of all. Functions are written MODULE:FUNCTION, below our package."""
 
     help: str
-    added_by: str = ""  # MODULE:FUNCTION of what adds its arguments; empty: it reads its own flags
+    added_by: str = ""  # what adds its arguments to a parser
+    run_by: str = ""  # what runs it with its words, if it reads its own flags
+    lent: Mapping[str, str] = field(default_factory=dict)  # of layers that its own may not import
 
 
-CHECKPOINTS = "hunyuan_train.export.commands:add_checkpoint_commands"
+CHECKPOINTS = "export.commands:add_checkpoint_commands"
 COMMANDS = {
     "train": Listed("fine-tune a model (train --help lists the settings)"),
-    "plan": Listed("estimate what a run needs, and find what fits"),
-    "rehearse": Listed("run the engine at full model size on simulated GPUs"),
-    "doctor": Listed("check the hosts of a run before it starts"),
+    "plan": Listed(
+        "estimate what a run needs, and find what fits", run_by="planner.command:run_plan"
+    ),
+    "rehearse": Listed(
+        "run the engine at full model size on simulated GPUs",
+        run_by="rehearsal.commands:run_rehearse",
+    ),
+    "doctor": Listed(
+        "check the hosts of a run before it starts", run_by="launcher.doctor.commands:run_doctor"
+    ),
     "data": Listed(
         "check, convert, show and measure dialogues",
-        "hunyuan_train.data.commands:add_data_commands",
+        "data.commands:add_data_commands",
     ),
     "export": Listed("write a checkpoint as a model folder", CHECKPOINTS),
     "merge": Listed("merge an adapter into its base model", CHECKPOINTS),
@@ -58,44 +69,53 @@ COMMANDS = {
     "verify": Listed("check every byte of a checkpoint", CHECKPOINTS),
     "quantize": Listed(
         "write a model in FP8 or 4 bits, and measure the loss of quality",
-        "hunyuan_train.quantize.commands:add_quantize_command",
+        "quantize.commands:add_quantize_command",
     ),
     "selftest": Listed(
         "compare every parallel case with one plain process",
-        "hunyuan_train.selftest.commands:add_selftest_command",
+        "selftest.commands:add_selftest_command",
     ),
-    "chat": Listed(
-        "talk to an exported model or adapter", "hunyuan_train.serve.commands:add_chat_command"
-    ),
-    "evaluate": Listed(
-        "score what a model on disk answers", "hunyuan_train.serve.evaluate:add_evaluate_command"
-    ),
+    "chat": Listed("talk to an exported model or adapter", "serve.commands:add_chat_command"),
+    "evaluate": Listed("score what a model on disk answers", "serve.evaluate:add_evaluate_command"),
     "serve": Listed(
         "serve a model or adapter with vLLM, SGLang or llama.cpp, or check a server",
-        "hunyuan_train.serve.start:add_serve_command",
+        "serve.start:add_serve_command",
+        lent={"detect_machine": "launcher.machine:detect_machine"},
     ),
     "watch": Listed(
         "a live page about runs, during and after training",
-        "hunyuan_train.report.watch:add_watch_command",
+        "report.watch:add_watch_command",
     ),
     "report": Listed(
         "write one HTML page about a run, or several",
-        "hunyuan_train.report.commands:add_report_command",
+        "report.commands:add_report_command",
     ),
     "download": Listed(
-        "get a model or a data set by its name", "hunyuan_train.hub.commands:add_download_command"
+        "get a model or a data set by its name", "hub.commands:add_download_command"
     ),
-    "push": Listed(
-        "publish a model or adapter on Hugging Face", "hunyuan_train.report.push:add_push_command"
-    ),
+    "push": Listed("publish a model or adapter on Hugging Face", "report.push:add_push_command"),
     "verify-resume": Listed(
         "train, kill, resume, and prove that nothing differs",
-        "hunyuan_train.verify_resume:add_verify_resume",
+        "verify_resume:add_verify_resume",
     ),
     "schema": Listed(
         "print a JSON schema of the YAML, for editors",
-        "hunyuan_train.config.commands:add_schema_command",
+        "config.commands:add_schema_command",
     ),
+}
+# What `train` does: start ranks, or be one.
+LAUNCHER, RANK = "launcher.start.launch:start_run", "rank_process:run_rank"
+# What other commands leave until nothing is known to be wrong: importing torch takes seconds.
+DEFERRED = {
+    "export": "export.with_torch:export",
+    "merge": "export.with_torch:merge",
+    "merge_quantised": "quantize.merge_command:merge_and_measure",
+    "convert_adapter": "export.with_torch:convert_adapter",
+    "quantize": "quantize.run:quantize_and_show",
+    "selftest": "selftest.run:check_and_show",
+    "chat": "serve.talk:answer_or_talk",
+    "evaluate": "serve.score:score_and_show",
+    "check a server": "serve.check.command:check_and_show",
 }
 
 
@@ -137,28 +157,35 @@ def fail(reason: str, exit_code: int) -> int:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Hand the arguments to the command that the first one names."""
-    if arguments and arguments[0] == "train":
+    asked = COMMANDS.get(arguments[0]) if arguments else None
+    if asked is COMMANDS["train"]:
         return train(arguments[1:])
-    if arguments and arguments[0] == "plan":
+    if asked is not None and asked.run_by:
         with ending_at_ctrl_c():
-            from hunyuan_train.planner.command import run_plan
-
-        return run_plan(arguments[1:])
-    if arguments and arguments[0] == "doctor":
-        with ending_at_ctrl_c():
-            from hunyuan_train.launcher.doctor.commands import run_doctor
-
-        return run_doctor(arguments[1:])
-    if arguments and arguments[0] == "rehearse":
-        from hunyuan_train.rehearsal.commands import run_rehearse
-
-        return run_rehearse(arguments[1:])
+            run = import_function(asked.run_by)
+        return int(run(arguments[1:]))
     parser = build_parser(arguments)
     if not arguments:
         parser.print_help(sys.stderr)
         return USER_ERROR
     parsed = parser.parse_args(arguments)
-    return int(parsed.run(parsed))
+    answer: int | Deferred = parsed.run(parsed)
+    return finish(answer) if isinstance(answer, Deferred) else answer
+
+
+def import_function(written: str) -> Callable[..., Any]:
+    """The function of a row above; nowhere else are modules imported by their names."""
+    module, _, name = written.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(f"hunyuan_train.{module}"), name)
+    return function
+
+
+def finish(rest: Deferred) -> int:
+    """Do what a command has left; it takes seconds to import."""
+    # DeepSpeed's log goes to what is stdout at its import, which is for the command's answer.
+    with PlainConsole(stderr=True).status("loading torch"), redirect_stdout(sys.stderr):
+        function = import_function(DEFERRED[rest.name])
+    return int(function(**rest.given))
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -173,33 +200,20 @@ def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if asked is None or not asked.added_by or command.added_by != asked.added_by:
             commands.add_parser(name, help=command.help)
     if asked is not None and asked.added_by:
-        add_arguments(commands, asked.added_by)
+        add_arguments(commands, asked)
     return parser
 
 
 def add_arguments(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", added_by: str
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", asked: Listed
 ) -> None:
     """Add a command, and those of the same module, with their arguments."""
-    module, _, function = added_by.partition(":")
     with ending_at_ctrl_c():
-        add = getattr(importlib.import_module(module), function)
-    if added_by == COMMANDS["data"].added_by:
+        add = import_function(asked.added_by)
+        lent = {name: import_function(one) for name, one in asked.lent.items()}
+    if asked is COMMANDS["data"]:
         commands = commands.add_parser("data").add_subparsers(metavar="COMMAND", required=True)
-    add(commands, **lend_functions(added_by))
-
-
-def lend_functions(added_by: str) -> dict[str, Any]:
-    """What a command needs of layers that its own may not import."""
-    if added_by == CHECKPOINTS:
-        from hunyuan_train.quantize.commands import merge_into_quantised
-
-        return {"merge_into_quantised": merge_into_quantised}
-    if added_by == COMMANDS["serve"].added_by:
-        from hunyuan_train.launcher.machine import detect_machine
-
-        return {"detect_machine": detect_machine}
-    return {}
+    add(commands, **lent)
 
 
 def load_or_demonstrate(arguments: Sequence[str]) -> tuple[CommandLine, Sequence[str]]:
@@ -214,8 +228,6 @@ def load_or_demonstrate(arguments: Sequence[str]) -> tuple[CommandLine, Sequence
 def train(arguments: Sequence[str]) -> int:
     """Check a run and start its ranks; in one of them, run."""
     if "--help" in arguments or "-h" in arguments:
-        from hunyuan_train.config.describe import describe_settings
-
         print(describe_settings())  # noqa: T201 the answer itself, for a pager or grep
         return SUCCESS
     command, arguments = load_or_demonstrate(arguments)
@@ -223,39 +235,7 @@ def train(arguments: Sequence[str]) -> int:
         say(command.recipe.rstrip())
         return SUCCESS
     if is_worker():
-        return train_as_rank(command)
+        return int(import_function(RANK)(command))
     with ending_at_ctrl_c():
-        from hunyuan_train.launcher.start.launch import start_run
-
-    return start_run(command, arguments)
-
-
-def train_as_rank(command: CommandLine) -> int:
-    """Run, as one of the ranks that torchrun started."""
-    from hunyuan_train.launcher.machine import detect_machine
-    from hunyuan_train.launcher.rank.worker import (
-        check_place,
-        mark_done,
-        report_crash,
-        started_slots,
-        take_environment,
-    )
-    from hunyuan_train.launcher.start.inputs_by_name import locate_downloads
-    from hunyuan_train.launcher.start.resolve_here import resolve_here
-
-    sys.excepthook = report_crash
-    take_environment()
-    check_place()
-    heartbeat = announce_rank()
-    slots = started_slots(command.config)
-    config = locate_downloads(command.config)
-    resolved = resolve_here(config, machine=detect_machine(), slots=slots)
-    gc.disable()
-    from hunyuan_train.run import run  # torch and DeepSpeed: only once nothing is known to be wrong
-
-    gc.freeze()  # a million objects that stay: they are not searched for garbage, now or later
-    gc.enable()
-    exit_code = SUCCESS if command.is_dry_run else run(resolved, heartbeat)
-    if exit_code == SUCCESS:
-        mark_done()
-    return exit_code
+        start = import_function(LAUNCHER)
+    return int(start(command, arguments))

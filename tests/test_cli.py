@@ -1,3 +1,5 @@
+import ast
+import re
 import subprocess
 import sys
 
@@ -43,6 +45,24 @@ def test_what_a_user_can_fix_is_one_paragraph(error, exit_code, capsys, monkeypa
     monkeypatch.setattr(cli, "train", fail)
     assert cli.main(["train"]) == exit_code
     assert capsys.readouterr().err == "error: data.jsonl:3 is broken; fix it\n"
+
+
+def test_every_function_that_the_tables_name_exists():
+    rows = cli.COMMANDS.values()
+    named = {cli.LAUNCHER, cli.RANK, *cli.DEFERRED.values()}
+    named |= {one for row in rows for one in (row.added_by, row.run_by, *row.lent.values()) if one}
+    assert len(named) > 25
+    for module, _, function in (one.partition(":") for one in named):
+        source = CODE_FOLDER / "hunyuan_train" / f"{module.replace('.', '/')}.py"
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        defined = {one.name for one in tree.body if isinstance(one, ast.FunctionDef)}
+        assert function in defined, f"{module} has no {function}"
+
+
+def test_every_row_of_what_is_deferred_is_used():
+    sources = [one.read_text(encoding="utf-8") for one in CODE_FOLDER.glob("hunyuan_train/**/*.py")]
+    used = {name for text in sources for name in re.findall(r'Deferred\("([^"]+)"', text)}
+    assert used == set(cli.DEFERRED)
 
 
 LONG_NAME = "a" * 300

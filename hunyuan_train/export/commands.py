@@ -1,13 +1,13 @@
 """`hunyuan-train export`, `merge`, `convert_adapter` and `verify`: all about checkpoints."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import check_vacant
 from hunyuan_train.checkpoint.run_folder import check_stopped_run, find_best
 from hunyuan_train.checkpoint.verify import checkpoints_of, verify_checkpoint
+from hunyuan_train.deferred import Deferred
 from hunyuan_train.export.lora_deltas import open_merge
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.terminal import say
@@ -18,15 +18,8 @@ MOVED = ("model_name_or_path", "tokenizer_name_or_path")
 
 def add_checkpoint_commands(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    *,
-    merge_into_quantised: Callable[[Arguments, Path], int],
 ) -> None:
-    """Add the commands; each sets `run`, which takes the parsed arguments.
-
-    Args:
-        subparsers: of the program.
-        merge_into_quantised: merges an adapter into a quantised base.
-    """
+    """Add the commands; each sets `run`, which takes the parsed arguments."""
     export = subparsers.add_parser("export")
     export.description = (
         "Write the model of a stopped run in the released layout, or its adapter in PEFT's form. "
@@ -57,15 +50,12 @@ def add_checkpoint_commands(
     )
     export.set_defaults(run=run_export)
 
-    _add_merge(subparsers, merge_into_quantised)
+    _add_merge(subparsers)
     _add_convert_adapter(subparsers)
     _add_verify(subparsers)
 
 
-def _add_merge(
-    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    merge_into_quantised: Callable[[Arguments, Path], int],
-) -> None:
+def _add_merge(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     merge = subparsers.add_parser("merge")
     merge.description = (
         "Merge a PEFT LoRA adapter into its base, file by file, in the base's dtypes. A quantised "
@@ -85,7 +75,7 @@ def _add_merge(
         help="number of these dialogues to measure on (default: %(default)s)",
     )
     add("--allow_loss", action="store_true", help="merge even if less than 95 %% survives")
-    merge.set_defaults(run=lambda arguments: run_merge(arguments, merge_into_quantised))
+    merge.set_defaults(run=run_merge)
 
 
 def _add_convert_adapter(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -129,25 +119,16 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_export(arguments: Arguments) -> int:
-    """Export from a stopped run; what is given is checked before torch is imported (seconds)."""
+def run_export(arguments: Arguments) -> Deferred:
+    """Check what is to be exported, from which stopped run."""
     output = _find_output(arguments)
-    given = {name: vars(arguments)[name] for name in MOVED}
-    moved = {name: value for name, value in given.items() if value is not None}
+    places = {name: vars(arguments)[name] for name in MOVED}
+    moved = {name: place for name, place in places.items() if place is not None}
     checkpoint = find_best(arguments.checkpoint) if arguments.best else arguments.checkpoint
     check_stopped_run(checkpoint, moved)
     log_to_screen()
-    import torch
-    from transformers.utils.logging import set_verbosity_error
-
-    from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
-
-    set_verbosity_error()  # it warns of the released RoPE's alpha, which it knows and uses
-    torch.set_num_threads(1)  # the work is dealt out in threads of our own
-    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    run = open_stopped_run(checkpoint, moved)
-    export_stopped_run(run, output, dtype=dtypes.get(arguments.dtype))
-    return 0
+    given = {"checkpoint": checkpoint, "moved": moved, "output": output, "dtype": arguments.dtype}
+    return Deferred("export", given)
 
 
 def run_verify(arguments: Arguments) -> int:
@@ -165,37 +146,28 @@ def run_verify(arguments: Arguments) -> int:
     return 1 if num_damaged else 0
 
 
-def run_merge(arguments: Arguments, merge_into_quantised: Callable[[Arguments, Path], int]) -> int:
-    """Merge an adapter; what is given is checked before torch is imported (seconds)."""
+def run_merge(arguments: Arguments) -> Deferred:
+    """Check which adapter is merged into which base."""
     output = _find_output(arguments)
     if output in (arguments.base.resolve(), arguments.adapter.resolve()):
         raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
     merge = open_merge(arguments.base, arguments.adapter, takes_quantised=True)
     log_to_screen()
-    import torch
-    from transformers.utils.logging import set_verbosity_error
-
-    from hunyuan_train.export.merge import merge_adapter
-
-    set_verbosity_error()  # as in run_export
     if merge.shape.stored_as:
-        return merge_into_quantised(arguments, output)
-    torch.set_num_threads(1)  # the work is dealt out in threads of our own
-    merge_adapter(arguments.base, arguments.adapter, output)
-    return 0
+        return Deferred("merge_quantised", {"arguments": arguments, "output": output})
+    given = {"base": arguments.base, "adapter": arguments.adapter, "output": output}
+    return Deferred("merge", given)
 
 
-def run_convert_adapter(arguments: Arguments) -> int:
-    """Convert an adapter; what is given is checked before torch is imported (seconds)."""
+def run_convert_adapter(arguments: Arguments) -> Deferred:
+    """Check which adapter is converted."""
     output = _find_output(arguments)
     if output in (arguments.base.resolve(), arguments.adapter.resolve()):
         raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
     open_merge(arguments.base, arguments.adapter)
     log_to_screen()
-    from hunyuan_train.export.adapter_layouts import convert_adapter
-
-    convert_adapter(arguments.base, arguments.adapter, output, arguments.layout)
-    return 0
+    given = {"base": arguments.base, "adapter": arguments.adapter, "output": output}
+    return Deferred("convert_adapter", given | {"layout": arguments.layout})
 
 
 def _find_output(arguments: Arguments) -> Path:

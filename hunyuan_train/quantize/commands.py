@@ -1,35 +1,22 @@
 """`hunyuan-train quantize`: a smaller model folder for servers, with what that cost it."""
 
 import argparse
-import logging
 import os
-import resource
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
-from hunyuan_train.checkpoint.publish import (
-    check_vacant,
-    publish_summed,
-    unfinished_until_published,
-)
+from hunyuan_train.checkpoint.publish import check_vacant
+from hunyuan_train.deferred import Deferred
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.json_file import read_json_object
 from hunyuan_train.log import log_to_screen
-from hunyuan_train.quantize.formats import FORMATS, Format, find_format
+from hunyuan_train.quantize.formats import FORMATS, find_format
 from hunyuan_train.quantize.gptq_settings import VARIABLE
 from hunyuan_train.quantize.job import Calibration, Job
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_model_folder, is_adapter
-from hunyuan_train.terminal import PlainConsole, say
 
-if TYPE_CHECKING:
-    from hunyuan_train.quantize.assess import Assessment
-
-logger = logging.getLogger(__name__)
-REPORT = "quantization_report.json"
 EPILOG = """formats:
 {formats}
 
@@ -95,12 +82,12 @@ def add_quantize_command(
     command.set_defaults(run=run_quantize)
 
 
-def run_quantize(arguments: argparse.Namespace) -> int:
-    """Quantise, verify, measure, publish and print.
+def run_quantize(arguments: argparse.Namespace) -> Deferred:
+    """Check what is quantised, how, and by which dialogues it is measured.
 
     Raises:
         ConfigError: what is given does not fit.
-        CheckpointError: OUT exists, IN is damaged, or fine-tuning does not survive.
+        CheckpointError: OUT exists, or IN is damaged.
     """
     from hunyuan_train.families.grammar.find import load_tokenizer
     from hunyuan_train.quantize.inputs import find_inputs
@@ -128,29 +115,8 @@ def run_quantize(arguments: argparse.Namespace) -> int:
     )
     chosen.check(job)
     log_to_screen()
-    from transformers.utils.logging import set_verbosity_error
-
-    from hunyuan_train.quantize.assess import Assessment
-
-    set_verbosity_error()  # it warns of the released RoPE's alpha, which it knows and uses
-    wanted = Assessment(
-        inputs=inputs,
-        tokenizer=tokenizer,
-        num_samples=arguments.samples,
-        num_questions=arguments.questions,
-    )
-    report = quantize(job, chosen, wanted, allows_loss=arguments.allow_loss)
-    show(report)
-    chosen.finish(job)
-    logger.info("quantised into %s", output)
-    return 0
-
-
-def merge_into_quantised(arguments: argparse.Namespace, output: Path) -> int:
-    """`merge` into a base whose weights are quantised; torch is imported here."""
-    from hunyuan_train.quantize.merge_command import merge_and_measure
-
-    return merge_and_measure(arguments, output)
+    given = {"job": job, "chosen": chosen, "inputs": inputs, "tokenizer": tokenizer}
+    return Deferred("quantize", given | {"arguments": arguments})
 
 
 def _check(arguments: argparse.Namespace) -> Path:
@@ -182,75 +148,3 @@ def _refuse_quantised(model: Path, config: Path) -> None:
             f"{model} is quantised already, as its config.json says, and quantising it again would "
             "lose twice; give the model that it was made from"
         )
-
-
-def quantize(
-    job: Job, chosen: Format, wanted: "Assessment", *, allows_loss: bool
-) -> dict[str, Any]:
-    """Write, verify, measure and publish; returns the report, which lies in OUT too.
-
-    Raises:
-        CheckpointError: too little of the fine-tuning survives; nothing is published.
-    """
-    from hunyuan_train.quantize.assess import assess, find_material
-    from hunyuan_train.quantize.model_folder import size_of_weights, write_json
-
-    material = find_material(job, wanted)
-    with unfinished_until_published(job.output) as unfinished:
-        started = time.monotonic()
-        digests = chosen.write(job, unfinished)
-        report: dict[str, Any] = {
-            "format": chosen.name + (f":{job.type}" if job.type else ""),
-            "source": str(job.source.resolve()),
-            "bytes_before": size_of_weights(job.source),
-            "bytes_after": size_of_weights(unfinished),
-            "write_seconds": time.monotonic() - started,
-            "write_memory_bytes": peak_memory(),
-        }
-        report |= assess(job, chosen, unfinished, wanted, material)
-        report["peak_memory_bytes"] = peak_memory()
-        _demand_worth(report, chosen, allows_loss=allows_loss)
-        publish_summed(job.output, digests | write_json(unfinished / REPORT, report))
-    return report
-
-
-def _demand_worth(report: dict[str, Any], chosen: Format, *, allows_loss: bool) -> None:
-    """Refuse to publish what computes no numbers, or has lost what was taught.
-
-    Raises:
-        CheckpointError: naming what was measured and a more accurate format.
-    """
-    from hunyuan_train.quantize.report import find_nonsense, find_undone
-
-    nonsense, undone = find_nonsense(report), find_undone(report)
-    if nonsense:
-        show(report)
-        raise CheckpointError(
-            f"{nonsense}, so {report['source']} in {report['format']} computes NaN or infinity, or "
-            f"did so before; if it did not, choose a more accurate format ({chosen.gentler}). "
-            "Nothing was published"
-        )
-    if undone and not allows_loss:
-        show(report)
-        raise CheckpointError(
-            f"only {undone} survives {report['format']}, and 95% should; choose a more accurate "
-            f"format ({chosen.gentler}), calibrate on more dialogues, or accept the loss with "
-            "--allow_loss. Nothing was published"
-        )
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print the report for people."""
-    from hunyuan_train.quantize.report import describe_sizes, make_tables
-
-    console = PlainConsole()
-    for table in make_tables(report):
-        console.print(table)
-    for name, reason in report["left_out"].items():
-        say(f"{name.replace('_', ' ')} left out: {reason}")
-    say(describe_sizes(report))

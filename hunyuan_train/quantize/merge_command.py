@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import set_verbosity_error
 
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.publish import (
@@ -55,6 +56,7 @@ def merge_and_measure(arguments: argparse.Namespace, output: Path) -> int:
     Raises:
         CheckpointError: too little survives, or there is nothing to measure with.
     """
+    set_verbosity_error()  # it warns of the released RoPE's alpha, which it knows and uses
     merge = open_merge(arguments.base, arguments.adapter, takes_quantised=True)
     rows = find_rows(arguments)
     files = sorted({one.file for one in merge.weights.values()})

@@ -3,28 +3,21 @@
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.table import Table
 
 from hunyuan_train.config.resolved_run import Machine
+from hunyuan_train.deferred import Deferred
 from hunyuan_train.log import log_to_screen
 from hunyuan_train.serve.artefact import Artefact, read_artefact
+from hunyuan_train.serve.check.client import find_server
 from hunyuan_train.serve.engines import ENGINES, Engine, Installed, Job, find_installed
 from hunyuan_train.serve.errors import ServeError
 from hunyuan_train.serve.folder import find_export, refuse_base
 from hunyuan_train.serve.known_pairs import NEWEST_SEEN, KnownPair, find_pairs
 from hunyuan_train.serve.placement import Placement, place
 from hunyuan_train.serve.trained_pair import FLAG, FLAG_HELP, check_pair
-from hunyuan_train.terminal import PlainConsole, complain, say
-
-if TYPE_CHECKING:
-    from hunyuan_train.serve.check.judge import Finding
-    from hunyuan_train.serve.check.run import CheckResult
+from hunyuan_train.terminal import complain, say
 
 Arguments = argparse.Namespace
 DESCRIPTION = """\
@@ -116,8 +109,8 @@ def _add_check_arguments(serve: argparse.ArgumentParser) -> None:
     check("--api_key_file", type=Path, metavar="FILE", help="file with the server's API key")
 
 
-def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> int:
-    """Start, print or check.
+def run_serve(arguments: Arguments, detect_machine: Callable[[], Machine]) -> int | Deferred:
+    """Start, print, or find what is checked.
 
     Raises:
         ServeError: a pair that does not work, or nothing to start.
@@ -289,15 +282,13 @@ def _start(command: list[str]) -> int:
         raise ServeError(f"{command[0]} cannot be started ({error.strerror})") from error
 
 
-def run_check(arguments: Arguments, artefact: Artefact) -> int:
-    """Ask a server, print what was found, and say by the exit code whether it is right."""
+def run_check(arguments: Arguments, artefact: Artefact) -> Deferred:
+    """Find the server that is asked."""
     if artefact.shape is None:
         raise ServeError(
             f"{artefact.path} is a GGUF file, whose weights are not read here; give the folder "
             "that it was made from, and a --tolerance that the quantisation needs"
         )
-    from hunyuan_train.serve.check.client import find_server
-
     server = find_server(
         arguments.check,
         model=arguments.served_name or "",
@@ -306,34 +297,8 @@ def run_check(arguments: Arguments, artefact: Artefact) -> int:
         api_key=_read_key(arguments.api_key_file),
     )
     log_to_screen()
-    screen = PlainConsole(stderr=True)
-    with screen.status("loading torch") as status:
-        # DeepSpeed's log goes to what is stdout at its import, and there --json is for programs.
-        with redirect_stdout(sys.stderr):
-            from hunyuan_train.serve.check.run import (
-                LONG_PROMPT,
-                TOLERANCES,
-                CheckSettings,
-                check_server,
-            )
-
-        room = server.context_length or artefact.shape.context_length
-        room = min(room, artefact.shape.context_length) - arguments.max_new_tokens
-        # Frame and question take some, and a sentence too many may be.
-        longest = max(0, room - 256)
-        wanted = LONG_PROMPT if arguments.long_prompt is None else arguments.long_prompt
-        if wanted > longest and arguments.long_prompt is None and not arguments.questions:
-            screen.print(f"server and model take {room:,} tokens: the long text has {longest:,}")
-        settings = CheckSettings(
-            max_new_tokens=arguments.max_new_tokens,
-            num_long_tokens=min(wanted, longest),
-            questions=arguments.questions,
-            tolerance=arguments.tolerance or TOLERANCES.get(artefact.model_dtype, 0.1),
-        )
-        base = artefact.model if artefact.is_adapter else None
-        result = check_server(server, artefact.path, base, settings, status.update)
-    _print_result(result, arguments)
-    return 0 if result.is_right else 1
+    given = {"arguments": arguments, "artefact": artefact, "server": server}
+    return Deferred("check a server", given)
 
 
 def _read_key(path: Path | None) -> str:
@@ -343,40 +308,3 @@ def _read_key(path: Path | None) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ServeError(f"api_key_file is {path}, which cannot be read ({error})") from error
-
-
-def _print_result(result: "CheckResult", arguments: Arguments) -> None:
-    from hunyuan_train.serve.check.run import dump_result
-
-    if arguments.json:
-        say(dump_result(result))
-        return
-    console = PlainConsole()
-    console.print(_make_table(result))
-    for one in result.checked:
-        for finding in one.findings:
-            if finding.verdict == "wrong":
-                console.print(f"\n{one.exchange.name}: {finding.what}")
-                console.print(f"  expected  {finding.expected}")
-                console.print(f"  answered  {finding.answered}")
-    for cause in result.causes:
-        console.print(f"\n{cause}", style="yellow")
-    if result.is_right:
-        say("\nThe server serves this model.")
-    else:
-        say(f"\nThe server does not serve this model as it is: {result.num_wrong} faults.")
-
-
-def _make_table(result: "CheckResult") -> Table:
-    table = Table("asked", box=None, pad_edge=False)
-    for head in [finding.what for finding in result.checked[0].findings]:
-        table.add_column(head)
-    table.add_column("answered", no_wrap=True, overflow="ellipsis")
-    for one in result.checked:
-        cells = [_cell(finding) for finding in one.findings]
-        table.add_row(one.exchange.name, *cells, one.findings[-1].answered)
-    return table
-
-
-def _cell(finding: "Finding") -> str:
-    return {"right": "right", "wrong": "WRONG", "unknown": "not shown"}[finding.verdict]

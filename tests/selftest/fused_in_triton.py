@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 from hunyuan_train.launcher.machine import detect_machine
-from hunyuan_train.selftest import commands, oracle
+from hunyuan_train.selftest import commands, oracle, run
 from hunyuan_train.selftest.parity_cases import ParityCase, list_cases
 from tests.selftest import faults
 
@@ -56,7 +56,7 @@ def check(name: str, fault: Fault) -> dict[str, object]:
 def main() -> None:
     machine = detect_machine()
     commands.set_environment(machine)
-    commands.compile_extensions([find_case(name) for name in FAULTS], machine)
+    run.compile_extensions([find_case(name) for name in FAULTS], machine)
     oracle.PRELOADED = ("tests.selftest.interpreted", *oracle.PRELOADED)
     oracle.TIMEOUT_SECONDS = 1800.0  # the interpreter takes its time
     found = []

@@ -22,7 +22,7 @@ from hunyuan_train import cli
 from hunyuan_train.data.rendering.prompt import encode_prompt
 from hunyuan_train.families.grammar.hunyuan_a13b.output_parser import Delta
 from hunyuan_train.families.grammar.hunyuan_a13b.tags import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
-from hunyuan_train.serve import commands
+from hunyuan_train.serve import talk
 from hunyuan_train.serve.chat import Dialogue, TerminalView, answer
 from hunyuan_train.serve.generate import Sampling, ServedModel, load_model
 from tests.taught import FAST, SLOW, TOOLS, write_taught_model
@@ -132,11 +132,11 @@ def test_a_dialogue_goes_on_after_an_answer_cut_off_in_its_thoughts(
     assert dialogue.messages == said
     assert dialogue.ask("And?", is_fast=True).parsed.content == "More cats."
     lines = iter(["Two cats?", "/no_think", "Two cats?"])
-    monkeypatch.setattr(commands, "_read_line", lambda *_: next(lines, None))
+    monkeypatch.setattr(talk, "_read_line", lambda *_: next(lines, None))
     screen = io.StringIO()
     short = Dialogue(served, Sampling(max_new_tokens=6, temperature=0))
     arguments = Namespace(no_think=False, show_thinking=False)
-    commands.talk(short, arguments, Console(file=screen, width=120))
+    talk.talk(short, arguments, Console(file=screen, width=120))
     assert "goes on without this question and its unfinished answer" in screen.getvalue()
     assert "raise --max_new_tokens" in screen.getvalue()
 
@@ -178,7 +178,7 @@ def test_the_terminal_switches_modes_and_forgets(
     screen = io.StringIO()
     arguments = Namespace(no_think=False, show_thinking=False)
     dialogue = Dialogue(served, GREEDY)
-    commands.talk(dialogue, arguments, Console(file=screen, width=80))
+    talk.talk(dialogue, arguments, Console(file=screen, width=80))
     assert prompts == ["> "] * 4 + ["fast> "] * 2 + ["> "] * 2
     assert screen.getvalue().count("4 legs each.") == 1  # only where /think asked for it
     assert [one["content"] for one in dialogue.messages] == ["/no_think Two cats?", "Cats."]
