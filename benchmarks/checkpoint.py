@@ -33,7 +33,7 @@ from hunyuan_train.checkpoint.background import Saver
 from hunyuan_train.checkpoint.folder import checkpoint_folder
 from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import load_checkpoint
-from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.data.batches.loader import Batch
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.trainer.interrupt import StopRequest, agree_to_stop

@@ -28,7 +28,7 @@ from hunyuan_train.checkpoint.save import Job, Part, write_checkpoint
 from hunyuan_train.checkpoint.staging import Staging
 from hunyuan_train.checkpoint.state import RankContent, collect_content, load_checkpoint
 from hunyuan_train.checkpoint.user_commands import CheckpointCommands
-from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.log import SHARED
 from hunyuan_train.model.router import RouterWatch
 from hunyuan_train.trainer.state import TrainerState, read_state

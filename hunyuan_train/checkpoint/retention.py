@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hunyuan_train.checkpoint.folder import checkpoint_step, list_checkpoints
 from hunyuan_train.checkpoint.publish import INCOMPLETE, REPLACED, unfinished_folder
-from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.trainer.state import TrainerState
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,16 @@
 
 A field's name is its flag (`--seed`) and its YAML key (`train: {seed: ...}`). Names follow Hugging
 Face's TrainingArguments and the vendor's script. A field checks itself here; rules across sections
-live in `rules/`. Sections that are long stand in files of their own: `launch_schema.py` (how
-processes and hosts share the work), `guardian_schema.py`, `preference_schema.py`.
+live in `rules/`. Here are the model, its data, its training and adapters; the other sections stand
+in files of their own, such as `launch_schema.py` (how processes and hosts share the work).
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.config.declare import Auto, check_bounds, free_setting, setting
+from hunyuan_train.config.evaluation_schema import EvaluationConfig
 from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.config.logs_schema import LoggingConfig
@@ -287,153 +289,6 @@ class OptimizerConfig:
     max_grad_norm: float = setting(
         1.0, "clip gradients to this global norm (0: no clipping)", low=0
     )
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """What is measured beside the training loss, and which decisions use it."""
-
-    eval_steps: int | float = free_setting(
-        0,
-        "evaluate every N steps, or below 1 after each such share of the run (0.1: ten times). "
-        "0: only at the end, if there is eval data",
-        low=0,
-        form="share",
-    )
-    per_device_eval_batch_size: int = free_setting(
-        1, "rows per process in an evaluation step", low=1, high=2**16
-    )
-    expert_loss_samples: int = free_setting(
-        16,
-        "held-out samples on which quantised experts are compared with the original base before "
-        "the first step (0: none)",
-        low=0,
-        high=10**6,
-    )
-    eval_generate: int = free_setting(
-        0,
-        "let the model answer N held-out prompts before the first step and at each evaluation. "
-        "Format, mode, exact match, set F1 and tool calls are scored. answers.jsonl keeps the "
-        "answers",
-        low=0,
-        high=10**6,
-    )
-    eval_max_new_tokens: int = free_setting(
-        512,
-        "most tokens of such an answer. One whose thoughts are longer is cut, and counts as "
-        "malformed",
-        low=1,
-        high=2**20,
-    )
-    eval_metric: str | None = free_setting(
-        None,
-        "a metric of your own, FILE.py:FUNCTION, over the answers of eval_generate. The function "
-        "gets a list of parsed answers. It returns a number, or numbers by name. Higher is better",
-    )
-    metric_for_best_model: str = free_setting(
-        "eval_loss",
-        "the number that save_best and early stopping use: eval_loss_answer, eval_set_f1, "
-        "eval_call_accuracy, eval_metric, eval_rewards/accuracies, eval_loss/FILE. For losses "
-        "and mode leaks, lower is better",
-    )
-    early_stopping_patience: int = free_setting(
-        0,
-        "end training, as if complete, after this many evaluations in a row without a better "
-        "metric_for_best_model (0: never)",
-        low=0,
-    )
-    needle_lengths: str | None = free_setting(
-        None,
-        "needle-in-a-haystack test before the first step and after the last, in texts of so many "
-        "tokens, such as 1024,4096,16384",
-        form="list",
-    )
-    needle_number: int = free_setting(8, "number of texts of each length", low=1, high=10**5)
-    sample_answers: bool | Auto = free_setting(
-        "auto",
-        "let the model answer two training prompts of at most 2,048 tokens at the end, for the "
-        "report. auto: in at most a minute each. true: without that limit",
-    )
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointConfig:
-    """What is saved, how long it is kept, and what a run resumes from."""
-
-    save_steps: int | float = free_setting(
-        0,
-        "save a checkpoint every N steps, or below 1 after each such share of the run (0.2: five "
-        "times). 0: only at the end",
-        low=0,
-        form="share",
-    )
-    save_total_limit: int = free_setting(
-        0, "number of checkpoints to keep. The oldest is deleted first (0: keep all)", low=0
-    )
-    save_best: bool = free_setting(
-        False, "also save whenever metric_for_best_model is best, and keep that checkpoint"
-    )
-    save_keep_every: int = free_setting(
-        0, "keep the checkpoint of every N-th step for good (0: of none)", low=0
-    )
-    save_only_model: bool = free_setting(
-        False,
-        "save weights without optimizer states, for export: a third of the size with adamw, half "
-        "with lean. Such a checkpoint cannot be resumed",
-    )
-    snapshot_gib: float | Auto = free_setting(
-        "auto",
-        "host memory, in GiB per process, for copies of states that are written during training. "
-        "The rest is written before the next update (auto: half of the free memory)",
-        low=0,
-        high=10**6,
-    )
-    wait_for_room_minutes: float = free_setting(
-        60.0,
-        "minutes that a complete run waits for space on a full disk, with its weights in memory, "
-        "before it ends without its last checkpoint or export",
-        low=0,
-    )
-    after_checkpoint: str | None = free_setting(
-        None,
-        "a command for sh that runs during training after each checkpoint, such as a copy to "
-        "another machine. The folder is $1, or the last word. A failure is reported, and the "
-        "command is tried again",
-    )
-    before_resume: str | None = free_setting(
-        None,
-        "a command for sh that runs before a resume looks for checkpoints, such as one that "
-        "fetches copies. output_dir is $1, or the last word. It must also succeed if there are "
-        "no copies",
-    )
-    commands_on: Literal["first_host", "each_host"] = free_setting(
-        "first_host",
-        "hosts on which after_checkpoint and before_resume run. first_host: for copies in one "
-        "place. each_host: for copies on each host's own disk",
-    )
-    resume_from_checkpoint: str | None = free_setting(
-        None,
-        "auto (newest complete checkpoint of output_dir, if any) or a checkpoint folder",
-        form="path",
-    )
-    ignore_data_change: bool = free_setting(
-        False,
-        "resume although the data differs from the checkpoint's. The new data is read from its "
-        "start",
-    )
-    ignore_code_change: bool = free_setting(
-        False, "resume although this code or a library has another version than the checkpoint's"
-    )
-    ignore_settings_change: bool = free_setting(
-        False, "resume although settings differ that affect training steps, such as learning_rate"
-    )
-    export: bool = free_setting(True, "write an HF-format model folder at the end")
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -3,16 +3,16 @@
 from dataclasses import Field, fields, replace
 from typing import Any
 
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.config.declare import values_of
+from hunyuan_train.config.evaluation_schema import EvaluationConfig
 from hunyuan_train.config.guardian_schema import GuardianConfig
 from hunyuan_train.config.launch_schema import LaunchConfig, ParallelConfig
 from hunyuan_train.config.logs_schema import LoggingConfig
 from hunyuan_train.config.planned_machines import HELP
 from hunyuan_train.config.preference_schema import PreferenceConfig
 from hunyuan_train.config.schema import (
-    CheckpointConfig,
     DataConfig,
-    EvaluationConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from math import ceil
 
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.config.schema import CheckpointConfig
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 

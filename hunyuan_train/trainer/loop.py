@@ -12,9 +12,11 @@ from typing import Protocol
 import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
+from hunyuan_train.config.evaluation_schema import EvaluationConfig
 from hunyuan_train.config.rules.evaluation import LOSS_METRICS, PREFERENCE_METRICS, is_lower_better
 from hunyuan_train.config.run_files import QUARANTINE
-from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import ask_nothing

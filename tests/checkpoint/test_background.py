@@ -21,7 +21,7 @@ from hunyuan_train.checkpoint.folder import checkpoint_folder, list_checkpoints,
 from hunyuan_train.checkpoint.resume import choose_checkpoint
 from hunyuan_train.checkpoint.state import collect_content
 from hunyuan_train.checkpoint.verify import verify_checkpoint
-from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.log import ScreenFilter
 from hunyuan_train.model.safetensors_files import read_range

@@ -20,7 +20,7 @@ from hunyuan_train.checkpoint.folder import (
 from hunyuan_train.checkpoint.publish import hash_file
 from hunyuan_train.checkpoint.retention import delete_leftovers, delete_superfluous
 from hunyuan_train.cli import main
-from hunyuan_train.config.schema import CheckpointConfig
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
 from hunyuan_train.trainer.state import TrainerState
 from tests.manifests import make_manifest
 

@@ -12,7 +12,9 @@ from hunyuan_train.checkpoint.folder import (
     read_manifest,
 )
 from hunyuan_train.checkpoint.verify import verify_checkpoint
-from hunyuan_train.config.schema import CheckpointConfig, EvaluationConfig, RunConfig, TrainConfig
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
+from hunyuan_train.config.evaluation_schema import EvaluationConfig
+from hunyuan_train.config.schema import RunConfig, TrainConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.report.closing import closing_rows

@@ -6,7 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from hunyuan_train.checkpoint.folder import list_checkpoints
-from hunyuan_train.config.schema import CheckpointConfig, RunConfig
+from hunyuan_train.config.checkpoint_schema import CheckpointConfig
+from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.start.prepare import PreparedRun
 from hunyuan_train.planner.component import gigabytes
