@@ -15,8 +15,8 @@ from hunyuan_train.checkpoint.errors import CheckpointError, NoRoomError, NotCop
 from hunyuan_train.config.load import load_config
 from hunyuan_train.config.run_files import is_clocked
 from hunyuan_train.config.schema import RunConfig
+from hunyuan_train.ending import judge
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS
-from hunyuan_train.run import judge
 from hunyuan_train.trainer.loop import TrainingResult
 from tests.conftest import Finished, start_train
 

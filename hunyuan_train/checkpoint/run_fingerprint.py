@@ -23,7 +23,7 @@ from hunyuan_train.source_hash import hash_source
 UNDECIDING = (
     *("export", "launcher", "planner", "rehearsal", "report", "selftest", "serve"),
     "shipped_files",
-    *("__main__.py", "cli.py", "deferred.py", "rank_process.py"),
+    *("__main__.py", "cli.py", "deferred.py", "ending.py", "rank_process.py"),
     *("shipped.py", "verify_resume.py"),
     *("html_page.py", "json_lines.py", "json_screen.py", "log.py", "progress.py"),
     *("config/commands.py", "config/describe.py", "config/json_schema.py"),
