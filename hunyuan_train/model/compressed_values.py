@@ -46,7 +46,7 @@ def find_scales(weight: Tensor, scheme: Scheme) -> Tensor:
     elif scheme.strategy == "block":
         largest = _cut_into_blocks(weight.abs()).amax(dim=(2, 3))
     else:
-        largest = weight.abs().unflatten(1, (-1, scheme.group_size)).amax(dim=2)
+        largest = _largest_of_groups(weight, scheme.group_size)
     scales = largest / half_range
     return scales.masked_fill_(scales == 0, torch.finfo(weight.dtype).eps)
 
@@ -68,24 +68,54 @@ def encode_int4(weight: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
 
 def pack_int4(codes: Tensor) -> Tensor:
     """Words of eight codes: [rows, columns / 8], int32, of whole numbers [rows, columns]."""
-    nibbles = (codes - INT4_MIN).to(torch.uint8)
-    return (nibbles[:, ::2] | (nibbles[:, 1::2] << 4)).contiguous().view(torch.int32)
+    nibbles = (codes - INT4_MIN).to(torch.uint8).contiguous()
+    pairs = nibbles.view(torch.int16)  # the second in the high byte
+    return (pairs | pairs >> 4).to(torch.uint8).view(torch.int32)
 
 
 def find_nf4_scales(weight: Tensor, scheme: Scheme) -> Tensor:
     """The largest absolute value of each group of inputs: [rows, groups], float32."""
-    return weight.float().abs().unflatten(1, (-1, scheme.group_size)).amax(dim=2)
+    return _largest_of_groups(weight, scheme.group_size).float()
+
+
+def _largest_of_groups(weight: Tensor, group_size: int) -> Tensor:
+    """The largest absolute value of each group of inputs: [rows, groups], in the weight's dtype."""
+    # Without their signs floats have the order of their bits, and CPUs reduce whole numbers seven
+    # times as fast as bfloat16.
+    dtype = torch.int16 if weight.itemsize == 2 else torch.int32
+    sizes = weight.view(dtype) & torch.iinfo(dtype).max
+    return sizes.unflatten(1, (-1, group_size)).amax(dim=2).view(weight.dtype)
 
 
 def encode_nf4(weight: Tensor, scales: Tensor, scheme: Scheme) -> Tensor:
     """NF4 codes of a weight, two in a byte, the first in the high bits: [rows, columns / 2]."""
-    groups = weight.float().unflatten(1, (-1, scheme.group_size))
-    scaled = groups * (1.0 / scales.clamp(min=SMALLEST_SCALE))[:, :, None]
-    levels = torch.tensor(NF4_LEVELS, device=weight.device)
+    factors = 1.0 / scales.clamp(min=SMALLEST_SCALE)
+    scaled = weight.float().unflatten(1, (-1, scheme.group_size)) * factors[:, :, None]
+    # Two look-ups and a comparison take a fifth of the time of a binary search in 15 bounds.
+    lowest, bounds = _nf4_cells(weight.device)
+    cells = (scaled.view(torch.int32) >> 16).bitwise_and_(0xFFFF).flatten()
+    codes = lowest.index_select(0, cells) + (scaled.flatten() > bounds.index_select(0, cells))
+    pairs = codes.view(weight.shape).view(torch.int16)  # the second in the high byte
+    return (pairs << 4 | pairs >> 8).to(torch.uint8)
+
+
+@lru_cache(maxsize=4)
+def _nf4_cells(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the floats that share their upper 16 bits: the lowest code, and the bound above it.
+
+    No two bounds are so close that one cell holds both, so a code is the lowest one or the next.
+
+    Returns:
+        lowest: [65536], uint8.
+        bounds: [65536], float32; infinite above the last code.
+    """
+    levels = torch.tensor(NF4_LEVELS)
     bounds = (levels[1:] + levels[:-1]) / 2
-    codes = torch.bucketize(scaled.clamp(-1, 1), bounds, out_int32=True).flatten(1)
-    codes = codes.to(torch.uint8)
-    return (codes[:, ::2] << 4) | codes[:, 1::2]
+    upper = torch.arange(2**16, dtype=torch.int32) << 16
+    ends = torch.stack((upper, upper | 0xFFFF)).view(torch.float32)
+    lowest = torch.bucketize(ends, bounds).amin(dim=0)
+    above = torch.cat((bounds, torch.full((1,), torch.inf)))[lowest]
+    return lowest.to(torch.uint8).to(device), above.to(device)
 
 
 def encode(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

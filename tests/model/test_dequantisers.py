@@ -8,7 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hunyuan_train.model.compressed_values import FLOAT8, decode, encode, unpack_int4
+from hunyuan_train.model.compressed_values import (
+    FLOAT8,
+    NF4_LEVELS,
+    decode,
+    encode,
+    encode_nf4,
+    find_nf4_scales,
+    find_scales,
+    unpack_int4,
+)
 from hunyuan_train.model.compression_scheme import Scheme
 from tests.clients.environments import client_python
 
@@ -41,6 +50,35 @@ def test_codes_and_values_are_those_of_bitsandbytes_and_compressed_tensors(tmp_p
             assert torch.equal(scales, theirs[f"{name}.scales"].view_as(scales)), name
             assert torch.equal(codes.view(torch.uint8), theirs[f"{name}.codes"].view(torch.uint8))
             assert torch.equal(values, theirs[f"{name}.values"]), name
+
+
+def test_nf4_codes_count_the_bounds_below_a_weight() -> None:
+    levels = torch.tensor(NF4_LEVELS)
+    bounds = (levels[1:] + levels[:-1]) / 2
+    beside = [bounds, bounds.nextafter(bounds + 1), bounds.nextafter(bounds - 1), -bounds]
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (2**20,), generator=generator).to(torch.int32)
+    anything = bits.view(torch.float32)
+    values = torch.cat([*beside, torch.tensor([0.0, -0.0, 1.0, -1.0]), anything])
+    values = values[values.isfinite()]
+    values = values[: len(values) // 64 * 64][None]
+    pairs = encode_nf4(values, torch.ones(1, values.shape[1] // 64), SCHEMES["nf4"])
+    codes = torch.stack((pairs >> 4, pairs & 15), -1).flatten()
+    assert torch.equal(codes, torch.bucketize(values[0], bounds).to(torch.uint8))
+    assert set(codes.tolist()) == set(range(16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_scales_of_groups_come_from_the_largest_of_their_weights(dtype: torch.dtype) -> None:
+    weight = make_weights()["float32"].to(dtype)
+    largest = weight.abs().unflatten(1, (-1, 64)).amax(dim=2)
+    assert torch.equal(find_nf4_scales(weight, SCHEMES["nf4"]), largest.float())
+    scheme = Scheme("group", 64)
+    expected = torch.where(largest == 0, torch.finfo(dtype).eps, largest / 7.5)
+    assert torch.equal(find_scales(weight, scheme), expected)
+    weight[8, 0], weight[9, 1], weight[10, 70] = torch.nan, torch.inf, -torch.inf
+    scales = find_scales(weight, scheme)
+    assert (scales[8, 0].isnan(), scales[9, 0], scales[10, 1]) == (True, torch.inf, torch.inf)
 
 
 @pytest.mark.parametrize("form", SCHEMES)
