@@ -1,4 +1,4 @@
-"""The settings that spread a run over processes and hosts; none of them changes a step."""
+"""What spreads a run over processes and hosts: settings, none of which changes a step."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +9,8 @@ from hunyuan_train.errors import ConfigError
 MOST_PROCESSES = 4096  # on a host
 MOST_SECONDS = 10**7  # of any wait: four months, within what clocks and libraries count
 MOST_MINUTES = 10**5
+# Set by our launcher for rank 0: the descriptor of a socket that listens where all ranks meet.
+LISTENER = "HUNYUAN_TRAIN_LISTENER"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +92,11 @@ class LaunchConfig:
         low=1,
         high=65535,
     )
-    launcher: Literal["torchrun", "deepspeed"] = free_setting(
-        "torchrun",
-        "torchrun: our own launcher, with monitoring and restarts. deepspeed: DeepSpeed's "
-        "launcher with pdsh, without them",
+    launcher: Literal["ssh", "torchrun", "deepspeed"] = free_setting(
+        "ssh",
+        "ssh: our own launcher, with monitoring and restarts. It uses ssh if there are several "
+        "hosts. torchrun: its former name. deepspeed: DeepSpeed's launcher with pdsh, without "
+        "monitoring and restarts",
     )
     sync: bool = free_setting(
         False, "copy code, data and model to the hosts with rsync before the start"

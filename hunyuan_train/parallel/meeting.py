@@ -16,9 +16,10 @@ from datetime import timedelta
 
 from torch.distributed import DistNetworkError, PrefixStore, TCPStore, init_process_group
 
+from hunyuan_train.config.launch_schema import LISTENER
+
 LOOPBACK = "127.0.0.1"
 HAS_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun, whose agent has a store itself
-LISTENER = "HUNYUAN_TRAIN_LISTENER"  # set by our launcher for rank 0: a socket that listens
 
 
 def meets_on_loopback(environment: Mapping[str, str]) -> bool:

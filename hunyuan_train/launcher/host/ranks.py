@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from hunyuan_train.config.launch_schema import LISTENER
 from hunyuan_train.launcher.exit_codes import RESUME, SUCCESS, USER_ERROR
 from hunyuan_train.launcher.host.gpu_faults import describe_faults, find_faults
 from hunyuan_train.launcher.host.node_agent import CAUSE
@@ -44,7 +45,6 @@ MAX_LINE_BYTES = 2**20  # of which one is kept until it ends; a longer one is pa
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 # What a torchrun around us says of its own ranks: that it has a store for them, for one.
 TORCHRUN_PREFIX = "TORCHELASTIC_"
-LISTENER = "HUNYUAN_TRAIN_LISTENER"  # `parallel/meeting.py` reads it
 
 
 def main(arguments: Sequence[str]) -> int:

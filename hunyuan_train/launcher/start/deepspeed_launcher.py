@@ -83,7 +83,7 @@ def judge(exit_code: int, num_marks: int, cluster: Cluster) -> Outcome:
         reason="stopped",
         exit_code=exit_code or FAILURE,
         words=f"error: only {num_marks} of {wanted} ranks came to the end (DeepSpeed's launcher "
-        f"said {exit_code}); LAUNCHER=torchrun says which failed, and restarts",
+        f"said {exit_code}); LAUNCHER=ssh says which failed, and restarts",
     )
 
 

@@ -70,7 +70,7 @@ def test_flags_win_over_variables():
         ({"SSH_PORT": "22;id"}, "SSH_PORT is '22;id'; it takes a whole number"),
         ({"MASTER_PORT": "70000"}, "master_port is 70000; set it to a number from 1 to 65535"),
         ({"NODE_IP_LIST": "a:1", "HOSTFILE": "b"}, "both name the hosts"),
-        ({"LAUNCHER": "slurm"}, "LAUNCHER is 'slurm'; it takes torchrun or deepspeed"),
+        ({"LAUNCHER": "slurm"}, "LAUNCHER is 'slurm'; it takes ssh, torchrun or deepspeed"),
         ({"HOST_GPU_NUM": "many"}, "HOST_GPU_NUM is 'many'; it takes a whole number"),
     ],
 )

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore, init_process_group
 
+from hunyuan_train.config.launch_schema import LISTENER
 from hunyuan_train.launcher.exit_codes import RESUME
 from hunyuan_train.launcher.host.node_agent import CAUSE
 from hunyuan_train.launcher.host.probe import free_port
 from hunyuan_train.launcher.host.ranks import (
-    LISTENER,
     MAX_LINE_BYTES,
     RANK_MARK,
     SHUTDOWN_SECONDS,
@@ -284,7 +284,6 @@ def test_the_ranks_of_one_machine_meet_on_loopback_alone_at_a_port_that_nobody_e
 def test_the_held_port_goes_with_rank_0_alone():
     held = socket.create_server((meeting.LOOPBACK, 0))
     held.set_inheritable(True)  # as `pass_fds` gives it
-    assert meeting.LISTENER == LISTENER
     assert meeting.listen(0, {LISTENER: str(held.fileno())}) == held.fileno()
     assert not held.get_inheritable()
 
