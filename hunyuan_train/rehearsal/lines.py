@@ -19,7 +19,6 @@ CODE_FOLDER = f"{Path(__file__).parents[2]}/"
 # Packages whose lines say nothing: they were called by one that does.
 SILENT = ("torch/", "numpy/", "triton/")
 WRAPPERS = ("deepspeed/utils/nvtx.py", "deepspeed/comm/", "deepspeed/runtime/zero/linear.py")
-ENGINE = "deepspeed/runtime/"
 
 
 @dataclass(frozen=True, slots=True)

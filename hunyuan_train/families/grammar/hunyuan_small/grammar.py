@@ -12,15 +12,10 @@ from functools import partial
 from hunyuan_train.errors import DataError
 from hunyuan_train.families.grammar.dialogue import Dialogue, Message
 from hunyuan_train.families.grammar.foreign_markers import find_foreign_markers
-from hunyuan_train.families.grammar.hunyuan_a13b import output_parser, tags, tools
+from hunyuan_train.families.grammar.hunyuan_a13b import tags
+from hunyuan_train.families.grammar.hunyuan_a13b.grammar import HUNYUAN_A13B
 from hunyuan_train.families.grammar.hunyuan_small.markers import Markers
-from hunyuan_train.families.grammar.interface import (
-    AnswerForm,
-    ControlTokens,
-    Grammar,
-    QueryForm,
-    ToolForm,
-)
+from hunyuan_train.families.grammar.interface import ControlTokens, Grammar
 from hunyuan_train.families.grammar.marks import make_finder
 from hunyuan_train.families.grammar.segments import (
     SPAN_ANSWER,
@@ -131,33 +126,22 @@ def build_grammar(markers: Markers) -> Grammar:
             ends=tuple(dict.fromkeys((markers.end, markers.pad))),
             find=make_finder(own, ("<｜",)),  # noqa: RUF001
         ),
-        queries=QueryForm(
-            fast_prefix=tags.NO_THINK_PREFIX,
-            asks_fast=tags.has_no_think,
-            ask_fast=tags.add_no_think,
-            strip=tags.strip_no_think,
-        ),
-        answers=AnswerForm(
-            write=tags.write_tags,
-            read=tags.parse_tags,
-            read_apart=tags.parse_apart,
-            find_cut=tags.find_cut,
+        queries=HUNYUAN_A13B.queries,
+        answers=replace(
+            HUNYUAN_A13B.answers,
             find_foreign=partial(find_foreign_markers, is_own=own.__contains__),
-            is_thinking=tags.is_thinking,
         ),
-        tools=ToolForm(
+        tools=replace(
+            HUNYUAN_A13B.tools,
             labels={},
-            call_marks=(tools.TOOL_CALLS_OPEN, tools.TOOL_CALLS_CLOSE),
-            result_marks=(tools.RESPONSE_OPEN, tools.RESPONSE_CLOSE),
             split_calls=lambda _: None,
-            find_cut=tools.find_cut,
             are_offered=lambda _: False,
             read_offered=lambda _: [],
         ),
         render=writer.render,
         render_prompt=writer.render_prompt,
-        parse_output=output_parser.parse_output,
-        stream_output=output_parser.OutputStream,
+        parse_output=HUNYUAN_A13B.parse_output,
+        stream_output=HUNYUAN_A13B.stream_output,
         chat_template="",
         missing=markers.missing,
     )
