@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -102,8 +103,17 @@ def test_a_container_has_no_more_memory_than_its_limit(tmp_path):
     assert host_memory(tmp_path) > 2**30
 
 
-def test_free_disk_is_that_of_the_folder_to_be_made(tmp_path):
-    assert free_disk(tmp_path / "not" / "yet" / "there") > 0
+@pytest.mark.parametrize(("free", "found"), [(7, 7), (0, 1)])
+def test_free_disk_is_that_of_the_folder_to_be_made(free, found, tmp_path, monkeypatch):
+    asked = []
+
+    def disk_usage(folder):
+        asked.append(folder)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    assert free_disk(tmp_path / "not" / "yet" / "there") == found
+    assert asked == [tmp_path]
 
 
 def test_a_resumed_run_counts_the_room_of_checkpoints_that_newer_ones_replace(tmp_path):
