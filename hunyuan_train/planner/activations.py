@@ -17,6 +17,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
 from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
+from hunyuan_train.planner.frozen_experts import dequantised_bytes
 from hunyuan_train.planner.parameters import adapted_linears, is_trained, list_parameters
 from hunyuan_train.planner.states import chunk_gradients_bytes
 
@@ -99,13 +100,17 @@ def can_be_skewed(run: ResolvedRun) -> bool:
     return run.splits_experts and run.expert_size > 1
 
 
+def possible_skew(run: ResolvedRun, skew: float) -> float:
+    """A skew, or the most that there can be: one rank gets all rows of those that share experts."""
+    return min(skew, run.expert_size) if can_be_skewed(run) else 1.0
+
+
 def expert_rows(run: ResolvedRun, imbalance: float) -> int:
     """Rows that the routed experts of a rank see: `imbalance` 1 is an equal share.
 
     At most those of all ranks that share its experts.
     """
-    share = min(imbalance, run.expert_size) if can_be_skewed(run) else 1.0
-    rows = ceil(run.num_tokens * run.shape.moe_topk * share)
+    rows = ceil(run.num_tokens * run.shape.moe_topk * possible_skew(run, imbalance))
     if not run.splits_experts:
         return rows
     return rows + run.shape.num_experts // run.expert_size * ROW_ALIGNMENT
@@ -296,21 +301,42 @@ def first_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     return before + (saved_bytes(run, imbalance=imbalance) - before) // run.shape.num_hidden_layers
 
 
+def entered_bytes(run: ResolvedRun, *, imbalance: float) -> int:
+    """What a layer holds on GPUs when the gradient of its split experts' outputs has come.
+
+    What it has saved, that gradient, and the gradient of the layer's output; of experts in chunks,
+    one chunk's, and the gradients of weights that chunks have added up. This is when the engine
+    gathers the experts again, if other ranks have parts of them.
+    """
+    if not (run.splits_experts and run.is_on_gpu):
+        return 0
+    is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
+    saved = recomputed_bytes(run, imbalance=imbalance) if is_again else 0
+    rows = expert_rows(run, imbalance) * run.shape.hidden_size * run.element_bytes
+    own = ceil(rows / run.config.train.moe_chunks) + boundary_bytes(run)
+    return saved + own + chunk_gradients_bytes(run)
+
+
 def again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What a layer holds in its second run on GPUs, when split experts have just run.
 
     All that it has saved by then; the rows of experts before and after they are put back in order,
     and their input, which trained experts save; and the gradient of the layer's output, the sum
     before the MLP, and the MLP's input, of which the function that runs still knows. Of experts in
-    chunks see `chunk_again_bytes`. Quantised ones are fullest later (`working_bytes`).
+    chunks see `chunk_again_bytes`, of quantised ones `working_bytes`.
     """
-    is_plain = run.config.model.expert_weights == "bf16" and run.config.train.moe_chunks == 1
-    if not (is_plain and run.splits_experts and run.is_on_gpu):
+    if not (run.splits_experts and run.is_on_gpu):
         return 0
-    saving = describe_saving(run)
+    if run.config.train.moe_chunks > 1:
+        return recomputed_bytes(run, imbalance=imbalance) + chunk_again_bytes(
+            run, imbalance=imbalance
+        )
+    saving, rows = describe_saving(run), expert_rows(run, imbalance)
     num_rows = 2 if Kind.EXPERT in saving.kinds else 3
-    rows = expert_rows(run, imbalance) * run.shape.hidden_size * run.element_bytes
-    return recomputed_bytes(run, imbalance=imbalance) + num_rows * rows + 3 * boundary_bytes(run)
+    passing = num_rows * rows * run.shape.hidden_size * run.element_bytes
+    if working := working_bytes(run, rows):
+        passing = working + dequantised_bytes(run)
+    return recomputed_bytes(run, imbalance=imbalance) + passing + 3 * boundary_bytes(run)
 
 
 def chunk_again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
@@ -328,17 +354,16 @@ def chunk_again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     return running_bytes(run, imbalance=imbalance) + beside - saved
 
 
-def norm_gradient_bytes(run: ResolvedRun, *, imbalance: float) -> int:
-    """What the backward of the norm before an MLP takes, beside `recomputed_bytes`.
+def norm_gradient_bytes(run: ResolvedRun) -> int:
+    """What a recomputed layer holds in the backward of the norm before its MLP.
 
-    Five float32 gradients of [tokens, hidden] at once (of the product, the mean and the square),
-    and that of the layer's output. All that the MLP or the experts have saved is done with, and so
-    are gradients that chunks have added to.
+    What it has saved before, five float32 gradients of [tokens, hidden] (of the product, the mean
+    and the square), and that of the layer's output. All that the MLP or the experts have saved is
+    done with, and so are gradients that chunks have added to.
     """
     dense = dense_bytes(run, describe_saving(run))
     temporaries = 0 if uses_fused_kernels(run) else 5 * 4 * run.num_tokens * run.shape.hidden_size
-    inside = dense + temporaries + boundary_bytes(run)
-    return inside - recomputed_bytes(run, imbalance=imbalance) - chunk_gradients_bytes(run)
+    return dense + temporaries + boundary_bytes(run)
 
 
 def running_bytes(run: ResolvedRun, *, imbalance: float) -> int:
@@ -353,10 +378,13 @@ def running_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     width = width_of(shape, Kind.EXPERT)
     num_outputs = 2 if describe_saving(run).expert_rank else 1
     plain = size * rows * ((1 + num_outputs) * shape.hidden_size + 3 * width)
-    quantised = working_bytes(run, rows) + size * rows * 2 * width
+    if working := working_bytes(run, rows):  # which is done with gate and up when it makes the last
+        arriving = working - size * rows * (2 * shape.hidden_size + width)
+        gates = arriving + size * rows * (shape.hidden_size + 3 * width)
+        plain = max(gates, working + dequantised_bytes(run))
     # Transformers' own function weighs outputs in float32, and puts those in order.
     whole = 0 if run.splits_experts else (2 * size + 2 * 4) * rows * shape.hidden_size
-    return ceil(max(plain, quantised, whole) / run.config.train.moe_chunks)
+    return ceil(max(plain, whole) / run.config.train.moe_chunks)
 
 
 def gradient_rows_bytes(run: ResolvedRun, rows: int) -> int:
@@ -391,20 +419,18 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     layer's output and of its input, as far as it is known. On GPUs one kernel makes the gradient of
     the rows from these (`combines_in_one_kernel`). Elsewhere there are two products of rows in
     float32 and the gradient that they are of (auto_ep_layer.py combine_from_routed). Of experts in
-    chunks there are those of one chunk, or what `chunk_again_bytes` counts. Quantised experts are
-    fullest while their last product is made (`working_bytes`). Long rows may be in
-    `norm_gradient_bytes`.
+    chunks there are those of one chunk. Quantised experts are fullest while their last product is
+    made (`working_bytes`).
     """
     shape, size, chunks = run.shape, run.element_bytes, run.config.train.moe_chunks
     slots, rows = run.num_tokens * shape.moe_topk, expert_rows(run, imbalance)
     boundary = boundary_bytes(run)
     is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
     saved = combine_bytes(run) if is_again and shape.num_experts else 0
-    norm = norm_gradient_bytes(run, imbalance=imbalance) if is_again else 0
     if not run.splits_experts:
         # In float32: gradients of what was weighed, of outputs, and of weights before their sum.
         weighing = shape.hidden_size * (12 * slots if run.is_on_gpu else size * rows + 4 * slots)
-        return max(ceil((weighing + saved) / chunks) + 2 * boundary, norm)
+        return ceil((weighing + saved) / chunks) + 2 * boundary
     outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
     products = 4 * (2 * slots + run.num_tokens)
     weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
@@ -414,22 +440,21 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         ceil(outputs / chunks) + boundary,
         ceil(inner / chunks) + 2 * boundary,
         ceil(weighing / chunks) + 2 * boundary,
-        chunk_again_bytes(run, imbalance=imbalance) if is_again and chunks > 1 else 0,
-        norm,
     )
 
 
 def working_bytes(run: ResolvedRun, rows: int) -> int:
     """What passes through quantised experts without adapters while they make their last product.
 
-    Their input before and after it is put in order, what goes down, and the output: none of these
-    is saved, and each is still held by the function that made it. ZeRO gathers nothing meanwhile.
+    Their input, what goes down, and the output: none of these is saved, and each is still held by
+    the function that made it. So is the input before it was put in order, unless other ranks sent
+    it (auto_ep_layer.py).
     """
     shape, size = run.shape, run.element_bytes
     is_saved = Kind.EXPERT in describe_saving(run).kinds
     if run.config.model.expert_weights == "bf16" or is_saved:
         return 0
-    arriving = rows if run.expert_size > 1 else run.num_tokens * shape.moe_topk
+    arriving = 0 if run.expert_size > 1 else run.num_tokens * shape.moe_topk
     inside = rows * (2 * shape.hidden_size + width_of(shape, Kind.EXPERT))
     return size * (inside + arriving * shape.hidden_size)
 

@@ -1,6 +1,6 @@
 """A line of the plan: so many bytes, where they lie, when, and why so many."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -12,34 +12,43 @@ class Phase(Enum):
     PASSES = "forward and backward"
     BACKWARD = "loss and backward"
     SAVED = "until the last layer's backward"
-    AHEAD = "around the loss and in the last layer's backward"
     FORWARD = "in the last layer's forward"
     LOSS = "around the loss"
     AGAIN = "in a layer's second run"
+    ENTERED = "at the gradient of a layer's experts"
     LAYER = "in a layer's backward"
+    NORM = "behind the backward of a layer's experts"
+    LATER_AGAIN = "in a later layer's second run"
+    LATER_ENTERED = "at the gradient of a later layer's experts"
+    LATER_BACKWARD = "in a later layer's backward"
+    LATER_NORM = "behind the backward of a later layer's experts"
     FIRST = "from the first layer's second run to its backward"
     FIRST_AGAIN = "in the first layer's second run"
+    FIRST_ENTERED = "at the gradient of the first layer's experts"
     FIRST_BACKWARD = "in the first layer's backward"
+    FIRST_NORM = "behind the backward of the first layer's experts"
     END = "at the end of backward"
     STEP = "optimizer step"
     START = "at the start"
 
 
+LATER = (Phase.PASSES, Phase.BACKWARD, Phase.SAVED)  # in each layer but the first
+FIRST = (Phase.PASSES, Phase.BACKWARD, Phase.FIRST)
 # When a step may be fullest, and what exists then beside what always does.
 MOMENTS = {
-    "forward": (Phase.PASSES, Phase.SAVED, Phase.FORWARD),
-    "loss": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.LOSS),
-    "last layer": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.LAYER),
-    "last layer again": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.AHEAD, Phase.AGAIN),
-    "first layer": (
-        *(Phase.PASSES, Phase.BACKWARD, Phase.FIRST, Phase.FIRST_BACKWARD, Phase.LAYER),
-    ),
-    "first layer again": (
-        *(Phase.PASSES, Phase.BACKWARD, Phase.FIRST, Phase.FIRST_AGAIN, Phase.AGAIN),
-    ),
-    "end": (Phase.END,),
-    "optimizer": (Phase.STEP,),
-    "start": (Phase.START,),
+    "the forward pass": (Phase.PASSES, Phase.SAVED, Phase.FORWARD),
+    "the loss": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.LOSS),
+    "a layer's second run": (*LATER, Phase.LATER_AGAIN, Phase.AGAIN),
+    "the gradient of a layer's experts": (*LATER, Phase.LATER_ENTERED, Phase.ENTERED),
+    "a layer's backward": (*LATER, Phase.LATER_BACKWARD, Phase.LAYER),
+    "a layer's backward behind its experts": (*LATER, Phase.LATER_NORM, Phase.NORM),
+    "the first layer's second run": (*FIRST, Phase.FIRST_AGAIN, Phase.AGAIN),
+    "the gradient of the first layer's experts": (*FIRST, Phase.FIRST_ENTERED, Phase.ENTERED),
+    "the first layer's backward": (*FIRST, Phase.FIRST_BACKWARD, Phase.LAYER),
+    "the first layer's backward behind its experts": (*FIRST, Phase.FIRST_NORM, Phase.NORM),
+    "the end of backward": (Phase.END,),
+    "the update": (Phase.STEP,),
+    "the start": (Phase.START,),
 }
 
 
@@ -61,8 +70,18 @@ def total_of(components: Iterable[Component], *phases: Phase) -> int:
 def peak_bytes(components: Iterable[Component]) -> int:
     """Most bytes at one time: those that always exist, and of the moments of a step the fullest."""
     lines = tuple(components)
-    moments = (total_of(lines, *phases) for phases in MOMENTS.values())
-    return total_of(lines, Phase.ALWAYS) + max(moments)
+    return total_of(lines, Phase.ALWAYS) + total_of(lines, *MOMENTS[fullest_moment(lines)])
+
+
+def fullest_moment(lines: Sequence[Component], names: Iterable[str] = MOMENTS) -> str:
+    """The name of the moment, of some, in which most exists."""
+    return max(names, key=lambda name: total_of(lines, *MOMENTS[name]))
+
+
+def lines_at(lines: Sequence[Component], moment: str) -> tuple[Component, ...]:
+    """The lines that hold at a moment."""
+    phases = (Phase.ALWAYS, *MOMENTS[moment])
+    return tuple(line for line in lines if line.phase in phases)
 
 
 def gigabytes(num_bytes: float) -> str:

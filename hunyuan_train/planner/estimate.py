@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.plain_text import count_of
 from hunyuan_train.planner.activations import can_be_skewed
-from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.component import Component, Phase, fullest_moment, lines_at
 from hunyuan_train.planner.disk import Disk, plan_disk
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.memory import BALANCED, Memory, plan_memory
@@ -85,7 +85,8 @@ class Estimate:
         machine, memory, disk = self.run.machine, self.memory, self.hardware.disk
         found = []
         if self.run.is_on_gpu and 0 < machine.gpu_memory < memory.device_peak:
-            found.append(Shortage("a GPU", memory.device_peak, machine.gpu_memory, memory.device))
+            there = lines_at(memory.device, fullest_moment(memory.device))
+            found.append(Shortage("a GPU", memory.device_peak, machine.gpu_memory, there))
         if 0 < machine.host_memory < self.host_per_node:
             lines = memory.host if self.run.is_on_gpu else (*memory.device, *memory.host)
             ranks = self.run.ranks_per_node

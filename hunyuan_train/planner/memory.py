@@ -1,5 +1,6 @@
 """Bytes of one rank: on its device, and in host memory."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hunyuan_train.config.resolved_run import ResolvedRun
@@ -8,9 +9,11 @@ from hunyuan_train.planner.activations import (
     again_bytes,
     can_be_skewed,
     dispatch_bytes,
+    entered_bytes,
     first_bytes,
     kept_on_host_bytes,
     loss_bytes,
+    norm_gradient_bytes,
     recomputed_bytes,
     running_bytes,
     saved_bytes,
@@ -18,6 +21,7 @@ from hunyuan_train.planner.activations import (
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
 from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.frozen_experts import working_lines
+from hunyuan_train.planner.gathered import gathered_lines
 from hunyuan_train.planner.states import device_states, host_states, trained
 
 # Rows of the busiest rank's experts over an equal share; metrics.jsonl logs the real ones. Real
@@ -83,6 +87,7 @@ def plan_memory(run: ResolvedRun, *, imbalance: float = SKEWED, num_data_tokens:
     """
     lines = (
         *device_states(run),
+        *gathered_lines(run, imbalance=imbalance),
         *device_work(run, imbalance),
         *working_lines(run),
     )
@@ -115,41 +120,45 @@ def device_work(run: ResolvedRun, imbalance: float) -> list[Component]:
             "blocks of logits, and the gradient of hidden states (model/loss.py)",
         ),
     ]  # fmt: skip
-    num_chunks = run.config.train.moe_chunks
+    return [*lines, *layer_lines(run, imbalance)]
+
+
+def layer_lines(run: ResolvedRun, imbalance: float) -> Iterator[Component]:
+    """Lines for what one layer takes while it runs, forward, again and backward."""
+    num_chunks, has_experts = run.config.train.moe_chunks, run.shape.num_experts > 0
     chunks = f", experts in {num_chunks} chunks" if num_chunks > 1 else ""
-    has_experts = run.shape.num_experts > 0
     is_skewed = can_be_skewed(run)
     skew = f"; {imbalance:g} times an equal share of rows for its experts" if is_skewed else ""
-    if is_recomputed:
-        lines.append(
-            Component(
+    if run.config.train.gradient_checkpointing:
+        for name, num_bytes, phase, source in (
+            (
                 "recomputed layer", recomputed_bytes(run, imbalance=imbalance), Phase.LAYER,
                 f"what one layer saves, while it is run a second time{chunks}{skew}",
-            )
-        )  # fmt: skip
-        if again := again_bytes(run, imbalance=imbalance):
-            lines.append(
-                Component(
-                    "layer in its second run", again, Phase.AGAIN,
-                    f"what it has saved by the end of its experts, and their rows{skew}",
-                )
-            )  # fmt: skip
-        if running := running_bytes(run, imbalance=imbalance):
-            lines.append(
-                Component(
-                    "a layer's experts, forward", running, Phase.FORWARD,
-                    "rows and all that is made of them, until the function returns",
-                )
-            )  # fmt: skip
-    source = f"experts' outputs being weighed and summed, and gradients of it{chunks}"
-    lines.append(
-        Component(
-            "dispatch buffers" if has_experts else "gradients of a layer",
-            dispatch_bytes(run, imbalance=imbalance), Phase.LAYER,
-            source if has_experts else "of its output and of its input",
-        )
+            ),
+            (
+                "layer in its second run", again_bytes(run, imbalance=imbalance), Phase.AGAIN,
+                f"what it has saved by the end of its experts, and their rows{skew}",
+            ),
+            (
+                "layer and gradient of norm", norm_gradient_bytes(run), Phase.NORM,
+                "what it saves before its MLP, and gradients of the norm there in float32",
+            ),
+            (
+                "a layer's experts, forward", running_bytes(run, imbalance=imbalance),
+                Phase.FORWARD, "rows and all that is made of them, until the function returns",
+            ),
+        ):  # fmt: skip
+            yield Component(name, num_bytes, phase, source)
+    yield Component(
+        "layer and gradient of rows", entered_bytes(run, imbalance=imbalance), Phase.ENTERED,
+        f"what it saves, when the gradient of its experts' outputs comes{chunks}{skew}",
     )  # fmt: skip
-    return lines
+    source = f"experts' outputs being weighed and summed, and gradients of it{chunks}"
+    yield Component(
+        "dispatch buffers" if has_experts else "gradients of a layer",
+        dispatch_bytes(run, imbalance=imbalance), Phase.LAYER,
+        source if has_experts else "of its output and of its input",
+    )  # fmt: skip
 
 
 def device_allowances(run: ResolvedRun, lines: tuple[Component, ...]) -> list[Component]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.activations import can_be_skewed, kept_on_host_bytes
-from hunyuan_train.planner.crossing import crossing_weights
+from hunyuan_train.planner.crossing import crossing_weights, num_gathers
 from hunyuan_train.planner.machine import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,
@@ -163,7 +163,7 @@ def plan_traffic(run: ResolvedRun) -> Traffic:
     for one in list_parameters(run):
         if one.num_partitions > 1:
             others = one.kept * (one.num_partitions - 1)
-            gathers += 2 * steps * others * size if run.stage == 3 else others * size
+            gathers += num_gathers(run, one) * others * size
             reduction += steps * others * size if one.is_trained else 0
     return Traffic(
         tokens=steps * token_bytes(run),

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from hunyuan_train.config.freezing import VOCABULARY
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tables import model_parameters
 from hunyuan_train.families.tensors import Kind
@@ -49,53 +48,6 @@ def large_parameters(run: ResolvedRun) -> list[Parameter]:
     """Parameters that are gathered where they are used."""
     threshold = run.zero_number("stage3_param_persistence_threshold")
     return [one for one in cut_parameters(run) if one.numel > threshold]
-
-
-def gathered_bytes(run: ResolvedRun) -> int:
-    """Larger parameters gathered at one time.
-
-    Without split experts: up to the engine's limit, or one module if larger. With them, in the last
-    layer's backward: that layer's, those of the one before and what is fetched ahead.
-    """
-    large = large_parameters(run)
-    if not large:
-        return 0
-    if run.splits_experts:  # experts are among the large where more ranks than one have the same
-        layer = sum(one.numel for one in large if one.in_layers)
-        ahead = 2 * layer + run.zero_number("stage3_prefetch_bucket_size")
-        return min(ahead, sum(one.total for one in large)) * run.element_bytes
-    experts = sum(one.numel for one in large if one.kind is Kind.EXPERT)
-    largest = max(experts, *(one.numel for one in large))
-    limit = max(run.zero_number("stage3_max_live_parameters"), largest)
-    return min(sum(one.total for one in large), limit) * run.element_bytes
-
-
-def gathered_with_vocabulary(run: ResolvedRun, copies: int) -> int:
-    """A layer's larger parameters, and the embedding or output layer that is fetched ahead of use.
-
-    In the first layer's backward the embedding is there twice, while it is taken out of the buffer
-    that it came in (partition_parameters.py AllGatherCoalescedHandle). While the layer runs a
-    second time it is on its way.
-    """
-    large = large_parameters(run)
-    layer = sum(one.numel for one in large if one.in_layers)
-    outer = max((one.numel for one in large if one.kind in VOCABULARY), default=0)
-    return (copies * outer + layer) * run.element_bytes
-
-
-def gathered_lines(run: ResolvedRun) -> Iterator[Component]:
-    """What is gathered, by the moments of a step."""
-    source = "parameters in use or prefetched (partition_parameters.py)"
-    phase = Phase.AHEAD if run.splits_experts else Phase.PASSES
-    yield Component("gathered weights", gathered_bytes(run), phase, source)
-    if run.splits_experts:
-        for copies, name, phase in (
-            (1, "output layer gathered", Phase.FORWARD),
-            (1, "embedding gathered once", Phase.FIRST_AGAIN),
-            (2, "embedding gathered", Phase.FIRST_BACKWARD),
-        ):
-            source = "fetched ahead with the layer's, and not yet used (partition_parameters.py)"
-            yield Component(name, gathered_with_vocabulary(run, copies), phase, source)
 
 
 def cut_parameters(run: ResolvedRun) -> list[Parameter]:
@@ -272,7 +224,6 @@ def device_states(run: ResolvedRun) -> Iterator[Component]:
             "small weights kept whole", kept_whole_bytes(run), Phase.ALWAYS,
             "parameters up to stage3_param_persistence_threshold stay gathered",
         )  # fmt: skip
-        yield from gathered_lines(run)
     if not run.optimizer.is_on_host:
         yield Component(
             "gradients", gradient_bytes(run), Phase.ALWAYS,

@@ -9,7 +9,14 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.planner.activations import can_be_skewed
-from hunyuan_train.planner.component import Component, Phase, gibibytes, gigabytes
+from hunyuan_train.planner.component import (
+    Component,
+    Phase,
+    fullest_moment,
+    gibibytes,
+    gigabytes,
+    lines_at,
+)
 from hunyuan_train.planner.estimate import Estimate, Shortage
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
 from hunyuan_train.planner.memory import SKEWED
@@ -26,7 +33,9 @@ def describe_estimate(estimate: Estimate) -> Iterator[str]:
     """The whole plan, line by line."""
     yield from describe_run(estimate)
     place = "GPU" if estimate.run.is_on_gpu else "process (its arrays lie in host memory)"
-    yield from describe_lines(f"memory of each {place}", estimate.memory.device)
+    moment = fullest_moment(estimate.memory.device)
+    title = f"memory of each {place}; the fullest moment of a step is {moment}"
+    yield from describe_lines(title, lines_at(estimate.memory.device, moment))
     yield total_line("at the fullest moment", estimate.memory.device_peak)
     yield total_line("of it, states", state_bytes(estimate.memory.device))
     yield from describe_skew(estimate)

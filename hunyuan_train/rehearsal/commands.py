@@ -22,6 +22,7 @@ from hunyuan_train.config.rules.engine_file import uses_deepep
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.launcher.host.extension import extensions_folder
+from hunyuan_train.planner.activations import possible_skew
 from hunyuan_train.planner.command import find_shape, read_settings
 from hunyuan_train.planner.gentlest import resolve_gentlest
 from hunyuan_train.planner.machine import as_hardware, as_machine
@@ -73,16 +74,16 @@ def run_rehearse(arguments: Sequence[str]) -> int:
     parser = build_parser()
     options, settings = parser.parse_known_args(list(arguments))
     run = resolve_rehearsed(options, settings)
-    skew = read_skew(options.skew)
+    skew = possible_skew(run, read_skew(options.skew))
+    micro_steps = read_micro_steps(options.micro_steps, run)
     guard = prepare_guard(extensions_folder(os.environ), compiler=os.environ.get("CXX", "g++"))
-    most_micro_steps = run.config.train.gradient_accumulation_steps
     question = Question(
         run=run,
         skew=skew,
         gpu_memory=run.machine.gpu_memory,
         parts=frozenset() if options.steps_only else frozenset(PARTS),
         guard=str(guard),
-        micro_steps=max(1, min(options.micro_steps, most_micro_steps)),
+        micro_steps=micro_steps,
     )
     seen = ask_process(question)
     plan = plan_memory(run, imbalance=skew)
@@ -109,7 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}", metavar="VALUE", help=HELP[name])
     add(
         *("--skew", "--imbalance"), metavar="TIMES", default=f"{SKEWED:g}",
-        help="load of this rank's experts, in equal shares (default: %(default)s, as in a plan)",
+        help="load of this rank's experts, in equal shares, at most as many as ranks share the "
+        "experts (default: %(default)s, as in a plan)",
     )  # fmt: skip
     add(
         "--layers",
@@ -172,6 +174,21 @@ def read_skew(text: str) -> float:
             f"{MOST_SKEW:g}, where one rank of eight gets all"
         )
     return skew
+
+
+def read_micro_steps(number: int, run: ResolvedRun) -> int:
+    """How many micro-steps the counted step has.
+
+    Raises:
+        ConfigError: none, or more than a step of the run has.
+    """
+    most = run.config.train.gradient_accumulation_steps
+    if not 1 <= number <= most:
+        raise ConfigError(
+            f"micro_steps is {number}; it takes a number from 1 to {most}, as many as a step of "
+            "this run has (gradient_accumulation_steps)"
+        )
+    return number
 
 
 def ask_process(question: Question) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.planner.activations import possible_skew
 from hunyuan_train.rehearsal.allocator import find_least, replay
 from hunyuan_train.rehearsal.devices import pretend_devices, pretend_ranks
 from hunyuan_train.rehearsal.ledger import Ledger
@@ -82,7 +83,7 @@ def drive(
     from hunyuan_train.rehearsal import script, stand_ins
 
     whole = run.config.train.gradient_checkpointing is False
-    shares = stand_ins.Skew(skew, is_varied=not whole)
+    shares = stand_ins.Skew(possible_skew(run, skew), is_varied=not whole)
     stand_ins.stand_in_for_kernels(watch)
     stand_ins.stand_in_for_fused(watch)
     stand_ins.stand_in_for_ranks(watch, shares)

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.planner.component import MOMENTS, Phase, gigabytes, total_of
+from hunyuan_train.planner.component import MOMENTS, fullest_moment, gigabytes, lines_at
+from hunyuan_train.planner.gathered import NAMES
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.memory import Memory
 from hunyuan_train.planner.speed import item_seconds
@@ -21,14 +22,7 @@ ROWS = (
     ("gradients", ("gradients",), ("gradients",)),
     ("optimizer", ("optimizer",), ("optimizer",)),
     ("engine buckets", ("engine buckets",), ("engine buckets",)),
-    (
-        "gathered weights",
-        (
-            *("gathered weights", "output layer gathered", "embedding gathered"),
-            "embedding gathered once",
-        ),
-        ("gathered weights",),
-    ),
+    ("gathered weights", tuple(NAMES.values()), ("gathered weights",)),
     (
         "gradients in flight",
         ("gradients in flight", "gradients of chunks"),
@@ -47,7 +41,8 @@ ROWS = (
         "a layer: again, and gradients",
         (
             *("recomputed layer", "layer in its second run", "dispatch buffers"),
-            *("gradients of a layer", "dequantised experts"),
+            *("gradients of a layer", "dequantised experts", "layer and gradient of rows"),
+            "layer and gradient of norm",
         ),
         ("recomputed layer", "dispatch buffers"),
     ),
@@ -55,9 +50,9 @@ ROWS = (
 )
 PHASES = ("forward", "backward", "optimizer")
 OF_PHASES = {  # moments of the plan in each of the rehearsal's phases
-    "forward": ("forward", "loss"),
-    "backward": ("last layer", "last layer again", "first layer", "first layer again"),
-    "optimizer": ("optimizer",),
+    "forward": ("the forward pass", "the loss"),
+    "backward": tuple(name for name in MOMENTS if "layer" in name),
+    "optimizer": ("the update",),
 }
 UNSEEN = (
     "values: every branch that depends on one is taken as a stand-in says",
@@ -122,13 +117,9 @@ def memory_rows(
 ) -> Iterator[tuple[str, int, int]]:
     """Name, planned and rehearsed bytes of each purpose, at the fullest moment of a phase."""
     left = Counter(seen["step"]["peaks"][phase]["by_purpose"])
-    moments = [MOMENTS[name] for name in OF_PHASES[phase]]
-    fullest_moment = max(moments, key=lambda phases: total_of(plan.device, *phases))
-    phases = (Phase.ALWAYS, *fullest_moment)
+    there = lines_at(plan.device, fullest_moment(plan.device, OF_PHASES[phase]))
     for name, lines, purposes in ROWS:
-        planned = sum(
-            line.num_bytes for line in plan.device if line.name in lines and line.phase in phases
-        )
+        planned = sum(line.num_bytes for line in there if line.name in lines)
         found = sum(left.pop(purpose, 0) for purpose in purposes)
         if planned or found:
             yield name, planned, found

@@ -20,14 +20,18 @@ def test_a_refusal_shows_its_arithmetic_and_the_nearest_plan(capsys):
     assert "the nearest plan that fits: --optimizer lean" in text
 
 
-def test_every_component_is_listed_with_its_source(capsys):
-    assert cli.main([*ON_EIGHT, "--method", "full", "--optimizer", "offload"]) == 0
+def test_every_component_of_the_fullest_moment_is_listed_with_its_source(capsys):
+    flags = [*ON_EIGHT, "--method", "full", "--optimizer", "offload"]
+    assert cli.main(flags) == 0
     text = capsys.readouterr().out
     for name in (
-        *("weights", "activations", "logits and loss", "dispatch buffers", "engine buckets"),
+        *("weights", "gradients in flight", "dispatch buffers", "engine buckets"),
         *("fragmentation allowance", "gradients, pinned", "checkpoint", "tokens to experts"),
     ):
         assert f"  {name} " in text
+    assert "  logits and loss " not in text  # which is another moment
+    assert cli.main([*flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"]["logits and loss"] > 0
     assert "tokens/s" in text
     assert text.endswith("fits\n")
 

@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 
 from hunyuan_train.config.resolved_run import Machine
-from hunyuan_train.planner.crossing import crossing_weights
+from hunyuan_train.planner.crossing import crossing_weights, num_gathers
+from hunyuan_train.planner.gathered import describe_play, play_micro_step
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE, GPUS
+from hunyuan_train.planner.parameters import list_parameters
 from hunyuan_train.planner.scaling import (
     NODE_COUNTS,
     first_bound_by_network,
@@ -59,7 +61,26 @@ def _steps(plan):
 def test_frozen_weights_are_gathered_and_their_gradients_are_not():
     plan = estimate("--recipe", "lora", "--expert_weights", "bf16", num_nodes=2)
     steps = _steps(plan)
-    assert crossing_weights(plan.run)[0] == 2 * steps * 2 * EXPERTS_OF_GPU // 2
+    # Forward, for the second run of a layer, and again for its backward.
+    assert crossing_weights(plan.run)[0] == 3 * steps * 2 * EXPERTS_OF_GPU // 2
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--recipe", "full"],
+        ["--recipe", "full", "--moe_chunks", "4"],
+        ["--recipe", "lora"],
+        ["--recipe", "lora", "--moe_chunks", "4"],
+        ["--recipe", "lora", "--no_gradient_checkpointing"],
+    ],
+)
+def test_weights_are_gathered_as_often_as_the_engine_asks_for_them(flags):
+    run = estimate(*flags, "--gradient_accumulation_steps", "1", num_nodes=2).run
+    _, played = play_micro_step(describe_play(run))
+    # The engine keeps the weights of the last layers between forward and backward.
+    planned = sum(num_gathers(run, one) * one.total for one in list_parameters(run))
+    assert played.fetched == pytest.approx(planned, rel=0.06)
 
 
 def test_no_curve_bends_upward_and_the_network_decides_from_some_size_on():

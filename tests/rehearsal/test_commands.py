@@ -16,6 +16,14 @@ from tests.clients.environments import client_python, find_python
     [
         (["--skew", "0.5"], "skew is 0.5; it takes a number from 1"),
         (["--skew", "much"], "skew is much; it takes a number from 1"),
+        (
+            ["--micro_steps", "0"],
+            "micro_steps is 0; it takes a number from 1 to 8, as many as a step",
+        ),
+        (
+            ["--micro_steps", "9"],
+            "micro_steps is 9; it takes a number from 1 to 8, as many as a step",
+        ),
         (["--layers", "33"], "layers is 33; set it to a number from 1 to 32"),
         (
             ["--method", "lora", "--bf16", "false"],

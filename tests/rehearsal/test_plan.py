@@ -27,6 +27,20 @@ CASES = {  # flags, machines, skew
     "long rows": (["--recipe", "long"], 4, 1.25),
     "long rows, adapters": (["--recipe", "long", *LORA_LONG], 1, 1.25),
     "long rows, adapters, skewed": (["--recipe", "long", *LORA_LONG], 1, 3.0),
+    # The experts of a rank lie on several machines: then they are gathered, too.
+    "two machines": (["--recipe", "full"], 2, 1.25),
+    "two machines, experts in chunks": (["--recipe", "full", "--moe_chunks", "4"], 2, 3.0),
+    "two machines, adapters": (["--recipe", "lora"], 2, 1.25),
+    "two machines, adapters, skewed": (["--recipe", "lora"], 2, 3.0),
+    "two machines, adapters in chunks": (["--recipe", "lora", "--moe_chunks", "4"], 2, 3.0),
+    "two machines, adapters, shared rows": (
+        ["--recipe", "lora", "--sequence_parallel_size", "4"], 2, 3.0,
+    ),
+    "two machines, quantised experts": (["--recipe", "lora", "--expert_weights", "fp8"], 2, 3.0),
+    "four machines, adapters on experts": (
+        ["--recipe", "lora", "--lora_target_modules", "all"], 4, 1.25,
+    ),
+    "four machines, long rows, adapters": (["--recipe", "long", *LORA_LONG], 4, 3.0),
 }  # fmt: skip
 
 

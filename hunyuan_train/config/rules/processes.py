@@ -34,8 +34,8 @@ def check_experts_divide(run: ResolvedRun) -> None:
     if run.expert_size not in fitting:
         raise ConfigError(
             f"expert_parallel_size is {run.expert_size}; it must divide the model's {num_experts} "
-            f"experts and num_processes, which is {num_processes}: set "
-            f"{' or '.join(map(str, fitting))}"
+            "experts, and num_processes of each machine, because tokens go to experts inside of "
+            f"one: set {' or '.join(map(str, fitting))}"
         )
 
 

@@ -23,7 +23,7 @@ def test_experts_may_be_split_over_any_divisor_of_their_number_and_the_processes
 
 
 def test_expert_groups_stay_inside_a_host():
-    with pytest.raises(ConfigError, match=r"num_processes, which is 4: set 1 or 2 or 4$"):
+    with pytest.raises(ConfigError, match=r"inside of one: set 1 or 2 or 4$"):
         resolve_flags("--expert_parallel_size 8", EIGHT_GPUS, shape=A13B, slots=(8, 4))
     assert resolve_flags("", EIGHT_GPUS, shape=A13B, slots=(8, 4)).expert_size == 4
 
@@ -42,8 +42,8 @@ def test_expert_groups_stay_inside_a_host():
         (
             "--expert_parallel_size 3",
             TWO_CORES,
-            "expert_parallel_size is 3; it must divide the model's 16 experts and num_processes, "
-            "which is 2: set 1 or 2",
+            "expert_parallel_size is 3; it must divide the model's 16 experts, and num_processes "
+            "of each machine, because tokens go to experts inside of one: set 1 or 2",
         ),
         ("--use_flash_attn", TWO_CORES, "use_flash_attn is true, but there is no GPU"),
         ("--use_flash_attn --bf16 false", EIGHT_GPUS, "flash-attn computes in 16 bits only"),

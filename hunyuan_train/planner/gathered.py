@@ -1,0 +1,173 @@
+"""Lines of the plan for weights that ZeRO-3 has gathered, by the moments of a step."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hunyuan_train.config.resolved_run import ResolvedRun
+from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tensors import Kind
+from hunyuan_train.planner.activations import before_bytes, saved_bytes
+from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.gathering import Gathered, Hook, Limits, walk_micro_step
+from hunyuan_train.planner.layers import Model, Module, build_model
+from hunyuan_train.planner.parameters import Parameter, list_parameters
+from hunyuan_train.planner.states import large_parameters
+
+SOURCE = "parameters in use or fetched ahead (partitioned_param_coordinator.py)"
+NAMES = {  # of the lines, by when they hold
+    Phase.PASSES: "gathered weights",
+    Phase.FORWARD: "gathered, forward",
+    Phase.LOSS: "gathered, loss",
+    Phase.LATER_AGAIN: "gathered, layer again",
+    Phase.LATER_ENTERED: "gathered, layer's rows",
+    Phase.LATER_BACKWARD: "gathered, layer backward",
+    Phase.LATER_NORM: "gathered, layer's norm",
+    Phase.FIRST_AGAIN: "gathered, layer 1 again",
+    Phase.FIRST_ENTERED: "gathered, layer 1's rows",
+    Phase.FIRST_BACKWARD: "gathered, layer 1 backward",
+    Phase.FIRST_NORM: "gathered, layer 1's norm",
+}
+
+
+def gathered_lines(run: ResolvedRun, *, imbalance: float) -> Iterator[Component]:
+    """What is gathered, by the moments of a step.
+
+    Args:
+        run: what is trained.
+        imbalance: rows that this rank's experts see over an equal share.
+    """
+    if run.stage < 3:
+        return
+    if not run.splits_experts:
+        yield line(run, Phase.PASSES, gathered_elements(run))
+        return
+    levels = find_levels(describe_play(run))
+    saved = saved_bytes(run, imbalance=imbalance) - before_bytes(run)
+    freed = saved // run.element_bytes // run.shape.num_hidden_layers
+    yield line(run, Phase.FORWARD, fullest(levels.forward, freed))
+    yield line(run, Phase.LOSS, levels.loss)
+    for elements, later, first in (
+        (levels.again, Phase.LATER_AGAIN, Phase.FIRST_AGAIN),
+        (levels.entered, Phase.LATER_ENTERED, Phase.FIRST_ENTERED),
+        (levels.backward, Phase.LATER_BACKWARD, Phase.FIRST_BACKWARD),
+        (levels.norm, Phase.LATER_NORM, Phase.FIRST_NORM),
+    ):
+        yield line(run, later, fullest(elements, freed))
+        yield line(run, first, elements[0])
+
+
+def fullest(elements: tuple[int, ...], freed: int) -> int:
+    """The most of all layers but the first, which has a moment of its own.
+
+    Args:
+        elements: gathered in each layer.
+        freed: elements of activations that the backward of a layer frees. What is gathered in an
+            earlier layer counts less by these, because there is more room then.
+    """
+    last = len(elements) - 1
+    counted = [one - (last - index) * freed for index, one in enumerate(elements)]
+    return max(counted[1:] or counted)
+
+
+def line(run: ResolvedRun, phase: Phase, elements: int) -> Component:
+    """A line of the plan."""
+    return Component(NAMES[phase], elements * run.element_bytes, phase, SOURCE)
+
+
+def gathered_elements(run: ResolvedRun) -> int:
+    """Larger parameters at one time without split experts: the engine's limit, or one module."""
+    large = large_parameters(run)
+    if not large:
+        return 0
+    experts = sum(one.numel for one in large if one.kind is Kind.EXPERT)
+    largest = max(experts, *(one.numel for one in large))
+    limit = max(run.zero_number("stage3_max_live_parameters"), largest)
+    return min(sum(one.total for one in large), limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Elements that are gathered where a step may be fullest, by layer."""
+
+    forward: tuple[int, ...]  # among a layer's experts
+    loss: int
+    again: tuple[int, ...]  # its experts have run a second time
+    entered: tuple[int, ...]  # at the gradient of its experts' outputs
+    backward: tuple[int, ...]  # from the gradient of the outputs' weighed sum to that of its input
+    norm: tuple[int, ...]  # from there to the gradient of the sum before the MLP
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What decides over what is gathered."""
+
+    shape: ModelShape
+    parameters: tuple[Parameter, ...]  # all of them, as this rank sees them
+    persistent: int  # elements up to which a parameter stays gathered
+    limits: Limits  # of the engine
+    is_again: bool  # layers are recomputed
+    num_chunks: int  # in which a layer's experts run
+
+
+def describe_play(run: ResolvedRun) -> Play:
+    """That of a run under stage 3 with split experts."""
+    return Play(
+        shape=run.shape,
+        parameters=list_parameters(run),
+        persistent=run.zero_number("stage3_param_persistence_threshold"),
+        limits=Limits(
+            prefetched=run.zero_number("stage3_prefetch_bucket_size"),
+            live=run.zero_number("stage3_max_live_parameters"),
+            reuse=run.zero_number("stage3_max_reuse_distance"),
+        ),
+        is_again=bool(run.config.train.gradient_checkpointing),
+        num_chunks=run.config.train.moe_chunks,
+    )
+
+
+def play_micro_step(what: Play) -> tuple[Model, Gathered]:
+    """The modules of a model, and what was gathered at each of them."""
+    model = build_model(
+        what.shape, what.parameters, persistent=what.persistent, num_chunks=what.num_chunks
+    )
+    trace = tuple(walk_micro_step(model.root, is_again=what.is_again))
+    played = Gathered(trace, what.limits, what.is_again)
+    played.play()
+    return model, played
+
+
+@lru_cache(maxsize=64)
+def find_levels(what: Play) -> Levels:
+    """Play a micro-step, and look where it may be fullest."""
+    model, played = play_micro_step(what)
+    after, within = played.after, played.within
+    places: defaultdict[tuple[Hook, Module], list[int]] = defaultdict(list)
+    for index, event in enumerate(played.trace):
+        places[event.hook, event.module].append(index)
+
+    def at(hook: Hook, module: Module) -> int:
+        return max((after[index] for index in places[hook, module]), default=0)
+
+    def while_entering(core: Module) -> int:
+        return max(within[index] for index in places[Hook.ENTER_BACKWARD, core])
+
+    def in_backward(core: Module) -> int:
+        starts, stops = places[Hook.ENTER_BACKWARD, core], places[Hook.LEAVE_BACKWARD, core]
+        return max(max(after[start - 1 : stop]) for start, stop in zip(starts, stops, strict=True))
+
+    def behind(core: Module, norm: Module) -> int:
+        start = places[Hook.LEAVE_BACKWARD, core][-1]
+        return max(after[start : places[Hook.LEAVE_BACKWARD, norm][-1]])
+
+    cores = [layer.core for layer in model.layers]
+    (start,), (stop,) = places[Hook.ENTER, model.head], places[Hook.LEAVE_BACKWARD, model.head]
+    return Levels(
+        forward=tuple(at(Hook.ENTER, core) for core in cores),
+        loss=max(after[start:stop]),
+        again=tuple(at(Hook.ENTER_AGAIN, core) for core in cores),
+        entered=tuple(map(while_entering, cores)),
+        backward=tuple(map(in_backward, cores)),
+        norm=tuple(behind(layer.core, layer.norm) for layer in model.layers),
+    )
