@@ -85,4 +85,5 @@ def test_what_is_known_of_a_run_follows_from_its_hosts_and_settings():
     assert (run.num_nodes, run.num_ranks, run.ranks_per_node, run.host_divisor) == (2, 12, 8, 4)
     assert run.num_tokens == 48
     assert run.element_bytes == 2
-    assert run.zero_number("stage3_max_live_parameters") == 1_000_000_000  # the engine's own
+    assert run.zero_number("stage3_max_live_parameters") == 400_000_000  # of the file
+    assert run.zero_number("sub_group_size") == 1_000_000_000  # the engine's own
