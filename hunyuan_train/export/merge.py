@@ -9,7 +9,6 @@ too: what a disk makes of them, `sha256sum -c SHA256SUMS` tells at any time.
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -64,9 +63,10 @@ from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.tables import count_parameters
 from hunyuan_train.families.tensors import StoredTensor
 from hunyuan_train.model.released_files import SUFFIX
-from hunyuan_train.model.safetensors_files import read_range, write_all
+from hunyuan_train.model.safetensors_files import bytes_of, read_range
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation, largest
 from hunyuan_train.model.weights import LocatedSource, SafetensorsFolder
+from hunyuan_train.past_cache import PastCache
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -349,23 +349,21 @@ def merge_file(
     """
     original_digest, digest = hashlib.sha256(), hashlib.sha256()
     difference, reader = Difference(), ChangeReader()
-    with ThreadPoolExecutor(2) as pool, merged.open("wb", buffering=0) as target:
+    with ThreadPoolExecutor(2) as pool, PastCache(merged) as target:
         sum_read, sum_written = (SumBeside(one, pool) for one in (original_digest, digest))
         for segment in segments:
             values = read_segment(original, segment)
             if is_known:
-                sum_read.update(values.view(torch.uint8).numpy().data)
+                sum_read.update(bytes_of(values))
             if segment.location is not None:
                 before = values.view(-1, segment.location.shape[1])
                 values = reader.apply(changes[segment.name], before, segment.first_row)
                 difference.add(segment.name, before, values)
-            size = segment.stop - segment.start
-            sum_written.update(values.flatten().view(torch.uint8).numpy().data)
-            write_all(target, values)
-            # Let the system put it on disk meanwhile, and not all at the end.
-            os.posix_fadvise(target.fileno(), segment.start, size, os.POSIX_FADV_DONTNEED)
-            advance(size)
-        os.fsync(target.fileno())
+            content = bytes_of(values)
+            sum_written.update(content)
+            target.write(segment.start, content)
+            advance(segment.stop - segment.start)
+        target.sync()
         sum_read.finish()
         sum_written.finish()
     difference.sha256 = digest.hexdigest()

@@ -5,13 +5,13 @@ The library reads whole tensors or rows; ranks here own flat ranges that begin a
 
 import json
 import os
-from io import FileIO
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hunyuan_train.model.safetensors_header import TensorLocation
+from hunyuan_train.past_cache import write_cached
 
 DTYPES = {
     "F64": torch.float64,
@@ -25,7 +25,6 @@ DTYPES = {
     "I64": torch.int64,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-WRITE_BYTES = 2**20
 
 
 def create_file(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
@@ -77,25 +76,16 @@ def write_range(location: TensorLocation, start: int, values: Tensor) -> memoryv
         the bytes that were written.
     """
     stored = values.detach().to("cpu", DTYPES[location.dtype]).contiguous()
-    content: memoryview = stored.flatten().view(torch.uint8).numpy().data
-    with location.file.open("r+b", buffering=0) as file:
-        position = file.seek(location.byte_of(start))
-        write_bytes(file, content)
-        # Let the system put it on disk meanwhile, and not all at the end.
-        os.posix_fadvise(file.fileno(), position, len(content), os.POSIX_FADV_DONTNEED)
+    content = bytes_of(stored)
+    descriptor = os.open(location.file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        write_cached(descriptor, content, location.byte_of(start))
+    finally:
+        os.close(descriptor)
     return content
 
 
-def write_all(file: FileIO, values: Tensor) -> None:
-    """Write a contiguous tensor's bytes where the file stands."""
-    write_bytes(file, values.flatten().view(torch.uint8).numpy().data)
-
-
-def write_bytes(file: FileIO, content: memoryview) -> None:
-    """Write bytes where the file stands.
-
-    In small calls: for each call Linux (6.18) looks for a run of free memory as large as the call,
-    and one of 8 MB costs six times as long as eight of 1 MB.
-    """
-    while content:
-        content = content[file.write(content[:WRITE_BYTES]) :]
+def bytes_of(values: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor in host memory, which stay its own."""
+    content: memoryview = values.detach().flatten().view(torch.uint8).numpy().data
+    return content

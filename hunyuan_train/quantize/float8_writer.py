@@ -6,11 +6,9 @@ the source's SHA256SUMS names, where it has one; the bytes that are written are 
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -24,9 +22,10 @@ from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.compressed_values import encode_float8, find_scales
 from hunyuan_train.model.compression_scheme import BLOCK, Layout, Scheme, is_compressed
 from hunyuan_train.model.released_files import locate_weights
-from hunyuan_train.model.safetensors_files import DTYPES, create_header, read_range, write_all
+from hunyuan_train.model.safetensors_files import DTYPES, bytes_of, create_header, read_range
 from hunyuan_train.model.safetensors_header import ITEMSIZES, TensorLocation
 from hunyuan_train.model.weights import is_finite
+from hunyuan_train.past_cache import PastCache
 from hunyuan_train.progress import show_progress
 from hunyuan_train.quantize.job import Job
 from hunyuan_train.quantize.model_folder import write_companions, write_index
@@ -134,24 +133,26 @@ class SummedFile:
     """A file that is written from first byte to last and summed on the way."""
 
     def __init__(self, path: Path) -> None:
-        self.file: FileIO = path.open("wb", buffering=0)
+        self.file = PastCache(path)
+        self.position = 0
         self.digest = hashlib.sha256()
 
     def write(self, values: Tensor) -> None:
         """Append a contiguous tensor's bytes."""
-        content = values.flatten().view(torch.uint8)
-        self.digest.update(content.numpy().data)
-        start = self.file.tell()
-        write_all(self.file, content)
-        # Let the system put it on disk meanwhile, and not all at the end.
-        os.posix_fadvise(self.file.fileno(), start, len(content), os.POSIX_FADV_DONTNEED)
+        content = bytes_of(values)
+        self.digest.update(content)
+        self.file.write(self.position, content)
+        self.position += len(content)
 
     def __enter__(self) -> "SummedFile":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        os.fsync(self.file.fileno())
-        self.file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.file.sync()
+        finally:
+            self.file.close()
 
 
 def write_parts(

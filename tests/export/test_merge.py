@@ -27,6 +27,7 @@ from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.model.build import native_config
 from hunyuan_train.model.weights import SafetensorsFolder
+from hunyuan_train.past_cache import PastCache
 from hunyuan_train.serve.errors import ServeError
 from tests.batches import released_state
 from tests.released import SHAPE, write_released
@@ -423,7 +424,7 @@ def test_disk_that_fills_up_is_said_and_left_as_it_was(
     def write_nothing(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(merge, "write_all", write_nothing)
+    monkeypatch.setattr(PastCache, "write", write_nothing)
     with pytest.raises(CheckpointError, match=r"be written \(No space left on device\); make"):
         merge_adapter(base, adapter, merged)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
