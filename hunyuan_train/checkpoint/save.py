@@ -33,8 +33,9 @@ from hunyuan_train.checkpoint.publish import (
 from hunyuan_train.checkpoint.read_back import WrittenParts, read_back
 from hunyuan_train.checkpoint.retention import delete_leftovers
 from hunyuan_train.checkpoint.state import RankContent
-from hunyuan_train.model.safetensors_files import write_range
+from hunyuan_train.model.safetensors_files import bytes_of
 from hunyuan_train.model.safetensors_header import read_header
+from hunyuan_train.past_cache import PastCache
 from hunyuan_train.planner.component import gigabytes
 from hunyuan_train.progress import tell_progress
 from hunyuan_train.trainer.state import TrainerState
@@ -42,7 +43,7 @@ from hunyuan_train.whole_file import make_folders
 
 logger = logging.getLogger(__name__)
 
-SUMMED_BYTES = 2**22  # written and summed twice before they have left a core's cache
+SUMMED_BYTES = 2**20  # summed twice and handed over before they have left a core's cache
 ROOM_FOR_MANIFEST = 2**24  # bytes; also for what the file system takes for itself
 
 Part = tuple[str, int, Tensor]  # of a state: its name, the first element, and elements from there
@@ -136,14 +137,15 @@ def write_parts(path: Path, parts: Iterable[Part]) -> dict[str, Any]:
     """
     locations, written = read_header(path), WrittenParts()
     sums = {name: xxhash.xxh3_128() for name in locations}
-    for name, start, values in parts:
-        location, flat = locations[name], values.detach().flatten()
-        step = SUMMED_BYTES // location.itemsize
-        for first in range(0, len(flat), step):
-            content = write_range(location, start + first, flat[first : first + step])
-            written.note(path, location.byte_of(start + first), content)
-            sums[name].update(content)
-            tell_progress()
+    with PastCache(path) as file:
+        for name, start, values in parts:
+            position, content = locations[name].byte_of(start), bytes_of(values.contiguous())
+            for first in range(0, len(content), SUMMED_BYTES):
+                part = content[first : first + SUMMED_BYTES]
+                written.note(path, position + first, part)
+                sums[name].update(part)
+                file.write(position + first, part)
+                tell_progress()
     digest = xxhash.xxh3_128()
     read_back(path, digest, written.by_name[path.name])
     return {
