@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -61,6 +61,7 @@ from hunyuan_train.model.find_model import find_model
 from hunyuan_train.model.safetensors_header import TensorLocation
 from hunyuan_train.model.weights import WeightSource, downloaded_part
 from hunyuan_train.optim.records import MASTER
+from hunyuan_train.past_cache import PastCache
 from hunyuan_train.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -204,9 +205,11 @@ def write_trained(
     is_ended = Event()
 
     def copy(stretch: Stretch) -> None:
-        pieces = stretch.read(advance)
-        for piece, values in takewhile(lambda _: not is_ended.is_set(), pieces):
-            write_piece(locations, piece, values, written)
+        pieces = takewhile(lambda _: not is_ended.is_set(), stretch.read(advance))
+        for path, inside in groupby(pieces, lambda one: locations[one[0].tensor.name].file):
+            with PastCache(path) as file:
+                for piece, values in inside:
+                    write_piece(locations, piece, values, written, file)
 
     with ThreadPoolExecutor(num_threads()) as pool:
         try:

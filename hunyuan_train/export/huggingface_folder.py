@@ -38,9 +38,10 @@ from hunyuan_train.families.tables import released_tensors
 from hunyuan_train.families.tensors import Piece, StoredTensor
 from hunyuan_train.model.base_folder import identify_weights
 from hunyuan_train.model.released_files import check_generation_config
-from hunyuan_train.model.safetensors_files import DTYPES, create_file, write_range
+from hunyuan_train.model.safetensors_files import DTYPES, bytes_of, create_file, write_range
 from hunyuan_train.model.safetensors_header import TensorLocation, read_header
 from hunyuan_train.model.weights import WeightSource, downloaded_part, is_finite
+from hunyuan_train.past_cache import PastCache
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +215,7 @@ def write_piece(
     piece: Piece,
     values: Tensor,
     written: WrittenParts | None = None,
+    file: PastCache | None = None,
 ) -> None:
     """Write a range of a released tensor.
 
@@ -222,6 +224,7 @@ def write_piece(
         piece: which range.
         values: [piece.stop - piece.start], any dtype and device.
         written: learns what is written; see `write_weights`.
+        file: that the tensor lies in, if it is open.
 
     Raises:
         CheckpointError: NaN or infinity among the values.
@@ -232,9 +235,13 @@ def write_piece(
         raise CheckpointError(
             f"{piece.tensor.name} holds NaN or infinity; export an earlier checkpoint"
         )
-    content = write_range(location, piece.start, stored)
+    position, content = location.byte_of(piece.start), bytes_of(stored.contiguous())
+    if file is None:
+        write_range(location, piece.start, stored)
+    else:
+        file.write(position, content)
     if written is not None:
-        written.note(location.file, location.byte_of(piece.start), content)
+        written.note(location.file, position, content)
 
 
 def write_adapter(
