@@ -1,14 +1,17 @@
 """What loading, exporting and merging weights costs beside plain reading and copying.
 
-    python -m benchmarks.weights [--load 4] [--write 8] [--only export live merge] [--report]
+    python -m benchmarks.weights [--load 4] [--write 8] [--files 8] [--only export live merge]
 
-A model of the released layout is generated, in bfloat16 and files of 1 GB, with true names. What is
+A model of the released layout is generated, in bfloat16 and several files, with true names. What is
 read lies in the page cache, into which it is read just before; what is written counts until it is
 on disk. Commands, `cp` of the same folder and plain writing of as many bytes take turns, and of
-each the fastest round is compared.
+each the fastest round is compared. So does a bare copy, which does nothing but what a command
+cannot do without: it reads, writes and sums as many bytes by SHA-256, which one core does for one
+file at a time, and reads back what it wrote where the command does.
 """
 
 import argparse
+import hashlib
 import os
 import platform
 import resource
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -26,7 +30,12 @@ from shutil import rmtree
 import torch
 
 from benchmarks.results import add_report_flag, show
+from hunyuan_train.checkpoint.publish import hash_files, num_threads
+from hunyuan_train.checkpoint.read_back import SumBeside
 from hunyuan_train.config.schema import LoraConfig
+from hunyuan_train.export.huggingface_folder import read_locations
+from hunyuan_train.families.tables import count_parameters
+from hunyuan_train.past_cache import PastCache
 from hunyuan_train.whole_file import sync
 from tests import ranks
 from tests.measured import (
@@ -46,6 +55,7 @@ from tests.released import make_run, write_checkpoint
 
 ROUNDS = 3
 BLOCK_BYTES = 2**20
+MOST_BEYOND = 2**24  # that a file may have beyond its share: a header, a tensor that ends there
 SPLITS = ((2, 2), (2, 1), (4, 4), (4, 2))  # ranks, expert-parallel size
 RANK_OF_ADAPTER = 16
 ADAPTERS = {"attention": "attention", "attention and every expert": "attention,experts"}
@@ -69,6 +79,8 @@ COMMAND_HEAD: Row = (
     "its CPU",
     "speed / cp",
     "per byte",
+    "bare copy",
+    "speed / bare copy",
     "disk: write, sync + read back",
     "speed / write",
     "speed / write and read back",
@@ -102,6 +114,7 @@ class Command:
     work: Callable[[], Copy]
     reads: Path | None = None  # a folder; None for what lies in memory
     num_read: int = 0  # bytes of it
+    is_read_back: bool = False  # what it writes
 
 
 @dataclass(slots=True)
@@ -115,7 +128,7 @@ class Plain:
 
 def measure_command(command: Command, output: Path) -> Row:
     """Let a command write a folder, `cp` copy that, and the disk take as many bytes, in turns."""
-    copies, plain, disk, num_bytes = [], [], [], 0
+    copies, plain, bare, disk, num_bytes = [], [], [], [], 0
     for _ in range(ROUNDS):
         if command.reads:
             bring_to_memory(command.reads)
@@ -123,6 +136,7 @@ def measure_command(command: Command, output: Path) -> Row:
         num_bytes = folder_size(output)
         bring_to_memory(output)
         plain.append(copy_with_cp(output))
+        bare.append(copy_barely(output, command))
         rmtree(output)
         disk.append(write_to_disk(output, num_bytes))
     copy = min(copies, key=lambda one: one.seconds)
@@ -139,6 +153,8 @@ def measure_command(command: Command, output: Path) -> Row:
         f"{cp.cpu_seconds:.2f} s",
         f"{cp.seconds / copy.seconds:.2f}",
         f"{per_byte:.2f}" if command.reads else "",
+        f"{min(bare):.2f} s",
+        f"{min(bare) / copy.seconds:.2f}",
         f"{written:.2f} + {read_back:.2f} s",
         f"{written / copy.seconds:.2f}",
         f"{(written + read_back) / copy.seconds:.2f}",
@@ -184,6 +200,54 @@ def copy_with_cp(folder: Path) -> Plain:
     return Plain(seconds, cpu_seconds)
 
 
+def copy_barely(folder: Path, command: Command) -> float:
+    """Seconds of what a command that writes a folder cannot do without, beside its own work."""
+    copy = folder.with_name("copy")
+    copy.mkdir()
+    files = files_of(folder)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(num_threads()) as pool:
+        num_more = command.num_read - folder_size(folder)
+        reading = [pool.submit(read_bytes, command.reads, num_more)] if command.reads else []
+        is_summed = not command.is_read_back
+        list(pool.map(lambda file: copy_summed(file, copy / file.name, is_summed=is_summed), files))
+        for one in reading:
+            one.result()
+    if command.is_read_back:
+        hash_files(files_of(copy), lambda _: None)
+    seconds = time.perf_counter() - started
+    rmtree(copy)
+    return seconds
+
+
+def read_bytes(folder: Path, num_bytes: int) -> None:
+    """Read so many bytes of a folder."""
+    for size in read_blocks(files_of(folder)):
+        num_bytes -= size
+        if num_bytes <= 0:
+            return
+
+
+def copy_summed(file: Path, copy: Path, *, is_summed: bool) -> None:
+    """Copy a file until the copy is on disk, and sum it on the way, unless that is done later."""
+    buffers = [bytearray(BLOCK_BYTES) for _ in range(2)]  # one is read while the other is summed
+    with (
+        file.open("rb", buffering=0) as stream,
+        PastCache(copy) as target,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        digest, position = SumBeside(hashlib.sha256(), pool), 0
+        while size := stream.readinto(buffers[0]):
+            content = memoryview(buffers[0])[:size]
+            if is_summed:
+                digest.update(content)
+            target.write(position, content)
+            position += size
+            buffers.reverse()
+        digest.finish()
+        target.sync()
+
+
 def write_to_disk(path: Path, num_bytes: int) -> Plain:
     """Write so many bytes until they are on disk, and read them back from there."""
     block = os.urandom(BLOCK_BYTES)
@@ -201,8 +265,10 @@ def write_to_disk(path: Path, num_bytes: int) -> Plain:
     return Plain(times[1] - times[0], time.process_time() - cpu, times[2] - times[1])
 
 
-def measure_commands(base: Path, folder: Path, gigabytes: float, names: list[str]) -> list[Row]:
-    """Export a stopped run and a live one, and merge two adapters."""
+def measure_commands(
+    base: Path, folder: Path, gigabytes: float, names: list[str], file_bytes: int
+) -> list[Row]:
+    """Export a stopped run and a live one, and merge two adapters; files of so many bytes."""
     shape = shape_of_size(gigabytes)
     output = folder / "output"
     rows = []
@@ -211,16 +277,18 @@ def measure_commands(base: Path, folder: Path, gigabytes: float, names: list[str
         write_checkpoint(checkpoint, shape, Repeated(), num_ranks=4, expert_size=2)
         export = Command(
             name="export of a run stopped on 4 ranks",
-            work=lambda: run_ranks(export_run, 1, folder / "run", output)[0],
+            work=lambda: run_ranks(export_run, 1, folder / "run", output, file_bytes)[0],
             reads=checkpoint,
             num_read=folder_size(checkpoint),
+            is_read_back=True,
         )
         rows.append(measure_command(export, output))
         rmtree(folder / "run")
     if "live" in names:
         live = Command(
             name="export of a live run on 2 ranks",
-            work=lambda: join_ranks(run_ranks(export_live, 2, output, gigabytes)),
+            work=lambda: join_ranks(run_ranks(export_live, 2, output, gigabytes, file_bytes)),
+            is_read_back=True,
         )
         rows.append(measure_command(live, output))
     for name, targets in ADAPTERS.items() if "merge" in names else ():
@@ -277,6 +345,9 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=4, metavar="GB", help="size in bfloat16")
     parser.add_argument("--write", type=float, default=8, metavar="GB", help="size in bfloat16")
     parser.add_argument(
+        "--files", type=int, default=8, help="of the model written; the released one has 33"
+    )
+    parser.add_argument(
         "--folder", type=Path, help="where to work; six times the size written is needed"
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
@@ -293,10 +364,13 @@ def main() -> None:
             sizes.append(f"{folder_size(base) / 1e9:.1f} GB to load")
             loads = measure_loads(base)
             rmtree(base)
-        write_base(base, shape_of_size(arguments.write))
-        sizes.append(f"{folder_size(base) / 1e9:.1f} GB to write")
+        shape = shape_of_size(arguments.write)
+        file_bytes = 2 * count_parameters(shape).total // arguments.files + MOST_BEYOND
+        write_base(base, shape, file_bytes)
+        num_files = len({one.file for one in read_locations(base).values()})
+        sizes.append(f"{folder_size(base) / 1e9:.1f} GB to write in {num_files} file(s)")
         largest = largest_tensor(base)
-        copies = measure_commands(base, folder, arguments.write, arguments.only)
+        copies = measure_commands(base, folder, arguments.write, arguments.only, file_bytes)
     lines = describe_run(sizes, largest, (load_before, os.getloadavg()[0]))
     if loads:
         lines += table(LOAD_HEAD, loads)

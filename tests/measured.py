@@ -77,10 +77,10 @@ class Repeated:
         return self.block.repeat(-(-(stop - start) // len(self.block)))[: stop - start]
 
 
-def write_base(folder: Path, shape: ModelShape) -> None:
-    """Write a released folder of any size in bfloat16, in files of 1 GB, without holding it."""
+def write_base(folder: Path, shape: ModelShape, file_bytes: int = 10**9) -> None:
+    """Write a released folder of any size in bfloat16, in such files, without holding it."""
     folder.mkdir(parents=True)
-    usual, release.MAX_FILE_BYTES = release.MAX_FILE_BYTES, 10**9
+    usual, release.MAX_FILE_BYTES = release.MAX_FILE_BYTES, file_bytes
     create_release(folder, Release(shape=shape, dtype=torch.bfloat16, companions=()))
     release.MAX_FILE_BYTES = usual
     write_weights(Repeated(), read_locations(folder), lambda _: None)
@@ -241,18 +241,20 @@ def _watch_copy(found: list[Copy]) -> Iterator[None]:
     found.append(Copy(seconds, cpu_seconds, peak.rise, peak.highest))
 
 
-def export_run(run: Path, output: Path) -> Copy:
-    """Export a stopped run in this process."""
+def export_run(run: Path, output: Path, file_bytes: int = release.MAX_FILE_BYTES) -> Copy:
+    """Export a stopped run in this process, in files of so many bytes."""
     torch.set_num_threads(1)
+    release.MAX_FILE_BYTES = file_bytes
     found: list[Copy] = []
     with _watch_copy(found):
         export_stopped_run(open_stopped_run(run, {}), output)
     return found[0]
 
 
-def export_live(output: Path, gigabytes: float) -> Copy:
-    """Export from a running engine; called by every rank."""
+def export_live(output: Path, gigabytes: float, file_bytes: int = release.MAX_FILE_BYTES) -> Copy:
+    """Export from a running engine, in files of so many bytes; called by every rank."""
     torch.set_num_threads(1)
+    release.MAX_FILE_BYTES = file_bytes
     shape, num_ranks = shape_of_size(gigabytes), int(os.environ["WORLD_SIZE"])
     engine = small_engine(
         stage=3, expert_size=num_ranks, shape=shape, source=Repeated(), optimizer="sgd"
