@@ -17,10 +17,14 @@ import torch
 import torch.distributed as dist
 
 from hunyuan_train.checkpoint.background import Saver
-from hunyuan_train.checkpoint.data_fingerprint import check_same_data
 from hunyuan_train.checkpoint.resume import Checkpoint, choose_checkpoint
 from hunyuan_train.checkpoint.retention import delete_superfluous
-from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run, identify_start
+from hunyuan_train.checkpoint.run_fingerprint import (
+    check_changes,
+    check_same_data,
+    describe_run,
+    identify_start,
+)
 from hunyuan_train.checkpoint.state import load_checkpoint
 from hunyuan_train.checkpoint.user_commands import CheckpointCommands, fetch_checkpoints
 from hunyuan_train.config import run_files

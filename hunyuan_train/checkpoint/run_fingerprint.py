@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.config.schema import OptimizerConfig, RunConfig
 from hunyuan_train.config.settings import FIELDS, with_settings
+from hunyuan_train.data.compiled.fingerprint import Identity, list_differences
 from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.families.shape import ModelShape, stretch_rope
 from hunyuan_train.model.base_folder import identify_weights
@@ -36,6 +38,7 @@ UNDECIDING = (
     *("trainer/out_of_memory.py", "trainer/profiler.py", "trainer/starts.py"),
     "trainer/throughput.py",
 )
+_NUM_SHOWN = 5  # differences of the data
 DECIDING_LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 REMEDIES = {
     "model": "the tensors of one do not fit the other: give the model it was trained from",
@@ -153,3 +156,21 @@ def check_changes(
             raise CheckpointError(
                 f"{folder} was trained with other {kind}: {', '.join(changed)}; {REMEDIES[kind]}"
             )
+
+
+def check_same_data(folder: Path, current: Identity, *, ignores_change: bool) -> bool:
+    """Whether the data is what the checkpoint saw.
+
+    Raises:
+        CheckpointError: it is not, naming what differs, unless `ignores_change`.
+    """
+    differences = list_differences(read_manifest(folder)["fingerprints"]["data"], current)
+    if differences and not ignores_change:
+        num_more = len(differences) - _NUM_SHOWN
+        shown = differences[:_NUM_SHOWN] + ([f"and {num_more:,} more"] if num_more > 0 else [])
+        raise CheckpointError(
+            f"{folder} was trained on other data: {'; '.join(shown)}. Restore what it was, or give "
+            "--ignore_data_change: weights, optimizer and step are kept then, and the new data is "
+            "read from its first row on"
+        )
+    return not differences

@@ -4,8 +4,11 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from hunyuan_train.families.registry import family_of
+from hunyuan_train.config.freezing import is_frozen
+from hunyuan_train.config.schema import ModelConfig
+from hunyuan_train.families.registry import FAMILIES, family_of
 from hunyuan_train.families.shape import ModelShape
+from hunyuan_train.families.tables import kind_of
 from hunyuan_train.model.loss import LossHead
 
 
@@ -29,6 +32,14 @@ def build_model(shape: ModelShape, *, attention: str, attention_dropout: float) 
     model.tie_weights()
     LossHead.install(model.lm_head)
     return model
+
+
+def freeze_parameters(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Freeze by the names of Transformers' model, before the engine splits and renames anything."""
+    family = FAMILIES[model.config.model_type]
+    for name, parameter in model.named_parameters():
+        if is_frozen(name, kind_of(family, name), config):
+            parameter.requires_grad = False
 
 
 def compute_rope_in_float32(model: PreTrainedModel, device: torch.device | str = "cpu") -> None:

@@ -17,10 +17,10 @@ from hunyuan_train.data.compiled.cache import find_cache_dir
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.activations import recompute_layers
 from hunyuan_train.model.attention import choose_attention, describe_attention
+from hunyuan_train.model.build import freeze_parameters
 from hunyuan_train.model.expert_cache import with_cache
 from hunyuan_train.model.expert_codes import find_codes
 from hunyuan_train.model.expert_microbatches import chunk_experts
-from hunyuan_train.model.freeze import freeze_parameters
 from hunyuan_train.model.fused import fuse_or_warn
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import Sources, build_split_model, start_engine, training_dtype

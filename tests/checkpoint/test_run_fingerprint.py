@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train.checkpoint.errors import CheckpointError
+from hunyuan_train.checkpoint.folder import write_manifest
 from hunyuan_train.checkpoint.run_fingerprint import (
     UNDECIDING,
     check_changes,
+    check_same_data,
     describe_run,
 )
 from hunyuan_train.config.load import load_config
@@ -20,6 +22,7 @@ from hunyuan_train.families.hunyuan_v1_moe import A13B, TINY
 from hunyuan_train.model.base_folder import identify_weights
 from hunyuan_train.shipped import PACKAGE
 from hunyuan_train.source_hash import hash_source
+from tests.manifests import make_manifest
 from tests.released import write_released
 
 FOLDER = Path("runs/one/checkpoints/step-000003")
@@ -222,3 +225,39 @@ def test_a_checkpoint_from_before_experts_could_be_quantised_has_them_as_they_ca
     now = {**SAVED, "settings": {**settings, "expert_weights": "nf4"}}
     with pytest.raises(CheckpointError, match=r"expert_weights \(bf16, now nf4\)"):
         check_changes(saved, now, FOLDER, config=RunConfig())
+
+
+IDENTITY = {
+    "samples": "abc",
+    "rows": {"seed": 1},
+    "settings": {"mode": "auto"},
+    "files": {"a.jsonl": {"sha256": "0", "weight": 1.0}},
+    "tokenizer": "t",
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    (tmp_path / "rank-00000.safetensors").touch()
+    manifest = make_manifest({"rank-00000.safetensors": {}}, fingerprints={"data": IDENTITY})
+    write_manifest(tmp_path, manifest)
+    return tmp_path
+
+
+def test_the_same_data_passes(checkpoint: Path) -> None:
+    assert check_same_data(checkpoint, IDENTITY, ignores_change=False)
+
+
+def test_other_data_is_refused_with_what_differs_and_the_way_around(checkpoint: Path) -> None:
+    changed = {**IDENTITY, "rows": {"seed": 2}}
+    with pytest.raises(CheckpointError, match=r"other data: seed was 1 and is 2.*--ignore_data"):
+        check_same_data(checkpoint, changed, ignores_change=False)
+    assert not check_same_data(checkpoint, changed, ignores_change=True)
+
+
+def test_a_long_list_of_files_is_cut(checkpoint: Path) -> None:
+    files = {f"{number}.jsonl": {"sha256": "1", "weight": 1.0} for number in range(20)}
+    with pytest.raises(CheckpointError, match="; and 16 more"):
+        check_same_data(
+            checkpoint, {**IDENTITY, "samples": "d", "files": files}, ignores_change=False
+        )

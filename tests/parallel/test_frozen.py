@@ -10,7 +10,7 @@ from hunyuan_train.checkpoint.folder import read_manifest
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.families.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from hunyuan_train.families.tables import stored_tensors
-from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.build import freeze_parameters
 from hunyuan_train.objectives.sft import SFT
 from hunyuan_train.parallel.optimizer import decay_groups
 from hunyuan_train.trainer.state import TrainerState

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hunyuan_train.checkpoint.data_fingerprint import check_same_data
 from hunyuan_train.checkpoint.errors import CheckpointError
 from hunyuan_train.checkpoint.folder import (
     checkpoint_step,
@@ -19,7 +18,7 @@ from hunyuan_train.checkpoint.folder import (
     list_checkpoints,
     read_manifest,
 )
-from hunyuan_train.checkpoint.run_fingerprint import check_changes, describe_run
+from hunyuan_train.checkpoint.run_fingerprint import check_changes, check_same_data, describe_run
 from hunyuan_train.config.load import dump_config, tokenizer_folder
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.run_files import CONFIG

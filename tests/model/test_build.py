@@ -2,7 +2,7 @@
 
 from hunyuan_train.config.schema import ModelConfig
 from hunyuan_train.families.tables import model_parameters
-from hunyuan_train.model.freeze import freeze_parameters
+from hunyuan_train.model.build import freeze_parameters
 from tests.batches import SHAPE, plain_model
 
 
