@@ -30,7 +30,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.results import add_report_flag, show
-from hunyuan_train.data.batches.packing import measure_fill, pack_rows
+from hunyuan_train.data.batches.rows import measure_fill, pack_rows
 from hunyuan_train.data.compiled.compile import CompileSettings, compile_chunk
 from hunyuan_train.data.inspection.lint import LintOptions, lint_sources
 from hunyuan_train.data.reading.decode import decode_record

@@ -16,8 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hunyuan_train.data.batches.order import Order, order_units
-from hunyuan_train.data.batches.packing import pack_rows, single_rows
-from hunyuan_train.data.batches.rows import OrderedRows, PackedRows, RowTable, lay_rows
+from hunyuan_train.data.batches.rows import (
+    OrderedRows,
+    PackedRows,
+    RowTable,
+    lay_rows,
+    pack_rows,
+    single_rows,
+)
 from hunyuan_train.data.dataset import Dataset, SampleTokens
 from hunyuan_train.data.shuffle import Integers
 

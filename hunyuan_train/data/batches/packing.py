@@ -1,38 +1,15 @@
-"""Samples into rows of `max_seq_length`.
+"""Packing: which samples share a row of `max_seq_length` tokens.
 
-Which samples share a row is a pure function of the data set and the seed, so every rank computes
-the same rows, and a run resumes on any number of ranks.
+It is a pure function of the data set and the seed, so every rank computes the same rows, and a run
+resumes on any number of ranks.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from hunyuan_train.data.shuffle import Integers
-
-# Samples packed together: enough that rows come out full, few enough that samples of all lengths
-# meet in every part of an epoch.
-WINDOW = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """R rows over an order of samples: row r holds `samples[bounds[r] : bounds[r + 1]]`.
-
-    Of pairs, `samples` are their numbers.
-    """
-
-    samples: Integers | npt.NDArray[np.uint32]  # the latter of rows that lie on the disk
-    bounds: Integers  # [R + 1]
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-    def __getitem__(self, row: int) -> Integers:
-        return self.samples[self.bounds[row] : self.bounds[row + 1]].astype(np.int64)
 
 
 class Window(NamedTuple):
@@ -49,27 +26,16 @@ class PackedWindow(NamedTuple):
     sizes: Integers  # of each row, in samples
 
 
-def pack_rows(lengths: Integers, order: Integers, *, max_length: int) -> Rows:
-    """Best fit: every row opens with the longest sample left and takes the longest that still fits.
+def pack_windows(windows: Iterable[Window], max_length: int) -> Iterator[PackedWindow]:
+    """Windows of samples into rows, one after the other.
+
+    Best fit: every row opens with the longest sample left and takes the longest that still fits.
 
     Args:
-        lengths: [S], none above `max_length`.
-        order: samples to pack, in random order; one may occur several times.
+        windows: whose samples are none above `max_length`.
         max_length: of a row.
     """
-    parts = (order[start : start + WINDOW] for start in range(0, len(order), WINDOW))
-    return join_windows(pack_windows((Window(part, lengths[part]) for part in parts), max_length))
-
-
-def pack_windows(windows: Iterable[Window], max_length: int) -> Iterator[PackedWindow]:
-    """Windows of samples into rows, one after the other."""
     return (_pack_window(window, max_length) for window in windows)
-
-
-def join_windows(windows: Iterable[PackedWindow]) -> Rows:
-    """The rows of all windows, in memory."""
-    samples, sizes = zip(*windows, strict=True)
-    return Rows(np.concatenate(samples), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]))
 
 
 def _pack_window(window: Window, max_length: int) -> PackedWindow:
@@ -103,13 +69,3 @@ def _pack_window(window: Window, max_length: int) -> PackedWindow:
         if not size:
             return PackedWindow(np.array(placed, np.int64), np.array(sizes, np.int64))
         sizes.append(size)
-
-
-def single_rows(order: Integers) -> Rows:
-    """One sample a row."""
-    return Rows(order, np.arange(len(order) + 1))
-
-
-def measure_fill(lengths: Integers, rows: Rows, max_length: int) -> float:
-    """Share of the rows' room that holds tokens."""
-    return float(lengths[rows.samples].sum()) / (len(rows) * max_length)

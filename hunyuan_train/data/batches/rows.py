@@ -9,22 +9,17 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from hunyuan_train.data.batches.order import LengthGroups, Order, UnitOrder
-from hunyuan_train.data.batches.packing import (
-    WINDOW,
-    PackedWindow,
-    Rows,
-    Window,
-    join_windows,
-    pack_windows,
-)
+from hunyuan_train.data.batches.packing import PackedWindow, Window, pack_windows
 from hunyuan_train.data.compiled.cache import lock_out
 from hunyuan_train.data.compiled.memos import read_memo, write_memo
 from hunyuan_train.data.dataset import Dataset
@@ -36,6 +31,26 @@ logger = logging.getLogger(__name__)
 
 _SAMPLES, _BOUNDS = np.dtype("<u4"), np.dtype("<i8")  # a data set has less than 2^32 samples
 _BLOCK_BYTES = 1 << 22
+# Samples packed together: enough that rows come out full, few enough that samples of all lengths
+# meet in every part of an epoch.
+WINDOW = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """R rows over an order of samples: row r holds `samples[bounds[r] : bounds[r + 1]]`.
+
+    Of pairs, `samples` are their numbers.
+    """
+
+    samples: Integers | npt.NDArray[np.uint32]  # the latter of rows that lie on the disk
+    bounds: Integers  # [R + 1]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, row: int) -> Integers:
+        return self.samples[self.bounds[row] : self.bounds[row + 1]].astype(np.int64)
 
 
 class RowTable(Protocol):
@@ -116,6 +131,34 @@ def lay_rows(dataset: Dataset, units: UnitOrder, *, seed: int) -> Rows:
         logger.warning("%s cannot be kept (%s): rows are laid in memory", path, error.strerror)
         rows = join_windows(_pack(dataset, units))
     return rows
+
+
+def pack_rows(lengths: Integers, order: Integers, *, max_length: int) -> Rows:
+    """Pack samples, in memory; see `pack_windows`.
+
+    Args:
+        lengths: [S], none above `max_length`.
+        order: samples to pack, in random order; one may occur several times.
+        max_length: of a row.
+    """
+    parts = (order[start : start + WINDOW] for start in range(0, len(order), WINDOW))
+    return join_windows(pack_windows((Window(part, lengths[part]) for part in parts), max_length))
+
+
+def single_rows(order: Integers) -> Rows:
+    """One sample a row."""
+    return Rows(order, np.arange(len(order) + 1))
+
+
+def join_windows(windows: Iterable[PackedWindow]) -> Rows:
+    """The rows of all windows, in memory."""
+    samples, sizes = zip(*windows, strict=True)
+    return Rows(np.concatenate(samples), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]))
+
+
+def measure_fill(lengths: Integers, rows: Rows, max_length: int) -> float:
+    """Share of the rows' room that holds tokens."""
+    return float(lengths[rows.samples].sum()) / (len(rows) * max_length)
 
 
 def _keep_rows(path: Path, subject: object, windows: Iterator[PackedWindow]) -> Rows:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hunyuan_train.data.batches.packing import measure_fill, pack_rows
+from hunyuan_train.data.batches.rows import measure_fill, pack_rows
 from hunyuan_train.data.inspection.lint import LintReport
 from hunyuan_train.families.grammar.segments import SPANS
 

@@ -112,7 +112,6 @@ def _epoch(dataset, *, packing):
 @pytest.fixture
 def several_windows(prepare, tiny_data, monkeypatch):
     """A data set whose rows are packed in several windows, and so are kept on the disk."""
-    monkeypatch.setattr(packing, "WINDOW", 32)
     monkeypatch.setattr(rows, "WINDOW", 32)
     dataset = prepare(tiny_data, max_seq_length=1024)
     assert len(dataset) > 64

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hunyuan_train.data.batches import packing
-from hunyuan_train.data.batches.packing import measure_fill, pack_rows, single_rows
+from hunyuan_train.data.batches import rows as row_tables
+from hunyuan_train.data.batches.rows import measure_fill, pack_rows, single_rows
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_rows_of_a_realistic_mix_are_full(realistic):
 
 
 def test_windows_keep_rows_full(realistic, monkeypatch):
-    monkeypatch.setattr(packing, "WINDOW", 4000)
+    monkeypatch.setattr(row_tables, "WINDOW", 4000)
     rows = pack_rows(realistic, np.arange(len(realistic)), max_length=4096)
     assert sorted(rows.samples) == list(range(len(realistic)))
     assert measure_fill(realistic, rows, 4096) > 0.995
