@@ -13,14 +13,11 @@ import deepspeed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hunyuan_train.config.checkpoint_schema import CheckpointConfig
-from hunyuan_train.config.evaluation_schema import EvaluationConfig
-from hunyuan_train.config.rules.evaluation import LOSS_METRICS, PREFERENCE_METRICS, is_lower_better
 from hunyuan_train.config.run_files import QUARANTINE
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.data.batches.loader import Batch, BatchSampler, StepContent
-from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.answers import ask_nothing
-from hunyuan_train.evaluation.losses import evaluate, list_sources, name_losses
+from hunyuan_train.evaluation.losses import evaluate, name_losses
 from hunyuan_train.evaluation.pair_table import PairTable
 from hunyuan_train.json_lines import Lines, Numbers, as_json_numbers
 from hunyuan_train.json_screen import NUMBERS
@@ -31,6 +28,7 @@ from hunyuan_train.parallel.collective_timers import timing_collectives
 from hunyuan_train.parallel.engine import max_over_ranks, peak_memory_gib
 from hunyuan_train.parallel.optimizer import share_of_weights_moved
 from hunyuan_train.trainer.anomalies import MAX_ROLLBACKS, find_anomaly, quarantine, remember
+from hunyuan_train.trainer.best_metric import check_best_metric, has_stalled, note_evaluation
 from hunyuan_train.trainer.clock import StepClock
 from hunyuan_train.trainer.describe import describe_evaluation, describe_step
 from hunyuan_train.trainer.interrupt import (
@@ -233,18 +231,6 @@ def log_end(trainer: Trainer, state: TrainerState, *, is_complete: bool) -> None
         logger.info("stopped after step %d of %d", state.step, trainer.total_steps)
 
 
-def check_best_metric(
-    config: EvaluationConfig, objective: Objective, batches: Sequence[Batch]
-) -> None:
-    """Refuse the name of a loss that the objective does not have."""
-    name = config.metric_for_best_model
-    means = objective.complete(dict.fromkeys(objective.groups, 0.0))
-    means |= {f"loss/{source}": 0.0 for source in list_sources(batches) if source}
-    known = name_losses(means, has_perplexity=objective.has_perplexity)
-    if name.startswith((*LOSS_METRICS, *PREFERENCE_METRICS)) and name not in known:
-        raise ConfigError(f"metric_for_best_model is {name}; there are {', '.join(known)}")
-
-
 def advance(trainer: Trainer, state: TrainerState) -> tuple[TrainerState, Numbers]:
     """Do one optimizer step, evaluate and log where that is due."""
     began = time.perf_counter()
@@ -355,30 +341,6 @@ def evaluate_all(trainer: Trainer, step: int) -> Numbers:
     return name_losses(losses, has_perplexity=trainer.objective.has_perplexity) | trainer.answer(
         step
     )
-
-
-def note_evaluation(
-    config: EvaluationConfig, state: TrainerState, numbers: Numbers
-) -> TrainerState:
-    """Remember the best evaluation, and how many have followed it.
-
-    Raises:
-        ConfigError: the evaluation did not report metric_for_best_model.
-    """
-    name = config.metric_for_best_model
-    if name not in numbers:
-        found = ", ".join(sorted(one for one in numbers if one.startswith("eval_")))
-        raise ConfigError(f"metric_for_best_model is {name}; this data gives {found}")
-    value = numbers[name]
-    best = state.best_value
-    if best is not None and (value >= best if is_lower_better(name) else value <= best):
-        return replace(state, num_worse=state.num_worse + 1)
-    return replace(state, best_value=value, best_step=state.step, num_worse=0)
-
-
-def has_stalled(config: EvaluationConfig, state: TrainerState) -> bool:
-    """Whether early stopping ends the run here."""
-    return 0 < config.early_stopping_patience <= state.num_worse
 
 
 def wants_save(config: CheckpointConfig, state: TrainerState, saved_step: int) -> bool:
