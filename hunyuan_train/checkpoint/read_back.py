@@ -172,22 +172,35 @@ def _open_past_cache(file: FileIO, buffer: memoryview) -> int | None:
 
 
 class SumBeside:
-    """A checksum that is computed in a thread of its own while the next block is read.
+    """A checksum that is computed in a thread of its own while the next blocks are read.
 
     For one that takes longer than reading does, and of which no part can be done apart: SHA-256.
     """
 
-    def __init__(self, digest: Digest, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, digest: Digest, pool: ThreadPoolExecutor, *, most_pending: int = 1) -> None:
+        """Store what is given.
+
+        Args:
+            digest: begun.
+            pool: of one thread, which nobody else uses.
+            most_pending: blocks that may wait to be added. With several, the thread has always
+                something to do, and does not wait for whoever brings the next.
+        """
         self.digest = digest
-        self.pool = pool  # of one thread
-        self.pending: Future[None] | None = None
+        self.pool = pool
+        self.most_pending = most_pending
+        self.pending: deque[Future[None]] = deque()
 
     def update(self, content: memoryview, /) -> None:
-        """Begin to add the bytes that follow; they must stay as they are until the next come."""
-        self.finish()
-        self.pending = self.pool.submit(self.digest.update, content)
+        """Begin to add the bytes that follow.
+
+        They must stay as they are until `most_pending` further blocks have come.
+        """
+        while len(self.pending) >= self.most_pending:
+            self.pending.popleft().result()
+        self.pending.append(self.pool.submit(self.digest.update, content))
 
     def finish(self) -> None:
         """Wait until all is in."""
-        if self.pending:
-            self.pending.result()
+        while self.pending:
+            self.pending.popleft().result()

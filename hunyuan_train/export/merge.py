@@ -75,6 +75,7 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 2**20
 # Matrix products take rows in groups. A block that ends within one is rounded in another way.
 ROWS_TOGETHER = 8
+SUMS_PENDING = 4  # blocks of a file that wait to be summed
 MATRIX_BYTES = 2**29  # of adapters in memory, over all files
 WHOLE_NUMBERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size of an element
 
@@ -349,8 +350,13 @@ def merge_file(
     """
     original_digest, digest = hashlib.sha256(), hashlib.sha256()
     difference, reader = Difference(), ChangeReader()
-    with ThreadPoolExecutor(2) as pool, PastCache(merged) as target:
-        sum_read, sum_written = (SumBeside(one, pool) for one in (original_digest, digest))
+    with (
+        ThreadPoolExecutor(1) as reading,
+        ThreadPoolExecutor(1) as writing,
+        PastCache(merged) as target,
+    ):
+        sum_read = SumBeside(original_digest, reading, most_pending=SUMS_PENDING)
+        sum_written = SumBeside(digest, writing, most_pending=SUMS_PENDING)
         for segment in segments:
             values = read_segment(original, segment)
             if is_known:
