@@ -51,6 +51,7 @@ from hunyuan_train.export.huggingface_folder import (
     write_weights,
 )
 from hunyuan_train.export.served_tokenizer import write_new_tokens
+from hunyuan_train.export.whole_files import WholeFiles, summed_beside
 from hunyuan_train.families.grammar.find import load_tokenizer
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.families.registry import family_of
@@ -131,20 +132,25 @@ def export_stopped_run(run: StoppedRun, folder: Path, *, dtype: torch.dtype | No
             that of the run.
     """
     written = WrittenParts()
-    with unfinished_until_published(folder) as unfinished:
+    with unfinished_until_published(folder) as unfinished, summed_beside(written) as whole:
         if run.config.lora.use_lora:
             _write_stopped_adapter(run, unfinished, dtype)
         else:
-            _write_stopped_model(run, unfinished, dtype, written)
+            _write_stopped_model(run, unfinished, dtype, written, whole)
         files = sorted(unfinished.iterdir())
         with show_progress("summing", sum(file.stat().st_size for file in files)) as advance:
-            digests = hash_files(files, advance, written.by_name)
+            others = [file for file in files if file not in whole.sums]
+            digests = hash_files(others, advance, written.by_name) | whole.wait(advance)
         publish_summed(folder, digests)
     logger.info("exported %s", folder)
 
 
 def _write_stopped_model(
-    run: StoppedRun, folder: Path, dtype: torch.dtype | None, written: WrittenParts
+    run: StoppedRun,
+    folder: Path,
+    dtype: torch.dtype | None,
+    written: WrittenParts,
+    whole: WholeFiles,
 ) -> None:
     source = TrainedWeights(run.trained, run.base)
     release = describe_release(run.config, run.shape, run.base)
@@ -156,7 +162,7 @@ def _write_stopped_model(
     verify_base(run.base, frozen)
     size = run.plan()[1] + sum(one.num_bytes for one in frozen.values())
     with show_progress("writing", size) as advance:
-        write_trained(run, locations, advance, written)
+        write_trained(run, locations, advance, written, whole)
         write_weights(run.base, frozen, advance, written)
     if count_parameters(run.shape).total > MAX_PARAMETERS_BESIDE:
         logger.info(TOO_LARGE)
@@ -183,14 +189,18 @@ def write_trained(
     locations: dict[str, TensorLocation],
     advance: Callable[[int], None],
     written: WrittenParts,
+    whole: WholeFiles,
 ) -> None:
     """Copy what was trained into a created folder, several tensors of the checkpoint at a time.
+
+    They come in the order in which the folder has them, so that its files are soon whole.
 
     Args:
         run: at the checkpoint.
         locations: of the created folder.
         advance: told the bytes that are read.
         written: learns what is written.
+        whole: sums the files that nothing else is written to.
 
     Raises:
         CheckpointError: a file is damaged, or of another model.
@@ -203,17 +213,26 @@ def write_trained(
                 "--model_name_or_path"
             )
     is_ended = Event()
+    whole.expect(locations.values())
+
+    def place(stretch: Stretch) -> tuple[Path, int]:
+        tensor, fragment = stretch.fragments[0]
+        location = locations[tensor.name]
+        return location.file, location.byte_of(fragment.start)
 
     def copy(stretch: Stretch) -> None:
         pieces = takewhile(lambda _: not is_ended.is_set(), stretch.read(advance))
         for path, inside in groupby(pieces, lambda one: locations[one[0].tensor.name].file):
+            num_bytes = 0
             with PastCache(path) as file:
                 for piece, values in inside:
                     write_piece(locations, piece, values, written, file)
+                    num_bytes += (piece.stop - piece.start) * locations[piece.tensor.name].itemsize
+            whole.add(path, num_bytes)
 
     with ThreadPoolExecutor(num_threads()) as pool:
         try:
-            list(pool.map(copy, run.plan()[0]))
+            list(pool.map(copy, sorted(run.plan()[0], key=place)))
         finally:
             is_ended.set()  # all is done, or nobody waits for the rest
 

@@ -1,6 +1,7 @@
 """A stopped run's checkpoint becomes the folder that the run itself would have exported."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from hunyuan_train.checkpoint.run_folder import find_best
 from hunyuan_train.checkpoint.verify import find_damage
 from hunyuan_train.cli import main
 from hunyuan_train.config.schema import LoraConfig
-from hunyuan_train.export import from_checkpoint
+from hunyuan_train.export import huggingface_folder as release
+from hunyuan_train.export import whole_files
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.families.registry import read_shape
 from hunyuan_train.families.tables import released_tensors
@@ -269,17 +271,36 @@ def test_checkpoints_of_earlier_versions_give_the_same_files(
 def test_what_the_disk_returns_is_compared_with_what_was_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hash_files = from_checkpoint.hash_files
+    hash_file = whole_files.hash_file
 
-    def damage_first(files: list[Path], *arguments: Any) -> dict[str, str]:
-        weights = next(file for file in files if file.suffix == ".safetensors")
-        flip_bit(weights, weights.stat().st_size - 1)
-        return hash_files(files, *arguments)
+    def damage_first(file: Path, **options: Any) -> str:
+        flip_bit(file, file.stat().st_size - 1)
+        return hash_file(file, **options)
 
-    monkeypatch.setattr(from_checkpoint, "hash_files", damage_first)
+    monkeypatch.setattr(whole_files, "hash_file", damage_first)
     with pytest.raises(CheckpointError, match=r"does not return what was written to it, in its"):
         export_stopped_run(open_stopped_run(run, {}), tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_files_are_summed_while_others_are_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    hash_file = whole_files.hash_file
+
+    def note(file: Path, **options: Any) -> str:
+        seen.append(file.name)
+        return hash_file(file, **options)
+
+    monkeypatch.setattr(whole_files, "hash_file", note)
+    monkeypatch.setattr(release, "MAX_FILE_BYTES", release.HEADER_BYTES + 10**5)
+    export_stopped_run(open_stopped_run(run, {}), tmp_path / "out")
+    names = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
+    assert len(names) > 3
+    assert sorted(seen) == names
+    check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    subprocess.run(check, cwd=tmp_path / "out", check=True)
 
 
 def flip_bit(file: Path, position: int) -> None:
