@@ -107,7 +107,7 @@ def make_answer_check(
             f"eval_generate is {num_prompts}, but the evaluation data has no fast or "
             "slow answer; set --eval_generate 0, or give records with a mode"
         )
-    return AnswerCheck(
+    answer_check = AnswerCheck(
         engine,
         questions,
         tokenizer,
@@ -115,7 +115,9 @@ def make_answer_check(
         logs.metrics.log_table,
         max_new_tokens=config.evaluation.eval_max_new_tokens,
         metric=config.evaluation.eval_metric,
-    ).run
+    )
+    answer_check.load_metric()
+    return answer_check.run
 
 
 def make_held_out_table(config: RunConfig, tokenizer: Tokenizer, logs: Logs) -> PairTable:

@@ -4,7 +4,7 @@ It answers split as it is (`evaluation/engine_generation.py`), greedily.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import deepspeed
 import torch.distributed as dist
@@ -12,9 +12,11 @@ import torch.distributed as dist
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.engine_generation import generate_dealt_out
 from hunyuan_train.evaluation.scoring import Question, describe_answer, score_answer, summarize
-from hunyuan_train.evaluation.user_metric import load_metric, measure
+from hunyuan_train.evaluation.user_metric import Metric, load_metric, measure
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
 from hunyuan_train.json_lines import Lines, Numbers
+
+Result = TypeVar("Result")
 
 
 def ask_nothing(_: int) -> Numbers:
@@ -43,6 +45,7 @@ class AnswerCheck:
         self.log_table = log_table  # and its trackers are told
         self.max_new_tokens = max_new_tokens
         self.metric = metric  # of the user's own, FILE.py:FUNCTION
+        self.metric_function: Metric | None = None  # of rank 0, once it is loaded
 
     def run(self, step: int) -> Numbers:
         """Ask, score, and keep question and answer in `answers.jsonl`; the same on every rank."""
@@ -57,26 +60,35 @@ class AnswerCheck:
         self.log_table("answers", rows, step)
         return summarize(scores) | self._measure(outputs)
 
+    def load_metric(self) -> None:
+        """Run the file of the user's metric, before the first step and not at the first evaluation.
+
+        Raises:
+            ConfigError: it fails, or its function does not take answers; on every rank.
+        """
+        if setting := self.metric:
+            self.metric_function = _on_first_rank(lambda: load_metric(setting))
+
     def _measure(self, outputs: list[str]) -> Numbers:
-        """The user's metric. One rank runs it: on each, it might give another number.
+        """What the user's metric says.
 
         Raises:
             ConfigError: it fails; on every rank.
         """
         if not self.metric:
             return {}
-        found: list[Numbers | str] = [""]
-        if dist.get_rank() == 0:
-            try:
-                function = load_metric(self.metric)
-                questions, tokenizer = self.questions, self.tokenizer
-                found = [measure(function, questions, outputs, tokenizer, setting=self.metric)]
-            except ConfigError as error:
-                found = [str(error)]
+        found: list[Numbers] = [{}]
+        if numbers := _on_first_rank(lambda: self._judge(outputs)):
+            found = [numbers]
         dist.broadcast_object_list(found)
-        if isinstance(found[0], str):
-            raise ConfigError(found[0])
         return found[0]
+
+    def _judge(self, outputs: list[str]) -> Numbers:
+        assert self.metric, "a metric is asked for"
+        assert self.metric_function, "it was loaded, by the rank that judges"
+        return measure(
+            self.metric_function, self.questions, outputs, self.tokenizer, setting=self.metric
+        )
 
     def _ask(self) -> list[str]:
         outputs = generate_dealt_out(
@@ -86,3 +98,21 @@ class AnswerCheck:
             max_new_tokens=self.max_new_tokens,
         )
         return [self.tokenizer.decode(output) for output in outputs]
+
+
+def _on_first_rank(work: Callable[[], Result]) -> Result | None:
+    """What one rank finds, and None on the others: on each, a metric might give another number.
+
+    Raises:
+        ConfigError: that rank's; on every rank.
+    """
+    result, said = None, [""]
+    if dist.get_rank() == 0:
+        try:
+            result = work()
+        except ConfigError as error:
+            said = [str(error)]
+    dist.broadcast_object_list(said)
+    if said[0]:
+        raise ConfigError(said[0])
+    return result

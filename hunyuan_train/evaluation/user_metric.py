@@ -16,12 +16,13 @@ More is better: where less is, return the negative.
 """
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from hunyuan_train.config.rules.evaluation import split_metric
+from hunyuan_train.config.rules.evaluation import explain_arguments, split_metric
 from hunyuan_train.errors import ConfigError
 from hunyuan_train.evaluation.scoring import Question
 from hunyuan_train.families.grammar.tokenizer import Tokenizer
@@ -33,7 +34,8 @@ def load_metric(setting: str) -> Metric:
     """The function that a setting names.
 
     Raises:
-        ConfigError: the file cannot be run, or has no such function.
+        ConfigError: the file cannot be run, or has no such function, or one that does not take
+            answers.
     """
     path, name = split_metric(setting)
     spec = importlib.util.spec_from_file_location(f"user_metric_{Path(path).stem}", path)
@@ -47,6 +49,12 @@ def load_metric(setting: str) -> Metric:
     function = vars(module).get(name)
     if not callable(function):
         raise ConfigError(f"eval_metric is {setting}, and {path} has no function {name}; add it")
+    try:
+        inspect.signature(function).bind([])
+    except TypeError as error:
+        raise ConfigError(explain_arguments(setting, f"Python says '{error}'")) from error
+    except ValueError:  # of some built-in functions Python does not know what they take
+        pass
     return function
 
 

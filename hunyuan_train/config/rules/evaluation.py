@@ -81,13 +81,45 @@ def check_metric_file(setting: str, called: str = "eval_metric") -> None:
         raise ConfigError(
             f"{called} is {setting}, and {path} cannot be read as Python: {error}; fix the file"
         ) from error
-    functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
-    if name not in (*functions, *_list_assigned(tree)):
+    functions = {one.name: one for one in tree.body if isinstance(one, ast.FunctionDef)}
+    assigned = _list_assigned(tree)
+    if name not in (*functions, *assigned):
         found = ", ".join(functions) or "none"
         raise ConfigError(
             f"{called} is {setting}, and {path} has no function {name} (functions: {found}); "
             "name one of its functions"
         )
+    # What a decorator or another name makes of a function is known when the file is run.
+    is_known = name in functions and name not in assigned and not functions[name].decorator_list
+    if is_known and (reason := _refuse_arguments(functions[name].args)):
+        raise ConfigError(explain_arguments(setting, reason, called))
+
+
+def explain_arguments(setting: str, reason: str, called: str = "eval_metric") -> str:
+    """That the function of a setting cannot be called with what it is called with.
+
+    Args:
+        setting: its value.
+        reason: why it cannot.
+        called: its name to the user.
+    """
+    name = split_metric(setting, called)[1]
+    return (
+        f"{called} is {setting}, and its function takes one argument, the list of answers: "
+        f"{reason}; define it as `def {name}(answers)`, and give other arguments a default"
+    )
+
+
+def _refuse_arguments(arguments: ast.arguments) -> str:
+    """Why a function cannot be called with one list; "" where it can."""
+    positional = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+    required = positional[: len(positional) - len(arguments.defaults)]
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    required_by_name = [one.arg for one, default in named if default is None]
+    if not (positional or arguments.vararg):
+        return "this one takes none"
+    missing = [*required[1:], *required_by_name]
+    return f"this one wants {', '.join(missing)} besides" if missing else ""
 
 
 def _list_assigned(tree: ast.Module) -> list[str]:
