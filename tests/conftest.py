@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,6 +29,18 @@ os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(os.environ))
 if count_gpus() == 0:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+# A home of their own, so that tests leave no tokenized data in the user's. What others keep for all
+# their users (packages, fonts, environments of clients) stays where it is.
+for variable, place in (
+    ("XDG_CACHE_HOME", ".cache"),
+    ("HUNYUAN_CLIENTS", ".cache/hunyuan_train/clients"),
+    ("PYENV_ROOT", ".pyenv"),
+):
+    os.environ.setdefault(variable, str(Path.home() / place))
+IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ
+if IS_FIRST:
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="hunyuan-tests-home-")
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # which ignores Ctrl-C, and so would all that tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -49,6 +62,12 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return LAUNCHER if nodeid.startswith(LAUNCHER) else nodeid.partition("::")[0]
+
+
+def pytest_unconfigure() -> None:
+    """Remove the home of the tests."""
+    if IS_FIRST:
+        shutil.rmtree(os.environ["HOME"], ignore_errors=True)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:

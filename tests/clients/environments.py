@@ -1,5 +1,6 @@
 """The environments of foreign clients, made by `make.sh` at their first use."""
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ def client_python(name: str) -> str:
 
 def find_python(version: str) -> str:
     """An interpreter of a version, such as "3.12": by its name, or of pyenv; otherwise a skip."""
-    versions = Path.home() / ".pyenv/versions"
+    versions = Path(os.environ["PYENV_ROOT"], "versions")
     for one in (f"python{version}", *map(str, versions.glob(f"{version}.*/bin/python3"))):
         try:
             subprocess.run([one, "-c", ""], capture_output=True, check=True)

@@ -1,6 +1,6 @@
 """Faults that have been shipped elsewhere, planted in a rank before it trains."""
 
-import tempfile
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -121,16 +121,20 @@ def swap_codes_between_experts() -> None:
     CompressedWeights.put = swapped
 
 
-def read_codes_that_an_earlier_base_left() -> None:
-    """As if a cache kept them under this base's name, and nothing compared any with the base."""
-    folder = Path(tempfile.mkdtemp())
+def read_codes_that_an_earlier_base_left(folder: Path) -> None:
+    """As if a cache kept them under this base's name, and nothing compared any with the base.
+
+    Args:
+        folder: in which each rank has a cache of its own.
+    """
+    own = folder / str(os.getpid())
     experts = [one for one in released_tensors(SHAPE).values() if one.kind is Kind.EXPERT]
 
     def stale(codes, *_):
         fresh = replace(codes, source=SeededWeights(seed=9, standard_deviation=0.08))
-        earlier = CachedExperts(fresh, folder, ["base"])
+        earlier = CachedExperts(fresh, own, ["base"])
         earlier.keep([(one, *earlier.read_experts(one)) for one in experts])
-        return CachedExperts(codes, folder, ["base"])
+        return CachedExperts(codes, own, ["base"])
 
     CachedExperts.compare = lambda *_: None
     assemble.with_cache = stale

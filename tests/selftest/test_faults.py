@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -109,11 +110,14 @@ def test_a_planted_fault_of_preferences_is_found(
     ],
 )
 def test_a_planted_fault_of_quantised_experts_is_found(
-    fault: Callable[[], None],
+    fault: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     case = "experts in nf4, adapters everywhere"
+    if fault is faults.read_codes_that_an_earlier_base_left:
+        fault = partial(fault, tmp_path)
     exit_code, [verdict] = run_with_fault(fault, monkeypatch, capsys, case)
     assert exit_code == 1
     for name in ("loss", "gradients", "weights"):

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -318,3 +319,8 @@ def test_records_say_their_mode_one_by_one(prepare, write_records):
     path = write_records([chat("a", "b", mode="plain"), chat("a", "b", mode="fast")])
     summary = prepare(path, data_policy="untagged=error").summary
     assert (summary.num_plain, summary.num_fast) == (1, 1)
+
+
+def test_tests_leave_nothing_in_the_home_of_their_user():
+    assert Path.home().name.startswith("hunyuan-tests-home-")
+    assert cache.DEFAULT_CACHE_DIR.is_relative_to(Path.home())
