@@ -1,4 +1,4 @@
-"""One of the ranks that torchrun started: checks where it stands, and runs."""
+"""One of the ranks that a launcher started: checks where it stands, and runs."""
 
 import gc
 import sys
@@ -10,6 +10,7 @@ from hunyuan_train.launcher.rank.heartbeat import announce_rank
 from hunyuan_train.launcher.rank.worker import (
     check_place,
     mark_done,
+    prepare_extensions,
     report_crash,
     started_slots,
     take_environment,
@@ -26,7 +27,10 @@ def run_rank(command: CommandLine) -> int:
     heartbeat = announce_rank()
     slots = started_slots(command.config)
     config = locate_downloads(command.config)
-    resolved = resolve_here(config, machine=detect_machine(), slots=slots)
+    machine = detect_machine()
+    resolved = resolve_here(config, machine=machine, slots=slots)
+    if not command.is_dry_run:
+        prepare_extensions(resolved.config, num_gpus=machine.num_gpus)
     gc.disable()
     # torch and DeepSpeed, which read the environment: only once nothing is known to be wrong
     from hunyuan_train.run import run  # noqa: PLC0415

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -154,6 +155,11 @@ def _remove_stale_lock(lock: Path, console: Console) -> None:
             return
         who = f"process {holder}" if holder else "a process of another host or container"
         words = f"waiting for {who}, which compiles or loads {lock.parent}"
+        if not holder:
+            words += (
+                f"; if there is none, its lock goes {UNSEEN_SECONDS:.0f} s after it was made, or "
+                f"at once by `rm {shlex.quote(str(lock))}`"
+            )
         if words != said and (holder or _age_seconds(lock) > SOON_SECONDS):
             console.print(words)
             said = words

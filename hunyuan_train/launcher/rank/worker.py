@@ -2,17 +2,23 @@
 
 import json
 import os
+import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
 
 from hunyuan_train.config.schema import RunConfig
 from hunyuan_train.errors import ConfigError
-from hunyuan_train.launcher.host.extension import hold_extensions
+from hunyuan_train.launcher.host.extension import (
+    extensions_folder,
+    hold_extensions,
+    needed_extensions,
+    prepare_extension,
+)
 from hunyuan_train.launcher.machine import detect_machine
 from hunyuan_train.launcher.rank.environment import library_defaults
 from hunyuan_train.launcher.rank.heartbeat import FAILURE_REPORT, is_worker, node_folder
-from hunyuan_train.terminal import complain
+from hunyuan_train.terminal import PlainConsole, complain
 
 # Under DeepSpeed's launcher: a folder that all hosts share. Ranks find their environment there, and
 # leave a mark at their end, because that launcher's word cannot be trusted.
@@ -86,6 +92,27 @@ def take_environment() -> None:
     os.environ.update(
         library_defaults(os.environ, num_gpus=machine.num_gpus, cores_per_rank=cores_per_rank)
     )
+    hold_extensions(os.environ)
+
+
+def prepare_extensions(config: RunConfig, *, num_gpus: int) -> None:
+    """Compile what a run loads, where nobody has done it before the ranks started.
+
+    Under a torchrun of the user's, each rank would compile by itself, in a folder that all
+    environments share. There, one that was killed leaves a lock that all others wait for.
+
+    Raises:
+        ConfigError: it cannot be compiled.
+    """
+    if node_folder() is not None:  # our launcher has
+        return
+    folder = extensions_folder(os.environ)
+    bin_folder = str(Path(sys.executable).parent)  # of the ninja that torch asks whether all is new
+    os.environ["PATH"] = f"{bin_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    console = PlainConsole(stderr=True, soft_wrap=True)
+    for extension in needed_extensions(config, num_gpus=num_gpus):
+        prepare_extension(extension, folder=folder, environment=os.environ, console=console)
     hold_extensions(os.environ)
 
 

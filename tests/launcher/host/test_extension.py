@@ -1,5 +1,6 @@
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from hunyuan_train.launcher.host.extension import (
     needed_extensions,
     prepare_extension,
 )
+from hunyuan_train.launcher.rank.heartbeat import FOLDER_VARIABLE
+from hunyuan_train.launcher.rank.worker import prepare_extensions
 from tests.conftest import REPOSITORY
 
 
@@ -183,8 +186,11 @@ def test_a_lock_whose_holder_cannot_be_seen_is_waited_for(tmp_path, compiled, mo
     prepare(tmp_path)
     assert 0.4 < time.monotonic() - began < 1.9
     lock.touch()
-    prepare(tmp_path, Console(width=200))
-    assert "left behind" in capsys.readouterr().out
+    monkeypatch.setattr(extension, "SOON_SECONDS", 0.0)
+    prepare(tmp_path, Console(width=400, soft_wrap=True))
+    said = capsys.readouterr().out
+    assert f"its lock goes 2 s after it was made, or at once by `rm {lock}`" in said
+    assert "left behind" in said
     assert not lock.exists()
 
 
@@ -285,3 +291,48 @@ def test_it_compiles_where_it_looks_for_what_is_compiled(monkeypatch, tmp_path):
     folder = extensions_folder({})
     assert folder.is_relative_to(tmp_path)
     assert compiled_in == [(folder, str(folder))]
+
+
+def test_a_rank_of_another_launcher_makes_its_own_way(tmp_path, compiled, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    lock = extensions_folder(os.environ) / "deepspeed_shm_comm/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    os.utime(lock, (0, 0))  # of a process that was killed
+    config = load_config([])
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    prepare_extensions(config, num_gpus=0)
+    assert (compiled, lock.exists()) == ([], True), "our launcher has done it for its ranks"
+    monkeypatch.delenv(FOLDER_VARIABLE)
+    prepare_extensions(config, num_gpus=0)
+    assert (compiled, lock.exists()) == (["deepspeed_shm_comm"], False)
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(lock.parent.parent)
+
+
+@pytest.mark.slow
+def test_a_torchrun_of_the_users_trains_in_spite_of_a_lock_left_behind(tmp_path):
+    built = extensions_folder(os.environ)
+    prepare(built)
+    shutil.copytree(built / "deepspeed_shm_comm", tmp_path / built.name / "deepspeed_shm_comm")
+    locks = [folder / "deepspeed_shm_comm/lock" for folder in (tmp_path / built.name, tmp_path)]
+    for lock in locks:  # the second one where torch looks if nothing else is said
+        lock.parent.mkdir(exist_ok=True)
+        lock.touch()
+        os.utime(lock, (0, 0))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *(str(REPOSITORY / "train.py"), "--recipe", "tiny", "--max_steps", "1"),
+            *("--export", "false", "--save_strategy", "no", "--output_dir", str(tmp_path / "run")),
+        ],
+        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"removed {locks[0]}, left behind" in done.stderr
+    assert [lock.exists() for lock in locks] == [False, True]
