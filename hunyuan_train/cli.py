@@ -110,7 +110,7 @@ DEFERRED = {
     "export": "export.with_torch:export",
     "merge": "export.with_torch:merge",
     "merge_quantised": "quantize.merge_command:merge_and_measure",
-    "convert_adapter": "export.with_torch:convert_adapter",
+    "convert_adapter": "export.adapter_layouts:convert_adapter",
     "quantize": "quantize.run:quantize_and_show",
     "selftest": "selftest.run:check_and_show",
     "chat": "serve.talk:answer_or_talk",
@@ -185,7 +185,8 @@ def finish(rest: Deferred) -> int:
     # DeepSpeed's log goes to what is stdout at its import, which is for the command's answer.
     with PlainConsole(stderr=True).status("loading torch"), redirect_stdout(sys.stderr):
         function = import_function(DEFERRED[rest.name])
-    return int(function(**rest.given))
+    exit_code: int | None = function(**rest.given)
+    return SUCCESS if exit_code is None else exit_code
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -13,4 +13,4 @@ class Deferred:
     """The rest of a command, once nothing that it was given is known to be wrong."""
 
     name: str  # in `cli.DEFERRED`
-    given: Mapping[str, Any]  # the function's arguments
+    given: Mapping[str, Any]  # arguments of the function, which returns an exit code, or None for 0

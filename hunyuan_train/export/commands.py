@@ -166,7 +166,7 @@ def run_convert_adapter(arguments: Arguments) -> Deferred:
         raise CheckpointError(f"OUT is {output}, which is being read; give another folder")
     open_merge(arguments.base, arguments.adapter)
     log_to_screen()
-    given = {"base": arguments.base, "adapter": arguments.adapter, "output": output}
+    given = {"base": arguments.base, "adapter": arguments.adapter, "folder": output}
     return Deferred("convert_adapter", given | {"layout": arguments.layout})
 
 

@@ -1,18 +1,17 @@
-"""The part of `export`, `merge` and `convert_adapter` that needs torch, once all is checked."""
+"""The part of `export` and `merge` that needs torch, once all is checked."""
 
 from pathlib import Path
 
 import torch
 from transformers.utils.logging import set_verbosity_error
 
-from hunyuan_train.export import adapter_layouts
 from hunyuan_train.export.from_checkpoint import export_stopped_run, open_stopped_run
 from hunyuan_train.export.merge import merge_adapter
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def export(checkpoint: Path, moved: dict[str, str], output: Path, *, dtype: str | None) -> int:
+def export(checkpoint: Path, moved: dict[str, str], output: Path, *, dtype: str | None) -> None:
     """Export from a stopped run.
 
     Args:
@@ -24,20 +23,12 @@ def export(checkpoint: Path, moved: dict[str, str], output: Path, *, dtype: str 
     _prepare()
     run = open_stopped_run(checkpoint, moved)
     export_stopped_run(run, output, dtype=DTYPES[dtype] if dtype else None)
-    return 0
 
 
-def merge(base: Path, adapter: Path, output: Path) -> int:
+def merge(base: Path, adapter: Path, output: Path) -> None:
     """Merge an adapter into a base that is not quantised."""
     _prepare()
     merge_adapter(base, adapter, output)
-    return 0
-
-
-def convert_adapter(base: Path, adapter: Path, output: Path, *, layout: str) -> int:
-    """Write an adapter in the layout of another client."""
-    adapter_layouts.convert_adapter(base, adapter, output, layout)
-    return 0
 
 
 def _prepare() -> None:

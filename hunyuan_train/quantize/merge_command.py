@@ -46,7 +46,7 @@ REMEDY = (
 )
 
 
-def merge_and_measure(arguments: argparse.Namespace, output: Path) -> int:
+def merge_and_measure(arguments: argparse.Namespace, output: Path) -> None:
     """Merge, measure and publish.
 
     Args:
@@ -73,7 +73,6 @@ def merge_and_measure(arguments: argparse.Namespace, output: Path) -> int:
         write_json(unfinished / REPORT, report)
         publish_summed(output, hash_files(sorted(unfinished.iterdir()), lambda _: None))
     logger.info("merged into %s", output)
-    return 0
 
 
 def find_rows(arguments: argparse.Namespace) -> Rows | None:

@@ -25,7 +25,7 @@ REPORT = "quantization_report.json"
 
 def quantize_and_show(
     job: Job, chosen: Format, inputs: Inputs, tokenizer: Tokenizer, arguments: argparse.Namespace
-) -> int:
+) -> None:
     """Quantise as the command was asked to.
 
     Raises:
@@ -42,7 +42,6 @@ def quantize_and_show(
     show(report)
     chosen.finish(job)
     logger.info("quantised into %s", job.output)
-    return 0
 
 
 def quantize(job: Job, chosen: Format, wanted: Assessment, *, allows_loss: bool) -> dict[str, Any]:
