@@ -25,6 +25,7 @@ from hunyuan_train.model.fused import fuse_or_warn
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import Sources, build_split_model, start_engine, training_dtype
 from hunyuan_train.parallel.expert import moe_blocks
+from hunyuan_train.parallel.expert_layer import overlap_exchanges
 from hunyuan_train.parallel.optimizer import (
     engine_optimizer,
     optimizer_factory,
@@ -118,5 +119,7 @@ def build_engine(
         # Now, and not at the first update: made among what a step has just freed, they would keep
         # the allocator's large blocks apart for good.
         prepare_optimizer_states(engine, 0)
-    chunk_experts(moe_blocks(engine.module), config.train.moe_chunks)
+    blocks = moe_blocks(engine.module)
+    overlap_exchanges(blocks)
+    chunk_experts(blocks, config.train.moe_chunks)
     return engine

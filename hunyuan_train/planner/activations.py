@@ -17,6 +17,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
 from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
+from hunyuan_train.planner.exchanges import can_be_skewed, hides_exchanges
 from hunyuan_train.planner.frozen_experts import dequantised_bytes
 from hunyuan_train.planner.parameters import adapted_linears, is_trained, list_parameters
 from hunyuan_train.planner.states import chunk_gradients_bytes
@@ -93,11 +94,6 @@ def router_bytes(run: ResolvedRun, saving: Saving) -> int:
     # Softmax, the sum and the normed weights in float32; int64 indices of choice and of two sorts.
     scores = tokens * (4 * shape.num_experts + 4 + 4 * top_k + 3 * 8 * top_k)
     return copies + scores
-
-
-def can_be_skewed(run: ResolvedRun) -> bool:
-    """Whether other ranks' tokens come to this one, so that it may get more than an equal share."""
-    return run.splits_experts and run.expert_size > 1
 
 
 def possible_skew(run: ResolvedRun, skew: float) -> float:
@@ -202,9 +198,10 @@ def dense_bytes(run: ResolvedRun, saving: Saving) -> int:
 def recomputed_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What a layer that is computed again holds at its fullest moment, of what it saves.
 
-    With experts that is when the gradient comes to their weighted sum. The shared expert, which ran
-    last, is done with then. Of experts in chunks one chunk has been computed a third time, and the
-    input of all is there (model/expert_microbatches.py).
+    With experts that is when the gradient comes to their weighted sum. A shared expert that ran
+    last is done with then; one that ran while tokens travelled is not. Of experts in chunks one
+    chunk has been computed a third time, and the input of all is there
+    (model/expert_microbatches.py).
     """
     saving, num_chunks = describe_saving(run), run.config.train.moe_chunks
     fullest = 0
@@ -212,6 +209,8 @@ def recomputed_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         if Kind.ROUTER in kinds:
             inputs = boundary_bytes(run) if num_chunks > 1 else 0
             inside = moe_bytes(run, saving, imbalance=imbalance)
+            if hides_exchanges(run) and Kind.SHARED_EXPERT in kinds:
+                inside += mlp_bytes(run, saving, Kind.SHARED_EXPERT)
             fullest = max(fullest, inputs + ceil(inside / num_chunks))
         else:
             fullest = max(fullest, mlp_bytes(run, saving, Kind.MLP))

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.plain_text import count_of
-from hunyuan_train.planner.activations import can_be_skewed
 from hunyuan_train.planner.component import Component, Phase, fullest_moment, lines_at
 from hunyuan_train.planner.disk import Disk, plan_disk
+from hunyuan_train.planner.exchanges import can_be_skewed
 from hunyuan_train.planner.machine import Hardware
 from hunyuan_train.planner.memory import BALANCED, Memory, plan_memory
 from hunyuan_train.planner.speed import Speed, plan_speed

@@ -10,6 +10,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.activations import before_bytes, saved_bytes
 from hunyuan_train.planner.component import Component, Phase
+from hunyuan_train.planner.exchanges import hides_exchanges
 from hunyuan_train.planner.gathering import Gathered, Hook, Limits, walk_micro_step
 from hunyuan_train.planner.layers import Model, Module, build_model
 from hunyuan_train.planner.parameters import Parameter, list_parameters
@@ -109,6 +110,7 @@ class Play:
     limits: Limits  # of the engine
     is_again: bool  # layers are recomputed
     num_chunks: int  # in which a layer's experts run
+    is_shared_first: bool  # whether shared experts run before the routed ones
 
 
 def describe_play(run: ResolvedRun) -> Play:
@@ -124,13 +126,18 @@ def describe_play(run: ResolvedRun) -> Play:
         ),
         is_again=bool(run.config.train.gradient_checkpointing),
         num_chunks=run.config.train.moe_chunks,
+        is_shared_first=hides_exchanges(run),
     )
 
 
 def play_micro_step(what: Play) -> tuple[Model, Gathered]:
     """The modules of a model, and what was gathered at each of them."""
     model = build_model(
-        what.shape, what.parameters, persistent=what.persistent, num_chunks=what.num_chunks
+        what.shape,
+        what.parameters,
+        persistent=what.persistent,
+        num_chunks=what.num_chunks,
+        is_shared_first=what.is_shared_first,
     )
     trace = tuple(walk_micro_step(model.root, is_again=what.is_again))
     played = Gathered(trace, what.limits, what.is_again)

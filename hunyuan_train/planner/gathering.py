@@ -115,7 +115,9 @@ class Gathered:
         for weight in module.weights:
             self.users.setdefault(weight, set()).add(module)
             if event.hook is Hook.ENTER_AGAIN and not weight.is_trained:
-                self.attributed.setdefault(next(reversed(self.active)), set()).add(weight)
+                owner = next(reversed(self.active))
+                self.attributed.setdefault(owner, set()).add(weight)
+                self.users[weight].add(owner)
             if weight in self.fetches:
                 self.wait_for(weight)
         if module.is_saved and event.hook is (Hook.ENTER_AGAIN if self.is_again else Hook.ENTER):

@@ -60,7 +60,12 @@ class Model:
 
 
 def build_model(
-    shape: ModelShape, parameters: Sequence[Parameter], *, persistent: int, num_chunks: int
+    shape: ModelShape,
+    parameters: Sequence[Parameter],
+    *,
+    persistent: int,
+    num_chunks: int,
+    is_shared_first: bool,
 ) -> Model:
     """The modules of a model.
 
@@ -69,6 +74,7 @@ def build_model(
         parameters: all of them, as this rank sees them.
         persistent: elements up to which a parameter stays gathered.
         num_chunks: in which a layer's experts run.
+        is_shared_first: whether shared experts run before the routed ones, and not behind them.
     """
     named: defaultdict[str, list[Parameter]] = defaultdict(list)
     for one in parameters:
@@ -81,7 +87,10 @@ def build_model(
     for row in model_parameters(shape):
         if row.layer is not None:
             rows[row.layer].append(row)
-    layers = tuple(build_layer(rows[index], named, num_chunks) for index in sorted(rows))
+    layers = tuple(
+        build_layer(rows[index], named, num_chunks, is_shared_first=is_shared_first)
+        for index in sorted(rows)
+    )
     head = Module(outside[Kind.HEAD] or outside[Kind.EMBEDDING])
     rope, norm = Module(has_gradient=False), Module()
     inside = (one.module for one in layers)
@@ -103,7 +112,11 @@ def make_weights(parameters: Sequence[Parameter]) -> tuple[Weight, ...]:
 
 
 def build_layer(
-    rows: Sequence[ModelParameter], named: Mapping[str, Sequence[Parameter]], num_chunks: int
+    rows: Sequence[ModelParameter],
+    named: Mapping[str, Sequence[Parameter]],
+    num_chunks: int,
+    *,
+    is_shared_first: bool,
 ) -> Layer:
     """A decoder layer."""
 
@@ -132,7 +145,8 @@ def build_layer(
     if any(one.kind is Kind.ROUTER for one in rows):
         core = build_experts(rows, named)
         router = Module(children=tuple(members(Kind.ROUTER)))
-        inside = (router, core, *mlp(Kind.SHARED_EXPERT))
+        shared = mlp(Kind.SHARED_EXPERT)
+        inside = (router, *shared, core) if is_shared_first else (router, core, *shared)
         block = Module(children=inside, num_runs=num_chunks)
     else:
         block = core = mlp(Kind.MLP)[0]

@@ -7,7 +7,6 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.activations import (
     after_bytes,
     again_bytes,
-    can_be_skewed,
     dispatch_bytes,
     entered_bytes,
     first_bytes,
@@ -20,6 +19,7 @@ from hunyuan_train.planner.activations import (
 )
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
 from hunyuan_train.planner.disk import plan_disk
+from hunyuan_train.planner.exchanges import can_be_skewed
 from hunyuan_train.planner.frozen_experts import working_lines
 from hunyuan_train.planner.gathered import gathered_lines
 from hunyuan_train.planner.states import device_states, host_states, trained

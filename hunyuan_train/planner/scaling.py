@@ -66,7 +66,7 @@ def scale(run: ResolvedRun, hardware: Hardware) -> Scaled:
     inside = (traffic.gathers + traffic.reduction) / (gpu.node_bandwidth * BANDWIDTH_SHARE)
     exchanges = exchange_seconds(
         run,
-        traffic,
+        hardware,
         imbalance=USUAL_SKEW,
         token_bandwidth=gpu.node_bandwidth,
         head_bandwidth=gpu.node_bandwidth,

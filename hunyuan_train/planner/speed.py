@@ -2,16 +2,21 @@
 
 The model: a micro-step computes, exchanges tokens and moves layers' inputs to host memory and back
 one after the other, while weights are gathered and gradients reduced beside it (`overlap_comm`);
-what takes longer is what shows. The update comes after. What is computed is counted by item
-(`work.py`): an item takes as long as its operations or its bytes do, whichever is more, and each of
-its kernels a little besides. Rates are data-sheet rates times the shares of `machine.py`.
+what takes longer is what shows. Beside tokens on their way to experts the shared expert is computed
+(`parallel/expert_layer.py`), which hides as much of the exchange. The update comes after.
+What is computed is counted by item (`work.py`): an item takes as long as its operations or its
+bytes do, whichever is more, and each of its kernels a little besides. Rates are data-sheet rates
+times the shares of `machine.py`.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hunyuan_train.config.resolved_run import ResolvedRun
-from hunyuan_train.planner.activations import can_be_skewed, kept_on_host_bytes
+from hunyuan_train.families.tensors import Kind
+from hunyuan_train.planner.activations import kept_on_host_bytes
 from hunyuan_train.planner.crossing import crossing_weights, num_gathers
+from hunyuan_train.planner.exchanges import can_be_skewed, hides_exchanges
 from hunyuan_train.planner.machine import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,
@@ -22,7 +27,7 @@ from hunyuan_train.planner.machine import (
 )
 from hunyuan_train.planner.parameters import list_parameters
 from hunyuan_train.planner.states import updated_elements
-from hunyuan_train.planner.work import Item, Pass, Work, micro_step_work
+from hunyuan_train.planner.work import Item, Part, Pass, Work, dense_parts, micro_step_work
 
 # Of experts in a step whose speed is told: what training with a loss that balances them comes to.
 USUAL_SKEW = 1.25
@@ -104,7 +109,7 @@ def plan_speed(run: ResolvedRun, hardware: Hardware, *, imbalance: float = USUAL
         items={key: steps * item_seconds(key[1], done, hardware) for key, done in work.items()},
         token_seconds=exchange_seconds(
             run,
-            traffic,
+            hardware,
             imbalance=imbalance,
             token_bandwidth=link_bandwidth(run, gpu, run.expert_size),
             head_bandwidth=link_bandwidth(run, gpu, run.sequence_size),
@@ -119,16 +124,38 @@ def plan_speed(run: ResolvedRun, hardware: Hardware, *, imbalance: float = USUAL
 
 def exchange_seconds(
     run: ResolvedRun,
-    traffic: Traffic,
+    hardware: Hardware,
     *,
     imbalance: float,
     token_bandwidth: float,
     head_bandwidth: float,
 ) -> float:
-    """What all-to-alls of tokens and heads take in an optimizer step, over links of some speeds."""
+    """What all-to-alls of tokens and heads take in an optimizer step, over links of some speeds.
+
+    Of the exchanges of tokens only what the shared expert does not hide.
+    """
+    steps = run.config.train.gradient_accumulation_steps
     skew = min(imbalance, run.expert_size) if can_be_skewed(run) else 1.0
-    seconds = skew * traffic.tokens / token_bandwidth + traffic.heads / head_bandwidth
-    return seconds / BANDWIDTH_SHARE
+    each = skew * exchange_bytes(run) / (token_bandwidth * BANDWIDTH_SHARE)
+    hidden = sum(times * min(each, seconds) for times, seconds in hiding_seconds(run, hardware))
+    tokens = num_expert_layers(run) * (num_exchanges(run) * each - hidden)
+    return steps * (tokens + head_bytes(run) / (head_bandwidth * BANDWIDTH_SHARE))
+
+
+def hiding_seconds(run: ResolvedRun, hardware: Hardware) -> Iterator[tuple[float, float]]:
+    """How often a layer's shared expert is computed while tokens travel, and for how long."""
+    if not hides_exchanges(run):
+        return
+    parts = list(dense_parts(run, frozenset({Kind.SHARED_EXPERT})))
+
+    def last(works: Iterable[tuple[Part, Work]]) -> float:
+        return sum(item_seconds(part.item, work, hardware) for part, work in works)
+
+    recomputed = run.config.train.gradient_checkpointing
+    again = [part for part in parts if recomputed is True or not part.is_kept]
+    yield 1 + extra_passes(run), last((part, part.forward) for part in parts)
+    yield num_forwards(run) - 1, last((part, part.forward) for part in again)
+    yield 1, last((part, part.backward) for part in parts)
 
 
 def item_seconds(item: Item, done: Work, hardware: Hardware) -> float:
@@ -177,14 +204,25 @@ def plan_traffic(run: ResolvedRun) -> Traffic:
 
 def token_bytes(run: ResolvedRun) -> int:
     """Rows that a rank sends to other ranks' experts and back in a micro-step, with gradients."""
+    return int(num_exchanges(run) * num_expert_layers(run) * exchange_bytes(run))
+
+
+def exchange_bytes(run: ResolvedRun) -> int:
+    """Rows that a rank sends to other ranks in one exchange of a layer."""
     if not run.splits_experts:
         return 0
     rows = run.num_tokens * run.shape.moe_topk * (run.expert_size - 1)
-    row = run.shape.hidden_size * run.element_bytes
-    num_layers = run.shape.num_hidden_layers - run.shape.num_dense_layers
-    # Out and back, forward and as often as it is repeated, and their gradients backward.
-    exchanges = 2 * (num_forwards(run) + extra_passes(run) + 1)
-    return int(exchanges * num_layers * (rows // run.expert_size) * row)
+    return rows // run.expert_size * run.shape.hidden_size * run.element_bytes
+
+
+def num_exchanges(run: ResolvedRun) -> float:
+    """Of a layer in a micro-step: out and back, forward and again, and gradients backward."""
+    return 2 * (num_forwards(run) + extra_passes(run) + 1)
+
+
+def num_expert_layers(run: ResolvedRun) -> int:
+    """Layers that have routed experts."""
+    return run.shape.num_hidden_layers - run.shape.num_dense_layers
 
 
 def head_bytes(run: ResolvedRun) -> int:

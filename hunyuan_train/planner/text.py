@@ -8,7 +8,6 @@ from typing import Any
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.config.schema import LoraConfig
 from hunyuan_train.families.tables import count_parameters
-from hunyuan_train.planner.activations import can_be_skewed
 from hunyuan_train.planner.component import (
     Component,
     Phase,
@@ -18,6 +17,7 @@ from hunyuan_train.planner.component import (
     lines_at,
 )
 from hunyuan_train.planner.estimate import Estimate, Shortage
+from hunyuan_train.planner.exchanges import can_be_skewed
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE
 from hunyuan_train.planner.memory import SKEWED
 from hunyuan_train.planner.scaling import first_bound_by_network, plan_scaling

@@ -245,7 +245,7 @@ def stand_in_for_fused(watch: Watch) -> None:
 def stand_in_for_ranks(watch: Watch, skew: Skew) -> None:
     """Make up what other ranks would say."""
     layer_type = auto_ep_layer.AutoEPMoELayer
-    run_layer, split_plan = layer_type._forward, auto_ep_layer._split_plan_from_expert_counts
+    run_layer, split_plan = layer_type.forward, auto_ep_layer._split_plan_from_expert_counts
 
     def enter_layer(layer: Any, hidden_states: Tensor) -> Any:
         skew.enter(layer, hidden_states, layer.top_k)
@@ -272,7 +272,7 @@ def stand_in_for_ranks(watch: Watch, skew: Skew) -> None:
         watch.note_wait("whether all ranks agree")
         watch.note_stand_in("whether ranks agree (assert_ints_same_as_other_ranks): they do")
 
-    layer_type._forward = enter_layer
+    layer_type.forward = enter_layer
     auto_ep_layer._split_plan_from_expert_counts = ask_ranks
     auto_ep_layer._PendingSplitPlan.wait = wait_for_ranks
     for module in (partition_parameters, partitioned_param_coordinator, stage3):

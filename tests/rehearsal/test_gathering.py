@@ -69,7 +69,8 @@ def compare(
     assert [row[0] for row in planned] == [row[0] for row in seen]
     for (_, elements, num_bytes), (_, seen_elements, seen_bytes) in zip(planned, seen, strict=True):
         assert elements == pytest.approx(seen_elements, abs=MIB)  # those that stay gathered
-        assert num_bytes == pytest.approx(seen_bytes, abs=16 * MIB)
+        # A matrix on its way out of a buffer may be counted twice, for one module.
+        assert num_bytes == pytest.approx(seen_bytes, rel=0.02, abs=16 * MIB)
     return found
 
 

@@ -113,7 +113,9 @@ def compare_times(found: Rehearsed, *, of_all: float = 0.02) -> None:
     assert attention[0] / DOCUMENTS < attention[1] < attention[0]
     total = sum(counted for _, counted in rows.values())
     for name, (planned, counted) in rows.items():
-        assert planned == pytest.approx(counted, rel=0.1, abs=0.005 * total), name
+        # Of two layers the engine never lets go the embedding, which it gathers again in others.
+        rel = 0.15 if name == Item.ZERO.value else 0.1
+        assert planned == pytest.approx(counted, rel=rel, abs=0.005 * total), name
     assert sum(planned for planned, _ in rows.values()) == pytest.approx(total, rel=of_all)
 
 
