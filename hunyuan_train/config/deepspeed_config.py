@@ -20,7 +20,7 @@ from hunyuan_train.plain_text import make_plain_name
 # sum of two gradients of rows. By the rates of `plan` that pays from a skew of 2 on, not before.
 FAST_EXPERTS = {
     "async_split_plan": True,  # numbers of rows travel while rows are sorted
-    "combine_impl": "fused_weighted_sum",  # experts' outputs weighed and summed in one kernel
+    "combine_impl": "fused_weighted_sum",  # a token's rows summed in one kernel
 }
 
 # Hugging Face's Trainer derives these from the hidden size; left out, DeepSpeed's defaults hold.
@@ -82,12 +82,6 @@ def settings_of_gpus(run: ResolvedRun) -> list[str]:
     """Settings of the file's expert_parallel section that run on GPUs only."""
     section = run.engine.get("expert_parallel", {})
     return [name for name, value in FAST_EXPERTS.items() if section.get(name) == value]
-
-
-def combines_in_one_kernel(run: ResolvedRun) -> bool:
-    """Whether experts' outputs are weighed and summed without float32 copies of all rows."""
-    section = fast_experts(run) | run.engine.get("expert_parallel", {})
-    return bool(section.get("combine_impl") == FAST_EXPERTS["combine_impl"])
 
 
 def _put(

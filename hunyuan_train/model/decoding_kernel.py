@@ -4,7 +4,7 @@
 tried against it before it is used (`parallel/quantised_experts.py`). A program makes a tile of one
 expert's weights: some rows of some groups of columns that share a scale.
 
-Only this and the kernel of lean import triton, which torch brings for GPUs.
+Only this, `gating_kernel.py` and the kernel of lean import triton, which torch brings for GPUs.
 """
 
 from functools import lru_cache

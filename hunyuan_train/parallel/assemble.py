@@ -25,7 +25,7 @@ from hunyuan_train.model.fused import fuse_or_warn
 from hunyuan_train.model.weights import WeightSource
 from hunyuan_train.parallel.engine import Sources, build_split_model, start_engine, training_dtype
 from hunyuan_train.parallel.expert import moe_blocks
-from hunyuan_train.parallel.expert_layer import overlap_exchanges
+from hunyuan_train.parallel.expert_layer import take_over_layers
 from hunyuan_train.parallel.optimizer import (
     engine_optimizer,
     optimizer_factory,
@@ -120,6 +120,6 @@ def build_engine(
         # the allocator's large blocks apart for good.
         prepare_optimizer_states(engine, 0)
     blocks = moe_blocks(engine.module)
-    overlap_exchanges(blocks)
+    take_over_layers(blocks)
     chunk_experts(blocks, config.train.moe_chunks)
     return engine

@@ -136,7 +136,10 @@ def run_adapted(
     up_NI = base_product(x_ND, "w3").add_(up_delta_NI)
     del delta_NI, gate_delta_NI, up_delta_NI  # the largest of all, and no gradient needs them
     h_NI = activate(experts, gate_NI, up_NI)
-    return base_product(h_NI, "w2").add_(adapt(h_NI, "down"))
+    # A layer's second run ends where it has saved what the last product needs (row_order.py): the
+    # base's, which takes longest, is last.
+    delta_ND = adapt(h_NI, "down")
+    return base_product(h_NI, "w2").add_(delta_ND)
 
 
 def activate(experts: Activated, gate_NI: Tensor, up_NI: Tensor) -> Tensor:

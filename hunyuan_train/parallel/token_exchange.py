@@ -32,70 +32,79 @@ class Exchange:
         self.group = group
         self.sent = sent
         self.received = received
-        self._running: tuple[Any, Tensor, Tensor] | None = None
+        self._running: list[tuple[Any, Tensor, Tensor]] = []
 
-    def begin(self, rows: Tensor, *, is_back: bool = False) -> Tensor:
-        """Send rows, or their gradients back; nobody may look at the result before the end.
+    def begin(self, *tensors: Tensor, is_back: bool = False) -> tuple[Tensor, ...]:
+        """Send rows, or their gradients back; nobody may look at the results before the end.
 
         Args:
-            rows: [rows sent, width], or back [rows received, width]; contiguous.
+            tensors: [rows sent, ...], or back [rows received, ...]; contiguous.
             is_back: against the exchange's own direction.
 
         Returns:
-            [rows received, width], or back [rows sent, width].
+            Of each [rows received, ...], or back [rows sent, ...].
         """
-        assert self._running is None, "an exchange goes one way at a time"
+        assert not self._running, "an exchange goes one way at a time"
         sent, received = (self.received, self.sent) if is_back else (self.sent, self.received)
-        arriving = rows.new_empty((sum(received), *rows.shape[1:]))
-        work = dist.all_to_all_single(
-            arriving,
-            rows,
-            output_split_sizes=received,
-            input_split_sizes=sent,
-            group=self.group,
-            async_op=True,
-        )
-        self._running = work, arriving, rows  # which lives as long as it is read
-        return arriving
+        for rows in tensors:
+            arriving = rows.new_empty((sum(received), *rows.shape[1:]))
+            work = dist.all_to_all_single(
+                arriving,
+                rows,
+                output_split_sizes=received,
+                input_split_sizes=sent,
+                group=self.group,
+                async_op=True,
+            )
+            self._running.append((work, arriving, rows))  # which lives as long as it is read
+        return tuple(arriving for _, arriving, _ in self._running)
 
-    def end(self) -> Tensor:
+    def end(self) -> tuple[Tensor, ...]:
         """What `begin` has returned, once it is there."""
-        assert self._running is not None, "an exchange ends that has begun"
-        work, arriving, _ = self._running
-        self._running = None
-        work.wait()
-        return arriving
+        assert self._running, "an exchange ends that has begun"
+        running, self._running = self._running, []
+        for work, _, _ in running:
+            work.wait()
+        return tuple(arriving for _, arriving, _ in running)
 
 
 class Depart(torch.autograd.Function):
     """Rows set out; in the backward pass their gradients have come back."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, exchange: Exchange) -> Tensor:  # noqa: ANN401
-        """[rows sent, width] to [rows received, width], which are not there yet."""
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        exchange: Exchange,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Each [rows sent, ...] to [rows received, ...], which are not there yet."""
         ctx.exchange = exchange
-        return exchange.begin(rows.contiguous())
+        return exchange.begin(*(one.contiguous() for one in tensors))
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        """What `Arrive.backward` has sent, as [rows sent, width]; what it returned says nothing."""
-        return ctx.exchange.end(), None
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """What `Arrive.backward` has sent, [rows sent, ...]; what it returned says nothing."""
+        return None, *ctx.exchange.end()
 
 
 class Arrive(torch.autograd.Function):
     """Rows are there; in the backward pass their gradients set out."""
 
     @staticmethod
-    def forward(ctx: Any, arriving: Tensor, exchange: Exchange) -> Tensor:  # noqa: ANN401
-        """[rows received, width], from `Depart` and back again."""
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        exchange: Exchange,
+        *arriving: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Each [rows received, ...], from `Depart` and back again."""
         ctx.exchange = exchange
         exchange.end()
-        ctx.mark_dirty(arriving)
+        ctx.mark_dirty(*arriving)
         return arriving
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        """[rows received, width]; returned because autograd wants something of this shape."""
-        gradient = gradient.contiguous()
-        ctx.exchange.begin(gradient, is_back=True)
-        return gradient, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Each [rows received, ...]; returned because autograd wants something of this shape."""
+        gradients = tuple(one.contiguous() for one in gradients)
+        ctx.exchange.begin(*gradients, is_back=True)
+        return None, *gradients

@@ -11,13 +11,12 @@ from functools import lru_cache
 from math import ceil
 
 from hunyuan_train.config.adapters import adapted_modules
-from hunyuan_train.config.deepspeed_config import combines_in_one_kernel
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
 from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
-from hunyuan_train.planner.exchanges import can_be_skewed, hides_exchanges
+from hunyuan_train.planner.exchanges import can_be_skewed, hides_exchanges, weighs_inside
 from hunyuan_train.planner.frozen_experts import dequantised_bytes
 from hunyuan_train.planner.parameters import adapted_linears, is_trained, list_parameters
 from hunyuan_train.planner.states import chunk_gradients_bytes
@@ -117,18 +116,23 @@ def expert_bytes(run: ResolvedRun, saving: Saving, rows: int) -> int:
     shape, size = run.shape, saving.size
     hidden, width = shape.hidden_size, width_of(shape, Kind.EXPERT)
     slots = saving.tokens * shape.moe_topk
-    # Gate and up; and the SiLU of gate, but where the engine's kernel computes it again. With
-    # trained weights also the input, and the product that goes down.
-    is_fused = run.splits_experts and run.is_on_gpu
-    gates = 2 if is_fused else 3
+    # Gate and up; and the SiLU of gate, but where split experts compute it again. With trained
+    # weights also the input, and the product that goes down.
+    gates = 2 if run.splits_experts else 3
     trained = hidden + width if Kind.EXPERT in saving.kinds else 0
     inner = gates * width + trained + 2 * saving.expert_rank
-    order = 4 * rows if run.splits_experts else 8 * slots  # how rows were reordered
+    # How rows were reordered, and their weights.
+    order = 8 * slots if not run.splits_experts else (12 if weighs_inside(run) else 4) * rows
     return rows * size * inner + order
 
 
 def combine_bytes(run: ResolvedRun) -> int:
-    """What is saved of one layer to combine its experts' outputs: those, and their weights."""
+    """What is saved of one layer to combine its experts' outputs: those, and their weights.
+
+    Nothing where rows are weighed before the last product.
+    """
+    if weighs_inside(run):
+        return 0
     slots = run.num_tokens * run.shape.moe_topk
     return slots * (4 + run.element_bytes * run.shape.hidden_size)
 
@@ -286,12 +290,22 @@ def saved_bytes(run: ResolvedRun, *, imbalance: float = 1.0) -> int:
     if recomputed:
         selected = layers * selected_bytes(run) if recomputed == "selective" else 0
         inputs = layers * (boundary_bytes(run) + RANDOM_STATE)
+        inputs += kept_order_bytes(run, imbalance=imbalance)
         return before + inputs + selected - kept_on_host_bytes(run)
     inside = all_layers_bytes(run, imbalance=imbalance)
     if run.config.lora.use_lora:  # nothing before the first adapter needs a gradient
         saving = describe_saving(run)
         inside -= norm_bytes(run.num_tokens, run.shape.hidden_size, saving)
     return before + inside
+
+
+def kept_order_bytes(run: ResolvedRun, *, imbalance: float) -> int:
+    """Orders of rows that all layers keep from their first run on (parallel/row_order.py)."""
+    if not weighs_inside(run):
+        return 0
+    num_layers = run.shape.num_hidden_layers - run.shape.num_dense_layers
+    slots = run.num_tokens * run.shape.moe_topk
+    return num_layers * (8 * slots + 4 * expert_rows(run, imbalance))
 
 
 def first_bytes(run: ResolvedRun, *, imbalance: float) -> int:
@@ -320,9 +334,9 @@ def again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What a layer holds in its second run on GPUs, when split experts have just run.
 
     All that it has saved by then; the rows of experts before and after they are put back in order,
-    and their input, which trained experts save; and the gradient of the layer's output, the sum
-    before the MLP, and the MLP's input, of which the function that runs still knows. Of experts in
-    chunks see `chunk_again_bytes`, of quantised ones `working_bytes`.
+    unless it ends before the last product, and their input, which trained experts save; and the
+    gradient of the layer's output, the sum before the MLP, and the shared expert's output or the
+    MLP's input. Of experts in chunks see `chunk_again_bytes`, of quantised ones `working_bytes`.
     """
     if not (run.splits_experts and run.is_on_gpu):
         return 0
@@ -331,7 +345,8 @@ def again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
             run, imbalance=imbalance
         )
     saving, rows = describe_saving(run), expert_rows(run, imbalance)
-    num_rows = 2 if Kind.EXPERT in saving.kinds else 3
+    num_rows = 0 if Kind.EXPERT in saving.kinds else 1
+    num_rows += 0 if weighs_inside(run) else 2
     passing = num_rows * rows * run.shape.hidden_size * run.element_bytes
     if working := working_bytes(run, rows):
         passing = working + dequantised_bytes(run)
@@ -396,9 +411,11 @@ def gradient_rows_bytes(run: ResolvedRun, rows: int) -> int:
         return 0
     shape, size = run.shape, run.element_bytes
     width = width_of(shape, Kind.EXPERT)
-    if Kind.EXPERT not in describe_saving(run).kinds:
-        return 3 * size * rows * width
-    return 2 * size * rows * width + largest_expert(run) * size
+    is_trained = Kind.EXPERT in describe_saving(run).kinds
+    inner = (2 if is_trained else 3) * width
+    if weighs_inside(run):  # the last product's: of its result, and of what went in
+        inner = max(inner, shape.hidden_size + width)
+    return size * rows * inner + largest_expert(run) * size
 
 
 def largest_expert(run: ResolvedRun) -> int:
@@ -410,13 +427,11 @@ def largest_expert(run: ResolvedRun) -> int:
 def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What passes through a layer, beside what it saves until its experts are done.
 
-    With split experts the fullest of several moments. One is at the end of the experts: their
-    outputs before and after they are put back in order (or the base's and the adapter's), and the
-    gradient of the layer's output; a rank that gets far more than an equal share is fullest then.
-    So it is, with frozen experts, among the gradients of their inner tensors. The third is the
-    gradient of the weighted sum of outputs: what was saved to combine, and the gradients of the
-    layer's output and of its input, as far as it is known. On GPUs one kernel makes the gradient of
-    the rows from these (`combines_in_one_kernel`). Elsewhere there are two products of rows in
+    With split experts the fullest of several moments. One is when rows are put in order: they, or
+    their gradients, before and after that (or the base's outputs and the adapter's), and the
+    gradient of the layer's output. A rank that gets far more than an equal share is fullest then,
+    or among the gradients of the experts' inner tensors. Where outputs are weighed behind the
+    experts, there is the gradient of that: what was saved to combine, two products of rows in
     float32 and the gradient that they are of (auto_ep_layer.py combine_from_routed). Of experts in
     chunks there are those of one chunk. Quantised experts are fullest while their last product is
     made (`working_bytes`).
@@ -431,9 +446,8 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         weighing = shape.hidden_size * (12 * slots if run.is_on_gpu else size * rows + 4 * slots)
         return ceil((weighing + saved) / chunks) + 2 * boundary
     outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
-    products = 4 * (2 * slots + run.num_tokens)
-    weighing = (size * slots if combines_in_one_kernel(run) else products) * shape.hidden_size
-    weighing += saved
+    products = 4 * (2 * slots + run.num_tokens) * shape.hidden_size
+    weighing = 0 if weighs_inside(run) else products + saved
     inner = gradient_rows_bytes(run, rows)
     return max(
         ceil(outputs / chunks) + boundary,

@@ -153,7 +153,7 @@ def layer_lines(run: ResolvedRun, imbalance: float) -> Iterator[Component]:
         "layer and gradient of rows", entered_bytes(run, imbalance=imbalance), Phase.ENTERED,
         f"what it saves, when the gradient of its experts' outputs comes{chunks}{skew}",
     )  # fmt: skip
-    source = f"experts' outputs being weighed and summed, and gradients of it{chunks}"
+    source = f"rows on their way to experts and back, and gradients inside of these{chunks}"
     yield Component(
         "dispatch buffers" if has_experts else "gradients of a layer",
         dispatch_bytes(run, imbalance=imbalance), Phase.LAYER,

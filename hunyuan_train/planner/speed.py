@@ -16,7 +16,7 @@ from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.activations import kept_on_host_bytes
 from hunyuan_train.planner.crossing import crossing_weights, num_gathers
-from hunyuan_train.planner.exchanges import can_be_skewed, hides_exchanges
+from hunyuan_train.planner.exchanges import can_be_skewed, hides_exchanges, weighs_inside
 from hunyuan_train.planner.machine import (
     ATTENTION_SHARE,
     BANDWIDTH_SHARE,
@@ -216,8 +216,13 @@ def exchange_bytes(run: ResolvedRun) -> int:
 
 
 def num_exchanges(run: ResolvedRun) -> float:
-    """Of a layer in a micro-step: out and back, forward and again, and gradients backward."""
-    return 2 * (num_forwards(run) + extra_passes(run) + 1)
+    """Of a layer in a micro-step: out and back, forward and again, and gradients backward.
+
+    A run that is only for gradients may end before rows come back (parallel/row_order.py).
+    """
+    again = num_forwards(run) - 1
+    back = 0 if weighs_inside(run) else again
+    return 2 * (1 + extra_passes(run) + 1) + again + back
 
 
 def num_expert_layers(run: ResolvedRun) -> int:

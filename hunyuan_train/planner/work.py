@@ -6,7 +6,7 @@ each of its elements (`rehearsal/work.py`), which counts again in `tests/rehears
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
@@ -22,6 +22,7 @@ from hunyuan_train.planner.activations import (
     layers_by_kinds,
     width_of,
 )
+from hunyuan_train.planner.exchanges import weighs_inside
 from hunyuan_train.planner.frozen_experts import num_pieces, quantised_as
 from hunyuan_train.planner.parameters import (
     Parameter,
@@ -235,25 +236,22 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
     """The router, rows on their way, and the routed experts of a layer."""
     shape, tokens, size = run.shape, run.num_tokens, run.element_bytes
     hidden, width = shape.hidden_size, width_of(shape, Kind.EXPERT)
-    slots, rows = tokens * shape.moe_topk, expert_rows(run, imbalance)
+    rows = expert_rows(run, imbalance)
     local, scheme = shape.num_experts // run.expert_size, quantised_as(run)
     router = multiplying(hidden, shape.num_experts, tokens, 4)
     yield Part(Item.FLOAT32, router, times(router, 2), is_of_experts=True)
     chosen = tokens * hidden
     yield Part(Item.ROUTING, moving(6.8, chosen, 17), moving(6.6, chosen, 13), is_of_experts=True)
-    # Taken by token, put in order by expert, and back; weighed and summed. All by kernels that move
-    # each row once in and once out.
-    there = size * (3 * slots + 4 * rows + tokens)
-    back = size * (5 * slots + 4 * rows + 2 * tokens)
-    yield Part(
-        Item.ROWS, moving(there, hidden, 42), moving(back, hidden, 5), is_of_experts=True
-    )  # fmt: skip
+    yield from row_parts(run, rows)
     num_backward = 1 + any(one.kind is Kind.EXPERT and one.is_trained for one in base(run))
     for inputs, outputs in ((hidden, width), (hidden, width), (width, hidden)):
+        is_last = inputs == width and weighs_inside(run)
         product = multiplying(inputs, outputs, rows, size, local)
-        yield Part(Item.EXPERTS, product, times(product, num_backward), is_of_experts=True)
+        backward = times(product, num_backward)
+        yield Part(Item.EXPERTS, product, backward, is_of_experts=True, is_last=is_last)
         if scheme:
-            yield from decoding_parts(run, scheme, inputs, outputs, rows)
+            for part in decoding_parts(run, scheme, inputs, outputs, rows):
+                yield replace(part, is_last=is_last)
     if rank := describe_saving(run).expert_rank:
         yield from adapter_parts(hidden, 2 * width, rank, rows, size, local)
         yield from adapter_parts(width, hidden, rank, rows, size, local)
@@ -262,6 +260,26 @@ def expert_parts(run: ResolvedRun, imbalance: float) -> Iterator[Part]:
     summed = moving(3 * size, rows * hidden, 1)  # gradients of what gate and up both read
     yield Part(Item.GATES, gates, gradients, is_of_experts=True)
     yield Part(Item.OTHER if rank or scheme else Item.GATES, Work(), summed, is_of_experts=True)
+
+
+def row_parts(run: ResolvedRun, rows: int) -> Iterator[Part]:
+    """Rows on their way: taken by token, put in order by expert, and back, and summed by token.
+
+    All by kernels that move each row once in and once out. One way's gradients go the other way.
+    """
+    size, hidden, tokens = run.element_bytes, run.shape.hidden_size, run.num_tokens
+    slots = tokens * run.shape.moe_topk
+    taken, summed, ordered = 2 * slots, slots + tokens, 2 * rows
+    there, back = size * (taken + ordered), size * (ordered + summed)
+    if weighs_inside(run):
+        out = Part(Item.ROWS, moving(there, hidden, 31), moving(back, hidden, 5))
+        home = Part(Item.ROWS, moving(back, hidden, 8), moving(there, hidden, 5), is_last=True)
+    else:  # outputs are read to weigh their gradients; gradients of tokens are added up in place
+        out = Part(Item.ROWS, moving(there, hidden, 38), moving(back + size * taken, hidden, 3))
+        read = there + size * tokens + size * slots
+        home = Part(Item.ROWS, moving(back, hidden, 4), moving(read, hidden, 2))
+    yield replace(out, is_of_experts=True)
+    yield replace(home, is_of_experts=True)
 
 
 def decoding_parts(

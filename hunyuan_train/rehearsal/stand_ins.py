@@ -25,7 +25,7 @@ from hunyuan_train.optim.lean import LeanAdamW
 from hunyuan_train.optim.lean_memory import num_blocks
 from hunyuan_train.optim.records import OPTIMIZERS
 from hunyuan_train.parallel import optimizer as optimizers
-from hunyuan_train.parallel import quantised_experts
+from hunyuan_train.parallel import quantised_experts, row_weights
 from hunyuan_train.parallel.quantised_experts import CompressedWeights
 from hunyuan_train.rehearsal.devices import Properties
 from hunyuan_train.rehearsal.watch import Watch
@@ -126,6 +126,7 @@ def stand_in_for_kernels(watch: Watch) -> None:
     """Replace Triton kernels by their shapes."""
     note_swiglu = partial(watch.note_kernel, "Triton: SwiGLU of experts")
     note_sum = partial(watch.note_kernel, "Triton: weighted sum of experts' outputs")
+    note_weighted = partial(watch.note_kernel, "Triton: weighted SwiGLU of experts")
 
     def gather_rows(source: Tensor, index: Tensor) -> Tensor:
         rows = source.new_empty((index.numel(), source.shape[1]))
@@ -161,7 +162,21 @@ def stand_in_for_kernels(watch: Watch) -> None:
         restored = WeightedRestore.apply(rows, top_scores, inverse, top_k, note_sum)
         return restored.reshape(shape)
 
-    ep_kernels.permute_rows_supported = lambda _: True
+    def weighted_forward(gate: Tensor, up: Tensor, weights: Tensor) -> Tensor:
+        product = gate.new_empty(gate.shape)
+        note_weighted(gate, up, weights, product)
+        return product
+
+    def weighted_backward(
+        gradient: Tensor, gate: Tensor, up: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gradients = gate.new_empty(gate.shape), up.new_empty(up.shape), torch.empty_like(weights)
+        note_weighted(gradient, gate, up, weights, *gradients)
+        return gradients
+
+    module: Any = row_weights
+    module.compute_forward, module.compute_backward = weighted_forward, weighted_backward
+    ep_kernels.permute_rows_supported = lambda rows: rows.dim() == 2
     ep_kernels.gather_rows = gather_rows
     ep_kernels.fill_indices_wrapper = fill_indices
     swiglu_triton.swiglu, swiglu_triton.swiglu_packed = swiglu, swiglu_packed

@@ -69,6 +69,8 @@ PLACES = (
     ("deepspeed/module_inject/auto_ep_layer.py", "_finalize_output", Item.SUMS),
     ("parallel/expert_layer.py", "add_shared", Item.SUMS),
     ("parallel/expert_layer.py", "", Item.ROWS),
+    ("parallel/row_order.py", "", Item.ROWS),
+    ("parallel/row_weights.py", "", Item.GATES),
     ("parallel/token_exchange.py", "", Item.ROWS),
     ("deepspeed/module_inject/auto_ep_layer.py", "", Item.ROWS),
     ("model/expert_microbatches.py", "", Item.ROWS),

@@ -1,5 +1,6 @@
 """Each patch to a library is still needed; when one of these fails, the patch can go."""
 
+import inspect
 import subprocess
 import sys
 from datetime import timedelta
@@ -7,6 +8,7 @@ from datetime import timedelta
 import peft
 import pytest
 import torch
+from deepspeed.module_inject import auto_ep_layer
 from torch.distributed import distributed_c10d
 from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1Gate
 
@@ -25,6 +27,12 @@ def test_peft_still_sends_the_shared_expert_to_the_routed_ones() -> None:
     adapted = [name for name, _ in model.named_parameters() if "lora_A" in name]
     assert adapted
     assert all(".experts." in name for name in adapted)
+
+
+def test_the_engines_layer_still_waits_for_each_exchange_and_weighs_behind_the_experts() -> None:
+    layer = inspect.getsource(auto_ep_layer)
+    assert "async_op" not in layer
+    assert "apply_scores_before_experts_if_enabled" in layer  # before the first product, or behind
 
 
 def is_compiler_loaded(import_muon: str) -> bool:
