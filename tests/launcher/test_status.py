@@ -74,6 +74,10 @@ def test_a_disk_that_takes_nothing_and_odd_files_stop_nobody(tmp_path: Path) -> 
     assert read_status_file(tmp_path) is None
     other = tmp_path / "other"
     (other / "log").mkdir(parents=True)
-    for text in ("", "[]", "{}", '{"updated": "x"}', json.dumps({"updated": 1, "launcher": "a"})):
+    known = {"updated": 1, "launcher": "a"}
+    odd = [known, known | {"tries": 5, "hosts": []}, known | {"tries": [{"odd": 1}], "hosts": []}]
+    for text in ("", "[]", "{}", '{"updated": "x"}', *map(json.dumps, odd)):
         (other / STATUS).write_text(text)
         assert read_status_file(other) is None
+    (other / STATUS).write_text(json.dumps(known | {"tries": [], "hosts": []}))
+    assert read_status_file(other) is not None
