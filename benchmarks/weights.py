@@ -1,6 +1,6 @@
 """What loading, exporting and merging weights costs beside plain reading and copying.
 
-    python -m benchmarks.weights [--load 4] [--write 8] [--files 8] [--only export live merge]
+    python -m benchmarks.weights [--load 4] [--write 8] [--files 8] [--only export merge] [--report]
 
 A model of the released layout is generated, in bfloat16 and several files, with true names. What is
 read lies in the page cache, into which it is read just before; what is written counts until it is
