@@ -319,12 +319,16 @@ def entered_bytes(run: ResolvedRun, *, imbalance: float) -> int:
 
     What it has saved, that gradient, and the gradient of the layer's output; of experts in chunks,
     one chunk's, and the gradients of weights that chunks have added up. This is when the engine
-    gathers the experts again, if other ranks have parts of them.
+    gathers the experts again, if other ranks have parts of them. In a dense layer it is the
+    gradient of what goes down, before the engine frees what it has gathered for the second run.
     """
-    if not (run.splits_experts and run.is_on_gpu):
+    if not run.is_on_gpu or (run.shape.num_experts and not run.splits_experts):
         return 0
     is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
     saved = recomputed_bytes(run, imbalance=imbalance) if is_again else 0
+    if not run.shape.num_experts:
+        width = width_of(run.shape, Kind.MLP)
+        return saved + run.num_tokens * width * run.element_bytes + boundary_bytes(run)
     rows = expert_rows(run, imbalance) * run.shape.hidden_size * run.element_bytes
     own = ceil(rows / run.config.train.moe_chunks) + boundary_bytes(run)
     return saved + own + chunk_gradients_bytes(run)
@@ -444,7 +448,8 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     if not run.splits_experts:
         # In float32: gradients of what was weighed, of outputs, and of weights before their sum.
         weighing = shape.hidden_size * (12 * slots if run.is_on_gpu else size * rows + 4 * slots)
-        return ceil((weighing + saved) / chunks) + 2 * boundary
+        inside = gate_gradients_bytes(run) if not shape.num_experts else 0
+        return ceil((weighing + saved) / chunks) + max(2 * boundary, boundary + inside)
     outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
     products = 4 * (2 * slots + run.num_tokens) * shape.hidden_size
     weighing = 0 if weighs_inside(run) else products + saved
@@ -454,6 +459,17 @@ def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         ceil(inner / chunks) + 2 * boundary,
         ceil(weighing / chunks) + 2 * boundary,
     )
+
+
+def gate_gradients_bytes(run: ResolvedRun) -> int:
+    """Gradients inside of a dense MLP: of what goes down, and of both that it is the product of.
+
+    What goes down has been counted, where it is saved, and is done with then. Liger's kernel lays
+    two of them where gate and up were.
+    """
+    saving = describe_saving(run)
+    number = (1 if saving.is_fused else 3) - (Kind.MLP in saving.kinds)
+    return number * saving.size * saving.tokens * width_of(run.shape, Kind.MLP)
 
 
 def working_bytes(run: ResolvedRun, rows: int) -> int:

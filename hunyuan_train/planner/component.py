@@ -15,18 +15,18 @@ class Phase(Enum):
     FORWARD = "in the last layer's forward"
     LOSS = "around the loss"
     AGAIN = "in a layer's second run"
-    ENTERED = "at the gradient of a layer's experts"
+    ENTERED = "at a layer's first gradients"
     LAYER = "in a layer's backward"
-    NORM = "behind the backward of a layer's experts"
+    NORM = "at a layer's last gradients"
     LATER_AGAIN = "in a later layer's second run"
-    LATER_ENTERED = "at the gradient of a later layer's experts"
+    LATER_ENTERED = "at a later layer's first gradients"
     LATER_BACKWARD = "in a later layer's backward"
-    LATER_NORM = "behind the backward of a later layer's experts"
+    LATER_NORM = "at a later layer's last gradients"
     FIRST = "from the first layer's second run to its backward"
     FIRST_AGAIN = "in the first layer's second run"
-    FIRST_ENTERED = "at the gradient of the first layer's experts"
+    FIRST_ENTERED = "at the first layer's first gradients"
     FIRST_BACKWARD = "in the first layer's backward"
-    FIRST_NORM = "behind the backward of the first layer's experts"
+    FIRST_NORM = "at the first layer's last gradients"
     END = "at the end of backward"
     STEP = "optimizer step"
     START = "at the start"
@@ -39,13 +39,13 @@ MOMENTS = {
     "the forward pass": (Phase.PASSES, Phase.SAVED, Phase.FORWARD),
     "the loss": (Phase.PASSES, Phase.BACKWARD, Phase.SAVED, Phase.LOSS),
     "a layer's second run": (*LATER, Phase.LATER_AGAIN, Phase.AGAIN),
-    "the gradient of a layer's experts": (*LATER, Phase.LATER_ENTERED, Phase.ENTERED),
+    "a layer's first gradients": (*LATER, Phase.LATER_ENTERED, Phase.ENTERED),
     "a layer's backward": (*LATER, Phase.LATER_BACKWARD, Phase.LAYER),
-    "a layer's backward behind its experts": (*LATER, Phase.LATER_NORM, Phase.NORM),
+    "a layer's last gradients": (*LATER, Phase.LATER_NORM, Phase.NORM),
     "the first layer's second run": (*FIRST, Phase.FIRST_AGAIN, Phase.AGAIN),
-    "the gradient of the first layer's experts": (*FIRST, Phase.FIRST_ENTERED, Phase.ENTERED),
+    "the first layer's first gradients": (*FIRST, Phase.FIRST_ENTERED, Phase.ENTERED),
     "the first layer's backward": (*FIRST, Phase.FIRST_BACKWARD, Phase.LAYER),
-    "the first layer's backward behind its experts": (*FIRST, Phase.FIRST_NORM, Phase.NORM),
+    "the first layer's last gradients": (*FIRST, Phase.FIRST_NORM, Phase.NORM),
     "the end of backward": (Phase.END,),
     "the update": (Phase.STEP,),
     "the start": (Phase.START,),

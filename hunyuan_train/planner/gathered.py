@@ -22,13 +22,13 @@ NAMES = {  # of the lines, by when they hold
     Phase.FORWARD: "gathered, forward",
     Phase.LOSS: "gathered, loss",
     Phase.LATER_AGAIN: "gathered, layer again",
-    Phase.LATER_ENTERED: "gathered, layer's rows",
+    Phase.LATER_ENTERED: "gathered, first gradients",
     Phase.LATER_BACKWARD: "gathered, layer backward",
-    Phase.LATER_NORM: "gathered, layer's norm",
+    Phase.LATER_NORM: "gathered, last gradients",
     Phase.FIRST_AGAIN: "gathered, layer 1 again",
-    Phase.FIRST_ENTERED: "gathered, layer 1's rows",
+    Phase.FIRST_ENTERED: "gathered, layer 1, first",
     Phase.FIRST_BACKWARD: "gathered, layer 1 backward",
-    Phase.FIRST_NORM: "gathered, layer 1's norm",
+    Phase.FIRST_NORM: "gathered, layer 1, last",
 }
 
 
@@ -41,7 +41,7 @@ def gathered_lines(run: ResolvedRun, *, imbalance: float) -> Iterator[Component]
     """
     if run.stage < 3:
         return
-    if not run.splits_experts:
+    if run.shape.num_experts and not run.splits_experts:
         yield line(run, Phase.PASSES, gathered_elements(run))
         return
     levels = find_levels(describe_play(run))
@@ -56,11 +56,12 @@ def gathered_lines(run: ResolvedRun, *, imbalance: float) -> Iterator[Component]
         (levels.norm, Phase.LATER_NORM, Phase.FIRST_NORM),
     ):
         yield line(run, later, fullest(elements, freed))
-        yield line(run, first, elements[0])
+        # What layers before the first that has experts have saved is still there.
+        yield line(run, first, elements[0] + levels.num_before * freed)
 
 
 def fullest(elements: tuple[int, ...], freed: int) -> int:
-    """The most of all layers but the first, which has a moment of its own.
+    """The most of all layers but the first of them, which has a moment of its own.
 
     Args:
         elements: gathered in each layer.
@@ -78,7 +79,7 @@ def line(run: ResolvedRun, phase: Phase, elements: int) -> Component:
 
 
 def gathered_elements(run: ResolvedRun) -> int:
-    """Larger parameters at one time without split experts: the engine's limit, or one module."""
+    """Larger parameters at one time with whole experts: the engine's limit, or those of a layer."""
     large = large_parameters(run)
     if not large:
         return 0
@@ -90,8 +91,12 @@ def gathered_elements(run: ResolvedRun) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """Elements that are gathered where a step may be fullest, by layer."""
+    """Elements that are gathered where a step may be fullest, by layer that has experts.
 
+    All layers of models without experts.
+    """
+
+    num_before: int  # layers before the first of these
     forward: tuple[int, ...]  # among a layer's experts
     loss: int
     again: tuple[int, ...]  # its experts have run a second time
@@ -114,7 +119,7 @@ class Play:
 
 
 def describe_play(run: ResolvedRun) -> Play:
-    """That of a run under stage 3 with split experts."""
+    """That of a run under stage 3 whose experts, if it has any, are split."""
     return Play(
         shape=run.shape,
         parameters=list_parameters(run),
@@ -158,23 +163,30 @@ def find_levels(what: Play) -> Levels:
         return max((after[index] for index in places[hook, module]), default=0)
 
     def while_entering(core: Module) -> int:
-        return max(within[index] for index in places[Hook.ENTER_BACKWARD, core])
+        starts = places[Hook.ENTER_BACKWARD, core]
+        if core.children:  # of a dense MLP, until the backward of what goes down is done
+            return max(after[starts[0] : places[Hook.LEAVE_BACKWARD, core.children[-1]][-1]])
+        return max(within[index] for index in starts)
 
     def in_backward(core: Module) -> int:
         starts, stops = places[Hook.ENTER_BACKWARD, core], places[Hook.LEAVE_BACKWARD, core]
+        if core.children:  # of a dense MLP, behind that
+            starts = [index + 1 for index in places[Hook.LEAVE_BACKWARD, core.children[-1]]]
         return max(max(after[start - 1 : stop]) for start, stop in zip(starts, stops, strict=True))
 
     def behind(core: Module, norm: Module) -> int:
         start = places[Hook.LEAVE_BACKWARD, core][-1]
         return max(after[start : places[Hook.LEAVE_BACKWARD, norm][-1]])
 
-    cores = [layer.core for layer in model.layers]
+    layers = [layer for layer in model.layers if layer.core.is_saved] or list(model.layers)
+    cores = [layer.core for layer in layers]
     (start,), (stop,) = places[Hook.ENTER, model.head], places[Hook.LEAVE_BACKWARD, model.head]
     return Levels(
+        num_before=model.layers.index(layers[0]),
         forward=tuple(at(Hook.ENTER, core) for core in cores),
         loss=max(after[start:stop]),
         again=tuple(at(Hook.ENTER_AGAIN, core) for core in cores),
         entered=tuple(map(while_entering, cores)),
         backward=tuple(map(in_backward, cores)),
-        norm=tuple(behind(layer.core, layer.norm) for layer in model.layers),
+        norm=tuple(behind(layer.core, layer.norm) for layer in layers),
     )

@@ -150,8 +150,8 @@ def layer_lines(run: ResolvedRun, imbalance: float) -> Iterator[Component]:
         ):  # fmt: skip
             yield Component(name, num_bytes, phase, source)
     yield Component(
-        "layer and gradient of rows", entered_bytes(run, imbalance=imbalance), Phase.ENTERED,
-        f"what it saves, when the gradient of its experts' outputs comes{chunks}{skew}",
+        "layer and gradient within", entered_bytes(run, imbalance=imbalance), Phase.ENTERED,
+        f"what it saves, when a gradient comes to its experts or its MLP{chunks}{skew}",
     )  # fmt: skip
     source = f"rows on their way to experts and back, and gradients inside of these{chunks}"
     yield Component(

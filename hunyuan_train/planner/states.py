@@ -134,16 +134,23 @@ def bucket_bytes(run: ResolvedRun) -> int:
 
 
 def gradients_in_flight_bytes(run: ResolvedRun) -> int:
-    """The largest gradient: that of the output layer is the first, and reduced as the last.
+    """Gradients that wait to be reduced: that of the output layer is the first, and the last.
 
-    It is larger than the engine's bucket and waits until that is emptied. Without split experts the
-    copy that is reduced from lies beside it. Where nothing is reduced, there is only the gradient.
+    It is larger than the engine's bucket and waits until that is emptied. So do whole experts of
+    a layer, which are not split. Under stage 2 the copy that is reduced from lies beside the
+    largest. Where nothing is reduced, there is only the gradient.
     """
-    largest = largest_gradient(run)
+    largest, size = largest_gradient(run), run.element_bytes
     if run.splits_experts or not reduced(run):
-        return largest * run.element_bytes
+        return largest * size
+    if run.stage == 3:
+        bucket = run.zero_number("reduce_bucket_size")
+        waiting = [one for one in trained(run) if one.numel > bucket]
+        outside = max((one.numel for one in waiting if not one.in_layers), default=0)
+        inside = sum(one.numel for one in waiting if one.in_layers)
+        return max(outside + inside, largest) * size
     bucket = min(run.zero_number("reduce_bucket_size"), sum(one.total for one in reduced(run)))
-    return (largest + max(largest, bucket)) * run.element_bytes
+    return (largest + max(largest, bucket)) * size
 
 
 def chunk_gradients_bytes(run: ResolvedRun) -> int:
@@ -163,13 +170,19 @@ def largest_gradient(run: ResolvedRun) -> int:
 
 
 def last_gradients_bytes(run: ResolvedRun) -> int:
-    """The embedding, its gradient, the output layer's, and the copy that is reduced from."""
-    if not run.splits_experts:
+    """The embedding, its gradient, the output layer's, and the copy that is reduced from.
+
+    On one GPU the embedding is not gathered, and the copy is the sum of both gradients.
+    """
+    if run.stage < 3 or (run.shape.num_experts and not run.splits_experts):
         return 0
-    embeddings = [one.numel for one in trained(run) if one.kind is Kind.EMBEDDING]
-    heads = [one.numel for one in trained(run) if not one.in_layers and one.numel in embeddings]
-    largest = max(embeddings, default=0)
-    return (len(heads) + 2) * largest * run.element_bytes if heads else 0
+    embeddings = [one for one in trained(run) if one.kind is Kind.EMBEDDING]
+    is_tied = not any(one.kind is Kind.HEAD for one in list_parameters(run))
+    has_two = is_tied or any(one.kind is Kind.HEAD for one in trained(run))
+    return sum(
+        (2 + has_two + (one.num_partitions > 1)) * one.numel * run.element_bytes
+        for one in embeddings
+    )
 
 
 def sub_groups(run: ResolvedRun) -> tuple[int, ...]:

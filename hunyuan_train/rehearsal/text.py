@@ -41,7 +41,7 @@ ROWS = (
         "a layer: again, and gradients",
         (
             *("recomputed layer", "layer in its second run", "dispatch buffers"),
-            *("gradients of a layer", "dequantised experts", "layer and gradient of rows"),
+            *("gradients of a layer", "dequantised experts", "layer and gradient within"),
             "layer and gradient of norm",
         ),
         ("recomputed layer", "dispatch buffers"),

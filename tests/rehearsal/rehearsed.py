@@ -9,7 +9,7 @@ from hunyuan_train.config.load import load_config
 from hunyuan_train.config.resolve import resolve
 from hunyuan_train.config.resolved_run import Machine, ResolvedRun
 from hunyuan_train.config.rules.listing import SETTINGS_ALONE
-from hunyuan_train.families.hunyuan_v1_moe import A13B
+from hunyuan_train.families.registry import PRESETS
 from hunyuan_train.launcher.host.extension import extensions_folder
 from hunyuan_train.planner.memory import Memory, plan_memory
 from hunyuan_train.rehearsal.commands import ask_process
@@ -35,6 +35,7 @@ class Rehearsed:
 
 def rehearsed(
     *flags: str,
+    model: str = "a13b",
     layers: int = 2,
     nodes: int = 1,
     gpus: int = 8,
@@ -42,11 +43,11 @@ def rehearsed(
     parts: Sequence[str] = (),
     hook: str = "",
 ) -> Rehearsed:
-    """Rehearse the released model with some settings."""
-    config = load_config(["--model_name_or_path", "a13b", *flags])
+    """Rehearse the released model, or another preset, with some settings."""
+    config = load_config(["--model_name_or_path", model, *flags])
     run = resolve(
         config,
-        shape=replace(A13B, num_hidden_layers=layers),
+        shape=replace(PRESETS[model], num_hidden_layers=layers),
         machine=replace(EIGHT_GPUS, num_gpus=gpus),
         slots=[gpus] * nodes,
         known=SETTINGS_ALONE,

@@ -78,6 +78,24 @@ def test_quantised_experts_on_one_gpu_are_planned_as_they_are_rehearsed(form, ta
     assert found.ratio == pytest.approx(1.0, abs=TOLERANCE)
 
 
+OTHERS = {  # preset, flags, machines
+    "dense": ("hunyuan-7b", ["--recipe", "full"], 1),
+    "dense, short rows": ("hunyuan-1.8b", ["--recipe", "full", "--max_seq_length", "1024"], 1),
+    "dense, adapters": ("hunyuan-7b", ["--recipe", "lora"], 1),
+    "a dense layer before those with experts": ("hy3", ["--recipe", "lora"], 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_are_planned_as_they_are_rehearsed(name):
+    model, flags, nodes = OTHERS[name]
+    once = ("--gradient_accumulation_steps", "1")
+    found = rehearsed(*flags, *once, model=model, layers=3, nodes=nodes, skew=3.0)
+    assert found.seen["errors"] == []
+    assert found.ratio == pytest.approx(1.0, abs=TOLERANCE)
+
+
 @pytest.mark.slow
 def test_whole_experts_on_one_gpu_are_planned_as_they_are_rehearsed():
     flags = ["--recipe", "one_gpu", "--expert_weights", "bf16"]
