@@ -33,8 +33,8 @@ LEAST_SECONDS = 15.0  # below it no part is begun
 LAST_LINES = 15  # of a part that failed
 LAYERS = 8
 PARTS = (
-    *("machine", "attention_kernels", "expert_kernels", "combining", "fused_kernels", "products"),
-    *("decoding", "update", "recorder", "staging"),
+    *("machine", "attention_kernels", "expert_kernels", "combining", "gating", "fused_kernels"),
+    *("products", "decoding", "update", "recorder", "staging"),
 )
 FUSED = {
     "combine_impl": "fused_weighted_sum",

@@ -51,6 +51,7 @@ from hunyuan_train.optim.lean_memory import SLICE_ELEMENTS
 from hunyuan_train.parallel.determinism import compute_deterministically
 from hunyuan_train.parallel.engine import read_recorders, start_process_group
 from hunyuan_train.parallel.quantised_experts import CompressedWeights, compile_decoding
+from hunyuan_train.parallel.row_weights import WeightedSwiglu, has_kernels
 
 CODED = {  # frozen experts
     "nf4": Scheme("nf4", 64),
@@ -335,6 +336,29 @@ def combining(scale: Scale) -> Rows:
     yield "fused_weighted_sum", ", ".join(errors), f"{timed(lambda: run(fused), scale):.2f}"
 
 
+def gating(scale: Scale) -> Rows:
+    """SwiGLU times the router's weight, one kernel each way on a GPU: against its formula."""
+    yield "weighted SwiGLU", "relative error: result, gate, up, weights", "ms"
+    torch.manual_seed(0)
+    number = scale.tokens * scale.top_k
+    gate, up = (scale.random(number, scale.intermediate) for _ in range(2))
+    weights = torch.rand(number, device=scale.device, requires_grad=True)
+
+    def formula(gate: Tensor, up: Tensor, weights: Tensor) -> Tensor:
+        return functional.silu(gate.float()) * up.float() * weights[:, None]
+
+    def run(function: Callable[..., Tensor]) -> list[Tensor]:
+        result = function(gate, up, weights)
+        gradient = up.detach().to(result.dtype)
+        return [result.detach(), *torch.autograd.grad(result, (gate, up, weights), gradient)]
+
+    pairs = zip(run(WeightedSwiglu.apply), run(formula), strict=True)
+    errors = ", ".join(f"{relative_error(a, b):.5f}" for a, b in pairs)
+    yield "formula in float32", "0", f"{timed(lambda: run(formula), scale):.2f}"
+    name = "kernels" if has_kernels() else "operators, for Triton has no GPU"
+    yield name, errors, f"{timed(lambda: run(WeightedSwiglu.apply), scale):.2f}"
+
+
 def fused_kernels(scale: Scale) -> Rows:
     """RMSNorm, rope and SwiGLU, forward and backward: Transformers' operators against Liger's."""
     yield "part", "largest difference: results, gradients", "plain, ms", "Liger, ms"
@@ -528,7 +552,8 @@ def staging(scale: Scale) -> Rows:
 PARTS: dict[str, Callable[[Scale], Rows]] = {
     one.__name__: one
     for one in (
-        *(machine, attention_kernels, expert_kernels, combining, fused_kernels, products),
+        *(machine, attention_kernels, expert_kernels, combining, gating),
+        *(fused_kernels, products),
         *(decoding, update, recorder, staging),
     )
 }

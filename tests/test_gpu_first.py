@@ -22,6 +22,7 @@ from benchmarks.gpu_parts import (
     expert_counts,
     expert_kernels,
     fused_kernels,
+    gating,
     machine,
     products,
     staging,
@@ -93,6 +94,13 @@ def test_the_fused_sum_is_the_plain_one(scale: Scale) -> None:
     _, _, (name, errors, _) = combining(scale)
     assert name == "fused_weighted_sum"
     assert errors == "needs a GPU" if scale.is_small else max(numbers(errors)) < 0.1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_are_weighed_in_their_swiglu_as_the_formula_says(scale: Scale) -> None:
+    _, _, (name, errors, _) = gating(scale)
+    assert name.startswith("operators" if scale.is_small else "kernels")
+    assert max(numbers(errors)) < 0.01
 
 
 @pytest.mark.parametrize("scale", SCALES)
