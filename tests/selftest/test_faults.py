@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hunyuan_train.cli import main
-from hunyuan_train.selftest import oracle
+from hunyuan_train.selftest import run
+from hunyuan_train.selftest.oracle import RanksHere
 from tests.selftest import faults
 
 MOVED, SCALED = ("loss", "gradients", "weights"), ("loss", "gradients", "clip")
@@ -21,7 +22,7 @@ def run_with_fault(
     case: str = "experts split, SGD",
 ) -> tuple[int, list[dict]]:
     train = partial(faults.train_with_fault, fault)
-    monkeypatch.setattr(oracle, "RanksHere", partial(oracle.RanksHere, train))
+    monkeypatch.setattr(run, "RanksHere", partial(RanksHere, train))
     exit_code = main(["selftest", "--processes", "2", "--only", case, "--json"])
     return exit_code, json.loads(capsys.readouterr().out)
 
