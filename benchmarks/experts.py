@@ -27,6 +27,7 @@ from hunyuan_train.families.hunyuan_v1_moe import TINY
 from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.model.weights import SeededWeights
 from hunyuan_train.parallel.expert import register_families, show_router_weight
+from hunyuan_train.parallel.expert_layer import take_over_layers
 from hunyuan_train.selftest.reference import plain_model
 
 
@@ -54,7 +55,7 @@ def plain_block(shape: ModelShape) -> nn.Module:
 
 
 def split_block(shape: ModelShape, gate_and_up: str = "separate") -> nn.Module:
-    """The engine's block of experts, all of them on one rank; its two first products may be one."""
+    """Our block of experts, all of them on one rank; its two first products may be one."""
     source = SeededWeights(0, shape.initializer_range)
     model = plain_model(shape, source, attention="sdpa", experts="grouped_mm").train()
     register_families()
@@ -63,7 +64,9 @@ def split_block(shape: ModelShape, gate_and_up: str = "separate") -> nn.Module:
     settings = AutoEPConfig(enabled=True, preset_model=shape.family, gate_up_impl=gate_and_up)
     parts = AutoEP(model, settings)
     parts.replace_moe_layers(parts.ep_parser(), ep_size=1, ep_rank=0)
-    return model.model.layers[0].mlp
+    block: nn.Module = model.model.layers[0].mlp
+    take_over_layers([block])
+    return block
 
 
 def take_turn(
@@ -123,7 +126,7 @@ def main() -> None:
     load, shape = os.getloadavg()[0], make_shape(arguments.hidden)
     contenders = {
         "Transformers, grouped_mm": plain_block(shape),
-        "ours: the engine's": split_block(shape),
+        "ours": split_block(shape),
         "ours, gate and up as one product": split_block(shape, "fused"),
     }
     rows, worst = [], 0.0

@@ -121,7 +121,11 @@ def lay(rows: Tensor, rows_P: Tensor) -> Tensor:
     if ep_kernels.permute_rows_supported(rows):
         laid: Tensor = ep_kernels.gather_rows(rows, rows_P)
         return laid
-    return torch.cat((rows, rows.new_zeros((1, *rows.shape[1:]))))[rows_P]
+    if rows.dim() == 1 or not len(rows):
+        return torch.cat((rows, rows.new_zeros((1, *rows.shape[1:]))))[rows_P]
+    laid = rows.index_select(0, rows_P.clamp(min=0))
+    laid[rows_P < 0] = 0  # on CPUs, which need not wait for this
+    return laid
 
 
 class ToExperts(torch.autograd.Function):

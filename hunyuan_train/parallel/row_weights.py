@@ -18,6 +18,7 @@ import torch
 from deepspeed.moe import ep_experts
 from deepspeed.ops.triton_ops import autoep_fused_token_ops
 from torch import Tensor
+from torch.nn import functional
 
 ACTIVATION = "weighted_swiglu"
 
@@ -108,8 +109,8 @@ def compute_forward(gate_NI: Tensor, up_NI: Tensor, weights_N: Tensor) -> Tensor
         from hunyuan_train.model.gating_kernel import forward  # noqa: PLC0415  with GPUs only
 
         return forward(gate_NI, up_NI, weights_N)
-    gate, up = gate_NI.float(), up_NI.float()
-    return (gate * gate.sigmoid() * up * weights_N[:, None]).to(gate_NI.dtype)
+    result = functional.silu(gate_NI.float()) * up_NI.float()
+    return result.mul_(weights_N[:, None]).to(gate_NI.dtype)
 
 
 def compute_backward(
@@ -120,10 +121,9 @@ def compute_backward(
         from hunyuan_train.model.gating_kernel import backward  # noqa: PLC0415  with GPUs only
 
         return backward(gradient_NI, gate_NI, up_NI, weights_N)
-    gradient, gate, up = gradient_NI.float(), gate_NI.float(), up_NI.float()
-    share = gate.sigmoid()
-    silu = gate * share
-    of_weights = (gradient * silu * up).sum(dim=-1)
-    gradient = gradient * weights_N[:, None]
-    of_gate = gradient * up * share * (1 + gate * (1 - share))
-    return of_gate.to(gate_NI.dtype), (gradient * silu).to(up_NI.dtype), of_weights
+    gate, up = gate_NI.float(), up_NI.float()
+    of_up = functional.silu(gate).mul_(gradient_NI)
+    of_weights = torch.linalg.vecdot(of_up, up)
+    of_gate = (gradient_NI * up).mul_(weights_N[:, None])
+    of_gate = torch.ops.aten.silu_backward(of_gate, gate)
+    return of_gate.to(gate_NI.dtype), of_up.mul_(weights_N[:, None]).to(up_NI.dtype), of_weights
