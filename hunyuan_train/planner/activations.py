@@ -1,4 +1,4 @@
-"""What forward saves for backward, tensor by tensor, and what one layer takes while it runs.
+"""What forward saves for backward, tensor by tensor.
 
 Read off torch.autograd's saved tensors of Transformers' models, without and with the engine's
 expert-parallel layer; the tests count them again. A layer is the sum of the parts that it has.
@@ -16,10 +16,8 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tables import layer_rows, model_parameters, modules_of_kind
 from hunyuan_train.families.tensors import EXPERT, Kind
 from hunyuan_train.model.chunks import tokens_per_chunk
-from hunyuan_train.planner.exchanges import can_be_skewed, hides_exchanges, weighs_inside
-from hunyuan_train.planner.frozen_experts import dequantised_bytes
+from hunyuan_train.planner.exchanges import can_be_skewed, weighs_inside
 from hunyuan_train.planner.parameters import adapted_linears, is_trained, list_parameters
-from hunyuan_train.planner.states import chunk_gradients_bytes
 
 RANDOM_STATE = 5056  # of the CPU's generator, which a recomputed layer starts from again
 ROW_ALIGNMENT = 8  # rows of each local expert are padded by up to this (ep_kernels.py)
@@ -202,10 +200,10 @@ def dense_bytes(run: ResolvedRun, saving: Saving) -> int:
 def recomputed_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What a layer that is computed again holds at its fullest moment, of what it saves.
 
-    With experts that is when the gradient comes to their weighted sum. A shared expert that ran
-    last is done with then; one that ran while tokens travelled is not. Of experts in chunks one
-    chunk has been computed a third time, and the input of all is there
-    (model/expert_microbatches.py).
+    With experts that is when a gradient comes to them. A shared expert that ran last is done with
+    then; one that ran before them is not (parallel/expert_layer.py). Of experts in chunks one chunk
+    has been computed a third time, and the input of all is there (model/expert_microbatches.py).
+    What selective recomputation had kept of the layer is a part of this by then, or done with.
     """
     saving, num_chunks = describe_saving(run), run.config.train.moe_chunks
     fullest = 0
@@ -213,12 +211,12 @@ def recomputed_bytes(run: ResolvedRun, *, imbalance: float) -> int:
         if Kind.ROUTER in kinds:
             inputs = boundary_bytes(run) if num_chunks > 1 else 0
             inside = moe_bytes(run, saving, imbalance=imbalance)
-            if hides_exchanges(run) and Kind.SHARED_EXPERT in kinds:
+            if weighs_inside(run) and Kind.SHARED_EXPERT in kinds:
                 inside += mlp_bytes(run, saving, Kind.SHARED_EXPERT)
             fullest = max(fullest, inputs + ceil(inside / num_chunks))
         else:
             fullest = max(fullest, mlp_bytes(run, saving, Kind.MLP))
-    return dense_bytes(run, saving) + fullest
+    return dense_bytes(run, saving) + fullest - kept_results_bytes(run)
 
 
 def boundary_bytes(run: ResolvedRun) -> int:
@@ -244,6 +242,11 @@ def selected_bytes(run: ResolvedRun) -> int:
         float32 = shape.num_attention_heads + (shape.num_experts if Kind.ROUTER in kinds else 0)
         most = max(most, run.element_bytes * products + 4 * float32)
     return run.num_tokens * most
+
+
+def kept_results_bytes(run: ResolvedRun) -> int:
+    """What a layer keeps beside its input from its first run on, to take it back in its second."""
+    return selected_bytes(run) if run.config.train.gradient_checkpointing == "selective" else 0
 
 
 def before_bytes(run: ResolvedRun) -> int:
@@ -288,7 +291,7 @@ def saved_bytes(run: ResolvedRun, *, imbalance: float = 1.0) -> int:
     layers, before = run.shape.num_hidden_layers, before_bytes(run)
     recomputed = run.config.train.gradient_checkpointing
     if recomputed:
-        selected = layers * selected_bytes(run) if recomputed == "selective" else 0
+        selected = layers * kept_results_bytes(run)
         inputs = layers * (boundary_bytes(run) + RANDOM_STATE)
         inputs += kept_order_bytes(run, imbalance=imbalance)
         return before + inputs + selected - kept_on_host_bytes(run)
@@ -312,180 +315,6 @@ def first_bytes(run: ResolvedRun, *, imbalance: float) -> int:
     """What is left of what forward saved when backward comes to the first layer."""
     before = before_bytes(run)
     return before + (saved_bytes(run, imbalance=imbalance) - before) // run.shape.num_hidden_layers
-
-
-def entered_bytes(run: ResolvedRun, *, imbalance: float) -> int:
-    """What a layer holds on GPUs when the gradient of its split experts' outputs has come.
-
-    What it has saved, that gradient, and the gradient of the layer's output; of experts in chunks,
-    one chunk's, and the gradients of weights that chunks have added up. This is when the engine
-    gathers the experts again, if other ranks have parts of them. In a dense layer it is the
-    gradient of what goes down, before the engine frees what it has gathered for the second run.
-    """
-    if not run.is_on_gpu or (run.shape.num_experts and not run.splits_experts):
-        return 0
-    is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
-    saved = recomputed_bytes(run, imbalance=imbalance) if is_again else 0
-    if not run.shape.num_experts:
-        width = width_of(run.shape, Kind.MLP)
-        return saved + run.num_tokens * width * run.element_bytes + boundary_bytes(run)
-    rows = expert_rows(run, imbalance) * run.shape.hidden_size * run.element_bytes
-    own = ceil(rows / run.config.train.moe_chunks) + boundary_bytes(run)
-    return saved + own + chunk_gradients_bytes(run)
-
-
-def again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
-    """What a layer holds in its second run on GPUs, when split experts have just run.
-
-    All that it has saved by then; the rows of experts before and after they are put back in order,
-    unless it ends before the last product, and their input, which trained experts save; and the
-    gradient of the layer's output, the sum before the MLP, and the shared expert's output or the
-    MLP's input. Of experts in chunks see `chunk_again_bytes`, of quantised ones `working_bytes`.
-    """
-    if not (run.splits_experts and run.is_on_gpu):
-        return 0
-    if run.config.train.moe_chunks > 1:
-        return recomputed_bytes(run, imbalance=imbalance) + chunk_again_bytes(
-            run, imbalance=imbalance
-        )
-    saving, rows = describe_saving(run), expert_rows(run, imbalance)
-    num_rows = 0 if Kind.EXPERT in saving.kinds else 1
-    num_rows += 0 if weighs_inside(run) else 2
-    passing = num_rows * rows * run.shape.hidden_size * run.element_bytes
-    if working := working_bytes(run, rows):
-        passing = working + dequantised_bytes(run)
-    return recomputed_bytes(run, imbalance=imbalance) + passing + 3 * boundary_bytes(run)
-
-
-def chunk_again_bytes(run: ResolvedRun, *, imbalance: float) -> int:
-    """What a chunk of experts holds in the layer's second run, beside `recomputed_bytes`.
-
-    Nothing of it is saved: it runs as in a forward pass (`running_bytes`). There are also the
-    gradient of the layer's output, the sum before the MLP, results of the chunks before (torch
-    stops before the last one's), and the layer's input where it came from host memory.
-    """
-    num_chunks = run.config.train.moe_chunks
-    saved = ceil(moe_bytes(run, describe_saving(run), imbalance=imbalance) / num_chunks)
-    boundary = boundary_bytes(run)
-    inputs = 1 if kept_on_host_bytes(run) else 0
-    beside = (2 + inputs) * boundary + (num_chunks - 2) * boundary // num_chunks
-    return running_bytes(run, imbalance=imbalance) + beside - saved
-
-
-def norm_gradient_bytes(run: ResolvedRun) -> int:
-    """What a recomputed layer holds in the backward of the norm before its MLP.
-
-    What it has saved before, five float32 gradients of [tokens, hidden] (of the product, the mean
-    and the square), and that of the layer's output. All that the MLP or the experts have saved is
-    done with, and so are gradients that chunks have added to.
-    """
-    dense = dense_bytes(run, describe_saving(run))
-    temporaries = 0 if uses_fused_kernels(run) else 5 * 4 * run.num_tokens * run.shape.hidden_size
-    return dense + temporaries + boundary_bytes(run)
-
-
-def running_bytes(run: ResolvedRun, *, imbalance: float) -> int:
-    """What experts hold on GPUs while their last product is made and nothing is saved.
-
-    Their input and output, gate, up and what goes down: the engine's functions hold each until they
-    return. Where experts are adapted, the adapter's output lies beside the base's, to be added.
-    """
-    if not (run.shape.num_experts and run.is_on_gpu):
-        return 0
-    shape, size, rows = run.shape, run.element_bytes, expert_rows(run, imbalance)
-    width = width_of(shape, Kind.EXPERT)
-    num_outputs = 2 if describe_saving(run).expert_rank else 1
-    plain = size * rows * ((1 + num_outputs) * shape.hidden_size + 3 * width)
-    if working := working_bytes(run, rows):  # which is done with gate and up when it makes the last
-        arriving = working - size * rows * (2 * shape.hidden_size + width)
-        gates = arriving + size * rows * (shape.hidden_size + 3 * width)
-        plain = max(gates, working + dequantised_bytes(run))
-    # Transformers' own function weighs outputs in float32, and puts those in order.
-    whole = 0 if run.splits_experts else (2 * size + 2 * 4) * rows * shape.hidden_size
-    return ceil(max(plain, whole) / run.config.train.moe_chunks)
-
-
-def gradient_rows_bytes(run: ResolvedRun, rows: int) -> int:
-    """Gradients of the three inner tensors of split experts on GPUs, in their backward.
-
-    What goes down has been saved where weights are trained, and is done with then; the gradient of
-    its weight is there instead.
-    """
-    if not run.is_on_gpu:
-        return 0
-    shape, size = run.shape, run.element_bytes
-    width = width_of(shape, Kind.EXPERT)
-    is_trained = Kind.EXPERT in describe_saving(run).kinds
-    inner = (2 if is_trained else 3) * width
-    if weighs_inside(run):  # the last product's: of its result, and of what went in
-        inner = max(inner, shape.hidden_size + width)
-    return size * rows * inner + largest_expert(run) * size
-
-
-def largest_expert(run: ResolvedRun) -> int:
-    """Elements of the largest trained parameter of one layer's experts on this rank."""
-    experts = (one for one in list_parameters(run) if one.kind is Kind.EXPERT and one.is_trained)
-    return max((one.numel for one in experts), default=0)
-
-
-def dispatch_bytes(run: ResolvedRun, *, imbalance: float) -> int:
-    """What passes through a layer, beside what it saves until its experts are done.
-
-    With split experts the fullest of several moments. One is when rows are put in order: they, or
-    their gradients, before and after that (or the base's outputs and the adapter's), and the
-    gradient of the layer's output. A rank that gets far more than an equal share is fullest then,
-    or among the gradients of the experts' inner tensors. Where outputs are weighed behind the
-    experts, there is the gradient of that: what was saved to combine, two products of rows in
-    float32 and the gradient that they are of (auto_ep_layer.py combine_from_routed). Of experts in
-    chunks there are those of one chunk. Quantised experts are fullest while their last product is
-    made (`working_bytes`).
-    """
-    shape, size, chunks = run.shape, run.element_bytes, run.config.train.moe_chunks
-    slots, rows = run.num_tokens * shape.moe_topk, expert_rows(run, imbalance)
-    boundary = boundary_bytes(run)
-    is_again = bool(run.config.train.gradient_checkpointing)  # otherwise among the activations
-    saved = combine_bytes(run) if is_again and shape.num_experts else 0
-    if not run.splits_experts:
-        # In float32: gradients of what was weighed, of outputs, and of weights before their sum.
-        weighing = shape.hidden_size * (12 * slots if run.is_on_gpu else size * rows + 4 * slots)
-        inside = gate_gradients_bytes(run) if not shape.num_experts else 0
-        return ceil((weighing + saved) / chunks) + max(2 * boundary, boundary + inside)
-    outputs = max(2 * size * rows * shape.hidden_size, working_bytes(run, rows))
-    products = 4 * (2 * slots + run.num_tokens) * shape.hidden_size
-    weighing = 0 if weighs_inside(run) else products + saved
-    inner = gradient_rows_bytes(run, rows)
-    return max(
-        ceil(outputs / chunks) + boundary,
-        ceil(inner / chunks) + 2 * boundary,
-        ceil(weighing / chunks) + 2 * boundary,
-    )
-
-
-def gate_gradients_bytes(run: ResolvedRun) -> int:
-    """Gradients inside of a dense MLP: of what goes down, and of both that it is the product of.
-
-    What goes down has been counted, where it is saved, and is done with then. Liger's kernel lays
-    two of them where gate and up were.
-    """
-    saving = describe_saving(run)
-    number = (1 if saving.is_fused else 3) - (Kind.MLP in saving.kinds)
-    return number * saving.size * saving.tokens * width_of(run.shape, Kind.MLP)
-
-
-def working_bytes(run: ResolvedRun, rows: int) -> int:
-    """What passes through quantised experts without adapters while they make their last product.
-
-    Their input, what goes down, and the output: none of these is saved, and each is still held by
-    the function that made it. So is the input before it was put in order, unless other ranks sent
-    it (auto_ep_layer.py).
-    """
-    shape, size = run.shape, run.element_bytes
-    is_saved = Kind.EXPERT in describe_saving(run).kinds
-    if run.config.model.expert_weights == "bf16" or is_saved:
-        return 0
-    arriving = 0 if run.expert_size > 1 else run.num_tokens * shape.moe_topk
-    inside = rows * (2 * shape.hidden_size + width_of(shape, Kind.EXPERT))
-    return size * (inside + arriving * shape.hidden_size)
 
 
 def loss_bytes(run: ResolvedRun) -> int:

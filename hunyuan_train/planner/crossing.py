@@ -7,6 +7,7 @@ other machines, however many more ranks of its own machine have parts of it.
 
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.families.tensors import Kind
+from hunyuan_train.planner.exchanges import weighs_inside
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
 IN_CHUNKS = (Kind.ROUTER, Kind.EXPERT, Kind.SHARED_EXPERT)
@@ -18,13 +19,16 @@ def num_gathers(run: ResolvedRun, one: Parameter) -> int:
     In a micro-step once forward, and once for a layer's second run and its backward. What is frozen
     is freed between these two, because the engine counts the second run as a use by the module
     whose backward comes first (partitioned_param_coordinator.py update_recompute_parameters). So it
-    is gathered again there, by each chunk of experts.
+    is gathered again there, by each chunk of experts. Where rows are weighed inside, backward of
+    routed experts comes before the second run, which finds them there.
     """
     train = run.config.train
     if run.stage < 3:
         return 1
     is_freed = train.gradient_checkpointing and one.in_layers and not one.is_trained
     backward = train.moe_chunks if one.kind in IN_CHUNKS else 1
+    if one.kind is Kind.EXPERT and weighs_inside(run):
+        backward -= 1
     return train.gradient_accumulation_steps * (2 + (backward if is_freed else 0))
 
 

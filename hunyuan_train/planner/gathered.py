@@ -10,7 +10,7 @@ from hunyuan_train.families.shape import ModelShape
 from hunyuan_train.families.tensors import Kind
 from hunyuan_train.planner.activations import before_bytes, saved_bytes
 from hunyuan_train.planner.component import Component, Phase
-from hunyuan_train.planner.exchanges import hides_exchanges
+from hunyuan_train.planner.exchanges import weighs_inside
 from hunyuan_train.planner.gathering import Gathered, Hook, Limits, walk_micro_step
 from hunyuan_train.planner.layers import Model, Module, build_model
 from hunyuan_train.planner.parameters import Parameter, list_parameters
@@ -60,6 +60,19 @@ def gathered_lines(run: ResolvedRun, *, imbalance: float) -> Iterator[Component]
         yield line(run, first, elements[0] + levels.num_before * freed)
 
 
+def copied_elements(run: ResolvedRun) -> tuple[int, int]:
+    """Elements that a micro-step copies out of buffers that weights share, forward and backward.
+
+    What is fetched alone lies where it is used. Whole experts are taken for all copied, in both.
+    """
+    if run.stage < 3:
+        return 0, 0
+    if run.shape.num_experts and not run.splits_experts:
+        number = sum(one.total for one in large_parameters(run) if one.in_layers)
+        return number, number
+    return find_levels(describe_play(run)).copied
+
+
 def fullest(elements: tuple[int, ...], freed: int) -> int:
     """The most of all layers but the first of them, which has a moment of its own.
 
@@ -97,9 +110,10 @@ class Levels:
     """
 
     num_before: int  # layers before the first of these
+    copied: tuple[int, int]  # elements taken out of buffers, forward and backward, in all layers
     forward: tuple[int, ...]  # among a layer's experts
     loss: int
-    again: tuple[int, ...]  # its experts have run a second time
+    again: tuple[int, ...]  # its experts run a second time, in chunks all but the last one
     entered: tuple[int, ...]  # at the gradient of its experts' outputs
     backward: tuple[int, ...]  # from the gradient of the outputs' weighed sum to that of its input
     norm: tuple[int, ...]  # from there to the gradient of the sum before the MLP
@@ -131,7 +145,7 @@ def describe_play(run: ResolvedRun) -> Play:
         ),
         is_again=bool(run.config.train.gradient_checkpointing),
         num_chunks=run.config.train.moe_chunks,
-        is_shared_first=hides_exchanges(run),
+        is_shared_first=weighs_inside(run),
     )
 
 
@@ -162,6 +176,11 @@ def find_levels(what: Play) -> Levels:
     def at(hook: Hook, module: Module) -> int:
         return max((after[index] for index in places[hook, module]), default=0)
 
+    def in_second_run(core: Module) -> int:
+        """Not at the third run of a chunk, which is a part of its backward."""
+        seen = places[Hook.ENTER_AGAIN, core][: what.num_chunks]
+        return max((after[index] for index in seen), default=0)
+
     def while_entering(core: Module) -> int:
         starts = places[Hook.ENTER_BACKWARD, core]
         if core.children:  # of a dense MLP, until the backward of what goes down is done
@@ -183,9 +202,13 @@ def find_levels(what: Play) -> Levels:
     (start,), (stop,) = places[Hook.ENTER, model.head], places[Hook.LEAVE_BACKWARD, model.head]
     return Levels(
         num_before=model.layers.index(layers[0]),
+        copied=(
+            played.copied.get(Hook.ENTER, 0),
+            sum(number for hook, number in played.copied.items() if hook is not Hook.ENTER),
+        ),
         forward=tuple(at(Hook.ENTER, core) for core in cores),
         loss=max(after[start:stop]),
-        again=tuple(at(Hook.ENTER_AGAIN, core) for core in cores),
+        again=tuple(map(in_second_run, cores)),
         entered=tuple(map(while_entering, cores)),
         backward=tuple(map(in_backward, cores)),
         norm=tuple(behind(layer.core, layer.norm) for layer in layers),

@@ -66,6 +66,7 @@ class Gathered:
     after: list[int] = field(default_factory=list)
     counted: list[int] = field(default_factory=list)  # elements that the engine counts as live
     within: list[int] = field(default_factory=list)  # the most, while the engine is told of it
+    copied: dict[Hook, int] = field(default_factory=dict)  # elements taken out of shared buffers
     fetches: dict[Weight, Fetch] = field(default_factory=dict)  # in flight
     live: set[Weight] = field(default_factory=set)  # fetched or in flight
     users: dict[Weight, set[Module]] = field(default_factory=dict)
@@ -119,7 +120,7 @@ class Gathered:
                 self.attributed.setdefault(owner, set()).add(weight)
                 self.users[weight].add(owner)
             if weight in self.fetches:
-                self.wait_for(weight)
+                self.wait_for(weight, event.hook)
         if module.is_saved and event.hook is (Hook.ENTER_AGAIN if self.is_again else Hook.ENTER):
             self.held.update(module.weights)
         seen: set[Weight] = set()
@@ -160,12 +161,14 @@ class Gathered:
         self.fetched += number
         self.add(sum(one.buffered for one in weights))
 
-    def wait_for(self, weight: Weight) -> None:
+    def wait_for(self, weight: Weight, hook: Hook) -> None:
         """Take all weights of a fetch out of their buffer; it is freed with the last one's use."""
         fetch = self.fetches.pop(weight)
         if not fetch.is_there:
             fetch.is_there = True
-            self.add(sum(one.buffered for one in fetch.copied))
+            elements = sum(one.buffered for one in fetch.copied)
+            self.copied[hook] = self.copied.get(hook, 0) + elements
+            self.add(elements)
         fetch.waiting.discard(weight)
         if not fetch.waiting:
             self.elements -= sum(one.buffered for one in fetch.copied)
@@ -255,7 +258,7 @@ def walk_runs(module: Module, number: int) -> Iterator[Event]:
 def walk_recomputed(module: Module) -> Iterator[Event]:
     """Modules are entered down to the one that ran last; then all run again, and backward."""
     path = [module]
-    while path[-1].children and not path[-1].children[-1].is_saved:
+    while path[-1].children:
         path.append(path[-1].children[-1])
     yield from (Event(Hook.ENTER_BACKWARD, one) for one in path[1:])
     # Torch stops as soon as it has what it needs: inside of the module that ran last.

@@ -6,15 +6,10 @@ from dataclasses import dataclass
 from hunyuan_train.config.resolved_run import ResolvedRun
 from hunyuan_train.planner.activations import (
     after_bytes,
-    again_bytes,
-    dispatch_bytes,
-    entered_bytes,
     first_bytes,
     kept_on_host_bytes,
     loss_bytes,
-    norm_gradient_bytes,
     recomputed_bytes,
-    running_bytes,
     saved_bytes,
 )
 from hunyuan_train.planner.component import Component, Phase, peak_bytes, total_of
@@ -22,6 +17,13 @@ from hunyuan_train.planner.disk import plan_disk
 from hunyuan_train.planner.exchanges import can_be_skewed
 from hunyuan_train.planner.frozen_experts import working_lines
 from hunyuan_train.planner.gathered import gathered_lines
+from hunyuan_train.planner.layer_moments import (
+    again_bytes,
+    dispatch_bytes,
+    entered_bytes,
+    norm_gradient_bytes,
+    running_bytes,
+)
 from hunyuan_train.planner.states import device_states, host_states, trained
 
 # Rows of the busiest rank's experts over an equal share; metrics.jsonl logs the real ones. Real
@@ -148,7 +150,8 @@ def layer_lines(run: ResolvedRun, imbalance: float) -> Iterator[Component]:
                 Phase.FORWARD, "rows and all that is made of them, until the function returns",
             ),
         ):  # fmt: skip
-            yield Component(name, num_bytes, phase, source)
+            if num_bytes:
+                yield Component(name, num_bytes, phase, source)
     yield Component(
         "layer and gradient within", entered_bytes(run, imbalance=imbalance), Phase.ENTERED,
         f"what it saves, when a gradient comes to its experts or its MLP{chunks}{skew}",

@@ -15,6 +15,8 @@ from hunyuan_train.planner.component import Component, Phase, gigabytes
 from hunyuan_train.planner.frozen_experts import code_bytes
 from hunyuan_train.planner.parameters import Parameter, list_parameters
 
+NORM_ELEMENTS = 250_000_000  # whose norm the engine computes at once (_constant_buffered_norm2)
+
 
 def trained(run: ResolvedRun) -> list[Parameter]:
     """The parameters that have gradients."""
@@ -162,6 +164,19 @@ def chunk_gradients_bytes(run: ResolvedRun) -> int:
         return 0
     experts = [one.numel for one in trained(run) if one.kind is Kind.EXPERT]
     return (sum(experts) + max(experts, default=0)) * run.element_bytes
+
+
+def moved_gradient_bytes(run: ResolvedRun) -> int:
+    """What a gradient of experts takes on its way to an optimizer in host memory, beside itself.
+
+    This rank's part of it, a copy, and as many elements in float64, for the norm, as the engine
+    takes at once (stage3.py partition_grads, _constant_buffered_norm2).
+    """
+    if not run.optimizer.is_on_host:
+        return 0
+    experts = (one.partition for one in trained(run) if one.kind is Kind.EXPERT)
+    elements = max(experts, default=0)
+    return 2 * elements * run.element_bytes + 8 * min(elements, NORM_ELEMENTS)
 
 
 def largest_gradient(run: ResolvedRun) -> int:

@@ -24,13 +24,14 @@ from hunyuan_train.planner.activations import (
 )
 from hunyuan_train.planner.exchanges import weighs_inside
 from hunyuan_train.planner.frozen_experts import num_pieces, quantised_as
+from hunyuan_train.planner.gathered import copied_elements
 from hunyuan_train.planner.parameters import (
     Parameter,
     adapted_linears,
     is_trained,
     list_parameters,
 )
-from hunyuan_train.planner.states import reduced
+from hunyuan_train.planner.states import reduced, trained
 
 
 class Item(Enum):
@@ -328,12 +329,7 @@ def engine_parts(run: ResolvedRun) -> Iterator[Part]:
     size, gradients = run.element_bytes, 0
     steps = run.config.train.gradient_accumulation_steps
     collected = {one.name for one in reduced(run)}
-    gathered = {True: 0, False: 0}
-    for one in list_parameters(run):
-        if run.stage == 3 and one.num_partitions > 1:
-            gathered[one.in_layers] += one.total
-        if not one.is_trained:
-            continue
+    for one in trained(run):
         if one.name not in collected:  # scaled to their place, later added (own_gradients.py)
             gradients += round((3 - 1 / steps) * size) * one.total
         elif one.num_partitions == 1:  # into the bucket, divided, scaled, and to their place
@@ -343,7 +339,8 @@ def engine_parts(run: ResolvedRun) -> Iterator[Part]:
         else:  # of the vocabulary: a sum of both its uses, zeros, divided
             gradients += 6 * size * one.total
     layers = run.shape.num_hidden_layers
-    forward = moving(2 * size, gathered[True], 13 * layers)
-    backward = moving(2 * size, gathered[True] + gathered[False], 3 * layers)
+    copied_forward, copied_backward = copied_elements(run)
+    forward = moving(2 * size, copied_forward, 13 * layers)
+    backward = moving(2 * size, copied_backward, 3 * layers)
     backward.add(moving(1, gradients, 45 * layers if gradients else 0))
     yield Part(Item.ZERO, forward, backward)

@@ -85,6 +85,7 @@ def drive(
     whole = run.config.train.gradient_checkpointing is False
     shares = stand_ins.Skew(possible_skew(run, skew), is_varied=not whole)
     stand_ins.stand_in_for_kernels(watch)
+    stand_ins.stand_in_for_gating(watch)
     stand_ins.stand_in_for_fused(watch)
     stand_ins.stand_in_for_ranks(watch, shares)
     stand_ins.stand_in_for_updates(watch)

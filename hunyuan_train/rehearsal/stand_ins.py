@@ -126,7 +126,6 @@ def stand_in_for_kernels(watch: Watch) -> None:
     """Replace Triton kernels by their shapes."""
     note_swiglu = partial(watch.note_kernel, "Triton: SwiGLU of experts")
     note_sum = partial(watch.note_kernel, "Triton: weighted sum of experts' outputs")
-    note_weighted = partial(watch.note_kernel, "Triton: weighted SwiGLU of experts")
 
     def gather_rows(source: Tensor, index: Tensor) -> Tensor:
         rows = source.new_empty((index.numel(), source.shape[1]))
@@ -162,6 +161,19 @@ def stand_in_for_kernels(watch: Watch) -> None:
         restored = WeightedRestore.apply(rows, top_scores, inverse, top_k, note_sum)
         return restored.reshape(shape)
 
+    ep_kernels.permute_rows_supported = lambda rows: rows.dim() == 2
+    ep_kernels.gather_rows = gather_rows
+    ep_kernels.fill_indices_wrapper = fill_indices
+    swiglu_triton.swiglu, swiglu_triton.swiglu_packed = swiglu, swiglu_packed
+    autoep_fused_token_ops.is_available = lambda: True
+    autoep_fused_token_ops.assert_supported = lambda *_, **__: None
+    autoep_fused_token_ops.fused_weighted_restore = weighted_restore
+
+
+def stand_in_for_gating(watch: Watch) -> None:
+    """Replace the kernels of experts' weighted SwiGLU."""
+    note_weighted = partial(watch.note_kernel, "Triton: weighted SwiGLU of experts")
+
     def weighted_forward(gate: Tensor, up: Tensor, weights: Tensor) -> Tensor:
         product = gate.new_empty(gate.shape)
         note_weighted(gate, up, weights, product)
@@ -176,13 +188,6 @@ def stand_in_for_kernels(watch: Watch) -> None:
 
     module: Any = row_weights
     module.compute_forward, module.compute_backward = weighted_forward, weighted_backward
-    ep_kernels.permute_rows_supported = lambda rows: rows.dim() == 2
-    ep_kernels.gather_rows = gather_rows
-    ep_kernels.fill_indices_wrapper = fill_indices
-    swiglu_triton.swiglu, swiglu_triton.swiglu_packed = swiglu, swiglu_packed
-    autoep_fused_token_ops.is_available = lambda: True
-    autoep_fused_token_ops.assert_supported = lambda *_, **__: None
-    autoep_fused_token_ops.fused_weighted_restore = weighted_restore
 
 
 class FusedNorm(torch.autograd.Function):

@@ -11,6 +11,8 @@ from hunyuan_train.planner.gathering import Hook
 from tests.rehearsal.rehearsed import Rehearsed, rehearsed
 
 MIB = 2**20
+# Of attention, in bfloat16: on its way out of a buffer it may be counted twice, for one module.
+ONE_MATRIX = 33 * MIB
 HOOKS = {
     Hook.ENTER: "enter",
     Hook.ENTER_AGAIN: "enter",
@@ -69,8 +71,7 @@ def compare(
     assert [row[0] for row in planned] == [row[0] for row in seen]
     for (_, elements, num_bytes), (_, seen_elements, seen_bytes) in zip(planned, seen, strict=True):
         assert elements == pytest.approx(seen_elements, abs=MIB)  # those that stay gathered
-        # A matrix on its way out of a buffer may be counted twice, for one module.
-        assert num_bytes == pytest.approx(seen_bytes, rel=0.02, abs=16 * MIB)
+        assert num_bytes == pytest.approx(seen_bytes, abs=ONE_MATRIX)
     return found
 
 
