@@ -218,6 +218,8 @@ def adapter_parts(
         backward.add(scaled)
     else:
         forward, backward = moving(10, added, 2), moving(4, added, 1)
+        # The sum of gradients of what the projection and its adapter both read.
+        yield Part(Item.OTHER, Work(), moving(3 * size, rows * inputs, 1))
     yield Part(Item.ADAPTERS, forward, backward, is_of_experts=is_of_experts)
 
 
