@@ -12,21 +12,18 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.runtime import interpreter
 
 from hunyuan_train.model import decoding_kernel
 from hunyuan_train.model.compressed_values import FLOAT8, decode
 from hunyuan_train.model.compression_scheme import Scheme
 from hunyuan_train.model.decoding_kernel import FORMS, NUM_WARPS, decode_piece, find_tile
+from tests.clients.triton_code import BYTES, Code
 
 SCHEMES = (
     *(Scheme("tensor"), Scheme("channel"), Scheme("block")),
@@ -36,10 +33,7 @@ SCHEMES = (
 EXPERTS, ROWS, COLUMNS = 2, 200, 384  # no whole tiles, nor whole blocks of rows
 HOPPER, AMPERE = 90, 80  # one with FP8 in hardware, one without
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-BYTES = {"bf16": 2, "f16": 2, "f32": 4, "i8": 1}
-ACCESS = re.compile(r"tt\.(load|store) .*?tensor<([\dx]+)x!tt\.ptr<(\w+)>")
 NARROW = re.compile(r"ld\.global[.\w:]*\.b8|st\.global[.\w:]*\.b(?:8|16) ")
-LOCAL = re.compile(r"\.local [^\n]*\[(\d+)\]")
 
 
 def mend_interpreter() -> None:
@@ -121,24 +115,19 @@ def compile_for(scheme: Scheme, capability: int) -> dict[str, float]:
     kernel = decoding_kernel.decode_kernel
     # As a launch finds them: addresses, widths and strides of whole 16 bytes.
     whole = ["codes_at", "scales_at", "levels_at", "values_at", "width", *numbers[:3]]
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in whole}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=tile, attrs=attributes)
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": NUM_WARPS})
+    code = Code(kernel, signature, tile, capability, whole, num_warps=NUM_WARPS)
     weights = tile["GROUPS"] * tile["WIDE"] * tile["HEIGHT"]
-    sizes = [
-        (prod(map(int, shape.split("x"))), kind)
-        for operation, shape, kind in ACCESS.findall(compiled.asm["ttir"])
-    ]
     # The table of levels is asked once a weight, and always in the cache.
-    moved = [number * BYTES[kind] for number, kind in sizes if (number, kind) != (weights, "f32")]
-    ptx = compiled.asm["ptx"]
+    moved = [
+        number * BYTES[kind]
+        for _, number, kind in code.accesses()
+        if (number, kind) != (weights, "f32")
+    ]
     return {
         "bytes": sum(moved) / weights,
         # Codes are read, and weights written, 16 bytes at a time.
-        "narrow": len(NARROW.findall(ptx)),
-        "local_bytes": sum(map(int, LOCAL.findall(ptx))),
-        "binary_bytes": len(compiled.asm["cubin"]),
+        "narrow": len(NARROW.findall(code.asm["ptx"])),
+        **code.sizes(),
     }
 
 

@@ -10,24 +10,18 @@ code for Hopper and for Ampere and counts what it reads and writes. Both print J
 import json
 import re
 import sys
-from math import prod
 
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from hunyuan_train.model import gating_kernel
 from hunyuan_train.model.gating_kernel import BLOCK, NUM_WARPS
+from tests.clients.triton_code import BYTES, Code
 
 ROWS = 7
 WIDTHS = (3072, 200, 1)  # the released one, and no whole blocks
 HOPPER, AMPERE = 90, 80
-BYTES = {"bf16": 2, "f32": 4}
-ACCESS = re.compile(r"tt\.(?:load|store) .*?tensor<([\dx]+)x!tt\.ptr<(\w+)>")
 NARROW = re.compile(r"ld\.global[.\w:]*\.b(?:8|16)|st\.global[.\w:]*\.b(?:8|16) ")
-LOCAL = re.compile(r"\.local [^\n]*\[(\d+)\]")
 
 
 def by_formula(gate: Tensor, up: Tensor, weights: Tensor, gradient: Tensor) -> list[Tensor]:
@@ -75,24 +69,12 @@ def compile_for(name: str, capability: int) -> dict[str, float]:
     signature = {one: kinds.get(one, "*bf16") for one in kernel.arg_names}
     # As a launch finds them: addresses, widths and strides of whole 16 bytes.
     whole = [one for one in kernel.arg_names if one != "BLOCK"]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={"BLOCK": BLOCK},
-        attrs={(kernel.arg_names.index(one),): [["tt.divisibility", 16]] for one in whole},
-    )
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": NUM_WARPS})
-    moved = [
-        prod(map(int, shape.split("x"))) * BYTES[kind]
-        for shape, kind in ACCESS.findall(compiled.asm["ttir"])
-    ]
-    ptx = compiled.asm["ptx"]
+    constants = {"BLOCK": BLOCK}
+    code = Code(kernel, signature, constants, capability, whole, num_warps=NUM_WARPS)
     return {
-        "bytes": sum(moved) / BLOCK,
-        "narrow": len(NARROW.findall(ptx)),
-        "local_bytes": sum(map(int, LOCAL.findall(ptx))),
-        "binary_bytes": len(compiled.asm["cubin"]),
+        "bytes": sum(number * BYTES[kind] for _, number, kind in code.accesses()) / BLOCK,
+        "narrow": len(NARROW.findall(code.asm["ptx"])),
+        **code.sizes(),
     }
 
 

@@ -10,15 +10,12 @@ Triton refuses; `compile` makes code for Hopper and counts what it reads and wri
 import json
 import re
 import sys
-from math import prod
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from hunyuan_train.optim import lean, lean_kernel
 from hunyuan_train.optim.lean_memory import LEAN_BLOCK
+from tests.clients.triton_code import BYTES, Code
 
 CPU = torch.device("cpu")
 # Whole blocks, a rest whose last group is not full, less than a block, less than two groups.
@@ -40,10 +37,7 @@ SIGNATURE = {
     "IS_ROUNDED": "constexpr",
     "GROUPS": "constexpr",
 }
-BYTES = {"bf16": 2, "f32": 4, "i8": 1, "i32": 4}
-BLOCKS = re.compile(r"tt\.(load|store) .*?tensor<([\dx]+)x!tt\.ptr<(\w+)>")
 SCALARS = re.compile(r"tt\.(?:load|store) [^\n]*: !tt\.ptr<")
-LOCAL = re.compile(r"\.local [^\n]*\[(\d+)\]")
 
 
 def compare() -> dict[str, list[float]]:
@@ -65,24 +59,16 @@ def compare() -> dict[str, list[float]]:
 
 def compile_for_hopper() -> dict[str, float]:
     """Bytes that a weight's update moves, by the code that Triton makes; tables are cached."""
-    source = ASTSource(
-        fn=lean_kernel.update_kernel,
-        signature=SIGNATURE,
-        constexprs={"IS_ROUNDED": True, "GROUPS": lean_kernel.GROUPS},
-    )
+    constants = {"IS_ROUNDED": True, "GROUPS": lean_kernel.GROUPS}
     options = {"num_warps": lean_kernel.NUM_WARPS, "enable_fp_fusion": False}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    code = compiled.asm["ttir"]
+    code = Code(lean_kernel.update_kernel, SIGNATURE, constants, 90, **options)
     blocks = [
-        prod(map(int, shape.split("x"))) * BYTES[kind]
-        for operation, shape, kind in BLOCKS.findall(code)
+        number * BYTES[kind]
+        for operation, number, kind in code.accesses()
         if (operation, kind) != ("load", "f32")  # `code_values`
     ]
-    return {
-        "bytes": (sum(blocks) + 4 * len(SCALARS.findall(code))) / LEAN_BLOCK,
-        "local_bytes": sum(map(int, LOCAL.findall(compiled.asm["ptx"]))),
-        "binary_bytes": len(compiled.asm["cubin"]),
-    }
+    scalars = SCALARS.findall(code.asm["ttir"])
+    return {"bytes": (sum(blocks) + 4 * len(scalars)) / LEAN_BLOCK, **code.sizes()}
 
 
 def break_it() -> str:
