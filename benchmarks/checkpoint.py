@@ -65,6 +65,7 @@ class Measured:
 
 def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str) -> Measured:
     """Train and save, both ways; called by every rank."""
+    torch.set_num_threads(1)
     shape = replace(shape_of_size(0.0), num_experts=num_experts)
     num_ranks = int(os.environ["WORLD_SIZE"])
     engine = small_engine(stage=3, expert_size=num_ranks, shape=shape, source=Repeated())

@@ -78,12 +78,14 @@ def run_layer(layer: Any, hidden_states: Tensor) -> Tensor:  # noqa: ANN401
     shared = layer.shared_experts(hidden_states)
     if layer.ep_size > 1:
         rows, weights = Arrive.apply(exchange, rows, weights)
-    of_experts = order_by_expert(plan.local_counts_by_source, len(rows))
-    rows, weights = ToExperts.apply(rows, weights, of_experts)
+    of_experts, counts = order_by_expert(plan.local_counts_by_source, len(rows))
+    if of_experts:
+        rows, weights = ToExperts.apply(rows, weights, of_experts)
     with weighing(weights):
-        rows = layer.experts(rows, of_experts.counts)
+        rows = layer.experts(rows, counts)
     # Nothing behind this may save a tensor for its gradient.
-    rows = FromExperts.apply(rows, of_experts)
+    if of_experts:
+        rows = FromExperts.apply(rows, of_experts)
     if layer.ep_size > 1:
         rows = auto_ep_layer._AllToAllV.apply(
             layer.ep_group, rows, plan.output_splits, plan.input_splits

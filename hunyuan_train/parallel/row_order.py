@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from deepspeed.module_inject import auto_ep_layer
 from deepspeed.moe import ep_kernels
 from deepspeed.ops.triton_ops import autoep_fused_token_ops
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +38,17 @@ class TokenRows:
     def sum(self, rows_ND: Tensor) -> Tensor:
         """The sum of each token's rows, in float32, rounded once: [T, D]."""
         num_tokens, hidden = len(rows_ND) // self.top_k, rows_ND.shape[1]
-        scores_TK = rows_ND.new_ones((num_tokens, self.top_k), dtype=torch.float32)
-        shared: dict[str, Any] = {
-            "top_scores": scores_TK,
-            "token_indices_sorted": self.order,
-            "top_k": self.top_k,
-            "shape": (1, num_tokens, hidden),
-        }
-        if self.is_fused:
-            summed = autoep_fused_token_ops.fused_weighted_restore(rows_ND, **shared)
-        else:
-            summed = auto_ep_layer.combine_from_routed(
-                rows_ND, score_apply="pre", combine_impl="weighted_sum", **shared
-            )
+        if not self.is_fused:
+            places_N = ep_kernels.inverse_permutation(self.order, len(self.order))
+            places_TK = places_N.view(num_tokens, self.top_k)
+            return functional.embedding_bag(places_TK, rows_ND, mode="sum")
+        summed = autoep_fused_token_ops.fused_weighted_restore(
+            rows_ND,
+            top_scores=rows_ND.new_ones((num_tokens, self.top_k), dtype=torch.float32),
+            token_indices_sorted=self.order,
+            top_k=self.top_k,
+            shape=(1, num_tokens, hidden),
+        )
         result: Tensor = summed.view(num_tokens, hidden)
         return result
 
@@ -91,20 +89,25 @@ class ExpertOrder:
 
     rows: Tensor  # [P], int32: the row that lies there; -1: none
     places: Tensor  # [M], int64: where each row lies
-    counts: Tensor  # [local experts], int32: rows of each, padding included
 
 
-def order_by_expert(counts: Tensor, num_rows: int) -> ExpertOrder:
+def order_by_expert(counts: Tensor, num_rows: int) -> tuple[ExpertOrder | None, Tensor]:
     """The order of rows that came from one rank after the other.
 
     Args:
         counts: rows from each rank for each expert, [ranks, local experts], int32.
         num_rows: all of them.
+
+    Returns:
+        The order; None where rows lie as they came, those of one rank on a CPU, which needs no
+        padding. And the rows of each expert, padding included: [local experts], int32.
     """
     alignment = ep_kernels.TOKEN_GROUP_ALIGN_SIZE_M
     num_ranks, num_experts = counts.shape
     most = num_rows + num_experts * alignment
     is_on_cpu = counts.device.type == "cpu"
+    if is_on_cpu and num_ranks == 1:
+        return None, counts[0]
     rows_P, padded_counts, _ = ep_kernels.generate_permute_indices(
         counts.reshape(-1),
         num_experts,
@@ -113,7 +116,8 @@ def order_by_expert(counts: Tensor, num_rows: int) -> ExpertOrder:
         alignment,
         use_cpu=is_on_cpu,
     )
-    return ExpertOrder(rows_P, ep_kernels.inverse_permutation(rows_P, num_rows), padded_counts)
+    places_M = ep_kernels.inverse_permutation(rows_P, num_rows)
+    return ExpertOrder(rows_P, places_M), padded_counts
 
 
 def lay(rows: Tensor, rows_P: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def compute_forward(gate_NI: Tensor, up_NI: Tensor, weights_N: Tensor) -> Tensor
         from hunyuan_train.model.gating_kernel import forward  # noqa: PLC0415  with GPUs only
 
         return forward(gate_NI, up_NI, weights_N)
-    result = functional.silu(gate_NI.float()) * up_NI.float()
+    result = functional.silu(gate_NI.float()).mul_(up_NI)
     return result.mul_(weights_N[:, None]).to(gate_NI.dtype)
 
 
@@ -125,5 +125,5 @@ def compute_backward(
     of_up = functional.silu(gate).mul_(gradient_NI)
     of_weights = torch.linalg.vecdot(of_up, up)
     of_gate = (gradient_NI * up).mul_(weights_N[:, None])
-    of_gate = torch.ops.aten.silu_backward(of_gate, gate)
+    torch.ops.aten.silu_backward(of_gate, gate, grad_input=of_gate)
     return of_gate.to(gate_NI.dtype), of_up.mul_(weights_N[:, None]).to(up_NI.dtype), of_weights

@@ -33,10 +33,10 @@ def weigh_inside(experts: GroupedExperts) -> list[Tensor]:
     """Outputs in the order of rows, and the gradients of all that they depend on."""
     rows, weights, gradient = make_inputs()
     experts.activation = ACTIVATION
-    order = order_by_expert(COUNTS, ROWS)
+    order, counts = order_by_expert(COUNTS, ROWS)
     ordered, ordered_weights = ToExperts.apply(rows, weights, order)
     with weighing(ordered_weights):
-        outputs = FromExperts.apply(experts(ordered, order.counts), order)
+        outputs = FromExperts.apply(experts(ordered, counts), order)
     outputs.backward(gradient)
     return [outputs.detach(), rows.grad, weights.grad, *(one.grad for one in experts.parameters())]
 
