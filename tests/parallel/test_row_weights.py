@@ -9,12 +9,15 @@ from hunyuan_train.parallel.row_order import FromExperts, ToExperts, order_by_ex
 from hunyuan_train.parallel.row_weights import ACTIVATION, register_activation, weighing
 
 HIDDEN, WIDTH, EXPERTS = 24, 16, 3
-COUNTS = torch.tensor([[5, 0, 2], [1, 0, 9]], dtype=torch.int32)  # from two ranks; one has none
-ROWS = int(COUNTS.sum())
+ROWS = 17
+# From two ranks and from one; an expert has none.
+COUNTS = [
+    torch.tensor(counts, dtype=torch.int32) for counts in ([[5, 0, 2], [1, 0, 9]], [[6, 0, 11]])
+]
 
 
 def make_inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Rows as they come from two ranks, their weights, and the gradient of their outputs."""
+    """Rows as they come from all ranks, their weights, and the gradient of their outputs."""
     generator = torch.Generator().manual_seed(0)
     rows, gradient = torch.randn(2, ROWS, HIDDEN, generator=generator)
     weights = torch.rand(ROWS, generator=generator)
@@ -29,22 +32,24 @@ def make_experts(**settings: object) -> GroupedExperts:
     return experts
 
 
-def weigh_inside(experts: GroupedExperts) -> list[Tensor]:
+def weigh_inside(experts: GroupedExperts, counts: Tensor) -> list[Tensor]:
     """Outputs in the order of rows, and the gradients of all that they depend on."""
     rows, weights, gradient = make_inputs()
     experts.activation = ACTIVATION
-    order, counts = order_by_expert(COUNTS, ROWS)
-    ordered, ordered_weights = ToExperts.apply(rows, weights, order)
-    with weighing(ordered_weights):
-        outputs = FromExperts.apply(experts(ordered, counts), order)
+    order, of_experts = order_by_expert(counts, ROWS)
+    assert (order is None) == (len(counts) == 1)
+    laid = ToExperts.apply(rows, weights, order) if order else (rows, weights)
+    with weighing(laid[1]):
+        outputs = experts(laid[0], of_experts)
+    outputs = FromExperts.apply(outputs, order) if order else outputs
     outputs.backward(gradient)
     return [outputs.detach(), rows.grad, weights.grad, *(one.grad for one in experts.parameters())]
 
 
-def weigh_behind(experts: GroupedExperts) -> list[Tensor]:
+def weigh_behind(experts: GroupedExperts, counts: Tensor) -> list[Tensor]:
     """The same, one expert after the other, by the formula."""
     rows, weights, gradient = make_inputs()
-    expert = torch.arange(EXPERTS).repeat(2).repeat_interleave(COUNTS.flatten())
+    expert = torch.arange(EXPERTS).repeat(len(counts)).repeat_interleave(counts.flatten())
     w1, w2, w3 = (one[expert] for one in (experts.w1, experts.w2, experts.w3))
     gate, up = (torch.einsum("nd,nid->ni", rows, one) for one in (w1, w3))
     inner = torch.nn.functional.silu(gate) * up
@@ -53,13 +58,16 @@ def weigh_behind(experts: GroupedExperts) -> list[Tensor]:
     return [outputs.detach(), rows.grad, weights.grad, *(one.grad for one in experts.parameters())]
 
 
+@pytest.mark.parametrize("counts", COUNTS, ids=["two ranks", "one rank"])
 @pytest.mark.parametrize(
     "settings", [{}, {"gate_up_impl": "fused"}, {"use_grouped_mm": False}], ids=str
 )
-def test_every_way_of_the_engine_weighs_each_row_by_its_own_weight(settings: dict) -> None:
+def test_every_way_of_the_engine_weighs_each_row_by_its_own_weight(
+    settings: dict, counts: Tensor
+) -> None:
     register_activation()
-    expected = weigh_behind(make_experts())
-    for got, wanted in zip(weigh_inside(make_experts(**settings)), expected, strict=True):
+    expected = weigh_behind(make_experts(), counts)
+    for got, wanted in zip(weigh_inside(make_experts(**settings), counts), expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
