@@ -5,18 +5,23 @@
 Two ranks train a model of the released layout with AdamW (12 bytes a parameter on disk), experts
 split over both. `--ranks 1` on two cores leaves one for saving, as machines of GPUs do. Each figure
 is given beside the plain thing, measured in the same run: a save that training waits for, and the
-same bytes written to the same disk and synced by nothing but `write`. Steps of many tokens take
-several seconds, as they do at the released size; those of few are over before the states are
-copied.
+same bytes written to the same disk and synced by nothing but `write`. Steps beside a save are
+compared with as many alone and with as many beside `dd`, which writes and reads the same number of
+bytes in a process of its own: what that costs, disk and memory take, and no code can save. Steps
+of many tokens take several seconds, as they do at the released size; those of few are over before
+the states are copied.
 """
 
 import argparse
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -44,7 +49,7 @@ from tests.batches import make_batch
 from tests.engines import small_engine
 from tests.measured import Repeated, shape_of_size
 
-NUM_SAVES = 3
+NUM_SAVES = 9
 BLOCK_BYTES = 2**24
 
 
@@ -57,7 +62,8 @@ class Measured:
     sync: list[float]  # of a save that training waits for
     background: list[float]  # of a save beside training, until it has its name
     stall: list[float]  # that training waited for it
-    longer: list[float]  # by which the step beside it took longer
+    longer: list[float]  # by which the steps beside it took longer than as many without one
+    longer_by_disk: list[float]  # the same beside another process that writes and reads so much
     raw: list[float]  # of writing the same bytes and syncing them
     verify_and_load: float
     agree: float  # of agreeing to go on, a step
@@ -73,7 +79,7 @@ def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str
     saver = Saver(engine, None, folder, config, {}, {}, ranks_per_host=num_ranks)
     generator = np.random.default_rng(dist.get_rank())
     batches = [make_batch(generator, [num_tokens // 2] * 2)]
-    measured = Measured(0, [], [], [], [], [], [], 0.0, 0.0)
+    measured = Measured(0, [], [], [], [], [], [], [], 0.0, 0.0)
     step(engine, batches, saver)
     for number in range(NUM_SAVES):
         measured.step.append(step(engine, batches, saver))
@@ -91,11 +97,16 @@ def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str
             beside.append(step(engine, batches, saver))
         saver.finish()
         measured.background.append(saver.seconds_of_last)
-        measured.longer.append(sum(beside) - len(beside) * measured.step[-1])
+        alone = [step(engine, batches, saver) for _ in beside]
+        measured.longer.append(sum(beside) - sum(alone))
         path = checkpoint_folder(folder, 2 * number + 2) / f"rank-{dist.get_rank():05d}.safetensors"
         measured.num_bytes = path.stat().st_size
+        raw = folder / f"raw-{dist.get_rank()}"
+        with exercise_disk(raw, measured.num_bytes):
+            beside = [step(engine, batches, saver) for _ in alone]
+        measured.longer_by_disk.append(sum(beside) - sum(alone))
         dist.barrier()
-        measured.raw.append(write_raw(folder / f"raw-{dist.get_rank()}", measured.num_bytes))
+        measured.raw.append(write_raw(raw, measured.num_bytes))
     began = time.perf_counter()
     found = choose_checkpoint("auto", folder)
     assert found
@@ -111,6 +122,18 @@ def step(engine: torch.nn.Module, batches: list[Batch], saver: Saver) -> float:
         engine, SFT, batches, learning_rate=1e-5, wait_before_update=saver.wait_before_update
     )
     return time.perf_counter() - began
+
+
+@contextmanager
+def exercise_disk(path: Path, num_bytes: int) -> Iterator[None]:
+    """Let another process write and read as much as a save does, past the page cache as well."""
+    block = f"bs={BLOCK_BYTES} status=none"
+    write = f"dd if=/dev/zero of={path} count={-(-num_bytes // BLOCK_BYTES)} oflag=direct {block}"
+    read = f"dd if={path} of=/dev/null iflag=direct {block}"
+    with subprocess.Popen(["/bin/sh", "-ec", f"{write}; {read}; rm {path}"]) as disk:
+        yield
+    if disk.returncode:
+        raise RuntimeError(f"{path} could not be written past the page cache")
 
 
 def write_raw(path: Path, num_bytes: int) -> float:
@@ -157,6 +180,9 @@ def describe(name: str, ranks: list[Measured]) -> list[str]:
         f"{worst('stall') / raw:.3f} |",
         f"| steps beside it take longer by (shared cores) | {worst('longer'):.2f} | "
         f"{worst('longer') / sync:.2f} | {worst('longer') / raw:.2f} |",
+        f"| steps beside as much writing and reading by another process, longer by "
+        f"| {worst('longer_by_disk'):.2f} | {worst('longer_by_disk') / sync:.2f} | "
+        f"{worst('longer_by_disk') / raw:.2f} |",
         f"| resume: verify every byte and load | {resume:.2f} | {resume / sync:.2f} | "
         f"{resume / raw:.2f} |",
         f"| agreeing whether to stop, every step | {max(one.agree for one in ranks):.5f} | | |",

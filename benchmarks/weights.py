@@ -1,13 +1,15 @@
 """What loading, exporting and merging weights costs beside plain reading and copying.
 
-    python -m benchmarks.weights [--load 4] [--write 8] [--files 8] [--only export merge] [--report]
+    python -m benchmarks.weights [--load 4] [--write 8] [--files 8] [--only export merge]
+                                 [--from_disk] [--report]
 
 A model of the released layout is generated, in bfloat16 and several files, with true names. What is
-read lies in the page cache, into which it is read just before; what is written counts until it is
-on disk. Commands, `cp` of the same folder and plain writing of as many bytes take turns, and of
-each the fastest round is compared. So does a bare copy, which does nothing but what a command
-cannot do without: it reads, writes and sums as many bytes by SHA-256, which one core does for one
-file at a time, and reads back what it wrote where the command does.
+read lies in the page cache, into which it is read just before, or with `--from_disk` only on disk,
+as a model does that is larger than the memory; what is written counts until it is on disk.
+Commands, `cp` of the same folder and plain writing of as many bytes take turns, and of each the
+fastest round is compared. So does a bare copy, which does nothing but what a command cannot do
+without: it reads, writes and sums as many bytes by SHA-256, which one core does for one file at a
+time, and reads back what it wrote where the command does.
 """
 
 import argparse
@@ -79,6 +81,7 @@ COMMAND_HEAD: Row = (
     "its CPU",
     "speed / cp",
     "per byte",
+    "with bytes read back",
     "bare copy",
     "speed / bare copy",
     "disk: write, sync + read back",
@@ -126,16 +129,19 @@ class Plain:
     reading_back: float = 0.0
 
 
-def measure_command(command: Command, output: Path) -> Row:
+def measure_command(command: Command, output: Path, prepare: Callable[[Path], None]) -> Row:
     """Let a command write a folder, `cp` copy that, and the disk take as many bytes, in turns."""
     copies, plain, bare, disk, num_bytes = [], [], [], [], 0
     for _ in range(ROUNDS):
         if command.reads:
-            bring_to_memory(command.reads)
+            prepare(command.reads)
         copies.append(command.work())
         num_bytes = folder_size(output)
-        bring_to_memory(output)
+        prepare(output)
         plain.append(copy_with_cp(output))
+        prepare(output)
+        if command.reads:
+            prepare(command.reads)
         bare.append(copy_barely(output, command))
         rmtree(output)
         disk.append(write_to_disk(output, num_bytes))
@@ -143,7 +149,8 @@ def measure_command(command: Command, output: Path) -> Row:
     cp = min(plain, key=lambda one: one.seconds)
     written = min(one.seconds for one in disk)
     read_back = min(one.reading_back for one in disk)
-    per_byte = (command.num_read + num_bytes) / (2 * num_bytes) * cp.seconds / copy.seconds
+    ratio, moved = cp.seconds / copy.seconds / (2 * num_bytes), command.num_read + num_bytes
+    read_again = num_bytes if command.is_read_back else 0
     return (
         command.name,
         f"{command.num_read / 1e9:.2f} + {num_bytes / 1e9:.2f} GB",
@@ -152,7 +159,8 @@ def measure_command(command: Command, output: Path) -> Row:
         f"{cp.seconds:.2f} s",
         f"{cp.cpu_seconds:.2f} s",
         f"{cp.seconds / copy.seconds:.2f}",
-        f"{per_byte:.2f}" if command.reads else "",
+        f"{moved * ratio:.2f}" if command.reads else "",
+        f"{(moved + read_again) * ratio:.2f}" if command.reads else "",
         f"{min(bare):.2f} s",
         f"{min(bare) / copy.seconds:.2f}",
         f"{written:.2f} + {read_back:.2f} s",
@@ -176,6 +184,14 @@ def bring_to_memory(folder: Path) -> None:
     """Read all files, so that the page cache holds them, if it has room."""
     for _ in read_blocks(files_of(folder)):
         pass
+
+
+def leave_to_disk(folder: Path) -> None:
+    """Have all files forgotten by the page cache."""
+    for file in files_of(folder):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_blocks(files: Iterable[Path]) -> Iterable[int]:
@@ -266,7 +282,12 @@ def write_to_disk(path: Path, num_bytes: int) -> Plain:
 
 
 def measure_commands(
-    base: Path, folder: Path, gigabytes: float, names: list[str], file_bytes: int
+    base: Path,
+    folder: Path,
+    gigabytes: float,
+    names: list[str],
+    file_bytes: int,
+    prepare: Callable[[Path], None],
 ) -> list[Row]:
     """Export a stopped run and a live one, and merge two adapters; files of so many bytes."""
     shape = shape_of_size(gigabytes)
@@ -282,7 +303,7 @@ def measure_commands(
             num_read=folder_size(checkpoint),
             is_read_back=True,
         )
-        rows.append(measure_command(export, output))
+        rows.append(measure_command(export, output, prepare))
         rmtree(folder / "run")
     if "live" in names:
         live = Command(
@@ -290,7 +311,7 @@ def measure_commands(
             work=lambda: join_ranks(run_ranks(export_live, 2, output, gigabytes, file_bytes)),
             is_read_back=True,
         )
-        rows.append(measure_command(live, output))
+        rows.append(measure_command(live, output, prepare))
     for name, targets in ADAPTERS.items() if "merge" in names else ():
         lora = LoraConfig(use_lora=True, lora_rank=RANK_OF_ADAPTER, lora_target_modules=targets)
         adapter = folder / targets
@@ -301,7 +322,7 @@ def measure_commands(
             reads=base,
             num_read=folder_size(base) + folder_size(adapter),
         )
-        rows.append(measure_command(command, output))
+        rows.append(measure_command(command, output, prepare))
     return rows
 
 
@@ -322,7 +343,7 @@ def table(head: Row, rows: list[Row]) -> list[str]:
     ]
 
 
-def describe_run(sizes: list[str], largest: int, load: Sequence[float]) -> list[str]:
+def describe_run(sizes: list[str], largest: int, load: Sequence[float], place: str) -> list[str]:
     """What was measured, on what."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed", "peft"))
@@ -333,9 +354,9 @@ def describe_run(sizes: list[str], largest: int, load: Sequence[float]) -> list[
         f"`{command}` on {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         f"{memory:.0f} GiB, Python {platform.python_version()}, {versions}; load {load[0]:.1f} "
         f"before and {load[1]:.1f} behind. Models in bfloat16: {', '.join(sizes)}; their largest "
-        f"tensor has {largest / 1e6:.0f} MB. Read files lie in the page cache; written ones count "
-        f"until they are on disk. The fastest of {ROUNDS} rounds in turns. A live export reads "
-        "memory; exports read what they wrote back from the disk, which `per byte` does not count.",
+        f"tensor has {largest / 1e6:.0f} MB. Read files lie {place}; written ones count until "
+        f"they are on disk. The fastest of {ROUNDS} rounds in turns. A live export reads memory; "
+        "exports read what they wrote back from the disk, which `per byte` does not count.",
         "",
     ]
 
@@ -351,8 +372,12 @@ def main() -> None:
         "--folder", type=Path, help="where to work; six times the size written is needed"
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--from_disk", action="store_true", help="not from the page cache")
     add_report_flag(parser)
     arguments = parser.parse_args()
+    prepare, place = bring_to_memory, "in the page cache"
+    if arguments.from_disk:
+        prepare, place = leave_to_disk, "on disk only"
     torch.set_num_threads(1)
     ranks.TIMEOUT_SECONDS = 3600
     load_before, sizes, largest, loads = os.getloadavg()[0], [], 0, []
@@ -370,8 +395,10 @@ def main() -> None:
         num_files = len({one.file for one in read_locations(base).values()})
         sizes.append(f"{folder_size(base) / 1e9:.1f} GB to write in {num_files} file(s)")
         largest = largest_tensor(base)
-        copies = measure_commands(base, folder, arguments.write, arguments.only, file_bytes)
-    lines = describe_run(sizes, largest, (load_before, os.getloadavg()[0]))
+        copies = measure_commands(
+            base, folder, arguments.write, arguments.only, file_bytes, prepare
+        )
+    lines = describe_run(sizes, largest, (load_before, os.getloadavg()[0]), place)
     if loads:
         lines += table(LOAD_HEAD, loads)
     if copies:
