@@ -22,7 +22,7 @@ _FLAG_FIELDS = (
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 _NEGATED_FIELDS = ("no_think", "nothink", "disable_thinking")
 _FIELDS = (*THOUGHT_FIELDS, *_FLAG_FIELDS, *_NEGATED_FIELDS)
-_FIELDS_SET = frozenset(_FIELDS)
+_PLACES = frozenset((*_FIELDS, *TEMPLATE_FIELDS))
 _MODES = {
     **dict.fromkeys(("on", "true", "enabled", "enable", "detailed thinking on"), "slow"),
     **dict.fromkeys(("off", "false", "disabled", "disable", "detailed thinking off"), "fast"),
@@ -101,9 +101,11 @@ def take_flags(
     Args:
         with_template_fields: also flags among what a client hands the model's own template.
     """
-    rest = dict(record)
     stated = {"mode": record["mode"]} if record.get("mode") in ("fast", "slow", "plain") else {}
-    for field in _FIELDS if record.keys() & _FIELDS_SET else ():  # which most records lack
+    if record.keys().isdisjoint(_PLACES):  # as in most records
+        return record, stated.get("mode", "")
+    rest = dict(record)
+    for field in _FIELDS:
         _take_flag(rest, field, field, stated, problems)
     for outer in TEMPLATE_FIELDS if with_template_fields else ():
         if isinstance(rest.get(outer), dict):

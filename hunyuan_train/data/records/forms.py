@@ -100,8 +100,8 @@ def _from_turns(record: Record, field: str, problems: list[Problem]) -> tuple[Re
         reason = f"{field} must be a list of messages, here it is {name_type(record[field])}"
         problems.append(Problem("form", field, reason, "give a list of role and content"))
         return None, ""
-    form = "ShareGPT" if are_sharegpt(turns) else field
     messages = read_turns(turns, field, problems)
+    form = "ShareGPT" if messages is not turns and are_sharegpt(turns) else field
     if messages is not record.get("messages"):
         record = {**{key: record[key] for key in record if key != field}, "messages": messages}
     if record.keys() & _BESIDE:

@@ -203,7 +203,8 @@ def _find_foreign_markers(
     found = dict.fromkeys(
         marker
         for text in (message.thoughts, message.content)
-        for marker in grammar.answers.find_foreign(text or "")
+        if text
+        for marker in grammar.answers.find_foreign(text)
     )
     if found:
         reason = f"marks that this model does not write: {' '.join(found)}"

@@ -73,12 +73,14 @@ def _find_contradiction(
     mode: str, queries: list[Message], answers: list[Message], form: QueryForm
 ) -> str:
     """What in the messages does not go with a mode that was stated; "" where nothing does."""
-    has_thoughts = any(answer.thoughts for answer in answers)
+    if mode == "auto":
+        return ""
+    has_thoughts = any([answer.thoughts for answer in answers])
     if mode == "fast" and has_thoughts:
         return "mode is fast and an answer has thoughts"
-    if mode in ("slow", "plain") and any(form.asks_fast(query.content) for query in queries):
+    if mode in ("slow", "plain") and any([form.asks_fast(query.content) for query in queries]):
         return f"mode is {mode} and a query starts with {form.fast_word}"
-    if mode in ("slow", "plain") and any(answer.thoughts == "" for answer in answers):
+    if mode in ("slow", "plain") and any([answer.thoughts == "" for answer in answers]):
         return f"mode is {mode} and an answer has an empty think block"
     if mode == "slow" and answers and not has_thoughts:
         return "mode is slow and no answer has thoughts"
@@ -89,8 +91,8 @@ def _find_contradiction(
 
 def _has_marks(queries: list[Message], answers: list[Message], form: QueryForm) -> bool:
     """Whether a dialogue says its modes by itself."""
-    has_tags = any(answer.thoughts is not None for answer in answers)
-    return has_tags or any(form.asks_fast(query.content) for query in queries)
+    has_tags = any([answer.thoughts is not None for answer in answers])
+    return has_tags or any([form.asks_fast(query.content) for query in queries])
 
 
 def _set_mode(mode: str, queries: list[Message], answers: list[Message], form: QueryForm) -> None:
@@ -108,9 +110,9 @@ def _read_modes(
     problems: list[Problem],
 ) -> None:
     """Modes from the marks: thoughts, empty think blocks, queries that ask for fast mode."""
-    is_slow = any(answer.thoughts for answer in answers)
-    is_fast = any(answer.thoughts == "" for answer in answers) or any(
-        form.asks_fast(query.content) for query in queries
+    is_slow = any([answer.thoughts for answer in answers])
+    is_fast = any([answer.thoughts == "" for answer in answers]) or any(
+        [form.asks_fast(query.content) for query in queries]
     )
     if is_slow and is_fast:
         _read_turn_modes(dialogue, form, problems)
@@ -121,7 +123,7 @@ def _read_modes(
         for answer in answers:
             answer.mode = "fast"
         _ask_where_missing(queries, form, problems)
-    elif answers and not any(_is_refused(problem) for problem in problems):
+    elif answers and not any([_is_refused(problem) for problem in problems]):
         reason = "answers in neither mode: no thoughts, no tags, no mode"
         problems.append(Problem("untagged", "messages", reason, _ASK))
 

@@ -270,7 +270,7 @@ def asks_for_preferences(value: object) -> bool:
 
 def explain_labels(value: object, problems: list[Problem]) -> None:
     """Say of a label that fine-tuning does not read which objective would."""
-    if not isinstance(value, dict):
+    if not problems or not isinstance(value, dict):
         return
     labels = [name for name in _LABEL_FIELDS if isinstance(value.get(name), bool)]
     for number, one in enumerate(problems):

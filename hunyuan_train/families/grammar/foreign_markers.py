@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from unicodedata import normalize
 
+from hunyuan_train.families.grammar.marks import holds_any
 from hunyuan_train.families.grammar.quoted_code import mask_code
 
 _MAX_NAMED = 3
@@ -94,7 +95,8 @@ def find_foreign_markers(text: str, is_own: Callable[[str], bool]) -> list[str]:
     """The first few marks of others in an answer or its thoughts, each once."""
     masked = mask_code(text)
     found: dict[str, None] = {}
-    for start in _START.finditer(masked) if _has_start(masked) else ():
+    first = _FIRST_ASCII if masked.isascii() else _FIRST  # most texts hold none of these
+    for start in _START.finditer(masked) if holds_any(masked, first) else ():
         marker = _match_marker(masked, start.start())
         if marker and not is_own(marker):
             found[marker] = None
@@ -106,17 +108,6 @@ def find_foreign_markers(text: str, is_own: Callable[[str], bool]) -> list[str]:
         found[words[0]] = None
     found |= dict.fromkeys(_find_steps(masked))
     return list(found)
-
-
-def _has_start(text: str) -> bool:
-    """Whether a mark may begin somewhere; most texts hold none of these characters.
-
-    A loop, and not `any`, which starts a generator that takes as long as all the searching.
-    """
-    for character in _FIRST_ASCII if text.isascii() else _FIRST:  # noqa: SIM110
-        if character in text:
-            return True
-    return False
 
 
 def _match_marker(text: str, start: int) -> str:
@@ -137,7 +128,7 @@ def _find_words(text: str) -> re.Match[str] | None:
 def _find_steps(text: str) -> list[str]:
     """The labels of an agent's steps, or the heading of thoughts that an answer follows."""
     lower_case = text.lower()
-    if any(hint in lower_case for hint in _STEP_HINTS):
+    if holds_any(lower_case, _STEP_HINTS):
         steps = filter(None, map(_STEP.match, text.splitlines()))
         labels = {_name_step(step[1]): step[1] for step in steps}
         for pair in _STEP_PAIRS:

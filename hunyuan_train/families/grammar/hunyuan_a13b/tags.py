@@ -59,8 +59,10 @@ def parse_tags(text: str) -> TaggedText:
     if "<" not in text:
         return TaggedText(None, text)
     tagged = _parse_lower_case(text)
+    if tagged.thoughts is not None:
+        return tagged
     lower_case = _ANY_CASE.sub(lambda tag: tag[0].lower(), text)
-    if tagged.thoughts is not None or lower_case == text:
+    if lower_case == text:
         return tagged
     lowered = _parse_lower_case(lower_case)
     if lowered.thoughts is None:

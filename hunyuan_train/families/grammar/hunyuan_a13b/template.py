@@ -36,6 +36,10 @@ from hunyuan_train.families.grammar.segments import (
 )
 from hunyuan_train.families.grammar.tokenizer import to_nfc
 
+_REPLY_END = Segment(EOS, "assistant", is_special=True)
+_QUERY_START = Segment(START, "user", is_special=True)
+_QUERY_END = Segment(USER_END, "user", is_special=True)
+_RESULT_END = Segment(USER_END, "tool", is_special=True)
 _THINKING_OFF = "<think>\n\n</think>\n"  # what the template adds for enable_thinking=False
 
 
@@ -50,7 +54,7 @@ def render(dialogue: Dialogue, *, history: str = "strip", loss: str = "all") -> 
     answers = [message for message in dialogue.messages if message.role == "assistant"]
     # Where no answer has tags a bare answer is the target itself, so one sample teaches the same
     # as one for each: the prefixes are equal and attention never looks ahead.
-    if history == "keep" or all(answer.mode == "plain" for answer in answers):
+    if history == "keep" or all([answer.mode == "plain" for answer in answers]):
         return _render_whole(dialogue, answers if loss == "all" else answers[-1:])
     rendering = _render_turns(dialogue)
     return rendering if loss == "all" else Rendering(rendering.history, rendering.targets[-1:])
@@ -108,21 +112,20 @@ def _render_message(index: int, message: Message, dialogue: Dialogue) -> list[Se
     """A message that is context: a prompt, a result, or an answer as clients send it back."""
     if message.role == "assistant":
         text = _write_reply(message, dialogue)
-        return [Segment(text, "assistant"), Segment(EOS, "assistant", is_special=True)]
+        return [Segment(text, "assistant"), _REPLY_END]
     if message.role == "system":
         if not dialogue.tools:
             return _close_system(message.content)
         prompt = write_tools_prompt(dialogue.tools, dialogue.now, system=message.content)
         return _close_system(prompt)
-    end = Segment(USER_END, message.role, is_special=True)
     if message.role == "tool":
         wrapped = f"{RESPONSE_OPEN}{message.content}{RESPONSE_CLOSE}"
-        return [Segment(wrapped if dialogue.tools else message.content, "tool"), end]
+        return [Segment(wrapped if dialogue.tools else message.content, "tool"), _RESULT_END]
     if dialogue.tools:
-        return [Segment(USER_LABEL + message.content, "user"), end]
+        return [Segment(USER_LABEL + message.content, "user"), _QUERY_END]
     if index == 1:  # the template's rule: the message after the first opens no turn
-        return [Segment(message.content, "user"), end]
-    return [Segment(START, "user", is_special=True), Segment(message.content, "user"), end]
+        return [Segment(message.content, "user"), _QUERY_END]
+    return [_QUERY_START, Segment(message.content, "user"), _QUERY_END]
 
 
 def _close_system(text: str) -> list[Segment]:
@@ -135,11 +138,12 @@ def _close_system(text: str) -> list[Segment]:
 
 def _render_target(message: Message, dialogue: Dialogue, weight: float) -> list[Segment]:
     """An answer in the served grammar, every token of it carrying loss."""
-    marked = [(text, span) for text, span in _mark_target(message, dialogue) if text]
-    if not weight:
-        marked = [(text, SPAN_NONE) for text, _ in marked]
+    segments = [
+        Segment(text, "assistant", span if weight else SPAN_NONE, weight)
+        for text, span in _mark_target(message, dialogue)
+        if text
+    ]
     end_span = SPAN_MARKER if weight else SPAN_NONE
-    segments = [Segment(text, "assistant", span, weight) for text, span in marked]
     return [*segments, Segment(EOS, "assistant", end_span, weight, is_special=True)]
 
 
