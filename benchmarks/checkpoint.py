@@ -93,7 +93,7 @@ def measure(folder: Path, num_experts: int, num_tokens: int, budget: float | str
         saver.save(TrainerState(2 * number + 2))
         beside = [step(engine, batches, saver)]
         measured.stall.append(saver.stalled_seconds)
-        while saver.pending and not saver.pending.outcome.done():
+        while not has_ended(saver):
             beside.append(step(engine, batches, saver))
         saver.finish()
         measured.background.append(saver.seconds_of_last)
@@ -124,13 +124,21 @@ def step(engine: torch.nn.Module, batches: list[Batch], saver: Saver) -> float:
     return time.perf_counter() - began
 
 
+def has_ended(saver: Saver) -> bool:
+    """Whether the save has ended on every rank: each must take as many steps."""
+    assert saver.pending
+    ended = torch.tensor(saver.pending.outcome.done())
+    dist.all_reduce(ended, dist.ReduceOp.MIN)
+    return bool(ended)
+
+
 @contextmanager
 def exercise_disk(path: Path, num_bytes: int) -> Iterator[None]:
     """Let another process write and read as much as a save does, past the page cache as well."""
     block = f"bs={BLOCK_BYTES} status=none"
-    write = f"dd if=/dev/zero of={path} count={-(-num_bytes // BLOCK_BYTES)} oflag=direct {block}"
-    read = f"dd if={path} of=/dev/null iflag=direct {block}"
-    with subprocess.Popen(["/bin/sh", "-ec", f"{write}; {read}; rm {path}"]) as disk:
+    write = f'dd if=/dev/zero of="$0" count={-(-num_bytes // BLOCK_BYTES)} oflag=direct {block}'
+    read = f'dd if="$0" of=/dev/null iflag=direct {block}'
+    with subprocess.Popen(["/bin/sh", "-ec", f'{write}; {read}; rm "$0"', path]) as disk:
         yield
     if disk.returncode:
         raise RuntimeError(f"{path} could not be written past the page cache")
