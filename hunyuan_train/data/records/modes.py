@@ -75,6 +75,7 @@ def _find_contradiction(
     """What in the messages does not go with a mode that was stated; "" where nothing does."""
     if mode == "auto":
         return ""
+    # Lists in `any` here and below: to start a generator takes longer than a dialogue's few turns.
     has_thoughts = any([answer.thoughts for answer in answers])
     if mode == "fast" and has_thoughts:
         return "mode is fast and an answer has thoughts"
