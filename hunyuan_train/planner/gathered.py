@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hunyuan_train.config.resolved_run import ResolvedRun
@@ -124,7 +124,7 @@ class Play:
     """What decides over what is gathered."""
 
     shape: ModelShape
-    parameters: tuple[Parameter, ...]  # all of them, as this rank sees them
+    parameters: tuple[Parameter, ...]  # all of them; see `number_partitions`
     persistent: int  # elements up to which a parameter stays gathered
     limits: Limits  # of the engine
     is_again: bool  # layers are recomputed
@@ -136,7 +136,7 @@ def describe_play(run: ResolvedRun) -> Play:
     """That of a run under stage 3 whose experts, if it has any, are split."""
     return Play(
         shape=run.shape,
-        parameters=list_parameters(run),
+        parameters=number_partitions(list_parameters(run)),
         persistent=run.zero_number("stage3_param_persistence_threshold"),
         limits=Limits(
             prefetched=run.zero_number("stage3_prefetch_bucket_size"),
@@ -146,6 +146,18 @@ def describe_play(run: ResolvedRun) -> Play:
         is_again=bool(run.config.train.gradient_checkpointing),
         num_chunks=run.config.train.moe_chunks,
         is_shared_first=weighs_inside(run),
+    )
+
+
+def number_partitions(parameters: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+    """Parameters whose partitions are 1, or else 2 and so on by rank of size.
+
+    What is gathered depends on which of them are cut, and which alike, but not into how many parts.
+    So it is played once for all numbers of machines.
+    """
+    sizes = sorted({1, *(one.num_partitions for one in parameters)})
+    return tuple(
+        replace(one, num_partitions=1 + sizes.index(one.num_partitions)) for one in parameters
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hunyuan_train.config.resolved_run import Machine
 from hunyuan_train.planner.crossing import crossing_weights, num_gathers
-from hunyuan_train.planner.gathered import describe_play, play_micro_step
+from hunyuan_train.planner.gathered import describe_play, find_levels, play_micro_step
 from hunyuan_train.planner.machine import BANDWIDTH_SHARE, GPUS
 from hunyuan_train.planner.parameters import list_parameters
 from hunyuan_train.planner.scaling import (
@@ -81,6 +81,16 @@ def test_weights_are_gathered_as_often_as_the_engine_asks_for_them(flags):
     # The engine keeps the weights of the last layers between forward and backward.
     planned = sum(num_gathers(run, one) * one.total for one in list_parameters(run))
     assert played.fetched == pytest.approx(planned, rel=0.06)
+
+
+@pytest.mark.parametrize("flags", [["--recipe", "full"], ["--recipe", "lora"]], ids=str)
+def test_what_is_gathered_is_the_same_on_any_number_of_machines(flags):
+    one, *others = (estimate(*flags, num_nodes=num).run for num in (1, 2, 16))
+    # Only where experts are on each rank once, nothing of them is cut.
+    assert describe_play(one) != describe_play(others[0]) == describe_play(others[1])
+    for run in (one, *others):
+        as_cut = replace(describe_play(run), parameters=list_parameters(run))
+        assert find_levels(as_cut) == find_levels(describe_play(run))
 
 
 def test_no_curve_bends_upward_and_the_network_decides_from_some_size_on():
